@@ -1,0 +1,134 @@
+//! Messages in, deltas out.
+//!
+//! A [`ChatModel`] turns a conversation into a prompt with the model's own template, hands it to
+//! the engine, and turns the engine's events into what the API says. It knows no tensors.
+
+mod request;
+mod template;
+
+use std::sync::Arc;
+
+pub use template::ChatTemplate;
+
+use crate::error::{Error, Result};
+use crate::inference::{self, Engine, Event, Generation, Timings};
+use crate::openai::chat::{
+    ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
+    TokenLogprob, TopLogprob, Usage,
+};
+use crate::tokenizer::Tokenizer;
+
+/// A chat model that is ready to answer.
+pub struct ChatModel {
+    template: ChatTemplate,
+    tokenizer: Arc<Tokenizer>,
+    engine: Engine,
+}
+
+/// An answer in the making. Dropping it cancels the generation.
+pub struct ChatStream {
+    generation: Generation,
+}
+
+/// What an answer is made of: [`ChatEvent::Content`] any number of times, then one of the others.
+#[derive(Debug, Clone)]
+pub enum ChatEvent {
+    Content { text: String, logprobs: Option<ChoiceLogprobs> },
+    Finished { reason: FinishReason, usage: Usage, figures: Figures },
+    Failed(Error),
+}
+
+/// What a finished answer cost, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Figures {
+    pub timings: Timings,
+    pub repeat_penalty: inference::RepeatPenaltyStats,
+}
+
+impl ChatModel {
+    pub fn new(template: ChatTemplate, tokenizer: Arc<Tokenizer>, engine: Engine) -> Self {
+        Self { template, tokenizer, engine }
+    }
+
+    /// Starts to answer a conversation.
+    ///
+    /// # Errors
+    /// When a parameter is out of its range, the template refuses the messages, the prompt does
+    /// not fit the context, or the queue is full.
+    pub fn answer(&self, request: &ChatCompletionRequest) -> Result<ChatStream> {
+        let prompt = self.prompt(request)?;
+        let generation = request::generation_request(request, prompt)?;
+        Ok(ChatStream { generation: self.engine.submit(generation)? })
+    }
+
+    /// The engine behind this model.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Token ids of the prompt. Whatever a message says stays text: special tokens in it are
+    /// broken up before the template runs and put together again, as text, after.
+    fn prompt(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+        let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
+        let texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
+        let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
+            Error::invalid(
+                "messages",
+                "the messages use every Unicode noncharacter from U+FDD0 to U+FDEF; leave one out",
+            )
+        })?;
+        for message in &mut messages {
+            request::map_texts(message, &|text| self.tokenizer.defuse(text, marker));
+        }
+        self.tokenizer.encode_prompt(&self.template.render(&messages)?, Some(marker))
+    }
+}
+
+impl ChatStream {
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<ChatEvent> {
+        Some(match self.generation.next().await? {
+            Event::Text(delta) => ChatEvent::Content {
+                text: delta.text,
+                logprobs: (!delta.logprobs.is_empty()).then(|| ChoiceLogprobs {
+                    content: delta.logprobs.into_iter().map(token_logprob).collect(),
+                    refusal: None,
+                }),
+            },
+            Event::Finished(finished) => ChatEvent::Finished {
+                reason: match finished.reason {
+                    inference::FinishReason::Stop => FinishReason::Stop,
+                    inference::FinishReason::Length => FinishReason::Length,
+                },
+                usage: Usage {
+                    prompt_tokens: finished.prompt_tokens,
+                    completion_tokens: finished.completion_tokens,
+                    total_tokens: finished.prompt_tokens + finished.completion_tokens,
+                    prompt_tokens_details: PromptTokensDetails::default(),
+                    completion_tokens_details: CompletionTokensDetails::default(),
+                },
+                figures: Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty },
+            },
+            Event::Failed(e) => ChatEvent::Failed(e),
+        })
+    }
+}
+
+fn token_logprob(entry: inference::TokenLogprob) -> TokenLogprob {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    TokenLogprob {
+        token: text(&entry.bytes),
+        logprob: finite(entry.logprob),
+        top_logprobs: entry
+            .top
+            .into_iter()
+            .map(|(bytes, logprob)| TopLogprob { token: text(&bytes), logprob: finite(logprob), bytes })
+            .collect(),
+        bytes: entry.bytes,
+    }
+}
+
+/// JSON has no infinity; OpenAI writes -9999 for what is next to impossible.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}

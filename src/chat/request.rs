@@ -1,0 +1,346 @@
+//! From a chat request to what the template and the engine take: messages, ranges, defaults.
+
+use serde_json::Value;
+
+use super::template::TemplateMessage;
+use crate::error::{Error, Result};
+use crate::inference::{GenerationRequest, SamplingParams};
+use crate::openai::chat::{ChatCompletionRequest, Content, Message, OneOrMany, Role};
+
+/// OpenAI's bounds.
+const MAX_STOPS: usize = 4;
+const MAX_TOP_LOGPROBS: u64 = 20;
+const MAX_LOGIT_BIAS: f32 = 100.0;
+
+/// The messages as a template expects them.
+///
+/// # Errors
+/// When there are none, or one has content that is not text.
+pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<Vec<TemplateMessage>> {
+    if messages.is_empty() {
+        return Err(Error::invalid("messages", "`messages` is empty; send at least one message"));
+    }
+    messages
+        .iter()
+        .enumerate()
+        .map(|(index, message)| {
+            Ok(TemplateMessage {
+                role: match message.role {
+                    Role::Developer if knows_developer => "developer",
+                    Role::Developer | Role::System => "system",
+                    Role::User => "user",
+                    Role::Assistant => "assistant",
+                    Role::Tool | Role::Function => "tool",
+                },
+                content: text_of(message, index)?,
+                name: message.name.clone(),
+                tool_calls: message.tool_calls.clone(),
+                tool_call_id: message.tool_call_id.clone(),
+            })
+        })
+        .collect()
+}
+
+/// All strings of a message that come from the client.
+pub fn texts(message: &TemplateMessage) -> Vec<&str> {
+    fn collect<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
+        match value {
+            Value::String(text) => into.push(text),
+            Value::Array(items) => items.iter().for_each(|item| collect(item, into)),
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+                into.push(key);
+                collect(value, into);
+            }),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut texts = vec![message.content.as_str()];
+    texts.extend(message.name.as_deref());
+    texts.extend(message.tool_call_id.as_deref());
+    message.tool_calls.iter().flatten().for_each(|call| collect(call, &mut texts));
+    texts
+}
+
+/// Rewrites every string that [`texts`] lists.
+pub fn map_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
+    fn rewrite(value: &mut Value, map: &impl Fn(&str) -> String) {
+        match value {
+            Value::String(text) => *text = map(text),
+            Value::Array(items) => items.iter_mut().for_each(|item| rewrite(item, map)),
+            Value::Object(fields) => {
+                *fields = std::mem::take(fields)
+                    .into_iter()
+                    .map(|(key, mut value)| {
+                        rewrite(&mut value, map);
+                        (map(&key), value)
+                    })
+                    .collect();
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    message.content = map(&message.content);
+    for text in [&mut message.name, &mut message.tool_call_id].into_iter().flatten() {
+        *text = map(text);
+    }
+    message.tool_calls.iter_mut().flatten().for_each(|call| rewrite(call, map));
+}
+
+/// The text of a message: its string, or its text parts put together.
+fn text_of(message: &Message, index: usize) -> Result<String> {
+    let has_calls = message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty());
+    match &message.content {
+        Some(Content::Text(text)) => Ok(text.clone()),
+        Some(Content::Parts(parts)) => parts
+            .iter()
+            .enumerate()
+            .map(|(part_idx, part)| match (part.kind.as_str(), &part.text, &part.refusal) {
+                ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text.as_str()),
+                (kind, ..) => Err(Error::invalid(
+                    format!("messages[{index}].content[{part_idx}]"),
+                    format!("content part of type `{kind}` is not supported; send text parts, each with its `text`"),
+                )),
+            })
+            .collect(),
+        None if message.role == Role::Assistant && has_calls => Ok(String::new()),
+        None => Err(Error::invalid(
+            format!("messages[{index}].content"),
+            format!("messages[{index}] has no content; only an assistant message with tool calls may lack it"),
+        )),
+    }
+}
+
+/// The engine's request: ranges checked, defaults filled in.
+///
+/// # Errors
+/// When a parameter is out of its range; the error names it.
+pub fn generation_request(request: &ChatCompletionRequest, prompt: Vec<u32>) -> Result<GenerationRequest> {
+    let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
+        (Some(n), _) => Some(("max_completion_tokens", n)),
+        (None, Some(n)) => Some(("max_tokens", n)),
+        (None, None) => None,
+    };
+    if let Some((param, 0)) = max_tokens {
+        return Err(Error::invalid(param, format!("`{param}` must be at least 1")));
+    }
+    if request.stream_options.is_some() && !request.stream.unwrap_or(false) {
+        return Err(Error::invalid("stream_options", "`stream_options` needs `stream` to be true"));
+    }
+    let stop = match &request.stop {
+        None => Vec::new(),
+        Some(OneOrMany::One(stop)) => vec![stop.clone()],
+        Some(OneOrMany::Many(stops)) => stops.clone(),
+    };
+    if stop.len() > MAX_STOPS {
+        return Err(Error::invalid(
+            "stop",
+            format!("`stop` has {} strings; at most {MAX_STOPS} are allowed", stop.len()),
+        ));
+    }
+    Ok(GenerationRequest {
+        prompt,
+        max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
+        sampling: sampling_params(request)?,
+        stop,
+        ignore_eos: request.ignore_eos.unwrap_or(false),
+        top_logprobs: top_logprobs(request)?,
+    })
+}
+
+fn top_logprobs(request: &ChatCompletionRequest) -> Result<Option<usize>> {
+    match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (_, Some(n)) if n > MAX_TOP_LOGPROBS => Err(Error::invalid(
+            "top_logprobs",
+            format!("`top_logprobs` is {n}; at most {MAX_TOP_LOGPROBS} are reported"),
+        )),
+        (false, Some(n)) if n > 0 => {
+            Err(Error::invalid("top_logprobs", "`top_logprobs` needs `logprobs` to be true"))
+        }
+        (true, n) => Ok(Some(n.unwrap_or(0) as usize)),
+        (false, _) => Ok(None),
+    }
+}
+
+fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
+    let defaults = SamplingParams::default();
+    let within = |param: &'static str, value: Option<f32>, min: f32, max: f32, default: f32| match value {
+        None => Ok(default),
+        Some(value) if (min..=max).contains(&value) => Ok(value),
+        Some(value) => {
+            Err(Error::invalid(param, format!("`{param}` is {value}; it must be from {min} to {max}")))
+        }
+    };
+    let repeat_penalty = request.repeat_penalty.unwrap_or(defaults.repeat_penalty);
+    if !(repeat_penalty > 0.0 && repeat_penalty <= 10.0) {
+        let message = format!("`repeat_penalty` is {repeat_penalty}; it must be above 0 and at most 10");
+        return Err(Error::invalid("repeat_penalty", message));
+    }
+    let repeat_last_n = match request.repeat_last_n {
+        None => defaults.repeat_last_n,
+        Some(-1) => None,
+        Some(n) => Some(usize::try_from(n).map_err(|_| {
+            Error::invalid(
+                "repeat_last_n",
+                format!("`repeat_last_n` is {n}; it must be -1 (all tokens) or more"),
+            )
+        })?),
+    };
+    let top_k = match request.top_k {
+        None | Some(-1) => 0,
+        Some(k) => usize::try_from(k).map_err(|_| {
+            Error::invalid("top_k", format!("`top_k` is {k}; it must be 0 or -1 (all tokens) or more"))
+        })?,
+    };
+    Ok(SamplingParams {
+        temperature: within("temperature", request.temperature, 0.0, 2.0, defaults.temperature)?,
+        top_k,
+        top_p: within("top_p", request.top_p, 0.0, 1.0, defaults.top_p)?,
+        min_p: within("min_p", request.min_p, 0.0, 1.0, defaults.min_p)?,
+        seed: request.seed.map(i64::cast_unsigned),
+        repeat_penalty,
+        repeat_last_n,
+        presence_penalty: within("presence_penalty", request.presence_penalty, -2.0, 2.0, 0.0)?,
+        frequency_penalty: within("frequency_penalty", request.frequency_penalty, -2.0, 2.0, 0.0)?,
+        logit_bias: logit_bias(request)?,
+    })
+}
+
+fn logit_bias(request: &ChatCompletionRequest) -> Result<Vec<(u32, f32)>> {
+    request
+        .logit_bias
+        .iter()
+        .flatten()
+        .map(|(token, &bias)| {
+            let id = token.parse().map_err(|_| {
+                Error::invalid("logit_bias", format!("`logit_bias` key `{token}` is not a token id"))
+            })?;
+            if !(-MAX_LOGIT_BIAS..=MAX_LOGIT_BIAS).contains(&bias) {
+                let message = format!("`logit_bias` of token {id} is {bias}; it must be from -100 to 100");
+                return Err(Error::invalid("logit_bias", message));
+            }
+            Ok((id, bias))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai;
+    use serde_json::json;
+
+    fn request(fields: Value) -> Result<GenerationRequest> {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        generation_request(&openai::from_value(body)?, vec![1])
+    }
+
+    fn messages(messages: Value) -> Result<Vec<TemplateMessage>> {
+        let request: ChatCompletionRequest = openai::from_value(json!({ "messages": messages }))?;
+        template_messages(&request.messages, false)
+    }
+
+    #[test]
+    fn defaults_are_openais() {
+        let plain = request(json!({})).unwrap();
+        assert_eq!(plain.sampling, SamplingParams::default());
+        assert_eq!(plain.max_tokens, usize::MAX);
+        assert_eq!(request(json!({"temperature": null, "stop": null, "seed": null})).unwrap(), plain);
+    }
+
+    #[test]
+    fn each_parameter_arrives() {
+        let full = request(json!({
+            "max_tokens": 5, "max_completion_tokens": 6, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
+            "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
+            "logit_bias": {"7": -100}, "logprobs": true, "top_logprobs": 2, "repetition_penalty": 1.1,
+            "repeat_last_n": -1, "ignore_eos": true
+        }))
+        .unwrap();
+        assert_eq!(full.max_tokens, 6);
+        assert_eq!(full.stop, ["a", "b"]);
+        assert_eq!(full.top_logprobs, Some(2));
+        assert!(full.ignore_eos);
+        let expected = SamplingParams {
+            temperature: 0.5,
+            top_k: 3,
+            top_p: 0.9,
+            min_p: 0.1,
+            seed: Some(u64::MAX),
+            repeat_penalty: 1.1,
+            repeat_last_n: None,
+            presence_penalty: 1.0,
+            frequency_penalty: -1.0,
+            logit_bias: vec![(7, -100.0)],
+        };
+        assert_eq!(full.sampling, expected);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
+        for (param, value) in [
+            ("max_tokens", json!(0)),
+            ("max_completion_tokens", json!(0)),
+            ("temperature", json!(2.1)),
+            ("temperature", json!("warm")),
+            ("top_p", json!(-0.1)),
+            ("presence_penalty", json!(3)),
+            ("frequency_penalty", json!(-3)),
+            ("repeat_penalty", json!(0)),
+            ("repeat_last_n", json!(-2)),
+            ("top_k", json!(-2)),
+            ("stop", json!(["1", "2", "3", "4", "5"])),
+            ("stop", json!(5)),
+            ("top_logprobs", json!(21)),
+            ("top_logprobs", json!(1)),
+            ("logit_bias", json!({"x": 1})),
+            ("logit_bias", json!({"1": 101})),
+            ("stream_options", json!({"include_usage": true})),
+        ] {
+            let error = request(json!({ param: value.clone() })).unwrap_err();
+            assert_eq!(error.param(), Some(param), "{value}: {error}");
+            assert!(error.to_string().contains(param), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_parts_are_joined_and_roles_mapped() {
+        let messages = messages(json!([
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "4", "tool_call_id": "1"}
+        ]))
+        .unwrap();
+        let seen: Vec<(&str, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+        assert_eq!(seen, [("system", "be brief"), ("user", "ab"), ("assistant", ""), ("tool", "4")]);
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused_by_place() {
+        for (bad, param) in [
+            (json!([]), "messages"),
+            (json!([{"role": "user"}]), "messages[0].content"),
+            (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0]"),
+            (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
+            (json!([{"content": "x"}]), "messages[0]"),
+            (json!([{"role": "user", "content": 5}]), "messages[0].content"),
+        ] {
+            let error = messages(bad).unwrap_err();
+            assert_eq!(error.param(), Some(param), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_string_of_a_message_is_rewritten() {
+        let mut message = messages(json!([{
+            "role": "assistant", "content": "c", "name": "n",
+            "tool_calls": [{"id": "i", "function": {"name": "f", "arguments": "{}"}, "n": 1}]
+        }]))
+        .unwrap()
+        .remove(0);
+        let before: Vec<String> = texts(&message).iter().map(|text| format!("<{text}>")).collect();
+        map_texts(&mut message, &|text| format!("<{text}>"));
+        assert_eq!(texts(&message), before);
+    }
+}

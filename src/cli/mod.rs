@@ -1,0 +1,31 @@
+//! The commands.
+
+mod models;
+mod pull;
+mod serve;
+
+use std::io::stdout;
+
+use crate::config::{Args, Command, Config, RegistryConfig};
+use crate::error::Result;
+use crate::kernels::pool;
+
+/// Runs the command that was typed; `serve` when none was.
+///
+/// # Errors
+/// As the command's own.
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        None => serve(args.serve),
+        Some(Command::Serve(serve_args)) => serve(serve_args),
+        Some(Command::Pull { name, registry }) => {
+            pull::run(RegistryConfig::resolve(registry)?, &name, &mut stdout())
+        }
+        Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, &mut stdout()),
+    }
+}
+
+fn serve(args: crate::config::ServeArgs) -> Result<()> {
+    let n_threads = pool::configure(args.threads.map(usize::from));
+    serve::serve(&Config::resolve(args)?, n_threads)
+}

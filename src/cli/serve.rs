@@ -1,0 +1,62 @@
+//! `serve`: the server itself.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::http;
+
+/// Loads the models and serves until Ctrl-C or SIGTERM. A second signal ends the process at once.
+///
+/// # Errors
+/// When the chat model cannot be loaded or the address is taken.
+pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
+    let started = Instant::now();
+    // The address first: a port that is taken should not cost a download.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::internal(format!("cannot start the HTTP threads: {e}")))?;
+    let address = SocketAddr::new(config.host, config.port);
+    let listener = runtime.block_on(TcpListener::bind(address)).map_err(|e| {
+        Error::new(
+            Kind::Config,
+            format!("cannot listen on {address}: {e}; choose another with --host and --port"),
+        )
+    })?;
+    let address = listener.local_addr().unwrap_or(address);
+    let app = App::load(config)?;
+    tracing::info!(
+        threads = n_threads,
+        startup_ms = started.elapsed().as_millis(),
+        "listening on http://{address}"
+    );
+    runtime.block_on(async {
+        let shutdown = shutdown_signal()?;
+        http::serve(listener, app, shutdown).await;
+        Ok(())
+    })
+}
+
+/// Completes on the first Ctrl-C or SIGTERM.
+fn shutdown_signal() -> Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).map_err(|e| Error::internal(format!("cannot listen for signals: {e}")));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    Ok(async move {
+        let next = async move || {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            (interrupt, terminate)
+        };
+        let (mut interrupt, mut terminate) = next().await;
+        tokio::spawn(async move {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            tracing::warn!("second signal: stopping at once");
+            std::process::exit(130);
+        });
+    })
+}

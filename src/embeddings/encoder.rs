@@ -1,0 +1,100 @@
+//! The backend on our own encoder.
+
+use candle_core::{D, Tensor};
+use serde::Deserialize;
+
+use super::source::EmbeddingSource;
+use super::{Backend, Tokenized};
+use crate::error::{Error, Result};
+use crate::models::Encoder;
+use crate::models::bert::{Bert, BertConfig};
+use crate::models::load::{SafetensorsFiles, Weights};
+
+/// An encoder and how its hidden states become one vector.
+pub struct EncoderBackend {
+    encoder: Box<dyn Encoder>,
+    pooling: Pooling,
+}
+
+/// Which hidden states the vector is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The average over all tokens.
+    Mean,
+    /// The first token's.
+    Cls,
+}
+
+/// `1_Pooling/config.json` of a sentence-transformers model.
+#[derive(Deserialize)]
+struct PoolingFile {
+    #[serde(default)]
+    pooling_mode_cls_token: bool,
+    #[serde(default)]
+    pooling_mode_mean_tokens: bool,
+}
+
+impl Pooling {
+    /// Reads `1_Pooling/config.json`. A model without one is pooled by its mean, as
+    /// sentence-transformers does.
+    ///
+    /// # Errors
+    /// When it is malformed or asks for another pooling.
+    pub fn from_json(json: Option<&[u8]>) -> Result<Self> {
+        let Some(json) = json else { return Ok(Self::Mean) };
+        let file: PoolingFile = serde_json::from_slice(json)
+            .map_err(|e| Error::model(format!("cannot read 1_Pooling/config.json: {e}")))?;
+        match (file.pooling_mode_cls_token, file.pooling_mode_mean_tokens) {
+            (false, true) => Ok(Self::Mean),
+            (true, false) => Ok(Self::Cls),
+            _ => Err(Error::model("1_Pooling/config.json asks for a pooling other than mean or cls")),
+        }
+    }
+
+    /// `[n_tokens, hidden]` to `[hidden]`.
+    fn pool(self, states: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Mean => states.mean(D::Minus2)?,
+            Self::Cls => states.get(0)?,
+        })
+    }
+}
+
+impl EncoderBackend {
+    /// Loads a BERT-like encoder from safetensors.
+    ///
+    /// # Errors
+    /// When its files are damaged or of another family.
+    pub fn load(source: &EmbeddingSource) -> Result<Self> {
+        let config = BertConfig::from_json(&source.read("config.json")?)?;
+        let weights = Weights::Safetensors(SafetensorsFiles::open(&source.safetensors())?);
+        let pooling = match source.optional_file("1_Pooling/config.json") {
+            Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,
+            None => Pooling::from_json(None)?,
+        };
+        Ok(Self { encoder: Box::new(Bert::load(config, &weights)?), pooling })
+    }
+}
+
+impl Backend for EncoderBackend {
+    fn dimensions(&self) -> usize {
+        self.encoder.hidden_size()
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.encoder.max_tokens()
+    }
+
+    fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>> {
+        let ids: Vec<Vec<u32>> = texts.iter().map(|text| text.ids.clone()).collect();
+        let states = self.encoder.forward(&ids)?;
+        let mut row = 0;
+        ids.iter()
+            .map(|ids| {
+                let vector = self.pooling.pool(&states.narrow(0, row, ids.len())?)?;
+                row += ids.len();
+                Ok(vector.to_vec1()?)
+            })
+            .collect()
+    }
+}

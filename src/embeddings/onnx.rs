@@ -1,0 +1,239 @@
+//! The backend on fastembed, and the only file that says `fastembed` or `ort`.
+//!
+//! fastembed's own downloads are not used: its catalogue says which files a model has, and the
+//! registry fetches them. ONNX Runtime is loaded while we run, from `ORT_DYLIB_PATH`, from the
+//! system, or out of the Python wheel `onnxruntime`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use fastembed::{
+    EmbeddingModel, InitOptionsUserDefined, ModelInfo, OutputKey, Pooling, QuantizationMode,
+    TextEmbedding as FastEmbed, TokenizerFiles, UserDefinedEmbeddingModel,
+};
+use once_cell::sync::OnceCell;
+use ort::environment::Environment;
+use serde_json::{Value, json};
+
+use super::encoder;
+use super::source::{EmbeddingSource, read};
+use super::{Backend, Tokenized};
+use crate::error::{Error, Result};
+use crate::registry::Registry;
+
+/// How fastembed is to treat a model.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    pooling: Option<Pooling>,
+    quantization: QuantizationMode,
+    output_key: Option<OutputKey>,
+    /// Files beside the graph that hold some of its weights.
+    external: Vec<String>,
+}
+
+/// A model of fastembed's catalogue.
+pub struct CatalogueEntry(ModelInfo<EmbeddingModel>);
+
+/// The tokenizer's files as fastembed wants them. Only the first two are always there.
+const TOKENIZER_FILES: [(&str, bool); 4] = [
+    ("tokenizer.json", false),
+    ("config.json", false),
+    ("special_tokens_map.json", true),
+    ("tokenizer_config.json", true),
+];
+
+/// Texts that fastembed pads to one length and runs together.
+const BATCH_TEXTS: usize = 32;
+
+impl CatalogueEntry {
+    /// Finds a model by fastembed's own name (`BGESmallENV15`) or by its repository.
+    pub fn find(name: &str) -> Option<Self> {
+        FastEmbed::list_supported_models()
+            .into_iter()
+            .find(|info| {
+                info.model_code.eq_ignore_ascii_case(name)
+                    || info.model.to_string().eq_ignore_ascii_case(name)
+            })
+            .map(Self)
+    }
+
+    /// Fetches its files.
+    ///
+    /// # Errors
+    /// When they cannot be had.
+    pub fn locate(self, registry: &Registry) -> Result<EmbeddingSource> {
+        let info = self.0;
+        let mut wanted = vec![(info.model_file.as_str(), false)];
+        wanted.extend(info.additional_files.iter().map(|file| (file.as_str(), false)));
+        wanted.extend(TOKENIZER_FILES);
+        let files = registry.hub_files(&info.model_code, None, &wanted)?;
+        let main = files.get(&info.model_file).cloned().ok_or_else(|| {
+            Error::registry(format!("`{}` has no file `{}`", info.model_code, info.model_file))
+        })?;
+        let recipe = Recipe {
+            pooling: FastEmbed::get_default_pooling_method(&info.model),
+            quantization: FastEmbed::get_quantization_mode(&info.model),
+            output_key: info.output_key,
+            external: info.additional_files,
+        };
+        let aliases = vec![info.model.to_string()];
+        Ok(EmbeddingSource::of_catalogue(info.model_code, aliases, files, main, recipe))
+    }
+}
+
+impl Recipe {
+    /// How to treat a folder that the user brings: pooled as its `1_Pooling/config.json` says.
+    ///
+    /// # Errors
+    /// When that file is malformed.
+    pub fn of_folder(files: &BTreeMap<String, PathBuf>) -> Result<Self> {
+        let json = files.get("1_Pooling/config.json").map(|path| read(path)).transpose()?;
+        let pooling = match encoder::Pooling::from_json(json.as_deref())? {
+            encoder::Pooling::Mean => Pooling::Mean,
+            encoder::Pooling::Cls => Pooling::Cls,
+        };
+        let external =
+            files.keys().filter(|name| name.contains(".onnx_data") || name.ends_with(".onnx.data"));
+        Ok(Self {
+            pooling: Some(pooling),
+            quantization: QuantizationMode::None,
+            output_key: None,
+            external: external.cloned().collect(),
+        })
+    }
+}
+
+/// A fastembed model. Its `embed` wants to be alone, hence the lock.
+pub struct OnnxBackend {
+    model: Mutex<FastEmbed>,
+    /// Texts run together.
+    batch_texts: usize,
+    dimensions: usize,
+    max_tokens: usize,
+}
+
+impl OnnxBackend {
+    /// Starts an ONNX Runtime session for the model.
+    ///
+    /// # Errors
+    /// When ONNX Runtime cannot be found, or the model's files are damaged.
+    pub fn load(source: &EmbeddingSource, registry: &Registry) -> Result<Self> {
+        let recipe = source.recipe().ok_or_else(|| Error::internal("an encoder reached the ONNX backend"))?;
+        let config_json = source.read("config.json")?;
+        let config: Value = serde_json::from_slice(&config_json)
+            .map_err(|e| Error::model(format!("cannot read config.json: {e}")))?;
+        let (tokenizer_config, max_tokens) = tokenizer_config(source, &config)?;
+        let tokenizer_files = TokenizerFiles {
+            tokenizer_file: source.read("tokenizer.json")?,
+            config_file: config_json,
+            special_tokens_map_file: match source.optional_file("special_tokens_map.json") {
+                Some(path) => read(path)?,
+                None => b"{}".to_vec(),
+            },
+            tokenizer_config_file: tokenizer_config.to_string().into_bytes(),
+        };
+        let mut definition = UserDefinedEmbeddingModel::new(read(source.main())?, tokenizer_files);
+        for name in &recipe.external {
+            // The graph refers to them by their bare names.
+            let file_name = name.rsplit('/').next().unwrap_or(name).to_owned();
+            definition = definition.with_external_initializer(file_name, source.read(name)?);
+        }
+        definition.pooling = recipe.pooling.clone();
+        definition.quantization = recipe.quantization;
+        definition.output_key = recipe.output_key.clone();
+        let options = InitOptionsUserDefined::new()
+            .with_environment(environment(registry)?)
+            .with_max_length(max_tokens)
+            .with_intra_threads(rayon::current_num_threads())
+            // Its threads would otherwise spin for a while after each text and starve the engine's.
+            .with_session_config("session.intra_op.allow_spinning", "0");
+        let mut model = FastEmbed::try_new_from_user_defined(definition, options)
+            .map_err(|e| Error::model(format!("fastembed cannot load `{}`: {e}", source.id())))?;
+        let dimensions = embed(&mut model, &["dimensions"], 1)?.first().map_or(0, Vec::len);
+        // A dynamically quantized model takes its scale from the whole batch, so that a text's
+        // vector would depend on its neighbours.
+        let batch_texts = if recipe.quantization == QuantizationMode::Dynamic { 1 } else { BATCH_TEXTS };
+        Ok(Self { model: Mutex::new(model), batch_texts, dimensions, max_tokens })
+    }
+}
+
+impl Backend for OnnxBackend {
+    fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>> {
+        let texts = texts.iter().map(|text| text.text.as_deref()).collect::<Option<Vec<&str>>>().ok_or_else(
+            || Error::invalid("input", "models on fastembed take text, not token ids; send strings"),
+        )?;
+        embed(&mut self.model.lock().unwrap_or_else(PoisonError::into_inner), &texts, self.batch_texts)
+    }
+}
+
+fn embed(model: &mut FastEmbed, texts: &[&str], batch_texts: usize) -> Result<Vec<Vec<f32>>> {
+    let mut vectors = Vec::with_capacity(texts.len());
+    for batch in texts.chunks(batch_texts) {
+        let of_batch = model.embed(batch, Some(batch_texts));
+        vectors.extend(of_batch.map_err(|e| Error::internal(format!("fastembed failed: {e}")))?);
+    }
+    Ok(vectors)
+}
+
+/// The tokenizer's configuration with what fastembed needs filled in, and the most tokens of a
+/// text.
+fn tokenizer_config(source: &EmbeddingSource, config: &Value) -> Result<(Value, usize)> {
+    let mut tokenizer_config = match source.optional_file("tokenizer_config.json") {
+        Some(path) => serde_json::from_slice(&read(path)?)
+            .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
+        None => json!({}),
+    };
+    // Some models write "no limit" as a number beyond any length.
+    let limit = |value: &Value| value.as_f64().filter(|n| (1.0..1e6).contains(n)).map(|n| n as usize);
+    let max_tokens = [&tokenizer_config["model_max_length"], &config["max_position_embeddings"]]
+        .into_iter()
+        .filter_map(limit)
+        .min()
+        .unwrap_or(512);
+    tokenizer_config["model_max_length"] = json!(max_tokens);
+    if tokenizer_config["pad_token"].is_null() {
+        tokenizer_config["pad_token"] = json!("[PAD]");
+    }
+    Ok((tokenizer_config, max_tokens))
+}
+
+/// The process's ONNX Runtime, loaded when first needed.
+fn environment(registry: &Registry) -> Result<Environment> {
+    static ENVIRONMENT: OnceCell<Environment> = OnceCell::new();
+    ENVIRONMENT.get_or_try_init(|| find_runtime(registry)).cloned()
+}
+
+/// Tries the places where ONNX Runtime may be, in order.
+fn find_runtime(registry: &Registry) -> Result<Environment> {
+    let start = |library: &Path| -> Result<Environment, String> {
+        let environment = ort::init_from(library).map_err(|e| e.to_string())?;
+        environment.with_name("predict-otron-9000").build().map_err(|e| e.to_string())
+    };
+    if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
+        return start(Path::new(&path)).map_err(|e| {
+            Error::registry(format!("ORT_DYLIB_PATH is {path:?}, which is no usable ONNX Runtime: {e}"))
+        });
+    }
+    let on_system = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
+    let system_error = match start(Path::new(on_system)) {
+        Ok(environment) => return Ok(environment),
+        Err(e) => e,
+    };
+    registry.onnx_runtime().map_err(|e| e.to_string()).and_then(|library| start(&library)).map_err(|wheel_error| {
+        Error::registry(format!(
+            "this embedding model needs ONNX Runtime, and none was found. {on_system} of the system: {system_error}. \
+             The Python wheel `onnxruntime`: {wheel_error}. Set ORT_DYLIB_PATH to the library, or use a model that \
+             needs none, such as --embedding-model all-minilm-l6-v2"
+        ))
+    })
+}

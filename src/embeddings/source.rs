@@ -1,0 +1,105 @@
+//! Which files an embedding model's name leads to.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::onnx;
+use crate::error::{Error, Result};
+use crate::registry::{Format, ModelFiles, ModelKind, ModelRef, Registry};
+
+/// An embedding model whose files are on disk.
+pub struct EmbeddingSource {
+    id: String,
+    aliases: Vec<String>,
+    files: BTreeMap<String, PathBuf>,
+    main: PathBuf,
+    onnx: Option<onnx::Recipe>,
+}
+
+impl EmbeddingSource {
+    /// Finds the files of the model that `reference` names, and fetches those that are missing:
+    /// our catalog first, then fastembed's, then whatever the registry makes of it.
+    ///
+    /// # Errors
+    /// When nothing is known under this name or its files cannot be had.
+    pub fn locate(reference: &str, registry: &Registry) -> Result<Self> {
+        let is_ours = matches!(ModelRef::parse(reference), Ok(ModelRef::Catalog(_)));
+        if !is_ours && let Some(entry) = onnx::CatalogueEntry::find(reference) {
+            return entry.locate(registry);
+        }
+        let ModelFiles { id, aliases, format, main, files, .. } =
+            registry.resolve(reference, ModelKind::Embedding)?;
+        let onnx = match format {
+            Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
+            Format::Safetensors => None,
+            Format::Gguf => {
+                return Err(Error::model(format!(
+                    "`{id}` is a GGUF file; embedding models are read from safetensors or ONNX"
+                )));
+            }
+        };
+        Ok(Self { id, aliases, files, main, onnx })
+    }
+
+    /// A model of fastembed's catalogue.
+    pub(super) fn of_catalogue(
+        id: String,
+        aliases: Vec<String>,
+        files: BTreeMap<String, PathBuf>,
+        main: PathBuf,
+        recipe: onnx::Recipe,
+    ) -> Self {
+        Self { id, aliases, files, main, onnx: Some(recipe) }
+    }
+
+    /// The name that clients see.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Other names that clients may use.
+    pub fn aliases(&self) -> &[String] {
+        &self.aliases
+    }
+
+    /// Whether fastembed runs it.
+    pub fn is_onnx(&self) -> bool {
+        self.onnx.is_some()
+    }
+
+    pub(super) fn recipe(&self) -> Option<&onnx::Recipe> {
+        self.onnx.as_ref()
+    }
+
+    /// The graph or the weights.
+    pub(super) fn main(&self) -> &Path {
+        &self.main
+    }
+
+    pub(super) fn optional_file(&self, name: &str) -> Option<&Path> {
+        self.files.get(name).map(PathBuf::as_path)
+    }
+
+    pub(super) fn file(&self, name: &str) -> Result<&Path> {
+        self.optional_file(name)
+            .ok_or_else(|| Error::model(format!("model `{}` has no file `{name}`; fetch it again", self.id)))
+    }
+
+    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        read(self.file(name)?)
+    }
+
+    /// All safetensors shards.
+    pub(super) fn safetensors(&self) -> Vec<PathBuf> {
+        self.files
+            .values()
+            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+            .cloned()
+            .collect()
+    }
+}
+
+/// A file's bytes.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
+}

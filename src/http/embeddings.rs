@@ -1,0 +1,82 @@
+//! `POST /v1/embeddings`.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::error::ApiError;
+use super::extract::JsonObject;
+use super::request_id::RequestId;
+use crate::app::App;
+use crate::embeddings::{EmbeddingInput, Embeddings};
+use crate::error::{Error, Result};
+use crate::openai::embeddings::{
+    Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, Input, Usage, Vector,
+};
+use crate::openai::params;
+
+/// Embeds texts.
+pub async fn embeddings(
+    State(app): State<App>,
+    Extension(request_id): Extension<RequestId>,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let (request, ignored) = body.read::<EmbeddingsRequest>(params::EMBEDDINGS)?;
+    let model = app.embedding_model(request.model.as_deref())?;
+    let inputs = inputs(request.input, app.limits().embedding_inputs)?;
+    let n_inputs = inputs.len();
+    let Embeddings { vectors, n_tokens, queue, compute } =
+        app.embedder().embed(inputs, request.dimensions).await?;
+    tracing::info!(
+        id = request_id.as_str(),
+        texts = n_inputs,
+        tokens = n_tokens,
+        queue_ms = queue.as_millis(),
+        compute_ms = compute.as_millis(),
+        texts_s = (n_inputs as f64 / compute.as_secs_f64().max(1e-9)).round(),
+        "embeddings"
+    );
+    let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
+    let data = vectors
+        .into_iter()
+        .enumerate()
+        .map(|(index, vector)| Embedding { object: "embedding", index, embedding: encode(vector, format) })
+        .collect();
+    let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
+    let answer = EmbeddingsResponse { object: "list", data, model: model.id().to_owned(), usage };
+    let mut response = Json(answer).into_response();
+    ignored.name_in(&mut response);
+    Ok(response)
+}
+
+/// The request's items, one kind for all.
+fn inputs(input: Input, max_inputs: usize) -> Result<Vec<EmbeddingInput>> {
+    let inputs: Vec<EmbeddingInput> = match input {
+        Input::Text(text) => vec![EmbeddingInput::Text(text)],
+        Input::Texts(texts) => texts.into_iter().map(EmbeddingInput::Text).collect(),
+        Input::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
+        Input::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
+    };
+    if inputs.is_empty()
+        || inputs.iter().any(|input| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty()))
+    {
+        return Err(Error::invalid("input", "`input` is empty; send at least one text"));
+    }
+    if inputs.len() > max_inputs {
+        let message = format!("`input` has {} items; at most {max_inputs} are taken at once", inputs.len());
+        return Err(Error::invalid("input", message));
+    }
+    Ok(inputs)
+}
+
+fn encode(vector: Vec<f32>, format: EncodingFormat) -> Vector {
+    match format {
+        EncodingFormat::Float => Vector::Float(vector),
+        EncodingFormat::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+            Vector::Base64(BASE64.encode(bytes))
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Errors as HTTP: the only status codes of the program, in OpenAI's envelope.
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::error::{Error, Kind};
+use crate::openai::error::{ErrorBody, ErrorObject};
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: ErrorBody,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// An error that only HTTP knows, such as an unknown route.
+    pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let error = ErrorObject { message: message.into(), kind, param: None, code };
+        Self { status, body: ErrorBody { error }, retry_after: None }
+    }
+
+    /// The envelope alone, for an error in mid-stream.
+    pub fn into_body(self) -> ErrorBody {
+        self.body
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(e: Error) -> Self {
+        let (status, kind, code) = match e.kind() {
+            Kind::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request_error", None),
+            Kind::ContextLengthExceeded => {
+                (StatusCode::BAD_REQUEST, "invalid_request_error", Some("context_length_exceeded"))
+            }
+            Kind::ModelNotFound => (StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found")),
+            Kind::Overloaded { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", Some("queue_full"))
+            }
+            Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable")),
+            Kind::Registry => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("model_unavailable")),
+            Kind::Model | Kind::Config | Kind::Internal => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error"))
+            }
+        };
+        let retry_after = match e.kind() {
+            Kind::Overloaded { retry_after } => Some(retry_after),
+            _ => None,
+        };
+        if status.is_server_error() {
+            tracing::error!(error = %e, "request failed");
+        }
+        let param = e.param().map(str::to_owned);
+        let error = ErrorObject { message: e.to_string(), kind, param, code };
+        Self { status, body: ErrorBody { error }, retry_after }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(after) = self.retry_after {
+            // Whole seconds for the standard header, rounded up; the SDKs prefer the other.
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
+            headers.insert("retry-after-ms", HeaderValue::from(after.as_millis() as u64));
+        }
+        // The SDKs retry every 5xx twice; a fault of ours would only happen again.
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+/// What no route answers.
+pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    let message = format!("there is no {method} {}; GET / lists the routes", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), message)
+}
+
+/// A route that exists, asked with a method it does not answer.
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} does not answer {method}; the Allow header says what it answers", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+}
+
+/// A panic in a handler. The message stays in the log.
+pub fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Error::internal("the server failed on this request; the fault was logged").into_api_response()
+}
+
+impl Error {
+    fn into_api_response(self) -> Response {
+        ApiError::from(self).into_response()
+    }
+}

@@ -1,0 +1,404 @@
+//! The engine: one thread that owns the model and the keys and values, and the handle to it.
+//!
+//! Invariants: every accepted request gets exactly one last event; a request whose receiver is
+//! gone is dropped before the next batch, wherever it is; the engine never waits for a client,
+//! because every channel has room for all the events its generation can send.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use tokio::sync::mpsc as events;
+
+use super::scheduler::{Batch, Scheduler};
+use super::text_generation::{Step, TextGeneration};
+use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
+use crate::error::{Error, Kind, Result};
+use crate::models::{Decoder, ForwardInput, KvStore, SequenceId};
+use crate::telemetry;
+use crate::tokenizer::Tokenizer;
+
+/// Bounds of an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineOptions {
+    /// Requests waiting beyond those running.
+    pub queued_requests: usize,
+    /// Requests computed at once.
+    pub running_requests: usize,
+    /// Prompt tokens of one request computed per batch.
+    pub prefill_chunk_tokens: usize,
+}
+
+/// A handle to the engine's thread. Cheap to clone; the thread ends when the last is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    sender: mpsc::Sender<Arrival>,
+    shared: Arc<Shared>,
+    context_length: usize,
+}
+
+/// What the handles and the thread both see.
+struct Shared {
+    options: EngineOptions,
+    /// Requests accepted and not finished.
+    n_requests: AtomicUsize,
+    alive: AtomicBool,
+    /// Moving average of the time between two finished requests.
+    time_per_request: Mutex<Duration>,
+}
+
+/// The events of one generation. Dropping it cancels the generation.
+pub struct Generation {
+    events: events::Receiver<Event>,
+}
+
+/// A request on its way to the thread.
+struct Arrival {
+    request: GenerationRequest,
+    events: events::Sender<Event>,
+    arrived: Instant,
+    admitted: Admission,
+}
+
+/// Holds a request's place; gives it back when dropped, whatever becomes of the request.
+struct Admission(Arc<Shared>);
+
+impl Engine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(model: Box<dyn Decoder>, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> Result<Self> {
+        let (sender, arrivals) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            options,
+            n_requests: AtomicUsize::new(0),
+            alive: AtomicBool::new(true),
+            time_per_request: Mutex::new(Duration::from_secs(1)),
+        });
+        let context_length = model.config().context_length;
+        let worker = Worker {
+            scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens),
+            model,
+            tokenizer,
+            kv: KvStore::default(),
+            sequences: HashMap::new(),
+            n_sequences_seen: 0,
+            last_finish: Instant::now(),
+            shared: shared.clone(),
+        };
+        thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run(&arrivals))
+            .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
+        Ok(Self { sender, shared, context_length })
+    }
+
+    /// Hands in a request.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit the context, the queue is full, or the engine has
+    /// died.
+    pub fn submit(&self, mut request: GenerationRequest) -> Result<Generation> {
+        let n_prompt = request.prompt.len();
+        if n_prompt == 0 {
+            return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
+        }
+        if n_prompt >= self.context_length {
+            return Err(Error::new(
+                Kind::ContextLengthExceeded,
+                format!(
+                    "the prompt has {n_prompt} tokens, and the model's context is {} tokens, prompt and answer \
+                     together; shorten the messages",
+                    self.context_length
+                ),
+            ));
+        }
+        request.max_tokens = request.max_tokens.clamp(1, self.context_length - n_prompt);
+        let admitted = self.admit()?;
+        let (sender, receiver) = events::channel(request.max_tokens + 1);
+        let arrival = Arrival { request, events: sender, arrived: Instant::now(), admitted };
+        self.sender.send(arrival).map_err(|_| engine_died())?;
+        Ok(Generation { events: receiver })
+    }
+
+    /// Most tokens of a prompt and its answer together.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// Whether the thread still works.
+    pub fn is_alive(&self) -> bool {
+        self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Requests accepted and not finished.
+    pub fn n_requests(&self) -> usize {
+        self.shared.n_requests.load(Ordering::Acquire)
+    }
+
+    fn admit(&self) -> Result<Admission> {
+        let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
+        let bound = queued_requests + running_requests;
+        let place = |n: usize| (n < bound).then_some(n + 1);
+        match self.shared.n_requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, place) {
+            Ok(_) => Ok(Admission(self.shared.clone())),
+            Err(n) => {
+                let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+                let retry_after = each
+                    .saturating_mul(queued_requests.max(1) as u32)
+                    .clamp(Duration::from_secs(1), Duration::from_secs(60));
+                Err(Error::new(
+                    Kind::Overloaded { retry_after },
+                    format!("{n} requests are queued or running, and {bound} is the limit; try again later"),
+                ))
+            }
+        }
+    }
+}
+
+impl Generation {
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The next event, waiting on an ordinary thread.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.n_requests.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn engine_died() -> Error {
+    Error::new(Kind::Unavailable, "the engine has stopped after a fault; restart the server")
+}
+
+/// The thread's state.
+struct Worker {
+    model: Box<dyn Decoder>,
+    tokenizer: Arc<Tokenizer>,
+    scheduler: Scheduler,
+    kv: KvStore,
+    sequences: HashMap<SequenceId, Sequence>,
+    n_sequences_seen: u64,
+    last_finish: Instant,
+    shared: Arc<Shared>,
+}
+
+/// A request the thread knows of.
+struct Sequence {
+    prompt: Vec<u32>,
+    generation: TextGeneration,
+    events: events::Sender<Event>,
+    /// The newest token, whose keys and values are not computed yet.
+    last_token: Option<u32>,
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    _admitted: Admission,
+}
+
+impl Worker {
+    fn run(mut self, arrivals: &mpsc::Receiver<Arrival>) {
+        // Seen by the handles even when this thread unwinds.
+        let _alive = OnDrop(self.shared.clone());
+        loop {
+            if self.scheduler.is_idle() {
+                match arrivals.recv() {
+                    Ok(arrival) => self.accept(arrival),
+                    Err(mpsc::RecvError) => return,
+                }
+            }
+            while let Ok(arrival) = arrivals.try_recv() {
+                self.accept(arrival);
+            }
+            self.drop_cancelled();
+            let batch = self.scheduler.next_batch();
+            self.step(&batch);
+        }
+    }
+
+    fn accept(&mut self, arrival: Arrival) {
+        let Arrival { request, events, arrived, admitted } = arrival;
+        let n_vocab = self.model.config().n_vocab;
+        match TextGeneration::new(&request, self.tokenizer.clone(), n_vocab) {
+            Ok(generation) => {
+                self.n_sequences_seen += 1;
+                let id = SequenceId(self.n_sequences_seen);
+                self.scheduler.add(id, request.prompt.len());
+                let sequence = Sequence {
+                    prompt: request.prompt,
+                    generation,
+                    events,
+                    last_token: None,
+                    arrived,
+                    started: None,
+                    first_token: None,
+                    _admitted: admitted,
+                };
+                self.sequences.insert(id, sequence);
+            }
+            Err(e) => send(&events, Event::Failed(e)),
+        }
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<SequenceId> = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.events.is_closed())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in gone {
+            metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
+            self.remove(id);
+        }
+    }
+
+    /// Computes one batch and gives each sequence its logits. A fault, even a panic in the model,
+    /// ends the sequences of this batch and no others.
+    fn step(&mut self, batch: &Batch) {
+        let (input, sampled) = self.forward_input(batch);
+        if input.token_ids.is_empty() {
+            return;
+        }
+        let (model, kv) = (&mut self.model, &mut self.kv);
+        let forward = || {
+            let logits = model.forward(kv, &input)?;
+            (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect::<Result<Vec<Tensor>>>()
+        };
+        let result = catch_unwind(AssertUnwindSafe(forward))
+            .unwrap_or_else(|_| Err(Error::internal("the model failed on this batch; the fault was logged")));
+        match result {
+            Ok(rows) => {
+                for (id, logits) in sampled.into_iter().zip(rows) {
+                    self.advance(id, &logits);
+                }
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "a batch failed");
+                for span in &input.spans {
+                    self.finish(span.sequence, Event::Failed(e.clone()));
+                }
+            }
+        }
+    }
+
+    /// The batch as the model wants it, and the sequences whose logits it yields, in order.
+    fn forward_input(&mut self, batch: &Batch) -> (ForwardInput, Vec<SequenceId>) {
+        let mut input = ForwardInput::default();
+        let mut sampled = Vec::new();
+        for &id in &batch.decode {
+            if let Some(sequence) = self.sequences.get(&id)
+                && let Some(token) = sequence.last_token
+            {
+                // The newest token comes after the prompt and all tokens before it.
+                let start = sequence.prompt.len() + sequence.generation.n_generated() - 1;
+                input.push(id, start, &[token], true);
+                sampled.push(id);
+            }
+        }
+        if let Some((id, range)) = &batch.prefill
+            && let Some(sequence) = self.sequences.get_mut(id)
+        {
+            sequence.started.get_or_insert_with(Instant::now);
+            let is_last = range.end == sequence.prompt.len();
+            input.push(*id, range.start, &sequence.prompt[range.clone()], is_last);
+            if is_last {
+                sampled.push(*id);
+            }
+        }
+        (input, sampled)
+    }
+
+    /// Samples a sequence's next token and reports what it adds.
+    fn advance(&mut self, id: SequenceId, logits: &Tensor) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.first_token.get_or_insert_with(Instant::now);
+        let step = catch_unwind(AssertUnwindSafe(|| sequence.generation.advance(logits)))
+            .unwrap_or_else(|_| Err(Error::internal("sampling failed; the fault was logged")));
+        match step {
+            Ok(Step { token, delta, finish }) => {
+                sequence.last_token = Some(token);
+                if !delta.text.is_empty() || !delta.logprobs.is_empty() {
+                    send(&sequence.events, Event::Text(delta));
+                }
+                if let Some(reason) = finish {
+                    let finished = sequence.finished(reason);
+                    self.finish(id, Event::Finished(finished));
+                }
+            }
+            Err(e) => self.finish(id, Event::Failed(e)),
+        }
+    }
+
+    fn finish(&mut self, id: SequenceId, last: Event) {
+        if let Some(sequence) = self.sequences.get(&id) {
+            send(&sequence.events, last);
+        }
+        let between = self.last_finish.elapsed();
+        self.last_finish = Instant::now();
+        let mut average = self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+        *average = (*average * 7 + between) / 8;
+        drop(average);
+        self.remove(id);
+    }
+
+    fn remove(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.remove(&id) {
+            let stats = sequence.generation.repeat_penalty_stats();
+            metrics::counter!(telemetry::REPEAT_PENALTY_HITS).increment(stats.hits);
+            metrics::counter!(telemetry::REPEAT_PENALTY_UPDATES).increment(stats.updates);
+            metrics::counter!(telemetry::REPEAT_PENALTY_SKIPPED).increment(stats.skipped);
+            metrics::counter!(telemetry::PROMPT_TOKENS).increment(sequence.prompt.len() as u64);
+            metrics::counter!(telemetry::COMPLETION_TOKENS)
+                .increment(sequence.generation.n_generated() as u64);
+        }
+        self.scheduler.remove(id);
+        self.kv.remove(id);
+    }
+}
+
+impl Sequence {
+    fn finished(&self, reason: FinishReason) -> Finished {
+        let started = self.started.unwrap_or(self.arrived);
+        let first_token = self.first_token.unwrap_or(started);
+        Finished {
+            reason,
+            prompt_tokens: self.prompt.len(),
+            completion_tokens: self.generation.n_generated(),
+            timings: Timings {
+                queue: started - self.arrived,
+                prefill: first_token - started,
+                decode: first_token.elapsed(),
+            },
+            repeat_penalty: self.generation.repeat_penalty_stats(),
+        }
+    }
+}
+
+/// Sends an event; one that nobody waits for is dropped, and so is its sequence, in time.
+fn send(events: &events::Sender<Event>, event: Event) {
+    if let Err(events::error::TrySendError::Full(_)) = events.try_send(event) {
+        tracing::error!("a generation sent more events than it has tokens");
+    }
+}
+
+/// Marks the engine as dead when its thread ends.
+struct OnDrop(Arc<Shared>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,327 @@
+//! From logits to a token.
+//!
+//! The chain, in order: logit bias, [`CachedRepeatPenalty`], presence and frequency penalties,
+//! temperature, top-k, top-p, min-p, and a draw from a seeded generator. At temperature 0 the
+//! likeliest token is taken after the penalties.
+
+mod repeat_penalty;
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+pub use repeat_penalty::{CachedRepeatPenalty, RepeatPenaltyStats};
+
+use crate::error::Result;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 takes the likeliest token; higher flattens the distribution.
+    pub temperature: f32,
+    /// Keep only this many of the likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the likeliest tokens that together reach this probability.
+    pub top_p: f32,
+    /// Keep tokens at least this fraction as likely as the likeliest.
+    pub min_p: f32,
+    /// Makes the draw repeatable.
+    pub seed: Option<u64>,
+    /// Divides positive and multiplies negative logits of tokens in the recent past; 1 does
+    /// nothing.
+    pub repeat_penalty: f32,
+    /// How many tokens the recent past is, prompt included; `None` is all of them.
+    pub repeat_last_n: Option<usize>,
+    /// Taken once from the logit of every token generated so far.
+    pub presence_penalty: f32,
+    /// Taken as often as the token was generated so far.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: None,
+            repeat_penalty: 1.0,
+            repeat_last_n: Some(64),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
+/// The sampler of one generation: its parameters and what they remember.
+pub struct Sampler {
+    params: SamplingParams,
+    repeat_penalty: CachedRepeatPenalty,
+    /// The bias as tensors of ids and values, made once.
+    logit_bias: Option<(Tensor, Tensor)>,
+    /// How often each token was generated.
+    generated: HashMap<u32, u32>,
+    rng: StdRng,
+}
+
+impl Sampler {
+    /// A sampler for a vocabulary of `n_vocab` tokens, at the end of `prompt`.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn new(params: SamplingParams, n_vocab: usize, prompt: &[u32]) -> Result<Self> {
+        let mut repeat_penalty =
+            CachedRepeatPenalty::new(params.repeat_penalty, params.repeat_last_n, n_vocab)?;
+        repeat_penalty.start(prompt)?;
+        let bias: (Vec<u32>, Vec<f32>) =
+            params.logit_bias.iter().copied().filter(|&(id, _)| (id as usize) < n_vocab).unzip();
+        let logit_bias = match bias.0.len() {
+            0 => None,
+            n => {
+                Some((Tensor::from_vec(bias.0, n, &Device::Cpu)?, Tensor::from_vec(bias.1, n, &Device::Cpu)?))
+            }
+        };
+        let rng = params.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64);
+        Ok(Self { params, repeat_penalty, logit_bias, generated: HashMap::new(), rng })
+    }
+
+    /// Chooses the next token from `logits` `[n_vocab]` and remembers it.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
+        let biased = match &self.logit_bias {
+            Some((ids, values)) => logits.index_add(ids, values, 0)?,
+            None => logits.clone(),
+        };
+        let penalised = self.repeat_penalty.apply_cached_repeat_penalty(&biased)?;
+        let token = self.choose(penalised.to_vec1::<f32>()?);
+        self.repeat_penalty.push(token)?;
+        *self.generated.entry(token).or_default() += 1;
+        Ok(token)
+    }
+
+    /// What the repeat penalty's cache did in this generation.
+    pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
+        self.repeat_penalty.stats()
+    }
+
+    fn choose(&mut self, mut logits: Vec<f32>) -> u32 {
+        let SamplingParams { presence_penalty, frequency_penalty, temperature, .. } = self.params;
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            for (&token, &count) in &self.generated {
+                logits[token as usize] -= presence_penalty + frequency_penalty * count as f32;
+            }
+        }
+        if temperature <= 0.0 {
+            return argmax(&logits);
+        }
+        let candidates = candidates(&logits, &self.params);
+        let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
+        let mut left = self.rng.random::<f64>() * total;
+        for &(token, weight) in &candidates {
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return token;
+            }
+        }
+        // Rounding can leave a trace of `left` at the very end.
+        candidates.last().map_or_else(|| argmax(&logits), |&(token, _)| token)
+    }
+}
+
+/// The likeliest token; the first of equals.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] || logits[best].is_nan() {
+            best = token;
+        }
+    }
+    best as u32
+}
+
+/// The tokens that temperature, top-k, top-p and min-p leave, with their weights relative to the
+/// likeliest (1). Likeliest first where a cut was made, else in order of ids.
+fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| ((logit - max) / params.temperature).exp();
+    // A weight that underflows to zero is never drawn.
+    let mut weights: Vec<(u32, f32)> = (0u32..)
+        .zip(logits)
+        .map(|(token, &logit)| (token, weight(logit)))
+        .filter(|&(_, w)| w > 0.0)
+        .collect();
+    if params.top_k > 0 && params.top_k < weights.len() {
+        keep_likeliest(&mut weights, params.top_k);
+        weights.truncate(params.top_k);
+    }
+    if params.top_p < 1.0 {
+        truncate_at_probability(&mut weights, params.top_p);
+    }
+    if params.min_p > 0.0 {
+        weights.retain(|&(_, weight)| weight >= params.min_p);
+    }
+    weights
+}
+
+/// Cuts `weights` after the likeliest tokens that together reach the fraction `top_p` of all.
+fn truncate_at_probability(weights: &mut Vec<(u32, f32)>, top_p: f32) {
+    let goal = f64::from(top_p) * weights.iter().map(|&(_, weight)| f64::from(weight)).sum::<f64>();
+    // Mostly a few dozen tokens reach it, so sorting the whole vocabulary is rarely needed.
+    let mut n_sorted = 64.min(weights.len());
+    loop {
+        keep_likeliest(weights, n_sorted);
+        let mut reached = 0.0;
+        let cut = weights[..n_sorted].iter().position(|&(_, weight)| {
+            reached += f64::from(weight);
+            reached >= goal
+        });
+        if let Some(last) = cut {
+            weights.truncate(last + 1);
+            return;
+        }
+        if n_sorted == weights.len() {
+            return;
+        }
+        n_sorted = (n_sorted * 8).min(weights.len());
+    }
+}
+
+/// Brings the `n` likeliest to the front, sorted; of equals the lower id first.
+fn keep_likeliest(weights: &mut [(u32, f32)], n: usize) {
+    let by_weight = |a: &(u32, f32), b: &(u32, f32)| descending(a.1, b.1).then(a.0.cmp(&b.0));
+    if n < weights.len() {
+        weights.select_nth_unstable_by(n, by_weight);
+    }
+    weights[..n].sort_unstable_by(by_weight);
+}
+
+fn descending(a: f32, b: f32) -> Ordering {
+    b.total_cmp(&a)
+}
+
+/// Log probabilities of a distribution given as logits.
+pub struct Logprobs<'a> {
+    logits: &'a [f32],
+    /// `ln(sum(exp(logits)))`
+    log_sum: f32,
+}
+
+impl<'a> Logprobs<'a> {
+    pub fn new(logits: &'a [f32]) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        Self { logits, log_sum: max + sum.ln() as f32 }
+    }
+
+    /// Natural logarithm of a token's probability.
+    pub fn of(&self, token: u32) -> f32 {
+        self.logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum)
+    }
+
+    /// The `n` likeliest tokens, likeliest first.
+    pub fn top(&self, n: usize) -> Vec<(u32, f32)> {
+        let mut all: Vec<(u32, f32)> = (0u32..).zip(self.logits.iter().copied()).collect();
+        let n = n.min(all.len());
+        keep_likeliest(&mut all, n);
+        all[..n].iter().map(|&(token, logit)| (token, logit - self.log_sum)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn params() -> SamplingParams {
+        SamplingParams { seed: Some(1), ..SamplingParams::default() }
+    }
+
+    fn draw(params: SamplingParams, logits: &[f32], n: usize) -> Vec<u32> {
+        let logits = Tensor::new(logits, &Device::Cpu).unwrap();
+        let mut sampler = Sampler::new(params, logits.dims()[0], &[]).unwrap();
+        (0..n).map(|_| sampler.sample(&logits).unwrap()).collect()
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_likeliest() {
+        let greedy = SamplingParams { temperature: 0.0, ..params() };
+        assert_eq!(draw(greedy.clone(), &[0.0, 3.0, 3.0, -1.0], 3), [1, 1, 1]);
+        let biased = SamplingParams { logit_bias: vec![(3, 100.0), (9, 100.0)], ..greedy };
+        assert_eq!(draw(biased, &[0.0, 3.0, 3.0, -1.0], 1), [3]);
+    }
+
+    #[test]
+    fn presence_and_frequency_count_generated_tokens() {
+        let greedy = SamplingParams { temperature: 0.0, ..params() };
+        let presence = SamplingParams { presence_penalty: 1.5, ..greedy.clone() };
+        assert_eq!(draw(presence, &[2.0, 1.0, 0.0], 4), [0, 1, 0, 0]);
+        let frequency = SamplingParams { frequency_penalty: 0.6, ..greedy };
+        assert_eq!(draw(frequency, &[2.0, 1.0, 0.0], 5), [0, 0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn a_seed_repeats_the_draw_and_draws_follow_the_distribution() {
+        let logits = [0.0, 1.0, 2.0, -1.0];
+        let tokens = draw(params(), &logits, 4000);
+        assert_eq!(tokens, draw(params(), &logits, 4000));
+        assert_ne!(tokens, draw(SamplingParams { seed: Some(2), ..params() }, &logits, 4000));
+        let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
+        for (token, logit) in logits.iter().enumerate() {
+            let share = tokens.iter().filter(|&&t| t as usize == token).count() as f32 / 4000.0;
+            assert!((share - logit.exp() / sum).abs() < 0.03, "{token}: {share}");
+        }
+    }
+
+    #[test]
+    fn cuts_keep_what_their_definitions_say() {
+        let probabilities = [0.1f32, 0.4, 0.2, 0.3];
+        let logits = probabilities.map(f32::ln);
+        let kept = |params: SamplingParams| -> Vec<u32> {
+            let mut kept: Vec<u32> = candidates(&logits, &params).iter().map(|&(token, _)| token).collect();
+            kept.sort_unstable();
+            kept
+        };
+        assert_eq!(kept(params()), [0, 1, 2, 3]);
+        assert_eq!(kept(SamplingParams { top_k: 2, ..params() }), [1, 3]);
+        assert_eq!(kept(SamplingParams { top_p: 0.69, ..params() }), [1, 3]);
+        assert_eq!(kept(SamplingParams { top_p: 0.71, ..params() }), [1, 2, 3]);
+        assert_eq!(kept(SamplingParams { min_p: 0.51, ..params() }), [1, 3]);
+        assert_eq!(kept(SamplingParams { top_p: 0.0, ..params() }), [1]);
+    }
+
+    #[test]
+    fn logprobs_are_normalised_and_sorted() {
+        let logits = [1.0, 3.0, 2.0];
+        let logprobs = Logprobs::new(&logits);
+        let sum: f32 = (0..3).map(|token| logprobs.of(token).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+        assert_eq!(logprobs.top(2).iter().map(|&(token, _)| token).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(logprobs.top(9).len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn top_p_agrees_with_a_full_sort(
+            logits in prop::collection::vec(-8f32..8.0, 1..600),
+            top_p in 0f32..1.0,
+        ) {
+            let mut all: Vec<f32> = logits.clone();
+            all.sort_by(|a, b| b.total_cmp(a));
+            let weights: Vec<f64> = all.iter().map(|&l| f64::from((l - all[0]).exp())).collect();
+            let goal = f64::from(top_p) * weights.iter().sum::<f64>();
+            let mut reached = 0.0;
+            let n = weights.iter().take_while(|&&w| { let more = reached < goal; reached += w; more }).count().max(1);
+            let kept = candidates(&logits, &SamplingParams { top_p, ..params() }).len();
+            prop_assert!(kept.abs_diff(n) <= 1, "{kept} {n}");
+        }
+    }
+}

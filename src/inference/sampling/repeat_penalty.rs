@@ -1,0 +1,292 @@
+//! The repeat penalty with a cached tensor.
+//!
+//! The usual way (candle-transformers) copies all logits out, walks the recent tokens with a set,
+//! and makes a new tensor, every step. Here one tensor over the vocabulary holds each token's
+//! factor and lives as long as the generation: a new token changes one element, a token that
+//! leaves the window changes one, and a step makes one new tensor, the penalised logits.
+
+use std::collections::{HashMap, VecDeque};
+
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor, bail};
+
+use crate::error::{Error, Result};
+
+/// A repeat penalty that remembers the tokens of its window.
+#[derive(Debug)]
+pub struct CachedRepeatPenalty {
+    penalty: f32,
+    /// Tokens in the window; `None` is all of them.
+    last_n: Option<usize>,
+    /// Factor of each token, `[n_vocab]`: `penalty` for those in the window, else 1. Absent when
+    /// the penalty does nothing.
+    factors: Option<Factors>,
+    window: VecDeque<u32>,
+    /// How often each token stands in the window.
+    counts: HashMap<u32, u32>,
+    stats: RepeatPenaltyStats,
+}
+
+/// What the cache did in one generation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RepeatPenaltyStats {
+    /// Steps that used the factors as they stood: each is a tensor and a set not made anew.
+    pub hits: u64,
+    /// Elements of the factors that changed.
+    pub updates: u64,
+    /// Steps at penalty 1, or with no window, which cost nothing.
+    pub skipped: u64,
+}
+
+#[derive(Debug)]
+struct Factors {
+    all: Tensor,
+    /// One-element tensors to write from, made once.
+    one: Tensor,
+    penalty: Tensor,
+}
+
+impl CachedRepeatPenalty {
+    /// A penalty over a vocabulary of `n_vocab` tokens with an empty window of `last_n` tokens
+    /// (`None`: unbounded). Penalty 1 or a window of 0 allocates nothing.
+    ///
+    /// # Errors
+    /// When the penalty is not a positive number.
+    pub fn new(penalty: f32, last_n: Option<usize>, n_vocab: usize) -> Result<Self> {
+        if !(penalty.is_finite() && penalty > 0.0) {
+            return Err(Error::invalid(
+                "repeat_penalty",
+                format!("repeat_penalty must be above 0, not {penalty}"),
+            ));
+        }
+        let factors = if penalty == 1.0 || last_n == Some(0) {
+            None
+        } else {
+            Some(Factors {
+                all: Tensor::ones(n_vocab, DType::F32, &Device::Cpu)?,
+                one: Tensor::new(&[1f32], &Device::Cpu)?,
+                penalty: Tensor::new(&[penalty], &Device::Cpu)?,
+            })
+        };
+        Ok(Self {
+            penalty,
+            last_n,
+            factors,
+            window: VecDeque::new(),
+            counts: HashMap::new(),
+            stats: RepeatPenaltyStats::default(),
+        })
+    }
+
+    /// Starts a generation: clears window and statistics, then takes the end of `prompt` as the
+    /// recent past.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn start(&mut self, prompt: &[u32]) -> Result<()> {
+        let past: Vec<u32> = self.counts.drain().map(|(token, _)| token).collect();
+        for token in past {
+            self.set_factor(token, false)?;
+        }
+        self.window.clear();
+        let first = prompt.len().saturating_sub(self.last_n.unwrap_or(prompt.len()));
+        for &token in &prompt[first..] {
+            self.push(token)?;
+        }
+        self.stats = RepeatPenaltyStats::default();
+        Ok(())
+    }
+
+    /// Adds a token to the window; the oldest leaves when it is full.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn push(&mut self, token: u32) -> Result<()> {
+        if self.factors.is_none() {
+            return Ok(());
+        }
+        self.window.push_back(token);
+        let count = self.counts.entry(token).or_default();
+        *count += 1;
+        if *count == 1 {
+            self.set_factor(token, true)?;
+        }
+        if self.last_n.is_some_and(|last_n| self.window.len() > last_n)
+            && let Some(oldest) = self.window.pop_front()
+            && let Some(count) = self.counts.get_mut(&oldest)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&oldest);
+                self.set_factor(oldest, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Penalises the tokens of the window: positive logits are divided by the penalty, negative
+    /// ones multiplied. `logits` is `[n_vocab]`; the result is the one new tensor of the step, or
+    /// `logits` itself where there is nothing to do.
+    ///
+    /// # Errors
+    /// When `logits` is not float32 of the vocabulary's size.
+    pub fn apply_cached_repeat_penalty(&mut self, logits: &Tensor) -> Result<Tensor> {
+        let Some(factors) = &self.factors else {
+            self.stats.skipped += 1;
+            return Ok(logits.clone());
+        };
+        self.stats.hits += 1;
+        Ok(logits.apply_op2_no_bwd(&factors.all, &Penalise)?)
+    }
+
+    /// What the cache did since [`CachedRepeatPenalty::start`].
+    pub fn stats(&self) -> RepeatPenaltyStats {
+        self.stats
+    }
+
+    /// The penalty as it was asked for.
+    pub fn penalty(&self) -> f32 {
+        self.penalty
+    }
+
+    /// Changes one element of the factors. Ids beyond the vocabulary have no logit to penalise.
+    fn set_factor(&mut self, token: u32, penalised: bool) -> Result<()> {
+        let Some(factors) = &self.factors else { return Ok(()) };
+        if (token as usize) < factors.all.dims()[0] {
+            let value = if penalised { &factors.penalty } else { &factors.one };
+            factors.all.slice_set(value, 0, token as usize)?;
+            self.stats.updates += 1;
+        }
+        Ok(())
+    }
+}
+
+/// `logit / factor` where the logit is positive, `logit * factor` elsewhere.
+struct Penalise;
+
+impl CustomOp2 for Penalise {
+    fn name(&self) -> &'static str {
+        "repeat-penalty"
+    }
+
+    fn cpu_fwd(
+        &self,
+        logits: &CpuStorage,
+        logits_layout: &Layout,
+        factors: &CpuStorage,
+        factors_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let logits = contiguous(logits, logits_layout)?;
+        let factors = contiguous(factors, factors_layout)?;
+        if logits.len() != factors.len() {
+            bail!("{} logits for a vocabulary of {}", logits.len(), factors.len());
+        }
+        let penalised = logits
+            .iter()
+            .zip(factors)
+            .map(|(&logit, &factor)| if logit > 0.0 { logit / factor } else { logit * factor })
+            .collect();
+        Ok((CpuStorage::F32(penalised), logits_layout.shape().clone()))
+    }
+}
+
+fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("the repeat penalty needs contiguous logits"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition, step by step and without memory.
+    fn naive(logits: &[f32], penalty: f32, tokens: &[u32], last_n: Option<usize>) -> Vec<f32> {
+        let window = &tokens[tokens.len().saturating_sub(last_n.unwrap_or(tokens.len()))..];
+        (0u32..)
+            .zip(logits)
+            .map(|(token, &logit)| match (window.contains(&token), logit > 0.0) {
+                (false, _) => logit,
+                (true, true) => logit / penalty,
+                (true, false) => logit * penalty,
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn equals_the_naive_definition(
+            logits in prop::collection::vec(-10f32..10.0, 1..40),
+            penalty in prop_oneof![Just(1.0f32), 0.5f32..2.0],
+            last_n in prop::option::of(0usize..12),
+            prompt in prop::collection::vec(0u32..50, 0..20),
+            generated in prop::collection::vec(0u32..50, 0..40),
+            earlier in prop::collection::vec(0u32..50, 0..20),
+        ) {
+            let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
+            let mut cached = CachedRepeatPenalty::new(penalty, last_n, logits.len()).unwrap();
+            // Nothing of an earlier generation may be left.
+            cached.start(&earlier).unwrap();
+            cached.start(&prompt).unwrap();
+            let mut tokens = prompt;
+            for token in generated {
+                let penalised = cached.apply_cached_repeat_penalty(&tensor).unwrap();
+                prop_assert_eq!(
+                    penalised.to_vec1::<f32>().unwrap(),
+                    naive(&logits, penalty, &tokens, last_n)
+                );
+                cached.push(token).unwrap();
+                tokens.push(token);
+            }
+        }
+    }
+
+    #[test]
+    fn penalty_one_does_nothing_at_all() {
+        let logits = Tensor::new(&[1f32, -1.0], &Device::Cpu).unwrap();
+        let mut cached = CachedRepeatPenalty::new(1.0, Some(64), 2).unwrap();
+        cached.start(&[0, 1]).unwrap();
+        cached.push(1).unwrap();
+        let same = cached.apply_cached_repeat_penalty(&logits).unwrap();
+        assert_eq!(same.id(), logits.id(), "not even a new tensor");
+        assert!(cached.factors.is_none() && cached.window.is_empty());
+        assert_eq!(cached.stats(), RepeatPenaltyStats { hits: 0, updates: 0, skipped: 1 });
+    }
+
+    #[test]
+    fn a_step_changes_one_element_per_token_that_comes_or_goes() {
+        let mut cached = CachedRepeatPenalty::new(1.3, Some(2), 10).unwrap();
+        cached.start(&[]).unwrap();
+        let updates = |cached: &mut CachedRepeatPenalty, token| {
+            let before = cached.stats().updates;
+            cached.push(token).unwrap();
+            cached.stats().updates - before
+        };
+        assert_eq!(updates(&mut cached, 1), 1);
+        assert_eq!(updates(&mut cached, 1), 0, "already penalised");
+        assert_eq!(updates(&mut cached, 2), 1, "one 1 left, one stays");
+        assert_eq!(updates(&mut cached, 3), 2, "3 came, 1 went");
+    }
+
+    #[test]
+    fn factors_live_as_long_as_the_generation() {
+        let logits = Tensor::new(&[1f32, 1.0, 1.0], &Device::Cpu).unwrap();
+        let mut cached = CachedRepeatPenalty::new(2.0, None, 3).unwrap();
+        cached.start(&[0]).unwrap();
+        let id = cached.factors.as_ref().unwrap().all.id();
+        for token in [1, 2, 1] {
+            cached.apply_cached_repeat_penalty(&logits).unwrap();
+            cached.push(token).unwrap();
+        }
+        assert_eq!(cached.factors.as_ref().unwrap().all.id(), id);
+        assert_eq!(cached.stats().hits, 3);
+    }
+
+    #[test]
+    fn impossible_penalties_are_refused() {
+        for penalty in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(CachedRepeatPenalty::new(penalty, None, 4).is_err());
+        }
+    }
+}

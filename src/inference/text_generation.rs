@@ -1,0 +1,132 @@
+//! One generation: logits in, the next token and the text it completes out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
+use super::stop::StopStrings;
+use super::{FinishReason, GenerationRequest, TextDelta, TokenLogprob};
+use crate::error::Result;
+use crate::tokenizer::{Detokenizer, Tokenizer};
+
+/// The state of one generation between steps.
+pub struct TextGeneration {
+    tokenizer: Arc<Tokenizer>,
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    max_tokens: usize,
+    ignore_eos: bool,
+    top_logprobs: Option<usize>,
+    n_generated: usize,
+    /// Bytes of text generated, and of those the bytes given out.
+    n_text: usize,
+    n_shown: usize,
+    /// Probabilities of tokens whose text is not given out yet, each with the offset where its
+    /// text starts.
+    waiting: VecDeque<(usize, TokenLogprob)>,
+}
+
+/// What one step came to.
+#[derive(Debug, PartialEq)]
+pub struct Step {
+    pub token: u32,
+    /// Text that may be shown now.
+    pub delta: TextDelta,
+    /// Set on the last step.
+    pub finish: Option<FinishReason>,
+}
+
+impl TextGeneration {
+    /// A generation for `request` by a model with `n_vocab` logits.
+    ///
+    /// # Errors
+    /// When a sampling parameter is impossible.
+    pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
+        Ok(Self {
+            tokenizer,
+            sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
+            detokenizer: Detokenizer::default(),
+            stops: StopStrings::new(request.stop.clone()),
+            max_tokens: request.max_tokens,
+            ignore_eos: request.ignore_eos,
+            top_logprobs: request.top_logprobs,
+            n_generated: 0,
+            n_text: 0,
+            n_shown: 0,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// Samples from `logits` `[n_vocab]` and says what that adds to the text.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn advance(&mut self, logits: &Tensor) -> Result<Step> {
+        let token = self.sampler.sample(logits)?;
+        self.n_generated += 1;
+        if self.tokenizer.is_end_of_generation(token) && !self.ignore_eos {
+            return Ok(Step { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
+        }
+        if let Some(n_top) = self.top_logprobs {
+            let logprob = self.logprob(logits, token, n_top)?;
+            match self.waiting.back_mut().filter(|_| self.detokenizer.is_mid_character()) {
+                Some((_, begun)) => begun.extend(logprob),
+                None => self.waiting.push_back((self.n_text, logprob)),
+            }
+        }
+        let text = self.detokenizer.push(self.tokenizer.token_bytes(token));
+        self.n_text += text.len();
+        let checked = self.stops.push(&text);
+        if checked.stopped {
+            let delta = self.show(checked.text);
+            return Ok(Step { token, delta, finish: Some(FinishReason::Stop) });
+        }
+        let mut delta = self.show(checked.text);
+        let finish = (self.n_generated >= self.max_tokens).then_some(FinishReason::Length);
+        if finish.is_some() {
+            let rest = self.flush();
+            delta.text += &rest.text;
+            delta.logprobs.extend(rest.logprobs);
+        }
+        Ok(Step { token, delta, finish })
+    }
+
+    /// Tokens generated so far.
+    pub fn n_generated(&self) -> usize {
+        self.n_generated
+    }
+
+    /// What the repeat penalty's cache did.
+    pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
+        self.sampler.repeat_penalty_stats()
+    }
+
+    /// Gives out text, with the probabilities of the tokens that begin in it.
+    fn show(&mut self, text: String) -> TextDelta {
+        self.n_shown += text.len();
+        let n_begun = self.waiting.iter().take_while(|&&(start, _)| start < self.n_shown).count();
+        TextDelta { text, logprobs: self.waiting.drain(..n_begun).map(|(_, logprob)| logprob).collect() }
+    }
+
+    /// Everything that was held back.
+    fn flush(&mut self) -> TextDelta {
+        let cut_short = self.detokenizer.finish();
+        let mut text = self.stops.push(&cut_short).text;
+        text += &self.stops.finish();
+        TextDelta { text, logprobs: self.waiting.drain(..).map(|(_, logprob)| logprob).collect() }
+    }
+
+    fn logprob(&self, logits: &Tensor, token: u32, n_top: usize) -> Result<TokenLogprob> {
+        let logits = logits.to_vec1::<f32>()?;
+        let logprobs = Logprobs::new(&logits);
+        let bytes = |token: u32| self.tokenizer.token_bytes(token).to_vec();
+        Ok(TokenLogprob {
+            bytes: bytes(token),
+            logprob: logprobs.of(token),
+            top: logprobs.top(n_top).into_iter().map(|(token, logprob)| (bytes(token), logprob)).collect(),
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! GGUF files, read by candle from a memory map.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{QStorage, QTensor};
+
+use super::super::DecoderConfig;
+use super::map_file;
+use crate::error::{Error, Result};
+
+/// An open GGUF file: its header in memory, its tensors on disk until they are asked for.
+pub struct GgufFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+    content: Content,
+}
+
+impl GgufFile {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not GGUF.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = map_file(path)?;
+        let content = Content::read(&mut Cursor::new(&map[..]))
+            .map_err(|e| Error::model(format!("`{}` is not a readable GGUF file: {e}", path.display())))?;
+        Ok(Self { path: path.to_owned(), map, content })
+    }
+
+    /// The header's keys and values.
+    pub fn metadata(&self) -> &HashMap<String, Value> {
+        &self.content.metadata
+    }
+
+    /// What the header says of the model.
+    ///
+    /// # Errors
+    /// When it lacks a key or contradicts itself.
+    pub fn decoder_config(&self) -> Result<DecoderConfig> {
+        let embedding = self.content.tensor_infos.get("token_embd.weight");
+        let n_vocab = embedding
+            .and_then(|info| info.shape.dims().first().copied())
+            .ok_or_else(|| Error::model("GGUF file has no tensor `token_embd.weight`"))?;
+        let rope_divisors = if self.contains("rope_freqs.weight") {
+            Some(self.tensor("rope_freqs.weight")?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?)
+        } else {
+            None
+        };
+        DecoderConfig::from_gguf(self.metadata(), n_vocab, rope_divisors)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
+    }
+
+    /// Bytes all tensors would take as float32.
+    pub(super) fn expanded_bytes(&self) -> usize {
+        self.content.tensor_infos.values().map(|info| info.shape.elem_count().saturating_mul(4)).sum()
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<QTensor> {
+        self.content.tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu).map_err(|e| {
+            Error::model(format!("cannot read tensor `{name}` of `{}`: {e}", self.path.display()))
+        })
+    }
+
+    /// A matrix made of the given rows of a tensor, still quantized: rows are whole blocks.
+    pub(super) fn tensor_rows(&self, name: &str, rows: &[u32]) -> Result<QTensor> {
+        let tensor = self.tensor(name)?;
+        let (n_rows, n_in) = tensor.shape().dims2()?;
+        let data = tensor.data()?;
+        let row_bytes = data.len() / n_rows;
+        let mut picked = Vec::with_capacity(rows.len() * row_bytes);
+        for &row in rows {
+            let start = row as usize * row_bytes;
+            let bytes = data.get(start..start + row_bytes).ok_or_else(|| {
+                Error::model(format!(
+                    "tensor `{name}` has {n_rows} rows where the configuration asks for {}",
+                    rows.len()
+                ))
+            })?;
+            picked.extend_from_slice(bytes);
+        }
+        let storage = QStorage::from_data(picked.into(), &Device::Cpu, tensor.dtype())?;
+        Ok(QTensor::new(storage, (rows.len(), n_in))?)
+    }
+}

@@ -1,0 +1,87 @@
+//! Numbers in, logits or vectors out.
+//!
+//! [`Decoder`] is what generates text, [`Encoder`] what embeds it. A model knows token ids,
+//! positions and tensors; it never sees a string, a request or a clock. A family is a short file
+//! ([`llama`], [`bert`]) over the shared parts in [`layers`]; its weights come through [`load`].
+
+pub mod bert;
+pub mod config;
+pub mod kv_store;
+mod layers;
+pub mod llama;
+pub mod load;
+
+use candle_core::Tensor;
+
+pub use config::DecoderConfig;
+pub use kv_store::{KvStore, SequenceId};
+
+use crate::error::{Error, Result};
+
+/// A causal language model.
+pub trait Decoder: Send {
+    /// What the model is: sizes and limits.
+    fn config(&self) -> &DecoderConfig;
+
+    /// Computes one batch: appends the keys and values of `input`'s tokens to `kv` and returns the
+    /// logits of the rows that `input` asks for, float32 `[n_logit_rows, n_vocab]`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails; `kv` then holds an undefined state for the batch's sequences.
+    fn forward(&mut self, kv: &mut KvStore, input: &ForwardInput) -> Result<Tensor>;
+}
+
+/// A text encoder.
+pub trait Encoder: Send + Sync {
+    /// Length of a hidden state.
+    fn hidden_size(&self) -> usize;
+
+    /// Most tokens one text may have.
+    fn max_tokens(&self) -> usize;
+
+    /// The last hidden states of a batch of texts, float32 `[n_tokens, hidden]`, the texts one
+    /// after the other without padding.
+    ///
+    /// # Errors
+    /// When a text is empty or longer than [`Encoder::max_tokens`], or a token id is out of range.
+    fn forward(&self, texts: &[Vec<u32>]) -> Result<Tensor>;
+}
+
+/// One batch for a [`Decoder`]: the new tokens of several sequences, one after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForwardInput {
+    /// The new tokens of all spans.
+    pub token_ids: Vec<u32>,
+    /// Which sequence each stretch of `token_ids` continues; together they cover it.
+    pub spans: Vec<Span>,
+    /// Rows (indices into `token_ids`) whose logits are wanted, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// A stretch of new tokens of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub sequence: SequenceId,
+    /// Position of the first new token: how many tokens of the sequence came before.
+    pub start: usize,
+    /// How many new tokens.
+    pub len: usize,
+}
+
+impl ForwardInput {
+    /// Adds the next tokens of a sequence that has `start` tokens already; `wants_logits` asks for
+    /// the logits of the last of them.
+    pub fn push(&mut self, sequence: SequenceId, start: usize, token_ids: &[u32], wants_logits: bool) {
+        self.token_ids.extend_from_slice(token_ids);
+        self.spans.push(Span { sequence, start, len: token_ids.len() });
+        if wants_logits && !token_ids.is_empty() {
+            self.logit_rows.push(self.token_ids.len() as u32 - 1);
+        }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(e: candle_core::Error) -> Self {
+        Self::internal(format!("tensor operation failed: {e}"))
+    }
+}

@@ -1,0 +1,175 @@
+//! What becomes of each request parameter: honoured, refused, or ignored and said so. A parameter
+//! is a row here before it is anything else; nothing is dropped silently.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// What becomes of a parameter.
+#[derive(Clone, Copy)]
+pub enum Treatment {
+    /// It does what OpenAI, or the server that introduced it, says.
+    Honoured,
+    /// It changes nothing that the client could see in the answer, so it is accepted and named in
+    /// `x-ignored-params`.
+    Ignored,
+    /// Only values that mean what happens anyway are accepted; others are refused, for this reason.
+    OnlyDefault { is_default: fn(&Value) -> bool, reason: &'static str },
+}
+
+/// A parameter's name and what becomes of it.
+pub type Row = (&'static str, Treatment);
+
+use Treatment::{Honoured, Ignored, OnlyDefault};
+
+/// Parameters of `/v1/chat/completions`: OpenAI's, then those of other servers.
+pub const CHAT: &[Row] = &[
+    ("messages", Honoured),
+    ("model", Honoured),
+    ("max_tokens", Honoured),
+    ("max_completion_tokens", Honoured),
+    ("temperature", Honoured),
+    ("top_p", Honoured),
+    ("seed", Honoured),
+    ("stop", Honoured),
+    ("stream", Honoured),
+    ("stream_options", Honoured),
+    ("presence_penalty", Honoured),
+    ("frequency_penalty", Honoured),
+    ("logit_bias", Honoured),
+    ("logprobs", Honoured),
+    ("top_logprobs", Honoured),
+    ("n", OnlyDefault { is_default: |v| v == 1, reason: "one answer is generated per request" }),
+    ("tools", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
+    (
+        "tool_choice",
+        OnlyDefault { is_default: |v| v == "none" || v == "auto", reason: "tool calls are not supported" },
+    ),
+    ("functions", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
+    (
+        "function_call",
+        OnlyDefault { is_default: |v| v == "none" || v == "auto", reason: "tool calls are not supported" },
+    ),
+    ("parallel_tool_calls", Ignored),
+    (
+        "response_format",
+        OnlyDefault { is_default: |v| v["type"] == "text", reason: "only plain text is supported" },
+    ),
+    (
+        "modalities",
+        OnlyDefault { is_default: |v| *v == serde_json::json!(["text"]), reason: "only text is supported" },
+    ),
+    ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
+    (
+        "reasoning_effort",
+        OnlyDefault { is_default: |v| v == "none", reason: "the model does not reason apart" },
+    ),
+    (
+        "verbosity",
+        OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
+    ),
+    ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
+    ("prediction", Ignored),
+    ("metadata", Ignored),
+    ("store", Ignored),
+    ("user", Ignored),
+    ("safety_identifier", Ignored),
+    ("prompt_cache_key", Ignored),
+    ("prompt_cache_retention", Ignored),
+    ("service_tier", Ignored),
+    ("top_k", Honoured),
+    ("min_p", Honoured),
+    ("repeat_penalty", Honoured),
+    ("repetition_penalty", Honoured),
+    ("repeat_last_n", Honoured),
+    ("ignore_eos", Honoured),
+    ("min_tokens", OnlyDefault { is_default: |v| v == 0, reason: "a minimum length is not supported" }),
+    ("stop_token_ids", OnlyDefault { is_default: is_empty, reason: "use `stop` with the token's text" }),
+    (
+        "chat_template_kwargs",
+        OnlyDefault { is_default: is_empty, reason: "the model's template takes no arguments" },
+    ),
+    ("truncate_prompt_tokens", OnlyDefault { is_default: never, reason: "prompts are never truncated" }),
+    ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+];
+
+/// Parameters of `/v1/embeddings`.
+pub const EMBEDDINGS: &[Row] = &[
+    ("input", Honoured),
+    ("model", Honoured),
+    ("encoding_format", Honoured),
+    ("dimensions", Honoured),
+    ("user", Ignored),
+];
+
+const NO_GRAMMAR: &str = "output cannot be constrained to a grammar";
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// Checks a request's fields against `rows`; null counts as absent. Returns the names of those
+/// that are ignored, unknown ones among them, in the request's order.
+///
+/// # Errors
+/// For the first parameter that is refused; the error names it.
+pub fn check(rows: &[Row], request: &Map<String, Value>) -> Result<Vec<String>> {
+    let mut ignored = Vec::new();
+    for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
+        match rows.iter().find(|(row, _)| row == name) {
+            Some((_, Honoured)) => {}
+            Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
+            Some((_, OnlyDefault { reason, .. })) => {
+                return Err(Error::invalid(
+                    name,
+                    format!("`{name}` with this value is not supported: {reason}; leave it out"),
+                ));
+            }
+            Some((_, Ignored)) | None => ignored.push(name.clone()),
+        }
+    }
+    Ok(ignored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn checked(request: Value) -> Result<Vec<String>> {
+        check(CHAT, request.as_object().unwrap())
+    }
+
+    #[test]
+    fn unknown_and_harmless_parameters_are_named() {
+        let ignored = checked(json!({"model": "m", "user": "u", "foo": 1, "store": null, "n": 1})).unwrap();
+        assert_eq!(ignored, ["user", "foo"]);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        for (name, value) in [
+            ("n", json!(2)),
+            ("tools", json!([{"type": "function"}])),
+            ("response_format", json!({"type": "json_object"})),
+            ("audio", json!({})),
+            ("guided_json", json!({})),
+        ] {
+            let error = checked(json!({ name: value })).unwrap_err();
+            assert_eq!(error.param(), Some(name));
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert!(checked(json!({"tools": [], "response_format": {"type": "text"}})).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,285 @@
+//! Which of the files of a repository, wheel or folder make up the model. Names in, names out.
+
+use std::collections::BTreeSet;
+
+use super::ModelKind;
+use crate::error::{Error, Result};
+
+/// The form of a model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One GGUF file that holds everything.
+    Gguf,
+    /// `model.safetensors`, or `model.safetensors.index.json` and its shards, with `config.json`
+    /// and `tokenizer.json`.
+    Safetensors,
+    /// An ONNX graph with `config.json` and `tokenizer.json`.
+    Onnx,
+}
+
+impl Format {
+    /// The format of the file at `path`, by its ending.
+    pub fn of(path: &str) -> Option<Self> {
+        let path = path.to_ascii_lowercase();
+        if path.ends_with(".gguf") {
+            Some(Self::Gguf)
+        } else if path.ends_with(".safetensors") || path.ends_with(INDEX) {
+            Some(Self::Safetensors)
+        } else if path.ends_with(".onnx") {
+            Some(Self::Onnx)
+        } else {
+            None
+        }
+    }
+}
+
+/// A file to obtain from a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedFile {
+    /// The name the model's readers know it by.
+    pub name: String,
+    /// Its path in the repository, wheel or folder.
+    pub path: String,
+    /// SHA-256 of its bytes, lower-case hex, where it is known beforehand.
+    pub sha256: Option<String>,
+    /// Whether the source may lack it.
+    pub optional: bool,
+}
+
+/// The files of a model; the one to load comes first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    pub format: Format,
+    pub files: Vec<WantedFile>,
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Which quantisation is taken when a repository has several: the best trade first.
+const PREFERRED_QUANTISATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
+
+/// What weights outside GGUF cannot be used without.
+const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+
+/// What is taken along when it is there.
+const COMPANIONS: [&str; 8] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+];
+
+/// Chooses a model's files among `names`, which are relative paths. `main` fixes the file to load.
+///
+/// # Errors
+/// When there is no model, more than one with nothing to prefer, or a part of it is missing.
+pub fn choose(names: &[String], main: Option<&str>, kind: Option<ModelKind>) -> Result<Layout> {
+    if let Some(main) = main {
+        return layout_of(names, main);
+    }
+    // The default encoder reads safetensors, the default decoder GGUF.
+    let order = match kind {
+        Some(ModelKind::Embedding) => [Format::Safetensors, Format::Onnx, Format::Gguf],
+        Some(ModelKind::Chat) | None => [Format::Gguf, Format::Safetensors, Format::Onnx],
+    };
+    for format in order {
+        let main = match format {
+            Format::Gguf => choose_gguf(names)?,
+            Format::Safetensors => first_present(names, &["model.safetensors", INDEX]),
+            Format::Onnx => first_present(names, &["model.onnx", "onnx/model.onnx"]),
+        };
+        if let Some(main) = main {
+            return layout_of(names, main);
+        }
+    }
+    Err(Error::registry("it holds neither a GGUF file, nor model.safetensors, nor model.onnx"))
+}
+
+/// The GGUF file to take, if there is any.
+fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
+    let is_model = |name: &&str| {
+        Format::of(name) == Some(Format::Gguf) && !file_name(name).to_ascii_lowercase().starts_with("mmproj")
+    };
+    let all: Vec<&str> = names.iter().map(String::as_str).filter(is_model).collect();
+    let whole: Vec<&str> = all.iter().copied().filter(|name| shard_of(name).is_none()).collect();
+    if let [only] = whole[..] {
+        return Ok(Some(only));
+    }
+    for quantisation in PREFERRED_QUANTISATIONS {
+        let of_it: Vec<&str> =
+            whole.iter().copied().filter(|name| is_quantisation(name, quantisation)).collect();
+        if let [only] = of_it[..] {
+            return Ok(Some(only));
+        }
+    }
+    if all.is_empty() {
+        Ok(None)
+    } else if whole.is_empty() {
+        Err(Error::registry("its GGUF files are split into parts, which is not supported; join them first"))
+    } else {
+        Err(Error::registry(format!(
+            "it holds several GGUF files; name one, as in hf:owner/repo:file: {}",
+            whole.join(", ")
+        )))
+    }
+}
+
+/// Whether a GGUF file's name ends in this quantisation, as a word of its own.
+fn is_quantisation(name: &str, quantisation: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    name.strip_suffix(".GGUF")
+        .and_then(|stem| stem.strip_suffix(quantisation))
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']))
+}
+
+fn first_present<'a>(names: &'a [String], wanted: &[&str]) -> Option<&'a str> {
+    wanted.iter().find_map(|wanted| names.iter().find(|name| name == wanted)).map(String::as_str)
+}
+
+/// The files that belong to the weights at `main`.
+fn layout_of(names: &[String], main: &str) -> Result<Layout> {
+    let known: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    if !known.contains(main) {
+        return Err(Error::registry(format!("it has no file `{main}`; it holds {}", summary(names))));
+    }
+    let format = Format::of(main).ok_or_else(|| {
+        Error::registry(format!("`{main}` is not a model: expected .gguf, .safetensors or .onnx"))
+    })?;
+    let mut files = vec![wanted(file_name(main), main)];
+    if format == Format::Gguf {
+        return Ok(Layout { format, files });
+    }
+    let folder = main.strip_suffix(file_name(main)).unwrap_or_default();
+    if main.ends_with(INDEX) {
+        files.extend(shards(names, folder)?);
+    }
+    // ONNX graphs over 2 GB keep their tensors in files named after the graph.
+    let external = |name: &&String| {
+        format == Format::Onnx && name.strip_prefix(main).is_some_and(|rest| rest.starts_with(['_', '.']))
+    };
+    files.extend(names.iter().filter(external).map(|name| wanted(file_name(name), name)));
+    // A graph in `onnx/` shares the tokenizer of the folder above.
+    let find = |name: &str| {
+        [format!("{folder}{name}"), name.to_owned()].into_iter().find(|path| known.contains(path.as_str()))
+    };
+    for name in REQUIRED {
+        let path = find(name)
+            .ok_or_else(|| Error::registry(format!("it has no {name}, which `{main}` needs beside it")))?;
+        files.push(wanted(name, &path));
+    }
+    files.extend(COMPANIONS.iter().filter_map(|name| find(name).map(|path| wanted(name, &path))));
+    Ok(Layout { format, files })
+}
+
+/// Every shard of the sharded model in `folder`.
+fn shards(names: &[String], folder: &str) -> Result<Vec<WantedFile>> {
+    let mut found: Vec<(usize, usize, &str)> = names
+        .iter()
+        .filter_map(|name| {
+            let file = name.strip_prefix(folder).filter(|file| file.starts_with("model-"))?;
+            let (idx, n_shards) = shard_of(file.strip_suffix(".safetensors")?)?;
+            Some((idx, n_shards, name.as_str()))
+        })
+        .collect();
+    found.sort_unstable();
+    let n_shards = found.first().map_or(0, |&(_, n_shards, _)| n_shards);
+    let complete = found.iter().map(|&(idx, n, _)| (idx, n)).eq((1..=n_shards).map(|idx| (idx, n_shards)));
+    if found.is_empty() || !complete {
+        return Err(Error::registry(format!("`{folder}{INDEX}` is there, but not all of its shards are")));
+    }
+    Ok(found.into_iter().map(|(_, _, name)| wanted(file_name(name), name)).collect())
+}
+
+/// The number of a part and the number of parts, when a name ends in `-00002-of-00005`.
+fn shard_of(name: &str) -> Option<(usize, usize)> {
+    let stem = name.strip_suffix(".gguf").unwrap_or(name);
+    let (rest, n_shards) = stem.rsplit_once("-of-")?;
+    let (_, idx) = rest.rsplit_once('-')?;
+    Some((idx.parse().ok()?, n_shards.parse().ok()?))
+}
+
+fn wanted(name: &str, path: &str) -> WantedFile {
+    WantedFile { name: name.to_owned(), path: path.to_owned(), sha256: None, optional: false }
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The first few names, for an error message.
+fn summary(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    match names {
+        [] => "nothing".to_owned(),
+        names if names.len() <= SHOWN => names.join(", "),
+        names => format!("{} and {} more", names[..SHOWN].join(", "), names.len() - SHOWN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(names: &[&str], main: Option<&str>, kind: Option<ModelKind>) -> Result<Vec<String>, String> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        choose(&names, main, kind)
+            .map(|layout| layout.files.into_iter().map(|file| file.path).collect())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn one_gguf_or_the_preferred_one() {
+        let gguf = |names: &[&str]| chosen(names, None, None);
+        assert_eq!(gguf(&["README.md", "a.Q5_0.gguf"]).unwrap(), ["a.Q5_0.gguf"]);
+        assert_eq!(gguf(&["a-Q8_0.gguf", "a-Q4_0.gguf", "a-q4_k_m.gguf"]).unwrap(), ["a-q4_k_m.gguf"]);
+        assert_eq!(gguf(&["a-Q8_0.gguf", "a-Q4_0.gguf", "a-IQ4_K_M.gguf"]).unwrap(), ["a-Q4_0.gguf"]);
+        assert_eq!(gguf(&["a.gguf", "mmproj-a.gguf"]).unwrap(), ["a.gguf"]);
+        let several = gguf(&["a.Q2_K.gguf", "a.Q3_K.gguf"]).unwrap_err();
+        assert!(several.contains("a.Q2_K.gguf, a.Q3_K.gguf") && several.contains("hf:owner/repo:file"));
+        let split = gguf(&["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]).unwrap_err();
+        assert!(split.contains("split"), "{split}");
+    }
+
+    #[test]
+    fn each_kind_prefers_its_own_format() {
+        let all = ["a.gguf", "model.safetensors", "onnx/model.onnx", "config.json", "tokenizer.json"];
+        assert_eq!(chosen(&all, None, Some(ModelKind::Chat)).unwrap(), ["a.gguf"]);
+        assert_eq!(
+            chosen(&all, None, Some(ModelKind::Embedding)).unwrap(),
+            ["model.safetensors", "config.json", "tokenizer.json"]
+        );
+        assert_eq!(
+            chosen(&all, Some("onnx/model.onnx"), None).unwrap(),
+            ["onnx/model.onnx", "config.json", "tokenizer.json"]
+        );
+    }
+
+    #[test]
+    fn shards_must_be_complete() {
+        let index = "model.safetensors.index.json";
+        let [one, two] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let names = [two, one, index, "config.json", "tokenizer.json"];
+        assert_eq!(chosen(&names, None, None).unwrap(), [index, one, two, "config.json", "tokenizer.json"]);
+        assert!(chosen(&names[1..], None, None).unwrap_err().contains("shards"));
+    }
+
+    #[test]
+    fn companions_come_along_and_required_files_are_missed() {
+        let names = ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "x.bin"];
+        assert_eq!(chosen(&names, None, None).unwrap(), names[..4]);
+        assert!(chosen(&names[..2], None, None).unwrap_err().contains("tokenizer.json"));
+        let graph = ["model.onnx", "model.onnx_data", "config.json", "tokenizer.json"];
+        assert_eq!(chosen(&graph, None, None).unwrap(), graph);
+    }
+
+    #[test]
+    fn nothing_usable_says_so() {
+        assert!(chosen(&["README.md"], None, None).unwrap_err().contains("neither"));
+        assert!(chosen(&["a.gguf"], Some("b.gguf"), None).unwrap_err().contains("no file `b.gguf`"));
+        assert!(chosen(&["a.txt"], Some("a.txt"), None).unwrap_err().contains("not a model"));
+    }
+}

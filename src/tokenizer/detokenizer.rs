@@ -1,0 +1,93 @@
+//! Bytes to text as they come, never splitting a UTF-8 character.
+
+/// Collects the bytes of tokens and gives out text as soon as it is complete.
+#[derive(Debug, Default)]
+pub struct Detokenizer {
+    /// The start of a character whose end has not come yet: at most three bytes.
+    pending: Vec<u8>,
+}
+
+impl Detokenizer {
+    /// Takes the bytes of one token and returns the text that is now complete. Bytes that can
+    /// never become UTF-8 come out as U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::with_capacity(self.pending.len());
+        let mut rest = self.pending.as_slice();
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                    break;
+                }
+                Err(e) => {
+                    let (valid, after) = rest.split_at(e.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(valid));
+                    match e.error_len() {
+                        Some(invalid) => {
+                            text.push(char::REPLACEMENT_CHARACTER);
+                            rest = &after[invalid..];
+                        }
+                        None => {
+                            rest = after;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        self.pending = rest.to_vec();
+        text
+    }
+
+    /// Whether the bytes so far end within a character.
+    pub fn is_mid_character(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// What is left when no more bytes come: nothing, or U+FFFD for a character cut short.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_character_waits_for_its_last_byte() {
+        let mut detokenizer = Detokenizer::default();
+        let [a, b, c, d] = *"🙂".as_bytes() else { unreachable!() };
+        assert_eq!(detokenizer.push(&[b'x', a]), "x");
+        assert_eq!(detokenizer.push(&[b, c]), "");
+        assert_eq!(detokenizer.push(&[d, b'y']), "🙂y");
+        assert_eq!(detokenizer.finish(), "");
+    }
+
+    #[test]
+    fn what_never_completes_is_replaced_at_the_end() {
+        let mut detokenizer = Detokenizer::default();
+        assert_eq!(detokenizer.push(&[0xE2, 0x82]), "");
+        assert_eq!(detokenizer.finish(), "\u{FFFD}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_any_bytes_gives_the_same_text(
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+            cuts in prop::collection::vec(0usize..64, 0..8),
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut detokenizer = Detokenizer::default();
+            let mut text: String =
+                cuts.windows(2).map(|cut| detokenizer.push(&bytes[cut[0]..cut[1]])).collect();
+            text += &detokenizer.finish();
+            prop_assert_eq!(text, String::from_utf8_lossy(&bytes));
+        }
+    }
+}

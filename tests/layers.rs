@@ -1,0 +1,122 @@
+//! Imports point only downward. The layers stand in `src/lib.rs` and `LAYERS` below; siblings of
+//! one layer do not import each other. Each foreign crate that has a home is named only there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Top first; the modules of one row are siblings.
+const LAYERS: [&[&str]; 9] = [
+    &["cli"],
+    &["http"],
+    &["app"],
+    &["chat"],
+    &["inference", "embeddings"],
+    &["models", "tokenizer", "registry"],
+    &["kernels", "openai", "telemetry"],
+    &["config"],
+    &["error"],
+];
+
+/// Foreign words and the only files (by prefix) that may say them.
+const HOMES: [(&str, &[&str]); 11] = [
+    ("axum::", &["http/"]),
+    ("tower_http::", &["http/"]),
+    ("hyper::", &["http/"]),
+    ("clap::", &["config.rs", "main.rs"]),
+    ("minijinja::", &["chat/template.rs"]),
+    ("tokenizers::", &["tokenizer/"]),
+    ("fastembed::", &["embeddings/onnx.rs"]),
+    ("ort::", &["embeddings/onnx.rs"]),
+    ("hf_hub::", &["registry/hub"]),
+    ("std::arch::", &["kernels/"]),
+    ("unsafe {", &["kernels/", "models/load/mod.rs"]),
+];
+
+fn layer_of(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// Every source file with its path below `src/`, and its text without comments.
+fn sources() -> Vec<(String, String)> {
+    fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>();
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+            (name, code.join("\n"))
+        })
+        .collect()
+}
+
+/// The modules that `code` names as `crate::module`, grouped imports among them.
+fn imported(code: &str) -> Vec<String> {
+    let mut modules = Vec::new();
+    for (start, _) in code.match_indices("crate::") {
+        let rest = &code[start + "crate::".len()..];
+        let group = rest.strip_prefix('{').and_then(|group| group.split('}').next());
+        for path in group.unwrap_or(rest).split(',').take(if group.is_some() { usize::MAX } else { 1 }) {
+            modules.push(
+                path.trim().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned(),
+            );
+        }
+    }
+    modules
+}
+
+#[test]
+fn imports_point_only_downward() {
+    let mut violations = Vec::new();
+    for (file, code) in sources() {
+        let module = file.split(['/', '.']).next().unwrap().to_owned();
+        let Some(own) = layer_of(&module) else {
+            assert!(["lib", "main"].contains(&module.as_str()), "{file} is in no layer; add it to LAYERS");
+            continue;
+        };
+        for target in imported(&code) {
+            match layer_of(&target) {
+                Some(layer) if layer > own || target == module => {}
+                // A macro or an item of the crate's root.
+                None => violations.push(format!("{file} imports crate::{target}, which is in no layer")),
+                Some(_) => violations.push(format!("{file} imports crate::{target}, which is not below it")),
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn foreign_crates_stay_at_home() {
+    let mut violations = Vec::new();
+    for (file, code) in sources() {
+        for (word, homes) in HOMES {
+            let is_home = homes.iter().any(|home| file.starts_with(home));
+            let says = code
+                .match_indices(word)
+                .any(|(start, _)| !code[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
+            if says && !is_home {
+                violations.push(format!("{file} says `{word}`, which belongs to {homes:?}"));
+            }
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn the_reader_of_imports_sees_every_form() {
+    let code = "use crate::error::{Error, Kind};\nuse crate::{chat, models::load};\nlet x = crate::app::unix_time();";
+    assert_eq!(imported(code), ["error", "chat", "models", "app"]);
+}

@@ -1,0 +1,247 @@
+//! What the tests share: a model that says what it is told, a tokenizer of bytes, and a server on
+//! a free port.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use candle_core::quantized::gguf_file::Value;
+use candle_core::{Device, Tensor};
+use once_cell::sync::OnceCell;
+use predict_otron_9000::app::{App, Parts, ServedModel};
+use predict_otron_9000::chat::{ChatModel, ChatTemplate};
+use predict_otron_9000::config::{Limits, RegistryConfig};
+use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
+use predict_otron_9000::error::{Error, Result};
+use predict_otron_9000::http;
+use predict_otron_9000::inference::{Engine, EngineOptions};
+use predict_otron_9000::models::config::{Rope, RopeScaling};
+use predict_otron_9000::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::tokenizer::Tokenizer;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+/// Ids of the byte tokenizer's special tokens; the bytes themselves are 0 to 255.
+pub const START: u32 = 256;
+pub const END: u32 = 257;
+pub const N_VOCAB: usize = 258;
+
+/// A tokenizer of single bytes with two special tokens, `<|start|>` and `<|im_end|>`.
+pub fn byte_tokenizer() -> Tokenizer {
+    let alphabet = |byte: u8| match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+        _ => {
+            let rank = (0..byte).filter(|b| !matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)).count();
+            char::from_u32(0x100 + rank as u32).unwrap()
+        }
+    };
+    let strings = |strings: Vec<String>| Value::Array(strings.into_iter().map(Value::String).collect());
+    let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
+    tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
+    let types = (0..N_VOCAB).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
+    let metadata = HashMap::from([
+        ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
+        ("tokenizer.ggml.pre".to_owned(), Value::String("gpt-2".to_owned())),
+        ("tokenizer.ggml.tokens".to_owned(), strings(tokens)),
+        ("tokenizer.ggml.token_type".to_owned(), Value::Array(types)),
+        ("tokenizer.ggml.merges".to_owned(), strings(Vec::new())),
+        ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(END)),
+    ]);
+    Tokenizer::from_gguf(&metadata).unwrap()
+}
+
+/// What a [`ScriptedModel`] does.
+#[derive(Clone, Default)]
+pub struct Script {
+    /// What every answer says, token by token; the end token follows.
+    pub answer: Vec<u32>,
+    /// How long each batch takes.
+    pub step: Duration,
+    /// Prompts that hold this byte make the model panic.
+    pub panic_on: Option<u8>,
+    /// Counts batches, and the widest batch.
+    pub n_batches: Arc<AtomicUsize>,
+    pub widest: Arc<AtomicUsize>,
+    /// Prompts as the model saw them.
+    pub prompts: Arc<Mutex<HashMap<SequenceId, Vec<u32>>>>,
+}
+
+impl Script {
+    pub fn saying(text: &str) -> Self {
+        Self { answer: text.bytes().map(u32::from).collect(), ..Self::default() }
+    }
+}
+
+/// A decoder whose every sequence gets the script's answer.
+pub struct ScriptedModel {
+    script: Script,
+    config: DecoderConfig,
+    /// Answer tokens each sequence has got.
+    n_said: HashMap<SequenceId, usize>,
+}
+
+impl ScriptedModel {
+    pub fn new(script: Script, context_length: usize) -> Self {
+        let config = DecoderConfig {
+            architecture: "scripted".to_owned(),
+            hidden_size: 2,
+            intermediate_size: 2,
+            n_layers: 1,
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 2,
+            n_vocab: N_VOCAB,
+            context_length,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            bos_token_id: None,
+            eos_token_ids: vec![END],
+        };
+        Self { script, config, n_said: HashMap::new() }
+    }
+}
+
+impl Decoder for ScriptedModel {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn forward(&mut self, _: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
+        std::thread::sleep(self.script.step);
+        self.script.n_batches.fetch_add(1, Ordering::SeqCst);
+        self.script.widest.fetch_max(input.spans.len(), Ordering::SeqCst);
+        let mut rows = Vec::new();
+        let mut row = 0;
+        for span in &input.spans {
+            let tokens = &input.token_ids[row..row + span.len];
+            let mut prompts = self.script.prompts.lock().unwrap();
+            let seen = prompts.entry(span.sequence).or_default();
+            assert_eq!(seen.len(), span.start, "tokens come without gaps");
+            seen.extend(tokens);
+            drop(prompts);
+            if let Some(byte) = self.script.panic_on {
+                assert!(!tokens.contains(&u32::from(byte)), "the script says to panic");
+            }
+            row += span.len;
+            if input.logit_rows.contains(&(row as u32 - 1)) {
+                let said = self.n_said.entry(span.sequence).or_default();
+                let next = self.script.answer.get(*said).copied().unwrap_or(END);
+                *said += 1;
+                // The script's token is certain, its neighbour the next likeliest.
+                let mut logits = vec![-20.0f32; N_VOCAB];
+                logits[(next as usize + 1) % N_VOCAB] = -10.0;
+                logits[next as usize] = 10.0;
+                rows.extend(logits);
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Tensor::zeros((0, N_VOCAB), candle_core::DType::F32, &Device::Cpu)?);
+        }
+        Ok(Tensor::from_vec(rows.clone(), (rows.len() / N_VOCAB, N_VOCAB), &Device::Cpu)?)
+    }
+}
+
+/// An engine with a scripted model.
+pub fn scripted_engine(script: Script, context_length: usize, options: EngineOptions) -> Engine {
+    let model = Box::new(ScriptedModel::new(script, context_length));
+    Engine::spawn(model, Arc::new(byte_tokenizer()), options).unwrap()
+}
+
+pub const ENGINE_OPTIONS: EngineOptions =
+    EngineOptions { queued_requests: 8, running_requests: 4, prefill_chunk_tokens: 64 };
+
+/// A template that shows who said what.
+pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}\
+                            {% if add_generation_prompt %}<|start|>assistant:{% endif %}";
+
+/// A server with a scripted chat model and no embedding model to load.
+pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
+    let engine = scripted_engine(script, 512, options);
+    let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
+    let chat = ChatModel::new(template, Arc::new(byte_tokenizer()), engine);
+    let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
+    let no_model = || Err(Error::registry("this test has no embedding model"));
+    let embedder = Embedder::spawn_on(cell, Box::new(no_model), limits.embedding_requests).unwrap();
+    serve(App::new(Parts {
+        chat_model: ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], "fp_test".into()),
+        chat,
+        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], String::new()),
+        embedder,
+        limits,
+        metrics: METRICS.clone(),
+    }))
+    .await
+}
+
+/// One recorder for all servers of a test process, as in the real one.
+pub static METRICS: LazyLock<metrics_exporter_prometheus::PrometheusHandle> =
+    LazyLock::new(predict_otron_9000::telemetry::start_metrics);
+
+/// A server that runs until it is dropped.
+pub struct Server {
+    pub address: SocketAddr,
+    pub client: reqwest::Client,
+    shutdown: Option<oneshot::Sender<()>>,
+    pub running: tokio::task::JoinHandle<()>,
+}
+
+pub async fn serve(app: App) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (shutdown, asked) = oneshot::channel::<()>();
+    let running = tokio::spawn(async move {
+        http::serve(listener, app, async {
+            let _ = asked.await;
+        })
+        .await;
+    });
+    Server { address, client: reqwest::Client::new(), shutdown: Some(shutdown), running }
+}
+
+impl Server {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> reqwest::Response {
+        self.client
+            .post(self.url(path))
+            .header("content-type", "application/json")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap()
+    }
+
+    pub fn shut_down(&mut self) {
+        if let Some(shutdown) = self.shutdown.take() {
+            let _ = shutdown.send(());
+        }
+    }
+}
+
+/// An answer's body as JSON.
+pub async fn json(response: reqwest::Response) -> serde_json::Value {
+    let text = response.text().await.unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("not JSON ({e}): {text}"))
+}
+
+/// The `data:` lines of an event stream.
+pub async fn events(response: reqwest::Response) -> Vec<String> {
+    let text = response.text().await.unwrap();
+    text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+}
+
+/// The registry that tests with real weights use: the user's own caches, as the program does.
+pub fn real_registry() -> RegistryConfig {
+    use clap::Parser;
+    let args = predict_otron_9000::config::Args::parse_from(["predict-otron-9000"]);
+    RegistryConfig::resolve(args.serve.registry).unwrap()
+}
