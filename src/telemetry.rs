@@ -24,9 +24,9 @@ pub const EMBEDDED_TOKENS: &str = "predict_otron_embedded_tokens_total";
 
 /// Starts logging to stderr at the level `RUST_LOG` asks for, `info` by default.
 pub fn start_logging() {
-    // candle's and the HTTP stack's own chatter is of no use to an operator.
+    // What these crates have to say reaches the user through our own errors.
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,hf_hub=warn,ort=warn,tokenizers=error"));
+        .unwrap_or_else(|_| EnvFilter::new("info,hf_hub=off,ort=warn,tokenizers=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

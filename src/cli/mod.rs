@@ -1,7 +1,7 @@
 //! The commands.
 
-mod models;
-mod pull;
+pub mod models;
+pub mod pull;
 mod serve;
 
 use std::io::stdout;

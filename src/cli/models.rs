@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::config::RegistryConfig;
+use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 
@@ -24,5 +25,13 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
         let place = model.path.as_ref().map_or_else(|| "no".to_owned(), |path| path.display().to_string());
         line(&model.name, &kind, &size, model.license.as_deref().unwrap_or("-"), &place)?;
     }
-    Ok(())
+    let mut catalogue = EmbeddingSource::fastembed_catalogue();
+    catalogue.sort();
+    let names: Vec<String> = catalogue.into_iter().map(|(name, repo)| format!("  {name} ({repo})")).collect();
+    writeln!(
+        out,
+        "\nfastembed's embedding models, on ONNX Runtime (--embedding-model NAME):\n{}",
+        names.join("\n")
+    )
+    .map_err(|error| Error::internal(format!("cannot print: {error}")))
 }

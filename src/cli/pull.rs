@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::config::RegistryConfig;
+use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 
@@ -12,9 +13,16 @@ use crate::registry::Registry;
 /// # Errors
 /// When the model is not to be had, or `out` is closed.
 pub fn run(config: RegistryConfig, name: &str, out: &mut impl Write) -> Result<()> {
-    let model = Registry::new(config).resolve(name, None)?;
-    let others = model.files.values().filter(|&path| *path != model.main);
-    for path in [&model.main].into_iter().chain(others) {
+    let registry = Registry::new(config);
+    let (main, files) = if EmbeddingSource::is_in_fastembed(name) {
+        let source = EmbeddingSource::locate(name, &registry)?;
+        (source.main().to_owned(), source.files().clone())
+    } else {
+        let model = registry.resolve(name, None)?;
+        (model.main, model.files)
+    };
+    let others = files.values().filter(|&path| *path != main);
+    for path in [&main].into_iter().chain(others) {
         writeln!(out, "{}", path.display())
             .map_err(|error| Error::internal(format!("cannot print: {error}")))?;
     }

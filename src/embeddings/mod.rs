@@ -5,7 +5,7 @@
 //! request and tried again by the next. [`Embedder`] is the handle: a thread of its own takes
 //! requests from a bounded queue.
 //!
-//! Two backends: our encoder ([`crate::models::Encoder`], safetensors) and fastembed ([`onnx`],
+//! Two backends: our encoder ([`crate::models::Encoder`], safetensors) and fastembed (`onnx`,
 //! ONNX Runtime).
 
 mod encoder;

@@ -48,15 +48,22 @@ const TOKENIZER_FILES: [(&str, bool); 4] = [
 const BATCH_TEXTS: usize = 32;
 
 impl CatalogueEntry {
-    /// Finds a model by fastembed's own name (`BGESmallENV15`) or by its repository.
+    /// The whole catalogue.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FastEmbed::list_supported_models().into_iter().map(Self)
+    }
+
+    /// Finds a model by either of its names.
     pub fn find(name: &str) -> Option<Self> {
-        FastEmbed::list_supported_models()
-            .into_iter()
-            .find(|info| {
-                info.model_code.eq_ignore_ascii_case(name)
-                    || info.model.to_string().eq_ignore_ascii_case(name)
-            })
-            .map(Self)
+        Self::all().find(|entry| {
+            let (own, repo) = entry.names();
+            own.eq_ignore_ascii_case(name) || repo.eq_ignore_ascii_case(name)
+        })
+    }
+
+    /// fastembed's own name (`BGESmallENV15`) and the repository (`Xenova/bge-small-en-v1.5`).
+    pub fn names(&self) -> (String, String) {
+        (self.0.model.to_string(), self.0.model_code.clone())
     }
 
     /// Fetches its files.

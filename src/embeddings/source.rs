@@ -41,6 +41,17 @@ impl EmbeddingSource {
         Ok(Self { id, aliases, files, main, onnx })
     }
 
+    /// Whether `reference` names a model of fastembed's catalogue and none of ours.
+    pub fn is_in_fastembed(reference: &str) -> bool {
+        let is_ours = matches!(ModelRef::parse(reference), Ok(ModelRef::Catalog(_)));
+        !is_ours && onnx::CatalogueEntry::find(reference).is_some()
+    }
+
+    /// Names and repositories of fastembed's catalogue.
+    pub fn fastembed_catalogue() -> Vec<(String, String)> {
+        onnx::CatalogueEntry::all().map(|entry| entry.names()).collect()
+    }
+
     /// A model of fastembed's catalogue.
     pub(super) fn of_catalogue(
         id: String,
@@ -71,8 +82,13 @@ impl EmbeddingSource {
         self.onnx.as_ref()
     }
 
+    /// Every file by the name its readers know it by.
+    pub fn files(&self) -> &BTreeMap<String, PathBuf> {
+        &self.files
+    }
+
     /// The graph or the weights.
-    pub(super) fn main(&self) -> &Path {
+    pub fn main(&self) -> &Path {
         &self.main
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Decoder`] is what generates text, [`Encoder`] what embeds it. A model knows token ids,
 //! positions and tensors; it never sees a string, a request or a clock. A family is a short file
-//! ([`llama`], [`bert`]) over the shared parts in [`layers`]; its weights come through [`load`].
+//! ([`llama`], [`bert`]) over the shared parts in `layers`; its weights come through [`load`].
 
 pub mod bert;
 pub mod config;

@@ -145,17 +145,6 @@ pub static CATALOG: &[CatalogEntry] = &[
         }],
     },
     CatalogEntry {
-        name: "qwen2.5-0.5b-instruct",
-        aliases: &["Qwen/Qwen2.5-0.5B-Instruct-GGUF"],
-        kind: ModelKind::Chat,
-        license: "Apache-2.0",
-        size_bytes: 490_000_000,
-        sources: &[CatalogSource {
-            origin: Origin::Hub { repo: "Qwen/Qwen2.5-0.5B-Instruct-GGUF", revision: "main" },
-            files: &[file("qwen2.5-0.5b-instruct-q4_k_m.gguf", None)],
-        }],
-    },
-    CatalogEntry {
         name: "bge-small-en-v1.5",
         aliases: &["BAAI/bge-small-en-v1.5"],
         kind: ModelKind::Embedding,

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 use super::layout::WantedFile;
 use super::local::files_under;
 use super::progress::{Progress, megabytes, note};
+use super::reference::check_relative_path;
 use super::verify::{self, Digest, Verifier, create_parent, io_error, put_in_place, write_whole};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Kind, Result};
@@ -93,7 +94,7 @@ impl<'a> Hub<'a> {
     }
 
     /// The files, all at one commit, fetched where they are not on disk. Optional ones that the
-    /// repository lacks are left out.
+    /// repository lacks are left out; so are those never asked for when the hub is out of reach.
     ///
     /// # Errors
     /// When a file is not to be had, or its bytes are not what they should be.
@@ -104,6 +105,14 @@ impl<'a> Hub<'a> {
         if self.config.offline {
             return self.get_offline(repo, revision, files);
         }
+        self.get_online(repo, revision, files).or_else(|error| {
+            let found = self.get_offline(repo, revision, files).map_err(|_| error.clone())?;
+            tracing::warn!("{error}; going on with what is on disk");
+            Ok(found)
+        })
+    }
+
+    fn get_online(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
         let session = Session::open(self.config)?;
         // A branch may move on between two files.
         let commit = match files.first() {
@@ -133,6 +142,33 @@ impl<'a> Hub<'a> {
             }
         }
         self.save_ref(repo, revision, &commit)?;
+        Ok(found)
+    }
+
+    /// What the disk has, without the optional files it lacks; or what to say about it.
+    fn get_offline(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
+        let mut found = Found::new();
+        for file in files {
+            match self.state(repo, revision, file)? {
+                OnDisk::Intact(path) => {
+                    found.insert(file.name.clone(), path);
+                }
+                OnDisk::Damaged(path) => {
+                    return Err(Error::registry(format!(
+                        "{} is damaged: its digest is not what it should be; fetch it again without --offline",
+                        path.display()
+                    )));
+                }
+                OnDisk::Absent | OnDisk::Missing if file.optional => {}
+                OnDisk::Absent | OnDisk::Missing => {
+                    return Err(Error::registry(format!(
+                        "`{}` of hub repository `{repo}` is not in {}, and --offline is set",
+                        file.path,
+                        self.config.hub_cache.display()
+                    )));
+                }
+            }
+        }
         Ok(found)
     }
 
@@ -221,33 +257,6 @@ impl<'a> Hub<'a> {
         }
     }
 
-    /// What the disk has, without the optional files it lacks; or what to say about it.
-    fn get_offline(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
-        let mut found = Found::new();
-        for file in files {
-            match self.state(repo, revision, file)? {
-                OnDisk::Intact(path) => {
-                    found.insert(file.name.clone(), path);
-                }
-                OnDisk::Damaged(path) => {
-                    return Err(Error::registry(format!(
-                        "{} is damaged: its digest is not what it should be; fetch it again without --offline",
-                        path.display()
-                    )));
-                }
-                OnDisk::Absent | OnDisk::Missing if file.optional => {}
-                OnDisk::Absent | OnDisk::Missing => {
-                    return Err(Error::registry(format!(
-                        "`{}` of hub repository `{repo}` is not in {}, and --offline is set",
-                        file.path,
-                        self.config.hub_cache.display()
-                    )));
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// Fetches one file and links it into its snapshot. `None` means that the repository has none.
     fn fetch(
         &self,
@@ -296,7 +305,7 @@ impl<'a> Hub<'a> {
             session.download(repo, &remote, &file.path, &digest, &blob)?;
             self.verifier.remember(&blob, &digest);
         }
-        let snapshot = self.repo_dir(repo).join("snapshots").join(&remote.commit);
+        let snapshot = self.repo_dir(repo).join("snapshots").join(commit);
         let path = snapshot.join(&file.path);
         link(&blob, &path, file.path.split('/').count()).map_err(|error| io_error("write", &path, &error))?;
         Ok(Some(path))
@@ -421,7 +430,7 @@ impl Session {
         let commit = info.sha.filter(|commit| is_commit(commit)).ok_or_else(|| self.not_a_hub("commit"))?;
         let card = info.card_data.unwrap_or_default();
         // Names become paths on this disk, and a hub is not trusted to climb out of its folder.
-        let is_safe = |name: &String| super::reference::check_relative_path(name).is_ok();
+        let is_safe = |name: &String| check_relative_path(name).is_ok();
         let siblings = info.siblings.unwrap_or_default().into_iter();
         Ok(RepoListing {
             commit,

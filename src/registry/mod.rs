@@ -392,8 +392,6 @@ fn choose_in_wheel(names: &[String], path: &str, kind: Option<ModelKind>) -> Res
     let mut layout = layout::choose(&inside, main, kind)?;
     for file in &mut layout.files {
         file.path = format!("{folder}{}", file.path);
-        // Names in a wheel are whatever its author wrote.
-        reference::check_relative_path(&file.path)?;
     }
     Ok(layout)
 }

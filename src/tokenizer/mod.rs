@@ -1,6 +1,6 @@
 //! Text to token ids and back.
 //!
-//! A [`Tokenizer`] is built from GGUF metadata ([`gguf`]) or from a `tokenizer.json`. The work of
+//! A [`Tokenizer`] is built from GGUF metadata (`gguf`) or from a `tokenizer.json`. The work of
 //! merging is done by the `tokenizers` crate, which is named nowhere else; what is ours is which
 //! parts of a prompt may contain special tokens, and the bytes behind each token.
 

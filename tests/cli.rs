@@ -1,0 +1,133 @@
+//! The program as a user starts it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_predict-otron-9000"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    program().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn every_flag_has_a_line_and_a_variable() {
+    let help = text(&output(&["--help"]).stdout);
+    for flag in ["host", "port", "model", "embedding-model", "threads", "offline", "cache-dir"] {
+        assert!(help.contains(&format!("--{flag}")), "{flag}: {help}");
+        let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&variable), "{variable}: {help}");
+    }
+    for command in ["serve", "pull", "models"] {
+        assert!(help.contains(command), "{command}: {help}");
+    }
+}
+
+#[test]
+fn models_are_listed_with_size_and_licence() {
+    let output = output(&["models", "--offline"]);
+    assert!(output.status.success());
+    let list = text(&output.stdout);
+    for name in ["smollm2-135m-instruct", "all-minilm-l6-v2"] {
+        let line =
+            list.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {list}"));
+        assert!(line.contains("MB") && line.contains("Apache-2.0"), "{line}");
+    }
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let empty = tempfile::tempdir().unwrap();
+    let cache = empty.path().to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, words) in [
+        (vec!["--offline", "--port", "0", "--cache-dir", cache], vec!["smollm2-135m-instruct", "offline"]),
+        (vec!["--port", "0", "--model", "/no/such/file.gguf"], vec!["/no/such/file.gguf"]),
+        (vec!["--port", &port], vec![&port, "--port"]),
+        (vec!["pull", "no-such-model", "--offline", "--cache-dir", cache], vec!["no-such-model"]),
+        (vec!["--threads", "0"], vec!["--threads"]),
+        (vec!["--prot", "1"], vec!["--port"]),
+    ] {
+        let output = output(&args);
+        assert!(!output.status.success(), "{args:?}");
+        let message = text(&output.stderr);
+        for word in words {
+            assert!(message.contains(word), "{args:?} says nothing of {word}: {message}");
+        }
+    }
+}
+
+/// A server process; killed if the test ends before it does.
+struct Running {
+    child: Child,
+    address: String,
+}
+
+impl Running {
+    fn start() -> Self {
+        let mut child = program().args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        let address = loop {
+            let start = seen.len();
+            assert!(log.read_line(&mut seen).unwrap() > 0, "the server ended: {seen}");
+            if let Some((_, address)) = seen[start..].split_once("listening on http://") {
+                break address.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        // Whatever else it logs must not fill the pipe.
+        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
+        Self { child, address }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "the server does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_server_answers_and_ends_cleanly_on_signals() {
+    for signal in ["TERM", "INT"] {
+        let mut server = tokio::task::spawn_blocking(Running::start).await.unwrap();
+        let url = format!("http://{}/v1/chat/completions", server.address);
+        let request = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":4}"#;
+        let response = reqwest::Client::new()
+            .post(url)
+            .header("content-type", "application/json")
+            .body(request)
+            .send()
+            .await;
+        assert_eq!(response.unwrap().status(), 200);
+        server.signal(signal);
+        assert!(server.wait().success(), "SIG{signal}");
+    }
+}

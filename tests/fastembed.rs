@@ -1,0 +1,79 @@
+//! fastembed for real: the same tiny encoder as safetensors on our encoder and as ONNX on ONNX
+//! Runtime gives the same vectors.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use once_cell::sync::OnceCell;
+use predict_otron_9000::embeddings::{Embedder, EmbeddingInput, EmbeddingSource, TextEmbedding};
+use predict_otron_9000::registry::Registry;
+
+const ENCODER: &str = "tests/data/tiny-encoders/bert";
+const ONNX: &str = "tests/data/bert-onnx";
+
+/// A folder with the named files, each from where it stands in the repository.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, name) in files {
+        fs::copy(Path::new(from).join(name), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &tempfile::TempDir) -> TextEmbedding {
+    let registry = Registry::new(support::real_registry());
+    let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
+    TextEmbedding::load(&source, &registry).expect("ONNX Runtime is needed: on the system, or through pip")
+}
+
+fn inputs(texts: &[&str]) -> Vec<EmbeddingInput> {
+    texts.iter().map(|&text| EmbeddingInput::Text(text.to_owned())).collect()
+}
+
+#[test]
+fn both_backends_give_the_same_vectors() {
+    let ours =
+        load(&folder(&[(ENCODER, "config.json"), (ENCODER, "model.safetensors"), (ONNX, "tokenizer.json")]));
+    let fast = load(&folder(&[(ENCODER, "config.json"), (ONNX, "model.onnx"), (ONNX, "tokenizer.json")]));
+    assert_eq!((ours.dimensions(), fast.dimensions()), (64, 64));
+    let long = "the cat and the dog ".repeat(20);
+    let texts = ["the rust model", "", "A cat, a dog?", &long, "🙂 unknown"];
+    let (expected, n_expected) = ours.embed(inputs(&texts), None, || true).unwrap();
+    let (found, n_found) = fast.embed(inputs(&texts), None, || true).unwrap();
+    assert_eq!(n_found, n_expected);
+    for ((expected, found), text) in expected.iter().zip(&found).zip(texts) {
+        let cosine: f32 = expected.iter().zip(found).map(|(a, b)| a * b).sum();
+        assert!(cosine >= 0.99999, "{text:?}: {cosine}");
+    }
+    for model in [&ours, &fast] {
+        let too_long = model.embed(inputs(&["cat ".repeat(200).as_str()]), None, || true).unwrap_err();
+        assert!(too_long.to_string().contains("at most 130"), "{too_long}");
+    }
+}
+
+#[test]
+fn a_name_that_nobody_knows_says_so() {
+    let registry = Registry::new(support::real_registry());
+    let error = EmbeddingSource::locate("no-such-model", &registry).err().unwrap();
+    assert!(error.to_string().contains("no-such-model"), "{error}");
+}
+
+#[tokio::test]
+async fn concurrent_first_requests_load_the_singleton_once() {
+    let files = folder(&[(ENCODER, "config.json"), (ENCODER, "model.safetensors"), (ONNX, "tokenizer.json")]);
+    let n_loads = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = n_loads.clone();
+    let loader = move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(load(&files))
+    };
+    let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
+    let embedder = Embedder::spawn_on(cell, Box::new(loader), 64).unwrap();
+    let answers =
+        futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"]), None))).await;
+    let first = answers[0].as_ref().unwrap().vectors.clone();
+    assert!(answers.iter().all(|answer| answer.as_ref().unwrap().vectors == first));
+    assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 1);
+}

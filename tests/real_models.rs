@@ -1,0 +1,203 @@
+//! The two default models, over HTTP, against float32 references. Their files come through the
+//! project's own registry, as in the program.
+
+mod support;
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use predict_otron_9000::app::App;
+use predict_otron_9000::config::{Args, Config};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use support::{Server, json as body, serve};
+
+static APP: LazyLock<App> = LazyLock::new(|| {
+    use clap::Parser;
+    let config = Config::resolve(Args::parse_from(["predict-otron-9000"]).serve).unwrap();
+    App::load(&config).expect("the default models must be fetched once, from the hub or with pip")
+});
+
+async fn server() -> Server {
+    // The registry blocks, which tokio's own threads may not.
+    serve(tokio::task::spawn_blocking(|| APP.clone()).await.unwrap()).await
+}
+
+#[derive(Deserialize)]
+struct ChatCase {
+    messages: Value,
+    content: String,
+    finish_reason: String,
+    usage: ChatUsage,
+    logprobs: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct ChatUsage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    bytes: Vec<u8>,
+    /// The 20 likeliest: bytes, log probability, text.
+    top: Vec<(Vec<u8>, f64, String)>,
+}
+
+#[tokio::test]
+async fn chat_equals_the_float32_reference() {
+    let cases: Vec<ChatCase> = serde_json::from_str(include_str!("data/smollm2_chat_f32.json")).unwrap();
+    let server = server().await;
+    let mut divergences = Vec::new();
+    for case in &cases {
+        let request = json!({
+            "messages": case.messages, "temperature": 0, "max_tokens": case.usage.completion_tokens,
+            "logprobs": true, "top_logprobs": 20
+        });
+        let answer = body(server.post("/v1/chat/completions", &request).await).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(answer["usage"]["prompt_tokens"], case.usage.prompt_tokens, "{}", case.messages);
+        assert_eq!(answer["usage"]["completion_tokens"], case.usage.completion_tokens, "{}", case.messages);
+        assert_eq!(choice["message"]["content"], case.content);
+        assert_eq!(choice["finish_reason"], case.finish_reason);
+        let entries = choice["logprobs"]["content"].as_array().unwrap();
+        for (expected, found) in case.logprobs.iter().zip(entries) {
+            assert_eq!(found["bytes"], json!(expected.bytes));
+            divergences.push(divergence(expected, &found["top_logprobs"]));
+        }
+    }
+    let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    assert!(divergences.len() > 150 && mean <= 0.001, "mean KL {mean} over {} positions", divergences.len());
+}
+
+/// Kullback-Leibler divergence of the found distribution from the expected, over the expected one's
+/// likeliest tokens.
+fn divergence(expected: &Entry, found: &Value) -> f64 {
+    let found: Vec<(Value, f64)> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|top| (top["bytes"].clone(), top["logprob"].as_f64().unwrap()))
+        .collect();
+    let least = found.iter().map(|(_, logprob)| *logprob).fold(0.0, f64::min);
+    let terms = expected.top.iter().map(|(bytes, logprob, _)| {
+        let same = found.iter().find(|(found, _)| *found == json!(bytes));
+        logprob.exp() * (logprob - same.map_or(least, |(_, logprob)| *logprob))
+    });
+    terms.sum::<f64>().abs()
+}
+
+#[tokio::test]
+async fn a_seed_repeats_an_answer_and_a_penalty_changes_it() {
+    let server = server().await;
+    let ask = async |fields: Value| {
+        let mut request =
+            json!({"messages": [{"role": "user", "content": "Write a haiku."}], "max_tokens": 24});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = body(server.post("/v1/chat/completions", &request).await).await;
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let seeded = ask(json!({"seed": 7})).await;
+    assert_eq!(ask(json!({"seed": 7})).await, seeded);
+    assert_ne!(ask(json!({"seed": 8})).await, seeded);
+    let greedy = ask(json!({"temperature": 0, "max_tokens": 64})).await;
+    assert_ne!(ask(json!({"temperature": 0, "max_tokens": 64, "repeat_penalty": 1.5})).await, greedy);
+}
+
+#[derive(Deserialize)]
+struct EmbeddingCase {
+    text: String,
+    n_tokens: usize,
+    embedding: Vec<f64>,
+}
+
+async fn embed(server: &Server, fields: Value) -> Value {
+    let response = server.post("/v1/embeddings", &fields).await;
+    assert_eq!(response.status(), 200, "{fields}");
+    body(response).await
+}
+
+fn vector(data: &Value) -> Vec<f64> {
+    data["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[tokio::test]
+async fn embeddings_equal_the_float32_reference_alone_and_in_a_batch() {
+    let cases: Vec<EmbeddingCase> =
+        serde_json::from_str(include_str!("data/minilm_embeddings_f32.json")).unwrap();
+    let server = server().await;
+    let texts: Vec<&str> = cases.iter().map(|case| case.text.as_str()).collect();
+    let batch = embed(&server, json!({"input": texts, "model": "default"})).await;
+    assert_eq!(batch["usage"]["prompt_tokens"], cases.iter().map(|case| case.n_tokens).sum::<usize>());
+    assert_eq!(batch["usage"]["total_tokens"], batch["usage"]["prompt_tokens"]);
+    for (index, case) in cases.iter().enumerate() {
+        assert_eq!(batch["data"][index]["index"], index);
+        let alone = embed(&server, json!({"input": case.text})).await;
+        assert_eq!(alone["usage"]["prompt_tokens"], case.n_tokens, "{:?}", case.text);
+        for data in [&alone["data"][0], &batch["data"][index]] {
+            let cosine = cosine(&vector(data), &case.embedding);
+            assert!(cosine >= 0.99999, "{:?}: {cosine}", case.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_text_can_be_embedded() {
+    let server = server().await;
+    let long = "word ".repeat(500);
+    for (text, n_tokens) in [("", 2), ("🙂🙂", 3), (long.as_str(), 502)] {
+        let answer = embed(&server, json!({ "input": text })).await;
+        let length = vector(&answer["data"][0]).iter().map(|x| x * x).sum::<f64>();
+        assert!((length - 1.0).abs() < 1e-5);
+        assert_eq!(answer["usage"]["prompt_tokens"], n_tokens, "{text:?}");
+    }
+    let response = server.post("/v1/embeddings", &json!({"input": ["fine", "word ".repeat(600)]})).await;
+    assert_eq!(response.status(), 400);
+    let error = body(response).await["error"].clone();
+    assert_eq!(error["param"], "input");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("input 1") && message.contains("602") && message.contains("512"), "{message}");
+}
+
+#[tokio::test]
+async fn token_ids_stand_for_their_text() {
+    let server = server().await;
+    let of_text = embed(&server, json!({"input": "hello world"})).await;
+    // "hello" and "world" in this vocabulary.
+    let of_ids = embed(&server, json!({"input": [[7592, 2088]]})).await;
+    assert_eq!(of_ids, of_text);
+    let response = server.post("/v1/embeddings", &json!({"input": [15339, 99999]})).await;
+    let error = body(response).await["error"].clone();
+    assert!(error["message"].as_str().unwrap().contains("vocabulary"), "{error}");
+}
+
+#[tokio::test]
+async fn base64_and_dimensions() {
+    let server = server().await;
+    let float = embed(&server, json!({"input": "hello"})).await;
+    let base64 = embed(&server, json!({"input": "hello", "encoding_format": "base64"})).await;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(base64["data"][0]["embedding"].as_str().unwrap())
+        .unwrap();
+    let decoded: Vec<f64> =
+        bytes.chunks_exact(4).map(|x| f64::from(f32::from_le_bytes(x.try_into().unwrap()))).collect();
+    let whole = vector(&float["data"][0]);
+    assert!(decoded.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-7));
+
+    let short = vector(&embed(&server, json!({"input": "hello", "dimensions": 64})).await["data"][0]);
+    assert!((short.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+    assert!((cosine(&short, &whole[..64]) - 1.0).abs() < 1e-6);
+    for dimensions in [0, 385] {
+        let response =
+            server.post("/v1/embeddings", &json!({"input": "hello", "dimensions": dimensions})).await;
+        assert_eq!(response.status(), 400);
+        assert_eq!(body(response).await["error"]["param"], "dimensions");
+    }
+}
