@@ -78,7 +78,13 @@ impl App {
     /// # Errors
     /// When no chat model has this name.
     pub fn chat_model(&self, name: Option<&str>) -> Result<&ServedModel> {
-        self.named(&self.parts.chat_model, name)
+        let Parts { chat_model, embedding_model, .. } = &*self.parts;
+        match name {
+            Some(name) if !chat_model.answers_to(name) && embedding_model.answers_to(name) => {
+                Err(not_for_this(name, "an embedding model", "/v1/embeddings"))
+            }
+            _ => self.named(chat_model, name),
+        }
     }
 
     /// The embedding model that answers to `name`; no name is the default.
@@ -86,7 +92,13 @@ impl App {
     /// # Errors
     /// When no embedding model has this name.
     pub fn embedding_model(&self, name: Option<&str>) -> Result<&ServedModel> {
-        self.named(&self.parts.embedding_model, name)
+        let Parts { chat_model, embedding_model, .. } = &*self.parts;
+        match name {
+            Some(name) if !embedding_model.answers_to(name) && chat_model.answers_to(name) => {
+                Err(not_for_this(name, "a chat model", "/v1/chat/completions"))
+            }
+            _ => self.named(embedding_model, name),
+        }
     }
 
     /// The model that answers to `name`, whatever it is for.
@@ -122,6 +134,11 @@ impl App {
     /// From now on the server takes no new work.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Ends the generations that still run, each with an error.
+    pub fn stop_generating(&self) {
+        self.parts.chat.engine().stop();
     }
 
     /// Whether requests can be answered.
@@ -186,9 +203,16 @@ impl ServedModel {
             .unwrap_or("predict-otron-9000")
     }
 
+    /// Names are compared without case, as the hub does.
     fn answers_to(&self, name: &str) -> bool {
-        name == DEFAULT || name == self.id || self.aliases.iter().any(|alias| alias == name)
+        let names = self.aliases.iter().chain([&self.id]).map(String::as_str).chain([DEFAULT]);
+        names.into_iter().any(|own| own.eq_ignore_ascii_case(name))
     }
+}
+
+fn not_for_this(name: &str, what: &str, route: &str) -> Error {
+    let message = format!("model `{name}` is {what}; it answers on {route}");
+    Error::new(Kind::ModelNotFound, message).with_param("model")
 }
 
 /// Seconds since 1970.

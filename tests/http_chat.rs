@@ -159,7 +159,7 @@ async fn ignored_parameters_are_named() {
 #[tokio::test]
 async fn a_model_answers_to_all_its_names() {
     let server = server(Script::saying("x")).await;
-    for name in ["scripted", "tests/Scripted", "default"] {
+    for name in ["scripted", "Scripted", "tests/Scripted", "default"] {
         let answer = body(server.post(CHAT, &request(&json!({"model": name}))).await).await;
         assert_eq!(answer["model"], "scripted", "{name}");
     }
@@ -179,7 +179,7 @@ async fn bad_requests_get_the_envelope() {
         (
             json!({"messages": [{"role": "user", "content": "x".repeat(600)}]}),
             400,
-            Value::Null,
+            json!("messages"),
             json!("context_length_exceeded"),
         ),
     ] {
@@ -190,6 +190,10 @@ async fn bad_requests_get_the_envelope() {
         assert_eq!((&error["param"], &error["code"]), (&param, &code), "{error}");
         assert!(!error["message"].as_str().unwrap().is_empty());
     }
+    let wrong_route = json!({"model": "no-embeddings"});
+    let error = body(server.post(CHAT, &request(&wrong_route)).await).await;
+    assert!(error["error"]["message"].as_str().unwrap().contains("/v1/embeddings"), "{error}");
+
     let long = json!({"messages": [{"role": "user", "content": "x".repeat(600)}]});
     let error = body(server.post(CHAT, &request(&long)).await).await;
     let message = error["error"]["message"].as_str().unwrap();
@@ -275,4 +279,17 @@ async fn shutting_down_finishes_what_runs() {
     assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
     tokio::time::timeout(Duration::from_secs(5), &mut server.running).await.unwrap().unwrap();
     assert!(server.client.get(server.url("/health")).send().await.is_err(), "nothing listens any more");
+}
+
+#[tokio::test]
+async fn a_shutdown_that_waited_long_enough_ends_streams_with_an_error() {
+    let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(400)) };
+    let limits = Limits { shutdown_grace: Duration::from_millis(200), ..Limits::default() };
+    let mut server = scripted_server(script, limits, ENGINE_OPTIONS).await;
+    let response = server.post(CHAT, &STREAM).await;
+    server.shut_down();
+    let events = events(response).await;
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert!(last["error"]["message"].as_str().unwrap().contains("shutting down"), "{last}");
+    tokio::time::timeout(Duration::from_secs(5), &mut server.running).await.unwrap().unwrap();
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use template::ChatTemplate;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::inference::{self, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
@@ -58,7 +58,11 @@ impl ChatModel {
     pub fn answer(&self, request: &ChatCompletionRequest) -> Result<ChatStream> {
         let prompt = self.prompt(request)?;
         let generation = request::generation_request(request, prompt)?;
-        Ok(ChatStream { generation: self.engine.submit(generation)? })
+        let generation = self.engine.submit(generation).map_err(|e| match e.kind() {
+            Kind::ContextLengthExceeded => e.with_param("messages"),
+            _ => e,
+        })?;
+        Ok(ChatStream { generation })
     }
 
     /// The engine behind this model.

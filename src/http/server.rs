@@ -9,6 +9,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::router;
 use crate::app::App;
@@ -18,6 +19,9 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// How long to rest when the system cannot accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for the last errors to reach their clients.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves `app` on `listener` until `shutdown` comes; then accepts nothing new and waits for the
 /// running requests, at most as long as the limits say.
@@ -59,10 +63,11 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output
     drop(listener);
     app.start_draining();
     tracing::info!("shutting down: finishing what runs");
-    tokio::select! {
-        () = connections.shutdown() => {}
-        () = tokio::time::sleep(limits.shutdown_grace) => {
-            tracing::warn!("requests still ran after {} s; they are cut off", limits.shutdown_grace.as_secs());
-        }
+    let mut finished = std::pin::pin!(connections.shutdown());
+    if timeout(limits.shutdown_grace, &mut finished).await.is_err() {
+        tracing::warn!("requests still run after {} s; they are ended", limits.shutdown_grace.as_secs());
+        app.stop_generating();
+        // Long enough to tell the clients; whoever does not read by then is cut off.
+        let _ = timeout(FAREWELL, finished).await;
     }
 }

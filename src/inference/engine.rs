@@ -47,6 +47,8 @@ struct Shared {
     /// Requests accepted and not finished.
     n_requests: AtomicUsize,
     alive: AtomicBool,
+    /// Set once: every generation is to end now.
+    stopping: AtomicBool,
     /// Moving average of the time between two finished requests.
     time_per_request: Mutex<Duration>,
 }
@@ -78,6 +80,7 @@ impl Engine {
             options,
             n_requests: AtomicUsize::new(0),
             alive: AtomicBool::new(true),
+            stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
         });
         let context_length = model.config().context_length;
@@ -134,6 +137,12 @@ impl Engine {
     /// Whether the thread still works.
     pub fn is_alive(&self) -> bool {
         self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Ends every generation with an error, those to come too. For a shutdown that has waited long
+    /// enough.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
     }
 
     /// Requests accepted and not finished.
@@ -223,6 +232,13 @@ impl Worker {
                 self.accept(arrival);
             }
             self.drop_cancelled();
+            if self.shared.stopping.load(Ordering::Acquire) {
+                self.end_all(&Error::new(
+                    Kind::Unavailable,
+                    "the server is shutting down; send the request again",
+                ));
+                continue;
+            }
             let batch = self.scheduler.next_batch();
             self.step(&batch);
         }
@@ -262,6 +278,12 @@ impl Worker {
         for id in gone {
             metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
             self.remove(id);
+        }
+    }
+
+    fn end_all(&mut self, reason: &Error) {
+        for id in self.sequences.keys().copied().collect::<Vec<_>>() {
+            self.finish(id, Event::Failed(reason.clone()));
         }
     }
 

@@ -20,6 +20,11 @@ pub enum Weight {
     Quantized(QMatMul),
 }
 
+/// With this many rows the weight goes on the left of candle's product, which splits the rows of
+/// its left side over the cores: 29 instead of 42 to 63 ms for 350 MB of weights with 2 to 16 rows
+/// (2026-11-23). One row is bound by memory either way; many pay more for turning the result.
+const FEW_ROWS: std::ops::RangeInclusive<usize> = 2..=32;
+
 impl Linear {
     pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
@@ -27,6 +32,9 @@ impl Linear {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
+            Weight::Dense(weight) if FEW_ROWS.contains(&x.dims()[0]) => {
+                weight.matmul(&x.t()?)?.t()?.contiguous()?
+            }
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
             Weight::Quantized(weight) => weight.forward(x)?,
         };

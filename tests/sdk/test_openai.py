@@ -1,0 +1,425 @@
+"""The server as OpenAI's Python client sees it. BASE_URL names the API root, with /v1."""
+
+import asyncio
+import math
+import os
+import unittest
+
+import openai
+
+BASE_URL = os.environ["BASE_URL"]
+# Retries are off: they would turn a server that fails every other request into a green test.
+OPTIONS = dict(base_url=BASE_URL, api_key="unused", max_retries=0, timeout=60)
+client = openai.OpenAI(**OPTIONS)
+
+CHAT_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+SENTENCE = "A man is eating food."
+
+# The model answers this with emoji, whose bytes span several tokens.
+EMOJI_PROMPT = "Say hi to me"
+EMOJI_TOKENS = 12  # ends on a whole emoji
+STORY_PROMPT = "Write a long story about a river."
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def request(prompt=STORY_PROMPT, **options):
+    """The arguments of a short, repeatable chat request."""
+    return {
+        "model": "default",
+        "messages": user(prompt),
+        "temperature": 0,
+        "max_completion_tokens": 16,
+        **options,
+    }
+
+
+def chat(prompt=STORY_PROMPT, **options):
+    return client.chat.completions.create(**request(prompt, **options))
+
+
+def chat_chunks(prompt=STORY_PROMPT, **options):
+    with client.chat.completions.create(stream=True, **request(prompt, **options)) as stream:
+        return list(stream)
+
+
+def text_of(completion):
+    return completion.choices[0].message.content
+
+
+def streamed_text(chunks):
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def embed(texts, **options):
+    return client.embeddings.create(model="default", input=texts, **options)
+
+
+def norm(vector):
+    return math.sqrt(sum(x * x for x in vector))
+
+
+class TestCase(unittest.TestCase):
+    def assert_vectors_equal(self, a, b, tolerance=1e-6):
+        self.assertEqual(len(a), len(b))
+        self.assertLessEqual(max(abs(x - y) for x, y in zip(a, b)), tolerance)
+
+    def assert_usage_adds_up(self, usage):
+        self.assertGreater(usage.prompt_tokens, 0)
+        self.assertGreater(usage.completion_tokens, 0)
+        self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+
+
+class Chat(TestCase):
+    def test_answer_has_every_field_and_repeats_at_temperature_0(self):
+        first, second = chat(), chat()
+        self.assertTrue(text_of(first))
+        self.assertEqual(text_of(first), text_of(second))
+        self.assertEqual(first.object, "chat.completion")
+        self.assertEqual(first.model, CHAT_MODEL)
+        self.assertTrue(first.id.startswith("chatcmpl-"))
+        self.assertNotEqual(first.id, second.id)
+        self.assertTrue(first.system_fingerprint)
+        self.assertEqual(first.system_fingerprint, second.system_fingerprint)
+        self.assertEqual(len(first.choices), 1)
+        choice = first.choices[0]
+        self.assertEqual(choice.index, 0)
+        self.assertEqual(choice.finish_reason, "length")
+        self.assertEqual(choice.message.role, "assistant")
+        self.assertIsNone(choice.message.refusal)
+        self.assertIsNone(choice.message.tool_calls)
+        self.assertIsNone(choice.logprobs)
+        self.assert_usage_adds_up(first.usage)
+        self.assertEqual(first.usage.completion_tokens, 16)
+
+    def test_token_limit(self):
+        by_new_name = chat(max_completion_tokens=3)
+        by_old_name = chat(max_completion_tokens=openai.omit, max_tokens=3)
+        for answer in by_new_name, by_old_name:
+            self.assertEqual(answer.choices[0].finish_reason, "length")
+            self.assertEqual(answer.usage.completion_tokens, 3)
+        self.assertEqual(chat(max_tokens=9, max_completion_tokens=3).usage.completion_tokens, 3)
+
+    def test_developer_role_means_system(self):
+        instruction = "You answer in French and in capital letters."
+        system, developer = (
+            chat(messages=[{"role": role, "content": instruction}, *user("Hello")])
+            for role in ("system", "developer")
+        )
+        self.assertEqual(text_of(developer), text_of(system))
+        self.assertEqual(developer.usage.prompt_tokens, system.usage.prompt_tokens)
+        # The same prompt length as with the model's own instruction would mean ours was dropped.
+        self.assertNotEqual(system.usage.prompt_tokens, chat("Hello").usage.prompt_tokens)
+
+    def test_text_parts_are_joined(self):
+        parts = [{"type": "text", "text": "Say hi"}, {"type": "text", "text": " to me"}]
+        joined, plain = chat(parts), chat("Say hi to me")
+        self.assertEqual(text_of(joined), text_of(plain))
+        self.assertEqual(joined.usage.prompt_tokens, plain.usage.prompt_tokens)
+
+    def test_earlier_turns_count(self):
+        turns = [
+            *user("My name is Ada."),
+            {"role": "assistant", "content": "Hello Ada!"},
+            *user("Say hi to me"),
+        ]
+        self.assertGreater(
+            chat(messages=turns).usage.prompt_tokens,
+            chat("Say hi to me").usage.prompt_tokens,
+        )
+
+    def test_null_means_default(self):
+        nulls = dict.fromkeys(["stop", "seed", "top_p", "logprobs", "n", "stream", "max_tokens"])
+        self.assertEqual(text_of(chat(**nulls)), text_of(chat()))
+
+    def test_stop_string_ends_the_answer_and_is_not_in_it(self):
+        whole = text_of(chat())
+        # It begins and ends inside of words, thus of tokens.
+        stop = whole[11:17]
+        expected = whole[: whole.index(stop)]
+        for stops in stop, ["never said", stop]:
+            with self.subTest(stop=stops):
+                answer = chat(stop=stops)
+                self.assertEqual(text_of(answer), expected)
+                self.assertEqual(answer.choices[0].finish_reason, "stop")
+                chunks = chat_chunks(stop=stops)
+                self.assertEqual(streamed_text(chunks), expected)
+                self.assertEqual(chunks[-1].choices[0].finish_reason, "stop")
+
+    def test_seed_makes_sampling_repeatable(self):
+        def sample(seed):
+            return text_of(chat(temperature=1, seed=seed))
+
+        self.assertEqual(sample(7), sample(7))
+        self.assertEqual(sample(-7), sample(-7))
+        self.assertGreater(len({sample(seed) for seed in range(4)}), 1)
+
+
+class Streaming(TestCase):
+    def test_chunks_come_in_order_with_usage_last(self):
+        *chunks, last = chat_chunks(stream_options={"include_usage": True})
+        for chunk in chunks:
+            self.assertEqual(len(chunk.choices), 1)
+            self.assertEqual(chunk.choices[0].index, 0)
+            self.assertIsNone(chunk.usage)
+            self.assertIn("usage", chunk.model_fields_set)
+        for chunk in (*chunks, last):
+            self.assertEqual(chunk.object, "chat.completion.chunk")
+            self.assertEqual(chunk.model, CHAT_MODEL)
+            self.assertEqual((chunk.id, chunk.created), (last.id, last.created))
+        self.assertTrue(last.id.startswith("chatcmpl-"))
+
+        # Clients concatenate what they get, so a second role would read "assistantassistant".
+        first, *deltas = [chunk.choices[0].delta for chunk in chunks]
+        self.assertEqual((first.role, first.content), ("assistant", ""))
+        for delta in deltas:
+            self.assertNotIn("role", delta.model_fields_set)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+        self.assertEqual(reasons, [None] * (len(chunks) - 1) + ["length"])
+        self.assertFalse(deltas[-1].content)
+
+        self.assertEqual(last.choices, [])
+        self.assert_usage_adds_up(last.usage)
+        whole = chat()
+        self.assertEqual(streamed_text(chunks), text_of(whole))
+        self.assertEqual(last.usage, whole.usage)
+
+    def test_no_usage_unless_asked_for(self):
+        for chunk in chat_chunks(max_completion_tokens=3):
+            self.assertEqual(len(chunk.choices), 1)
+            self.assertNotIn("usage", chunk.model_fields_set)
+
+    def test_characters_are_never_split(self):
+        options = dict(max_completion_tokens=EMOJI_TOKENS)
+        whole = text_of(chat(EMOJI_PROMPT, **options))
+        chunks = chat_chunks(EMOJI_PROMPT, **options)
+        self.assertGreater(len(whole.encode()), len(whole))
+        self.assertNotIn("\ufffd", whole)
+        for chunk in chunks:
+            self.assertNotIn("\ufffd", chunk.choices[0].delta.content or "")
+        self.assertEqual(streamed_text(chunks), whole)
+
+    def test_stream_helper_accumulates_the_same_completion(self):
+        # A stop string, because this helper raises on an answer that was cut by the token limit.
+        options = dict(logprobs=True, top_logprobs=2, stop=text_of(chat())[-4:])
+        with client.chat.completions.stream(
+            **request(**options, stream_options={"include_usage": True})
+        ) as stream:
+            events = list(stream)
+            final = stream.get_final_completion()
+        whole = chat(**options)
+        self.assertEqual(text_of(final), text_of(whole))
+        self.assertEqual(final.choices[0].message.role, "assistant")
+        self.assertEqual(final.choices[0].finish_reason, "stop")
+        self.assertEqual(final.usage, whole.usage)
+        self.assertEqual(
+            [entry.token for entry in final.choices[0].logprobs.content],
+            [entry.token for entry in whole.choices[0].logprobs.content],
+        )
+        deltas = [event.delta for event in events if event.type == "content.delta"]
+        self.assertEqual("".join(deltas), text_of(whole))
+        done = [event.content for event in events if event.type == "content.done"]
+        self.assertEqual(done, [text_of(whole)])
+        self.assertEqual(sum(event.type == "logprobs.content.done" for event in events), 1)
+
+    def test_a_closed_stream_frees_the_server(self):
+        # Carried through, these answers would take minutes: far more than the client's timeout.
+        for _ in range(12):
+            stream = client.chat.completions.create(
+                stream=True, **request(max_completion_tokens=8000)
+            )
+            for chunk in stream:
+                if chunk.choices[0].delta.content:
+                    break
+            stream.close()
+        self.assertEqual(chat(max_completion_tokens=3).usage.completion_tokens, 3)
+
+
+class Logprobs(TestCase):
+    OPTIONS = dict(logprobs=True, top_logprobs=3, max_completion_tokens=EMOJI_TOKENS)
+
+    def test_entries_describe_the_answer(self):
+        for prompt in STORY_PROMPT, EMOJI_PROMPT:
+            with self.subTest(prompt=prompt):
+                answer = chat(prompt, **self.OPTIONS)
+                entries = answer.choices[0].logprobs.content
+                self.check(entries, text_of(answer), answer.usage.completion_tokens)
+
+                choices = [chunk.choices[0] for chunk in chat_chunks(prompt, **self.OPTIONS)]
+                streamed = [e for c in choices if c.logprobs for e in c.logprobs.content]
+                self.check(streamed, text_of(answer), answer.usage.completion_tokens)
+
+    def check(self, entries, text, tokens):
+        self.assertEqual(len(entries), tokens)
+        self.assertEqual(b"".join(bytes(entry.bytes) for entry in entries), text.encode())
+        for entry in entries:
+            top = [alternative.logprob for alternative in entry.top_logprobs]
+            self.assertEqual(len(top), 3)
+            self.assertEqual(top, sorted(top, reverse=True))
+            self.assertLessEqual(top[0], 0)
+            # Temperature 0 takes the most likely token.
+            self.assertEqual(entry.bytes, entry.top_logprobs[0].bytes)
+            self.assertEqual(entry.logprob, top[0])
+
+    def test_without_alternatives(self):
+        for entry in chat(logprobs=True).choices[0].logprobs.content:
+            self.assertLessEqual(entry.logprob, 0)
+            self.assertEqual(entry.top_logprobs, [])
+
+
+class Embeddings(TestCase):
+    def test_base64_and_float_are_the_same_unit_vector(self):
+        by_default = embed(SENTENCE)  # the client asks for base64 and decodes it
+        as_float = embed(SENTENCE, encoding_format="float")
+        vector = by_default.data[0].embedding
+        self.assertEqual(len(vector), 384)
+        self.assertAlmostEqual(norm(vector), 1, places=5)
+        self.assert_vectors_equal(vector, as_float.data[0].embedding)
+        self.assertIsInstance(embed(SENTENCE, encoding_format="base64").data[0].embedding, str)
+        self.assertEqual(by_default.object, "list")
+        self.assertEqual(by_default.model, EMBEDDING_MODEL)
+
+    def test_usage_counts_tokens(self):
+        for response in embed(SENTENCE), embed([SENTENCE]):
+            self.assertEqual(response.usage.prompt_tokens, 8)
+            self.assertEqual(response.usage.total_tokens, 8)
+
+    def test_a_batch_keeps_its_order(self):
+        texts = [SENTENCE, "rain", "The quick brown fox jumps over the lazy dog. " * 5, "rain"]
+        batch = embed(texts)
+        self.assertEqual([item.index for item in batch.data], [0, 1, 2, 3])
+        singles = [embed(text) for text in texts]
+        for item, single in zip(batch.data, singles):
+            # Texts of other lengths in the batch may cost the last bits, no more.
+            self.assert_vectors_equal(item.embedding, single.data[0].embedding, 1e-5)
+        self.assertEqual(
+            batch.usage.total_tokens, sum(single.usage.total_tokens for single in singles)
+        )
+
+    def test_fewer_dimensions_are_the_first_ones_at_unit_length(self):
+        first = embed(SENTENCE).data[0].embedding[:64]
+        for encoding in "float", openai.omit:
+            short = embed(SENTENCE, dimensions=64, encoding_format=encoding).data[0].embedding
+            self.assert_vectors_equal(short, [x / norm(first) for x in first])
+
+
+class Models(TestCase):
+    def test_list(self):
+        models = {model.id: model for model in client.models.list()}
+        self.assertEqual(set(models), {CHAT_MODEL, EMBEDDING_MODEL})
+        for model in models.values():
+            self.assertEqual(model.object, "model")
+            self.assertIsInstance(model.created, int)
+            self.assertTrue(model.owned_by)
+
+    def test_retrieve_by_id_and_by_repository(self):
+        for name, id in [
+            (CHAT_MODEL, CHAT_MODEL),
+            ("HuggingFaceTB/SmolLM2-135M-Instruct", CHAT_MODEL),
+            (EMBEDDING_MODEL, EMBEDDING_MODEL),
+            ("sentence-transformers/all-MiniLM-L6-v2", EMBEDDING_MODEL),
+        ]:
+            with self.subTest(name=name):
+                self.assertEqual(client.models.retrieve(name).id, id)
+        with self.assertRaises(openai.NotFoundError) as caught:
+            client.models.retrieve("no/such-model")
+        self.assertEqual(caught.exception.code, "model_not_found")
+
+    def test_every_name_of_a_model_serves(self):
+        for name in CHAT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct":
+            self.assertEqual(chat(model=name, max_completion_tokens=1).model, CHAT_MODEL)
+        for name in EMBEDDING_MODEL, "sentence-transformers/all-MiniLM-L6-v2":
+            response = client.embeddings.create(model=name, input="rain")
+            self.assertEqual(response.model, EMBEDDING_MODEL)
+
+
+class Errors(TestCase):
+    def test_unknown_model(self):
+        for call in (
+            lambda: chat(model="no-such-model"),
+            lambda: chat_chunks(model="no-such-model"),
+            lambda: client.embeddings.create(model="no-such-model", input="rain"),
+        ):
+            with self.assertRaises(openai.NotFoundError) as caught:
+                call()
+            self.assertEqual(caught.exception.code, "model_not_found")
+            self.assertEqual(caught.exception.param, "model")
+
+    def test_bad_and_unsupported_chat_parameters(self):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+        for param, value in [
+            ("temperature", 3),
+            ("top_p", 2),
+            ("n", 2),
+            ("tools", [tool]),
+            ("max_completion_tokens", 0),
+            ("messages", []),
+        ]:
+            for call in chat, chat_chunks:
+                with self.subTest(param=param, call=call.__name__):
+                    with self.assertRaises(openai.BadRequestError) as caught:
+                        call(**{param: value})
+                    self.assertEqual(caught.exception.param, param)
+                    self.assertEqual(caught.exception.type, "invalid_request_error")
+                    self.assertIn(param, caught.exception.message)
+
+    def test_overlong_prompt(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            chat("rain " * 9000)
+        self.assertEqual(caught.exception.code, "context_length_exceeded")
+        self.assertIn("8192", caught.exception.message)
+
+    def test_embedding_input_and_dimensions_out_of_range(self):
+        for options, param, limit in [
+            (dict(texts="rain " * 600), "input", "512"),
+            (dict(texts=["rain", "rain " * 600]), "input", "512"),
+            (dict(texts="rain", dimensions=385), "dimensions", "384"),
+            (dict(texts=[]), "input", "empty"),
+        ]:
+            with self.subTest(param=param, limit=limit):
+                with self.assertRaises(openai.BadRequestError) as caught:
+                    embed(**options)
+                self.assertEqual(caught.exception.param, param)
+                self.assertIn(limit, caught.exception.message)
+
+
+class Headers(TestCase):
+    def test_request_id(self):
+        raw = client.chat.completions.with_raw_response
+        options = request(max_completion_tokens=1)
+        given = raw.create(**options, extra_headers={"X-Request-ID": "my-request-1"})
+        self.assertEqual(given.headers["x-request-id"], "my-request-1")
+        self.assertEqual(given.parse()._request_id, "my-request-1")
+        made = [raw.create(**options).headers["x-request-id"] for _ in range(2)]
+        self.assertTrue(all(made))
+        self.assertNotEqual(*made)
+        with self.assertRaises(openai.APIStatusError) as caught:
+            chat(n=2)
+        self.assertTrue(caught.exception.request_id)
+
+    def test_ignored_parameters_are_named(self):
+        raw = client.chat.completions.with_raw_response
+        for stream in False, True:
+            options = request(max_completion_tokens=1, stream=stream)
+            ignoring = raw.create(**options, user="ada")
+            self.assertEqual(ignoring.headers["x-ignored-params"], "user")
+            self.assertNotIn("x-ignored-params", raw.create(**options).headers)
+
+
+class Concurrency(TestCase):
+    def test_all_concurrent_requests_are_answered(self):
+        async def ask_at_once():
+            async with openai.AsyncOpenAI(**OPTIONS) as async_client:
+                create = async_client.chat.completions.create
+                return await asyncio.gather(*(create(**request()) for _ in range(8)))
+
+        answers = asyncio.run(ask_at_once())
+        self.assertEqual({text_of(answer) for answer in answers}, {text_of(chat())})
+        self.assertEqual(len({answer.id for answer in answers}), 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
