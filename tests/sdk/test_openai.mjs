@@ -236,7 +236,9 @@ describe("streaming", () => {
 
 describe("logprobs", () => {
   function check(entries, text, tokens) {
-    assert.equal(entries.length, tokens);
+    // Tokens that are parts of one character share an entry; its alternatives are the last's.
+    const isAscii = Buffer.from(text).length === text.length;
+    assert.ok(entries.length === tokens || (!isAscii && entries.length < tokens));
     assert.equal(Buffer.from(entries.flatMap((entry) => entry.bytes)).toString(), text);
     for (const entry of entries) {
       const top = entry.top_logprobs.map((alternative) => alternative.logprob);
@@ -244,8 +246,9 @@ describe("logprobs", () => {
       assert.deepEqual(top, top.toSorted((a, b) => b - a));
       assert.ok(top[0] <= 0);
       // Temperature 0 takes the most likely token.
-      assert.deepEqual(entry.bytes, entry.top_logprobs[0].bytes);
-      assert.equal(entry.logprob, top[0]);
+      const likeliest = entry.top_logprobs[0].bytes;
+      assert.deepEqual(entry.bytes.slice(-likeliest.length), likeliest);
+      assert.ok(entry.logprob <= top[0]);
     }
   }
 

@@ -253,7 +253,8 @@ class Logprobs(TestCase):
                 self.check(streamed, text_of(answer), answer.usage.completion_tokens)
 
     def check(self, entries, text, tokens):
-        self.assertEqual(len(entries), tokens)
+        # Tokens that are parts of one character share an entry; its alternatives are the last's.
+        self.assertTrue(len(entries) == tokens or not text.isascii() and len(entries) < tokens)
         self.assertEqual(b"".join(bytes(entry.bytes) for entry in entries), text.encode())
         for entry in entries:
             top = [alternative.logprob for alternative in entry.top_logprobs]
@@ -261,8 +262,9 @@ class Logprobs(TestCase):
             self.assertEqual(top, sorted(top, reverse=True))
             self.assertLessEqual(top[0], 0)
             # Temperature 0 takes the most likely token.
-            self.assertEqual(entry.bytes, entry.top_logprobs[0].bytes)
-            self.assertEqual(entry.logprob, top[0])
+            likeliest = entry.top_logprobs[0].bytes
+            self.assertEqual(entry.bytes[-len(likeliest) :], likeliest)
+            self.assertLessEqual(entry.logprob, top[0])
 
     def test_without_alternatives(self):
         for entry in chat(logprobs=True).choices[0].logprobs.content:

@@ -1,0 +1,45 @@
+//! The repeat penalty before (new tensors and a set per step, as candle-transformers does it) and
+//! after (the cached tensor), for one step of a generation.
+
+use candle_core::{Device, Tensor};
+use candle_transformers::utils::apply_repeat_penalty;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use predict_otron_9000::inference::sampling::CachedRepeatPenalty;
+
+const PENALTY: f32 = 1.1;
+
+/// Name, vocabulary, tokens looked back on.
+const SIZES: [(&str, usize, usize); 3] =
+    [("small", 32_000, 64), ("medium", 49_152, 512), ("large", 151_936, 4096)];
+
+fn one_step(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("repeat_penalty");
+    for (name, n_vocab, last_n) in SIZES {
+        let logits = Tensor::randn(0f32, 4.0, n_vocab, &Device::Cpu).unwrap();
+        // A text of twice the window, so that a token leaves with every one that comes.
+        let tokens: Vec<u32> = (0..2 * last_n).map(|i| (i * 7919 % n_vocab) as u32).collect();
+        let mut cached = CachedRepeatPenalty::new(PENALTY, Some(last_n), n_vocab).unwrap();
+        cached.start(&tokens).unwrap();
+
+        let window = &tokens[tokens.len() - last_n..];
+        let before = apply_repeat_penalty(&logits, PENALTY, window).unwrap().to_vec1::<f32>().unwrap();
+        let after = cached.apply_cached_repeat_penalty(&logits).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(before, after, "both must give the same logits");
+
+        group.bench_function(BenchmarkId::new("before", name), |b| {
+            b.iter(|| apply_repeat_penalty(&logits, PENALTY, window).unwrap());
+        });
+        let mut next = tokens.iter().cycle();
+        group.bench_function(BenchmarkId::new("after", name), |b| {
+            b.iter(|| {
+                let penalised = cached.apply_cached_repeat_penalty(&logits).unwrap();
+                cached.push(*next.next().unwrap()).unwrap();
+                penalised
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_step);
+criterion_main!(benches);
