@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
@@ -62,7 +63,7 @@ pub struct ServeArgs {
     /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
     pub embedding_model: String,
-    /// Compute threads [default: the physical cores this process may use]
+    /// Compute threads [default: the cores this process may use]
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     #[command(flatten)]
@@ -73,7 +74,7 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, ClapArgs)]
 pub struct RegistryArgs {
     /// Open no connection; use only what is on disk (HF_HUB_OFFLINE=1 does the same)
-    #[arg(long, env = "PREDICT_OTRON_OFFLINE", default_value_t = false)]
+    #[arg(long, env = "PREDICT_OTRON_OFFLINE", value_parser = BoolishValueParser::new())]
     pub offline: bool,
     /// Folder for everything that is downloaded [default: the Hugging Face cache for hub files, an
     /// XDG cache folder for the rest]

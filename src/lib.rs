@@ -1,4 +1,66 @@
-//! predict-otron-9000
+//! predict-otron-9000: an OpenAI-compatible inference server in one binary.
+//!
+//! Everything follows from one sentence:
+//!
+//! > **http knows no tokens; chat knows no tensors; the engine knows no messages; models know no
+//! > requests; kernels know no models.**
+//!
+//! Each clause is an import rule. The layers, top first; imports point only downward, siblings do
+//! not import each other, and `tests/layers.rs` fails when one does:
+//!
+//! 1. [`cli`]
+//! 2. [`http`]
+//! 3. [`app`]
+//! 4. [`chat`]
+//! 5. [`inference`], [`embeddings`]
+//! 6. [`models`], [`tokenizer`], [`registry`]
+//! 7. [`kernels`], [`openai`], [`telemetry`]
+//! 8. [`config`]
+//! 9. [`error`]
+//!
+//! # The life of a chat request
+//!
+//! 1. [`http::serve`] accepts a connection; the router in [`http`] finds the route, gives the
+//!    request its id, and turns whatever goes wrong into OpenAI's error envelope.
+//! 2. The body becomes an [`openai::chat::ChatCompletionRequest`]; [`openai::params`] says of every
+//!    field whether it is honoured, refused or ignored, and the last are named in the answer.
+//! 3. [`app::App`] finds the model that answers to the name.
+//! 4. [`chat::ChatModel`] renders the model's own template and encodes the prompt with the
+//!    [`tokenizer`]; what a message says can never become a special token.
+//! 5. [`inference::Engine`] takes a place in its bounded queue, or refuses at once and says when to
+//!    come back. The first bytes of a stream go out here, before the prompt is computed.
+//! 6. The engine's thread asks [`inference::scheduler`] what the next batch holds, and the
+//!    [`models::Decoder`] computes it: one token for every running sequence and a bounded part of
+//!    one new prompt.
+//! 7. Each sequence's [`inference::TextGeneration`] samples its next token (with
+//!    [`inference::sampling::CachedRepeatPenalty`]), and gives out text that is whole in UTF-8 and
+//!    certainly not part of a stop string.
+//! 8. The events become chunks or one answer; the figures of the request become a line of the log.
+//!    A client that goes away drops its receiver, and the engine drops the sequence before the next
+//!    batch.
+//!
+//! An embeddings request takes the same way in; [`embeddings::Embedder`] hands it to its own thread,
+//! which fills the process's `TextEmbedding` singleton when the first request comes.
+//!
+//! # Invariants
+//!
+//! - Worker threads are threads, not tasks: tokio never multiplies matrices, the engine never
+//!   awaits.
+//! - One owner holds the model and the keys and values; there is no lock around tensors. Handles are
+//!   cheap clones of a channel's sender.
+//! - Every queue has a bound, and it stands in [`config::Limits`].
+//! - Every accepted request gets exactly one last event. A panic costs one request.
+//! - Nothing is truncated, ignored or invented silently.
+//! - `unsafe` stands in [`kernels`], and once in [`models::load`] for the memory map.
+//!
+//! # Departures from the design
+//!
+//! - The plain candle decoder already batches sequences of different lengths
+//!   ([`models::ForwardInput`]): reading the weights once for several of them costs no more than for
+//!   one.
+//! - Quantized weights are expanded to float32 where they fit ([`models::load`]): on candle's own
+//!   products that is both faster and exact.
+
 pub mod app;
 pub mod chat;
 pub mod cli;

@@ -135,7 +135,12 @@ impl CachedRepeatPenalty {
             return Ok(logits.clone());
         };
         self.stats.hits += 1;
-        Ok(logits.apply_op2_no_bwd(&factors.all, &Penalise)?)
+        if logits.device().is_cpu() {
+            let op = Penalise { penalised: &self.counts };
+            Ok(logits.apply_op2_no_bwd(&factors.all, &op)?)
+        } else {
+            penalise(logits, &factors.all)
+        }
     }
 
     /// What the cache did since [`CachedRepeatPenalty::start`].
@@ -160,10 +165,21 @@ impl CachedRepeatPenalty {
     }
 }
 
-/// `logit / factor` where the logit is positive, `logit * factor` elsewhere.
-struct Penalise;
+/// `logit / factor` where the logit is positive, `logit * factor` elsewhere, in plain candle ops:
+/// the definition, and the way on devices other than the CPU.
+fn penalise(logits: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    let is_positive = logits.gt(0f32)?;
+    Ok(is_positive.where_cond(&(logits / factors)?, &(logits * factors)?)?)
+}
 
-impl CustomOp2 for Penalise {
+/// [`penalise`] on the CPU: one copy, in which only the tokens of the window are touched; the other
+/// factors are 1.
+struct Penalise<'a> {
+    /// The tokens of the window.
+    penalised: &'a HashMap<u32, u32>,
+}
+
+impl CustomOp2 for Penalise<'_> {
     fn name(&self) -> &'static str {
         "repeat-penalty"
     }
@@ -180,11 +196,15 @@ impl CustomOp2 for Penalise {
         if logits.len() != factors.len() {
             bail!("{} logits for a vocabulary of {}", logits.len(), factors.len());
         }
-        let penalised = logits
-            .iter()
-            .zip(factors)
-            .map(|(&logit, &factor)| if logit > 0.0 { logit / factor } else { logit * factor })
-            .collect();
+        let mut penalised = logits.to_vec();
+        for &token in self.penalised.keys() {
+            // Ids beyond the vocabulary have no logit.
+            if let (Some(logit), Some(factor)) =
+                (penalised.get_mut(token as usize), factors.get(token as usize))
+            {
+                *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
+            }
+        }
         Ok((CpuStorage::F32(penalised), logits_layout.shape().clone()))
     }
 }
@@ -232,10 +252,12 @@ mod tests {
             let mut tokens = prompt;
             for token in generated {
                 let penalised = cached.apply_cached_repeat_penalty(&tensor).unwrap();
-                prop_assert_eq!(
-                    penalised.to_vec1::<f32>().unwrap(),
-                    naive(&logits, penalty, &tokens, last_n)
-                );
+                let expected = naive(&logits, penalty, &tokens, last_n);
+                prop_assert_eq!(&penalised.to_vec1::<f32>().unwrap(), &expected);
+                if let Some(factors) = &cached.factors {
+                    let in_plain_ops = penalise(&tensor, &factors.all).unwrap();
+                    prop_assert_eq!(in_plain_ops.to_vec1::<f32>().unwrap(), expected);
+                }
                 cached.push(token).unwrap();
                 tokens.push(token);
             }
