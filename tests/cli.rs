@@ -1,9 +1,14 @@
 //! The program as a user starts it.
 
+mod support;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use predict_otron_9000::registry::Registry;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_predict-otron-9000"));
@@ -74,8 +79,9 @@ struct Running {
 }
 
 impl Running {
-    fn start() -> Self {
-        let mut child = program().args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+    /// Starts `command` on a free port and waits until it listens.
+    fn start(mut command: Command) -> Self {
+        let mut child = command.args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         let address = loop {
@@ -88,6 +94,17 @@ impl Running {
         // Whatever else it logs must not fill the pipe.
         std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
         Self { child, address }
+    }
+
+    async fn post(&self, path: &str, body: &'static str) -> (u16, String) {
+        let response = reqwest::Client::new()
+            .post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .body(body)
+            .send()
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     }
 
     fn signal(&self, name: &str) {
@@ -117,17 +134,49 @@ impl Drop for Running {
 #[tokio::test]
 async fn the_server_answers_and_ends_cleanly_on_signals() {
     for signal in ["TERM", "INT"] {
-        let mut server = tokio::task::spawn_blocking(Running::start).await.unwrap();
-        let url = format!("http://{}/v1/chat/completions", server.address);
+        let mut server = tokio::task::spawn_blocking(|| Running::start(program())).await.unwrap();
         let request = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":4}"#;
-        let response = reqwest::Client::new()
-            .post(url)
-            .header("content-type", "application/json")
-            .body(request)
-            .send()
-            .await;
-        assert_eq!(response.unwrap().status(), 200);
+        assert_eq!(server.post("/v1/chat/completions", request).await.0, 200);
         server.signal(signal);
         assert!(server.wait().success(), "SIG{signal}");
+    }
+}
+
+#[test]
+fn variables_stand_for_flags() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = program()
+        .env("PREDICT_OTRON_OFFLINE", "1")
+        .env("PREDICT_OTRON_CACHE_DIR", cache.path())
+        .env("PREDICT_OTRON_PORT", "0")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let message = text(&output.stderr);
+    assert!(message.contains("offline"), "{message}");
+}
+
+/// A folder with the tiny ONNX encoder of the tests.
+fn onnx_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
+        let name = file.rsplit('/').next().unwrap();
+        std::fs::copy(format!("tests/data/{file}"), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+#[tokio::test]
+async fn onnx_runtime_is_taken_from_where_the_variable_says() {
+    let library = tokio::task::spawn_blocking(|| Registry::new(support::real_registry()).onnx_runtime());
+    let library = library.await.unwrap().expect("the wheel onnxruntime, through pip");
+    let folder = onnx_folder();
+    for (path, status) in [(library.as_path(), 200), (Path::new("/no/such/library.so"), 503)] {
+        let mut command = program();
+        command.env("ORT_DYLIB_PATH", path).arg("--embedding-model").arg(folder.path());
+        let server = tokio::task::spawn_blocking(|| Running::start(command)).await.unwrap();
+        let answer = server.post("/v1/embeddings", r#"{"input": "the cat"}"#).await;
+        assert_eq!(answer.0, status, "{}", answer.1);
+        assert_eq!(answer.1.contains("ORT_DYLIB_PATH"), status != 200, "{}", answer.1);
     }
 }

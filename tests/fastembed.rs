@@ -1,12 +1,14 @@
 //! fastembed for real: the same tiny encoder as safetensors on our encoder and as ONNX on ONNX
 //! Runtime gives the same vectors.
 
+mod hub;
 mod support;
 
 use std::fs;
 use std::path::Path;
 
 use once_cell::sync::OnceCell;
+use predict_otron_9000::config::RegistryConfig;
 use predict_otron_9000::embeddings::{Embedder, EmbeddingInput, EmbeddingSource, TextEmbedding};
 use predict_otron_9000::registry::Registry;
 
@@ -50,6 +52,28 @@ fn both_backends_give_the_same_vectors() {
     for model in [&ours, &fast] {
         let too_long = model.embed(inputs(&["cat ".repeat(200).as_str()]), None, || true).unwrap_err();
         assert!(too_long.to_string().contains("at most 130"), "{too_long}");
+    }
+}
+
+#[test]
+fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
+    let hub = hub::TestHub::start();
+    let repo = "Qdrant/all-MiniLM-L6-v2-onnx";
+    for (from, name) in [(ENCODER, "config.json"), (ONNX, "model.onnx"), (ONNX, "tokenizer.json")] {
+        hub.put(repo, name, fs::read(Path::new(from).join(name)).unwrap());
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let registry = Registry::new(RegistryConfig {
+        hub_endpoint: hub.endpoint.clone(),
+        hub_cache: cache.path().join("hub"),
+        ..support::real_registry()
+    });
+    for name in ["AllMiniLML6V2", "qdrant/all-minilm-l6-v2-onnx"] {
+        let source = EmbeddingSource::locate(name, &registry).unwrap();
+        assert_eq!((source.id(), source.is_onnx()), (repo, true));
+        let model = TextEmbedding::load(&source, &registry).unwrap();
+        let (vectors, _) = model.embed(inputs(&["the cat"]), None, || true).unwrap();
+        assert_eq!(vectors[0].len(), 64);
     }
 }
 

@@ -128,6 +128,23 @@ async fn limits_end_an_answer_with_length() {
 }
 
 #[tokio::test]
+async fn a_character_that_the_limit_cuts_short_is_left_out() {
+    let server = server(Script::saying("a🙂")).await;
+    for stream in [false, true] {
+        let fields = json!({"max_tokens": 3, "logprobs": true, "stream": stream});
+        let response = server.post(CHAT, &request(&fields)).await;
+        if stream {
+            let events = events(response).await.join("");
+            assert!(events.contains("\"a\"") && !events.contains('\u{FFFD}'), "{events}");
+        } else {
+            let choice = body(response).await["choices"][0].clone();
+            assert_eq!(choice["message"]["content"], "a");
+            assert_eq!(choice["logprobs"]["content"].as_array().unwrap().len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
 async fn special_tokens_in_messages_stay_text() {
     let script = Script::saying("ok");
     let prompts = script.prompts.clone();

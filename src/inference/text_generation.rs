@@ -111,11 +111,13 @@ impl TextGeneration {
         TextDelta { text, logprobs: self.waiting.drain(..n_begun).map(|(_, logprob)| logprob).collect() }
     }
 
-    /// Everything that was held back.
+    /// Everything that was held back. A character that the end cuts short is no text and is left
+    /// out, with its entry.
     fn flush(&mut self) -> TextDelta {
-        let cut_short = self.detokenizer.finish();
-        let mut text = self.stops.push(&cut_short).text;
-        text += &self.stops.finish();
+        if self.detokenizer.is_mid_character() {
+            self.waiting.pop_back();
+        }
+        let text = self.stops.finish();
         TextDelta { text, logprobs: self.waiting.drain(..).map(|(_, logprob)| logprob).collect() }
     }
 

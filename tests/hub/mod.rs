@@ -1,5 +1,6 @@
 //! A hub and the host of its large files, served by the test itself on two ports, with faults on
 //! demand.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

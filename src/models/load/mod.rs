@@ -23,14 +23,6 @@ pub enum Weights {
     Safetensors(SafetensorsFiles),
 }
 
-/// Up to this many bytes, quantized matrices are expanded to float32 at load.
-///
-/// candle's float32 product runs on all cores and keeps every bit of the activations; its
-/// quantized product rounds them to 8 bits and has fast code for few formats only. Measured on
-/// SmolLM2-135M Q4_1 with 2 threads (2026-11-23): prefill 17 times faster and decode 2.3 times
-/// faster expanded, at 540 MB instead of 96. Larger models stay as the file has them.
-const EXPAND_BYTES: usize = 3 << 30;
-
 impl Weights {
     /// A tensor as float32.
     ///
@@ -52,7 +44,7 @@ impl Weights {
     pub fn linear(&self, name: &str, n_out: usize, n_in: usize) -> Result<Linear> {
         let weight_name = format!("{name}.weight");
         let weight = match self {
-            Self::Gguf(file) if file.expanded_bytes() > EXPAND_BYTES => {
+            Self::Gguf(file) if !file.expands() => {
                 quantized(&weight_name, file.tensor(&weight_name)?, &[n_out, n_in])?
             }
             _ => Weight::Dense(self.tensor(&weight_name, &[n_out, n_in])?),
@@ -72,7 +64,7 @@ impl Weights {
         let weight_name = format!("{name}.weight");
         let shape = [n_heads * head_dim, n_in];
         let rows = halves_apart(n_heads, head_dim);
-        if file.expanded_bytes() > EXPAND_BYTES {
+        if !file.expands() {
             return Ok(Linear::new(
                 quantized(&weight_name, file.tensor_rows(&weight_name, &rows)?, &shape)?,
                 None,
