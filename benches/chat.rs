@@ -27,7 +27,7 @@ fn request(n_words: usize) -> ChatCompletionRequest {
 }
 
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
-    let mut events = app.chat().answer(request).unwrap();
+    let mut events = app.chat().answer(app.chat().admit().unwrap(), request).unwrap();
     while let Some(event) = events.next().await {
         match event {
             ChatEvent::Finished { usage, .. } => return usage,

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Instant, SystemTime};
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -54,8 +55,8 @@ pub struct ServedModel {
 const DEFAULT: &str = "default";
 
 impl App {
-    /// Finds, fetches and loads the models of `config`: the chat model now, the embedding model's
-    /// files now and the model itself when it is first used.
+    /// Finds, fetches and loads the chat model of `config` now. The embedding model's files are
+    /// fetched meanwhile where they are missing, and the model is loaded when it is first used.
     ///
     /// # Errors
     /// When the chat model cannot be found, fetched or loaded. An embedding model that cannot be
@@ -243,6 +244,7 @@ fn load_chat(config: &Config, registry: &Registry) -> Result<(ServedModel, ChatM
         queued_requests: config.limits.queued_requests,
         running_requests: config.limits.running_requests,
         prefill_chunk_tokens: config.limits.prefill_chunk_tokens,
+        kv_bytes: config.limits.kv_bytes,
     };
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
     let served = ServedModel::new(files.id, files.aliases, fingerprint(&files.main, &template)?);
@@ -251,11 +253,22 @@ fn load_chat(config: &Config, registry: &Registry) -> Result<(ServedModel, ChatM
 
 fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedModel, Embedder)> {
     let reference = config.embedding_model.clone();
-    let (id, aliases) = match EmbeddingSource::locate(&reference, &registry) {
+    // Only the disk is asked now: a slow network must not keep chat waiting.
+    let (id, aliases) = match EmbeddingSource::locate(&reference, &registry.offline()) {
         Ok(source) => (source.id().to_owned(), source.aliases().to_vec()),
-        Err(e) => {
-            tracing::warn!(error = %e, "the embedding model is not at hand; its first request tries again");
-            (reference.clone(), Vec::new())
+        Err(_) => {
+            let names = EmbeddingSource::names(&reference)?;
+            let (reference, registry) = (reference.clone(), registry.clone());
+            let fetch = move || {
+                if let Err(e) = EmbeddingSource::locate(&reference, &registry) {
+                    tracing::warn!(error = %e, "the embedding model is not at hand; its first request tries again");
+                }
+            };
+            thread::Builder::new()
+                .name("embedding-files".to_owned())
+                .spawn(fetch)
+                .map_err(|e| Error::internal(format!("cannot start a thread to fetch files: {e}")))?;
+            names
         }
     };
     let loader = move || TextEmbedding::load(&EmbeddingSource::locate(&reference, &registry)?, &registry);
@@ -293,13 +306,34 @@ impl Checkpoint {
     }
 
     fn from_safetensors(files: &ModelFiles) -> Result<Self> {
-        let config = DecoderConfig::from_json(&read(files.require("config.json")?)?)?;
-        let tokenizer = Tokenizer::from_file(files.require("tokenizer.json")?)?
-            .with_config_tokens(config.bos_token_id, &config.eos_token_ids);
-        let template = match (files.file("chat_template.jinja"), files.file("tokenizer_config.json")) {
-            (Some(path), _) => String::from_utf8_lossy(&read(path)?).into_owned(),
-            (None, Some(path)) => template_in(&read(path)?)?,
-            (None, None) => return Err(no_template()),
+        let mut config = DecoderConfig::from_json(&read(files.require("config.json")?)?)?;
+        if let Some(path) = files.file("generation_config.json") {
+            config = config.with_generation_config(&read(path)?)?;
+        }
+        let tokenizer_config: Value = match files.file("tokenizer_config.json") {
+            Some(path) => serde_json::from_slice(&read(path)?)
+                .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
+            None => Value::Null,
+        };
+        // A token is a string, or an object with its properties.
+        let token_text = |key: &str| {
+            let token = &tokenizer_config[key];
+            token.as_str().or(token["content"].as_str()).map(str::to_owned)
+        };
+        let tokenizer = Tokenizer::from_file(files.require("tokenizer.json")?)?.with_config_tokens(
+            config.bos_token_id,
+            &config.eos_token_ids,
+            token_text("bos_token"),
+            token_text("eos_token"),
+        );
+        if !tokenizer.is_byte_level() {
+            return Err(Error::model(
+                "tokenizer.json is not byte-level, and no other kind is supported for chat",
+            ));
+        }
+        let template = match files.file("chat_template.jinja") {
+            Some(path) => String::from_utf8_lossy(&read(path)?).into_owned(),
+            None => template_in(&tokenizer_config)?,
         };
         let shards: Vec<PathBuf> = files.safetensors().into_iter().map(Path::to_owned).collect();
         let weights = Weights::Safetensors(SafetensorsFiles::open(&shards)?);
@@ -308,22 +342,15 @@ impl Checkpoint {
 }
 
 /// The chat template in a `tokenizer_config.json`: a string, or a list of named ones.
-fn template_in(tokenizer_config: &[u8]) -> Result<String> {
-    let config: Value = serde_json::from_slice(tokenizer_config)
-        .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?;
-    let named = |templates: &Vec<Value>| {
-        templates
+fn template_in(tokenizer_config: &Value) -> Result<String> {
+    let template = match &tokenizer_config["chat_template"] {
+        Value::Array(templates) => templates
             .iter()
             .find(|template| template["name"] == DEFAULT)
-            .map(|template| template["template"].clone())
+            .map_or(&Value::Null, |template| &template["template"]),
+        template => template,
     };
-    match &config["chat_template"] {
-        Value::String(template) => Ok(template.clone()),
-        Value::Array(templates) => {
-            named(templates).and_then(|template| template.as_str().map(str::to_owned)).ok_or_else(no_template)
-        }
-        _ => Err(no_template()),
-    }
+    template.as_str().map(str::to_owned).ok_or_else(no_template)
 }
 
 fn no_template() -> Error {

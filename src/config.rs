@@ -126,6 +126,9 @@ pub struct Limits {
     pub running_requests: usize,
     /// Prompt tokens of one request computed before other requests get their turn.
     pub prefill_chunk_tokens: usize,
+    /// Bytes that the keys and values of all running requests may take. What does not fit waits; a
+    /// context that does not fit alone is cut to what does.
+    pub kv_bytes: usize,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
@@ -143,6 +146,7 @@ impl Default for Limits {
             queued_requests: 256,
             running_requests: 8,
             prefill_chunk_tokens: 256,
+            kv_bytes: 4 << 30,
             embedding_requests: 64,
             embedding_inputs: 2048,
             read_timeout: Duration::from_secs(30),

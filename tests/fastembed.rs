@@ -10,6 +10,7 @@ use std::path::Path;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::config::RegistryConfig;
 use predict_otron_9000::embeddings::{Embedder, EmbeddingInput, EmbeddingSource, TextEmbedding};
+use predict_otron_9000::error::Error;
 use predict_otron_9000::registry::Registry;
 
 const ENCODER: &str = "tests/data/tiny-encoders/bert";
@@ -41,7 +42,7 @@ fn both_backends_give_the_same_vectors() {
     let fast = load(&folder(&[(ENCODER, "config.json"), (ONNX, "model.onnx"), (ONNX, "tokenizer.json")]));
     assert_eq!((ours.dimensions(), fast.dimensions()), (64, 64));
     let long = "the cat and the dog ".repeat(20);
-    let texts = ["the rust model", "", "A cat, a dog?", &long, "🙂 unknown"];
+    let texts = ["the rust model", "", "A cat, a dog?", &long, "🙂 unknown", "a [SEP] b [MASK]"];
     let (expected, n_expected) = ours.embed(inputs(&texts), None, || true).unwrap();
     let (found, n_found) = fast.embed(inputs(&texts), None, || true).unwrap();
     assert_eq!(n_found, n_expected);
@@ -87,17 +88,19 @@ fn a_name_that_nobody_knows_says_so() {
 #[tokio::test]
 async fn concurrent_first_requests_load_the_singleton_once() {
     let files = folder(&[(ENCODER, "config.json"), (ENCODER, "model.safetensors"), (ONNX, "tokenizer.json")]);
+    // The first load fails; that is its request's answer, and the next ones try again.
     let n_loads = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = n_loads.clone();
-    let loader = move || {
-        counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        Ok(load(&files))
+    let loader = move || match counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => Err(Error::registry("not yet")),
+        _ => Ok(load(&files)),
     };
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
     let embedder = Embedder::spawn_on(cell, Box::new(loader), 64).unwrap();
+    assert_eq!(embedder.embed(inputs(&["cat"]), None).await.unwrap_err().to_string(), "not yet");
     let answers =
         futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"]), None))).await;
     let first = answers[0].as_ref().unwrap().vectors.clone();
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().vectors == first));
-    assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 2, "the one that failed and one more");
 }

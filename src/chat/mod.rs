@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub use template::ChatTemplate;
 
 use crate::error::{Error, Kind, Result};
-use crate::inference::{self, Engine, Event, Generation, Timings};
+use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
     TokenLogprob, TopLogprob, Usage,
@@ -50,15 +50,24 @@ impl ChatModel {
         Self { template, tokenizer, engine }
     }
 
-    /// Starts to answer a conversation.
+    /// Takes a place for a request, before anything is computed for it.
     ///
     /// # Errors
-    /// When a parameter is out of its range, the template refuses the messages, the prompt does
-    /// not fit the context, or the queue is full.
-    pub fn answer(&self, request: &ChatCompletionRequest) -> Result<ChatStream> {
-        let prompt = self.prompt(request)?;
-        let generation = request::generation_request(request, prompt)?;
-        let generation = self.engine.submit(generation).map_err(|e| match e.kind() {
+    /// When the queue is full; the error says when to come back.
+    pub fn admit(&self) -> Result<Admission> {
+        self.engine.admit()
+    }
+
+    /// Starts to answer a conversation that has a place.
+    ///
+    /// # Errors
+    /// When a parameter is out of its range, the template refuses the messages, or the prompt does
+    /// not fit the context.
+    pub fn answer(&self, admission: Admission, request: &ChatCompletionRequest) -> Result<ChatStream> {
+        // The parameters first: checking them costs nothing.
+        let mut generation = request::generation_request(request)?;
+        generation.prompt = self.prompt(request)?;
+        let generation = self.engine.submit(admission, generation).map_err(|e| match e.kind() {
             Kind::ContextLengthExceeded => e.with_param("messages"),
             _ => e,
         })?;

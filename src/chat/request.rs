@@ -110,11 +110,11 @@ fn text_of(message: &Message, index: usize) -> Result<String> {
     }
 }
 
-/// The engine's request: ranges checked, defaults filled in.
+/// The engine's request without its prompt: ranges checked, defaults filled in.
 ///
 /// # Errors
 /// When a parameter is out of its range; the error names it.
-pub fn generation_request(request: &ChatCompletionRequest, prompt: Vec<u32>) -> Result<GenerationRequest> {
+pub fn generation_request(request: &ChatCompletionRequest) -> Result<GenerationRequest> {
     let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
         (Some(n), _) => Some(("max_completion_tokens", n)),
         (None, Some(n)) => Some(("max_tokens", n)),
@@ -138,7 +138,7 @@ pub fn generation_request(request: &ChatCompletionRequest, prompt: Vec<u32>) -> 
         ));
     }
     Ok(GenerationRequest {
-        prompt,
+        prompt: Vec::new(),
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
         sampling: sampling_params(request)?,
         stop,
@@ -232,7 +232,7 @@ mod tests {
     fn request(fields: Value) -> Result<GenerationRequest> {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        generation_request(&openai::from_value(body)?, vec![1])
+        generation_request(&openai::from_value(body)?)
     }
 
     fn messages(messages: Value) -> Result<Vec<TemplateMessage>> {

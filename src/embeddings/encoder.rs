@@ -2,6 +2,7 @@
 
 use candle_core::{D, Tensor};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
@@ -32,6 +33,16 @@ struct PoolingFile {
     pooling_mode_cls_token: bool,
     #[serde(default)]
     pooling_mode_mean_tokens: bool,
+    /// Everything else the file says.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// One entry of `modules.json`.
+#[derive(Deserialize)]
+struct Module {
+    #[serde(rename = "type")]
+    kind: String,
 }
 
 impl Pooling {
@@ -44,9 +55,10 @@ impl Pooling {
         let Some(json) = json else { return Ok(Self::Mean) };
         let file: PoolingFile = serde_json::from_slice(json)
             .map_err(|e| Error::model(format!("cannot read 1_Pooling/config.json: {e}")))?;
+        let others = file.rest.iter().any(|(key, value)| key.starts_with("pooling_mode_") && *value == true);
         match (file.pooling_mode_cls_token, file.pooling_mode_mean_tokens) {
-            (false, true) => Ok(Self::Mean),
-            (true, false) => Ok(Self::Cls),
+            (false, true) if !others => Ok(Self::Mean),
+            (true, false) if !others => Ok(Self::Cls),
             _ => Err(Error::model("1_Pooling/config.json asks for a pooling other than mean or cls")),
         }
     }
@@ -60,13 +72,38 @@ impl Pooling {
     }
 }
 
+/// Refuses a sentence-transformers model with steps beyond encoder, pooling and normalisation:
+/// leaving one out would give wrong vectors without any other sign.
+fn check_modules(json: &[u8]) -> Result<()> {
+    let modules: Vec<Module> =
+        serde_json::from_slice(json).map_err(|e| Error::model(format!("cannot read modules.json: {e}")))?;
+    let is_known = |module: &&Module| {
+        ["Transformer", "Pooling", "Normalize"].iter().any(|known| module.kind.ends_with(known))
+    };
+    match modules.iter().find(|module| !is_known(module)) {
+        Some(module) => {
+            Err(Error::model(format!("modules.json has the step `{}`, which is not supported", module.kind)))
+        }
+        None => Ok(()),
+    }
+}
+
 impl EncoderBackend {
-    /// Loads a BERT-like encoder from safetensors.
+    /// Loads a BERT-like encoder from safetensors, for a tokenizer with `n_ids` token ids.
     ///
     /// # Errors
-    /// When its files are damaged or of another family.
-    pub fn load(source: &EmbeddingSource) -> Result<Self> {
+    /// When its files are damaged, of another family, or ask for a step that is not done here.
+    pub fn load(source: &EmbeddingSource, n_ids: usize) -> Result<Self> {
         let config = BertConfig::from_json(&source.read("config.json")?)?;
+        if n_ids > config.n_vocab() {
+            return Err(Error::model(format!(
+                "the tokenizer has {n_ids} token ids and the model {}; they do not belong together",
+                config.n_vocab()
+            )));
+        }
+        if source.optional_file("modules.json").is_some() {
+            check_modules(&source.read("modules.json")?)?;
+        }
         let weights = Weights::Safetensors(SafetensorsFiles::open(&source.safetensors())?);
         let pooling = match source.optional_file("1_Pooling/config.json") {
             Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,

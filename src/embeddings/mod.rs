@@ -86,11 +86,11 @@ impl TextEmbedding {
     /// be found.
     pub fn load(source: &EmbeddingSource, registry: &Registry) -> Result<Self> {
         let started = Instant::now();
-        let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?;
+        let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?.reading_special_tokens();
         let backend: Box<dyn Backend> = if source.is_onnx() {
             Box::new(onnx::OnnxBackend::load(source, registry)?)
         } else {
-            Box::new(encoder::EncoderBackend::load(source)?)
+            Box::new(encoder::EncoderBackend::load(source, tokenizer.n_vocab())?)
         };
         tracing::info!(
             model = source.id(),
@@ -175,7 +175,7 @@ impl TextEmbedding {
                         ),
                     ));
                 }
-                Tokenized { ids: self.tokenizer.put_in_template(&ids)?, text: None }
+                Tokenized { ids: self.tokenizer.put_in_template(&ids), text: None }
             }
         };
         let (n_tokens, max_tokens) = (tokenized.ids.len(), self.backend.max_tokens());
@@ -246,8 +246,9 @@ impl Embedder {
         thread::Builder::new()
             .name("embedder".to_owned())
             .spawn(move || {
+                let mut worker = Worker { cell, loader, failed: None };
                 for job in jobs {
-                    job.run(cell, &*loader);
+                    worker.run(job);
                 }
             })
             .map_err(|e| Error::internal(format!("cannot start the embedding thread: {e}")))?;
@@ -292,20 +293,24 @@ impl Drop for Admission {
     }
 }
 
-impl Job {
-    /// Computes the answer and sends it; a panic costs this request only.
-    fn run(self, cell: &OnceCell<TextEmbedding>, loader: &Loader) {
-        if self.reply.is_closed() {
+/// The thread's state.
+struct Worker {
+    cell: &'static OnceCell<TextEmbedding>,
+    loader: Box<Loader>,
+    /// When the last try to load the model failed, and how.
+    failed: Option<(Instant, Error)>,
+}
+
+impl Worker {
+    /// Computes the answer of one request and sends it; a panic costs this request only.
+    fn run(&mut self, job: Job) {
+        let Job { inputs, dimensions, reply, arrived, .. } = job;
+        if reply.is_closed() {
             return;
         }
-        let queue = self.arrived.elapsed();
-        let started = Instant::now();
-        let n_texts = self.inputs.len() as u64;
-        let (inputs, dimensions, reply) = (self.inputs, self.dimensions, self.reply);
-        let compute = || {
-            let model = cell.get_or_try_init(loader)?;
-            model.embed(inputs, dimensions, || !reply.is_closed())
-        };
+        let (queue, started) = (arrived.elapsed(), Instant::now());
+        let n_texts = inputs.len() as u64;
+        let compute = || self.model(arrived)?.embed(inputs, dimensions, || !reply.is_closed());
         let result = catch_unwind(AssertUnwindSafe(compute))
             .unwrap_or_else(|_| Err(Error::internal("embedding failed; the fault was logged")));
         if let Ok((_, n_tokens)) = &result {
@@ -321,31 +326,24 @@ impl Job {
         // The client may have gone away meanwhile.
         let _ = reply.send(answer);
     }
+
+    /// The model, loaded now if it is not yet. A load that fails answers every request that came
+    /// before it ended; later ones try again.
+    fn model(&mut self, arrived: Instant) -> Result<&'static TextEmbedding> {
+        if let Some((when, e)) = &self.failed
+            && arrived < *when
+        {
+            return Err(e.clone());
+        }
+        self.cell
+            .get_or_try_init(&*self.loader)
+            .inspect_err(|e| self.failed = Some((Instant::now(), e.clone())))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_load_happens_once_and_can_be_retried() {
-        let cell = OnceCell::new();
-        let n_loads = AtomicUsize::new(0);
-        let load = |fails: bool| {
-            cell.get_or_try_init(|| {
-                n_loads.fetch_add(1, Ordering::SeqCst);
-                thread::sleep(Duration::from_millis(20));
-                if fails { Err(Error::registry("no source")) } else { Ok(7) }
-            })
-        };
-        assert!(load(true).is_err());
-        thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| assert_eq!(load(false).ok(), Some(&7)));
-            }
-        });
-        assert_eq!(n_loads.load(Ordering::SeqCst), 2, "the failed one and one more");
-    }
 
     #[test]
     fn vectors_that_are_not_numbers_are_not_served() {

@@ -47,6 +47,20 @@ impl EmbeddingSource {
         !is_ours && onnx::CatalogueEntry::find(reference).is_some()
     }
 
+    /// The name that clients will see and the other names they may use, without the model's files.
+    ///
+    /// # Errors
+    /// When the reference is malformed.
+    pub fn names(reference: &str) -> Result<(String, Vec<String>)> {
+        match onnx::CatalogueEntry::find(reference) {
+            Some(entry) if Self::is_in_fastembed(reference) => {
+                let (own, repo) = entry.names();
+                Ok((repo, vec![own]))
+            }
+            _ => Ok(ModelRef::parse(reference)?.names()),
+        }
+    }
+
     /// Names and repositories of fastembed's catalogue.
     pub fn fastembed_catalogue() -> Vec<(String, String)> {
         onnx::CatalogueEntry::all().map(|entry| entry.names()).collect()

@@ -43,8 +43,9 @@ pub async fn completions(
     };
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let admission = app.chat().admit()?;
     // Templates and tokenizers compute: not on the threads that answer probes.
-    let answer = tokio::task::spawn_blocking(move || app.chat().answer(&request))
+    let answer = tokio::task::spawn_blocking(move || app.chat().answer(admission, &request))
         .await
         .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))??;
     let log = RequestLog { request_id, finished: false };

@@ -18,7 +18,7 @@ use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
-use crate::models::{Decoder, ForwardInput, KvStore, SequenceId};
+use crate::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -31,6 +31,8 @@ pub struct EngineOptions {
     pub running_requests: usize,
     /// Prompt tokens of one request computed per batch.
     pub prefill_chunk_tokens: usize,
+    /// Bytes that keys and values may take, all requests together.
+    pub kv_bytes: usize,
 }
 
 /// A handle to the engine's thread. Cheap to clone; the thread ends when the last is dropped.
@@ -39,6 +41,7 @@ pub struct Engine {
     sender: mpsc::Sender<Arrival>,
     shared: Arc<Shared>,
     context_length: usize,
+    n_vocab: usize,
 }
 
 /// What the handles and the thread both see.
@@ -63,11 +66,12 @@ struct Arrival {
     request: GenerationRequest,
     events: events::Sender<Event>,
     arrived: Instant,
-    admitted: Admission,
+    admission: Admission,
 }
 
-/// Holds a request's place; gives it back when dropped, whatever becomes of the request.
-struct Admission(Arc<Shared>);
+/// A place in the engine's queue, taken before any work is done for a request; given back when
+/// dropped, whatever becomes of it.
+pub struct Admission(Arc<Shared>);
 
 impl Engine {
     /// Starts the thread.
@@ -83,30 +87,65 @@ impl Engine {
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
         });
-        let context_length = model.config().context_length;
+        let DecoderConfig { context_length, n_vocab, .. } = *model.config();
+        let room = options.kv_bytes / KvStore::bytes_per_token(model.config()).max(1);
+        // A sequence's room is a power of two.
+        let largest = room.checked_ilog2().map_or(0, |log| 1 << log);
+        if largest < context_length {
+            tracing::warn!(
+                context = largest,
+                of = context_length,
+                "memory for keys and values limits the context"
+            );
+        }
+        let context_length = context_length.min(largest);
         let worker = Worker {
-            scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens),
+            scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens, room),
             model,
             tokenizer,
             kv: KvStore::default(),
             sequences: HashMap::new(),
             n_sequences_seen: 0,
-            last_finish: Instant::now(),
+            last_finish: None,
             shared: shared.clone(),
         };
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker.run(&arrivals))
             .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
-        Ok(Self { sender, shared, context_length })
+        Ok(Self { sender, shared, context_length, n_vocab })
     }
 
-    /// Hands in a request.
+    /// Takes a place for a request, before anything is computed for it.
     ///
     /// # Errors
-    /// When the prompt is empty or does not fit the context, the queue is full, or the engine has
-    /// died.
-    pub fn submit(&self, mut request: GenerationRequest) -> Result<Generation> {
+    /// When the queue is full; the error says when to come back.
+    pub fn admit(&self) -> Result<Admission> {
+        let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
+        let bound = queued_requests + running_requests;
+        let place = |n: usize| (n < bound).then_some(n + 1);
+        self.shared
+            .n_requests
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, place)
+            .map(|_| Admission(self.shared.clone()))
+            .map_err(|n| {
+                let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+                let retry_after = each
+                    .saturating_mul(u32::try_from(n).unwrap_or(u32::MAX))
+                    .clamp(Duration::from_secs(1), Duration::from_secs(60));
+                Error::new(
+                    Kind::Overloaded { retry_after },
+                    format!("{n} requests are queued or running, and {bound} is the limit; try again later"),
+                )
+            })
+    }
+
+    /// Hands in a request that has a place.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit the context, the bias names an unknown token, or
+    /// the engine has died.
+    pub fn submit(&self, admission: Admission, mut request: GenerationRequest) -> Result<Generation> {
         let n_prompt = request.prompt.len();
         if n_prompt == 0 {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
@@ -115,16 +154,16 @@ impl Engine {
             return Err(Error::new(
                 Kind::ContextLengthExceeded,
                 format!(
-                    "the prompt has {n_prompt} tokens, and the model's context is {} tokens, prompt and answer \
-                     together; shorten the messages",
+                    "the prompt has {n_prompt} tokens, and the context is {} tokens, prompt and answer together; \
+                     shorten the messages",
                     self.context_length
                 ),
             ));
         }
+        request.sampling.check(self.n_vocab)?;
         request.max_tokens = request.max_tokens.clamp(1, self.context_length - n_prompt);
-        let admitted = self.admit()?;
         let (sender, receiver) = events::channel(request.max_tokens + 1);
-        let arrival = Arrival { request, events: sender, arrived: Instant::now(), admitted };
+        let arrival = Arrival { request, events: sender, arrived: Instant::now(), admission };
         self.sender.send(arrival).map_err(|_| engine_died())?;
         Ok(Generation { events: receiver })
     }
@@ -148,25 +187,6 @@ impl Engine {
     /// Requests accepted and not finished.
     pub fn n_requests(&self) -> usize {
         self.shared.n_requests.load(Ordering::Acquire)
-    }
-
-    fn admit(&self) -> Result<Admission> {
-        let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
-        let bound = queued_requests + running_requests;
-        let place = |n: usize| (n < bound).then_some(n + 1);
-        match self.shared.n_requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, place) {
-            Ok(_) => Ok(Admission(self.shared.clone())),
-            Err(n) => {
-                let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
-                let retry_after = each
-                    .saturating_mul(queued_requests.max(1) as u32)
-                    .clamp(Duration::from_secs(1), Duration::from_secs(60));
-                Err(Error::new(
-                    Kind::Overloaded { retry_after },
-                    format!("{n} requests are queued or running, and {bound} is the limit; try again later"),
-                ))
-            }
-        }
     }
 }
 
@@ -200,7 +220,8 @@ struct Worker {
     kv: KvStore,
     sequences: HashMap<SequenceId, Sequence>,
     n_sequences_seen: u64,
-    last_finish: Instant,
+    /// When the last request ended, if there was work ever since.
+    last_finish: Option<Instant>,
     shared: Arc<Shared>,
 }
 
@@ -214,7 +235,7 @@ struct Sequence {
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
-    _admitted: Admission,
+    _admission: Admission,
 }
 
 impl Worker {
@@ -223,6 +244,7 @@ impl Worker {
         let _alive = OnDrop(self.shared.clone());
         loop {
             if self.scheduler.is_idle() {
+                self.last_finish = None;
                 match arrivals.recv() {
                     Ok(arrival) => self.accept(arrival),
                     Err(mpsc::RecvError) => return,
@@ -245,13 +267,16 @@ impl Worker {
     }
 
     fn accept(&mut self, arrival: Arrival) {
-        let Arrival { request, events, arrived, admitted } = arrival;
+        let Arrival { request, events, arrived, admission } = arrival;
         let n_vocab = self.model.config().n_vocab;
-        match TextGeneration::new(&request, self.tokenizer.clone(), n_vocab) {
+        let generation =
+            caught("a request", || TextGeneration::new(&request, self.tokenizer.clone(), n_vocab));
+        match generation {
             Ok(generation) => {
                 self.n_sequences_seen += 1;
                 let id = SequenceId(self.n_sequences_seen);
-                self.scheduler.add(id, request.prompt.len());
+                let n_prompt = request.prompt.len();
+                self.scheduler.add(id, n_prompt, KvStore::room(n_prompt + request.max_tokens));
                 let sequence = Sequence {
                     prompt: request.prompt,
                     generation,
@@ -260,7 +285,7 @@ impl Worker {
                     arrived,
                     started: None,
                     first_token: None,
-                    _admitted: admitted,
+                    _admission: admission,
                 };
                 self.sequences.insert(id, sequence);
             }
@@ -299,9 +324,7 @@ impl Worker {
             let logits = model.forward(kv, &input)?;
             (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect::<Result<Vec<Tensor>>>()
         };
-        let result = catch_unwind(AssertUnwindSafe(forward))
-            .unwrap_or_else(|_| Err(Error::internal("the model failed on this batch; the fault was logged")));
-        match result {
+        match caught("the batch", forward) {
             Ok(rows) => {
                 for (id, logits) in sampled.into_iter().zip(rows) {
                     self.advance(id, &logits);
@@ -347,9 +370,7 @@ impl Worker {
     fn advance(&mut self, id: SequenceId, logits: &Tensor) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.first_token.get_or_insert_with(Instant::now);
-        let step = catch_unwind(AssertUnwindSafe(|| sequence.generation.advance(logits)))
-            .unwrap_or_else(|_| Err(Error::internal("sampling failed; the fault was logged")));
-        match step {
+        match caught("sampling", || sequence.generation.advance(logits)) {
             Ok(Step { token, delta, finish }) => {
                 sequence.last_token = Some(token);
                 if !delta.text.is_empty() || !delta.logprobs.is_empty() {
@@ -368,12 +389,11 @@ impl Worker {
         if let Some(sequence) = self.sequences.get(&id) {
             send(&sequence.events, last);
         }
-        let between = self.last_finish.elapsed();
-        self.last_finish = Instant::now();
-        let mut average = self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
-        *average = (*average * 7 + between) / 8;
-        drop(average);
         self.remove(id);
+        if let Some(last) = self.last_finish.replace(Instant::now()) {
+            let mut average = self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+            *average = (*average * 7 + last.elapsed()) / 8;
+        }
     }
 
     fn remove(&mut self, id: SequenceId) {
@@ -407,6 +427,12 @@ impl Sequence {
             repeat_penalty: self.generation.repeat_penalty_stats(),
         }
     }
+}
+
+/// Runs `work`; a panic becomes an error. Its message is in the log.
+fn caught<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::internal(format!("{what} failed; the fault was logged"))))
 }
 
 /// Sends an event; one that nobody waits for is dropped, and so is its sequence, in time.

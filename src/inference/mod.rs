@@ -13,7 +13,7 @@ mod text_generation;
 
 use std::time::Duration;
 
-pub use engine::{Engine, EngineOptions, Generation};
+pub use engine::{Admission, Engine, EngineOptions, Generation};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use text_generation::TextGeneration;
 

@@ -3,7 +3,7 @@
 //!
 //! Every running sequence whose prompt is computed gets one token per batch. One chunk of one
 //! unfinished prompt rides along; prompts take turns, so a long one cannot keep short ones
-//! waiting. Sequences start in the order they came.
+//! waiting. Sequences start in the order they came, when there is room for all of their tokens.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,6 +15,8 @@ use crate::models::SequenceId;
 pub struct Scheduler {
     max_running: usize,
     prefill_chunk: usize,
+    /// Tokens that no running sequence has a claim to.
+    free_room: usize,
     waiting: VecDeque<Sequence>,
     /// In turn order: the first unfinished prompt is the next to get a chunk.
     running: VecDeque<Sequence>,
@@ -24,6 +26,8 @@ pub struct Scheduler {
 struct Sequence {
     id: SequenceId,
     n_prompt: usize,
+    /// Tokens it may come to need room for.
+    room: usize,
     /// Prompt tokens computed so far.
     n_computed: usize,
 }
@@ -38,26 +42,32 @@ pub struct Batch {
 }
 
 impl Scheduler {
-    /// At most `max_running` sequences at once, at most `prefill_chunk` prompt tokens a batch;
-    /// both at least one.
-    pub fn new(max_running: usize, prefill_chunk: usize) -> Self {
+    /// At most `max_running` sequences at once, which together need room for at most `room` tokens;
+    /// at most `prefill_chunk` prompt tokens a batch.
+    pub fn new(max_running: usize, prefill_chunk: usize, room: usize) -> Self {
         Self {
             max_running: max_running.max(1),
             prefill_chunk: prefill_chunk.max(1),
+            free_room: room,
             waiting: VecDeque::new(),
             running: VecDeque::new(),
         }
     }
 
-    /// Queues a sequence with a prompt of `n_prompt` tokens.
-    pub fn add(&mut self, id: SequenceId, n_prompt: usize) {
-        self.waiting.push_back(Sequence { id, n_prompt, n_computed: 0 });
+    /// Queues a sequence with a prompt of `n_prompt` tokens that may need room for `room` in all: no
+    /// more than the scheduler was given.
+    pub fn add(&mut self, id: SequenceId, n_prompt: usize, room: usize) {
+        self.waiting.push_back(Sequence { id, n_prompt, room, n_computed: 0 });
     }
 
     /// Forgets a sequence, wherever it is.
     pub fn remove(&mut self, id: SequenceId) {
         self.waiting.retain(|sequence| sequence.id != id);
-        self.running.retain(|sequence| sequence.id != id);
+        self.running.retain(|sequence| {
+            let stays = sequence.id != id;
+            self.free_room += if stays { 0 } else { sequence.room };
+            stays
+        });
     }
 
     /// Whether nothing waits and nothing runs.
@@ -68,8 +78,9 @@ impl Scheduler {
     /// The next batch; its work counts as done. Empty only when idle.
     pub fn next_batch(&mut self) -> Batch {
         while self.running.len() < self.max_running
-            && let Some(sequence) = self.waiting.pop_front()
+            && let Some(sequence) = self.waiting.pop_front_if(|next| next.room <= self.free_room)
         {
+            self.free_room -= sequence.room;
             self.running.push_back(sequence);
         }
         let decode = self
@@ -115,10 +126,10 @@ mod tests {
 
     #[test]
     fn prompts_take_turns_and_decodes_never_wait() {
-        let mut scheduler = Scheduler::new(2, 10);
-        scheduler.add(id(1), 25);
-        scheduler.add(id(2), 4);
-        scheduler.add(id(3), 1);
+        let mut scheduler = Scheduler::new(2, 10, 100);
+        scheduler.add(id(1), 25, 30);
+        scheduler.add(id(2), 4, 30);
+        scheduler.add(id(3), 1, 30);
         assert_eq!(scheduler.next_batch(), batch(&[], Some((1, 0..10))));
         assert_eq!(scheduler.next_batch(), batch(&[], Some((2, 0..4))));
         assert_eq!(scheduler.next_batch(), batch(&[2], Some((1, 10..20))));
@@ -134,13 +145,26 @@ mod tests {
 
     #[test]
     fn a_waiting_sequence_can_be_removed() {
-        let mut scheduler = Scheduler::new(1, 10);
-        scheduler.add(id(1), 1);
-        scheduler.add(id(2), 1);
+        let mut scheduler = Scheduler::new(1, 10, 100);
+        scheduler.add(id(1), 1, 30);
+        scheduler.add(id(2), 1, 30);
         scheduler.next_batch();
         scheduler.remove(id(2));
         scheduler.remove(id(1));
         assert!(scheduler.is_idle());
+    }
+
+    #[test]
+    fn a_sequence_waits_for_room_and_keeps_its_place() {
+        let mut scheduler = Scheduler::new(8, 10, 100);
+        scheduler.add(id(1), 1, 60);
+        scheduler.add(id(2), 1, 60);
+        scheduler.add(id(3), 1, 10);
+        assert_eq!(scheduler.next_batch(), batch(&[], Some((1, 0..1))));
+        assert_eq!(scheduler.next_batch(), batch(&[1], None), "3 does not overtake 2");
+        scheduler.remove(id(1));
+        assert_eq!(scheduler.next_batch(), batch(&[], Some((2, 0..1))));
+        assert_eq!(scheduler.next_batch(), batch(&[2], Some((3, 0..1))));
     }
 
     proptest! {
@@ -150,9 +174,9 @@ mod tests {
             max_running in 1usize..5,
             chunk in 1usize..20,
         ) {
-            let mut scheduler = Scheduler::new(max_running, chunk);
+            let mut scheduler = Scheduler::new(max_running, chunk, 100);
             for (n, &prompt) in prompts.iter().enumerate() {
-                scheduler.add(id(n as u64), prompt);
+                scheduler.add(id(n as u64), prompt, prompt);
             }
             let mut computed = vec![0usize; prompts.len()];
             let bound: usize = prompts.iter().map(|p| p.div_ceil(chunk) + 1).sum();
@@ -170,6 +194,7 @@ mod tests {
                 }
             }
             prop_assert!(scheduler.is_idle());
+            prop_assert_eq!(scheduler.free_room, 100);
         }
     }
 }

@@ -25,7 +25,13 @@ impl StopStrings {
     /// Takes more text and returns what may be shown.
     pub fn push(&mut self, text: &str) -> Checked {
         self.held.push_str(text);
-        if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+        // The one that ends first, as if the text came character by character: then where the
+        // tokens' borders are makes no difference. Of several that end together, the longest.
+        let found = self.stops.iter().filter_map(|stop| {
+            let start = self.held.find(stop)?;
+            Some((start + stop.len(), start))
+        });
+        if let Some((_, start)) = found.min() {
             let mut text = std::mem::take(&mut self.held);
             text.truncate(start);
             return Checked { text, stopped: true };
@@ -74,22 +80,23 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_of_several_wins() {
-        let mut stops = StopStrings::new(vec!["cd".to_owned(), "b".to_owned()]);
-        assert_eq!(stops.push("abcd"), checked("a", true));
+    fn of_several_the_one_that_ends_first_wins() {
+        let stops = || StopStrings::new(vec!["cd".to_owned(), "b".to_owned(), "abcde".to_owned()]);
+        assert_eq!(stops().push("abcde"), checked("a", true));
+        assert_eq!(StopStrings::new(vec!["bc".into(), "abc".into()]).push("xabc"), checked("x", true));
     }
 
     proptest! {
         #[test]
         fn any_split_stops_at_the_same_place(
             text in "[ab]{0,24}",
-            stop in "[ab]{1,4}",
+            strings in prop::collection::vec("[ab]{1,4}", 1..5),
             cuts in prop::collection::vec(0usize..24, 0..6),
         ) {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
-            let mut stops = StopStrings::new(vec![stop.clone()]);
+            let mut stops = StopStrings::new(strings.clone());
             let mut shown = String::new();
             let mut stopped = false;
             for cut in cuts.windows(2) {
@@ -99,9 +106,13 @@ mod tests {
                 if stopped { break; }
             }
             if !stopped { shown += &stops.finish(); }
-            let expected = text.split(&stop).next().unwrap_or_default();
-            prop_assert_eq!(stopped, text.contains(&stop));
-            prop_assert_eq!(shown, expected);
+            // The definition: the shortest beginning of the text that ends with a stop string.
+            let end = (0..=text.len()).find(|&end| strings.iter().any(|stop| text[..end].ends_with(stop)));
+            let longest = |end: usize| {
+                strings.iter().filter(|stop| text[..end].ends_with(*stop)).map(String::len).max().unwrap()
+            };
+            prop_assert_eq!(stopped, end.is_some());
+            prop_assert_eq!(shown, end.map_or(text.as_str(), |end| &text[..end - longest(end)]));
         }
     }
 }

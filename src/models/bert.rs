@@ -23,6 +23,7 @@ pub struct BertConfig {
     vocab_size: usize,
     type_vocab_size: usize,
     max_position_embeddings: usize,
+    position_embedding_type: Option<String>,
 }
 
 /// A BERT encoder with its weights.
@@ -61,6 +62,9 @@ impl BertConfig {
                 config.model_type, config.hidden_act
             )));
         }
+        if config.position_embedding_type.as_deref().is_some_and(|kind| kind != "absolute") {
+            return Err(Error::model("encoders with relative positions are not supported"));
+        }
         let heads = config.num_attention_heads;
         if heads == 0 || config.hidden_size == 0 || !config.hidden_size.is_multiple_of(heads) {
             return Err(Error::model(format!(
@@ -69,6 +73,13 @@ impl BertConfig {
             )));
         }
         Ok(config)
+    }
+}
+
+impl BertConfig {
+    /// Number of token ids.
+    pub fn n_vocab(&self) -> usize {
+        self.vocab_size
     }
 }
 

@@ -100,6 +100,12 @@ impl DecoderConfig {
         let required = |name: &str| {
             integer(name).ok_or_else(|| Error::model(format!("GGUF file has no integer `{}`", key(name))))
         };
+        let text = |name: &str| metadata.get(&key(name)).and_then(|value| value.to_string().ok());
+        if let Some(kind) = text("rope.scaling.type").filter(|kind| *kind != "none") {
+            return Err(Error::model(format!(
+                "GGUF file asks for rope scaling `{kind}`, which is not supported"
+            )));
+        }
         let hidden_size = required("embedding_length")?;
         let n_heads = required("attention.head_count")?;
         let token =
@@ -135,6 +141,12 @@ impl DecoderConfig {
         let file: ConfigFile = serde_json::from_slice(json)
             .map_err(|e| Error::model(format!("cannot read config.json: {e}")))?;
         let rope = file.rope()?;
+        if file.hidden_act.as_deref().is_some_and(|activation| activation != "silu") {
+            return Err(Error::model("config.json: only the activation silu is supported"));
+        }
+        if file.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
+            return Err(Error::model("config.json: partial rotary embedding is not supported"));
+        }
         Self {
             architecture: file.model_type,
             hidden_size: file.hidden_size,
@@ -148,18 +160,24 @@ impl DecoderConfig {
             rms_norm_eps: file.rms_norm_eps,
             rope,
             bos_token_id: file.bos_token_id,
-            eos_token_ids: match file.eos_token_id {
-                None => Vec::new(),
-                Some(OneOrMany::One(id)) => vec![id],
-                Some(OneOrMany::Many(ids)) => ids,
-            },
+            eos_token_ids: file.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec),
         }
         .checked()
     }
 
-    /// Heads that share one key/value head.
-    pub fn n_groups(&self) -> usize {
-        self.n_heads / self.n_kv_heads
+    /// Adds the end tokens that a `generation_config.json` names.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn with_generation_config(mut self, json: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct GenerationConfig {
+            eos_token_id: Option<OneOrMany>,
+        }
+        let file: GenerationConfig = serde_json::from_slice(json)
+            .map_err(|e| Error::model(format!("cannot read generation_config.json: {e}")))?;
+        self.eos_token_ids.extend(file.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec));
+        Ok(self)
     }
 
     fn checked(self) -> Result<Self> {
@@ -170,6 +188,7 @@ impl DecoderConfig {
             ("attention heads", self.n_heads),
             ("key/value heads", self.n_kv_heads),
             ("head width", self.head_dim),
+            ("heads times width", self.n_heads.saturating_mul(self.head_dim)),
             ("vocabulary", self.n_vocab),
             ("context", self.context_length),
         ];
@@ -218,14 +237,18 @@ struct ConfigFile {
     rope_scaling: Option<RopeFile>,
     /// Where `transformers` 5 keeps base and scaling.
     rope_parameters: Option<RopeFile>,
+    hidden_act: Option<String>,
+    partial_rotary_factor: Option<f64>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<OneOrMany>,
 }
 
 #[derive(Deserialize)]
 struct RopeFile {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; many files carry both.
+    #[serde(rename = "type")]
+    old_rope_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -240,11 +263,23 @@ enum OneOrMany {
     Many(Vec<u32>),
 }
 
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
+    }
+}
+
 impl ConfigFile {
     fn rope(&self) -> Result<Rope> {
         let file = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let theta = file.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
-        let scaling = match file.and_then(|rope| rope.rope_type.as_deref().map(|kind| (rope, kind))) {
+        let scaling = match file.and_then(|rope| {
+            let kind = rope.rope_type.as_deref().or(rope.old_rope_type.as_deref())?;
+            Some((rope, kind))
+        }) {
             None | Some((_, "default")) => RopeScaling::None,
             Some((rope, "llama3")) => {
                 let field = |name: &str, value: Option<f64>| {

@@ -29,6 +29,7 @@ pub struct KvStore {
 struct LayerKv {
     keys: Tensor,
     values: Tensor,
+    n_tokens: usize,
 }
 
 impl KvStore {
@@ -54,15 +55,15 @@ impl KvStore {
         }
         let slot = &mut layers[layer];
         let capacity = slot.as_ref().map_or(0, |kv| kv.keys.dims()[1]);
-        if start > capacity {
+        if start > slot.as_ref().map_or(0, |kv| kv.n_tokens) {
             return Err(Error::internal(format!(
                 "sequence {sequence:?} has no tokens before position {start}"
             )));
         }
         if end > capacity {
-            let shape = (n_kv_heads, end.next_power_of_two().max(FIRST_CAPACITY), head_dim);
+            let shape = (n_kv_heads, Self::room(end), head_dim);
             let empty = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-            let grown = LayerKv { keys: empty()?, values: empty()? };
+            let grown = LayerKv { keys: empty()?, values: empty()?, n_tokens: start };
             if let Some(old) = slot.as_ref().filter(|_| start > 0) {
                 grown.keys.slice_set(&old.keys.narrow(1, 0, start)?.contiguous()?, 1, 0)?;
                 grown.values.slice_set(&old.values.narrow(1, 0, start)?.contiguous()?, 1, 0)?;
@@ -74,6 +75,7 @@ impl KvStore {
         };
         kv.keys.slice_set(&keys.contiguous()?, 1, start)?;
         kv.values.slice_set(&values.contiguous()?, 1, start)?;
+        kv.n_tokens = end;
         Ok((kv.keys.narrow(1, 0, end)?, kv.values.narrow(1, 0, end)?))
     }
 
@@ -87,10 +89,14 @@ impl KvStore {
         self.sequences.len()
     }
 
-    /// Bytes that one sequence of `n_tokens` takes in a model of this shape.
-    pub fn bytes_per_sequence(config: &DecoderConfig, n_tokens: usize) -> usize {
-        let capacity = n_tokens.next_power_of_two().max(FIRST_CAPACITY);
-        2 * config.n_layers * config.n_kv_heads * config.head_dim * capacity * DType::F32.size_in_bytes()
+    /// Tokens that a sequence of at most `n_tokens` may take room for.
+    pub fn room(n_tokens: usize) -> usize {
+        n_tokens.next_power_of_two().max(FIRST_CAPACITY)
+    }
+
+    /// Bytes that room for one token takes in a model of this shape.
+    pub fn bytes_per_token(config: &DecoderConfig) -> usize {
+        2 * config.n_layers * config.n_kv_heads * config.head_dim * DType::F32.size_in_bytes()
     }
 }
 
@@ -125,6 +131,10 @@ mod tests {
     #[test]
     fn a_gap_is_an_error() {
         let mut store = KvStore::default();
-        assert!(store.append(SequenceId(1), 0, 5, &row(0.0, 1), &row(0.0, 1)).is_err());
+        let mut append = |start| store.append(SequenceId(1), 0, start, &row(0.0, 3), &row(0.0, 3)).is_ok();
+        assert!(!append(1));
+        assert!(append(0));
+        assert!(!append(4));
+        assert!(append(3));
     }
 }

@@ -163,6 +163,12 @@ impl Registry {
         Self { config, verifier }
     }
 
+    /// The same registry without any connection.
+    pub fn offline(&self) -> Self {
+        let config = RegistryConfig { offline: true, ..self.config.clone() };
+        Self { config, verifier: self.verifier.clone() }
+    }
+
     /// The files of the model that `reference` names, fetched where they are not on disk. `kind`
     /// says what the model is wanted for; it decides between the formats of a repository, and
     /// refuses catalog rows of the other kind.
@@ -355,6 +361,10 @@ impl Registry {
             }
         };
         let files = self.hub().get(repo, &commit, &layout.files)?;
+        // Asked for by commit, `get` left the branch alone; now all of the commit's files are here.
+        if commit != revision && !self.config.offline {
+            self.hub().save_ref(repo, revision, &commit)?;
+        }
         let source = Source::Hub { repo: repo.to_owned(), revision: revision.to_owned() };
         let model = ModelFiles::new(repo.to_owned(), Vec::new(), &layout, files, source)?;
         Ok(ModelFiles { license, ..model })

@@ -47,6 +47,23 @@ impl ModelRef {
     }
 }
 
+impl ModelRef {
+    /// The name that clients see and the other names they may use.
+    pub fn names(&self) -> (String, Vec<String>) {
+        let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        match self {
+            Self::Catalog(entry) => {
+                (entry.name.to_owned(), entry.aliases.iter().map(|&alias| alias.to_owned()).collect())
+            }
+            Self::Hub { repo, .. } => (repo.clone(), vec![self.to_string()]),
+            Self::Wheel { package, path, .. } => {
+                (stem(Path::new(path)).unwrap_or_else(|| package.clone()), vec![self.to_string()])
+            }
+            Self::Path(path) => (stem(path).unwrap_or_else(|| "model".to_owned()), vec![self.to_string()]),
+        }
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

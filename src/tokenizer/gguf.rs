@@ -96,8 +96,10 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
             _ => byte_level_bytes(token),
         })
         .collect();
-    let eos: Vec<u32> = keys.optional_id("tokenizer.ggml.eos_token_id")?.into_iter().collect();
-    Ok(Tokenizer::assemble(inner, special, token_bytes).with_text_tokens(
+    let eos_keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
+    let eos = eos_keys.into_iter().filter_map(|key| keys.optional_id(key).transpose());
+    let eos = eos.collect::<Result<Vec<u32>>>()?;
+    Ok(Tokenizer::assemble(inner, special, token_bytes, true)?.with_text_tokens(
         keys.optional_id("tokenizer.ggml.bos_token_id")?,
         &eos,
         matches!(metadata.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true))),

@@ -10,6 +10,7 @@ mod gguf;
 use std::collections::HashMap;
 use std::path::Path;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
 pub use detokenizer::Detokenizer;
@@ -19,14 +20,19 @@ use crate::error::{Error, Result};
 /// Turns text into token ids and token ids into bytes. Cheap to share behind an `Arc`.
 pub struct Tokenizer {
     inner: Inner,
-    /// Special tokens by their text, longest first so that the longest match wins.
-    special: Vec<(String, u32)>,
+    /// Finds the texts of special tokens, of several at one place the longest.
+    special: AhoCorasick,
+    /// The id of each of its patterns.
+    special_ids: Vec<u32>,
     /// The bytes each token stands for; empty for special tokens, which no text contains.
     token_bytes: Vec<Vec<u8>>,
     end_of_generation: Vec<u32>,
     bos: Option<String>,
     eos: Option<String>,
     adds_bos: Option<u32>,
+    /// What the model's own template puts before and after a text.
+    around: (Vec<u32>, Vec<u32>),
+    is_byte_level: bool,
 }
 
 /// Characters that mark special-token look-alikes in user text: Unicode noncharacters, which
@@ -67,38 +73,69 @@ impl Tokenizer {
         let mut inner = Inner::from_file(path).map_err(in_file)?;
         inner.with_truncation(None).map_err(in_file)?;
         inner.with_padding(None);
-        let byte_level = inner
+        let is_byte_level = inner
             .get_decoder()
             .is_some_and(|decoder| matches!(decoder, tokenizers::DecoderWrapper::ByteLevel(_)));
-        let special: HashMap<u32, String> = inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| (id, token.content))
-            .collect();
-        let token_bytes = (0..inner.get_vocab_size(true) as u32)
-            .map(|id| match inner.id_to_token(id) {
-                Some(text) if !special.contains_key(&id) && byte_level => byte_level_bytes(&text),
-                Some(text) if !special.contains_key(&id) => text.into_bytes(),
-                _ => Vec::new(),
+        let added = inner.get_added_tokens_decoder();
+        let n_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id + 1);
+        let token_bytes = (0..n_ids)
+            .map(|id| match (added.get(&id), inner.id_to_token(id)) {
+                (Some(token), _) if token.special => Vec::new(),
+                // Added tokens are text as they stand, not in the vocabulary's alphabet.
+                (Some(token), _) => token.content.clone().into_bytes(),
+                (None, Some(text)) if is_byte_level => byte_level_bytes(&text),
+                (None, Some(text)) => text.into_bytes(),
+                (None, None) => Vec::new(),
             })
             .collect();
-        Ok(Self::assemble(inner, special, token_bytes))
+        let special =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content));
+        Self::assemble(inner, special.collect(), token_bytes, is_byte_level)
+            .map_err(|e| e.context(path.display()))
     }
 
     /// The last steps that both sources share. `special` maps ids to the text of special tokens.
-    fn assemble(mut inner: Inner, special: HashMap<u32, String>, token_bytes: Vec<Vec<u8>>) -> Self {
+    fn assemble(
+        mut inner: Inner,
+        mut special: HashMap<u32, String>,
+        token_bytes: Vec<Vec<u8>>,
+        is_byte_level: bool,
+    ) -> Result<Self> {
         // Special tokens are cut out by `encode_prompt`; whatever reaches the inner tokenizer is
         // text, also where it looks like a special token.
         inner.set_encode_special_tokens(true);
-        let end_of_generation = special
-            .iter()
-            .filter(|(_, text)| END_OF_GENERATION.contains(&text.as_str()))
-            .map(|(&id, _)| id)
-            .collect();
-        let mut special: Vec<(String, u32)> = special.into_iter().map(|(id, text)| (text, id)).collect();
-        special.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(a.cmp(b)));
-        Self { inner, special, token_bytes, end_of_generation, bos: None, eos: None, adds_bos: None }
+        special.retain(|_, text| !text.is_empty());
+        let is_end = |text: &String| END_OF_GENERATION.contains(&text.as_str());
+        let end_of_generation = special.iter().filter(|(_, text)| is_end(text)).map(|(&id, _)| id).collect();
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(special.values())
+            .map_err(|e| Error::model(format!("the special tokens cannot be searched for: {e}")))?;
+        let mut tokenizer = Self {
+            inner,
+            special: automaton,
+            special_ids: special.into_keys().collect(),
+            token_bytes,
+            end_of_generation,
+            bos: None,
+            eos: None,
+            adds_bos: None,
+            around: (Vec::new(), Vec::new()),
+            is_byte_level,
+        };
+        // What the template adds shows around a text that is known.
+        let known = tokenizer.encode("a")?;
+        let whole = tokenizer.encode_with_template("a")?;
+        let start = whole.windows(known.len().max(1)).position(|window| window == known).unwrap_or(0);
+        let end = (start + known.len()).min(whole.len());
+        tokenizer.around = (whole[..start].to_vec(), whole[end..].to_vec());
+        Ok(tokenizer)
+    }
+
+    /// Reads special tokens wherever a text spells them out, as the reference does for encoders.
+    pub fn reading_special_tokens(mut self) -> Self {
+        self.inner.set_encode_special_tokens(false);
+        self
     }
 
     /// Names the tokens that begin and end a text, from the model's own configuration. `adds_bos`
@@ -115,9 +152,17 @@ impl Tokenizer {
         self
     }
 
-    /// Adds what a Hugging Face `config.json` says about the first and last token of a text.
-    pub fn with_config_tokens(self, bos: Option<u32>, eos: &[u32]) -> Self {
-        self.with_text_tokens(bos, eos, false)
+    /// Adds what Hugging Face's configuration files say: the ids of the tokens that begin and end a
+    /// text, and the names under which chat templates know them.
+    pub fn with_config_tokens(
+        self,
+        bos: Option<u32>,
+        eos: &[u32],
+        bos_text: Option<String>,
+        eos_text: Option<String>,
+    ) -> Self {
+        let tokenizer = self.with_text_tokens(bos, eos, false);
+        Self { bos: bos_text.or(tokenizer.bos.clone()), eos: eos_text.or(tokenizer.eos.clone()), ..tokenizer }
     }
 
     /// Encodes text; nothing in it is special.
@@ -142,15 +187,8 @@ impl Tokenizer {
     }
 
     /// Puts the model's own first and last tokens around ids that lack them.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn put_in_template(&self, ids: &[u32]) -> Result<Vec<u32>> {
-        // What the template adds shows around a text that is known.
-        let known = self.encode("a")?;
-        let around = self.encode_with_template("a")?;
-        let start = around.windows(known.len().max(1)).position(|window| window == known).unwrap_or(0);
-        Ok([&around[..start], ids, &around[(start + known.len()).min(around.len())..]].concat())
+    pub fn put_in_template(&self, ids: &[u32]) -> Vec<u32> {
+        [&self.around.0, ids, &self.around.1].concat()
     }
 
     /// Encodes a rendered chat prompt: special tokens are read, except those in which `marker`
@@ -164,13 +202,17 @@ impl Tokenizer {
             Some(marker) if text.contains(marker) => self.encode_into(&text.replace(marker, ""), false, ids),
             _ => self.encode_into(text, false, ids),
         };
-        let mut rest = prompt;
-        while let Some((start, text, id)) = self.next_special(rest) {
-            push_text(&rest[..start], &mut ids)?;
-            ids.push(id);
-            rest = &rest[start + text.len()..];
+        let mut start = 0;
+        for found in self.special.find_iter(prompt) {
+            // A token of one character has no inside; the marker stands behind it.
+            if marker.is_some_and(|marker| prompt[found.end()..].starts_with(marker)) {
+                continue;
+            }
+            push_text(&prompt[start..found.start()], &mut ids)?;
+            ids.push(self.special_ids[found.pattern()]);
+            start = found.end();
         }
-        push_text(rest, &mut ids)?;
+        push_text(&prompt[start..], &mut ids)?;
         if let Some(bos) = self.adds_bos
             && ids.first() != Some(&bos)
         {
@@ -183,14 +225,15 @@ impl Tokenizer {
     /// character, so that it survives a chat template as plain text.
     pub fn defuse(&self, text: &str, marker: char) -> String {
         let mut defused = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((start, token, _)) = self.next_special(rest) {
-            let first = token.chars().next().map_or(0, char::len_utf8);
-            defused.push_str(&rest[..start + first]);
+        let mut start = 0;
+        // Overlapping look-alikes too: breaking one must not leave another.
+        while let Some(found) = self.special.find(aho_corasick::Input::new(text).range(start..)) {
+            let first = text[found.range()].chars().next().map_or(0, char::len_utf8);
+            defused.push_str(&text[start..found.start() + first]);
             defused.push(marker);
-            rest = &rest[start + first..];
+            start = found.start() + first;
         }
-        defused.push_str(rest);
+        defused.push_str(&text[start..]);
         defused
     }
 
@@ -209,6 +252,11 @@ impl Tokenizer {
         self.end_of_generation.contains(&id)
     }
 
+    /// Whether the vocabulary is one of bytes, so that tokens are text without further rules.
+    pub fn is_byte_level(&self) -> bool {
+        self.is_byte_level
+    }
+
     /// Number of token ids.
     pub fn n_vocab(&self) -> usize {
         self.token_bytes.len()
@@ -222,22 +270,6 @@ impl Tokenizer {
     /// Text of the token that ends a text.
     pub fn eos(&self) -> Option<&str> {
         self.eos.as_deref()
-    }
-
-    /// The first special token in `text`: its offset, its text and its id. At one offset the
-    /// longest wins.
-    fn next_special(&self, text: &str) -> Option<(usize, &str, u32)> {
-        let mut first: Option<(usize, &str, u32)> = None;
-        for (special, id) in &self.special {
-            // Only an earlier match can replace the one in hand.
-            let end = first.map_or(text.len(), |(start, found, _)| text.len().min(start + found.len()));
-            if let Some(start) = text[..text.floor_char_boundary(end)].find(special.as_str())
-                && first.is_none_or(|(earliest, ..)| start < earliest)
-            {
-                first = Some((start, special, *id));
-            }
-        }
-        first
     }
 
     fn encode_into(&self, text: &str, with_template: bool, ids: &mut Vec<u32>) -> Result<()> {
@@ -285,5 +317,40 @@ mod tests {
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
         assert_eq!(byte_of_char('Ġ'), Some(b' '));
         assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
+    }
+
+    /// Bytes, and the special tokens `<|im_end|>`, `x` and an empty one.
+    fn tokenizer() -> Tokenizer {
+        let alphabet: Vec<(u8, char)> =
+            ('\u{21}'..='\u{143}').filter_map(|c| Some((byte_of_char(c)?, c))).collect();
+        let vocab = alphabet.iter().map(|&(byte, c)| (c.to_string(), u32::from(byte))).collect();
+        let bpe = tokenizers::models::bpe::BPE::new(vocab, Vec::new());
+        let mut inner = Inner::new(bpe);
+        inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::byte_level::ByteLevel::new(
+            false, false, true,
+        )));
+        let special = HashMap::from([(256, "<|im_end|>".into()), (257, "x".into()), (258, String::new())]);
+        Tokenizer::assemble(inner, special, vec![Vec::new(); 259], true).unwrap()
+    }
+
+    #[test]
+    fn special_tokens_of_any_length_are_read_and_defused() {
+        let tokenizer = tokenizer();
+        let text = "axb<|im_end|>x";
+        assert_eq!(tokenizer.encode_prompt(text, None).unwrap(), [97, 257, 98, 256, 257]);
+        let defused = tokenizer.defuse(text, '\u{FDD0}');
+        let plain: Vec<u32> = text.bytes().map(u32::from).collect();
+        assert_eq!(tokenizer.encode_prompt(&defused, Some('\u{FDD0}')).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_long_text_of_look_alikes_takes_no_longer_than_another() {
+        let tokenizer = tokenizer();
+        let text = "<|im_end|>".repeat(200_000);
+        let started = std::time::Instant::now();
+        let defused = tokenizer.defuse(&text, '\u{FDD0}');
+        assert_eq!(tokenizer.encode_prompt(&text, None).unwrap().len(), 200_000);
+        assert!(defused.len() > text.len());
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 }

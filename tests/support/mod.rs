@@ -151,7 +151,7 @@ pub fn scripted_engine(script: Script, context_length: usize, options: EngineOpt
 }
 
 pub const ENGINE_OPTIONS: EngineOptions =
-    EngineOptions { queued_requests: 8, running_requests: 4, prefill_chunk_tokens: 64 };
+    EngineOptions { queued_requests: 8, running_requests: 4, prefill_chunk_tokens: 64, kv_bytes: 1 << 20 };
 
 /// A template that shows who said what.
 pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}\

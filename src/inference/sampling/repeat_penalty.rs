@@ -14,10 +14,9 @@ use crate::error::{Error, Result};
 /// A repeat penalty that remembers the tokens of its window.
 #[derive(Debug)]
 pub struct CachedRepeatPenalty {
-    penalty: f32,
     /// Tokens in the window; `None` is all of them.
     last_n: Option<usize>,
-    /// Factor of each token, `[n_vocab]`: `penalty` for those in the window, else 1. Absent when
+    /// Factor of each token, `[n_vocab]`: the penalty for those in the window, else 1. Absent when
     /// the penalty does nothing.
     factors: Option<Factors>,
     window: VecDeque<u32>,
@@ -68,7 +67,6 @@ impl CachedRepeatPenalty {
             })
         };
         Ok(Self {
-            penalty,
             last_n,
             factors,
             window: VecDeque::new(),
@@ -146,11 +144,6 @@ impl CachedRepeatPenalty {
     /// What the cache did since [`CachedRepeatPenalty::start`].
     pub fn stats(&self) -> RepeatPenaltyStats {
         self.stats
-    }
-
-    /// The penalty as it was asked for.
-    pub fn penalty(&self) -> f32 {
-        self.penalty
     }
 
     /// Changes one element of the factors. Ids beyond the vocabulary have no logit to penalise.

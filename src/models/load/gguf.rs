@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Cursor;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -36,10 +37,22 @@ impl GgufFile {
     /// When it cannot be read or is not GGUF.
     pub fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
-        let content = Content::read(&mut Cursor::new(&map[..]))
-            .map_err(|e| Error::model(format!("`{}` is not a readable GGUF file: {e}", path.display())))?;
-        let expanded_bytes: usize =
-            content.tensor_infos.values().map(|info| info.shape.elem_count().saturating_mul(4)).sum();
+        let unreadable =
+            |why: &str| Error::model(format!("`{}` is not a readable GGUF file: {why}", path.display()));
+        // candle computes with some of the header's numbers before it checks them (it divides by the
+        // alignment), so a damaged header may panic.
+        let content = catch_unwind(|| Content::read(&mut Cursor::new(&map[..])))
+            .map_err(|_| unreadable("its header is damaged"))?
+            .map_err(|e| unreadable(&e.to_string()))?;
+        let mut expanded_bytes = 0usize;
+        for (name, info) in &content.tensor_infos {
+            let dims =
+                info.shape.dims().iter().try_fold(size_of::<f32>(), |product, &n| product.checked_mul(n));
+            expanded_bytes = dims
+                .filter(|&n_bytes| n_bytes > 0)
+                .and_then(|n_bytes| expanded_bytes.checked_add(n_bytes))
+                .ok_or_else(|| unreadable(&format!("tensor `{name}` has impossible dimensions")))?;
+        }
         Ok(Self { path: path.to_owned(), map, content, expands: expanded_bytes <= EXPAND_BYTES })
     }
 

@@ -61,17 +61,21 @@ impl Weights {
     /// As [`Weights::tensor`].
     pub fn rotary_linear(&self, name: &str, n_heads: usize, head_dim: usize, n_in: usize) -> Result<Linear> {
         let Self::Gguf(file) = self else { return self.linear(name, n_heads * head_dim, n_in) };
-        let weight_name = format!("{name}.weight");
+        let (weight_name, bias_name) = (format!("{name}.weight"), format!("{name}.bias"));
         let shape = [n_heads * head_dim, n_in];
         let rows = halves_apart(n_heads, head_dim);
+        let row_idx = Tensor::from_slice(&rows, shape[0], &Device::Cpu)?;
+        let bias = if self.contains(&bias_name) {
+            Some(self.tensor(&bias_name, &shape[..1])?.index_select(&row_idx, 0)?)
+        } else {
+            None
+        };
         if !file.expands() {
-            return Ok(Linear::new(
-                quantized(&weight_name, file.tensor_rows(&weight_name, &rows)?, &shape)?,
-                None,
-            ));
+            let weight = quantized(&weight_name, file.tensor_rows(&weight_name, &rows)?, &shape)?;
+            return Ok(Linear::new(weight, bias));
         }
-        let rows = Tensor::from_vec(rows, shape[0], &Device::Cpu)?;
-        Ok(Linear::new(Weight::Dense(self.tensor(&weight_name, &shape)?.index_select(&rows, 0)?), None))
+        let weight = self.tensor(&weight_name, &shape)?.index_select(&row_idx, 0)?;
+        Ok(Linear::new(Weight::Dense(weight), bias))
     }
 
     /// Whether the checkpoint has a tensor of this name.

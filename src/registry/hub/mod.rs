@@ -175,7 +175,7 @@ impl<'a> Hub<'a> {
         }
         match Session::open(self.config)?.list(repo, revision) {
             Ok(listing) => {
-                self.save_listing(repo, revision, &listing)?;
+                self.save_listing(repo, &listing)?;
                 Ok(listing)
             }
             Err(error) => partly().ok_or(error),
@@ -292,7 +292,8 @@ impl<'a> Hub<'a> {
         Ok(Some(path))
     }
 
-    fn save_ref(&self, repo: &str, revision: &str, commit: &str) -> Result<()> {
+    /// Makes `revision` mean `commit` on this disk; once all of its files are there, not before.
+    pub fn save_ref(&self, repo: &str, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
@@ -308,11 +309,10 @@ impl<'a> Hub<'a> {
         serde_json::from_slice(&fs::read(self.listing_path(repo, commit)).ok()?).ok()
     }
 
-    fn save_listing(&self, repo: &str, revision: &str, listing: &RepoListing) -> Result<()> {
+    fn save_listing(&self, repo: &str, listing: &RepoListing) -> Result<()> {
         let path = self.listing_path(repo, &listing.commit);
         let text = serde_json::to_vec(listing).map_err(|error| Error::internal(error.to_string()))?;
-        write_whole(&path, &text).map_err(|error| io_error("write", &path, &error))?;
-        self.save_ref(repo, revision, &listing.commit)
+        write_whole(&path, &text).map_err(|error| io_error("write", &path, &error))
     }
 }
 
