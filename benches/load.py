@@ -23,10 +23,13 @@ parser.add_argument("--max-tokens", type=int, default=64)
 args = parser.parse_args()
 url = urllib.parse.urlparse(args.url)
 
+# Each is one token to most vocabularies.
+WORDS = "river stone house night money story water child friend music paper garden winter light city road".split()
+
 
 def chat(number):
     """One request: (seconds to the first token, prompt tokens, answer tokens)."""
-    words = " ".join(f"word{(number * 31 + i * 7) % 997}" for i in range(args.prompt_words))
+    words = " ".join(WORDS[(number * 31 + i * i) % len(WORDS)] for i in range(args.prompt_words))
     body = {
         "model": "default",
         "messages": [{"role": "user", "content": f"{number}: tell a story about {words}"}],
