@@ -17,9 +17,9 @@ use crate::config::{Config, Limits};
 use crate::embeddings::{Embedder, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::{Engine, EngineOptions};
-use crate::models::llama::Llama;
+use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::models::{Decoder, DecoderConfig};
+use crate::models::{Decoder, ModelConfig};
 use crate::registry::{Format, ModelFiles, ModelKind, Registry};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
@@ -300,13 +300,13 @@ impl Checkpoint {
         let template =
             file.metadata().get("tokenizer.chat_template").and_then(|value| value.to_string().ok());
         let template = template.cloned().ok_or_else(no_template)?;
-        let config = file.decoder_config()?;
-        let decoder = Box::new(Llama::load(config, &Weights::Gguf(file))?);
+        let config = ModelConfig::from_gguf(&file)?;
+        let decoder = Box::new(CausalLm::load(config, &Weights::Gguf(file))?);
         Ok(Self { decoder, tokenizer, template })
     }
 
     fn from_safetensors(files: &ModelFiles) -> Result<Self> {
-        let mut config = DecoderConfig::from_json(&read(files.require("config.json")?)?)?;
+        let mut config = ModelConfig::from_json(&read(files.require("config.json")?)?)?;
         if let Some(path) = files.file("generation_config.json") {
             config = config.with_generation_config(&read(path)?)?;
         }
@@ -337,7 +337,7 @@ impl Checkpoint {
         };
         let shards: Vec<PathBuf> = files.safetensors().into_iter().map(Path::to_owned).collect();
         let weights = Weights::Safetensors(SafetensorsFiles::open(&shards)?);
-        Ok(Self { decoder: Box::new(Llama::load(config, &weights)?), tokenizer, template })
+        Ok(Self { decoder: Box::new(CausalLm::load(config, &weights)?), tokenizer, template })
     }
 }
 

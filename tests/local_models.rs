@@ -56,7 +56,7 @@ fn quantized_weights_stay_close_to_expanded_ones() {
         let mut model = Llama::load(config, &Weights::Gguf(file)).unwrap();
         let mut input = ForwardInput::default();
         // "The capital of France is"
-        input.push(SequenceId(1), 0, &[504, 3575, 282, 4649, 314], true);
+        input.push(SequenceId(1), 5, 0, &[504, 3575, 282, 4649, 314], true);
         model.forward(&mut KvStore::default(), &input).unwrap().to_vec2::<f32>().unwrap().remove(0)
     };
     let expanded = logits(GgufFile::open(&files.main).unwrap());

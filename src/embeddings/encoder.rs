@@ -8,7 +8,7 @@ use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
 use crate::models::Encoder;
-use crate::models::bert::{Bert, BertConfig};
+use crate::models::encoder::{Bert, BertConfig};
 use crate::models::load::{SafetensorsFiles, Weights};
 
 /// An encoder and how its hidden states become one vector.

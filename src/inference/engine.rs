@@ -18,7 +18,7 @@ use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
-use crate::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
+use crate::models::{Decoder, ModelConfig, ForwardInput, KvStore, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -87,7 +87,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
         });
-        let DecoderConfig { context_length, n_vocab, .. } = *model.config();
+        let ModelConfig { context_length, n_vocab, .. } = *model.config();
         let room = options.kv_bytes / KvStore::bytes_per_token(model.config()).max(1);
         // A sequence's room is a power of two.
         let largest = room.checked_ilog2().map_or(0, |log| 1 << log);
@@ -348,8 +348,9 @@ impl Worker {
                 && let Some(token) = sequence.last_token
             {
                 // The newest token comes after the prompt and all tokens before it.
-                let start = sequence.prompt.len() + sequence.generation.n_generated() - 1;
-                input.push(id, start, &[token], true);
+                let n_prompt = sequence.prompt.len();
+                let start = n_prompt + sequence.generation.n_generated() - 1;
+                input.push(id, n_prompt, start, &[token], true);
                 sampled.push(id);
             }
         }
@@ -357,8 +358,9 @@ impl Worker {
             && let Some(sequence) = self.sequences.get_mut(id)
         {
             sequence.started.get_or_insert_with(Instant::now);
-            let is_last = range.end == sequence.prompt.len();
-            input.push(*id, range.start, &sequence.prompt[range.clone()], is_last);
+            let n_prompt = sequence.prompt.len();
+            let is_last = range.end == n_prompt;
+            input.push(*id, n_prompt, range.start, &sequence.prompt[range.clone()], is_last);
             if is_last {
                 sampled.push(*id);
             }

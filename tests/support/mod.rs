@@ -18,8 +18,7 @@ use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
-use predict_otron_9000::models::config::{Rope, RopeScaling};
-use predict_otron_9000::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{Decoder, ModelConfig, ForwardInput, KvStore, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -78,34 +77,31 @@ impl Script {
 /// A decoder whose every sequence gets the script's answer.
 pub struct ScriptedModel {
     script: Script,
-    config: DecoderConfig,
+    config: ModelConfig,
     /// Answer tokens each sequence has got.
     n_said: HashMap<SequenceId, usize>,
 }
 
 impl ScriptedModel {
     pub fn new(script: Script, context_length: usize) -> Self {
-        let config = DecoderConfig {
-            architecture: "scripted".to_owned(),
-            hidden_size: 2,
-            intermediate_size: 2,
-            n_layers: 1,
-            n_heads: 1,
-            n_kv_heads: 1,
-            head_dim: 2,
-            n_vocab: N_VOCAB,
-            context_length,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-            bos_token_id: None,
-            eos_token_ids: vec![END],
-        };
+        let config = serde_json::json!({
+            "model_type": "llama",
+            "hidden_size": 2,
+            "intermediate_size": 2,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "vocab_size": N_VOCAB,
+            "max_position_embeddings": context_length,
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": END,
+        });
+        let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
         Self { script, config, n_said: HashMap::new() }
     }
 }
 
 impl Decoder for ScriptedModel {
-    fn config(&self) -> &DecoderConfig {
+    fn config(&self) -> &ModelConfig {
         &self.config
     }
 

@@ -6,5 +6,6 @@
 pub mod attention;
 pub mod decoder_layer;
 pub mod linear;
+pub mod mlp;
 pub mod norm;
 pub mod rope;

@@ -9,8 +9,7 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::{QStorage, QTensor};
 
-use super::super::DecoderConfig;
-use super::map_file;
+use super::{Rows, check_shape, map_file};
 use crate::error::{Error, Result};
 
 /// An open GGUF file: its header in memory, its tensors on disk until they are asked for.
@@ -66,21 +65,46 @@ impl GgufFile {
         &self.content.metadata
     }
 
-    /// What the header says of the model.
+    /// The name of the model's architecture.
     ///
     /// # Errors
-    /// When it lacks a key or contradicts itself.
-    pub fn decoder_config(&self) -> Result<DecoderConfig> {
-        let embedding = self.content.tensor_infos.get("token_embd.weight");
-        let n_vocab = embedding
-            .and_then(|info| info.shape.dims().first().copied())
-            .ok_or_else(|| Error::model("GGUF file has no tensor `token_embd.weight`"))?;
-        let rope_divisors = if self.contains("rope_freqs.weight") {
-            Some(self.tensor("rope_freqs.weight")?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?)
-        } else {
-            None
-        };
-        DecoderConfig::from_gguf(self.metadata(), n_vocab, rope_divisors)
+    /// When the header does not say.
+    pub fn architecture(&self) -> Result<&str> {
+        let value = self.metadata().get("general.architecture");
+        let name = value.and_then(|value| value.to_string().ok());
+        name.map(String::as_str).ok_or_else(|| Error::model("GGUF file has no `general.architecture`"))
+    }
+
+    /// The token id under a key.
+    ///
+    /// # Errors
+    /// When something else stands there.
+    pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        let Some(value) = self.metadata().get(key) else { return Ok(None) };
+        gguf_integer(value)
+            .and_then(|id| u32::try_from(id).ok())
+            .map(Some)
+            .ok_or_else(|| Error::model(format!("`{key}` of the GGUF file is not a token id")))
+    }
+
+    /// How many rows a matrix has.
+    ///
+    /// # Errors
+    /// When there is no such tensor.
+    pub fn n_rows(&self, name: &str) -> Result<usize> {
+        let rows = self.content.tensor_infos.get(name).and_then(|info| info.shape.dims().first().copied());
+        rows.ok_or_else(|| Error::model(format!("GGUF file has no tensor `{name}`")))
+    }
+
+    /// The numbers of a one-dimensional tensor, if there is one of this name.
+    ///
+    /// # Errors
+    /// When it is of another form.
+    pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        if !self.contains(name) {
+            return Ok(None);
+        }
+        Ok(Some(self.tensor(name)?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?))
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
@@ -97,24 +121,35 @@ impl GgufFile {
         })
     }
 
-    /// A matrix made of the given rows of a tensor, still quantized: rows are whole blocks.
-    pub(super) fn tensor_rows(&self, name: &str, rows: &[u32]) -> Result<QTensor> {
-        let tensor = self.tensor(name)?;
-        let (n_rows, n_in) = tensor.shape().dims2()?;
-        let data = tensor.data()?;
-        let row_bytes = data.len() / n_rows;
-        let mut picked = Vec::with_capacity(rows.len() * row_bytes);
-        for &row in rows {
-            let start = row as usize * row_bytes;
-            let bytes = data.get(start..start + row_bytes).ok_or_else(|| {
-                Error::model(format!(
-                    "tensor `{name}` has {n_rows} rows where the configuration asks for {}",
-                    rows.len()
-                ))
-            })?;
-            picked.extend_from_slice(bytes);
-        }
-        let storage = QStorage::from_data(picked.into(), &Device::Cpu, tensor.dtype())?;
-        Ok(QTensor::new(storage, (rows.len(), n_in))?)
+    /// Rows of a matrix, as the file has them: rows are whole blocks. A tensor of more than two
+    /// dimensions is taken as the rows of all its matrices.
+    pub(super) fn matrix(&self, name: &str, rows: &Rows, n_in: usize) -> Result<QTensor> {
+        let missing = || Error::model(format!("`{}` has no tensor `{name}`", self.path.display()));
+        let info = self.content.tensor_infos.get(name).ok_or_else(missing)?;
+        let dims = info.shape.dims();
+        let (&row_len, outer) = dims.split_last().ok_or_else(missing)?;
+        let n_rows: usize = outer.iter().product();
+        check_shape(name, &[n_rows, row_len], &[rows.n_stored, n_in])?;
+        let row_bytes = n_in / info.ggml_dtype.block_size() * info.ggml_dtype.type_size();
+        let start = self.content.tensor_data_offset as usize + info.offset as usize;
+        let bytes = self.map.get(start..start + n_rows * row_bytes).ok_or_else(missing)?;
+        let picked = rows.pick_bytes(bytes, row_bytes);
+        let shape = (picked.len() / row_bytes, n_in);
+        Ok(QTensor::new(QStorage::from_data(picked, &Device::Cpu, info.ggml_dtype)?, shape)?)
+    }
+}
+
+/// A whole number of any type.
+pub fn gguf_integer(value: &Value) -> Option<usize> {
+    match *value {
+        Value::U8(v) => Some(v.into()),
+        Value::U16(v) => Some(v.into()),
+        Value::U32(v) => usize::try_from(v).ok(),
+        Value::U64(v) => usize::try_from(v).ok(),
+        Value::I8(v) => usize::try_from(v).ok(),
+        Value::I16(v) => usize::try_from(v).ok(),
+        Value::I32(v) => usize::try_from(v).ok(),
+        Value::I64(v) => usize::try_from(v).ok(),
+        _ => None,
     }
 }

@@ -3,11 +3,11 @@
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
-use super::Encoder;
-use super::layers::attention::{Visibility, attention};
-use super::layers::linear::Linear;
-use super::layers::norm::LayerNorm;
-use super::load::Weights;
+use super::super::Encoder;
+use super::super::layers::attention::{Scores, attention};
+use super::super::layers::linear::Linear;
+use super::super::layers::norm::LayerNorm;
+use super::super::load::{Rows, Weights};
 use crate::error::{Error, Result};
 
 /// The fields of a BERT `config.json` that matter here.
@@ -102,7 +102,7 @@ impl Bert {
         let layers = (0..config.num_hidden_layers)
             .map(|layer| {
                 let name = |part: &str| format!("{prefix}encoder.layer.{layer}.{part}");
-                let linear = |part: &str, n_out, n_in| weights.linear(&name(part), n_out, n_in);
+                let linear = |part: &str, n_out, n_in| weights.linear(&name(part), &Rows::all(n_out), n_in);
                 Ok(Layer {
                     query: linear("attention.self.query", hidden, hidden)?,
                     key: linear("attention.self.key", hidden, hidden)?,
@@ -181,7 +181,8 @@ impl Layer {
         for text in texts {
             let heads_first = |x: &Tensor| x.narrow(0, row, text.len())?.transpose(0, 1)?.contiguous();
             let (query, key, value) = (heads_first(&query)?, heads_first(&key)?, heads_first(&value)?);
-            mixed.push(attention(&query, &key, &value, Visibility::Full)?);
+            let scores = Scores { scale: 1.0 / ((hidden / n_heads) as f64).sqrt(), softcap: None };
+            mixed.push(attention(&query, &key, &value, scores, None)?);
             row += text.len();
         }
         Ok(Tensor::cat(&mixed, 0)?)

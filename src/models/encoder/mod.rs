@@ -1,0 +1,2 @@
+mod bert;
+pub use bert::{Bert, BertConfig};
