@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use predict_otron_9000::models::decoder::CausalLm;
-use predict_otron_9000::models::encoder::{Bert, BertConfig};
+use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
-use predict_otron_9000::models::{Decoder, Encoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::models::{
+    Decoder, Encoder, EncoderInput, ForwardInput, KvStore, ModelConfig, SequenceId,
+};
 use serde::Deserialize;
 
 /// Sub-folders of the folder that `variable` names, else of `tests/data/<default>`.
@@ -132,28 +134,44 @@ struct EncoderReference {
 #[derive(Deserialize)]
 struct EncoderCase {
     input_ids: Vec<u32>,
-    first: Vec<f32>,
-    last: Vec<f32>,
+    /// Of a model with a classification head; the others have states.
+    logits: Option<Vec<f32>>,
+    first: Option<Vec<f32>>,
+    last: Option<Vec<f32>>,
 }
 
 #[test]
-fn encoder_reference_states_alone_and_in_a_batch() {
+fn encoder_reference_states_and_scores_alone_and_in_a_batch() {
     for folder in cases("TINY_ENCODER_DIR", "tiny-encoders") {
         let reference: EncoderReference = read(&folder);
-        let config = BertConfig::from_json(&fs::read(folder.join("config.json")).unwrap()).unwrap();
-        let model = Bert::load(config, &weights(&folder)).unwrap();
-        let texts: Vec<Vec<u32>> = reference.cases.iter().map(|case| case.input_ids.clone()).collect();
-        let batch = model.forward(&texts).unwrap().to_vec2::<f32>().unwrap();
+        let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
+        let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        let model =
+            TextEncoder::load(config, &weights(&folder)).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        let texts: Vec<EncoderInput> =
+            reference.cases.iter().map(|case| case.input_ids.clone().into()).collect();
+        let states = |texts: &[EncoderInput]| model.forward(texts).unwrap().to_vec2::<f32>().unwrap();
+        let scores = |texts: &[EncoderInput]| model.classify(texts).unwrap().to_vec2::<f32>().unwrap();
+        let assert_close = |what: &str, found: &[f32], expected: &Option<Vec<f32>>| {
+            let expected = expected.as_ref().unwrap();
+            let difference = largest_difference(found, expected);
+            assert!(difference <= 1e-4, "{folder:?}: {what} differ by {difference}");
+        };
         let mut row = 0;
-        for case in &reference.cases {
+        for (idx, case) in reference.cases.iter().enumerate() {
             let n_tokens = case.input_ids.len();
-            let alone =
-                model.forward(std::slice::from_ref(&case.input_ids)).unwrap().to_vec2::<f32>().unwrap();
-            for states in [&alone[..], &batch[row..row + n_tokens]] {
-                for (found, expected) in [(&states[0], &case.first), (&states[n_tokens - 1], &case.last)] {
-                    let difference = largest_difference(found, expected);
-                    assert!(difference <= 1e-4, "{folder:?}, {n_tokens} tokens: {difference}");
+            let alone = &texts[idx..=idx];
+            if case.logits.is_some() {
+                assert_close("scores", &scores(alone)[0], &case.logits);
+                assert_close("scores in a batch", &scores(&texts)[idx], &case.logits);
+            } else {
+                let (alone, batch) = (states(alone), &states(&texts)[row..row + n_tokens]);
+                for (what, states) in [("states", &alone[..]), ("states in a batch", batch)] {
+                    assert_close(what, &states[0], &case.first);
+                    assert_close(what, &states[n_tokens - 1], &case.last);
                 }
+                let difference = largest_difference(&alone.concat(), &batch.concat());
+                assert!(difference <= 1e-5, "{folder:?}: a batch differs from singles by {difference}");
             }
             row += n_tokens;
         }

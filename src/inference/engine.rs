@@ -18,7 +18,7 @@ use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
-use crate::models::{Decoder, ModelConfig, ForwardInput, KvStore, SequenceId};
+use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 

@@ -41,12 +41,37 @@ pub trait Encoder: Send + Sync {
     /// Most tokens one text may have.
     fn max_tokens(&self) -> usize;
 
+    /// How many labels its classification head scores; none without a head.
+    fn n_labels(&self) -> usize;
+
     /// The last hidden states of a batch of texts, float32 `[n_tokens, hidden]`, the texts one
     /// after the other without padding.
     ///
     /// # Errors
     /// When a text is empty or longer than [`Encoder::max_tokens`], or a token id is out of range.
-    fn forward(&self, texts: &[Vec<u32>]) -> Result<Tensor>;
+    fn forward(&self, texts: &[EncoderInput]) -> Result<Tensor>;
+
+    /// The scores of every label for each of a batch of texts, float32 `[n_texts, n_labels]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`], and when the model has no classification head.
+    fn classify(&self, texts: &[EncoderInput]) -> Result<Tensor>;
+}
+
+/// One text for an [`Encoder`], or a pair of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderInput {
+    /// All tokens, the model's own first and last ones among them.
+    pub token_ids: Vec<u32>,
+    /// How many of them belong to the first text of a pair; all of them where there is one text.
+    pub n_first: usize,
+}
+
+impl From<Vec<u32>> for EncoderInput {
+    /// One text.
+    fn from(token_ids: Vec<u32>) -> Self {
+        Self { n_first: token_ids.len(), token_ids }
+    }
 }
 
 /// One batch for a [`Decoder`]: the new tokens of several sequences, one after the other.

@@ -231,11 +231,13 @@ impl Rope {
         let context = fields.required(CONTEXT)? as f64;
         let original_context = fields.float(ORIGINAL_CONTEXT)?.unwrap_or(context);
         let kind = fields.text(Key { json: "", gguf: "rope.scaling.type" })?.unwrap_or("none");
-        let divisors = (fields.vector("rope_factors_short.weight")?, fields.vector("rope_factors_long.weight")?);
+        let divisors =
+            (fields.vector("rope_factors_short.weight")?, fields.vector("rope_factors_long.weight")?);
         let (scaling, magnitude) = match (divisors, kind) {
             ((Some(short), Some(long)), _) => (
                 RopeScaling::Long { short, long, original_context: original_context as usize },
-                attention_factor.unwrap_or_else(|| long_magnitude(context / original_context, original_context)),
+                attention_factor
+                    .unwrap_or_else(|| long_magnitude(context / original_context, original_context)),
             ),
             (_, "none") => match fields.vector("rope_freqs.weight")? {
                 Some(divisors) => (RopeScaling::Divisors(divisors), 1.0),
@@ -294,9 +296,7 @@ fn long_magnitude(stretch: f64, original_context: f64) -> f64 {
 }
 
 fn unknown_scaling(kind: &str) -> Error {
-    Error::model(format!(
-        "rope scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope"
-    ))
+    Error::model(format!("rope scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope"))
 }
 
 #[cfg(test)]

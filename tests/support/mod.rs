@@ -18,7 +18,7 @@ use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
-use predict_otron_9000::models::{Decoder, ModelConfig, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;

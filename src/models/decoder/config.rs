@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::family::Family;
 use crate::error::{Error, Result};
 use crate::models::fields::{Fields, Key};
+use crate::models::layers::activation::Activation;
 use crate::models::load::GgufFile;
 use crate::models::rope::Rope;
 
@@ -51,14 +52,6 @@ pub struct LayerConfig {
     pub rope: Option<Rope>,
     /// Whether the MLP is a mixture of experts.
     pub is_mixture: bool,
-}
-
-/// Of the gate of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    /// GELU by its tanh formula.
-    GeluTanh,
 }
 
 /// The MLPs of a mixture.
@@ -157,6 +150,8 @@ impl ModelConfig {
         let hidden_size = fields.required(HIDDEN_SIZE)?;
         let n_heads = fields.required(N_HEADS)?;
         let n_layers = fields.required(N_LAYERS)?;
+        let key = |json| Key { json, gguf: "" };
+        let activation = fields.text(key("hidden_activation"))?.or(fields.text(key("hidden_act"))?);
         let head_dim = fields.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
         let mut config = Self {
             family,
@@ -174,7 +169,7 @@ impl ModelConfig {
             attention_softcap: None,
             logit_softcap: None,
             embedding_scale: None,
-            activation: Activation::Silu,
+            activation: activation.map_or(Ok(Activation::Silu), Activation::named)?,
             experts: None,
             layers: Vec::new(),
             ties_head: fields.boolean(TIES_HEAD)?.unwrap_or(true),
@@ -186,7 +181,7 @@ impl ModelConfig {
         config.layers = vec![LayerConfig { rope: Some(rope), ..LayerConfig::default() }; n_layers];
         config.set_windows(fields, |_| true)?;
         (family.describe)(fields, &mut config)?;
-        config.check_activation(fields)?;
+        config.check_experts()?;
         Ok(config)
     }
 
@@ -195,11 +190,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// When a fact is of the wrong type.
-    pub(super) fn set_windows(
-        &mut self,
-        fields: &Fields,
-        is_sliding: impl Fn(usize) -> bool,
-    ) -> Result<()> {
+    pub(super) fn set_windows(&mut self, fields: &Fields, is_sliding: impl Fn(usize) -> bool) -> Result<()> {
         let is_used = fields.boolean(Key { json: "use_sliding_window", gguf: "" })?.unwrap_or(true);
         let window = fields.integer(WINDOW)?.filter(|&window| is_used && window > 0);
         let kinds = fields.array("layer_types");
@@ -239,20 +230,14 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// A family has one activation; a checkpoint that names another is not of the family.
-    fn check_activation(&self, fields: &Fields) -> Result<()> {
-        let key = |json| Key { json, gguf: "" };
-        let named = fields.text(key("hidden_activation"))?.or(fields.text(key("hidden_act"))?);
-        let expected = match self.activation {
-            Activation::Silu => "silu",
-            Activation::GeluTanh => "gelu_pytorch_tanh",
-        };
-        match named.filter(|&name| name != expected) {
-            Some(other) => Err(Error::model(format!(
-                "config.json asks for the activation `{other}`; models of the family {} have `{expected}`",
-                self.family.name
-            ))),
-            None => Ok(()),
+    fn check_experts(&self) -> Result<()> {
+        match self.experts {
+            Some(Experts { n_experts, n_used, .. }) if n_used == 0 || n_used > n_experts => {
+                Err(Error::model(format!(
+                    "model configuration is impossible: {n_used} experts used of {n_experts}"
+                )))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -55,7 +55,11 @@ pub struct Layout {
 /// The query, key and value projections.
 #[derive(Debug, Clone, Copy)]
 pub enum Qkv {
-    Apart { query: &'static str, key: &'static str, value: &'static str },
+    Apart {
+        query: &'static str,
+        key: &'static str,
+        value: &'static str,
+    },
     /// One matrix of all their rows, in this order.
     Fused(&'static str),
 }
@@ -69,7 +73,10 @@ pub struct HeadNorms {
 /// The first two products of an MLP.
 #[derive(Debug, Clone, Copy)]
 pub enum GateUp {
-    Apart { gate: &'static str, up: &'static str },
+    Apart {
+        gate: &'static str,
+        up: &'static str,
+    },
     /// One matrix of all their rows, in this order.
     Fused(&'static str),
 }

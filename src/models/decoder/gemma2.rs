@@ -1,10 +1,11 @@
 //! Gemma 2: norms in front and behind, bounded scores and logits, every other layer with a window,
 //! scaled embeddings, a GELU gate. Its norm weights are stored less one, except in GGUF files.
 
-use super::config::{Activation, ModelConfig};
+use super::config::ModelConfig;
 use super::family::{Family, Layout};
 use crate::error::Result;
 use crate::models::fields::{Fields, Key};
+use crate::models::layers::activation::Activation;
 
 pub const FAMILY: Family = Family {
     name: "gemma2",
@@ -43,11 +44,7 @@ fn describe(fields: &Fields, config: &mut ModelConfig) -> Result<()> {
 }
 
 /// What both Gemmas share.
-pub(super) fn set_gemma_scales(
-    fields: &Fields,
-    config: &mut ModelConfig,
-    n_layers_27b: usize,
-) -> Result<()> {
+pub(super) fn set_gemma_scales(fields: &Fields, config: &mut ModelConfig, n_layers_27b: usize) -> Result<()> {
     config.activation = Activation::GeluTanh;
     config.embedding_scale = Some((config.hidden_size as f64).sqrt());
     let stated = fields.float(QUERY_SCALE)?;

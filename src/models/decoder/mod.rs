@@ -15,7 +15,7 @@ mod smollm3;
 
 use candle_core::{Device, Tensor};
 
-pub use config::{Activation, Experts, LayerConfig, ModelConfig};
+pub use config::{Experts, LayerConfig, ModelConfig};
 pub use family::Family;
 
 use self::family::{ExpertNames, GateUp, Layout, Qkv};
@@ -55,8 +55,8 @@ impl CausalLm {
             Weights::Safetensors(_) => &config.family.safetensors,
         };
         let reader = Reader { config: &config, layout, weights, prefix: prefix_of(layout, weights) };
-        let embedding =
-            weights.tensor(&reader.name(layout.embedding, ".weight"), &[config.n_vocab, config.hidden_size])?;
+        let embedding = weights
+            .tensor(&reader.name(layout.embedding, ".weight"), &[config.n_vocab, config.hidden_size])?;
         let head_name = reader.name(layout.head, "");
         let head = if config.ties_head && !weights.contains(&format!("{head_name}.weight")) {
             Linear::new(Weight::Dense(embedding.clone()), None)

@@ -37,10 +37,11 @@ pub fn attention(
         weights = softcap(&weights, cap)?;
     }
     if let Some(bias) = bias {
-        weights = weights
-            .reshape((n_heads, n_queries, n_keys))?
-            .broadcast_add(bias)?
-            .reshape((n_kv_heads, stacked_rows, n_keys))?;
+        weights = weights.reshape((n_heads, n_queries, n_keys))?.broadcast_add(bias)?.reshape((
+            n_kv_heads,
+            stacked_rows,
+            n_keys,
+        ))?;
     }
     let weights = candle_nn::ops::softmax_last_dim(&weights)?;
     let mixed = weights.matmul(values)?.reshape((n_heads, n_queries, head_dim))?;

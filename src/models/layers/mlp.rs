@@ -1,8 +1,8 @@
-//! The gated MLP of a decoder layer, dense or as a mixture of experts.
+//! Gated MLPs, and mixtures of them.
 
 use candle_core::{D, Device, Tensor};
 
-use super::super::decoder::Activation;
+use super::activation::Activation;
 use super::linear::Linear;
 use crate::error::Result;
 
@@ -24,15 +24,6 @@ pub struct Mixture {
     pub n_used: usize,
     /// Whether the weights of those used are scaled to a sum of one.
     pub normalizes: bool,
-}
-
-impl Activation {
-    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Silu => candle_nn::ops::silu(x)?,
-            Self::GeluTanh => x.gelu()?,
-        })
-    }
 }
 
 impl GatedMlp {

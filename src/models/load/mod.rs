@@ -67,6 +67,14 @@ impl Weights {
         Ok(Linear::new(weight, bias))
     }
 
+    /// How many rows a tensor has, if there is one of this name.
+    pub fn n_rows(&self, name: &str) -> Option<usize> {
+        match self {
+            Self::Gguf(file) => file.n_rows(name).ok(),
+            Self::Safetensors(files) => files.n_rows(name),
+        }
+    }
+
     /// Whether the checkpoint has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -123,9 +131,11 @@ impl Rows {
     fn pick_bytes<'a>(&self, bytes: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
         match &self.picked {
             Picked::Range(range) => Cow::Borrowed(&bytes[range.start * row_bytes..range.end * row_bytes]),
-            Picked::Each(rows) => {
-                rows.iter().flat_map(|&row| &bytes[row as usize * row_bytes..][..row_bytes]).copied().collect()
-            }
+            Picked::Each(rows) => rows
+                .iter()
+                .flat_map(|&row| &bytes[row as usize * row_bytes..][..row_bytes])
+                .copied()
+                .collect(),
         }
     }
 }
@@ -159,6 +169,9 @@ mod tests {
     #[test]
     fn interleaved_pairs_come_apart() {
         let rows = Rows::halves_apart(2, 6);
-        assert_eq!(rows.pick_bytes(&(0..12).collect::<Vec<u8>>(), 1)[..], [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(
+            rows.pick_bytes(&(0..12).collect::<Vec<u8>>(), 1)[..],
+            [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+        );
     }
 }

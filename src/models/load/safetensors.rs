@@ -48,6 +48,10 @@ impl SafetensorsFiles {
         self.tensors.contains_key(name)
     }
 
+    pub(super) fn n_rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).and_then(|location| location.info.shape.first().copied())
+    }
+
     /// A tensor in the file's own type.
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
         let Location { shard, data_start, info } = self
