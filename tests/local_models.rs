@@ -7,9 +7,9 @@ use std::path::Path;
 
 use predict_otron_9000::app::App;
 use predict_otron_9000::config::{Args, Config};
-use predict_otron_9000::models::llama::Llama;
+use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, Weights};
-use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::registry::{ModelKind, Registry};
 use serde_json::json;
 use support::{json as body, serve};
@@ -52,8 +52,8 @@ fn quantized_weights_stay_close_to_expanded_ones() {
     let registry = Registry::new(support::real_registry());
     let files = registry.resolve("smollm2-135m-instruct", ModelKind::Chat).expect("the default chat model");
     let logits = |file: GgufFile| {
-        let config = file.decoder_config().unwrap();
-        let mut model = Llama::load(config, &Weights::Gguf(file)).unwrap();
+        let config = ModelConfig::from_gguf(&file).unwrap();
+        let mut model = CausalLm::load(config, &Weights::Gguf(file)).unwrap();
         let mut input = ForwardInput::default();
         // "The capital of France is"
         input.push(SequenceId(1), 5, 0, &[504, 3575, 282, 4649, 314], true);

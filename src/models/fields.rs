@@ -161,6 +161,6 @@ impl<'a> Fields<'a> {
 }
 
 /// An explicit null is the same as nothing.
-fn present<'a>(object: &'a Map<String, Value>, key: Key) -> Option<&'a Value> {
+fn present(object: &Map<String, Value>, key: Key) -> Option<&Value> {
     object.get(key.json).filter(|value| !value.is_null())
 }

@@ -27,7 +27,6 @@ pub const FAMILY: Family = Family {
     describe,
     safetensors: Layout { head_norms: Some(SAFETENSORS_HEAD_NORMS), ..gemma2::FAMILY.safetensors },
     gguf: Layout { head_norms: Some(GGUF_HEAD_NORMS), ..gemma2::FAMILY.gguf },
-    ..gemma2::FAMILY
 };
 
 const LOCAL_THETA: Key = Key { json: "rope_local_base_freq", gguf: "rope.freq_base_swa" };

@@ -1,7 +1,5 @@
 //! SmolLM3: a llama in which some layers do not rotate queries and keys.
 
-use serde_json::Value;
-
 use super::config::ModelConfig;
 use super::family::{Family, Layout};
 use crate::error::Result;
@@ -25,7 +23,7 @@ fn describe(fields: &Fields, config: &mut ModelConfig) -> Result<()> {
     let rotates = fields.array("no_rope_layers");
     for (idx, layer) in config.layers.iter_mut().enumerate() {
         let is_rotated = match rotates.and_then(|rotates| rotates.get(idx)) {
-            Some(flag) => *flag != Value::from(0),
+            Some(flag) => flag.as_u64() != Some(0),
             None => !(idx + 1).is_multiple_of(interval),
         };
         if !is_rotated {
