@@ -29,7 +29,8 @@ async fn a_safetensors_folder_is_a_chat_model() {
     let load = move || {
         use clap::Parser;
         let args = Args::parse_from(["predict-otron-9000", "--model", &path]);
-        App::load(&Config::resolve(args.serve).unwrap())
+        let app = App::new(&Config::resolve(args.serve).unwrap())?;
+        app.preload(false).map(|()| app)
     };
 
     let without = tokio::task::spawn_blocking(load.clone()).await.unwrap().err().unwrap();

@@ -13,6 +13,7 @@ use crate::models::{Encoder, EncoderInput};
 
 /// An encoder and how its hidden states become one vector.
 pub struct EncoderBackend {
+    family: &'static str,
     encoder: Box<dyn Encoder>,
     pooling: Pooling,
 }
@@ -109,11 +110,16 @@ impl EncoderBackend {
             Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,
             None => Pooling::from_json(None)?,
         };
-        Ok(Self { encoder: Box::new(TextEncoder::load(config, &weights)?), pooling })
+        let family = config.family.name;
+        Ok(Self { family, encoder: Box::new(TextEncoder::load(config, &weights)?), pooling })
     }
 }
 
 impl Backend for EncoderBackend {
+    fn family(&self) -> &str {
+        self.family
+    }
+
     fn dimensions(&self) -> usize {
         self.encoder.hidden_size()
     }

@@ -18,6 +18,15 @@ pub enum Format {
 }
 
 impl Format {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::Safetensors => "safetensors",
+            Self::Onnx => "onnx",
+        }
+    }
+
     /// The format of the file at `path`, by its ending.
     pub fn of(path: &str) -> Option<Self> {
         let path = path.to_ascii_lowercase();

@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::quantized::gguf_file::Value;
 use candle_core::{Device, Tensor};
 use once_cell::sync::OnceCell;
-use predict_otron_9000::app::{App, Parts, ServedModel};
+use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
-use predict_otron_9000::config::{Limits, RegistryConfig};
+use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
@@ -155,16 +155,42 @@ pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.co
 
 /// A server with a scripted chat model and no embedding model to load.
 pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
-    let engine = scripted_engine(script, 512, options);
-    let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
-    let chat = ChatModel::new(template, Arc::new(byte_tokenizer()), engine);
+    let served = ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], Some("tests"));
+    let n_places = limits.queued_requests;
+    let find = move || Ok(scripted_model(script.clone(), options));
+    let slots = vec![ChatSlot::new(served, n_places, Box::new(find))];
+    let chat_models = ChatModels::new(slots, Residency::default());
+    chat_models.load(&chat_models.slots()[0], Instant::now()).unwrap();
+    scripted_models_server(chat_models, limits).await
+}
+
+/// Bytes that a scripted model is said to take.
+pub const SCRIPTED_BYTES: u64 = 1000;
+
+/// What finding a scripted model's files leads to.
+pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
+    let info = ModelInfo {
+        family: "scripted".to_owned(),
+        format: "gguf",
+        context_length: 512,
+        license: Some("MIT".to_owned()),
+    };
+    let load = move || {
+        let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
+        let engine = scripted_engine(script, 512, options);
+        Ok(ChatModel::new(template, Arc::new(byte_tokenizer()), engine, "fp_test".into()))
+    };
+    Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
+}
+
+/// A server with these chat models and no embedding model to load.
+pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
     let no_model = || Err(Error::registry("this test has no embedding model"));
     let embedder = Embedder::spawn_on(cell, Box::new(no_model), limits.embedding_requests).unwrap();
-    serve(App::new(Parts {
-        chat_model: ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], "fp_test".into()),
-        chat,
-        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], String::new()),
+    serve(App::from_parts(Parts {
+        chat_models,
+        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], Some("tests")),
         embedder,
         limits,
         metrics: METRICS.clone(),

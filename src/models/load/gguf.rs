@@ -6,7 +6,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::quantized::{QStorage, QTensor};
 
 use super::{Rows, check_shape, map_file};
@@ -63,6 +63,19 @@ impl GgufFile {
     /// The header's keys and values.
     pub fn metadata(&self) -> &HashMap<String, Value> {
         &self.content.metadata
+    }
+
+    /// Bytes that the tensors take in memory once they are loaded.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let of_tensor = |info: &TensorInfo| {
+            let n_elements = info.shape.elem_count();
+            if self.expands {
+                n_elements * size_of::<f32>()
+            } else {
+                n_elements / info.ggml_dtype.block_size() * info.ggml_dtype.type_size()
+            }
+        };
+        self.content.tensor_infos.values().map(of_tensor).sum::<usize>() as u64
     }
 
     /// The name of the model's architecture.

@@ -75,6 +75,14 @@ impl Weights {
         }
     }
 
+    /// Bytes that the model's weights take in memory once they are loaded.
+    pub fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Gguf(file) => file.memory_bytes(),
+            Self::Safetensors(files) => files.memory_bytes(),
+        }
+    }
+
     /// Whether the checkpoint has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         match self {

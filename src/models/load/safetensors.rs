@@ -52,6 +52,12 @@ impl SafetensorsFiles {
         self.tensors.get(name).and_then(|location| location.info.shape.first().copied())
     }
 
+    /// All tensors as float32.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let n_elements = |location: &Location| location.info.shape.iter().product::<usize>() as u64;
+        self.tensors.values().map(n_elements).sum::<u64>() * size_of::<f32>() as u64
+    }
+
     /// A tensor in the file's own type.
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
         let Location { shard, data_start, info } = self
