@@ -67,6 +67,7 @@ pub mod cli;
 pub mod config;
 pub mod embeddings;
 pub mod error;
+pub mod gguf;
 pub mod http;
 pub mod inference;
 pub mod kernels;

@@ -96,8 +96,8 @@ fn load(
 
 /// Tokenizer and chat template of a GGUF file.
 fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, String)> {
-    let template = file.metadata().get("tokenizer.chat_template").and_then(|value| value.to_string().ok());
-    Ok((Tokenizer::from_gguf(file.metadata())?, template.cloned().ok_or_else(no_template)?))
+    let template = file.metadata().string("tokenizer.chat_template")?.ok_or_else(no_template)?;
+    Ok((Tokenizer::from_gguf(file.metadata())?, template.to_owned()))
 }
 
 /// Tokenizer and chat template that stand beside safetensors.

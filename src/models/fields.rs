@@ -3,10 +3,9 @@
 //! `config.json` and GGUF metadata state the same facts under different names. A [`Key`] holds
 //! both, so that a family asks for a fact once.
 
-use candle_core::quantized::gguf_file::Value as GgufValue;
 use serde_json::{Map, Value};
 
-use super::load::{GgufFile, gguf_integer};
+use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// The names of one fact; an empty one where that kind of checkpoint does not state it.
@@ -25,22 +24,17 @@ pub enum Fields<'a> {
     Gguf { file: &'a GgufFile, architecture: &'a str },
 }
 
-impl<'a> Fields<'a> {
+impl Fields<'_> {
     /// A whole number that is not negative.
     ///
     /// # Errors
     /// When it stands there as something else.
     pub fn integer(&self, key: Key) -> Result<Option<usize>> {
         match self {
-            Self::Json(object) => {
-                let Some(value) = present(object, key) else { return Ok(None) };
-                let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-                number.map(Some).ok_or_else(|| self.wrong_type(key, "a whole number"))
-            }
-            Self::Gguf { .. } => {
-                let Some(value) = self.gguf_value(key) else { return Ok(None) };
-                gguf_integer(value).map(Some).ok_or_else(|| self.wrong_type(key, "a whole number"))
-            }
+            Self::Json(object) => self.json(object, key, "a whole number", |value| {
+                value.as_u64().and_then(|number| usize::try_from(number).ok())
+            }),
+            Self::Gguf { file, architecture } => file.metadata().count(&key.in_gguf(architecture)),
         }
     }
 
@@ -52,27 +46,15 @@ impl<'a> Fields<'a> {
         self.integer(key)?.ok_or_else(|| Error::model(format!("{} is missing", self.name(key))))
     }
 
-    /// A number.
+    /// A number; it is finite.
     ///
     /// # Errors
-    /// When it stands there as something else, or is not finite.
+    /// When it stands there as something else.
     pub fn float(&self, key: Key) -> Result<Option<f64>> {
-        let number = match self {
-            Self::Json(object) => match present(object, key) {
-                Some(value) => value.as_f64(),
-                None => return Ok(None),
-            },
-            Self::Gguf { .. } => match self.gguf_value(key) {
-                Some(GgufValue::F32(number)) => Some(f64::from(*number)),
-                Some(GgufValue::F64(number)) => Some(*number),
-                Some(value) => gguf_integer(value).map(|number| number as f64),
-                None => return Ok(None),
-            },
-        };
-        number
-            .filter(|number| number.is_finite())
-            .map(Some)
-            .ok_or_else(|| self.wrong_type(key, "a finite number"))
+        match self {
+            Self::Json(object) => self.json(object, key, "a number", Value::as_f64),
+            Self::Gguf { file, architecture } => file.metadata().float(&key.in_gguf(architecture)),
+        }
     }
 
     /// A truth value.
@@ -80,17 +62,10 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When it stands there as something else.
     pub fn boolean(&self, key: Key) -> Result<Option<bool>> {
-        let (found, value) = match self {
-            Self::Json(object) => {
-                let value = present(object, key);
-                (value.is_some(), value.and_then(Value::as_bool))
-            }
-            Self::Gguf { .. } => {
-                let value = self.gguf_value(key);
-                (value.is_some(), value.and_then(|value| value.to_bool().ok()))
-            }
-        };
-        if found && value.is_none() { Err(self.wrong_type(key, "true or false")) } else { Ok(value) }
+        match self {
+            Self::Json(object) => self.json(object, key, "true or false", Value::as_bool),
+            Self::Gguf { file, architecture } => file.metadata().bool(&key.in_gguf(architecture)),
+        }
     }
 
     /// A text.
@@ -98,17 +73,10 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When it stands there as something else.
     pub fn text(&self, key: Key) -> Result<Option<&str>> {
-        let (found, value) = match self {
-            Self::Json(object) => {
-                let value = present(object, key);
-                (value.is_some(), value.and_then(Value::as_str))
-            }
-            Self::Gguf { .. } => {
-                let value = self.gguf_value(key);
-                (value.is_some(), value.and_then(|value| value.to_string().ok()).map(String::as_str))
-            }
-        };
-        if found && value.is_none() { Err(self.wrong_type(key, "a text")) } else { Ok(value) }
+        match self {
+            Self::Json(object) => self.json(object, key, "a text", Value::as_str),
+            Self::Gguf { file, architecture } => file.metadata().string(&key.in_gguf(architecture)),
+        }
     }
 
     /// The object under `name` of a `config.json`.
@@ -142,25 +110,27 @@ impl<'a> Fields<'a> {
     pub fn name(&self, key: Key) -> String {
         match self {
             Self::Json(_) => format!("`{}` of config.json", key.json),
-            Self::Gguf { architecture, .. } => format!("`{architecture}.{}` of the GGUF file", key.gguf),
+            Self::Gguf { architecture, .. } => format!("`{}` of the GGUF file", key.in_gguf(architecture)),
         }
     }
 
-    fn gguf_value(&self, key: Key) -> Option<&GgufValue> {
-        match self {
-            Self::Gguf { file, architecture } if !key.gguf.is_empty() => {
-                file.metadata().get(&format!("{architecture}.{}", key.gguf))
-            }
-            _ => None,
-        }
-    }
-
-    fn wrong_type(&self, key: Key, expected: &str) -> Error {
-        Error::model(format!("{} is not {expected}; the file is damaged", self.name(key)))
+    /// A fact of a `config.json`, in which an explicit null is the same as nothing.
+    fn json<'a, T>(
+        &self,
+        object: &'a Map<String, Value>,
+        key: Key,
+        expected: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = object.get(key.json).filter(|value| !value.is_null()) else { return Ok(None) };
+        let wrong = || Error::model(format!("{} is not {expected}; the file is damaged", self.name(key)));
+        read(value).map(Some).ok_or_else(wrong)
     }
 }
 
-/// An explicit null is the same as nothing.
-fn present(object: &Map<String, Value>, key: Key) -> Option<&Value> {
-    object.get(key.json).filter(|value| !value.is_null())
+impl Key {
+    /// Nothing stands under the key that an empty name makes.
+    fn in_gguf(self, architecture: &str) -> String {
+        format!("{architecture}.{}", self.gguf)
+    }
 }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use candle_core::quantized::gguf_file::Value;
 use candle_core::{Device, Tensor};
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
@@ -16,6 +15,7 @@ use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
+use predict_otron_9000::gguf::{Metadata, StringList, Value};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
@@ -37,18 +37,17 @@ pub fn byte_tokenizer() -> Tokenizer {
             char::from_u32(0x100 + rank as u32).unwrap()
         }
     };
-    let strings = |strings: Vec<String>| Value::Array(strings.into_iter().map(Value::String).collect());
     let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
     tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
-    let types = (0..N_VOCAB).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
-    let metadata = HashMap::from([
+    let types = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let metadata = Metadata::new(HashMap::from([
         ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
         ("tokenizer.ggml.pre".to_owned(), Value::String("gpt-2".to_owned())),
-        ("tokenizer.ggml.tokens".to_owned(), strings(tokens)),
-        ("tokenizer.ggml.token_type".to_owned(), Value::Array(types)),
-        ("tokenizer.ggml.merges".to_owned(), strings(Vec::new())),
-        ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(END)),
-    ]);
+        ("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens.into_iter().collect())),
+        ("tokenizer.ggml.token_type".to_owned(), Value::Integers(types)),
+        ("tokenizer.ggml.merges".to_owned(), Value::Strings(StringList::default())),
+        ("tokenizer.ggml.eos_token_id".to_owned(), Value::Integer(END.into())),
+    ]));
     Tokenizer::from_gguf(&metadata).unwrap()
 }
 

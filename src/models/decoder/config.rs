@@ -91,7 +91,7 @@ impl ModelConfig {
         let family = Family::of_gguf(architecture)?;
         let n_vocab = file.n_rows(&format!("{}.weight", family.gguf.embedding))?;
         let config = Self::read(&Fields::Gguf { file, architecture }, family, n_vocab)?;
-        let token = |name: &str| file.token_id(name);
+        let token = |key| file.metadata().token_id(key);
         Ok(Self {
             bos_token_id: token("tokenizer.ggml.bos_token_id")?,
             eos_token_ids: token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),

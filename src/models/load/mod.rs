@@ -3,6 +3,7 @@
 //! Families ask for tensors by the name their checkpoint gives them; [`Weights`] hides whether a
 //! GGUF or a safetensors file answers.
 
+mod blocks;
 mod gguf;
 mod safetensors;
 
@@ -10,11 +11,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::quantized::QMatMul;
 use candle_core::{DType, Device, Tensor};
 
 pub use gguf::GgufFile;
-pub(super) use gguf::gguf_integer;
 pub use safetensors::SafetensorsFiles;
 
 use super::layers::linear::{Linear, Weight};
@@ -33,7 +32,7 @@ impl Weights {
     /// When the checkpoint has no such tensor or it is not of `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = match self {
-            Self::Gguf(file) => file.tensor(name)?.dequantize(&Device::Cpu)?,
+            Self::Gguf(file) => file.tensor(name)?,
             Self::Safetensors(files) => files.tensor(name)?.to_dtype(DType::F32)?,
         };
         check_shape(name, tensor.dims(), shape)?;
@@ -48,12 +47,7 @@ impl Weights {
     pub fn linear(&self, name: &str, rows: &Rows, n_in: usize) -> Result<Linear> {
         let weight_name = format!("{name}.weight");
         let weight = match self {
-            Self::Gguf(file) if !file.expands() => {
-                Weight::Quantized(QMatMul::from_qtensor(file.matrix(&weight_name, rows, n_in)?)?)
-            }
-            Self::Gguf(file) => {
-                Weight::Dense(file.matrix(&weight_name, rows, n_in)?.dequantize(&Device::Cpu)?)
-            }
+            Self::Gguf(file) => file.matrix(&weight_name, rows, n_in)?,
             Self::Safetensors(_) => {
                 Weight::Dense(rows.pick(&self.tensor(&weight_name, &[rows.n_stored, n_in])?)?)
             }
@@ -157,17 +151,39 @@ fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
     )))
 }
 
-/// Maps a file into memory.
-///
-/// # Errors
-/// When the file cannot be opened or mapped.
-fn map_file(path: &Path) -> Result<memmap2::Mmap> {
-    let in_file = |e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", path.display()));
-    let file = std::fs::File::open(path).map_err(in_file)?;
-    // SAFETY: the one mapping outside `kernels`. Model files are written under another name and
-    // renamed when complete, and never changed in place afterwards; a file that someone else
-    // truncates while it is mapped ends the process with SIGBUS, as in every program that maps.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(in_file)
+/// A file in memory, read where it is touched.
+struct MappedFile(memmap2::Mmap);
+
+impl MappedFile {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// When it cannot be opened or mapped.
+    fn open(path: &Path) -> Result<Self> {
+        let in_file = |e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", path.display()));
+        let file = std::fs::File::open(path).map_err(in_file)?;
+        // SAFETY: model files are written under another name and renamed when complete, and never
+        // changed in place afterwards; a file that someone else truncates while it is mapped ends
+        // the process with SIGBUS, as in every program that maps.
+        Ok(Self(unsafe { memmap2::Mmap::map(&file) }.map_err(in_file)?))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Gives back the memory of a part that has been read; reading it again reads the file again.
+    fn release(&self, part: Range<usize>) {
+        // SAFETY: the mapping is of a file, shared and never written to, so the pages that are
+        // dropped come back with the same bytes.
+        let released = unsafe {
+            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len())
+        };
+        // Only memory is at stake.
+        if let Err(e) = released {
+            tracing::debug!(error = %e, "memory of a model file was not given back");
+        }
+    }
 }
 
 #[cfg(test)]
