@@ -234,11 +234,9 @@ fn load_chat(config: &Config, registry: &Registry) -> Result<(ServedModel, ChatM
         load_ms = started.elapsed().as_millis(),
         "chat model loaded"
     );
-    let compiled = ChatTemplate::new(
-        &template,
-        tokenizer.bos().unwrap_or_default(),
-        tokenizer.eos().unwrap_or_default(),
-    )?;
+    let compiled = ChatTemplate::new(&template)?
+        .with_special_token("bos_token", tokenizer.bos())
+        .with_special_token("eos_token", tokenizer.eos());
     let tokenizer = Arc::new(tokenizer);
     let options = EngineOptions {
         queued_requests: config.limits.queued_requests,

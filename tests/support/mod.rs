@@ -160,7 +160,7 @@ pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.co
 /// A server with a scripted chat model and no embedding model to load.
 pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
     let engine = scripted_engine(script, 512, options);
-    let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
+    let template = ChatTemplate::new(TEMPLATE).unwrap();
     let chat = ChatModel::new(template, Arc::new(byte_tokenizer()), engine);
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
     let no_model = || Err(Error::registry("this test has no embedding model"));

@@ -1,0 +1,34 @@
+//! The time as templates write it.
+
+use jiff::civil::DateTime;
+use jiff::fmt::strtime;
+
+/// Python's `strftime` of a time without a zone, in the C locale: a code that it does not know is
+/// written as it stands, and the zone is empty.
+pub fn strftime(now: DateTime, format: &str) -> String {
+    let mut text = String::new();
+    let mut rest = format;
+    while let Some(start) = rest.find('%') {
+        text.push_str(&rest[..start]);
+        let flags = rest[start + 1..].find(|c: char| !"-_0^#".contains(c));
+        let Some(code) = flags.and_then(|flags| rest[start + 1 + flags..].chars().next()) else {
+            rest = &rest[start..];
+            break;
+        };
+        let end = start + 1 + flags.unwrap_or(0) + code.len_utf8();
+        let directive = &rest[start..end];
+        match code {
+            'z' | 'Z' => {}
+            'f' => text.push_str(&format!("{:06}", now.subsec_nanosecond() / 1000)),
+            'c' => text.push_str(&strftime(now, "%a %b %e %H:%M:%S %Y")),
+            'x' => text.push_str(&strftime(now, "%m/%d/%y")),
+            'X' => text.push_str(&strftime(now, "%H:%M:%S")),
+            _ => match strtime::format(directive, now) {
+                Ok(written) => text.push_str(&written),
+                Err(_) => text.push_str(directive),
+            },
+        }
+        rest = &rest[end..];
+    }
+    text + rest
+}

@@ -1,0 +1,171 @@
+//! Filters, tests and functions of Jinja2 that minijinja lacks or does otherwise.
+
+use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, State, filters, functions};
+
+use super::arguments::Arguments;
+use super::json::MAX_INDENT;
+use super::python::{as_float, call_method, float_text, text};
+
+/// Adds all that stands below to an environment.
+pub fn add(environment: &mut Environment<'_>) {
+    environment.set_formatter(|out, state, value| match as_float(value) {
+        Some(float) => out.write_str(&float_text(float)).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
+    environment.add_filter("string", |value: &Value| match value.as_str() {
+        Some(_) => value.clone(),
+        None => Value::from(text(value)),
+    });
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("indent", indent);
+    environment.add_filter("dictsort", dict_sort);
+    for name in ["escape", "e"] {
+        environment
+            .add_filter(name, |value: &Value| if value.is_safe() { value.clone() } else { escape(value) });
+    }
+    environment.add_filter("forceescape", escape);
+    environment.add_filter("center", |state: &mut State, value: &Value, width: Option<usize>| {
+        call_method(state, &Value::from(text(value)), "center", &[Value::from(width.unwrap_or(80))])
+    });
+    environment.add_filter("wordcount", |value: &Value| {
+        text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+    });
+    environment.add_filter("truncate", truncate);
+
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
+
+    environment.add_function("dict", dict);
+    environment.add_function("namespace", |values: Option<Value>, named: Kwargs| {
+        functions::namespace(Some(dict(values, named)?.into()))
+    });
+    environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+}
+
+/// Whether Python could take an item of it by its index or key: dictionaries and texts too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+        || (value.kind() == ValueKind::Iterable && value.len().is_some())
+}
+
+fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let args = Arguments::new(&args)?;
+    let default = args.get(0, "default_value")?.unwrap_or_else(|| Value::from(""));
+    let falsy_too = args.flag(1, "boolean")?;
+    args.finish(2)?;
+    let is_missing = value.is_undefined() || (falsy_too && !value.is_true());
+    Ok(if is_missing { default } else { value.clone() })
+}
+
+/// minijinja's own, but what is no number is the default, which is 0.
+fn int(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let args = Arguments::new(&args)?;
+    let default = args.get(0, "default")?.unwrap_or_else(|| Value::from(0));
+    filters::int(state, value, Some(default), args.optional(1, "base")?, Kwargs::from_iter(NO_NAMES))
+}
+
+/// As [`int`].
+fn float(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let default = Arguments::new(&args)?.get(0, "default")?.unwrap_or_else(|| Value::from(0.0));
+    filters::float(state, value, Some(default), Kwargs::from_iter(NO_NAMES))
+}
+
+/// Arguments by name: none.
+const NO_NAMES: [(&str, Value); 0] = [];
+
+/// Puts spaces, or a text, before each line but the first and the empty ones.
+fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    let args = args.into_values();
+    let args = Arguments::new(&args)?;
+    let margin = match args.get(0, "width")? {
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(width)?.min(MAX_INDENT)),
+        },
+        None => " ".repeat(4),
+    };
+    let (first, blank) = (args.flag(1, "first")?, args.flag(2, "blank")?);
+    args.finish(3)?;
+    let value = text(value);
+    let mut indented = String::with_capacity(value.len());
+    for (idx, line) in value.split_inclusive('\n').enumerate() {
+        let is_margin = if idx == 0 { first } else { blank || line != "\n" };
+        indented.push_str(if is_margin { &margin } else { "" });
+        indented.push_str(line);
+    }
+    Ok(indented)
+}
+
+/// Pairs of a dictionary in the order of their keys or values, case ignored unless asked for.
+fn dict_sort(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    let args = Arguments::new(&args)?;
+    let mut named = vec![("case_sensitive", Value::from(args.flag(0, "case_sensitive")?))];
+    named.extend(args.get(1, "by")?.map(|by| ("by", by)));
+    named.push(("reverse", Value::from(args.flag(2, "reverse")?)));
+    args.finish(3)?;
+    filters::dictsort(value, Kwargs::from_iter(named))
+}
+
+/// For HTML, with the entities that Jinja2 takes.
+fn escape(value: &Value) -> Value {
+    let mut escaped = String::new();
+    for c in text(value).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            c => escaped.push(c),
+        }
+    }
+    Value::from_safe_string(escaped)
+}
+
+/// Cuts what is longer than `length` and `leeway` characters, at a space unless `killwords`.
+fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    let args = args.into_values();
+    let args = Arguments::new(&args)?;
+    let length: usize = args.optional(0, "length")?.unwrap_or(255);
+    let kill_words = args.flag(1, "killwords")?;
+    let end = args.optional_text(2, "end")?.unwrap_or_else(|| "...".to_owned());
+    let leeway: usize = args.optional(3, "leeway")?.unwrap_or(5);
+    args.finish(4)?;
+    let value = text(value);
+    if value.chars().count() <= length.saturating_add(leeway) {
+        return Ok(value);
+    }
+    let cut: String = value.chars().take(length.saturating_sub(end.chars().count())).collect();
+    let words = if kill_words { None } else { cut.rsplit_once(' ') };
+    Ok(words.map_or(cut.as_str(), |(words, _)| words).to_owned() + &end)
+}
+
+/// A dictionary from another or from pairs, with what is given by name.
+fn dict(values: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let mut pairs = Vec::new();
+    if let Some(values) = values {
+        let is_map = values.kind() == ValueKind::Map;
+        for item in values.try_iter()? {
+            pairs.push(if is_map {
+                let value = values.get_item(&item)?;
+                (item, value)
+            } else {
+                (item.get_item(&Value::from(0))?, item.get_item(&Value::from(1))?)
+            });
+        }
+    }
+    for name in named.args() {
+        pairs.push((Value::from(name), named.get(name)?));
+    }
+    Ok(Value::from_pairs(pairs))
+}
