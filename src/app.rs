@@ -1,5 +1,6 @@
 //! The composition root: finds the models, starts what serves them, and hands out the parts.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::chat::{ChatModel, ChatTemplate};
+use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
 use crate::config::{Config, Limits};
 use crate::embeddings::{Embedder, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Kind, Result};
@@ -234,9 +235,8 @@ fn load_chat(config: &Config, registry: &Registry) -> Result<(ServedModel, ChatM
         load_ms = started.elapsed().as_millis(),
         "chat model loaded"
     );
-    let compiled = ChatTemplate::new(&template)?
-        .with_special_token("bos_token", tokenizer.bos())
-        .with_special_token("eos_token", tokenizer.eos());
+    let fingerprint = fingerprint(&files.main, &template)?;
+    let template = ChatTemplate::new(template)?;
     let tokenizer = Arc::new(tokenizer);
     let options = EngineOptions {
         queued_requests: config.limits.queued_requests,
@@ -245,8 +245,8 @@ fn load_chat(config: &Config, registry: &Registry) -> Result<(ServedModel, ChatM
         kv_bytes: config.limits.kv_bytes,
     };
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
-    let served = ServedModel::new(files.id, files.aliases, fingerprint(&files.main, &template)?);
-    Ok((served, ChatModel::new(compiled, tokenizer, engine)))
+    let served = ServedModel::new(files.id, files.aliases, fingerprint);
+    Ok((served, ChatModel::new(template, tokenizer, engine)))
 }
 
 fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedModel, Embedder)> {
@@ -278,7 +278,7 @@ fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedMode
 struct Checkpoint {
     decoder: Box<dyn Decoder>,
     tokenizer: Tokenizer,
-    template: String,
+    template: TemplateSource,
 }
 
 impl Checkpoint {
@@ -295,9 +295,15 @@ impl Checkpoint {
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-        let template =
-            file.metadata().get("tokenizer.chat_template").and_then(|value| value.to_string().ok());
-        let template = template.cloned().ok_or_else(no_template)?;
+        let text = |key: &str| file.metadata().get(key).and_then(|value| value.to_string().ok()).cloned();
+        let template = TemplateSource {
+            default: text("tokenizer.chat_template").ok_or_else(no_template)?,
+            tool_use: text("tokenizer.chat_template.tool_use"),
+            special_tokens: BTreeMap::new(),
+        };
+        let template = template
+            .with_special_token("bos_token", tokenizer.bos())
+            .with_special_token("eos_token", tokenizer.eos());
         let config = file.decoder_config()?;
         let decoder = Box::new(Llama::load(config, &Weights::Gguf(file))?);
         Ok(Self { decoder, tokenizer, template })
@@ -313,11 +319,8 @@ impl Checkpoint {
                 .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
             None => Value::Null,
         };
-        // A token is a string, or an object with its properties.
-        let token_text = |key: &str| {
-            let token = &tokenizer_config[key];
-            token.as_str().or(token["content"].as_str()).map(str::to_owned)
-        };
+        let mut template = TemplateSource::from_tokenizer_config(&tokenizer_config);
+        let token_text = |key: &str| template.special_tokens.get(key).cloned();
         let tokenizer = Tokenizer::from_file(files.require("tokenizer.json")?)?.with_config_tokens(
             config.bos_token_id,
             &config.eos_token_ids,
@@ -329,26 +332,26 @@ impl Checkpoint {
                 "tokenizer.json is not byte-level, and no other kind is supported for chat",
             ));
         }
-        let template = match files.file("chat_template.jinja") {
-            Some(path) => String::from_utf8_lossy(&read(path)?).into_owned(),
-            None => template_in(&tokenizer_config)?,
-        };
+        // Templates in files of their own stand in for those of the configuration.
+        let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
+        if let Some(path) = files.file("chat_template.jinja") {
+            template.default = text(path)?;
+            template.tool_use =
+                files.file("additional_chat_templates/tool_use.jinja").map(text).transpose()?;
+        }
+        if template.default.is_empty() {
+            return Err(no_template());
+        }
+        for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
+            // What the configuration sets to null is not set.
+            if tokenizer_config.get(name).is_none() {
+                template = template.with_special_token(name, token);
+            }
+        }
         let shards: Vec<PathBuf> = files.safetensors().into_iter().map(Path::to_owned).collect();
         let weights = Weights::Safetensors(SafetensorsFiles::open(&shards)?);
         Ok(Self { decoder: Box::new(Llama::load(config, &weights)?), tokenizer, template })
     }
-}
-
-/// The chat template in a `tokenizer_config.json`: a string, or a list of named ones.
-fn template_in(tokenizer_config: &Value) -> Result<String> {
-    let template = match &tokenizer_config["chat_template"] {
-        Value::Array(templates) => templates
-            .iter()
-            .find(|template| template["name"] == DEFAULT)
-            .map_or(&Value::Null, |template| &template["template"]),
-        template => template,
-    };
-    template.as_str().map(str::to_owned).ok_or_else(no_template)
 }
 
 fn no_template() -> Error {
@@ -359,9 +362,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
 }
 
-/// A short hash of weights, template and build. Of the weights it takes size, beginning (names and
+/// A short hash of weights, templates and build. Of the weights it takes size, beginning (names and
 /// places of all tensors) and end: hashing all of a large file would take longer than loading it.
-fn fingerprint(weights: &Path, template: &str) -> Result<String> {
+fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
     const SAMPLE_BYTES: u64 = 1 << 16;
     let mut hash = Sha256::new();
     let mut sample = || {
@@ -377,7 +380,8 @@ fn fingerprint(weights: &Path, template: &str) -> Result<String> {
     };
     sample()
         .map_err(|e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", weights.display())))?;
-    hash.update(template);
+    hash.update(&template.default);
+    hash.update(template.tool_use.as_deref().unwrap_or_default());
     hash.update(env!("CARGO_PKG_VERSION"));
     let hex: String = hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("fp_{hex}"))

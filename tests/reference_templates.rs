@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::{env, fs};
 
-use predict_otron_9000::chat::template::{ChatTemplate, TemplateInput};
+use predict_otron_9000::chat::template::{ChatTemplate, TemplateInput, TemplateSource};
 use predict_otron_9000::error::Kind;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -46,11 +46,11 @@ fn template_reference() {
     let mut failures = Vec::new();
     let mut n_cases = 0;
     for (family, Template { template: source, cases }) in reference.templates {
-        let template = ChatTemplate::new(&source).map(|template| {
-            template
+        let template = ChatTemplate::new(
+            TemplateSource::from(source.as_str())
                 .with_special_token("bos_token", Some(&reference.bos_token))
-                .with_special_token("eos_token", Some(&reference.eos_token))
-        });
+                .with_special_token("eos_token", Some(&reference.eos_token)),
+        );
         for case in cases {
             n_cases += 1;
             let found = template.as_ref().map_err(Clone::clone).and_then(|template| {

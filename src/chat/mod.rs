@@ -8,8 +8,8 @@ pub mod template;
 
 use std::sync::Arc;
 
-pub use template::ChatTemplate;
 use template::TemplateInput;
+pub use template::{ChatTemplate, TemplateSource};
 
 use crate::error::{Error, Kind, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};

@@ -52,6 +52,11 @@ impl<'a> Arguments<'a> {
         Ok(self.get(place, name)?.is_some_and(|value| value.is_true()))
     }
 
+    /// All that were given by place.
+    pub fn values(&self) -> impl Iterator<Item = &Value> {
+        self.by_place.iter()
+    }
+
     /// Refuses what is left once `n_places` were asked for, each by its name too.
     pub fn finish(&self, n_places: usize) -> Result<(), Error> {
         if self.by_place.len() > n_places {

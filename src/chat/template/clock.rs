@@ -32,3 +32,23 @@ pub fn strftime(now: DateTime, format: &str) -> String {
     }
     text + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_pythons() {
+        let now = jiff::civil::date(2026, 7, 5).at(9, 3, 0, 12_345_000);
+        for (format, written) in [
+            ("%d %b %Y", "05 Jul 2026"),
+            ("%-d.%-m.%y, %A", "5.7.26, Sunday"),
+            ("%H:%M:%S.%f %I%p", "09:03:00.012345 09AM"),
+            ("%c|%x|%X", "Sun Jul  5 09:03:00 2026|07/05/26|09:03:00"),
+            ("[%Z%z] %% 100%", "[] % 100%"),
+            ("%Q é %", "%Q é %"),
+        ] {
+            assert_eq!(strftime(now, format), written);
+        }
+    }
+}

@@ -1,11 +1,13 @@
 //! Filters, tests and functions of Jinja2 that minijinja lacks or does otherwise.
 
+use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, State, filters, functions};
+use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
 
 use super::arguments::Arguments;
 use super::json::MAX_INDENT;
-use super::python::{as_float, call_method, float_text, text};
+use super::python::{as_float, call_method, check_size, float_text, text};
+use super::syntax;
 
 /// Adds all that stands below to an environment.
 pub fn add(environment: &mut Environment<'_>) {
@@ -35,6 +37,26 @@ pub fn add(environment: &mut Environment<'_>) {
         text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
     });
     environment.add_filter("truncate", truncate);
+    environment.add_filter(syntax::ITERABLE, iterable);
+    environment.add_filter(syntax::PERCENT, percent_format);
+
+    environment.add_filter("join", join);
+    let of_items: [(&str, Value); 7] = [
+        ("batch", Value::from_function(filters::batch)),
+        ("list", Value::from_function(filters::list)),
+        ("max", Value::from_function(filters::max)),
+        ("min", Value::from_function(filters::min)),
+        ("sort", Value::from_function(filters::sort)),
+        ("sum", Value::from_function(filters::sum)),
+        ("unique", Value::from_function(filters::unique)),
+    ];
+    for (name, filter) in of_items {
+        environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.first().map_or(Ok(()), refuse_none)?;
+            filter.call(state, &args)
+        });
+    }
 
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", is_sequence);
@@ -48,10 +70,21 @@ pub fn add(environment: &mut Environment<'_>) {
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
 }
 
-/// Whether Python could take an item of it by its index or key: dictionaries and texts too.
+/// Whether Python could ask for its length and items: dictionaries, texts and the undefined too.
 fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
         || (value.kind() == ValueKind::Iterable && value.len().is_some())
+}
+
+/// minijinja's own, but not through none, and within bounds.
+fn join(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    refuse_none(items)?;
+    let mut args = args.into_values();
+    let n_separator_bytes = args.first().and_then(Value::as_str).map_or(0, str::len);
+    let n_bytes = |item: Value| item.as_str().map_or(0, str::len).saturating_add(n_separator_bytes);
+    check_size(items.try_iter()?.map(n_bytes).fold(0, usize::saturating_add))?;
+    args.insert(0, items.clone());
+    Value::from_function(filters::join).call(state, &args)
 }
 
 fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
@@ -101,6 +134,7 @@ fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
         let is_margin = if idx == 0 { first } else { blank || line != "\n" };
         indented.push_str(if is_margin { &margin } else { "" });
         indented.push_str(line);
+        check_size(indented.len())?;
     }
     Ok(indented)
 }
@@ -148,6 +182,25 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let cut: String = value.chars().take(length.saturating_sub(end.chars().count())).collect();
     let words = if kill_words { None } else { cut.rsplit_once(' ') };
     Ok(words.map_or(cut.as_str(), |(words, _)| words).to_owned() + &end)
+}
+
+/// What a loop goes through, unless it is none.
+fn iterable(value: Value) -> Result<Value, Error> {
+    refuse_none(&value)?;
+    Ok(value)
+}
+
+fn refuse_none(value: &Value) -> Result<(), Error> {
+    if value.is_none() {
+        return Err(Error::new(ErrorKind::InvalidOperation, "none is not iterable"));
+    }
+    Ok(())
+}
+
+/// Python's `"%s" % values`: the values of a tuple, or one.
+fn percent_format(pattern: &str, values: Value) -> Result<String, Error> {
+    let values: Vec<Value> = if values.is_tuple() { values.try_iter()?.collect() } else { vec![values] };
+    format(FormatStyle::Printf, pattern, &values)
 }
 
 /// A dictionary from another or from pairs, with what is given by name.

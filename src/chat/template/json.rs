@@ -6,7 +6,7 @@ use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind};
 
 use super::arguments::Arguments;
-use super::python::{as_float, float_text};
+use super::python::{as_float, check_size, float_text};
 
 /// Deeper values are refused: writing them takes stack.
 const MAX_DEPTH: usize = 256;
@@ -101,6 +101,7 @@ impl Writer {
                 self.json.push_str(&self.item);
             }
             self.line(depth + 1);
+            check_size(self.json.len())?;
             if let Some(key) = key {
                 let text = key.as_str().map(str::to_owned).or_else(|| scalar(&key));
                 let refused =

@@ -2,7 +2,7 @@
 //!
 //! The measure is what `transformers` renders: Jinja2 in its sandbox, whose values are Python's.
 //! minijinja comes near by itself; [`json`], [`python`], [`filters`] and [`clock`] are what is left,
-//! and [`source`] rewrites what minijinja cannot parse.
+//! and [`syntax`] rewrites what minijinja does not parse as Jinja2 does.
 
 mod arguments;
 mod clock;
@@ -10,6 +10,7 @@ mod filters;
 mod json;
 mod python;
 mod source;
+mod syntax;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,12 +21,16 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 
+pub use source::TemplateSource;
+
 use crate::error::{Error, Kind, Result};
 
 /// A model's chat templates, compiled.
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<String, String>,
+    /// Name of the template for conversations with tools.
+    with_tools: &'static str,
     knows_developer: bool,
 }
 
@@ -69,29 +74,29 @@ const FUEL: u64 = 100_000_000;
 const MAX_PROMPT_BYTES: usize = 32 << 20;
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a model's templates.
     ///
     /// # Errors
-    /// When it is not valid Jinja.
-    pub fn new(template: &str) -> Result<Self> {
+    /// When one is not valid Jinja.
+    pub fn new(source: impl Into<TemplateSource>) -> Result<Self> {
+        let TemplateSource { default, tool_use, special_tokens } = source.into();
+        let knows_developer =
+            tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
         let mut environment = environment()?;
-        environment
-            .add_template_owned(DEFAULT, source::prepare(template))
-            .map_err(|e| Error::model(format!("the model's chat template is not valid: {e}")))?;
-        Ok(Self {
-            environment,
-            special_tokens: BTreeMap::new(),
-            knows_developer: template.contains("developer"),
-        })
+        let mut add = |name, template: &str| {
+            environment
+                .add_template_owned(name, syntax::prepare(template))
+                .map_err(|e| Error::model(format!("the model's chat template is not valid: {e}")))
+        };
+        add(DEFAULT, &default)?;
+        if let Some(tool_use) = &tool_use {
+            add(TOOL_USE, tool_use)?;
+        }
+        let with_tools = if tool_use.is_some() { TOOL_USE } else { DEFAULT };
+        Ok(Self { environment, special_tokens, with_tools, knows_developer })
     }
 
-    /// Makes the text of a special token known under a name such as `bos_token`.
-    pub fn with_special_token(mut self, name: &str, text: Option<&str>) -> Self {
-        self.special_tokens.extend(text.map(|text| (name.to_owned(), text.to_owned())));
-        self
-    }
-
-    /// Whether the template tells the role `developer` from `system`.
+    /// Whether every template tells the role `developer` from `system`.
     pub fn knows_developer(&self) -> bool {
         self.knows_developer
     }
@@ -116,11 +121,7 @@ impl ChatTemplate {
                 named("strftime_now", Value::from_function(move |format: &str| clock::strftime(now, format))),
             ])
             .collect::<BTreeMap<String, Value>>();
-        let name = if input.tools.is_some() && self.environment.get_template(TOOL_USE).is_ok() {
-            TOOL_USE
-        } else {
-            DEFAULT
-        };
+        let name = if input.tools.is_some() { self.with_tools } else { DEFAULT };
         let template = self.environment.get_template(name).map_err(failed)?;
         let mut prompt = Bounded(Vec::new());
         template.render_captured_to(context, &mut prompt).map_err(failed)?;
@@ -188,5 +189,109 @@ impl Write for Bounded {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value as Json, json};
+
+    fn input<M>(messages: &[M]) -> TemplateInput<'_, M> {
+        TemplateInput {
+            messages,
+            tools: None,
+            documents: None,
+            add_generation_prompt: true,
+            options: serde_json::Map::new(),
+            now: jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0),
+        }
+    }
+
+    fn render(source: impl Into<TemplateSource>, messages: &[Json]) -> Result<String> {
+        ChatTemplate::new(source)?.render(input(messages))
+    }
+
+    #[test]
+    fn typed_messages_have_only_the_keys_they_need() {
+        let message = TemplateMessage {
+            role: "user",
+            content: "hi".to_owned(),
+            name: None,
+            tool_calls: None,
+            tool_call_id: None,
+        };
+        let template = ChatTemplate::new("{{ messages | tojson }}").unwrap();
+        assert_eq!(template.render(input(&[message])).unwrap(), r#"[{"role": "user", "content": "hi"}]"#);
+    }
+
+    #[test]
+    fn special_tokens_are_known_by_name_and_options_come_before_them() {
+        let source = TemplateSource::from("{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}");
+        let source =
+            source.with_special_token("bos_token", Some("<s>")).with_special_token("eos_token", None);
+        assert_eq!(render(source.clone(), &[]).unwrap(), "<s>False");
+        let mut input = input::<Json>(&[]);
+        input.options.insert("bos_token".to_owned(), json!("<t>"));
+        assert_eq!(ChatTemplate::new(source).unwrap().render(input).unwrap(), "<t>False");
+    }
+
+    #[test]
+    fn conversations_with_tools_have_their_own_template() {
+        let source = TemplateSource { tool_use: Some("tools".to_owned()), ..TemplateSource::from("plain") };
+        let template = ChatTemplate::new(source).unwrap();
+        assert_eq!(template.render(input::<Json>(&[])).unwrap(), "plain");
+        let tools = [json!({"type": "function"})];
+        let with_tools = TemplateInput { tools: Some(&tools), ..input::<Json>(&[]) };
+        assert_eq!(template.render(with_tools).unwrap(), "tools");
+    }
+
+    #[test]
+    fn every_template_has_to_know_the_developer() {
+        let source = TemplateSource::from("{% if m.role == 'developer' %}{% endif %}");
+        assert!(ChatTemplate::new(source.clone()).unwrap().knows_developer());
+        let source = TemplateSource { tool_use: Some(String::new()), ..source };
+        assert!(!ChatTemplate::new(source).unwrap().knows_developer());
+    }
+
+    #[test]
+    fn a_refusal_reaches_the_client_with_its_words() {
+        for source in [
+            "{{ raise_exception('roles must alternate') }}",
+            "{% macro f() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{% filter upper %}{{ f() }}{% endfilter %}",
+        ] {
+            let error = render(source, &[]).unwrap_err();
+            assert_eq!((error.kind(), error.param()), (Kind::InvalidRequest, Some("messages")), "{error}");
+            assert!(error.to_string().ends_with(": roles must alternate"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_else_fails_is_the_models_fault() {
+        for source in ["{{ messages[0].role.name.x }}", "{{ 'a' + none }}", "{{ f() }}", "{% for %}"] {
+            let error = render(source, &[json!({"role": "user"})]).unwrap_err();
+            assert_eq!((error.kind(), error.param()), (Kind::Model, None), "{error}");
+        }
+    }
+
+    #[test]
+    fn hostile_templates_end() {
+        for source in [
+            "{% for a in range(9999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+            "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ 'x' * 90000000 }}",
+            "{{ 'x' | center(99999999999) }}",
+            "{% set x = 'x' * 1000000 %}{{ x.replace('x', x) }}",
+            "{% set x = 'x' * 1000000 %}{{ x | replace('x', x) }}",
+            "{% set x = 'x' * 1000000 %}{{ x.join(x) }}",
+            "{% set x = 'x' * 1000000 %}{{ ([x] * 100000) | join }}",
+            "{{ ('{0}' * 100000).format('x' * 1000000) }}",
+            "{% set x = '\n' * 1000000 %}{{ x | indent(x, blank=true) }}",
+            "{% set x = 'x' * 1000000 %}{{ range(99999) | list | tojson(separators=(x, x)) }}",
+            "{% set x = 'x' * 1000000 %}{{ range(99999) | list | tojson(indent=x) }}",
+        ] {
+            assert!(render(source, &[]).is_err(), "{source}");
+        }
     }
 }

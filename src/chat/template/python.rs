@@ -9,6 +9,9 @@ use minijinja_contrib::pycompat;
 
 use super::arguments::Arguments;
 
+/// Bytes of the longest text that a method makes: a template could ask for more than there is.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
 /// Python's `str(value)`.
 pub fn text(value: &Value) -> String {
     match as_float(value) {
@@ -140,15 +143,34 @@ fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Va
                     Error::new(ErrorKind::InvalidOperation, message)
                 })
             });
-            Value::from(texts.collect::<Result<Vec<&str>, Error>>()?.join(text))
+            let texts = texts.collect::<Result<Vec<&str>, Error>>()?;
+            let n_bytes = texts.iter().map(|item| item.len() + text.len()).sum();
+            check_size(n_bytes)?;
+            Value::from(texts.join(text))
+        }
+        "format" => {
+            let n_longest = args.values().filter_map(|value| Some(value.as_str()?.len())).max().unwrap_or(0);
+            check_size(text.matches('{').count().saturating_mul(n_longest))?;
+            return Ok(None);
+        }
+        "replace" => {
+            let (old, new) = (args.text(0, "old")?, args.text(1, "new")?);
+            let max: Option<i64> = args.optional(2, "count")?;
+            let max = max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
+            args.finish(3)?;
+            let n_replaced = text.matches(&old).take(max).count();
+            check_size(n_replaced.saturating_mul(new.len()))?;
+            Value::from(text.replacen(&old, &new, max))
         }
         "ljust" | "rjust" | "center" => {
             let width = usize::try_from(args.required(0, "width")?)?;
+            check_size(width)?;
             let fill: char = args.optional(1, "fillchar")?.unwrap_or(' ');
             Value::from(pad(text, method, width, fill))
         }
         "zfill" => {
             let width = usize::try_from(args.required(0, "width")?)?;
+            check_size(width)?;
             let digits = text.trim_start_matches(['+', '-']);
             let sign = if text.len() - digits.len() == 1 { &text[..1] } else { "" };
             let n_sign = sign.len();
@@ -175,6 +197,15 @@ fn sequence_method(value: &Value, method: &str, args: &Arguments) -> Result<Opti
         }
         _ => Ok(None),
     }
+}
+
+/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is made.
+pub fn check_size(n_bytes: usize) -> Result<(), Error> {
+    if n_bytes > MAX_TEXT_BYTES {
+        let message = format!("the text would be longer than {MAX_TEXT_BYTES} bytes");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(())
 }
 
 /// What Python's strings take for white space: Unicode's, and four separators of ASCII.
@@ -317,4 +348,58 @@ fn title(text: &str) -> String {
 
 fn swap_case(c: char) -> String {
     if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_read_as_in_python() {
+        for (float, written) in [
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (0.1, "0.1"),
+            (0.0001, "0.0001"),
+            (0.000_012_5, "1.25e-05"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (f64::NEG_INFINITY, "-inf"),
+            (f64::NAN, "nan"),
+        ] {
+            assert_eq!(float_text(float), written);
+        }
+    }
+
+    #[test]
+    fn texts_are_split_as_in_python() {
+        let at_space = |text, max, from_end| split(text, None, max, from_end).unwrap();
+        assert_eq!(at_space(" a  b\tc ", None, false), ["a", "b", "c"]);
+        assert_eq!(at_space(" a  b c ", Some(1), false), ["a", "b c "]);
+        assert_eq!(at_space(" a  b c ", Some(1), true), [" a  b", "c"]);
+        assert!(at_space(" ", None, false).is_empty());
+        let at_comma = |max, from_end| split(",a,b", Some(","), max, from_end).unwrap();
+        assert_eq!(at_comma(None, false), ["", "a", "b"]);
+        assert_eq!(at_comma(Some(1), false), ["", "a,b"]);
+        assert_eq!(at_comma(Some(1), true), [",a", "b"]);
+        assert!(split("a", Some(""), None, false).is_err());
+    }
+
+    #[test]
+    fn lines_end_where_python_ends_them() {
+        assert_eq!(split_lines("a\r\nb\r\n\u{2028}c\x0b", false), ["a", "b", "", "c"]);
+        assert_eq!(split_lines("a\n\nb", true), ["a\n", "\n", "b"]);
+        assert!(split_lines("", false).is_empty());
+    }
+
+    #[test]
+    fn padding_is_pythons() {
+        assert_eq!(
+            ["ljust", "rjust", "center"].map(|method| pad("ab", method, 5, '*')),
+            ["ab***", "***ab", "**ab*"]
+        );
+        assert_eq!(pad("a", "center", 4, '*'), "*a**");
+        assert_eq!(pad("abc", "center", 2, '*'), "abc");
+    }
 }
