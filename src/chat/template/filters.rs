@@ -41,6 +41,7 @@ pub fn add(environment: &mut Environment<'_>) {
     environment.add_filter(syntax::PERCENT, percent_format);
 
     environment.add_filter("join", join);
+    environment.add_filter("map", map);
     let of_items: [(&str, Value); 7] = [
         ("batch", Value::from_function(filters::batch)),
         ("list", Value::from_function(filters::list)),
@@ -85,6 +86,20 @@ fn join(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<V
     check_size(items.try_iter()?.map(n_bytes).fold(0, usize::saturating_add))?;
     args.insert(0, items.clone());
     Value::from_function(filters::join).call(state, &args)
+}
+
+/// minijinja's own, but a filter gets the arguments it is given by name too.
+fn map(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut args = args.into_values();
+    let Some(filter) = args.first().and_then(Value::as_str).map(str::to_owned) else {
+        args.insert(0, items.clone());
+        return Value::from_function(filters::map).call(state, &args);
+    };
+    let mapped = items.try_iter()?.map(|item| {
+        args[0] = item;
+        state.apply_filter(&filter, &args)
+    });
+    mapped.collect::<Result<Vec<Value>, Error>>().map(Value::from)
 }
 
 fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {

@@ -1,8 +1,9 @@
 //! Chat templates: the model's own Jinja, run by minijinja within bounds.
 //!
 //! The measure is what `transformers` renders: Jinja2 in its sandbox, whose values are Python's.
-//! minijinja comes near by itself; [`json`], [`python`], [`filters`] and [`clock`] are what is left,
-//! and [`syntax`] rewrites what minijinja does not parse as Jinja2 does.
+//! minijinja comes near by itself. What is left stands in `python` (text and methods of values),
+//! `json`, `filters` (tests and functions too) and `clock`; `syntax` rewrites what minijinja does
+//! not parse as Jinja2 does.
 
 mod arguments;
 mod clock;
