@@ -6,14 +6,14 @@ use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
 
 use super::arguments::Arguments;
 use super::json::MAX_INDENT;
-use super::python::{as_float, call_method, check_size, float_text, text};
-use super::syntax;
+use super::repr::text;
+use super::{check_size, methods, syntax};
 
 /// Adds all that stands below to an environment.
 pub fn add(environment: &mut Environment<'_>) {
-    environment.set_formatter(|out, state, value| match as_float(value) {
-        Some(float) => out.write_str(&float_text(float)).map_err(Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+    environment.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&text(value))?),
+        _ => minijinja::escape_formatter(out, state, value),
     });
     environment.add_filter("string", |value: &Value| match value.as_str() {
         Some(_) => value.clone(),
@@ -31,7 +31,7 @@ pub fn add(environment: &mut Environment<'_>) {
     }
     environment.add_filter("forceescape", escape);
     environment.add_filter("center", |state: &mut State, value: &Value, width: Option<usize>| {
-        call_method(state, &Value::from(text(value)), "center", &[Value::from(width.unwrap_or(80))])
+        methods::call(state, &Value::from(text(value)), "center", &[Value::from(width.unwrap_or(80))])
     });
     environment.add_filter("wordcount", |value: &Value| {
         text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()

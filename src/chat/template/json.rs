@@ -6,7 +6,8 @@ use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind};
 
 use super::arguments::Arguments;
-use super::python::{as_float, check_size, float_text};
+use super::check_size;
+use super::repr::{as_float, float_text};
 
 /// Deeper values are refused: writing them takes stack.
 const MAX_DEPTH: usize = 256;

@@ -1,15 +1,15 @@
 //! Chat templates: the model's own Jinja, run by minijinja within bounds.
 //!
 //! The measure is what `transformers` renders: Jinja2 in its sandbox, whose values are Python's.
-//! minijinja comes near by itself. What is left stands in `python` (text and methods of values),
-//! `json`, `filters` (tests and functions too) and `clock`; `syntax` rewrites what minijinja does
-//! not parse as Jinja2 does.
+//! minijinja comes near by itself. What is left stands in `repr`, `methods`, `json`, `filters` (tests
+//! and functions too) and `clock`; `syntax` rewrites what minijinja does not parse as Jinja2 does.
 
 mod arguments;
 mod clock;
 mod filters;
 mod json;
-mod python;
+mod methods;
+mod repr;
 mod source;
 mod syntax;
 
@@ -70,6 +70,10 @@ const TOOL_USE: &str = "tool_use";
 
 /// Instructions a template may execute, or 64 bytes it may copy for each.
 const FUEL: u64 = 100_000_000;
+
+/// Bytes of the longest text that a method or filter makes; a template could ask for more than the
+/// machine has.
+const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// Bytes a template may write: well above any request body.
 const MAX_PROMPT_BYTES: usize = 32 << 20;
@@ -138,7 +142,7 @@ fn environment() -> Result<Environment<'static>> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|e| Error::internal(format!("impossible template syntax: {e}")))?);
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(python::call_method);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", raise);
     filters::add(&mut environment);
@@ -174,6 +178,15 @@ fn failed(e: minijinja::Error) -> Error {
         cause = error.source();
     }
     Error::model(format!("the model's chat template failed: {e}"))
+}
+
+/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is made.
+fn check_size(n_bytes: usize) -> Result<(), minijinja::Error> {
+    if n_bytes > MAX_TEXT_BYTES {
+        let message = format!("the text would be longer than {MAX_TEXT_BYTES} bytes");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+    }
+    Ok(())
 }
 
 /// A buffer that refuses to grow beyond [`MAX_PROMPT_BYTES`].

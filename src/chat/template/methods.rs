@@ -1,50 +1,17 @@
-//! Values as Python has them: their text, and the methods of strings, lists and dictionaries.
+//! Methods of Python's strings, lists and dictionaries.
 //!
-//! Methods that change a list or a dictionary are missing on purpose: the sandbox that templates
-//! are written for refuses them.
+//! Those that change a list or a dictionary are missing on purpose: the sandbox that templates are
+//! written for refuses them.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
 use super::arguments::Arguments;
-
-/// Bytes of the longest text that a method makes: a template could ask for more than there is.
-const MAX_TEXT_BYTES: usize = 64 << 20;
-
-/// Python's `str(value)`.
-pub fn text(value: &Value) -> String {
-    match as_float(value) {
-        Some(float) => float_text(float),
-        None => value.to_string(),
-    }
-}
-
-/// The float in `value`, unless it is an integer or no number.
-pub fn as_float(value: &Value) -> Option<f64> {
-    (value.is_number() && !value.is_integer()).then(|| f64::try_from(value.clone()).ok()).flatten()
-}
-
-/// Python's `repr` of a float: the shortest digits that read back the same, with an exponent below
-/// 1e-4 and from 1e16.
-pub fn float_text(float: f64) -> String {
-    if !float.is_finite() {
-        return float.to_string().to_lowercase();
-    }
-    // Rust changes to exponents at the same magnitudes, and writes them without sign and padding.
-    let text = format!("{float:?}");
-    match text.split_once('e') {
-        Some((digits, exponent)) => {
-            let (sign, exponent) =
-                exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
-            format!("{digits}e{sign}{exponent:0>2}")
-        }
-        None => text,
-    }
-}
+use super::check_size;
 
 /// Calls a method that minijinja itself does not know.
-pub fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let known = match (value.as_str(), value.kind()) {
         (Some(text), _) => string_method(text, method, &Arguments::new(args)?)?,
         (None, ValueKind::Map) if method == "copy" => Some(value.clone()),
@@ -199,15 +166,6 @@ fn sequence_method(value: &Value, method: &str, args: &Arguments) -> Result<Opti
     }
 }
 
-/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is made.
-pub fn check_size(n_bytes: usize) -> Result<(), Error> {
-    if n_bytes > MAX_TEXT_BYTES {
-        let message = format!("the text would be longer than {MAX_TEXT_BYTES} bytes");
-        return Err(Error::new(ErrorKind::InvalidOperation, message));
-    }
-    Ok(())
-}
-
 /// What Python's strings take for white space: Unicode's, and four separators of ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
@@ -353,24 +311,6 @@ fn swap_case(c: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn floats_read_as_in_python() {
-        for (float, written) in [
-            (1.0, "1.0"),
-            (-0.0, "-0.0"),
-            (0.1, "0.1"),
-            (0.0001, "0.0001"),
-            (0.000_012_5, "1.25e-05"),
-            (1e15, "1000000000000000.0"),
-            (1e16, "1e+16"),
-            (1.5e300, "1.5e+300"),
-            (f64::NEG_INFINITY, "-inf"),
-            (f64::NAN, "nan"),
-        ] {
-            assert_eq!(float_text(float), written);
-        }
-    }
 
     #[test]
     fn texts_are_split_as_in_python() {
