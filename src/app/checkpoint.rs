@@ -1,5 +1,6 @@
 //! A chat model from its files.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Found, ModelInfo};
-use crate::chat::{ChatModel, ChatTemplate};
+use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
 use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::inference::{Engine, EngineOptions};
@@ -75,11 +76,7 @@ fn load(
         Weights::Safetensors(_) => text_from_folder(files, &config)?,
     };
     let fingerprint = fingerprint(&files.main, &template)?;
-    let compiled = ChatTemplate::new(
-        &template,
-        tokenizer.bos().unwrap_or_default(),
-        tokenizer.eos().unwrap_or_default(),
-    )?;
+    let template = ChatTemplate::new(template)?;
     let tokenizer = Arc::new(tokenizer);
     let decoder = Box::new(CausalLm::load(config, weights)?);
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
@@ -91,27 +88,33 @@ fn load(
         load_ms = started.elapsed().as_millis(),
         "chat model loaded"
     );
-    Ok(ChatModel::new(compiled, tokenizer, engine, fingerprint))
+    Ok(ChatModel::new(template, tokenizer, engine, fingerprint))
 }
 
-/// Tokenizer and chat template of a GGUF file.
-fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, String)> {
-    let template = file.metadata().string("tokenizer.chat_template")?.ok_or_else(no_template)?;
-    Ok((Tokenizer::from_gguf(file.metadata())?, template.to_owned()))
+/// Tokenizer and chat templates of a GGUF file.
+fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, TemplateSource)> {
+    let text = |key| Ok::<_, Error>(file.metadata().string(key)?.map(str::to_owned));
+    let template = TemplateSource {
+        default: text("tokenizer.chat_template")?.ok_or_else(no_template)?,
+        tool_use: text("tokenizer.chat_template.tool_use")?,
+        special_tokens: BTreeMap::new(),
+    };
+    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+    let template = template
+        .with_special_token("bos_token", tokenizer.bos())
+        .with_special_token("eos_token", tokenizer.eos());
+    Ok((tokenizer, template))
 }
 
-/// Tokenizer and chat template that stand beside safetensors.
-fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokenizer, String)> {
+/// Tokenizer and chat templates that stand beside safetensors.
+fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokenizer, TemplateSource)> {
     let tokenizer_config: Value = match files.file("tokenizer_config.json") {
         Some(path) => serde_json::from_slice(&read(path)?)
             .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
         None => Value::Null,
     };
-    // A token is a string, or an object with its properties.
-    let token_text = |key: &str| {
-        let token = &tokenizer_config[key];
-        token.as_str().or(token["content"].as_str()).map(str::to_owned)
-    };
+    let mut template = TemplateSource::from_tokenizer_config(&tokenizer_config);
+    let token_text = |key: &str| template.special_tokens.get(key).cloned();
     let tokenizer = Tokenizer::from_file(files.require("tokenizer.json")?)?.with_config_tokens(
         config.bos_token_id,
         &config.eos_token_ids,
@@ -123,23 +126,22 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
             "tokenizer.json is not byte-level, and no other kind is supported for chat",
         ));
     }
-    let template = match files.file("chat_template.jinja") {
-        Some(path) => String::from_utf8_lossy(&read(path)?).into_owned(),
-        None => template_in(&tokenizer_config)?,
-    };
+    // Templates in files of their own stand in for those of the configuration.
+    let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
+    if let Some(path) = files.file("chat_template.jinja") {
+        template.default = text(path)?;
+        template.tool_use = files.file("additional_chat_templates/tool_use.jinja").map(text).transpose()?;
+    }
+    if template.default.is_empty() {
+        return Err(no_template());
+    }
+    for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
+        // What the configuration sets to null is not set.
+        if tokenizer_config.get(name).is_none() {
+            template = template.with_special_token(name, token);
+        }
+    }
     Ok((tokenizer, template))
-}
-
-/// The chat template in a `tokenizer_config.json`: a string, or a list of named ones.
-fn template_in(tokenizer_config: &Value) -> Result<String> {
-    let template = match &tokenizer_config["chat_template"] {
-        Value::Array(templates) => templates
-            .iter()
-            .find(|template| template["name"] == "default")
-            .map_or(&Value::Null, |template| &template["template"]),
-        template => template,
-    };
-    template.as_str().map(str::to_owned).ok_or_else(no_template)
 }
 
 fn no_template() -> Error {
@@ -150,9 +152,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
 }
 
-/// A short hash of weights, template and build. Of the weights it takes size, beginning (names and
+/// A short hash of weights, templates and build. Of the weights it takes size, beginning (names and
 /// places of all tensors) and end: hashing all of a large file would take longer than loading it.
-fn fingerprint(weights: &Path, template: &str) -> Result<String> {
+fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
     const SAMPLE_BYTES: u64 = 1 << 16;
     let mut hash = Sha256::new();
     let mut sample = || {
@@ -168,7 +170,8 @@ fn fingerprint(weights: &Path, template: &str) -> Result<String> {
     };
     sample()
         .map_err(|e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", weights.display())))?;
-    hash.update(template);
+    hash.update(&template.default);
+    hash.update(template.tool_use.as_deref().unwrap_or_default());
     hash.update(env!("CARGO_PKG_VERSION"));
     let hex: String = hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("fp_{hex}"))

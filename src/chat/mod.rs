@@ -4,11 +4,12 @@
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
 mod request;
-mod template;
+pub mod template;
 
 use std::sync::Arc;
 
-pub use template::ChatTemplate;
+use template::TemplateInput;
+pub use template::{ChatTemplate, TemplateSource};
 
 use crate::error::{Error, Kind, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
@@ -115,7 +116,15 @@ impl ChatModel {
         for message in &mut messages {
             request::map_texts(message, &|text| self.tokenizer.defuse(text, marker));
         }
-        self.tokenizer.encode_prompt(&self.template.render(&messages)?, Some(marker))
+        let prompt = self.template.render(TemplateInput {
+            messages: &messages,
+            tools: None,
+            documents: None,
+            add_generation_prompt: true,
+            options: serde_json::Map::new(),
+            now: jiff::Zoned::now().datetime(),
+        })?;
+        self.tokenizer.encode_prompt(&prompt, Some(marker))
     }
 }
 

@@ -71,11 +71,12 @@ const PREFERRED_QUANTISATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// What is taken along when it is there.
-const COMPANIONS: [&str; 8] = [
+const COMPANIONS: [&str; 9] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "modules.json",
     "1_Pooling/config.json",
     "sentence_bert_config.json",

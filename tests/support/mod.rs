@@ -175,7 +175,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
         license: Some("MIT".to_owned()),
     };
     let load = move || {
-        let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
+        let template = ChatTemplate::new(TEMPLATE).unwrap();
         let engine = scripted_engine(script, 512, options);
         Ok(ChatModel::new(template, Arc::new(byte_tokenizer()), engine, "fp_test".into()))
     };
