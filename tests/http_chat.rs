@@ -215,6 +215,12 @@ async fn bad_requests_get_the_envelope() {
     let error = body(server.post(CHAT, &request(&long)).await).await;
     let message = error["error"]["message"].as_str().unwrap();
     assert!(message.contains("618") && message.contains("512"), "{message}");
+
+    // Far too long: not even counted to its end.
+    let long = json!({"messages": [{"role": "user", "content": "漢".repeat(500_000)}]});
+    let error = body(server.post(CHAT, &request(&long)).await).await;
+    assert_eq!(error["error"]["code"], "context_length_exceeded");
+    assert!(error["error"]["message"].as_str().unwrap().contains("more than 512 tokens"), "{error}");
 }
 
 #[tokio::test]

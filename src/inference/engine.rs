@@ -164,14 +164,7 @@ impl Engine {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
         }
         if n_prompt >= self.context_length {
-            return Err(Error::new(
-                Kind::ContextLengthExceeded,
-                format!(
-                    "the prompt has {n_prompt} tokens, and the context is {} tokens, prompt and answer together; \
-                     shorten the messages",
-                    self.context_length
-                ),
-            ));
+            return Err(self.too_long(&n_prompt.to_string()));
         }
         request.sampling.check(self.n_vocab)?;
         request.max_tokens = request.max_tokens.clamp(1, self.context_length - n_prompt);
@@ -179,6 +172,16 @@ impl Engine {
         let arrival = Arrival { request, events: sender, arrived: Instant::now(), admission };
         self.sender.send(arrival).map_err(|_| engine_died())?;
         Ok(Generation { events: receiver })
+    }
+
+    /// The error of a prompt of `n_tokens` tokens, too many for the context.
+    pub fn too_long(&self, n_tokens: &str) -> Error {
+        let message = format!(
+            "the prompt has {n_tokens} tokens, and the context is {} tokens, prompt and answer together; shorten \
+             the messages",
+            self.context_length
+        );
+        Error::new(Kind::ContextLengthExceeded, message).with_param("messages")
     }
 
     /// Most tokens of a prompt and its answer together.
