@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use axum::http::{Method, StatusCode};
 use predict_otron_9000::cli;
 use predict_otron_9000::config::RegistryConfig;
+use predict_otron_9000::embeddings::{EmbeddingInput, EmbeddingSource, TextEmbedding};
 use predict_otron_9000::registry::{
     CatalogEntry, Format, ModelFiles, ModelKind, Registry, Source, catalog_entries,
 };
@@ -770,6 +771,33 @@ fn a_reranker_is_for_reranking_only() {
     assert_eq!(names(&model), ["config.json", "model.safetensors", "tokenizer.json"]);
     let wrong = setup.registry().resolve(row.name, ModelKind::Embedding).unwrap_err().to_string();
     assert!(wrong.contains("not a model for embedding but for reranking"), "{wrong}");
+    assert_eq!(EmbeddingSource::names(row.name).unwrap_err().to_string(), wrong, "known without any file");
+}
+
+#[test]
+fn a_row_says_how_its_vectors_are_pooled_and_the_model_must_not_deny_it() {
+    let row = row("bge-small-en-v1.5");
+    let load = |pooling_file: Option<&str>| {
+        let setup = Setup::new();
+        for (name, path) in [
+            ("model.safetensors", "tests/data/tiny-encoders/bert/model.safetensors"),
+            ("config.json", "tests/data/tiny-encoders/bert/config.json"),
+            ("tokenizer.json", "tests/data/bert-onnx/tokenizer.json"),
+        ] {
+            setup.hub.put(row.source.repo().unwrap(), name, fs::read(path).unwrap());
+        }
+        if let Some(json) = pooling_file {
+            setup.hub.put(row.source.repo().unwrap(), "1_Pooling/config.json", json.as_bytes().to_vec());
+        }
+        let source = EmbeddingSource::locate(row.name, &setup.registry()).unwrap();
+        let model = TextEmbedding::load(&source, &setup.registry()).map_err(|error| error.to_string())?;
+        let text = EmbeddingInput::Text("the rust model".to_owned());
+        Ok::<_, String>(model.embed(vec![text], None, || true).unwrap().0)
+    };
+    let by_row_and_file = load(Some(r#"{"pooling_mode_cls_token": true}"#)).unwrap();
+    assert_eq!(load(None).unwrap(), by_row_and_file, "the row's word is enough");
+    let contradiction = load(Some(r#"{"pooling_mode_mean_tokens": true}"#)).unwrap_err();
+    assert!(contradiction.contains(row.name) && contradiction.contains("pooling"), "{contradiction}");
 }
 
 #[test]
