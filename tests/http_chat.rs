@@ -293,6 +293,26 @@ async fn a_panic_costs_one_request() {
 }
 
 #[tokio::test]
+async fn a_panic_leaves_the_neighbours_of_its_batch_alone() {
+    let script = Script {
+        panic_on: Some(b'!'),
+        step: Duration::from_millis(10),
+        ..Script::saying("01234567890123456789")
+    };
+    let server = server(script).await;
+    let bad = request(&json!({"messages": [{"role": "user", "content": "boom!"}]}));
+    let plain = request(&json!({}));
+    let (one, two, failed) = tokio::join!(server.post(CHAT, &plain), server.post(CHAT, &plain), async {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        server.post(CHAT, &bad).await
+    });
+    assert_eq!(failed.status(), 500);
+    for answer in [one, two] {
+        assert_eq!(body(answer).await["choices"][0]["message"]["content"], "01234567890123456789");
+    }
+}
+
+#[tokio::test]
 async fn shutting_down_finishes_what_runs() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying("0123456789") };
     let mut server = server(script).await;
