@@ -2,11 +2,17 @@
 
 mod support;
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
+use predict_otron_9000::gguf::{Metadata, Value};
 use predict_otron_9000::models::load::GgufFile;
 use predict_otron_9000::registry::{ModelKind, Registry};
 use predict_otron_9000::tokenizer::Tokenizer;
+use proptest::prelude::*;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -29,10 +35,39 @@ fn every_text_has_the_references_ids() {
     assert!(cases.len() > 50);
     let tokenizer = tokenizer();
     for Case { text, parse_special, ids } in cases {
-        let found =
-            if parse_special { tokenizer.encode_prompt(&text, None) } else { tokenizer.encode(&text) };
+        let found = if parse_special { tokenizer.encode_special(&text) } else { tokenizer.encode(&text) };
         assert_eq!(found.unwrap(), ids, "{text:?}, special tokens read: {parse_special}");
     }
+}
+
+/// Every vocabulary of the folder that VOCAB_REFERENCE_DIR names, else of `tests/data/vocab`:
+/// GGUF files, and in `tokenize.json` the texts and ids of each.
+#[test]
+fn vocab_reference_ids() {
+    let folder = std::env::var_os("VOCAB_REFERENCE_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/vocab"), PathBuf::from);
+    let cases =
+        fs::read_to_string(folder.join("tokenize.json")).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+    let cases: BTreeMap<String, Vec<Case>> = serde_json::from_str(&cases).unwrap();
+    assert!(!cases.is_empty());
+    let mut wrong = Vec::new();
+    for (name, cases) in cases {
+        let file = GgufFile::open(&folder.join(format!("{name}.gguf"))).unwrap();
+        let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for Case { text, parse_special, ids } in cases {
+            let found = if parse_special {
+                tokenizer.encode_special(&text).unwrap()
+            } else {
+                tokenizer.encode(&text).unwrap()
+            };
+            if found != ids {
+                wrong.push(format!(
+                    "{name}: {text:?}, special tokens read: {parse_special}: {found:?} for {ids:?}"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
@@ -55,4 +90,106 @@ fn defused_text_encodes_as_text() {
     let defused = tokenizer.defuse(text, marker);
     assert_eq!(tokenizer.encode_prompt(&defused, Some(marker)).unwrap(), tokenizer.encode(text).unwrap());
     assert_ne!(tokenizer.encode_prompt(text, None).unwrap(), tokenizer.encode(text).unwrap());
+}
+
+/// A vocabulary of `tests/data/vocab`.
+fn small(name: &str) -> Tokenizer {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/vocab/{name}.gguf"));
+    Tokenizer::from_gguf(GgufFile::open(&path).unwrap().metadata()).unwrap()
+}
+
+fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|&id| tokenizer.token_bytes(id).to_vec()).collect()
+}
+
+static BYTE_LEVEL: LazyLock<Tokenizer> = LazyLock::new(|| small("byte-level"));
+static SENTENCE_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("sentence-piece"));
+static UNIGRAM: LazyLock<Tokenizer> = LazyLock::new(|| small("unigram"));
+static WORD_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("word-piece"));
+
+proptest! {
+    #[test]
+    fn byte_level_ids_give_back_any_text(text in any::<String>()) {
+        prop_assert_eq!(bytes(&BYTE_LEVEL, &BYTE_LEVEL.encode(&text).unwrap()), text.as_bytes());
+    }
+
+    /// But for the space that the vocabulary puts in front, and that spaces and `▁` are one.
+    #[test]
+    fn sentence_piece_ids_give_back_any_text(text in any::<String>()) {
+        let expected = if text.is_empty() { String::new() } else { format!(" {text}").replace('▁', " ") };
+        prop_assert_eq!(bytes(&SENTENCE_PIECE, &SENTENCE_PIECE.encode(&text).unwrap()), expected.as_bytes());
+    }
+
+    #[test]
+    fn any_text_and_any_ids_are_taken(text in any::<String>(), ids in prop::collection::vec(any::<u32>(), 0..8)) {
+        for tokenizer in [&*UNIGRAM, &*WORD_PIECE] {
+            let encoded = tokenizer.encode_special(&text).unwrap();
+            prop_assert!(encoded.iter().all(|&id| (id as usize) < tokenizer.n_vocab()));
+            bytes(tokenizer, &ids);
+        }
+    }
+
+    #[test]
+    fn defused_text_is_text_in_any_prompt(text in "[<|ims_end>/x ]{0,40}") {
+        for tokenizer in [&*BYTE_LEVEL, &*SENTENCE_PIECE] {
+            let marker = Tokenizer::free_marker([text.as_str()].into_iter()).unwrap();
+            let prompt = tokenizer.encode_prompt(&tokenizer.defuse(&text, marker), Some(marker)).unwrap();
+            let plain = tokenizer.encode(&text).unwrap();
+            // The prompt may begin with the token that begins a text.
+            prop_assert!(prompt.ends_with(&plain) && prompt.len() <= plain.len() + 1);
+        }
+    }
+}
+
+#[test]
+fn a_megabyte_of_anything_is_encoded_in_time() {
+    for tokenizer in [&*BYTE_LEVEL, &*SENTENCE_PIECE, &*UNIGRAM, &*WORD_PIECE] {
+        for text in ["a", " ", "\n", "ab ", "🙂", "<|im_end|>"] {
+            let text = text.repeat((1 << 20) / text.len());
+            let started = Instant::now();
+            assert!(tokenizer.encode(&text).unwrap().len() <= text.len() + 1);
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "{:?} for {:?}…",
+                started.elapsed(),
+                &text[..4]
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_vocabulary_lacks_is_named() {
+    let file = GgufFile::open(Path::new("tests/data/vocab/byte-level.gguf")).unwrap();
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let without = |name: &str| {
+        let all = ["model", "pre", "tokens", "token_type", "merges"].map(key);
+        let rest = all.iter().filter(|other| **other != key(name));
+        Metadata::new(rest.map(|key| (key.clone(), file.metadata().get(key).unwrap().clone())).collect())
+    };
+    let refusal = |metadata: &Metadata| Tokenizer::from_gguf(metadata).err().unwrap().to_string();
+    for name in ["model", "tokens", "merges"] {
+        assert!(refusal(&without(name)).contains(&key(name)), "{name}");
+    }
+    // Files older than these keys do without.
+    assert!(
+        Tokenizer::from_gguf(&without("pre")).is_ok() && Tokenizer::from_gguf(&without("token_type")).is_ok()
+    );
+    for (name, value, word) in [
+        ("pre", Value::String("new-rule".into()), "new-rule"),
+        ("model", Value::String("plamo2".into()), "plamo2"),
+        ("model", Value::Integer(1), "tokenizer.ggml.model"),
+        ("model", Value::String("llama".into()), "tokenizer.ggml.scores"),
+        ("token_type", Value::Integers([1, 2].into_iter().collect()), "2 types"),
+        ("merges", Value::Strings(["ab"].into_iter().collect()), "not a pair"),
+        ("merges", Value::Strings(["☃ ☃"].into_iter().collect()), "inconsistent"),
+        ("eos_token_id", Value::Integer(-1), "tokenizer.ggml.eos_token_id"),
+    ] {
+        let mut values: HashMap<String, Value> = ["model", "pre", "tokens", "token_type", "merges"]
+            .map(|name| (key(name), file.metadata().get(&key(name)).unwrap().clone()))
+            .into();
+        values.insert(key(name), value);
+        let message = refusal(&Metadata::new(values));
+        assert!(message.contains(word), "{word}: {message}");
+    }
 }

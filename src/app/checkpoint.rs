@@ -121,11 +121,6 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
         token_text("bos_token"),
         token_text("eos_token"),
     );
-    if !tokenizer.is_byte_level() {
-        return Err(Error::model(
-            "tokenizer.json is not byte-level, and no other kind is supported for chat",
-        ));
-    }
     // Templates in files of their own stand in for those of the configuration.
     let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
     if let Some(path) = files.file("chat_template.jinja") {

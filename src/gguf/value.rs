@@ -88,12 +88,15 @@ impl StringList {
         self.ends.is_empty()
     }
 
+    /// The string at a place.
+    pub fn get(&self, idx: usize) -> Option<&str> {
+        let start = if idx == 0 { 0 } else { *self.ends.get(idx - 1)? };
+        Some(&self.text[start..*self.ends.get(idx)?])
+    }
+
     /// The strings in their order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
-        (0..self.len()).map(|idx| {
-            let start = if idx == 0 { 0 } else { self.ends[idx - 1] };
-            &self.text[start..self.ends[idx]]
-        })
+        (0..self.len()).map(|idx| self.get(idx).unwrap_or_default())
     }
 }
 

@@ -77,7 +77,10 @@ impl TextGeneration {
                 None => self.waiting.push_back((self.n_text, logprob)),
             }
         }
-        let text = self.detokenizer.push(self.tokenizer.token_bytes(token));
+        let mut text = self.detokenizer.push(self.tokenizer.token_bytes(token));
+        if self.n_text == 0 && self.tokenizer.begins_with_space() && text.starts_with(' ') {
+            text.remove(0);
+        }
         self.n_text += text.len();
         let checked = self.stops.push(&text);
         if checked.stopped {

@@ -6,25 +6,34 @@
 
 mod detokenizer;
 mod gguf;
+mod json;
+mod pre_tokenizers;
+mod sentence_piece;
+mod special;
+mod word_piece;
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::{AddedToken, Tokenizer as Inner};
+use tokenizers::Tokenizer as Inner;
 
 pub use detokenizer::Detokenizer;
 
+use self::sentence_piece::SentencePiece;
+use self::special::{Piece, SpecialToken, SpecialTokens};
+use self::word_piece::WordPiece;
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
 
 /// Turns text into token ids and token ids into bytes. Cheap to share behind an `Arc`.
 pub struct Tokenizer {
-    inner: Inner,
-    /// Finds the texts of special tokens, of several at one place the longest.
-    special: AhoCorasick,
-    /// The id of each of its patterns.
-    special_ids: Vec<u32>,
+    model: Model,
+    /// All special tokens, for prompts.
+    special: SpecialTokens,
+    /// Those that are read in any text.
+    plain: SpecialTokens,
+    /// Whether texts to embed may spell out special tokens.
+    reads_special: bool,
     /// The bytes each token stands for; empty for special tokens, which no text contains.
     token_bytes: Vec<Vec<u8>>,
     end_of_generation: Vec<u32>,
@@ -33,7 +42,25 @@ pub struct Tokenizer {
     adds_bos: Option<u32>,
     /// What the model's own template puts before and after a text.
     around: (Vec<u32>, Vec<u32>),
-    is_byte_level: bool,
+    /// The texts of special tokens, by id.
+    special_texts: HashMap<u32, String>,
+    begins_with_space: bool,
+}
+
+/// What turns text without special tokens into ids.
+enum Model {
+    Crate(Box<Inner>),
+    SentencePiece(SentencePiece),
+    WordPiece(WordPiece),
+}
+
+/// What a tokenizer is put together from.
+struct Vocabulary {
+    model: Model,
+    special: Vec<SpecialToken>,
+    token_bytes: Vec<Vec<u8>>,
+    around: (Vec<u32>, Vec<u32>),
+    begins_with_space: bool,
 }
 
 /// Characters that mark special-token look-alikes in user text: Unicode noncharacters, which
@@ -42,17 +69,29 @@ const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
 /// Names under which vocabularies carry the token that ends a turn or a text. A model may emit
 /// any of them, whatever its metadata calls "the" end token.
-const END_OF_GENERATION: [&str; 10] = [
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
+const END_OF_GENERATION: [&str; 22] = [
     "<|eot_id|>",
-    "<|eom_id|>",
+    "<|im_end|>",
     "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
     "<end_of_turn>",
+    "<|endoftext|>",
     "</s>",
-    "<|end_of_turn|>",
+    "<|eom_id|>",
     "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<|end_of_turn|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
 ];
 
 impl Tokenizer {
@@ -74,9 +113,7 @@ impl Tokenizer {
         let mut inner = Inner::from_file(path).map_err(in_file)?;
         inner.with_truncation(None).map_err(in_file)?;
         inner.with_padding(None);
-        let is_byte_level = inner
-            .get_decoder()
-            .is_some_and(|decoder| matches!(decoder, tokenizers::DecoderWrapper::ByteLevel(_)));
+        let bytes_of = json::bytes_of(&inner);
         let added = inner.get_added_tokens_decoder();
         let n_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id + 1);
         let token_bytes = (0..n_ids)
@@ -84,66 +121,61 @@ impl Tokenizer {
                 (Some(token), _) if token.special => Vec::new(),
                 // Added tokens are text as they stand, not in the vocabulary's alphabet.
                 (Some(token), _) => token.content.clone().into_bytes(),
-                (None, Some(text)) if is_byte_level => byte_level_bytes(&text),
-                (None, Some(text)) => text.into_bytes(),
+                (None, Some(text)) => bytes_of(&text),
                 (None, None) => Vec::new(),
             })
             .collect();
-        let special =
-            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content));
-        Self::assemble(inner, special.collect(), token_bytes, is_byte_level)
+        let special = added
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| SpecialToken {
+                id,
+                text: token.content,
+                is_plain: false,
+                strips_right: token.rstrip,
+            })
+            .collect();
+        // Special tokens are cut out before; whatever reaches the inner tokenizer is text, also where
+        // it looks like a special token.
+        inner.set_encode_special_tokens(true);
+        let around = json::around(&inner).map_err(in_file)?;
+        let begins_with_space = json::begins_with_space(&inner);
+        let model = Model::Crate(Box::new(inner));
+        Self::assemble(Vocabulary { model, special, token_bytes, around, begins_with_space })
             .map_err(|e| e.context(path.display()))
     }
 
-    /// The last steps that both sources share. `special` maps ids to the text of special tokens.
-    fn assemble(
-        mut inner: Inner,
-        mut special: HashMap<u32, String>,
-        token_bytes: Vec<Vec<u8>>,
-        is_byte_level: bool,
-    ) -> Result<Self> {
-        // Special tokens are cut out by `encode_prompt`; whatever reaches the inner tokenizer is
-        // text, also where it looks like a special token.
-        inner.set_encode_special_tokens(true);
-        special.retain(|_, text| !text.is_empty());
-        let is_end = |text: &String| END_OF_GENERATION.contains(&text.as_str());
-        let end_of_generation = special.iter().filter(|(_, text)| is_end(text)).map(|(&id, _)| id).collect();
-        let automaton = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(special.values())
-            .map_err(|e| Error::model(format!("the special tokens cannot be searched for: {e}")))?;
-        let mut tokenizer = Self {
-            inner,
-            special: automaton,
-            special_ids: special.into_keys().collect(),
+    /// The last steps that both sources share.
+    fn assemble(vocabulary: Vocabulary) -> Result<Self> {
+        let Vocabulary { model, special, token_bytes, around, begins_with_space } = vocabulary;
+        let is_end = |token: &&SpecialToken| END_OF_GENERATION.contains(&token.text.as_str());
+        let end_of_generation = special.iter().filter(is_end).map(|token| token.id).collect();
+        Ok(Self {
+            model,
+            plain: SpecialTokens::new(special.iter().filter(|token| token.is_plain).cloned())?,
+            special_texts: special.iter().map(|token| (token.id, token.text.clone())).collect(),
+            special: SpecialTokens::new(special)?,
+            reads_special: false,
             token_bytes,
             end_of_generation,
             bos: None,
             eos: None,
             adds_bos: None,
-            around: (Vec::new(), Vec::new()),
-            is_byte_level,
-        };
-        // What the template adds shows around a text that is known.
-        let known = tokenizer.encode("a")?;
-        let whole = tokenizer.encode_with_template("a")?;
-        let start = whole.windows(known.len().max(1)).position(|window| window == known).unwrap_or(0);
-        let end = (start + known.len()).min(whole.len());
-        tokenizer.around = (whole[..start].to_vec(), whole[end..].to_vec());
-        Ok(tokenizer)
+            around,
+            begins_with_space,
+        })
     }
 
-    /// Reads special tokens wherever a text spells them out, as the reference does for encoders.
-    pub fn reading_special_tokens(mut self) -> Self {
-        self.inner.set_encode_special_tokens(false);
-        self
+    /// Reads special tokens wherever a text to embed spells them out, as the reference does.
+    pub fn reading_special_tokens(self) -> Self {
+        Self { reads_special: true, ..self }
     }
 
     /// Names the tokens that begin and end a text, from the model's own configuration. `adds_bos`
     /// says that every prompt starts with the first.
     fn with_text_tokens(mut self, bos: Option<u32>, eos: &[u32], adds_bos: bool) -> Self {
-        self.bos = bos.and_then(|id| self.inner.id_to_token(id));
-        self.eos = eos.first().and_then(|&id| self.inner.id_to_token(id));
+        self.bos = bos.and_then(|id| self.special_texts.get(&id).cloned());
+        self.eos = eos.first().and_then(|id| self.special_texts.get(id).cloned());
         self.adds_bos = bos.filter(|_| adds_bos);
         for &id in eos {
             if !self.end_of_generation.contains(&id) {
@@ -166,25 +198,33 @@ impl Tokenizer {
         Self { bos: bos_text.or(tokenizer.bos.clone()), eos: eos_text.or(tokenizer.eos.clone()), ..tokenizer }
     }
 
-    /// Encodes text; nothing in it is special.
+    /// Encodes text; nothing in it is special but what users of the vocabulary added to it.
     ///
     /// # Errors
     /// When the tokenizer has no token for a part of the text and none for "unknown".
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_into(text, false, &mut ids)?;
+        self.encode_pieces(self.plain.cut(text, None), &mut ids)?;
         Ok(ids)
     }
 
-    /// Encodes text and puts the model's own first and last tokens around it, as its
-    /// post-processor says (`[CLS] … [SEP]`).
+    /// Encodes text in which special tokens may be spelled out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encode_pieces(self.special.cut(text, None), &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Encodes text and puts the model's own first and last tokens around it (`[CLS] … [SEP]`).
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        self.encode_into(text, true, &mut ids)?;
-        Ok(ids)
+        let ids = if self.reads_special { self.encode_special(text)? } else { self.encode(text)? };
+        Ok(self.put_in_template(&ids))
     }
 
     /// Puts the model's own first and last tokens around ids that lack them.
@@ -199,21 +239,19 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_prompt(&self, prompt: &str, marker: Option<char>) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = Vec::new();
-        let push_text = |text: &str, ids: &mut Vec<u32>| match marker {
-            Some(marker) if text.contains(marker) => self.encode_into(&text.replace(marker, ""), false, ids),
-            _ => self.encode_into(text, false, ids),
-        };
-        let mut start = 0;
-        for found in self.special.find_iter(prompt) {
-            // A token of one character has no inside; the marker stands behind it.
-            if marker.is_some_and(|marker| prompt[found.end()..].starts_with(marker)) {
-                continue;
+        let mut at_start = true;
+        for piece in self.special.cut(prompt, marker) {
+            match (piece, marker) {
+                // What was broken up is text again.
+                (Piece::Text(text), Some(marker)) if text.contains(marker) => {
+                    let text = text.replace(marker, "");
+                    for piece in self.plain.cut(&text, None) {
+                        self.encode_piece(piece, &mut at_start, &mut ids)?;
+                    }
+                }
+                (piece, _) => self.encode_piece(piece, &mut at_start, &mut ids)?,
             }
-            push_text(&prompt[start..found.start()], &mut ids)?;
-            ids.push(self.special_ids[found.pattern()]);
-            start = found.end();
         }
-        push_text(&prompt[start..], &mut ids)?;
         if let Some(bos) = self.adds_bos
             && ids.first() != Some(&bos)
         {
@@ -225,17 +263,7 @@ impl Tokenizer {
     /// Breaks every special token that `text` spells out by putting `marker` behind its first
     /// character, so that it survives a chat template as plain text.
     pub fn defuse(&self, text: &str, marker: char) -> String {
-        let mut defused = String::with_capacity(text.len());
-        let mut start = 0;
-        // Overlapping look-alikes too: breaking one must not leave another.
-        while let Some(found) = self.special.find(aho_corasick::Input::new(text).range(start..)) {
-            let first = text[found.range()].chars().next().map_or(0, char::len_utf8);
-            defused.push_str(&text[start..found.start() + first]);
-            defused.push(marker);
-            start = found.start() + first;
-        }
-        defused.push_str(&text[start..]);
-        defused
+        self.special.defuse(text, marker)
     }
 
     /// A marker for [`Tokenizer::defuse`] that occurs in none of `texts`.
@@ -253,9 +281,10 @@ impl Tokenizer {
         self.end_of_generation.contains(&id)
     }
 
-    /// Whether the vocabulary is one of bytes, so that tokens are text without further rules.
-    pub fn is_byte_level(&self) -> bool {
-        self.is_byte_level
+    /// Whether the first text of an answer begins with a space that the vocabulary, not the model,
+    /// put there.
+    pub fn begins_with_space(&self) -> bool {
+        self.begins_with_space
     }
 
     /// Number of token ids.
@@ -273,22 +302,36 @@ impl Tokenizer {
         self.eos.as_deref()
     }
 
-    fn encode_into(&self, text: &str, with_template: bool, ids: &mut Vec<u32>) -> Result<()> {
-        if text.is_empty() && !with_template {
-            return Ok(());
+    fn encode_pieces(&self, pieces: Vec<Piece>, ids: &mut Vec<u32>) -> Result<()> {
+        let mut at_start = true;
+        pieces.into_iter().try_for_each(|piece| self.encode_piece(piece, &mut at_start, ids))
+    }
+
+    /// `at_start` says whether a text would stand at the beginning or behind a special token.
+    fn encode_piece(&self, piece: Piece, at_start: &mut bool, ids: &mut Vec<u32>) -> Result<()> {
+        match piece {
+            Piece::Special(id) => ids.push(id),
+            Piece::Text(text) => self.model.encode(text, *at_start, ids)?,
         }
-        let encoding = self
-            .inner
-            .encode_fast(text, with_template)
-            .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
-        ids.extend_from_slice(encoding.get_ids());
+        *at_start = matches!(piece, Piece::Special(_));
         Ok(())
     }
 }
 
-/// A special token for the inner tokenizer.
-fn special_token(text: &str) -> AddedToken {
-    AddedToken::from(text, true).normalized(false)
+impl Model {
+    fn encode(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<()> {
+        match self {
+            Self::Crate(inner) => {
+                let encoding = inner
+                    .encode_fast(text, false)
+                    .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
+                ids.extend_from_slice(encoding.get_ids());
+            }
+            Self::SentencePiece(model) => model.encode(text, at_start, ids),
+            Self::WordPiece(model) => model.encode(text, ids),
+        }
+        Ok(())
+    }
 }
 
 /// The bytes behind a token of a byte-level vocabulary, in which every byte is written as one
@@ -330,8 +373,20 @@ mod tests {
         inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::byte_level::ByteLevel::new(
             false, false, true,
         )));
-        let special = HashMap::from([(256, "<|im_end|>".into()), (257, "x".into()), (258, String::new())]);
-        Tokenizer::assemble(inner, special, vec![Vec::new(); 259], true).unwrap()
+        let special = [(256, "<|im_end|>"), (257, "x"), (258, "")].map(|(id, text)| SpecialToken {
+            id,
+            text: text.to_owned(),
+            is_plain: false,
+            strips_right: false,
+        });
+        let vocabulary = Vocabulary {
+            model: Model::Crate(Box::new(inner)),
+            special: special.into(),
+            token_bytes: vec![Vec::new(); 259],
+            around: (Vec::new(), Vec::new()),
+            begins_with_space: false,
+        };
+        Tokenizer::assemble(vocabulary).unwrap()
     }
 
     #[test]
