@@ -297,9 +297,7 @@ impl Checkpoint {
     fn from_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-        let template =
-            file.metadata().get("tokenizer.chat_template").and_then(|value| value.to_string().ok());
-        let template = template.cloned().ok_or_else(no_template)?;
+        let template = file.metadata().string("tokenizer.chat_template")?.ok_or_else(no_template)?.to_owned();
         let config = file.decoder_config()?;
         let decoder = Box::new(Llama::load(config, &Weights::Gguf(file))?);
         Ok(Self { decoder, tokenizer, template })

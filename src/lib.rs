@@ -14,7 +14,7 @@
 //! 4. [`chat`]
 //! 5. [`inference`], [`embeddings`]
 //! 6. [`models`], [`tokenizer`], [`registry`]
-//! 7. [`kernels`], [`openai`], [`telemetry`]
+//! 7. [`kernels`], [`gguf`], [`openai`], [`telemetry`]
 //! 8. [`config`]
 //! 9. [`error`]
 //!
@@ -67,6 +67,7 @@ pub mod cli;
 pub mod config;
 pub mod embeddings;
 pub mod error;
+pub mod gguf;
 pub mod http;
 pub mod inference;
 pub mod kernels;

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 9] = [
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["kernels", "openai", "telemetry"],
+    &["kernels", "gguf", "openai", "telemetry"],
     &["config"],
     &["error"],
 ];

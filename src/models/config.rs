@@ -1,12 +1,10 @@
 //! What a decoder is: sizes, limits and the few constants of its arithmetic, read from GGUF
 //! metadata or from a Hugging Face `config.json`.
 
-use std::collections::HashMap;
-
-use candle_core::quantized::gguf_file::Value;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::gguf::{self, Metadata};
 
 /// Sizes and constants of a decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,51 +81,38 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// When a key is missing or of the wrong type, or the sizes contradict each other.
-    pub fn from_gguf(
-        metadata: &HashMap<String, Value>,
-        n_vocab: usize,
-        rope_divisors: Option<Vec<f32>>,
-    ) -> Result<Self> {
-        let architecture = metadata
-            .get("general.architecture")
-            .and_then(|value| value.to_string().ok())
-            .ok_or_else(|| Error::model("GGUF file has no `general.architecture`"))?
-            .clone();
+    pub fn from_gguf(metadata: &Metadata, n_vocab: usize, rope_divisors: Option<Vec<f32>>) -> Result<Self> {
+        const ARCHITECTURE: &str = "general.architecture";
+        let architecture =
+            metadata.string(ARCHITECTURE)?.ok_or_else(|| gguf::missing(ARCHITECTURE))?.to_owned();
         let key = |name: &str| format!("{architecture}.{name}");
-        let integer = |name: &str| metadata.get(&key(name)).and_then(gguf_integer);
-        let float =
-            |name: &str| metadata.get(&key(name)).and_then(|value| value.to_f32().ok()).map(f64::from);
-        let required = |name: &str| {
-            integer(name).ok_or_else(|| Error::model(format!("GGUF file has no integer `{}`", key(name))))
-        };
-        let text = |name: &str| metadata.get(&key(name)).and_then(|value| value.to_string().ok());
-        if let Some(kind) = text("rope.scaling.type").filter(|kind| *kind != "none") {
+        let integer = |name: &str| metadata.integer::<usize>(&key(name));
+        let float = |name: &str| metadata.float(&key(name));
+        let required = |name: &str| integer(name)?.ok_or_else(|| gguf::missing(&key(name)));
+        if let Some(kind) = metadata.string(&key("rope.scaling.type"))?.filter(|kind| *kind != "none") {
             return Err(Error::model(format!(
                 "GGUF file asks for rope scaling `{kind}`, which is not supported"
             )));
         }
         let hidden_size = required("embedding_length")?;
         let n_heads = required("attention.head_count")?;
-        let token =
-            |name: &str| metadata.get(name).and_then(gguf_integer).and_then(|id| u32::try_from(id).ok());
+        let eps = "attention.layer_norm_rms_epsilon";
         Self {
             hidden_size,
             intermediate_size: required("feed_forward_length")?,
             n_layers: required("block_count")?,
             n_heads,
-            n_kv_heads: integer("attention.head_count_kv").unwrap_or(n_heads),
-            head_dim: integer("attention.key_length").unwrap_or(hidden_size / n_heads.max(1)),
+            n_kv_heads: integer("attention.head_count_kv")?.unwrap_or(n_heads),
+            head_dim: integer("attention.key_length")?.unwrap_or(hidden_size / n_heads.max(1)),
             n_vocab,
             context_length: required("context_length")?,
-            rms_norm_eps: float("attention.layer_norm_rms_epsilon").ok_or_else(|| {
-                Error::model(format!("GGUF file has no float `{}`", key("attention.layer_norm_rms_epsilon")))
-            })?,
+            rms_norm_eps: float(eps)?.ok_or_else(|| gguf::missing(&key(eps)))?,
             rope: Rope {
-                theta: float("rope.freq_base").unwrap_or(10_000.0),
+                theta: float("rope.freq_base")?.unwrap_or(10_000.0),
                 scaling: rope_divisors.map_or(RopeScaling::None, RopeScaling::Divisors),
             },
-            bos_token_id: token("tokenizer.ggml.bos_token_id"),
-            eos_token_ids: token("tokenizer.ggml.eos_token_id").into_iter().collect(),
+            bos_token_id: metadata.integer("tokenizer.ggml.bos_token_id")?,
+            eos_token_ids: metadata.integer("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
             architecture,
         }
         .checked()
@@ -204,18 +189,6 @@ impl DecoderConfig {
             )));
         }
         Ok(self)
-    }
-}
-
-fn gguf_integer(value: &Value) -> Option<usize> {
-    match *value {
-        Value::U8(v) => Some(v.into()),
-        Value::U16(v) => Some(v.into()),
-        Value::U32(v) => usize::try_from(v).ok(),
-        Value::U64(v) => usize::try_from(v).ok(),
-        Value::I32(v) => usize::try_from(v).ok(),
-        Value::I64(v) => usize::try_from(v).ok(),
-        _ => None,
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use candle_core::quantized::gguf_file::Value;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -14,6 +13,7 @@ use tokenizers::{PreTokenizerWrapper, Tokenizer as Inner};
 
 use super::{Tokenizer, byte_level_bytes, special_token};
 use crate::error::{Error, Result};
+use crate::gguf::{Metadata, missing};
 
 /// Token types of the format.
 const CONTROL: i64 = 3;
@@ -34,7 +34,7 @@ fn pre_tokenizer(name: &str) -> Option<PreTokenizerWrapper> {
 }
 
 /// Builds the tokenizer; see [`Tokenizer::from_gguf`].
-pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
+pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     let keys = Keys(metadata);
     let model = keys.string("tokenizer.ggml.model")?;
     if model != "gpt2" {
@@ -44,13 +44,13 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
         )));
     }
     let pre = keys.string("tokenizer.ggml.pre")?;
-    let pre_tokenizer = pre_tokenizer(&pre).ok_or_else(|| {
+    let pre_tokenizer = pre_tokenizer(pre).ok_or_else(|| {
         Error::model(format!(
             "GGUF pre-tokenizer `{pre}` is not known; use safetensors with a tokenizer.json for this model"
         ))
     })?;
     let tokens = keys.strings("tokenizer.ggml.tokens")?;
-    let types = keys.integers("tokenizer.ggml.token_type")?;
+    let types: Vec<i64> = keys.integers("tokenizer.ggml.token_type")?;
     if types.len() != tokens.len() {
         return Err(Error::model(format!(
             "GGUF tokenizer has {} tokens but {} token types; the file is damaged",
@@ -65,7 +65,7 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::model("GGUF tokenizer has a merge that is not a pair; the file is damaged"))?;
 
-    let vocab: Vocab = tokens.iter().cloned().zip(0u32..).collect();
+    let vocab: Vocab = tokens.iter().map(|&token| token.to_owned()).zip(0u32..).collect();
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .build()
@@ -74,7 +74,7 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
     inner.with_pre_tokenizer(Some(pre_tokenizer));
 
     let of_type = |wanted: i64| {
-        tokens.iter().zip(&types).filter(move |&(_, &kind)| kind == wanted).map(|(token, _)| token.as_str())
+        tokens.iter().zip(&types).filter(move |&(_, &kind)| kind == wanted).map(|(&token, _)| token)
     };
     // Tokens that users of the vocabulary added match in any text, before merging.
     inner
@@ -85,7 +85,7 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
     let special: HashMap<u32, String> = (0u32..)
         .zip(tokens.iter().zip(&types))
         .filter(|(_, (_, kind))| **kind == CONTROL)
-        .map(|(id, (token, _))| (id, token.clone()))
+        .map(|(id, (token, _))| (id, (*token).to_owned()))
         .collect();
     let token_bytes = tokens
         .iter()
@@ -97,70 +97,28 @@ pub(super) fn build(metadata: &HashMap<String, Value>) -> Result<Tokenizer> {
         })
         .collect();
     let eos_keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-    let eos = eos_keys.into_iter().filter_map(|key| keys.optional_id(key).transpose());
+    let eos = eos_keys.into_iter().filter_map(|key| metadata.integer(key).transpose());
     let eos = eos.collect::<Result<Vec<u32>>>()?;
     Ok(Tokenizer::assemble(inner, special, token_bytes, true)?.with_text_tokens(
-        keys.optional_id("tokenizer.ggml.bos_token_id")?,
+        metadata.integer("tokenizer.ggml.bos_token_id")?,
         &eos,
-        matches!(metadata.get("tokenizer.ggml.add_bos_token"), Some(Value::Bool(true))),
+        metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
     ))
 }
 
-/// Typed access to the metadata, with errors that name the key.
-struct Keys<'a>(&'a HashMap<String, Value>);
+/// The keys that no tokenizer can do without.
+struct Keys<'a>(&'a Metadata);
 
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Result<&Value> {
-        self.0
-            .get(key)
-            .ok_or_else(|| Error::model(format!("GGUF file has no `{key}`; it carries no tokenizer")))
+impl<'a> Keys<'a> {
+    fn string(&self, key: &str) -> Result<&'a str> {
+        self.0.string(key)?.ok_or_else(|| missing(key))
     }
 
-    fn string(&self, key: &str) -> Result<String> {
-        self.get(key)?.to_string().cloned().map_err(|_| wrong_type(key, "a string"))
+    fn strings(&self, key: &str) -> Result<Vec<&'a str>> {
+        self.0.strings(key)?.ok_or_else(|| missing(key))
     }
 
-    fn strings(&self, key: &str) -> Result<Vec<String>> {
-        let Value::Array(values) = self.get(key)? else { return Err(wrong_type(key, "an array of strings")) };
-        values
-            .iter()
-            .map(|value| value.to_string().cloned().map_err(|_| wrong_type(key, "an array of strings")))
-            .collect()
+    fn integers<T: TryFrom<i128>>(&self, key: &str) -> Result<Vec<T>> {
+        self.0.integers(key)?.ok_or_else(|| missing(key))
     }
-
-    fn integers(&self, key: &str) -> Result<Vec<i64>> {
-        let Value::Array(values) = self.get(key)? else {
-            return Err(wrong_type(key, "an array of integers"));
-        };
-        values
-            .iter()
-            .map(|value| integer(value).ok_or_else(|| wrong_type(key, "an array of integers")))
-            .collect()
-    }
-
-    fn optional_id(&self, key: &str) -> Result<Option<u32>> {
-        let Some(value) = self.0.get(key) else { return Ok(None) };
-        integer(value)
-            .and_then(|id| u32::try_from(id).ok())
-            .map(Some)
-            .ok_or_else(|| wrong_type(key, "a token id"))
-    }
-}
-
-fn integer(value: &Value) -> Option<i64> {
-    match *value {
-        Value::U8(v) => Some(v.into()),
-        Value::I8(v) => Some(v.into()),
-        Value::U16(v) => Some(v.into()),
-        Value::I16(v) => Some(v.into()),
-        Value::U32(v) => Some(v.into()),
-        Value::I32(v) => Some(v.into()),
-        Value::U64(v) => i64::try_from(v).ok(),
-        Value::I64(v) => Some(v),
-        _ => None,
-    }
-}
-
-fn wrong_type(key: &str, expected: &str) -> Error {
-    Error::model(format!("GGUF key `{key}` is not {expected}; the file is damaged"))
 }

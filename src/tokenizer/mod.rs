@@ -16,6 +16,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 pub use detokenizer::Detokenizer;
 
 use crate::error::{Error, Result};
+use crate::gguf::Metadata;
 
 /// Turns text into token ids and token ids into bytes. Cheap to share behind an `Arc`.
 pub struct Tokenizer {
@@ -59,7 +60,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When a key is missing or malformed, or names a model or pre-tokenizer that is not known.
-    pub fn from_gguf(metadata: &HashMap<String, candle_core::quantized::gguf_file::Value>) -> Result<Self> {
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
         gguf::build(metadata)
     }
 

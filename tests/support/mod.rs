@@ -2,14 +2,16 @@
 //! a free port.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod gguf;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use candle_core::quantized::gguf_file::Value;
 use candle_core::{Device, Tensor};
+use gguf::Gguf;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{App, Parts, ServedModel};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
@@ -38,19 +40,17 @@ pub fn byte_tokenizer() -> Tokenizer {
             char::from_u32(0x100 + rank as u32).unwrap()
         }
     };
-    let strings = |strings: Vec<String>| Value::Array(strings.into_iter().map(Value::String).collect());
     let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
     tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
-    let types = (0..N_VOCAB).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
-    let metadata = HashMap::from([
-        ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
-        ("tokenizer.ggml.pre".to_owned(), Value::String("gpt-2".to_owned())),
-        ("tokenizer.ggml.tokens".to_owned(), strings(tokens)),
-        ("tokenizer.ggml.token_type".to_owned(), Value::Array(types)),
-        ("tokenizer.ggml.merges".to_owned(), strings(Vec::new())),
-        ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(END)),
-    ]);
-    Tokenizer::from_gguf(&metadata).unwrap()
+    let types: Vec<i32> = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let file = Gguf::empty()
+        .string("tokenizer.ggml.model", "gpt2")
+        .string("tokenizer.ggml.pre", "gpt-2")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &types)
+        .strings::<&str>("tokenizer.ggml.merges", &[])
+        .u32("tokenizer.ggml.eos_token_id", END);
+    Tokenizer::from_gguf(&file.metadata()).unwrap()
 }
 
 /// What a [`ScriptedModel`] does.

@@ -1,23 +1,21 @@
-//! GGUF files, read by candle from a memory map.
+//! Tensors of a GGUF file, read from a memory map.
 
-use std::collections::HashMap;
-use std::io::Cursor;
-use std::panic::catch_unwind;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::quantized::{QStorage, QTensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 
 use super::super::DecoderConfig;
 use super::map_file;
 use crate::error::{Error, Result};
+use crate::gguf::{Header, Metadata, TensorInfo, TensorType};
 
 /// An open GGUF file: its header in memory, its tensors on disk until they are asked for.
 pub struct GgufFile {
     path: PathBuf,
     map: memmap2::Mmap,
-    content: Content,
+    header: Header,
     /// Whether matrices are expanded to float32.
     expands: bool,
 }
@@ -37,23 +35,11 @@ impl GgufFile {
     /// When it cannot be read or is not GGUF.
     pub fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
-        let unreadable =
-            |why: &str| Error::model(format!("`{}` is not a readable GGUF file: {why}", path.display()));
-        // candle computes with some of the header's numbers before it checks them (it divides by the
-        // alignment), so a damaged header may panic.
-        let content = catch_unwind(|| Content::read(&mut Cursor::new(&map[..])))
-            .map_err(|_| unreadable("its header is damaged"))?
-            .map_err(|e| unreadable(&e.to_string()))?;
-        let mut expanded_bytes = 0usize;
-        for (name, info) in &content.tensor_infos {
-            let dims =
-                info.shape.dims().iter().try_fold(size_of::<f32>(), |product, &n| product.checked_mul(n));
-            expanded_bytes = dims
-                .filter(|&n_bytes| n_bytes > 0)
-                .and_then(|n_bytes| expanded_bytes.checked_add(n_bytes))
-                .ok_or_else(|| unreadable(&format!("tensor `{name}` has impossible dimensions")))?;
-        }
-        Ok(Self { path: path.to_owned(), map, content, expands: expanded_bytes <= EXPAND_BYTES })
+        let header = Header::parse(&map)
+            .map_err(|e| e.context(format_args!("`{}` is not a readable GGUF file", path.display())))?;
+        let n_elements = header.tensors.values().map(TensorInfo::n_elements).fold(0, usize::saturating_add);
+        let expands = n_elements <= EXPAND_BYTES / size_of::<f32>();
+        Ok(Self { path: path.to_owned(), map, header, expands })
     }
 
     /// The same file with its matrices left as they are.
@@ -62,8 +48,8 @@ impl GgufFile {
     }
 
     /// The header's keys and values.
-    pub fn metadata(&self) -> &HashMap<String, Value> {
-        &self.content.metadata
+    pub fn metadata(&self) -> &Metadata {
+        &self.header.metadata
     }
 
     /// What the header says of the model.
@@ -71,10 +57,7 @@ impl GgufFile {
     /// # Errors
     /// When it lacks a key or contradicts itself.
     pub fn decoder_config(&self) -> Result<DecoderConfig> {
-        let embedding = self.content.tensor_infos.get("token_embd.weight");
-        let n_vocab = embedding
-            .and_then(|info| info.shape.dims().first().copied())
-            .ok_or_else(|| Error::model("GGUF file has no tensor `token_embd.weight`"))?;
+        let n_vocab = self.info("token_embd.weight")?.shape[0];
         let rope_divisors = if self.contains("rope_freqs.weight") {
             Some(self.tensor("rope_freqs.weight")?.dequantize(&Device::Cpu)?.to_vec1::<f32>()?)
         } else {
@@ -84,7 +67,7 @@ impl GgufFile {
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
+        self.header.tensors.contains_key(name)
     }
 
     pub(super) fn expands(&self) -> bool {
@@ -92,16 +75,16 @@ impl GgufFile {
     }
 
     pub(super) fn tensor(&self, name: &str) -> Result<QTensor> {
-        self.content.tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu).map_err(|e| {
-            Error::model(format!("cannot read tensor `{name}` of `{}`: {e}", self.path.display()))
-        })
+        let info = self.info(name)?;
+        quantized(info, &self.map[info.range.clone()], &info.shape)
+            .map_err(|e| e.context(format_args!("tensor `{name}` of `{}`", self.path.display())))
     }
 
     /// A matrix made of the given rows of a tensor, still quantized: rows are whole blocks.
     pub(super) fn tensor_rows(&self, name: &str, rows: &[u32]) -> Result<QTensor> {
-        let tensor = self.tensor(name)?;
-        let (n_rows, n_in) = tensor.shape().dims2()?;
-        let data = tensor.data()?;
+        let info = self.info(name)?;
+        let data = &self.map[info.range.clone()];
+        let n_rows = info.shape[0];
         let row_bytes = data.len() / n_rows;
         let mut picked = Vec::with_capacity(rows.len() * row_bytes);
         for &row in rows {
@@ -114,7 +97,39 @@ impl GgufFile {
             })?;
             picked.extend_from_slice(bytes);
         }
-        let storage = QStorage::from_data(picked.into(), &Device::Cpu, tensor.dtype())?;
-        Ok(QTensor::new(storage, (rows.len(), n_in))?)
+        let shape = [&[rows.len()], &info.shape[1..]].concat();
+        quantized(info, &picked, &shape)
     }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header.tensors.get(name).ok_or_else(|| {
+            Error::model(format!("GGUF file `{}` has no tensor `{name}`", self.path.display()))
+        })
+    }
+}
+
+fn quantized(info: &TensorInfo, bytes: &[u8], shape: &[usize]) -> Result<QTensor> {
+    let dtype = candle_type(info.kind)
+        .ok_or_else(|| Error::model(format!("its type {} is not supported", info.kind)))?;
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, dtype)?;
+    Ok(QTensor::new(storage, shape)?)
+}
+
+fn candle_type(kind: TensorType) -> Option<GgmlDType> {
+    Some(match kind {
+        TensorType::F32 => GgmlDType::F32,
+        TensorType::F16 => GgmlDType::F16,
+        TensorType::Bf16 => GgmlDType::BF16,
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2K => GgmlDType::Q2K,
+        TensorType::Q3K => GgmlDType::Q3K,
+        TensorType::Q4K => GgmlDType::Q4K,
+        TensorType::Q5K => GgmlDType::Q5K,
+        TensorType::Q6K => GgmlDType::Q6K,
+        _ => return None,
+    })
 }

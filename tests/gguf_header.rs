@@ -1,0 +1,168 @@
+//! What the GGUF reader accepts, and what it says of each defect.
+
+mod support;
+
+use predict_otron_9000::gguf::{Header, TensorType};
+use support::gguf::{ARRAY, BOOL, F32, Gguf, I32, STRING, U8, U64, array_start};
+
+fn error(bytes: &[u8]) -> String {
+    Header::parse(bytes).unwrap_err().to_string()
+}
+
+#[test]
+fn keys_and_tensors_come_out_as_they_went_in() {
+    let bytes = Gguf::new("llama")
+        .u32("u32", 7)
+        .key("u64", U64, &u64::MAX.to_le_bytes())
+        .key("i8", 1, &[0xFE])
+        .f32("f32", 0.5)
+        .key("f64", 12, &0.1f64.to_le_bytes())
+        .bool("true", true)
+        .strings("words", &["ab", "", "ç"])
+        .i32s("numbers", &[-1, 5])
+        .key("bytes", ARRAY, &[&array_start(U8, 2)[..], &[1, 255]].concat())
+        .key("nested", ARRAY, &[&array_start(ARRAY, 1)[..], &array_start(U8, 1), &[3]].concat())
+        .u32("general.alignment", 32)
+        .f32_tensor("a", &[2, 3], &[1.0; 6])
+        .tensor("b", &[4, 64], 8, &[0; 4 * 2 * 34])
+        .bytes();
+    let Header { metadata, tensors } = Header::parse(&bytes).unwrap();
+
+    assert_eq!(metadata.string("general.architecture").unwrap(), Some("llama"));
+    assert_eq!(metadata.integer("u32").unwrap(), Some(7u8));
+    assert_eq!(metadata.integer("u64").unwrap(), Some(u64::MAX));
+    assert_eq!(metadata.integer("i8").unwrap(), Some(-2i64));
+    assert_eq!(metadata.float("f32").unwrap(), Some(0.5));
+    assert_eq!(metadata.float("f64").unwrap(), Some(0.1));
+    assert_eq!(metadata.bool("true").unwrap(), Some(true));
+    assert_eq!(metadata.strings("words").unwrap(), Some(vec!["ab", "", "ç"]));
+    assert_eq!(metadata.integers("numbers").unwrap(), Some(vec![-1, 5]));
+    assert_eq!(metadata.integers("bytes").unwrap(), Some(vec![1u8, 255]));
+    assert_eq!(metadata.string("absent").unwrap(), None);
+
+    let (a, b) = (&tensors["a"], &tensors["b"]);
+    assert_eq!((a.kind, &a.shape[..], a.range.len()), (TensorType::F32, &[2, 3][..], 24));
+    assert_eq!((b.kind, &b.shape[..], b.range.len()), (TensorType::Q8_0, &[4, 64][..], 272));
+    assert_eq!(b.range.end, bytes.len());
+    assert_eq!(bytes[a.range.clone()], [0, 0, 128, 63].repeat(6));
+}
+
+#[test]
+fn values_of_another_type_are_named() {
+    let metadata = Gguf::new("llama")
+        .u32("big", 300)
+        .key("negative", I32, &(-1i32).to_le_bytes())
+        .key("maybe", BOOL, &[2])
+        .key("latin", STRING, &[&1u64.to_le_bytes()[..], &[0xE9]].concat())
+        .i32s("numbers", &[1])
+        .metadata();
+    let says = |found: Option<String>, parts: [&str; 2]| {
+        let found = found.unwrap();
+        assert!(parts.iter().all(|part| found.contains(part)), "{found}");
+    };
+    let text = |e: predict_otron_9000::error::Error| e.to_string();
+    says(metadata.string("big").err().map(text), ["`big` is U32", "text"]);
+    says(metadata.integer::<u8>("big").err().map(text), ["`big`", "right size"]);
+    says(metadata.integer::<usize>("negative").err().map(text), ["`negative`", "right size"]);
+    says(metadata.bool("maybe").err().map(text), ["`maybe`", "true or false"]);
+    says(metadata.string("latin").err().map(text), ["`latin`", "text"]);
+    says(metadata.strings("numbers").err().map(text), ["`numbers` is an array of 1 I32", "array of text"]);
+    says(metadata.float("numbers").err().map(text), ["`numbers`", "a float"]);
+    says(metadata.integers::<i64>("big").err().map(text), ["`big`", "array of integers"]);
+}
+
+#[test]
+fn every_defect_has_its_message() {
+    let start = |version: u32, n_tensors: u64, n_keys: u64| {
+        [&b"GGUF"[..], &version.to_le_bytes(), &n_tensors.to_le_bytes(), &n_keys.to_le_bytes()].concat()
+    };
+    let llama = || Gguf::new("llama");
+    let key = |kind: u32, value: &[u8]| llama().key("k", kind, value).bytes();
+    let nested: Vec<u8> = array_start(ARRAY, 1).repeat(5);
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        ("empty", Vec::new(), &["cut short"]),
+        ("another format", b"PK\x03\x04.......".to_vec(), &["does not begin with `GGUF`"]),
+        ("version 1", start(1, 0, 0), &["version 1", "convert"]),
+        ("version 4", start(4, 0, 0), &["version 4"]),
+        ("big-endian", start(3u32.swap_bytes(), 0, 0), &["big-endian"]),
+        ("no counts", start(3, 0, 0)[..12].to_vec(), &["cut short"]),
+        ("tensors without end", start(3, u64::MAX, 0), &["18446744073709551615 tensors"]),
+        ("keys without end", start(3, 0, 1 << 40), &["1099511627776 keys"]),
+        ("missing keys", start(3, 0, 1), &["cut short"]),
+        ("empty key", Gguf::empty().u32("", 1).bytes(), &["name at byte 24"]),
+        ("long key", Gguf::empty().u32(&"k".repeat(70_000), 1).bytes(), &["name at byte 24", "too long"]),
+        ("twice the same key", llama().u32("k", 1).u32("k", 2).bytes(), &["key `k` appears twice"]),
+        ("unknown type of value", key(13, &[0]), &["key `k`", "type 13"]),
+        ("string beyond the file", key(STRING, &u64::MAX.to_le_bytes()), &["key `k`", "cut short"]),
+        ("array beyond the file", key(ARRAY, &array_start(U64, usize::MAX)), &["key `k`", "cut short"]),
+        ("strings beyond the file", key(ARRAY, &array_start(STRING, usize::MAX)), &["key `k`", "cut short"]),
+        ("deep nesting", key(ARRAY, &nested), &["key `k`", "nested"]),
+        ("alignment 0", llama().u32("general.alignment", 0).bytes(), &["general.alignment", "power of two"]),
+        ("alignment 48", llama().u32("general.alignment", 48).bytes(), &["48", "power of two"]),
+        ("alignment 4", llama().u32("general.alignment", 4).bytes(), &["general.alignment", "8"]),
+        (
+            "alignment a text",
+            llama().string("general.alignment", "32").bytes(),
+            &["general.alignment", "String"],
+        ),
+        ("no dimensions", llama().placed_tensor("t", &[], 0, 0).bytes(), &["tensor `t`", "0 dimensions"]),
+        (
+            "five dimensions",
+            llama().placed_tensor("t", &[1; 5], 0, 0).bytes(),
+            &["tensor `t`", "5 dimensions"],
+        ),
+        (
+            "no elements",
+            llama().placed_tensor("t", &[2, 0], 0, 0).bytes(),
+            &["tensor `t`", "[2, 0]", "impossible"],
+        ),
+        (
+            "too many elements",
+            llama().placed_tensor("t", &[1 << 32, 1 << 32], 0, 0).bytes(),
+            &["tensor `t`", "impossible"],
+        ),
+        ("unknown tensor type", llama().placed_tensor("t", &[32], 4, 0).bytes(), &["tensor `t`", "type 4"]),
+        ("broken blocks", llama().tensor("t", &[32, 33], 8, &[0; 99]).bytes(), &["tensor `t`", "Q8_0", "32"]),
+        ("odd offset", llama().placed_tensor("t", &[1], 0, 8).bytes(), &["tensor `t`", "offset 8", "32"]),
+        (
+            "far offset",
+            llama().placed_tensor("t", &[1], 0, 1 << 40).bytes(),
+            &["tensor `t`", "beyond the end"],
+        ),
+        (
+            "offset past all numbers",
+            llama().placed_tensor("t", &[8], 0, u64::MAX - 31).bytes(),
+            &["tensor `t`", "beyond the end"],
+        ),
+        ("short data", llama().tensor("t", &[2, 2], 0, &[0; 15]).bytes(), &["tensor `t`", "beyond the end"]),
+        (
+            "shared bytes",
+            llama().f32_tensor("a", &[16], &[0.0; 16]).placed_tensor("b", &[1], 0, 32).bytes(),
+            &["`a` and `b` share"],
+        ),
+        (
+            "twice the same tensor",
+            llama().f32_tensor("a", &[1], &[0.0]).f32_tensor("a", &[1], &[0.0]).bytes(),
+            &["tensor `a` appears twice"],
+        ),
+    ];
+    for (what, bytes, parts) in cases {
+        let found = error(&bytes);
+        assert!(parts.iter().all(|part| found.contains(part)), "{what}: {found}");
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let bytes = Gguf::new("llama")
+        .u32("n", 1)
+        .strings("words", &["a", "b"])
+        .key("f", F32, &1f32.to_le_bytes())
+        .f32_tensor("a", &[2, 2], &[0.0; 4])
+        .f32_tensor("b", &[1], &[0.0])
+        .bytes();
+    assert!(Header::parse(&bytes).is_ok());
+    for n_bytes in 0..bytes.len() {
+        assert!(error(&bytes[..n_bytes]).contains("cut short"), "cut to {n_bytes}");
+    }
+}
