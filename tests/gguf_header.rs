@@ -3,7 +3,11 @@
 mod support;
 
 use predict_otron_9000::gguf::{Header, TensorType};
-use support::gguf::{ARRAY, BOOL, F32, Gguf, I32, STRING, U8, U64, array_start};
+use support::gguf::{ARRAY, F32, Gguf, I32, STRING, U8, U64, array_start};
+
+fn llama() -> Gguf {
+    Gguf::default().string("general.architecture", "llama")
+}
 
 fn error(bytes: &[u8]) -> String {
     Header::parse(bytes).unwrap_err().to_string()
@@ -11,9 +15,9 @@ fn error(bytes: &[u8]) -> String {
 
 #[test]
 fn keys_and_tensors_come_out_as_they_went_in() {
-    let bytes = Gguf::new("llama")
+    let bytes = llama()
         .u32("u32", 7)
-        .key("u64", U64, &u64::MAX.to_le_bytes())
+        .key("u64", U64, &i64::MAX.to_le_bytes())
         .key("i8", 1, &[0xFE])
         .f32("f32", 0.5)
         .key("f64", 12, &0.1f64.to_le_bytes())
@@ -21,54 +25,66 @@ fn keys_and_tensors_come_out_as_they_went_in() {
         .strings("words", &["ab", "", "ç"])
         .i32s("numbers", &[-1, 5])
         .key("bytes", ARRAY, &[&array_start(U8, 2)[..], &[1, 255]].concat())
+        .key("floats", ARRAY, &[&array_start(F32, 1)[..], &0.25f32.to_le_bytes()].concat())
         .key("nested", ARRAY, &[&array_start(ARRAY, 1)[..], &array_start(U8, 1), &[3]].concat())
         .u32("general.alignment", 32)
         .f32_tensor("a", &[2, 3], &[1.0; 6])
         .tensor("b", &[4, 64], 8, &[0; 4 * 2 * 34])
         .bytes();
-    let Header { metadata, tensors } = Header::parse(&bytes).unwrap();
+    let header = Header::parse(&bytes).unwrap();
+    let metadata = &header.metadata;
 
     assert_eq!(metadata.string("general.architecture").unwrap(), Some("llama"));
-    assert_eq!(metadata.integer("u32").unwrap(), Some(7u8));
-    assert_eq!(metadata.integer("u64").unwrap(), Some(u64::MAX));
-    assert_eq!(metadata.integer("i8").unwrap(), Some(-2i64));
+    assert_eq!(metadata.integer("u32").unwrap(), Some(7));
+    assert_eq!(metadata.count("u32").unwrap(), Some(7));
+    assert_eq!(metadata.token_id("u32").unwrap(), Some(7));
+    assert_eq!(metadata.integer("u64").unwrap(), Some(i64::MAX));
+    assert_eq!(metadata.integer("i8").unwrap(), Some(-2));
     assert_eq!(metadata.float("f32").unwrap(), Some(0.5));
     assert_eq!(metadata.float("f64").unwrap(), Some(0.1));
     assert_eq!(metadata.bool("true").unwrap(), Some(true));
-    assert_eq!(metadata.strings("words").unwrap(), Some(vec!["ab", "", "ç"]));
+    let words = metadata.strings("words").unwrap().unwrap();
+    assert_eq!(words.iter().collect::<Vec<_>>(), ["ab", "", "ç"]);
     assert_eq!(metadata.integers("numbers").unwrap(), Some(vec![-1, 5]));
-    assert_eq!(metadata.integers("bytes").unwrap(), Some(vec![1u8, 255]));
+    assert_eq!(metadata.integers("bytes").unwrap(), Some(vec![1, 255]));
+    assert_eq!(metadata.floats("floats").unwrap(), Some(&[0.25f32][..]));
     assert_eq!(metadata.string("absent").unwrap(), None);
 
-    let (a, b) = (&tensors["a"], &tensors["b"]);
-    assert_eq!((a.kind, &a.shape[..], a.range.len()), (TensorType::F32, &[2, 3][..], 24));
-    assert_eq!((b.kind, &b.shape[..], b.range.len()), (TensorType::Q8_0, &[4, 64][..], 272));
-    assert_eq!(b.range.end, bytes.len());
-    assert_eq!(bytes[a.range.clone()], [0, 0, 128, 63].repeat(6));
+    let tensor = |name| header.tensor(name).unwrap();
+    let (a, b) = (tensor("a"), tensor("b"));
+    assert_eq!((a.tensor_type, &a.shape[..], a.bytes.len()), (TensorType::F32, &[2, 3][..], 24));
+    assert_eq!((b.tensor_type, &b.shape[..], b.bytes.len()), (TensorType::Q8_0, &[4, 64][..], 272));
+    assert_eq!(b.bytes.end, bytes.len());
+    assert_eq!(bytes[a.bytes.clone()], [0, 0, 128, 63].repeat(6));
+    assert!(header.tensor("c").is_none());
 }
 
 #[test]
-fn values_of_another_type_are_named() {
-    let metadata = Gguf::new("llama")
-        .u32("big", 300)
+fn a_value_of_another_type_is_named_when_it_is_asked_for() {
+    let metadata = llama()
+        .u32("number", 300)
         .key("negative", I32, &(-1i32).to_le_bytes())
-        .key("maybe", BOOL, &[2])
+        .key("large", U64, &u64::MAX.to_le_bytes())
+        .f32("endless", f32::INFINITY)
         .key("latin", STRING, &[&1u64.to_le_bytes()[..], &[0xE9]].concat())
+        .key("latins", ARRAY, &[&array_start(STRING, 1)[..], &1u64.to_le_bytes(), &[0xE9]].concat())
         .i32s("numbers", &[1])
         .metadata();
-    let says = |found: Option<String>, parts: [&str; 2]| {
-        let found = found.unwrap();
-        assert!(parts.iter().all(|part| found.contains(part)), "{found}");
-    };
-    let text = |e: predict_otron_9000::error::Error| e.to_string();
-    says(metadata.string("big").err().map(text), ["`big` is U32", "text"]);
-    says(metadata.integer::<u8>("big").err().map(text), ["`big`", "right size"]);
-    says(metadata.integer::<usize>("negative").err().map(text), ["`negative`", "right size"]);
-    says(metadata.bool("maybe").err().map(text), ["`maybe`", "true or false"]);
-    says(metadata.string("latin").err().map(text), ["`latin`", "text"]);
-    says(metadata.strings("numbers").err().map(text), ["`numbers` is an array of 1 I32", "array of text"]);
-    says(metadata.float("numbers").err().map(text), ["`numbers`", "a float"]);
-    says(metadata.integers::<i64>("big").err().map(text), ["`big`", "array of integers"]);
+    fn says<T>(asked: predict_otron_9000::error::Result<Option<T>>, key: &str, expected: &str) {
+        let error = asked.err().unwrap().to_string();
+        assert!(error.contains(&format!("`{key}`")) && error.contains(expected), "{error}");
+    }
+    says(metadata.string("number"), "number", "a string");
+    says(metadata.integers("number"), "number", "array of whole numbers");
+    says(metadata.count("negative"), "negative", "not negative");
+    says(metadata.token_id("negative"), "negative", "token id");
+    says(metadata.integer("large"), "large", "whole number");
+    says(metadata.float("endless"), "endless", "finite");
+    says(metadata.bool("number"), "number", "true or false");
+    says(metadata.string("latin"), "latin", "a string");
+    says(metadata.strings("latins"), "latins", "array of strings");
+    says(metadata.strings("numbers"), "numbers", "array of strings");
+    says(metadata.float("numbers"), "numbers", "finite number");
 }
 
 #[test]
@@ -76,7 +92,6 @@ fn every_defect_has_its_message() {
     let start = |version: u32, n_tensors: u64, n_keys: u64| {
         [&b"GGUF"[..], &version.to_le_bytes(), &n_tensors.to_le_bytes(), &n_keys.to_le_bytes()].concat()
     };
-    let llama = || Gguf::new("llama");
     let key = |kind: u32, value: &[u8]| llama().key("k", kind, value).bytes();
     let nested: Vec<u8> = array_start(ARRAY, 1).repeat(5);
     let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
@@ -89,8 +104,8 @@ fn every_defect_has_its_message() {
         ("tensors without end", start(3, u64::MAX, 0), &["18446744073709551615 tensors"]),
         ("keys without end", start(3, 0, 1 << 40), &["1099511627776 keys"]),
         ("missing keys", start(3, 0, 1), &["cut short"]),
-        ("empty key", Gguf::empty().u32("", 1).bytes(), &["name at byte 24"]),
-        ("long key", Gguf::empty().u32(&"k".repeat(70_000), 1).bytes(), &["name at byte 24", "too long"]),
+        ("empty key", Gguf::default().u32("", 1).bytes(), &["name at byte 24"]),
+        ("long key", Gguf::default().u32(&"k".repeat(70_000), 1).bytes(), &["name at byte 24", "too long"]),
         ("twice the same key", llama().u32("k", 1).u32("k", 2).bytes(), &["key `k` appears twice"]),
         ("unknown type of value", key(13, &[0]), &["key `k`", "type 13"]),
         ("string beyond the file", key(STRING, &u64::MAX.to_le_bytes()), &["key `k`", "cut short"]),
@@ -154,7 +169,7 @@ fn every_defect_has_its_message() {
 
 #[test]
 fn a_file_cut_anywhere_is_refused() {
-    let bytes = Gguf::new("llama")
+    let bytes = llama()
         .u32("n", 1)
         .strings("words", &["a", "b"])
         .key("f", F32, &1f32.to_le_bytes())

@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 9] = [
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["kernels", "gguf", "openai", "telemetry"],
+    &["kernels", "openai", "telemetry", "gguf"],
     &["config"],
     &["error"],
 ];
@@ -23,7 +23,7 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
     ("clap::", &["config.rs", "main.rs"]),
-    ("minijinja::", &["chat/template.rs"]),
+    ("minijinja::", &["chat/template/"]),
     ("tokenizers::", &["tokenizer/"]),
     ("fastembed::", &["embeddings/onnx.rs"]),
     ("ort::", &["embeddings/onnx.rs"]),

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use predict_otron_9000::app::App;
 use predict_otron_9000::config::{Args, Config};
-use predict_otron_9000::models::llama::Llama;
+use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, Weights};
-use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::registry::{ModelKind, Registry};
 use serde_json::json;
 use support::{json as body, serve};
@@ -29,7 +29,8 @@ async fn a_safetensors_folder_is_a_chat_model() {
     let load = move || {
         use clap::Parser;
         let args = Args::parse_from(["predict-otron-9000", "--model", &path]);
-        App::load(&Config::resolve(args.serve).unwrap())
+        let app = App::new(&Config::resolve(args.serve).unwrap())?;
+        app.preload(false).map(|()| app)
     };
 
     let without = tokio::task::spawn_blocking(load.clone()).await.unwrap().err().unwrap();
@@ -52,11 +53,11 @@ fn quantized_weights_stay_close_to_expanded_ones() {
     let registry = Registry::new(support::real_registry());
     let files = registry.resolve("smollm2-135m-instruct", ModelKind::Chat).expect("the default chat model");
     let logits = |file: GgufFile| {
-        let config = file.decoder_config().unwrap();
-        let mut model = Llama::load(config, &Weights::Gguf(file)).unwrap();
+        let config = ModelConfig::from_gguf(&file).unwrap();
+        let mut model = CausalLm::load(config, &Weights::Gguf(file)).unwrap();
         let mut input = ForwardInput::default();
         // "The capital of France is"
-        input.push(SequenceId(1), 0, &[504, 3575, 282, 4649, 314], true);
+        input.push(SequenceId(1), 5, 0, &[504, 3575, 282, 4649, 314], true);
         model.forward(&mut KvStore::default(), &input).unwrap().to_vec2::<f32>().unwrap().remove(0)
     };
     let expanded = logits(GgufFile::open(&files.main).unwrap());

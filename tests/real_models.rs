@@ -15,7 +15,9 @@ use support::{Server, json as body, serve};
 static APP: LazyLock<App> = LazyLock::new(|| {
     use clap::Parser;
     let config = Config::resolve(Args::parse_from(["predict-otron-9000"]).serve).unwrap();
-    App::load(&config).expect("the default models must be fetched once, from the hub or with pip")
+    let app = App::new(&config).unwrap();
+    app.preload(false).expect("the default models must be fetched once, from the hub or with pip");
+    app
 });
 
 async fn server() -> Server {

@@ -4,11 +4,12 @@
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
 mod request;
-mod template;
+pub mod template;
 
 use std::sync::Arc;
 
-pub use template::ChatTemplate;
+use template::TemplateInput;
+pub use template::{ChatTemplate, TemplateSource};
 
 use crate::error::{Error, Kind, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
@@ -23,11 +24,14 @@ pub struct ChatModel {
     template: ChatTemplate,
     tokenizer: Arc<Tokenizer>,
     engine: Engine,
+    fingerprint: String,
 }
 
 /// An answer in the making. Dropping it cancels the generation.
 pub struct ChatStream {
     generation: Generation,
+    /// Keeps the model in memory.
+    _model: Arc<ChatModel>,
 }
 
 /// What an answer is made of: [`ChatEvent::Content`] any number of times, then one of the others.
@@ -46,8 +50,23 @@ pub struct Figures {
 }
 
 impl ChatModel {
-    pub fn new(template: ChatTemplate, tokenizer: Arc<Tokenizer>, engine: Engine) -> Self {
-        Self { template, tokenizer, engine }
+    /// `fingerprint` changes when the same request may be answered differently.
+    pub fn new(
+        template: ChatTemplate,
+        tokenizer: Arc<Tokenizer>,
+        engine: Engine,
+        fingerprint: String,
+    ) -> Self {
+        Self { template, tokenizer, engine, fingerprint }
+    }
+
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Ends the engine and waits until the model's memory is free.
+    pub fn shut_down(self) {
+        self.engine.shut_down();
     }
 
     /// Takes a place for a request, before anything is computed for it.
@@ -63,7 +82,11 @@ impl ChatModel {
     /// # Errors
     /// When a parameter is out of its range, the template refuses the messages, or the prompt does
     /// not fit the context.
-    pub fn answer(&self, admission: Admission, request: &ChatCompletionRequest) -> Result<ChatStream> {
+    pub fn answer(
+        self: &Arc<Self>,
+        admission: Admission,
+        request: &ChatCompletionRequest,
+    ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
         let mut generation = request::generation_request(request)?;
         generation.prompt = self.prompt(request)?;
@@ -71,7 +94,7 @@ impl ChatModel {
             Kind::ContextLengthExceeded => e.with_param("messages"),
             _ => e,
         })?;
-        Ok(ChatStream { generation })
+        Ok(ChatStream { generation, _model: self.clone() })
     }
 
     /// The engine behind this model.
@@ -93,7 +116,15 @@ impl ChatModel {
         for message in &mut messages {
             request::map_texts(message, &|text| self.tokenizer.defuse(text, marker));
         }
-        self.tokenizer.encode_prompt(&self.template.render(&messages)?, Some(marker))
+        let prompt = self.template.render(TemplateInput {
+            messages: &messages,
+            tools: None,
+            documents: None,
+            add_generation_prompt: true,
+            options: serde_json::Map::new(),
+            now: jiff::Zoned::now().datetime(),
+        })?;
+        self.tokenizer.encode_prompt(&prompt, Some(marker))
     }
 }
 

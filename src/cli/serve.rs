@@ -1,20 +1,23 @@
 //! `serve`: the server itself.
 
+use std::future;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::http;
 
-/// Loads the models and serves until Ctrl-C or SIGTERM. A second signal ends the process at once.
+/// Serves until Ctrl-C or SIGTERM, and loads the models meanwhile. A second signal ends the process
+/// at once.
 ///
 /// # Errors
-/// When the chat model cannot be loaded or the address is taken.
+/// When the only chat model cannot be loaded or the address is taken.
 pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let started = Instant::now();
     // The address first: a port that is taken should not cost a download.
@@ -30,17 +33,36 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
         )
     })?;
     let address = listener.local_addr().unwrap_or(address);
-    let app = App::load(config)?;
-    tracing::info!(
-        threads = n_threads,
-        startup_ms = started.elapsed().as_millis(),
-        "listening on http://{address}"
-    );
-    runtime.block_on(async {
-        let shutdown = shutdown_signal()?;
+    let app = App::new(config)?;
+    tracing::info!(threads = n_threads, "listening on http://{address}");
+    let result = runtime.block_on(async {
+        let asked = shutdown_signal()?;
+        let preload = {
+            let (app, all) = (app.clone(), config.preload);
+            tokio::task::spawn_blocking(move || app.preload(all))
+        };
+        let (failed, failure) = oneshot::channel();
+        let shutdown = async {
+            let loaded = async {
+                match preload.await {
+                    Ok(Ok(())) => tracing::info!(startup_ms = started.elapsed().as_millis(), "ready"),
+                    Ok(Err(e)) => return e,
+                    Err(e) => return Error::internal(format!("loading the models failed: {e}")),
+                }
+                future::pending().await
+            };
+            tokio::select! {
+                () = asked => {}
+                // Whoever listens no more has ended already.
+                e = loaded => { let _ = failed.send(e); }
+            }
+        };
         http::serve(listener, app, shutdown).await;
-        Ok(())
-    })
+        failure.await.map_or(Ok(()), Err)
+    });
+    // A download that still runs must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// Completes on the first Ctrl-C or SIGTERM.

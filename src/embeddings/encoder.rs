@@ -7,12 +7,13 @@ use serde_json::{Map, Value};
 use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
-use crate::models::Encoder;
-use crate::models::bert::{Bert, BertConfig};
+use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{SafetensorsFiles, Weights};
+use crate::models::{Encoder, EncoderInput};
 
 /// An encoder and how its hidden states become one vector.
 pub struct EncoderBackend {
+    family: &'static str,
     encoder: Box<dyn Encoder>,
     pooling: Pooling,
 }
@@ -94,11 +95,11 @@ impl EncoderBackend {
     /// # Errors
     /// When its files are damaged, of another family, or ask for a step that is not done here.
     pub fn load(source: &EmbeddingSource, n_ids: usize) -> Result<Self> {
-        let config = BertConfig::from_json(&source.read("config.json")?)?;
-        if n_ids > config.n_vocab() {
+        let config = EncoderConfig::from_json(&source.read("config.json")?)?;
+        if n_ids > config.n_vocab {
             return Err(Error::model(format!(
                 "the tokenizer has {n_ids} token ids and the model {}; they do not belong together",
-                config.n_vocab()
+                config.n_vocab
             )));
         }
         if source.optional_file("modules.json").is_some() {
@@ -109,11 +110,16 @@ impl EncoderBackend {
             Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,
             None => Pooling::from_json(None)?,
         };
-        Ok(Self { encoder: Box::new(Bert::load(config, &weights)?), pooling })
+        let family = config.family.name;
+        Ok(Self { family, encoder: Box::new(TextEncoder::load(config, &weights)?), pooling })
     }
 }
 
 impl Backend for EncoderBackend {
+    fn family(&self) -> &str {
+        self.family
+    }
+
     fn dimensions(&self) -> usize {
         self.encoder.hidden_size()
     }
@@ -123,13 +129,14 @@ impl Backend for EncoderBackend {
     }
 
     fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>> {
-        let ids: Vec<Vec<u32>> = texts.iter().map(|text| text.ids.clone()).collect();
-        let states = self.encoder.forward(&ids)?;
+        let inputs: Vec<EncoderInput> = texts.iter().map(|text| text.ids.clone().into()).collect();
+        let states = self.encoder.forward(&inputs)?;
         let mut row = 0;
-        ids.iter()
-            .map(|ids| {
-                let vector = self.pooling.pool(&states.narrow(0, row, ids.len())?)?;
-                row += ids.len();
+        inputs
+            .iter()
+            .map(|input| {
+                let vector = self.pooling.pool(&states.narrow(0, row, input.token_ids.len())?)?;
+                row += input.token_ids.len();
                 Ok(vector.to_vec1()?)
             })
             .collect()

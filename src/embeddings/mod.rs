@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 pub use source::EmbeddingSource;
 
 use crate::error::{Error, Kind, Result};
-use crate::registry::Registry;
+use crate::registry::{Format, Registry};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -38,10 +38,15 @@ const BATCH_TOKENS: usize = 8192;
 pub struct TextEmbedding {
     backend: Box<dyn Backend>,
     tokenizer: Tokenizer,
+    format: Format,
+    license: Option<String>,
 }
 
 /// What computes the vectors.
 trait Backend: Send + Sync {
+    /// Name of the model's family.
+    fn family(&self) -> &str;
+
     /// Length of a vector.
     fn dimensions(&self) -> usize;
 
@@ -100,7 +105,28 @@ impl TextEmbedding {
             load_ms = started.elapsed().as_millis(),
             "embedding model loaded"
         );
-        Ok(Self { backend, tokenizer })
+        let license = source.license().map(str::to_owned);
+        Ok(Self { backend, tokenizer, format: source.format(), license })
+    }
+
+    /// Name of the model's family.
+    pub fn family(&self) -> &str {
+        self.backend.family()
+    }
+
+    /// The form of its weights.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The licence of its weights, where it is known.
+    pub fn license(&self) -> Option<&str> {
+        self.license.as_deref()
+    }
+
+    /// Most tokens of a text, the model's own first and last ones included.
+    pub fn max_tokens(&self) -> usize {
+        self.backend.max_tokens()
     }
 
     /// Length of a vector.
@@ -206,6 +232,7 @@ pub type Loader = dyn Fn() -> Result<TextEmbedding> + Send + Sync;
 /// A handle to the embedding thread. Cheap to clone; the thread ends when the last is dropped.
 #[derive(Clone)]
 pub struct Embedder {
+    cell: &'static OnceCell<TextEmbedding>,
     sender: mpsc::Sender<Job>,
     n_requests: Arc<AtomicUsize>,
     max_requests: usize,
@@ -252,7 +279,12 @@ impl Embedder {
                 }
             })
             .map_err(|e| Error::internal(format!("cannot start the embedding thread: {e}")))?;
-        Ok(Self { sender, n_requests: Arc::new(AtomicUsize::new(0)), max_requests })
+        Ok(Self { cell, sender, n_requests: Arc::new(AtomicUsize::new(0)), max_requests })
+    }
+
+    /// The model, if it has been loaded.
+    pub fn loaded(&self) -> Option<&'static TextEmbedding> {
+        self.cell.get()
     }
 
     /// Embeds `inputs`, each vector cut to `dimensions` where given. Dropping the future cancels

@@ -117,6 +117,7 @@ pub struct OnnxBackend {
     model: Mutex<FastEmbed>,
     /// Texts run together.
     batch_texts: usize,
+    family: String,
     dimensions: usize,
     max_tokens: usize,
 }
@@ -162,11 +163,16 @@ impl OnnxBackend {
         // A dynamically quantized model takes its scale from the whole batch, so that a text's
         // vector would depend on its neighbours.
         let batch_texts = if recipe.quantization == QuantizationMode::Dynamic { 1 } else { BATCH_TEXTS };
-        Ok(Self { model: Mutex::new(model), batch_texts, dimensions, max_tokens })
+        let family = config["model_type"].as_str().unwrap_or("unknown").to_owned();
+        Ok(Self { model: Mutex::new(model), batch_texts, family, dimensions, max_tokens })
     }
 }
 
 impl Backend for OnnxBackend {
+    fn family(&self) -> &str {
+        &self.family
+    }
+
     fn dimensions(&self) -> usize {
         self.dimensions
     }

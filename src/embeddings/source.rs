@@ -14,6 +14,7 @@ pub struct EmbeddingSource {
     files: BTreeMap<String, PathBuf>,
     main: PathBuf,
     onnx: Option<onnx::Recipe>,
+    license: Option<String>,
 }
 
 impl EmbeddingSource {
@@ -27,7 +28,7 @@ impl EmbeddingSource {
         if !is_ours && let Some(entry) = onnx::CatalogueEntry::find(reference) {
             return entry.locate(registry);
         }
-        let ModelFiles { id, aliases, format, main, files, .. } =
+        let ModelFiles { id, aliases, format, main, files, license, .. } =
             registry.resolve(reference, ModelKind::Embedding)?;
         let onnx = match format {
             Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
@@ -38,7 +39,7 @@ impl EmbeddingSource {
                 )));
             }
         };
-        Ok(Self { id, aliases, files, main, onnx })
+        Ok(Self { id, aliases, files, main, onnx, license })
     }
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
@@ -74,7 +75,7 @@ impl EmbeddingSource {
         main: PathBuf,
         recipe: onnx::Recipe,
     ) -> Self {
-        Self { id, aliases, files, main, onnx: Some(recipe) }
+        Self { id, aliases, files, main, onnx: Some(recipe), license: None }
     }
 
     /// The name that clients see.
@@ -90,6 +91,16 @@ impl EmbeddingSource {
     /// Whether fastembed runs it.
     pub fn is_onnx(&self) -> bool {
         self.onnx.is_some()
+    }
+
+    /// The form of its weights.
+    pub fn format(&self) -> Format {
+        if self.is_onnx() { Format::Onnx } else { Format::Safetensors }
+    }
+
+    /// The licence of its weights, where it is known.
+    pub fn license(&self) -> Option<&str> {
+        self.license.as_deref()
     }
 
     pub(super) fn recipe(&self) -> Option<&onnx::Recipe> {

@@ -1,165 +1,197 @@
 //! GGUF headers: bytes in, checked keys and places of tensors out.
 //!
-//! The only parser of the format here. A file may be damaged or made to harm, so everything that
-//! its numbers are used for is checked first: nothing is computed without a check for overflow,
-//! no count is trusted before its items have been seen, and what is kept of the keys and values is
-//! never more than one copy of them.
+//! This is the only reader of the format in the program. Nothing that a header says is believed
+//! before it is checked: every size, count and offset is bounded by the bytes that are there, so a
+//! damaged or hostile file is an error that says what is wrong, never a panic, and never more
+//! memory than the file has bytes.
 
-mod metadata;
 mod reader;
 mod tensor_type;
+mod value;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-pub use metadata::{Metadata, missing};
 pub use tensor_type::TensorType;
+pub use value::{IntegerList, Metadata, StringList, Value};
 
 use crate::error::{Error, Result};
 use reader::Reader;
 
-/// What stands before the tensors' bytes.
-#[derive(Debug, Clone)]
+/// A checked header.
+#[derive(Debug)]
 pub struct Header {
     pub metadata: Metadata,
-    pub tensors: HashMap<String, TensorInfo>,
+    tensors: HashMap<String, TensorInfo>,
 }
 
-/// Form and place of one tensor.
+/// What a tensor is and where its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    pub kind: TensorType,
-    /// Row-major, outermost first, 1 to 4 sizes, none of them zero.
+    pub tensor_type: TensorType,
+    /// Outermost dimension first; none is zero.
     pub shape: Vec<usize>,
-    /// Its bytes within the file, aligned to 8 at least; no other tensor has any of them.
-    pub range: Range<usize>,
+    /// In the file. As long as type and shape say, and inside the file.
+    pub bytes: Range<usize>,
 }
 
-/// Most tensors, and most keys, that a header may announce: many times what any model has. It
-/// bounds what a header costs beyond its own size.
-const MAX_ITEMS: u64 = 1 << 16;
-const MAX_DIMS: u32 = 4;
+const MAGIC: &[u8] = b"GGUF";
+
+/// Where tensors begin at a multiple of, unless the file says otherwise.
 const DEFAULT_ALIGNMENT: usize = 32;
 
+/// Most keys, and most tensors, of a file: a hundred times what the largest have.
+const MAX_ENTRIES: u64 = 1 << 16;
+
+/// Most dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 4;
+
 impl Header {
-    /// Reads the header of a file whose bytes are all in `bytes`; only the header's are touched.
+    /// Reads and checks the header of `file`, all bytes of a file.
     ///
     /// # Errors
-    /// When it is not GGUF of version 2 or 3, or any part of the header is malformed.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let mut reader = Reader::new(bytes);
-        check_version(&mut reader)?;
-        let n_tensors = count(&mut reader, "tensors")?;
-        let n_keys = count(&mut reader, "keys")?;
-        let metadata = Metadata::read(&mut reader, n_keys)?;
-        let alignment = alignment(&metadata)?;
-        let tensors = (0..n_tensors)
-            .map(|_| read_tensor(&mut reader, alignment))
-            .collect::<Result<Vec<(String, TensorInfo)>>>()?;
-        let data_start = reader.position().checked_next_multiple_of(alignment).ok_or_else(out_of_file)?;
-        let tensors = placed(tensors, data_start, bytes.len())?;
+    /// When it is not GGUF of version 2 or 3 in little-endian order, or anything in it is out of
+    /// order.
+    pub fn parse(file: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(file);
+        if reader.take(MAGIC.len()).ok() != Some(MAGIC) {
+            return Err(Error::model("it does not begin with `GGUF`"));
+        }
+        match reader.u32()? {
+            2 | 3 => {}
+            version if matches!(version.swap_bytes(), 1..=3) => {
+                return Err(Error::model("it is in big-endian order; use a little-endian file"));
+            }
+            version => {
+                return Err(Error::model(format!(
+                    "it is of version {version}, and 2 and 3 are read; convert it anew"
+                )));
+            }
+        }
+        let (n_tensors, n_keys) = (reader.u64()?, reader.u64()?);
+        if n_tensors.max(n_keys) > MAX_ENTRIES {
+            return Err(Error::model(format!(
+                "it has {n_keys} keys and {n_tensors} tensors; {MAX_ENTRIES} of each are allowed"
+            )));
+        }
+        let metadata = read_metadata(&mut reader, n_keys)?;
+        if let Some(n_shards @ 2..) = metadata.integer("split.count")? {
+            return Err(Error::model(format!(
+                "it is the first of {n_shards} parts; join them with `llama-gguf-split --merge`"
+            )));
+        }
+        let alignment = match metadata.integer("general.alignment")? {
+            None => DEFAULT_ALIGNMENT,
+            Some(n) => {
+                usize::try_from(n).ok().filter(|&n| n >= 8 && n.is_power_of_two()).ok_or_else(|| {
+                    Error::model(format!("`general.alignment` is {n}; it must be a power of two from 8 on"))
+                })?
+            }
+        };
+        let tensors = read_tensors(&mut reader, n_tensors, alignment, file.len())?;
         Ok(Self { metadata, tensors })
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// All tensors, in no order.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
     }
 }
 
 impl TensorInfo {
-    /// How many numbers it has.
+    /// How many numbers it holds.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-fn check_version(reader: &mut Reader<'_>) -> Result<()> {
-    if reader.take(4)? != b"GGUF" {
-        return Err(Error::model("it does not begin with `GGUF`"));
-    }
-    let refused = |why: String| Err(Error::model(why));
-    match reader.u32()? {
-        2 | 3 => Ok(()),
-        1 => refused(
-            "it is of version 1, which has not been written since 2023; convert the model again".into(),
-        ),
-        version if version.swap_bytes() <= 3 => {
-            refused("it is big-endian; use a little-endian file of this model".into())
-        }
-        version => refused(format!("it is of version {version}; versions 2 and 3 are read")),
-    }
-}
-
-fn count(reader: &mut Reader<'_>, what: &str) -> Result<u64> {
-    let n = reader.u64()?;
-    if n > MAX_ITEMS {
-        return Err(Error::model(format!("it announces {n} {what}; the most is {MAX_ITEMS}")));
-    }
-    Ok(n)
-}
-
-/// The unit of all tensors' offsets.
-fn alignment(metadata: &Metadata) -> Result<usize> {
-    const KEY: &str = "general.alignment";
-    let alignment = metadata.integer::<u32>(KEY)?.map_or(DEFAULT_ALIGNMENT, |n| n as usize);
-    if alignment.is_power_of_two() && alignment >= 8 {
-        return Ok(alignment);
-    }
-    Err(Error::model(format!("`{KEY}` is {alignment}; it must be a power of two, and 8 at least")))
-}
-
-/// One tensor, its range still counted from where the tensors begin.
-fn read_tensor(reader: &mut Reader<'_>, alignment: usize) -> Result<(String, TensorInfo)> {
-    let name = reader.name()?;
-    tensor_info(reader, alignment)
-        .map(|info| (name.to_owned(), info))
-        .map_err(|e| e.context(format_args!("tensor `{name}`")))
-}
-
-fn tensor_info(reader: &mut Reader<'_>, alignment: usize) -> Result<TensorInfo> {
-    let n_dims = reader.u32()?;
-    if !(1..=MAX_DIMS).contains(&n_dims) {
-        return Err(Error::model(format!("it has {n_dims} dimensions; 1 to {MAX_DIMS} are possible")));
-    }
-    // The format has the innermost size first.
-    let mut shape = (0..n_dims).map(|_| reader.size()).collect::<Result<Vec<usize>>>()?;
-    shape.reverse();
-    let kind = TensorType::of_code(reader.u32()?)?;
-    let offset = reader.size()?;
-    if !offset.is_multiple_of(alignment) {
-        return Err(Error::model(format!("its offset {offset} is not a multiple of {alignment}")));
-    }
-    let end = kind.n_bytes(&shape)?.checked_add(offset).ok_or_else(out_of_file)?;
-    Ok(TensorInfo { kind, shape, range: offset..end })
-}
-
-/// The tensors by name, their ranges counted from the file's beginning.
-fn placed(
-    mut tensors: Vec<(String, TensorInfo)>,
-    data_start: usize,
-    file_len: usize,
-) -> Result<HashMap<String, TensorInfo>> {
-    for (name, info) in &mut tensors {
-        let shifted = |offset: usize| offset.checked_add(data_start).filter(|&place| place <= file_len);
-        let in_file = shifted(info.range.start).zip(shifted(info.range.end));
-        let (start, end) = in_file.ok_or_else(|| out_of_file().context(format_args!("tensor `{name}`")))?;
-        info.range = start..end;
-    }
-    tensors.sort_unstable_by_key(|(_, info)| info.range.start);
-    if let Some([(first, _), (second, _)]) =
-        tensors.array_windows().find(|[(_, first), (_, second)]| first.range.end > second.range.start)
-    {
-        return Err(Error::model(format!("tensors `{first}` and `{second}` share bytes")));
-    }
-    let mut by_name = HashMap::with_capacity(tensors.len());
-    for (name, info) in tensors {
-        match by_name.entry(name) {
-            Entry::Vacant(place) => place.insert(info),
-            Entry::Occupied(place) => {
-                return Err(Error::model(format!("tensor `{}` appears twice", place.key())));
+fn read_metadata(reader: &mut Reader, n_keys: u64) -> Result<Metadata> {
+    let mut values = HashMap::new();
+    for _ in 0..n_keys {
+        let key = reader.name("a key")?;
+        let value = reader.value().map_err(|e| e.context(format_args!("key `{key}`")))?;
+        match values.entry(key) {
+            Entry::Vacant(entry) => entry.insert(value),
+            Entry::Occupied(entry) => {
+                return Err(Error::model(format!("it has the key `{}` twice", entry.key())));
             }
         };
     }
-    Ok(by_name)
+    Ok(Metadata::new(values))
 }
 
-fn out_of_file() -> Error {
-    Error::model("it reaches beyond the end of the file, which is cut short or damaged")
+fn read_tensors(
+    reader: &mut Reader,
+    n_tensors: u64,
+    alignment: usize,
+    file_bytes: usize,
+) -> Result<HashMap<String, TensorInfo>> {
+    // Offsets count from where the header ends, which is known after the last of them.
+    let mut placed = HashMap::new();
+    for _ in 0..n_tensors {
+        let name = reader.name("a tensor")?;
+        let in_tensor = |e: Error| e.context(format_args!("tensor `{name}`"));
+        let (tensor_type, shape, n_bytes, offset) = read_tensor(reader).map_err(in_tensor)?;
+        if !offset.is_multiple_of(alignment as u64) {
+            return Err(Error::model(format!(
+                "tensor `{name}` begins at {offset}, which is not a multiple of the alignment {alignment}"
+            )));
+        }
+        if placed.insert(name.clone(), (tensor_type, shape, n_bytes, offset)).is_some() {
+            return Err(Error::model(format!("it has the tensor `{name}` twice")));
+        }
+    }
+    let data_start = reader.position().next_multiple_of(alignment);
+    let mut tensors = HashMap::with_capacity(placed.len());
+    for (name, (tensor_type, shape, n_bytes, offset)) in placed {
+        let start = usize::try_from(offset).ok().and_then(|offset| data_start.checked_add(offset));
+        let end = start.and_then(|start| start.checked_add(n_bytes)).filter(|&end| end <= file_bytes);
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(Error::model(format!(
+                "tensor `{name}` reaches beyond the file's {file_bytes} bytes; the file is cut short"
+            )));
+        };
+        tensors.insert(name, TensorInfo { tensor_type, shape, bytes: start..end });
+    }
+    check_overlaps(&tensors)?;
+    Ok(tensors)
+}
+
+/// Type, shape, size in bytes and offset of the next tensor.
+fn read_tensor(reader: &mut Reader) -> Result<(TensorType, Vec<usize>, usize, u64)> {
+    let n_dims = reader.u32()? as usize;
+    if !(1..=MAX_DIMENSIONS).contains(&n_dims) {
+        return Err(Error::model(format!(
+            "it has {n_dims} dimensions, and 1 to {MAX_DIMENSIONS} are allowed"
+        )));
+    }
+    // The file has the innermost dimension first.
+    let mut shape = Vec::with_capacity(n_dims);
+    for _ in 0..n_dims {
+        let n = reader.u64()?;
+        let n = usize::try_from(n).ok().filter(|&n| n > 0);
+        shape.push(n.ok_or_else(|| Error::model("it has an impossible dimension"))?);
+    }
+    shape.reverse();
+    let tensor_type = TensorType::from_id(reader.u32()?)?;
+    let n_bytes = tensor_type.n_bytes(&shape)?;
+    Ok((tensor_type, shape, n_bytes, reader.u64()?))
+}
+
+fn check_overlaps(tensors: &HashMap<String, TensorInfo>) -> Result<()> {
+    let mut places: Vec<(&Range<usize>, &String)> =
+        tensors.iter().map(|(name, info)| (&info.bytes, name)).collect();
+    places.sort_by_key(|(bytes, _)| bytes.start);
+    for pair in places.windows(2) {
+        if pair[1].0.start < pair[0].0.end {
+            return Err(Error::model(format!("tensors `{}` and `{}` overlap", pair[0].1, pair[1].1)));
+        }
+    }
+    Ok(())
 }

@@ -1,118 +1,155 @@
-//! A checked walk over a header's bytes.
+//! Numbers, strings and values, one after the other, from bytes that may end at any place.
 
-use super::metadata::ValueType;
+use super::value::{IntegerList, StringList, Value};
 use crate::error::{Error, Result};
 
-/// Bytes and how far they are read. Numbers are little-endian.
-#[derive(Clone)]
-pub(super) struct Reader<'a> {
+/// Longest name of a key or tensor, in bytes; the format's own limit for keys.
+const MAX_NAME_BYTES: usize = (1 << 16) - 1;
+
+/// How deep arrays may nest.
+const MAX_DEPTH: usize = 4;
+
+/// A position in the bytes of a file.
+pub struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
-/// Longest name of a key or tensor, in bytes, as the format has it.
-const MAX_NAME_BYTES: usize = u16::MAX as usize;
-
-/// Deepest nesting of arrays.
-const MAX_NESTING: usize = 4;
-
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, position: 0 }
     }
 
-    pub(super) fn position(&self) -> usize {
+    pub fn position(&self) -> usize {
         self.position
     }
 
-    /// The bytes read since `start`.
-    pub(super) fn since(&self, start: usize) -> &'a [u8] {
-        &self.bytes[start..self.position]
+    /// The next `n` bytes.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let rest = &self.bytes[self.position..];
+        let taken = rest.get(..n).ok_or_else(|| Error::model("it ends within its header; fetch it again"))?;
+        self.position += n;
+        Ok(taken)
     }
 
-    pub(super) fn take(&mut self, n_bytes: usize) -> Result<&'a [u8]> {
-        let end = self.position.checked_add(n_bytes).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or_else(|| {
-            let (at, len) = (self.position, self.bytes.len());
-            Error::model(format!(
-                "{n_bytes} bytes are expected at {at}, but the file has {len}; it is cut short or damaged"
-            ))
-        })?;
-        let taken = &self.bytes[self.position..end];
-        self.position = end;
-        Ok(taken)
+    pub fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// The name of a key or tensor.
+    pub fn name(&mut self, what: &str) -> Result<String> {
+        let n_bytes = self.length()?;
+        if n_bytes > MAX_NAME_BYTES {
+            return Err(Error::model(format!(
+                "the name of {what} has {n_bytes} bytes; {MAX_NAME_BYTES} are allowed"
+            )));
+        }
+        let bytes = self.take(n_bytes)?;
+        let name = std::str::from_utf8(bytes)
+            .map_err(|_| Error::model(format!("the name of {what} is not UTF-8")))?;
+        Ok(name.to_owned())
+    }
+
+    /// A value behind its type.
+    pub fn value(&mut self) -> Result<Value> {
+        let kind = self.u32()?;
+        self.value_of(kind, 0)
+    }
+
+    fn value_of(&mut self, kind: u32, depth: usize) -> Result<Value> {
+        Ok(match kind {
+            0..=5 | 10 | 11 => Value::Integer(self.integer(kind)?),
+            6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
+            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            7 => Value::Bool(self.bool()?),
+            8 => {
+                let n_bytes = self.length()?;
+                Value::String(String::from_utf8_lossy(self.take(n_bytes)?).into_owned())
+            }
+            9 => self.list(depth)?,
+            _ => return Err(Error::model(format!("it has a value of the unknown type {kind}"))),
+        })
+    }
+
+    fn list(&mut self, depth: usize) -> Result<Value> {
+        let (kind, n) = (self.u32()?, self.length()?);
+        // Every element takes at least so many bytes, so `n` of them fit or the file is too short.
+        let least_bytes = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            9 => 12,
+            _ => return Err(Error::model(format!("it has an array of the unknown type {kind}"))),
+        };
+        if n > (self.bytes.len() - self.position) / least_bytes {
+            return Err(Error::model(format!("it has an array of {n} elements, more than the file holds")));
+        }
+        Ok(match kind {
+            6 => Value::Floats((0..n).map(|_| Ok(f32::from_le_bytes(self.array()?))).collect::<Result<_>>()?),
+            7 => Value::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
+            8 => {
+                let mut strings = StringList::with_capacity(n);
+                for _ in 0..n {
+                    let n_bytes = self.length()?;
+                    strings.push(&String::from_utf8_lossy(self.take(n_bytes)?));
+                }
+                Value::Strings(strings)
+            }
+            // Nothing that is read has these.
+            9 | 12 if depth + 1 == MAX_DEPTH => {
+                return Err(Error::model(format!("it has arrays nested more than {MAX_DEPTH} deep")));
+            }
+            9 | 12 => {
+                for _ in 0..n {
+                    self.value_of(kind, depth + 1)?;
+                }
+                Value::Unread
+            }
+            _ => {
+                let start = self.position;
+                (0..n).try_for_each(|_| self.integer(kind).map(drop))?;
+                Value::Integers(IntegerList::new(kind, &self.bytes[start..self.position]))
+            }
+        })
+    }
+
+    /// A whole number of the given type.
+    pub fn integer(&mut self, kind: u32) -> Result<i64> {
+        Ok(match kind {
+            0 => u8::from_le_bytes(self.array()?).into(),
+            1 => i8::from_le_bytes(self.array()?).into(),
+            2 => u16::from_le_bytes(self.array()?).into(),
+            3 => i16::from_le_bytes(self.array()?).into(),
+            4 => u32::from_le_bytes(self.array()?).into(),
+            5 => i32::from_le_bytes(self.array()?).into(),
+            10 => i64::try_from(u64::from_le_bytes(self.array()?))
+                .map_err(|_| Error::model("it has a number that is too large"))?,
+            _ => i64::from_le_bytes(self.array()?),
+        })
+    }
+
+    fn bool(&mut self) -> Result<bool> {
+        match self.take(1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(Error::model("it has a truth value that is neither 0 nor 1")),
+        }
+    }
+
+    fn length(&mut self) -> Result<usize> {
+        let n = self.u64()?;
+        usize::try_from(n)
+            .map_err(|_| Error::model(format!("it has a length of {n}, more than the file holds")))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
-    }
-
-    pub(super) fn u32(&mut self) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    pub(super) fn u64(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// A 64-bit number that counts something in memory.
-    pub(super) fn size(&mut self) -> Result<usize> {
-        let n = self.u64()?;
-        usize::try_from(n).map_err(|_| Error::model(format!("{n} is more than this machine can address")))
-    }
-
-    /// The bytes of a string.
-    fn string(&mut self) -> Result<&'a [u8]> {
-        let n_bytes = self.size()?;
-        self.take(n_bytes)
-    }
-
-    /// The name of a key or tensor.
-    pub(super) fn name(&mut self) -> Result<&'a str> {
-        let at = self.position;
-        let bytes = self.string()?;
-        std::str::from_utf8(bytes)
-            .ok()
-            .filter(|name| (1..=MAX_NAME_BYTES).contains(&name.len()))
-            .ok_or_else(|| Error::model(format!("the name at byte {at} is empty, too long or not UTF-8")))
-    }
-
-    /// The bytes of one value of `kind`: of a string without its length, of an array its elements.
-    pub(super) fn value(&mut self, kind: ValueType) -> Result<&'a [u8]> {
-        match kind {
-            ValueType::String => self.string(),
-            ValueType::Array => {
-                let (element, n) = (ValueType::read(self)?, self.size()?);
-                self.elements(element, n, 1)
-            }
-            kind => self.take(kind.width()),
-        }
-    }
-
-    /// The bytes of `n` elements of an array that lies `depth` arrays deep.
-    pub(super) fn elements(&mut self, kind: ValueType, n: usize, depth: usize) -> Result<&'a [u8]> {
-        if depth > MAX_NESTING {
-            return Err(Error::model(format!("arrays are nested more than {MAX_NESTING} deep")));
-        }
-        let start = self.position;
-        match kind {
-            ValueType::String => {
-                for _ in 0..n {
-                    self.string()?;
-                }
-            }
-            ValueType::Array => {
-                for _ in 0..n {
-                    let (element, n) = (ValueType::read(self)?, self.size()?);
-                    self.elements(element, n, depth + 1)?;
-                }
-            }
-            kind => {
-                self.take(n.saturating_mul(kind.width()))?;
-            }
-        }
-        Ok(self.since(start))
     }
 }

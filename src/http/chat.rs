@@ -34,20 +34,18 @@ pub async fn completions(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
-    let model = app.chat_model(request.model.as_deref())?;
+    let slot = app.chat_slot(request.model.as_deref())?;
+    let model = app.chat_model(slot).await?;
     let envelope = Envelope {
         id: format!("chatcmpl-{}", Uuid::new_v4().simple()),
         created: unix_time(),
-        model: model.id().to_owned(),
+        model: slot.served().id().to_owned(),
         system_fingerprint: model.fingerprint().to_owned(),
     };
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
-    let admission = app.chat().admit()?;
-    // Templates and tokenizers compute: not on the threads that answer probes.
-    let answer = tokio::task::spawn_blocking(move || app.chat().answer(admission, &request))
-        .await
-        .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))??;
+    let admission = model.admit()?;
+    let answer = app.compute(move || model.answer(admission, &request)).await??;
     let log = RequestLog { request_id, finished: false };
     let mut response = if streams {
         stream(answer, envelope, include_usage, log)

@@ -1,10 +1,12 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
 use super::error::ApiError;
-use crate::app::{App, ServedModel};
+use crate::app::{App, ModelStatus};
+use crate::error::{Error, Kind};
 use crate::openai::models::{Model, ModelList};
 
 /// All models that are served.
@@ -13,15 +15,27 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
 }
 
 /// One of them, by any of its names; slashes may be raw or encoded.
-pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub async fn show(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) =
+        id.map_err(|_| Error::new(Kind::ModelNotFound, "no model has a name that is not UTF-8"))?;
     Ok(Json(describe(app.any_model(&id)?)))
 }
 
-fn describe(model: &ServedModel) -> Model {
+fn describe(model: ModelStatus) -> Model {
+    let ModelStatus { served, kind, info, is_loaded } = model;
     Model {
-        id: model.id().to_owned(),
+        id: served.id().to_owned(),
         object: "model",
-        created: model.created(),
-        owned_by: model.owner().to_owned(),
+        created: served.created(),
+        owned_by: served.owner().to_owned(),
+        kind: kind.to_string(),
+        loaded: is_loaded,
+        context_length: info.as_ref().map(|info| info.context_length),
+        family: info.as_ref().map(|info| info.family.clone()),
+        format: info.as_ref().map(|info| info.format),
+        license: info.and_then(|info| info.license),
     }
 }

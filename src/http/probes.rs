@@ -11,7 +11,7 @@ use crate::app::App;
 /// A short page that says what this is and where.
 pub async fn page(State(app): State<App>) -> Html<String> {
     let models: String =
-        app.models().map(|model| format!("<li><code>{}</code></li>", escaped(model.id()))).collect();
+        app.models().map(|model| format!("<li><code>{}</code></li>", escaped(model.served.id()))).collect();
     Html(format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>predict-otron-9000</title>\
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42rem;margin:3rem auto;padding:0 1rem}}</style>\

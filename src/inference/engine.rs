@@ -18,7 +18,7 @@ use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
-use crate::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
+use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -35,10 +35,10 @@ pub struct EngineOptions {
     pub kv_bytes: usize,
 }
 
-/// A handle to the engine's thread. Cheap to clone; the thread ends when the last is dropped.
-#[derive(Clone)]
+/// The handle to an engine's thread, which ends with it.
 pub struct Engine {
     sender: mpsc::Sender<Arrival>,
+    thread: thread::JoinHandle<()>,
     shared: Arc<Shared>,
     context_length: usize,
     n_vocab: usize,
@@ -54,6 +54,21 @@ struct Shared {
     stopping: AtomicBool,
     /// Moving average of the time between two finished requests.
     time_per_request: Mutex<Duration>,
+}
+
+impl EngineOptions {
+    /// Most tokens of one sequence of this model: its context, or as much of it as the memory for
+    /// keys and values holds.
+    pub fn context_length(&self, config: &ModelConfig) -> usize {
+        // A sequence's room is a power of two.
+        let largest = self.room(config).checked_ilog2().map_or(0, |log| 1 << log);
+        config.context_length.min(largest)
+    }
+
+    /// Tokens whose keys and values fit into memory, all sequences together.
+    fn room(&self, config: &ModelConfig) -> usize {
+        self.kv_bytes / KvStore::bytes_per_token(config).max(1)
+    }
 }
 
 /// The events of one generation. Dropping it cancels the generation.
@@ -87,18 +102,16 @@ impl Engine {
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
         });
-        let DecoderConfig { context_length, n_vocab, .. } = *model.config();
-        let room = options.kv_bytes / KvStore::bytes_per_token(model.config()).max(1);
-        // A sequence's room is a power of two.
-        let largest = room.checked_ilog2().map_or(0, |log| 1 << log);
-        if largest < context_length {
+        let n_vocab = model.config().n_vocab;
+        let context_length = options.context_length(model.config());
+        if context_length < model.config().context_length {
             tracing::warn!(
-                context = largest,
-                of = context_length,
+                context = context_length,
+                of = model.config().context_length,
                 "memory for keys and values limits the context"
             );
         }
-        let context_length = context_length.min(largest);
+        let room = options.room(model.config());
         let worker = Worker {
             scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens, room),
             model,
@@ -109,11 +122,11 @@ impl Engine {
             last_finish: None,
             shared: shared.clone(),
         };
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker.run(&arrivals))
             .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
-        Ok(Self { sender, shared, context_length, n_vocab })
+        Ok(Self { sender, thread, shared, context_length, n_vocab })
     }
 
     /// Takes a place for a request, before anything is computed for it.
@@ -184,9 +197,12 @@ impl Engine {
         self.shared.stopping.store(true, Ordering::Release);
     }
 
-    /// Requests accepted and not finished.
-    pub fn n_requests(&self) -> usize {
-        self.shared.n_requests.load(Ordering::Acquire)
+    /// Ends the thread, once it has finished what it has, and waits until the model's memory is
+    /// free.
+    pub fn shut_down(self) {
+        drop(self.sender);
+        // A thread that has died of a fault has freed it too.
+        let _ = self.thread.join();
     }
 }
 
@@ -348,8 +364,9 @@ impl Worker {
                 && let Some(token) = sequence.last_token
             {
                 // The newest token comes after the prompt and all tokens before it.
-                let start = sequence.prompt.len() + sequence.generation.n_generated() - 1;
-                input.push(id, start, &[token], true);
+                let n_prompt = sequence.prompt.len();
+                let start = n_prompt + sequence.generation.n_generated() - 1;
+                input.push(id, n_prompt, start, &[token], true);
                 sampled.push(id);
             }
         }
@@ -357,8 +374,9 @@ impl Worker {
             && let Some(sequence) = self.sequences.get_mut(id)
         {
             sequence.started.get_or_insert_with(Instant::now);
-            let is_last = range.end == sequence.prompt.len();
-            input.push(*id, range.start, &sequence.prompt[range.clone()], is_last);
+            let n_prompt = sequence.prompt.len();
+            let is_last = range.end == n_prompt;
+            input.push(*id, n_prompt, range.start, &sequence.prompt[range.clone()], is_last);
             if is_last {
                 sampled.push(*id);
             }

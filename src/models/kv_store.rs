@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::DecoderConfig;
+use super::ModelConfig;
 use crate::error::{Error, Result};
 
 /// Names a sequence within one engine.
@@ -95,8 +95,8 @@ impl KvStore {
     }
 
     /// Bytes that room for one token takes in a model of this shape.
-    pub fn bytes_per_token(config: &DecoderConfig) -> usize {
-        2 * config.n_layers * config.n_kv_heads * config.head_dim * DType::F32.size_in_bytes()
+    pub fn bytes_per_token(config: &ModelConfig) -> usize {
+        2 * config.layers.len() * config.n_kv_heads * config.head_dim * DType::F32.size_in_bytes()
     }
 }
 

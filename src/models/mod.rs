@@ -1,19 +1,21 @@
 //! Numbers in, logits or vectors out.
 //!
 //! [`Decoder`] is what generates text, [`Encoder`] what embeds it. A model knows token ids,
-//! positions and tensors; it never sees a string, a request or a clock. A family is a short file
-//! ([`llama`], [`bert`]) over the shared parts in `layers`; its weights come through [`load`].
+//! positions and tensors; it never sees a string, a request or a clock. There is one decoder and
+//! one encoder, each described by data; a family is a short file ([`decoder`], [`encoder`]) that
+//! says what differs. Weights come through [`load`].
 
-pub mod bert;
-pub mod config;
+pub mod decoder;
+pub mod encoder;
+mod fields;
 pub mod kv_store;
 mod layers;
-pub mod llama;
 pub mod load;
+mod rope;
 
 use candle_core::Tensor;
 
-pub use config::DecoderConfig;
+pub use decoder::ModelConfig;
 pub use kv_store::{KvStore, SequenceId};
 
 use crate::error::{Error, Result};
@@ -21,7 +23,7 @@ use crate::error::{Error, Result};
 /// A causal language model.
 pub trait Decoder: Send {
     /// What the model is: sizes and limits.
-    fn config(&self) -> &DecoderConfig;
+    fn config(&self) -> &ModelConfig;
 
     /// Computes one batch: appends the keys and values of `input`'s tokens to `kv` and returns the
     /// logits of the rows that `input` asks for, float32 `[n_logit_rows, n_vocab]`.
@@ -39,12 +41,37 @@ pub trait Encoder: Send + Sync {
     /// Most tokens one text may have.
     fn max_tokens(&self) -> usize;
 
+    /// How many labels its classification head scores; none without a head.
+    fn n_labels(&self) -> usize;
+
     /// The last hidden states of a batch of texts, float32 `[n_tokens, hidden]`, the texts one
     /// after the other without padding.
     ///
     /// # Errors
     /// When a text is empty or longer than [`Encoder::max_tokens`], or a token id is out of range.
-    fn forward(&self, texts: &[Vec<u32>]) -> Result<Tensor>;
+    fn forward(&self, texts: &[EncoderInput]) -> Result<Tensor>;
+
+    /// The scores of every label for each of a batch of texts, float32 `[n_texts, n_labels]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`], and when the model has no classification head.
+    fn classify(&self, texts: &[EncoderInput]) -> Result<Tensor>;
+}
+
+/// One text for an [`Encoder`], or a pair of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderInput {
+    /// All tokens, the model's own first and last ones among them.
+    pub token_ids: Vec<u32>,
+    /// How many of them belong to the first text of a pair; all of them where there is one text.
+    pub n_first: usize,
+}
+
+impl From<Vec<u32>> for EncoderInput {
+    /// One text.
+    fn from(token_ids: Vec<u32>) -> Self {
+        Self { n_first: token_ids.len(), token_ids }
+    }
 }
 
 /// One batch for a [`Decoder`]: the new tokens of several sequences, one after the other.
@@ -66,14 +93,23 @@ pub struct Span {
     pub start: usize,
     /// How many new tokens.
     pub len: usize,
+    /// Tokens of the sequence's prompt, those still to come among them; some rotations depend on it.
+    pub n_prompt: usize,
 }
 
 impl ForwardInput {
-    /// Adds the next tokens of a sequence that has `start` tokens already; `wants_logits` asks for
-    /// the logits of the last of them.
-    pub fn push(&mut self, sequence: SequenceId, start: usize, token_ids: &[u32], wants_logits: bool) {
+    /// Adds the next tokens of a sequence whose prompt has `n_prompt` tokens and that has `start`
+    /// tokens already; `wants_logits` asks for the logits of the last of them.
+    pub fn push(
+        &mut self,
+        sequence: SequenceId,
+        n_prompt: usize,
+        start: usize,
+        token_ids: &[u32],
+        wants_logits: bool,
+    ) {
         self.token_ids.extend_from_slice(token_ids);
-        self.spans.push(Span { sequence, start, len: token_ids.len() });
+        self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
         if wants_logits && !token_ids.is_empty() {
             self.logit_rows.push(self.token_ids.len() as u32 - 1);
         }

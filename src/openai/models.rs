@@ -10,6 +10,15 @@ pub struct Model {
     /// Unix time in seconds.
     pub created: u64,
     pub owned_by: String,
+    /// What it is for: `chat` or `embedding`. This and what follows is ours.
+    pub kind: String,
+    /// Whether it is in memory.
+    pub loaded: bool,
+    /// These four are null until its files are at hand.
+    pub context_length: Option<usize>,
+    pub family: Option<String>,
+    pub format: Option<&'static str>,
+    pub license: Option<String>,
 }
 
 /// All of them.

@@ -18,6 +18,15 @@ pub enum Format {
 }
 
 impl Format {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::Safetensors => "safetensors",
+            Self::Onnx => "onnx",
+        }
+    }
+
     /// The format of the file at `path`, by its ending.
     pub fn of(path: &str) -> Option<Self> {
         let path = path.to_ascii_lowercase();
@@ -62,11 +71,12 @@ const PREFERRED_QUANTISATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// What is taken along when it is there.
-const COMPANIONS: [&str; 8] = [
+const COMPANIONS: [&str; 9] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "modules.json",
     "1_Pooling/config.json",
     "sentence_bert_config.json",

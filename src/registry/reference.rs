@@ -64,6 +64,18 @@ impl ModelRef {
     }
 }
 
+impl ModelRef {
+    /// Who owns the repository that it comes from, where it comes from one.
+    pub fn owner(&self) -> Option<&str> {
+        let repo = match self {
+            Self::Catalog(entry) => entry.aliases.first().copied()?,
+            Self::Hub { repo, .. } => repo,
+            Self::Wheel { .. } | Self::Path(_) => return None,
+        };
+        repo.split_once('/').map(|(owner, _)| owner)
+    }
+}
+
 impl fmt::Display for ModelRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

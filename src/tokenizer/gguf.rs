@@ -13,7 +13,7 @@ use tokenizers::{PreTokenizerWrapper, Tokenizer as Inner};
 
 use super::{Tokenizer, byte_level_bytes, special_token};
 use crate::error::{Error, Result};
-use crate::gguf::{Metadata, missing};
+use crate::gguf::Metadata;
 
 /// Token types of the format.
 const CONTROL: i64 = 3;
@@ -35,22 +35,24 @@ fn pre_tokenizer(name: &str) -> Option<PreTokenizerWrapper> {
 
 /// Builds the tokenizer; see [`Tokenizer::from_gguf`].
 pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
-    let keys = Keys(metadata);
-    let model = keys.string("tokenizer.ggml.model")?;
+    let string = |key| required(key, metadata.string(key)?);
+    let strings = |key| required(key, metadata.strings(key)?);
+    let model = string("tokenizer.ggml.model")?;
     if model != "gpt2" {
         return Err(Error::model(format!(
             "GGUF tokenizer model `{model}` is not supported; use a file whose tokenizer.ggml.model is `gpt2`, \
              or safetensors with a tokenizer.json"
         )));
     }
-    let pre = keys.string("tokenizer.ggml.pre")?;
+    let pre = string("tokenizer.ggml.pre")?;
     let pre_tokenizer = pre_tokenizer(pre).ok_or_else(|| {
         Error::model(format!(
             "GGUF pre-tokenizer `{pre}` is not known; use safetensors with a tokenizer.json for this model"
         ))
     })?;
-    let tokens = keys.strings("tokenizer.ggml.tokens")?;
-    let types: Vec<i64> = keys.integers("tokenizer.ggml.token_type")?;
+    let tokens = strings("tokenizer.ggml.tokens")?;
+    let types_key = "tokenizer.ggml.token_type";
+    let types = required(types_key, metadata.integers(types_key)?)?;
     if types.len() != tokens.len() {
         return Err(Error::model(format!(
             "GGUF tokenizer has {} tokens but {} token types; the file is damaged",
@@ -58,14 +60,13 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
             types.len()
         )));
     }
-    let merges = keys
-        .strings("tokenizer.ggml.merges")?
+    let merges = strings("tokenizer.ggml.merges")?
         .iter()
         .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::model("GGUF tokenizer has a merge that is not a pair; the file is damaged"))?;
 
-    let vocab: Vocab = tokens.iter().map(|&token| token.to_owned()).zip(0u32..).collect();
+    let vocab: Vocab = tokens.iter().map(str::to_owned).zip(0u32..).collect();
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .build()
@@ -74,7 +75,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     inner.with_pre_tokenizer(Some(pre_tokenizer));
 
     let of_type = |wanted: i64| {
-        tokens.iter().zip(&types).filter(move |&(_, &kind)| kind == wanted).map(|(&token, _)| token)
+        tokens.iter().zip(&types).filter(move |&(_, &kind)| kind == wanted).map(|(token, _)| token)
     };
     // Tokens that users of the vocabulary added match in any text, before merging.
     inner
@@ -85,7 +86,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     let special: HashMap<u32, String> = (0u32..)
         .zip(tokens.iter().zip(&types))
         .filter(|(_, (_, kind))| **kind == CONTROL)
-        .map(|(id, (token, _))| (id, (*token).to_owned()))
+        .map(|(id, (token, _))| (id, token.to_owned()))
         .collect();
     let token_bytes = tokens
         .iter()
@@ -97,28 +98,15 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
         })
         .collect();
     let eos_keys = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-    let eos = eos_keys.into_iter().filter_map(|key| metadata.integer(key).transpose());
+    let eos = eos_keys.into_iter().filter_map(|key| metadata.token_id(key).transpose());
     let eos = eos.collect::<Result<Vec<u32>>>()?;
     Ok(Tokenizer::assemble(inner, special, token_bytes, true)?.with_text_tokens(
-        metadata.integer("tokenizer.ggml.bos_token_id")?,
+        metadata.token_id("tokenizer.ggml.bos_token_id")?,
         &eos,
         metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
     ))
 }
 
-/// The keys that no tokenizer can do without.
-struct Keys<'a>(&'a Metadata);
-
-impl<'a> Keys<'a> {
-    fn string(&self, key: &str) -> Result<&'a str> {
-        self.0.string(key)?.ok_or_else(|| missing(key))
-    }
-
-    fn strings(&self, key: &str) -> Result<Vec<&'a str>> {
-        self.0.strings(key)?.ok_or_else(|| missing(key))
-    }
-
-    fn integers<T: TryFrom<i128>>(&self, key: &str) -> Result<Vec<T>> {
-        self.0.integers(key)?.ok_or_else(|| missing(key))
-    }
+fn required<T>(key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| Error::model(format!("GGUF file has no `{key}`; it carries no tokenizer")))
 }

@@ -3,6 +3,7 @@
 use predict_otron_9000::gguf::{Header, Metadata};
 
 /// A file in the making: keys with values, tensors with bytes.
+#[derive(Default)]
 pub struct Gguf {
     n_keys: u64,
     keys: Vec<u8>,
@@ -24,16 +25,6 @@ pub const U64: u32 = 10;
 pub const ALIGNMENT: usize = 32;
 
 impl Gguf {
-    /// A file whose `general.architecture` is the given one.
-    pub fn new(architecture: &str) -> Self {
-        Self::empty().string("general.architecture", architecture)
-    }
-
-    /// A file without keys and tensors.
-    pub fn empty() -> Self {
-        Self { n_keys: 0, keys: Vec::new(), n_tensors: 0, tensors: Vec::new(), data: Vec::new() }
-    }
-
     /// A key whose value is given as the file has it.
     pub fn key(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         put_string(&mut self.keys, key);
@@ -78,10 +69,10 @@ impl Gguf {
     /// A tensor of `shape` (outermost first), its type by its code, its bytes as the file has them.
     pub fn tensor(self, name: &str, shape: &[usize], code: u32, bytes: &[u8]) -> Self {
         let offset = self.data.len().next_multiple_of(ALIGNMENT);
-        let mut gguf = self.placed_tensor(name, shape, code, offset as u64);
-        gguf.data.resize(offset, 0);
-        gguf.data.extend(bytes);
-        gguf
+        let mut file = self.placed_tensor(name, shape, code, offset as u64);
+        file.data.resize(offset, 0);
+        file.data.extend(bytes);
+        file
     }
 
     /// A tensor that claims to lie at `offset`, without bytes of its own.

@@ -8,20 +8,19 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use gguf::Gguf;
 use once_cell::sync::OnceCell;
-use predict_otron_9000::app::{App, Parts, ServedModel};
+use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
-use predict_otron_9000::config::{Limits, RegistryConfig};
+use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
-use predict_otron_9000::models::config::{Rope, RopeScaling};
-use predict_otron_9000::models::{Decoder, DecoderConfig, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -43,7 +42,7 @@ pub fn byte_tokenizer() -> Tokenizer {
     let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
     tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
     let types: Vec<i32> = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
-    let file = Gguf::empty()
+    let file = Gguf::default()
         .string("tokenizer.ggml.model", "gpt2")
         .string("tokenizer.ggml.pre", "gpt-2")
         .strings("tokenizer.ggml.tokens", &tokens)
@@ -78,34 +77,31 @@ impl Script {
 /// A decoder whose every sequence gets the script's answer.
 pub struct ScriptedModel {
     script: Script,
-    config: DecoderConfig,
+    config: ModelConfig,
     /// Answer tokens each sequence has got.
     n_said: HashMap<SequenceId, usize>,
 }
 
 impl ScriptedModel {
     pub fn new(script: Script, context_length: usize) -> Self {
-        let config = DecoderConfig {
-            architecture: "scripted".to_owned(),
-            hidden_size: 2,
-            intermediate_size: 2,
-            n_layers: 1,
-            n_heads: 1,
-            n_kv_heads: 1,
-            head_dim: 2,
-            n_vocab: N_VOCAB,
-            context_length,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
-            bos_token_id: None,
-            eos_token_ids: vec![END],
-        };
+        let config = serde_json::json!({
+            "model_type": "llama",
+            "hidden_size": 2,
+            "intermediate_size": 2,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "vocab_size": N_VOCAB,
+            "max_position_embeddings": context_length,
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": END,
+        });
+        let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
         Self { script, config, n_said: HashMap::new() }
     }
 }
 
 impl Decoder for ScriptedModel {
-    fn config(&self) -> &DecoderConfig {
+    fn config(&self) -> &ModelConfig {
         &self.config
     }
 
@@ -159,16 +155,42 @@ pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.co
 
 /// A server with a scripted chat model and no embedding model to load.
 pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
-    let engine = scripted_engine(script, 512, options);
-    let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
-    let chat = ChatModel::new(template, Arc::new(byte_tokenizer()), engine);
+    let served = ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], Some("tests"));
+    let n_places = limits.queued_requests;
+    let find = move || Ok(scripted_model(script.clone(), options));
+    let slots = vec![ChatSlot::new(served, n_places, Box::new(find))];
+    let chat_models = ChatModels::new(slots, Residency::default());
+    chat_models.load(&chat_models.slots()[0], Instant::now()).unwrap();
+    scripted_models_server(chat_models, limits).await
+}
+
+/// Bytes that a scripted model is said to take.
+pub const SCRIPTED_BYTES: u64 = 1000;
+
+/// What finding a scripted model's files leads to.
+pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
+    let info = ModelInfo {
+        family: "scripted".to_owned(),
+        format: "gguf",
+        context_length: 512,
+        license: Some("MIT".to_owned()),
+    };
+    let load = move || {
+        let template = ChatTemplate::new(TEMPLATE).unwrap();
+        let engine = scripted_engine(script, 512, options);
+        Ok(ChatModel::new(template, Arc::new(byte_tokenizer()), engine, "fp_test".into()))
+    };
+    Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
+}
+
+/// A server with these chat models and no embedding model to load.
+pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
     let no_model = || Err(Error::registry("this test has no embedding model"));
     let embedder = Embedder::spawn_on(cell, Box::new(no_model), limits.embedding_requests).unwrap();
-    serve(App::new(Parts {
-        chat_model: ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], "fp_test".into()),
-        chat,
-        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], String::new()),
+    serve(App::from_parts(Parts {
+        chat_models,
+        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], Some("tests")),
         embedder,
         limits,
         metrics: METRICS.clone(),

@@ -1,6 +1,6 @@
 //! The matrix product with a checkpoint's weights.
 
-use candle_core::quantized::QMatMul;
+use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{Module, Tensor};
 
 use crate::error::Result;
@@ -24,6 +24,12 @@ pub enum Weight {
 /// its left side over the cores: 29 instead of 42 to 63 ms for 350 MB of weights with 2 to 16 rows
 /// (2026-11-23). One row is bound by memory either way; many pay more for turning the result.
 const FEW_ROWS: std::ops::RangeInclusive<usize> = 2..=32;
+
+impl Weight {
+    pub fn quantized(tensor: QTensor) -> Result<Self> {
+        Ok(Self::Quantized(QMatMul::from_qtensor(tensor)?))
+    }
+}
 
 impl Linear {
     pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {

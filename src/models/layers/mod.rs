@@ -3,8 +3,10 @@
 //! A decoder layer is five operations ([`decoder_layer`]); each is one function here, so that a
 //! fused kernel can take its place and be tested against it.
 
+pub mod activation;
 pub mod attention;
 pub mod decoder_layer;
 pub mod linear;
+pub mod mlp;
 pub mod norm;
 pub mod rope;

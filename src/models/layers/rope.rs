@@ -1,51 +1,56 @@
-//! Rotary position embedding.
+//! Rotary position embedding of query and key heads.
 
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use super::super::Span;
-use super::super::config::Rope;
+use super::super::rope::Rope;
 use crate::error::Result;
 
-/// Turns query and key heads by their position. The two halves of a head form its pairs
-/// (Hugging Face's layout).
-#[derive(Debug, Clone)]
-pub struct RotaryEmbedding {
-    /// Radians per position of each pair.
-    frequencies: Vec<f32>,
-}
-
-/// Cosines and sines of one batch, each `[n_tokens, head_dim / 2]`; computed once, used by every
-/// layer.
+/// Cosines and sines of one batch, each `[n_tokens, n_rotated / 2]`; computed once, used by every
+/// layer that turns the same way.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     cos: Tensor,
     sin: Tensor,
 }
 
-impl RotaryEmbedding {
-    pub fn new(rope: &Rope, head_dim: usize) -> Self {
-        Self { frequencies: rope.frequencies(head_dim) }
-    }
-
-    /// The rotations of all tokens of a batch.
-    pub fn rotation(&self, spans: &[Span]) -> Result<Rotation> {
-        let positions = spans.iter().flat_map(|span| span.start..span.start + span.len);
-        let (sin, cos): (Vec<f32>, Vec<f32>) = positions
-            .flat_map(|position| self.frequencies.iter().map(move |&f| (position as f32 * f).sin_cos()))
-            .unzip();
-        let n_pairs = self.frequencies.len();
-        let shape = (cos.len() / n_pairs, n_pairs);
-        Ok(Rotation {
-            cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
-        })
-    }
-}
-
 impl Rotation {
-    /// Rotates heads `[n_tokens, n_heads, head_dim]`.
+    /// The rotations of all tokens of a batch.
+    pub fn new(rope: &Rope, spans: &[Span]) -> Result<Self> {
+        let n_pairs = rope.n_rotated / 2;
+        let magnitude = rope.magnitude as f32;
+        let n_tokens: usize = spans.iter().map(|span| span.len).sum();
+        let (mut cos, mut sin) =
+            (Vec::with_capacity(n_tokens * n_pairs), Vec::with_capacity(n_tokens * n_pairs));
+        let mut frequencies = rope.frequencies(0);
+        for span in spans {
+            if rope.depends_on_prompt() {
+                frequencies = rope.frequencies(span.n_prompt);
+            }
+            for position in span.start..span.start + span.len {
+                for frequency in &frequencies {
+                    let (s, c) = (position as f32 * frequency).sin_cos();
+                    sin.push(s * magnitude);
+                    cos.push(c * magnitude);
+                }
+            }
+        }
+        let tensor = |values| Tensor::from_vec(values, (n_tokens, n_pairs), &Device::Cpu);
+        Ok(Self { cos: tensor(cos)?, sin: tensor(sin)? })
+    }
+
+    /// Rotates heads `[n_tokens, n_heads, head_dim]`. The two halves of a head's rotated part form
+    /// its pairs (Hugging Face's layout); the rest of the head stays as it is.
     pub fn apply(&self, heads: &Tensor) -> Result<Tensor> {
-        let batch = heads.unsqueeze(0)?;
-        Ok(candle_nn::rotary_emb::rope_thd(&batch, &self.cos, &self.sin)?.squeeze(0)?)
+        let n_rotated = 2 * self.cos.dims()[1];
+        let n_kept = heads.dims()[2] - n_rotated;
+        let turn = |x: &Tensor| -> Result<Tensor> {
+            Ok(candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)?)
+        };
+        if n_kept == 0 {
+            return turn(heads);
+        }
+        let turned = turn(&heads.narrow(D::Minus1, 0, n_rotated)?.contiguous()?)?;
+        Ok(Tensor::cat(&[&turned, &heads.narrow(D::Minus1, n_rotated, n_kept)?], D::Minus1)?)
     }
 }

@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
 
-use super::map_file;
+use super::MappedFile;
 use crate::error::{Error, Result};
 
 /// The shards of one checkpoint.
 pub struct SafetensorsFiles {
-    shards: Vec<memmap2::Mmap>,
+    shards: Vec<MappedFile>,
     tensors: HashMap<String, Location>,
 }
 
@@ -32,9 +32,9 @@ impl SafetensorsFiles {
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut files = Self { shards: Vec::new(), tensors: HashMap::new() };
         for (shard, path) in paths.iter().enumerate() {
-            let map = map_file(path)?;
+            let map = MappedFile::open(path)?;
             let (header_bytes, metadata) =
-                SafeTensors::read_metadata(&map).map_err(|e| not_safetensors(path, &e))?;
+                SafeTensors::read_metadata(map.bytes()).map_err(|e| not_safetensors(path, &e))?;
             let data_start = size_of::<u64>() + header_bytes;
             for (name, info) in metadata.tensors() {
                 files.tensors.insert(name, Location { shard, data_start, info: info.clone() });
@@ -48,6 +48,16 @@ impl SafetensorsFiles {
         self.tensors.contains_key(name)
     }
 
+    pub(super) fn n_rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).and_then(|location| location.info.shape.first().copied())
+    }
+
+    /// All tensors as float32.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let n_elements = |location: &Location| location.info.shape.iter().product::<usize>() as u64;
+        self.tensors.values().map(n_elements).sum::<u64>() * size_of::<f32>() as u64
+    }
+
     /// A tensor in the file's own type.
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
         let Location { shard, data_start, info } = self
@@ -55,9 +65,10 @@ impl SafetensorsFiles {
             .get(name)
             .ok_or_else(|| Error::model(format!("the checkpoint has no tensor `{name}`")))?;
         let (start, end) = info.data_offsets;
-        let bytes = self.shards[*shard].get(data_start + start..data_start + end).ok_or_else(|| {
-            Error::model(format!("tensor `{name}` reaches beyond its file; the file is cut short"))
-        })?;
+        let bytes =
+            self.shards[*shard].bytes().get(data_start + start..data_start + end).ok_or_else(|| {
+                Error::model(format!("tensor `{name}` reaches beyond its file; the file is cut short"))
+            })?;
         let dtype = DType::try_from(info.dtype)
             .map_err(|e| Error::model(format!("tensor `{name}` has an unsupported type: {e}")))?;
         Ok(Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?)

@@ -1,0 +1,178 @@
+//! A chat model from its files.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Found, ModelInfo};
+use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
+use crate::config::Limits;
+use crate::error::{Error, Result};
+use crate::inference::{Engine, EngineOptions};
+use crate::models::ModelConfig;
+use crate::models::decoder::CausalLm;
+use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
+use crate::registry::{Format, ModelFiles, ModelKind, Registry};
+use crate::tokenizer::Tokenizer;
+
+/// Finds the files that `reference` leads to, fetching what is missing, and reads their headers.
+///
+/// # Errors
+/// When the files cannot be had, are damaged, or describe a model that is not supported.
+pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Found> {
+    let files = registry.resolve(reference, ModelKind::Chat)?;
+    let in_model = |id: &str, e: Error| e.context(format_args!("cannot load `{id}`"));
+    let (config, weights) = read_headers(&files).map_err(|e| in_model(&files.id, e))?;
+    let options = EngineOptions {
+        queued_requests: limits.queued_requests,
+        running_requests: limits.running_requests,
+        prefill_chunk_tokens: limits.prefill_chunk_tokens,
+        kv_bytes: limits.kv_bytes,
+    };
+    let info = ModelInfo {
+        family: config.family.name.to_owned(),
+        format: files.format.name(),
+        context_length: options.context_length(&config),
+        license: files.license.clone(),
+    };
+    let n_bytes = weights.memory_bytes();
+    let load = move || load(&files, config, &weights, options).map_err(|e| in_model(&files.id, e));
+    Ok(Found { info, n_bytes, load: Box::new(load) })
+}
+
+fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
+    match files.format {
+        Format::Gguf => {
+            let file = GgufFile::open(&files.main)?;
+            Ok((ModelConfig::from_gguf(&file)?, Weights::Gguf(file)))
+        }
+        Format::Safetensors => {
+            let mut config = ModelConfig::from_json(&read(files.require("config.json")?)?)?;
+            if let Some(path) = files.file("generation_config.json") {
+                config = config.with_generation_config(&read(path)?)?;
+            }
+            let shards: Vec<PathBuf> = files.safetensors().into_iter().map(Path::to_owned).collect();
+            Ok((config, Weights::Safetensors(SafetensorsFiles::open(&shards)?)))
+        }
+        Format::Onnx => Err(Error::model("ONNX files are read for embeddings only; use GGUF or safetensors")),
+    }
+}
+
+fn load(
+    files: &ModelFiles,
+    config: ModelConfig,
+    weights: &Weights,
+    options: EngineOptions,
+) -> Result<ChatModel> {
+    let started = Instant::now();
+    let (tokenizer, template) = match weights {
+        Weights::Gguf(file) => text_from_gguf(file)?,
+        Weights::Safetensors(_) => text_from_folder(files, &config)?,
+    };
+    let fingerprint = fingerprint(&files.main, &template)?;
+    let template = ChatTemplate::new(template)?;
+    let tokenizer = Arc::new(tokenizer);
+    let decoder = Box::new(CausalLm::load(config, weights)?);
+    let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
+    tracing::info!(
+        model = files.id,
+        source = %files.source,
+        vocabulary = tokenizer.n_vocab(),
+        context = engine.context_length(),
+        load_ms = started.elapsed().as_millis(),
+        "chat model loaded"
+    );
+    Ok(ChatModel::new(template, tokenizer, engine, fingerprint))
+}
+
+/// Tokenizer and chat templates of a GGUF file.
+fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, TemplateSource)> {
+    let text = |key| Ok::<_, Error>(file.metadata().string(key)?.map(str::to_owned));
+    let template = TemplateSource {
+        default: text("tokenizer.chat_template")?.ok_or_else(no_template)?,
+        tool_use: text("tokenizer.chat_template.tool_use")?,
+        special_tokens: BTreeMap::new(),
+    };
+    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+    let template = template
+        .with_special_token("bos_token", tokenizer.bos())
+        .with_special_token("eos_token", tokenizer.eos());
+    Ok((tokenizer, template))
+}
+
+/// Tokenizer and chat templates that stand beside safetensors.
+fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokenizer, TemplateSource)> {
+    let tokenizer_config: Value = match files.file("tokenizer_config.json") {
+        Some(path) => serde_json::from_slice(&read(path)?)
+            .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
+        None => Value::Null,
+    };
+    let mut template = TemplateSource::from_tokenizer_config(&tokenizer_config);
+    let token_text = |key: &str| template.special_tokens.get(key).cloned();
+    let tokenizer = Tokenizer::from_file(files.require("tokenizer.json")?)?.with_config_tokens(
+        config.bos_token_id,
+        &config.eos_token_ids,
+        token_text("bos_token"),
+        token_text("eos_token"),
+    );
+    if !tokenizer.is_byte_level() {
+        return Err(Error::model(
+            "tokenizer.json is not byte-level, and no other kind is supported for chat",
+        ));
+    }
+    // Templates in files of their own stand in for those of the configuration.
+    let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
+    if let Some(path) = files.file("chat_template.jinja") {
+        template.default = text(path)?;
+        template.tool_use = files.file("additional_chat_templates/tool_use.jinja").map(text).transpose()?;
+    }
+    if template.default.is_empty() {
+        return Err(no_template());
+    }
+    for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
+        // What the configuration sets to null is not set.
+        if tokenizer_config.get(name).is_none() {
+            template = template.with_special_token(name, token);
+        }
+    }
+    Ok((tokenizer, template))
+}
+
+fn no_template() -> Error {
+    Error::model("the model carries no chat template, so it was not made for chat; use its instruct version")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
+}
+
+/// A short hash of weights, templates and build. Of the weights it takes size, beginning (names and
+/// places of all tensors) and end: hashing all of a large file would take longer than loading it.
+fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
+    const SAMPLE_BYTES: u64 = 1 << 16;
+    let mut hash = Sha256::new();
+    let mut sample = || {
+        let mut file = File::open(weights)?;
+        let size_bytes = file.metadata()?.len();
+        let mut bytes = Vec::new();
+        (&file).take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
+        file.seek(SeekFrom::Start(size_bytes.saturating_sub(SAMPLE_BYTES)))?;
+        (&file).take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
+        hash.update(size_bytes.to_le_bytes());
+        hash.update(bytes);
+        Ok(())
+    };
+    sample()
+        .map_err(|e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", weights.display())))?;
+    hash.update(&template.default);
+    hash.update(template.tool_use.as_deref().unwrap_or_default());
+    hash.update(env!("CARGO_PKG_VERSION"));
+    let hex: String = hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("fp_{hex}"))
+}

@@ -1,0 +1,265 @@
+//! The decoder: one for all families, described by a [`ModelConfig`] and, where checkpoints lie
+//! differently, by a [`Family`].
+
+mod config;
+mod family;
+mod gemma2;
+mod gemma3;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod smollm3;
+
+use candle_core::{Device, Tensor};
+
+pub use config::{Experts, LayerConfig, ModelConfig};
+pub use family::Family;
+
+use self::family::{ExpertNames, GateUp, Layout, Qkv};
+use super::layers::attention::{causal_bias, softcap};
+use super::layers::decoder_layer::{DecoderLayer, LayerContext, Mlp, first_key};
+use super::layers::linear::{Linear, Weight};
+use super::layers::mlp::{GatedMlp, Mixture};
+use super::layers::norm::RmsNorm;
+use super::layers::rope::Rotation;
+use super::load::{Rows, Weights};
+use super::rope::Rope;
+use super::{Decoder, ForwardInput, KvStore};
+use crate::error::{Error, Result};
+
+/// A causal language model with its weights.
+pub struct CausalLm {
+    config: ModelConfig,
+    /// `[n_vocab, hidden]`
+    embedding: Tensor,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    head: Linear,
+    /// The different rotations and windows among the layers.
+    kinds: Vec<(Option<Rope>, Option<usize>)>,
+    /// Which of them each layer has.
+    kind_of_layer: Vec<usize>,
+}
+
+impl CausalLm {
+    /// Reads the weights of a model of this configuration.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of the wrong shape.
+    pub fn load(config: ModelConfig, weights: &Weights) -> Result<Self> {
+        let layout = match weights {
+            Weights::Gguf(_) => &config.family.gguf,
+            Weights::Safetensors(_) => &config.family.safetensors,
+        };
+        let reader = Reader { config: &config, layout, weights, prefix: prefix_of(layout, weights) };
+        let embedding = weights
+            .tensor(&reader.name(layout.embedding, ".weight"), &[config.n_vocab, config.hidden_size])?;
+        let head_name = reader.name(layout.head, "");
+        let head = if config.ties_head && !weights.contains(&format!("{head_name}.weight")) {
+            Linear::new(Weight::Dense(embedding.clone()), None)
+        } else {
+            weights.linear(&head_name, &Rows::all(config.n_vocab), config.hidden_size)?
+        };
+        let layers = (0..config.layers.len()).map(|idx| reader.layer(idx)).collect::<Result<Vec<_>>>()?;
+        let norm = reader.norm(&reader.name(layout.norm, ""), config.hidden_size)?;
+
+        let mut kinds = Vec::new();
+        let kind_of_layer = config
+            .layers
+            .iter()
+            .map(|layer| {
+                let kind = (layer.rope.clone(), layer.window);
+                kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+                    kinds.push(kind);
+                    kinds.len() - 1
+                })
+            })
+            .collect();
+        Ok(Self { embedding, layers, norm, head, kinds, kind_of_layer, config })
+    }
+}
+
+impl Decoder for CausalLm {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn forward(&mut self, kv: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
+        let ids = Tensor::from_slice(&input.token_ids, input.token_ids.len(), &Device::Cpu)?;
+        let mut x = self.embedding.index_select(&ids, 0)?;
+        if let Some(scale) = self.config.embedding_scale {
+            x = (x * scale)?;
+        }
+        let kinds = self
+            .kinds
+            .iter()
+            .map(|(rope, window)| {
+                let rotation = rope.as_ref().map(|rope| Rotation::new(rope, &input.spans)).transpose()?;
+                let bias = |span: &super::Span| {
+                    let (first, end) = (first_key(span.start, *window), span.start + span.len);
+                    causal_bias(span.start, span.len, first, end - first, *window)
+                };
+                Ok((rotation, input.spans.iter().map(bias).collect::<Result<Vec<_>>>()?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for (idx, (layer, &kind)) in self.layers.iter().zip(&self.kind_of_layer).enumerate() {
+            let (rotation, biases) = &kinds[kind];
+            let context = LayerContext {
+                config: &self.config,
+                input,
+                layer: idx,
+                window: self.kinds[kind].1,
+                rotation: rotation.as_ref(),
+                biases,
+            };
+            x = layer.forward(&x, kv, &context)?;
+        }
+        let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
+        let logits = self.head.forward(&self.norm.forward(&x.index_select(&rows, 0)?)?)?;
+        match self.config.logit_softcap {
+            Some(cap) => softcap(&logits, cap),
+            None => Ok(logits),
+        }
+    }
+}
+
+/// What stands in front of all names: checkpoints of models that see pictures keep the language
+/// model under a name of its own.
+fn prefix_of(layout: &Layout, weights: &Weights) -> &'static str {
+    let prefixes = ["", "language_model."];
+    let has_embedding = |prefix: &&str| weights.contains(&format!("{prefix}{}.weight", layout.embedding));
+    prefixes.into_iter().find(has_embedding).unwrap_or_default()
+}
+
+/// Reads the parts of a model as its layout has them.
+struct Reader<'a> {
+    config: &'a ModelConfig,
+    layout: &'a Layout,
+    weights: &'a Weights,
+    prefix: &'static str,
+}
+
+impl Reader<'_> {
+    fn name(&self, name: &str, suffix: &str) -> String {
+        format!("{}{name}{suffix}", self.prefix)
+    }
+
+    /// The norm of vectors of `n` numbers.
+    fn norm(&self, name: &str, n: usize) -> Result<RmsNorm> {
+        let mut weight = self.weights.tensor(&format!("{name}.weight"), &[n])?;
+        if self.layout.norm_offset != 0.0 {
+            weight = (weight + self.layout.norm_offset)?;
+        }
+        Ok(RmsNorm::new(weight, self.config.rms_norm_eps))
+    }
+
+    fn layer(&self, idx: usize) -> Result<DecoderLayer> {
+        let Self { config, layout, weights, .. } = self;
+        let name = |part: &str| format!("{}.{idx}.{part}", self.name(layout.layers, ""));
+        let norm = |part: &str| self.norm(&name(part), config.hidden_size);
+        let head_norm = |part: &str| self.norm(&name(part), config.head_dim);
+        let [query, key, value] = self.qkv(&name)?;
+        let mlp = match config.experts {
+            Some(experts) if config.layers[idx].is_mixture => Mlp::Mixture(Mixture {
+                router: weights.linear(
+                    &name(layout.router),
+                    &Rows::all(experts.n_experts),
+                    config.hidden_size,
+                )?,
+                experts: (0..experts.n_experts)
+                    .map(|expert| self.expert(&name, expert, &experts))
+                    .collect::<Result<Vec<_>>>()?,
+                n_used: experts.n_used,
+                normalizes: experts.normalizes,
+            }),
+            _ => Mlp::Dense(self.dense_mlp(&name)?),
+        };
+        Ok(DecoderLayer {
+            attention_norm: norm(layout.attention_norm)?,
+            query,
+            key,
+            value,
+            head_norms: layout
+                .head_norms
+                .map(|names| Ok::<_, Error>((head_norm(names.query)?, head_norm(names.key)?)))
+                .transpose()?,
+            output: weights.linear(
+                &name(layout.output),
+                &Rows::all(config.hidden_size),
+                config.n_heads * config.head_dim,
+            )?,
+            attention_post_norm: layout.attention_post_norm.map(norm).transpose()?,
+            mlp_norm: norm(layout.mlp_norm)?,
+            mlp,
+            mlp_post_norm: layout.mlp_post_norm.map(norm).transpose()?,
+        })
+    }
+
+    fn qkv(&self, name: &dyn Fn(&str) -> String) -> Result<[Linear; 3]> {
+        let ModelConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *self.config;
+        let (q_size, kv_size) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let linear = |part, rows: Rows| self.weights.linear(&name(part), &rows, hidden_size);
+        match self.layout.qkv {
+            Qkv::Apart { query, key, value } => {
+                let heads = |n_heads| {
+                    if self.layout.interleaves_heads {
+                        Rows::halves_apart(n_heads, head_dim)
+                    } else {
+                        Rows::all(n_heads * head_dim)
+                    }
+                };
+                Ok([
+                    linear(query, heads(n_heads))?,
+                    linear(key, heads(n_kv_heads))?,
+                    linear(value, Rows::all(kv_size))?,
+                ])
+            }
+            Qkv::Fused(part) => {
+                let n_stored = q_size + 2 * kv_size;
+                Ok([
+                    linear(part, Rows::range(0..q_size, n_stored))?,
+                    linear(part, Rows::range(q_size..q_size + kv_size, n_stored))?,
+                    linear(part, Rows::range(q_size + kv_size..n_stored, n_stored))?,
+                ])
+            }
+        }
+    }
+
+    fn dense_mlp(&self, name: &dyn Fn(&str) -> String) -> Result<GatedMlp> {
+        let ModelConfig { hidden_size, intermediate_size: n, activation, .. } = *self.config;
+        let linear = |part, rows: Rows| self.weights.linear(&name(part), &rows, hidden_size);
+        let (gate, up) = match self.layout.gate_up {
+            GateUp::Apart { gate, up } => (linear(gate, Rows::all(n))?, linear(up, Rows::all(n))?),
+            GateUp::Fused(part) => {
+                (linear(part, Rows::range(0..n, 2 * n))?, linear(part, Rows::range(n..2 * n, 2 * n))?)
+            }
+        };
+        let down = self.weights.linear(&name(self.layout.down), &Rows::all(hidden_size), n)?;
+        Ok(GatedMlp { gate, up, down, activation })
+    }
+
+    fn expert(&self, name: &dyn Fn(&str) -> String, expert: usize, experts: &Experts) -> Result<GatedMlp> {
+        let ModelConfig { hidden_size, activation, .. } = *self.config;
+        let linear = |part: &str, n_out: usize, n_in: usize| match self.layout.experts {
+            ExpertNames::Apart { prefix, .. } => {
+                self.weights.linear(&name(&format!("{prefix}.{expert}.{part}")), &Rows::all(n_out), n_in)
+            }
+            ExpertNames::Stacked { .. } => {
+                let rows = Rows::range(expert * n_out..(expert + 1) * n_out, experts.n_experts * n_out);
+                self.weights.linear(&name(part), &rows, n_in)
+            }
+        };
+        let (ExpertNames::Apart { gate, up, down, .. } | ExpertNames::Stacked { gate, up, down }) =
+            self.layout.experts;
+        let n = experts.intermediate_size;
+        Ok(GatedMlp {
+            gate: linear(gate, n, hidden_size)?,
+            up: linear(up, n, hidden_size)?,
+            down: linear(down, hidden_size, n)?,
+            activation,
+        })
+    }
+}
