@@ -116,7 +116,6 @@ fn every_defect_has_its_message() {
         ),
         ("endless strings", key(ARRAY, &array_start(STRING, usize::MAX)), &["key `k`", "more than the file"]),
         ("deep nesting", key(ARRAY, &array_start(ARRAY, 1).repeat(9)), &["key `k`", "nested"]),
-        ("parts", llama().u32("split.count", 3).bytes(), &["3 parts", "join"]),
         ("alignment 0", llama().u32("general.alignment", 0).bytes(), &["general.alignment", "power of two"]),
         ("alignment 48", llama().u32("general.alignment", 48).bytes(), &["48", "power of two"]),
         ("alignment 4", llama().u32("general.alignment", 4).bytes(), &["general.alignment", "8"]),

@@ -105,7 +105,7 @@ impl EncoderBackend {
         if source.optional_file("modules.json").is_some() {
             check_modules(&source.read("modules.json")?)?;
         }
-        let weights = Weights::Safetensors(SafetensorsFiles::open(&source.safetensors())?);
+        let weights = Weights::Safetensors(SafetensorsFiles::open(source.main())?);
         let pooling = match source.optional_file("1_Pooling/config.json") {
             Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,
             None => Pooling::from_json(None)?,

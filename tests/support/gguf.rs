@@ -1,5 +1,6 @@
 //! Writes small GGUF files.
 
+use candle_core::{Device, Tensor};
 use predict_otron_9000::gguf::{Header, Metadata};
 
 /// A file in the making: keys with values, tensors with bytes.
@@ -88,6 +89,11 @@ impl Gguf {
         self
     }
 
+    /// A tensor as float32.
+    pub fn tensor_f32(self, name: &str, tensor: &Tensor) -> Self {
+        self.f32_tensor(name, tensor.dims(), &tensor.flatten_all().unwrap().to_vec1().unwrap())
+    }
+
     /// A tensor of float32.
     pub fn f32_tensor(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -120,4 +126,67 @@ pub fn array_start(kind: u32, n: usize) -> Vec<u8> {
 fn put_string(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend((text.len() as u64).to_le_bytes());
     bytes.extend(text.as_bytes());
+}
+
+/// What a llama of one layer says of itself; its matrices are `width` wide.
+pub fn tiny_llama_keys(width: usize) -> Gguf {
+    Gguf::default()
+        .string("general.architecture", "llama")
+        .u32("llama.embedding_length", width as u32)
+        .u32("llama.feed_forward_length", width as u32)
+        .u32("llama.block_count", 1)
+        .u32("llama.attention.head_count", 4)
+        .u32("llama.attention.head_count_kv", 2)
+        .u32("llama.context_length", 64)
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .f32("llama.rope.freq_base", 10_000.0)
+}
+
+/// Its tensors, made of random numbers that are the same each time.
+pub fn tiny_llama_tensors(width: usize) -> Vec<(&'static str, Tensor)> {
+    let mut random = Random::new(1);
+    let mut tensor = |shape: &[usize]| {
+        let n = shape.iter().product();
+        let numbers: Vec<f32> = (0..n).map(|_| random.below(2001) as f32 / 1000.0 - 1.0).collect();
+        let scale = 1.0 / (width as f64).sqrt();
+        (Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap() * scale).unwrap()
+    };
+    [
+        ("token_embd.weight", vec![16, width]),
+        ("output_norm.weight", vec![width]),
+        ("blk.0.attn_norm.weight", vec![width]),
+        ("blk.0.attn_q.weight", vec![width, width]),
+        ("blk.0.attn_k.weight", vec![width / 2, width]),
+        ("blk.0.attn_v.weight", vec![width / 2, width]),
+        ("blk.0.attn_output.weight", vec![width, width]),
+        ("blk.0.ffn_norm.weight", vec![width]),
+        ("blk.0.ffn_gate.weight", vec![width, width]),
+        ("blk.0.ffn_up.weight", vec![width, width]),
+        ("blk.0.ffn_down.weight", vec![width, width]),
+    ]
+    .map(|(name, shape)| (name, tensor(&shape)))
+    .into()
+}
+
+/// Numbers that look random and are the same each time.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        // SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number from 0 on, less than `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
 }
