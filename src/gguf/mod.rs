@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 pub use tensor_type::TensorType;
-pub use value::{IntegerList, Metadata, StringList, Value};
+pub use value::{Metadata, StringList};
 
 use crate::error::{Error, Result};
 use reader::Reader;
