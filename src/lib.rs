@@ -14,7 +14,7 @@
 //! 4. [`chat`]
 //! 5. [`inference`], [`embeddings`]
 //! 6. [`models`], [`tokenizer`], [`registry`]
-//! 7. [`kernels`], [`gguf`], [`openai`], [`telemetry`]
+//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`]
 //! 8. [`config`]
 //! 9. [`error`]
 //!
@@ -24,7 +24,8 @@
 //!    request its id, and turns whatever goes wrong into OpenAI's error envelope.
 //! 2. The body becomes an [`openai::chat::ChatCompletionRequest`]; [`openai::params`] says of every
 //!    field whether it is honoured, refused or ignored, and the last are named in the answer.
-//! 3. [`app::App`] finds the model that answers to the name.
+//! 3. [`app::App`] finds the model that answers to the name, and has it loaded if it is not in
+//!    memory ([`app::ChatModels`]).
 //! 4. [`chat::ChatModel`] renders the model's own template and encodes the prompt with the
 //!    [`tokenizer`]; what a message says can never become a special token.
 //! 5. [`inference::Engine`] takes a place in its bounded queue, or refuses at once and says when to
@@ -46,8 +47,8 @@
 //!
 //! - Worker threads are threads, not tasks: tokio never multiplies matrices, the engine never
 //!   awaits.
-//! - One owner holds the model and the keys and values; there is no lock around tensors. Handles are
-//!   cheap clones of a channel's sender.
+//! - One owner holds the model and the keys and values; there is no lock around tensors. A model
+//!   that a request uses is never unloaded: whoever holds its `Arc` keeps it.
 //! - Every queue has a bound, and it stands in [`config::Limits`].
 //! - Every accepted request gets exactly one last event. A panic costs one request.
 //! - Nothing is truncated, ignored or invented silently.
@@ -55,6 +56,8 @@
 //!
 //! # Departures from the design
 //!
+//! - [`gguf`] is a module of its own: the tokenizer, the models and the registry all read headers.
+//!   There are no two readers, ours to check and candle's to read, but one that checks.
 //! - The plain candle decoder already batches sequences of different lengths
 //!   ([`models::ForwardInput`]): reading the weights once for several of them costs no more than for
 //!   one.

@@ -72,6 +72,7 @@ fn mistakes_are_explained() {
         (vec!["--port", "0", "--model", "/no/such/file.gguf"], vec!["/no/such/file.gguf"]),
         (vec!["--port", &port], vec![&port, "--port"]),
         (vec!["pull", "no-such-model", "--offline", "--cache-dir", cache], vec!["no-such-model"]),
+        (vec!["pull", "no-such-model"], vec!["predict-otron-9000 models"]),
         (vec!["--threads", "0"], vec!["--threads"]),
         (vec!["--prot", "1"], vec!["--port"]),
     ] {

@@ -215,6 +215,12 @@ async fn bad_requests_get_the_envelope() {
     let error = body(server.post(CHAT, &request(&long)).await).await;
     let message = error["error"]["message"].as_str().unwrap();
     assert!(message.contains("618") && message.contains("512"), "{message}");
+
+    // Far too long: not even counted to its end.
+    let long = json!({"messages": [{"role": "user", "content": "漢".repeat(500_000)}]});
+    let error = body(server.post(CHAT, &request(&long)).await).await;
+    assert_eq!(error["error"]["code"], "context_length_exceeded");
+    assert!(error["error"]["message"].as_str().unwrap().contains("more than 512 tokens"), "{error}");
 }
 
 #[tokio::test]
@@ -284,6 +290,26 @@ async fn a_panic_costs_one_request() {
     let good = body(server.post(CHAT, &request(&json!({}))).await).await;
     assert_eq!(good["choices"][0]["message"]["content"], "fine");
     assert_eq!(server.get("/health").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_panic_leaves_the_neighbours_of_its_batch_alone() {
+    let script = Script {
+        panic_on: Some(b'!'),
+        step: Duration::from_millis(10),
+        ..Script::saying("01234567890123456789")
+    };
+    let server = server(script).await;
+    let bad = request(&json!({"messages": [{"role": "user", "content": "boom!"}]}));
+    let plain = request(&json!({}));
+    let (one, two, failed) = tokio::join!(server.post(CHAT, &plain), server.post(CHAT, &plain), async {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        server.post(CHAT, &bad).await
+    });
+    assert_eq!(failed.status(), 500);
+    for answer in [one, two] {
+        assert_eq!(body(answer).await["choices"][0]["message"]["content"], "01234567890123456789");
+    }
 }
 
 #[tokio::test]

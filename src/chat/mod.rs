@@ -11,13 +11,22 @@ use std::sync::Arc;
 use template::TemplateInput;
 pub use template::{ChatTemplate, TemplateSource};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
     TokenLogprob, TopLogprob, Usage,
 };
 use crate::tokenizer::Tokenizer;
+
+/// Prompts are counted in pieces of this many bytes per token of the context, and at least so many:
+/// more than most texts take, so that most prompts are one piece, which needs no counting.
+const PIECE_BYTES_PER_TOKEN: usize = 8;
+const MIN_PIECE_BYTES: usize = 1 << 14;
+
+/// Tokens that a piece may have more than the same text has in its place, for what is cut in two at
+/// its ends.
+const CUT_TOKENS: usize = 128;
 
 /// A chat model that is ready to answer.
 pub struct ChatModel {
@@ -90,10 +99,7 @@ impl ChatModel {
         // The parameters first: checking them costs nothing.
         let mut generation = request::generation_request(request)?;
         generation.prompt = self.prompt(request)?;
-        let generation = self.engine.submit(admission, generation).map_err(|e| match e.kind() {
-            Kind::ContextLengthExceeded => e.with_param("messages"),
-            _ => e,
-        })?;
+        let generation = self.engine.submit(admission, generation)?;
         Ok(ChatStream { generation, _model: self.clone() })
     }
 
@@ -124,7 +130,25 @@ impl ChatModel {
             options: serde_json::Map::new(),
             now: jiff::Zoned::now().datetime(),
         })?;
+        self.check_length(&prompt, marker)?;
         self.tokenizer.encode_prompt(&prompt, Some(marker))
+    }
+
+    /// Refuses a prompt that is far too long piece by piece: the tokens of a whole one could take a
+    /// thousand times its own memory.
+    fn check_length(&self, prompt: &str, marker: char) -> Result<()> {
+        let context_length = self.engine.context_length();
+        let piece_bytes = (PIECE_BYTES_PER_TOKEN * context_length).max(MIN_PIECE_BYTES);
+        let (mut n_tokens, mut rest) = (0, prompt);
+        while rest.len() > piece_bytes || (n_tokens > 0 && !rest.is_empty()) {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(piece_bytes));
+            n_tokens += self.tokenizer.encode_prompt(piece, Some(marker))?.len().saturating_sub(CUT_TOKENS);
+            if n_tokens > context_length {
+                return Err(self.engine.too_long(&format!("more than {context_length}")));
+            }
+            rest = after;
+        }
+        Ok(())
     }
 }
 

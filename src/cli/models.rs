@@ -5,25 +5,27 @@ use std::io::Write;
 use crate::config::RegistryConfig;
 use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{Registry, readable_size};
 
-/// Writes one line per model to `out`: name, kind, size, licence, and where it is on disk.
+/// Writes one line per model to `out`: name, kind, size, licence, whether it was tested, and where
+/// it is on disk.
 ///
 /// # Errors
 /// When `out` is closed.
 pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
     let models = Registry::new(config).list();
     let width = models.iter().map(|model| model.name.len()).max().unwrap_or_default();
-    let mut line = |name: &str, kind: &str, size: &str, license: &str, place: &str| {
-        writeln!(out, "{name:width$}  {kind:9}  {size:>9}  {license:12}  {place}")
+    let mut line = |[name, kind, size, license, tested, place]: [&str; 6]| {
+        writeln!(out, "{name:width$}  {kind:9}  {size:>9}  {license:13}  {tested:6}  {place}")
             .map_err(|error| Error::internal(format!("cannot print: {error}")))
     };
-    line("NAME", "KIND", "SIZE", "LICENCE", "ON DISK")?;
+    line(["NAME", "KIND", "SIZE", "LICENCE", "TESTED", "ON DISK"])?;
     for model in &models {
         let kind = model.kind.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
-        let size = format!("{:.1} MB", model.size_bytes as f64 / 1e6);
+        let tested = if model.tested { "yes" } else { "no" };
         let place = model.path.as_ref().map_or_else(|| "no".to_owned(), |path| path.display().to_string());
-        line(&model.name, &kind, &size, model.license.as_deref().unwrap_or("-"), &place)?;
+        let license = model.license.as_deref().unwrap_or("-");
+        line([&model.name, &kind, &readable_size(model.size_bytes), license, tested, &place])?;
     }
     let mut catalogue = EmbeddingSource::fastembed_catalogue();
     catalogue.sort();

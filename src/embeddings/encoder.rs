@@ -10,33 +10,13 @@ use crate::error::{Error, Result};
 use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{SafetensorsFiles, Weights};
 use crate::models::{Encoder, EncoderInput};
+use crate::registry::Pooling;
 
 /// An encoder and how its hidden states become one vector.
 pub struct EncoderBackend {
     family: &'static str,
     encoder: Box<dyn Encoder>,
     pooling: Pooling,
-}
-
-/// Which hidden states the vector is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
-    /// The average over all tokens.
-    Mean,
-    /// The first token's.
-    Cls,
-}
-
-/// `1_Pooling/config.json` of a sentence-transformers model.
-#[derive(Deserialize)]
-struct PoolingFile {
-    #[serde(default)]
-    pooling_mode_cls_token: bool,
-    #[serde(default)]
-    pooling_mode_mean_tokens: bool,
-    /// Everything else the file says.
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 /// One entry of `modules.json`.
@@ -47,20 +27,40 @@ struct Module {
 }
 
 impl Pooling {
-    /// Reads `1_Pooling/config.json`. A model without one is pooled by its mean, as
-    /// sentence-transformers does.
+    /// Reads `1_Pooling/config.json` of a sentence-transformers model.
     ///
     /// # Errors
-    /// When it is malformed or asks for another pooling.
-    pub fn from_json(json: Option<&[u8]>) -> Result<Self> {
-        let Some(json) = json else { return Ok(Self::Mean) };
-        let file: PoolingFile = serde_json::from_slice(json)
+    /// When it is malformed or asks for another pooling, or for several.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let file: Map<String, Value> = serde_json::from_slice(json)
             .map_err(|e| Error::model(format!("cannot read 1_Pooling/config.json: {e}")))?;
-        let others = file.rest.iter().any(|(key, value)| key.starts_with("pooling_mode_") && *value == true);
-        match (file.pooling_mode_cls_token, file.pooling_mode_mean_tokens) {
-            (false, true) if !others => Ok(Self::Mean),
-            (true, false) if !others => Ok(Self::Cls),
-            _ => Err(Error::model("1_Pooling/config.json asks for a pooling other than mean or cls")),
+        let asked: Vec<&str> = file
+            .iter()
+            .filter(|&(_, value)| *value == true)
+            .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
+            .collect();
+        match asked[..] {
+            ["mean_tokens"] => Ok(Self::Mean),
+            ["cls_token"] => Ok(Self::Cls),
+            ["lasttoken"] => Ok(Self::LastToken),
+            _ => Err(Error::model(format!(
+                "1_Pooling/config.json asks for the pooling {asked:?}; mean_tokens, cls_token or lasttoken is done"
+            ))),
+        }
+    }
+
+    /// The pooling that the model's catalog row and its own files name. Where neither does it is
+    /// the mean, as in sentence-transformers.
+    ///
+    /// # Errors
+    /// When they differ: one of them gives wrong vectors without any other sign.
+    pub fn agreed(row: Option<Self>, own: Option<Self>) -> Result<Self> {
+        match (row, own) {
+            (Some(row), Some(own)) if row != own => Err(Error::model(format!(
+                "its catalog row asks for pooling by {row}, its own files by {own}; one of them is wrong, so it \
+                 is not served; name it as hf:owner/repo, or by its folder, to go by its files"
+            ))),
+            (row, own) => Ok(row.or(own).unwrap_or(Self::Mean)),
         }
     }
 
@@ -69,6 +69,7 @@ impl Pooling {
         Ok(match self {
             Self::Mean => states.mean(D::Minus2)?,
             Self::Cls => states.get(0)?,
+            Self::LastToken => states.get(states.dim(0)? - 1)?,
         })
     }
 }
@@ -106,10 +107,11 @@ impl EncoderBackend {
             check_modules(&source.read("modules.json")?)?;
         }
         let weights = Weights::Safetensors(SafetensorsFiles::open(source.main())?);
-        let pooling = match source.optional_file("1_Pooling/config.json") {
-            Some(_) => Pooling::from_json(Some(&source.read("1_Pooling/config.json")?))?,
-            None => Pooling::from_json(None)?,
+        let own = match source.optional_file("1_Pooling/config.json") {
+            Some(_) => Some(Pooling::from_json(&source.read("1_Pooling/config.json")?)?),
+            None => None,
         };
+        let pooling = Pooling::agreed(source.pooling(), own).map_err(|e| e.context(source.id()))?;
         let family = config.family.name;
         Ok(Self { family, encoder: Box::new(TextEncoder::load(config, &weights)?), pooling })
     }
@@ -140,5 +142,47 @@ impl Backend for EncoderBackend {
                 Ok(vector.to_vec1()?)
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pooling_is_read_and_others_are_refused() {
+        let read = |json: &str| Pooling::from_json(json.as_bytes()).map_err(|e| e.to_string());
+        for (mode, pooling) in
+            [("mean_tokens", Pooling::Mean), ("cls_token", Pooling::Cls), ("lasttoken", Pooling::LastToken)]
+        {
+            let json = format!(r#"{{"pooling_mode_max_tokens": false, "pooling_mode_{mode}": true}}"#);
+            assert_eq!(read(&json), Ok(pooling));
+        }
+        let both = read(r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}"#).unwrap_err();
+        assert!(both.contains("mean_tokens") && both.contains("cls_token"), "{both}");
+        assert!(read(r#"{"pooling_mode_max_tokens": true}"#).unwrap_err().contains("max_tokens"));
+        assert!(read("[]").unwrap_err().contains("cannot read"));
+    }
+
+    #[test]
+    fn a_row_and_the_model_must_not_contradict_each_other() {
+        let agreed = |row, own| Pooling::agreed(row, own).map_err(|e| e.to_string());
+        assert_eq!(agreed(None, None), Ok(Pooling::Mean));
+        assert_eq!(agreed(Some(Pooling::Cls), None), Ok(Pooling::Cls));
+        assert_eq!(agreed(None, Some(Pooling::LastToken)), Ok(Pooling::LastToken));
+        assert_eq!(agreed(Some(Pooling::Cls), Some(Pooling::Cls)), Ok(Pooling::Cls));
+        let contradiction = agreed(Some(Pooling::Cls), Some(Pooling::Mean)).unwrap_err();
+        assert!(contradiction.contains("first token") && contradiction.contains("mean"), "{contradiction}");
+    }
+
+    #[test]
+    fn pooling_takes_the_hidden_states_it_names() {
+        let states =
+            Tensor::from_vec(vec![1f32, 10., 2., 20., 6., 60.], (3, 2), &candle_core::Device::Cpu).unwrap();
+        for (pooling, expected) in
+            [(Pooling::Mean, [3., 30.]), (Pooling::Cls, [1., 10.]), (Pooling::LastToken, [6., 60.])]
+        {
+            assert_eq!(pooling.pool(&states).unwrap().to_vec1::<f32>().unwrap(), expected);
+        }
     }
 }

@@ -17,11 +17,10 @@ use once_cell::sync::OnceCell;
 use ort::environment::Environment;
 use serde_json::{Value, json};
 
-use super::encoder;
 use super::source::{EmbeddingSource, read};
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 
 /// How fastembed is to treat a model.
 #[derive(Debug, Clone)]
@@ -94,12 +93,16 @@ impl Recipe {
     /// How to treat a folder that the user brings: pooled as its `1_Pooling/config.json` says.
     ///
     /// # Errors
-    /// When that file is malformed.
+    /// When that file is malformed, or asks for what fastembed does not do.
     pub fn of_folder(files: &BTreeMap<String, PathBuf>) -> Result<Self> {
         let json = files.get("1_Pooling/config.json").map(|path| read(path)).transpose()?;
-        let pooling = match encoder::Pooling::from_json(json.as_deref())? {
-            encoder::Pooling::Mean => Pooling::Mean,
-            encoder::Pooling::Cls => Pooling::Cls,
+        let own = json.map(|json| registry::Pooling::from_json(&json)).transpose()?;
+        let pooling = match registry::Pooling::agreed(None, own)? {
+            registry::Pooling::Mean => Pooling::Mean,
+            registry::Pooling::Cls => Pooling::Cls,
+            registry::Pooling::LastToken => {
+                return Err(Error::model("fastembed does not pool by the last token"));
+            }
         };
         let external =
             files.keys().filter(|name| name.contains(".onnx_data") || name.ends_with(".onnx.data"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::onnx;
 use crate::error::{Error, Result};
-use crate::registry::{Format, ModelFiles, ModelKind, ModelRef, Registry};
+use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Pooling, Registry};
 
 /// An embedding model whose files are on disk.
 pub struct EmbeddingSource {
@@ -13,6 +13,8 @@ pub struct EmbeddingSource {
     aliases: Vec<String>,
     files: BTreeMap<String, PathBuf>,
     main: PathBuf,
+    /// What its catalog row says of it, if it has one.
+    spec: Option<EmbeddingSpec>,
     onnx: Option<onnx::Recipe>,
     license: Option<String>,
 }
@@ -28,7 +30,7 @@ impl EmbeddingSource {
         if !is_ours && let Some(entry) = onnx::CatalogueEntry::find(reference) {
             return entry.locate(registry);
         }
-        let ModelFiles { id, aliases, format, main, files, license, .. } =
+        let ModelFiles { id, aliases, format, main, files, embedding: spec, license, .. } =
             registry.resolve(reference, ModelKind::Embedding)?;
         let onnx = match format {
             Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
@@ -39,7 +41,7 @@ impl EmbeddingSource {
                 )));
             }
         };
-        Ok(Self { id, aliases, files, main, onnx, license })
+        Ok(Self { id, aliases, files, main, spec, onnx, license })
     }
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
@@ -51,14 +53,20 @@ impl EmbeddingSource {
     /// The name that clients will see and the other names they may use, without the model's files.
     ///
     /// # Errors
-    /// When the reference is malformed.
+    /// When the reference is malformed, or names a model for another use.
     pub fn names(reference: &str) -> Result<(String, Vec<String>)> {
         match onnx::CatalogueEntry::find(reference) {
             Some(entry) if Self::is_in_fastembed(reference) => {
                 let (own, repo) = entry.names();
                 Ok((repo, vec![own]))
             }
-            _ => Ok(ModelRef::parse(reference)?.names()),
+            _ => {
+                let reference = ModelRef::parse(reference)?;
+                if let ModelRef::Catalog(entry) = reference {
+                    entry.check_kind(ModelKind::Embedding)?;
+                }
+                Ok(reference.names())
+            }
         }
     }
 
@@ -75,7 +83,7 @@ impl EmbeddingSource {
         main: PathBuf,
         recipe: onnx::Recipe,
     ) -> Self {
-        Self { id, aliases, files, main, onnx: Some(recipe), license: None }
+        Self { id, aliases, files, main, spec: None, onnx: Some(recipe), license: None }
     }
 
     /// The name that clients see.
@@ -101,6 +109,11 @@ impl EmbeddingSource {
     /// The licence of its weights, where it is known.
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
+    }
+
+    /// The pooling that its catalog row names.
+    pub(super) fn pooling(&self) -> Option<Pooling> {
+        self.spec.map(|spec| spec.pooling)
     }
 
     pub(super) fn recipe(&self) -> Option<&onnx::Recipe> {

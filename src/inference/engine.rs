@@ -164,14 +164,7 @@ impl Engine {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
         }
         if n_prompt >= self.context_length {
-            return Err(Error::new(
-                Kind::ContextLengthExceeded,
-                format!(
-                    "the prompt has {n_prompt} tokens, and the context is {} tokens, prompt and answer together; \
-                     shorten the messages",
-                    self.context_length
-                ),
-            ));
+            return Err(self.too_long(&n_prompt.to_string()));
         }
         request.sampling.check(self.n_vocab)?;
         request.max_tokens = request.max_tokens.clamp(1, self.context_length - n_prompt);
@@ -179,6 +172,16 @@ impl Engine {
         let arrival = Arrival { request, events: sender, arrived: Instant::now(), admission };
         self.sender.send(arrival).map_err(|_| engine_died())?;
         Ok(Generation { events: receiver })
+    }
+
+    /// The error of a prompt of `n_tokens` tokens, too many for the context.
+    pub fn too_long(&self, n_tokens: &str) -> Error {
+        let message = format!(
+            "the prompt has {n_tokens} tokens, and the context is {} tokens, prompt and answer together; shorten \
+             the messages",
+            self.context_length
+        );
+        Error::new(Kind::ContextLengthExceeded, message).with_param("messages")
     }
 
     /// Most tokens of a prompt and its answer together.
@@ -328,37 +331,54 @@ impl Worker {
         }
     }
 
-    /// Computes one batch and gives each sequence its logits. A fault, even a panic in the model,
-    /// ends the sequences of this batch and no others.
+    /// Computes one batch and gives each sequence its logits. After a fault, even a panic in the
+    /// model, each sequence is computed alone, so that only the one at fault ends.
     fn step(&mut self, batch: &Batch) {
-        let (input, sampled) = self.forward_input(batch);
+        let input = self.forward_input(batch);
         if input.token_ids.is_empty() {
             return;
         }
-        let (model, kv) = (&mut self.model, &mut self.kv);
-        let forward = || {
-            let logits = model.forward(kv, &input)?;
-            (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect::<Result<Vec<Tensor>>>()
-        };
-        match caught("the batch", forward) {
-            Ok(rows) => {
-                for (id, logits) in sampled.into_iter().zip(rows) {
-                    self.advance(id, &logits);
-                }
-            }
+        match self.forward(&input) {
+            Ok(logits) => self.advance_all(&input, &logits),
+            Err(e) if input.spans.len() == 1 => self.fail(&input, &e),
             Err(e) => {
-                tracing::error!(error = %e, "a batch failed");
-                for span in &input.spans {
-                    self.finish(span.sequence, Event::Failed(e.clone()));
+                tracing::warn!(error = %e, "a batch failed; its sequences are computed one by one");
+                // What the batch wrote of keys and values is written again.
+                for alone in input.split() {
+                    match self.forward(&alone) {
+                        Ok(logits) => self.advance_all(&alone, &logits),
+                        Err(e) => self.fail(&alone, &e),
+                    }
                 }
             }
         }
     }
 
-    /// The batch as the model wants it, and the sequences whose logits it yields, in order.
-    fn forward_input(&mut self, batch: &Batch) -> (ForwardInput, Vec<SequenceId>) {
+    /// The logits that `input` asks for, a row for each.
+    fn forward(&mut self, input: &ForwardInput) -> Result<Vec<Tensor>> {
+        let (model, kv) = (&mut self.model, &mut self.kv);
+        caught("the batch", || {
+            let logits = model.forward(kv, input)?;
+            (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect()
+        })
+    }
+
+    fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) {
+        for (id, logits) in input.sampled().zip(logits) {
+            self.advance(id, logits);
+        }
+    }
+
+    fn fail(&mut self, input: &ForwardInput, e: &Error) {
+        tracing::error!(error = %e, "a sequence failed");
+        for span in &input.spans {
+            self.finish(span.sequence, Event::Failed(e.clone()));
+        }
+    }
+
+    /// The batch as the model wants it.
+    fn forward_input(&mut self, batch: &Batch) -> ForwardInput {
         let mut input = ForwardInput::default();
-        let mut sampled = Vec::new();
         for &id in &batch.decode {
             if let Some(sequence) = self.sequences.get(&id)
                 && let Some(token) = sequence.last_token
@@ -367,7 +387,6 @@ impl Worker {
                 let n_prompt = sequence.prompt.len();
                 let start = n_prompt + sequence.generation.n_generated() - 1;
                 input.push(id, n_prompt, start, &[token], true);
-                sampled.push(id);
             }
         }
         if let Some((id, range)) = &batch.prefill
@@ -377,11 +396,8 @@ impl Worker {
             let n_prompt = sequence.prompt.len();
             let is_last = range.end == n_prompt;
             input.push(*id, n_prompt, range.start, &sequence.prompt[range.clone()], is_last);
-            if is_last {
-                sampled.push(*id);
-            }
         }
-        (input, sampled)
+        input
     }
 
     /// Samples a sequence's next token and reports what it adds.

@@ -13,6 +13,8 @@ mod layers;
 pub mod load;
 mod rope;
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 pub use decoder::ModelConfig;
@@ -116,8 +118,63 @@ impl ForwardInput {
     }
 }
 
+impl ForwardInput {
+    /// The sequences whose logits are wanted, in the order of their rows.
+    pub fn sampled(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.parts().flat_map(|(span, rows)| {
+            let wanted = self.logit_rows.iter().filter(move |&&row| rows.contains(&(row as usize)));
+            wanted.map(move |_| span.sequence)
+        })
+    }
+
+    /// The same batch as one for each sequence.
+    pub fn split(&self) -> Vec<Self> {
+        let alone = |(span, rows): (Span, Range<usize>)| {
+            let of_span = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
+            Self {
+                token_ids: self.token_ids[rows.clone()].to_vec(),
+                spans: vec![span],
+                logit_rows: of_span.map(|row| row - rows.start as u32).collect(),
+            }
+        };
+        self.parts().map(alone).collect()
+    }
+
+    /// Each span with its rows.
+    fn parts(&self) -> impl Iterator<Item = (Span, Range<usize>)> + '_ {
+        let mut start = 0;
+        self.spans.iter().map(move |span| {
+            let rows = start..start + span.len;
+            start = rows.end;
+            (*span, rows)
+        })
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(e: candle_core::Error) -> Self {
         Self::internal(format!("tensor operation failed: {e}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_splits_into_its_sequences() {
+        let mut input = ForwardInput::default();
+        input.push(SequenceId(3), 5, 0, &[1, 2], false);
+        input.push(SequenceId(1), 4, 7, &[3], true);
+        input.push(SequenceId(2), 3, 0, &[4, 5, 6], true);
+        assert_eq!(input.logit_rows, [2, 5]);
+        assert_eq!(input.sampled().collect::<Vec<_>>(), [SequenceId(1), SequenceId(2)]);
+        let parts = input.split();
+        assert_eq!(
+            parts.iter().map(|part| &part.token_ids[..]).collect::<Vec<_>>(),
+            [&[1, 2][..], &[3], &[4, 5, 6]]
+        );
+        assert_eq!(parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(), [&[][..], &[0], &[2]]);
+        assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
     }
 }

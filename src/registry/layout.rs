@@ -71,7 +71,7 @@ const PREFERRED_QUANTISATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// What is taken along when it is there.
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -79,7 +79,6 @@ const COMPANIONS: [&str; 9] = [
     "additional_chat_templates/tool_use.jinja",
     "modules.json",
     "1_Pooling/config.json",
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
 ];
 
@@ -93,7 +92,7 @@ pub fn choose(names: &[String], main: Option<&str>, kind: Option<ModelKind>) -> 
     }
     // The default encoder reads safetensors, the default decoder GGUF.
     let order = match kind {
-        Some(ModelKind::Embedding) => [Format::Safetensors, Format::Onnx, Format::Gguf],
+        Some(ModelKind::Embedding | ModelKind::Reranker) => [Format::Safetensors, Format::Onnx, Format::Gguf],
         Some(ModelKind::Chat) | None => [Format::Gguf, Format::Safetensors, Format::Onnx],
     };
     for format in order {

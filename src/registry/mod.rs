@@ -19,8 +19,11 @@ mod reference;
 mod verify;
 mod wheel;
 
-pub use catalog::{CATALOG, CatalogEntry, CatalogFile, CatalogSource, Origin};
+pub use catalog::{
+    CatalogEntry, CatalogFile, CatalogSource, EmbeddingSpec, Origin, Pooling, Prefixes, catalog_entries,
+};
 pub use layout::Format;
+pub use progress::readable_size;
 pub use reference::ModelRef;
 
 use crate::config::RegistryConfig;
@@ -37,8 +40,12 @@ pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
 /// What a model is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelKind {
+    /// Generating text.
     Chat,
+    /// Turning texts into vectors.
     Embedding,
+    /// Scoring documents against a query.
+    Reranker,
 }
 
 impl fmt::Display for ModelKind {
@@ -46,6 +53,7 @@ impl fmt::Display for ModelKind {
         f.pad(match self {
             Self::Chat => "chat",
             Self::Embedding => "embedding",
+            Self::Reranker => "reranking",
         })
     }
 }
@@ -84,6 +92,8 @@ pub struct ModelFiles {
     pub source: Source,
     /// As the catalog or the model card says.
     pub license: Option<String>,
+    /// How texts become vectors, if it is a catalog row for embedding.
+    pub embedding: Option<EmbeddingSpec>,
     /// Bytes of all files together.
     pub size_bytes: u64,
 }
@@ -125,6 +135,7 @@ impl ModelFiles {
             files,
             source,
             license: None,
+            embedding: None,
             size_bytes,
         })
     }
@@ -140,6 +151,8 @@ pub struct Listing {
     /// Bytes of all files together.
     pub size_bytes: u64,
     pub license: Option<String>,
+    /// As [`CatalogEntry::tested`] says.
+    pub tested: bool,
     /// The file to load, if all files are on disk.
     pub path: Option<PathBuf>,
 }
@@ -230,17 +243,18 @@ impl Registry {
 
     /// Every model of the catalog, and the models of other repositories that the hub's cache has.
     pub fn list(&self) -> Vec<Listing> {
-        let of_catalog = CATALOG.iter().map(|entry| Listing {
+        let of_catalog = catalog_entries().map(|entry| Listing {
             name: entry.name.to_owned(),
             kind: Some(entry.kind),
             size_bytes: entry.size_bytes,
             license: Some(entry.license.to_owned()),
-            path: entry.sources.iter().find_map(|source| self.path_on_disk(source)),
+            tested: entry.tested,
+            path: entry.sources().find_map(|source| self.path_on_disk(source)),
         });
         let in_catalog = |repo: &str| {
-            CATALOG.iter().flat_map(|entry| entry.sources).any(
-                |source| matches!(source.origin, Origin::Hub { repo: known, .. } if known.eq_ignore_ascii_case(repo)),
-            )
+            catalog_entries()
+                .filter_map(|entry| entry.source.repo())
+                .any(|known| known.eq_ignore_ascii_case(repo))
         };
         let others = self.hub().repos_on_disk().into_iter().filter_map(|(repo, snapshot, names)| {
             if in_catalog(&repo) {
@@ -253,6 +267,7 @@ impl Registry {
                 kind: None,
                 size_bytes: paths.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum(),
                 license: None,
+                tested: false,
                 path: paths.into_iter().next(),
             })
         });
@@ -268,31 +283,26 @@ impl Registry {
     }
 
     fn resolve_catalog(&self, entry: &CatalogEntry, kind: Option<ModelKind>) -> Result<ModelFiles> {
-        if let Some(other) = kind.filter(|&kind| kind != entry.kind) {
-            return Err(Error::registry(format!(
-                "`{}` is not a model for {other} but for {}",
-                entry.name, entry.kind
-            )));
-        }
+        kind.map_or(Ok(()), |kind| entry.check_kind(kind))?;
         // First whatever is on disk, from any source; only then is one asked.
-        for source in entry.sources {
+        for source in entry.sources() {
             if let Ok(Some(files)) = self.source_on_disk(source) {
                 return catalog_model(entry, source, files);
             }
         }
         let mut failures = String::new();
-        for (idx, source) in entry.sources.iter().enumerate() {
+        let mut sources = entry.sources().peekable();
+        while let Some(source) = sources.next() {
             match self.get_from_source(source) {
                 Ok(files) => return catalog_model(entry, source, files),
                 Err(error) => {
-                    if let Some(next) = entry.sources.get(idx + 1) {
+                    if let Some(next) = sources.peek() {
                         tracing::info!("{error}; trying {}", source_of(next));
                     }
                     failures += &format!("\n  {}: {error}", source_of(source));
                 }
             }
         }
-        let file = entry.sources.first().and_then(|source| source.files.first()).map_or("", |file| file.path);
         let remedies = if self.config.offline {
             "run once without --offline".to_owned()
         } else {
@@ -303,7 +313,8 @@ impl Registry {
         Err(Error::registry(format!(
             "model `{}` is not to be had; tried{failures}\n{remedies}; or put {file} on this machine and pass \
              its path instead of the name",
-            entry.name
+            entry.name,
+            file = entry.source.main.path
         )))
     }
 
@@ -331,8 +342,8 @@ impl Registry {
             Origin::Hub { repo, revision } => self.hub().path_on_disk(repo, revision, file.path),
             Origin::Wheel { package, version } => self.wheel(package, version).path_on_disk(file.path),
         };
-        let paths: Option<Vec<PathBuf>> = source.files.iter().map(path).collect();
-        paths?.into_iter().next()
+        let complete = source.files().all(|file| file.optional || path(file).is_some());
+        path(&source.main).filter(|_| complete)
     }
 
     fn resolve_hub(
@@ -405,9 +416,9 @@ fn wanted_files(source: &CatalogSource) -> Vec<WantedFile> {
         name: file.name.to_owned(),
         path: file.path.to_owned(),
         sha256: file.sha256.map(str::to_owned),
-        optional: false,
+        optional: file.optional,
     };
-    source.files.iter().map(wanted).collect()
+    source.files().map(wanted).collect()
 }
 
 fn source_of(source: &CatalogSource) -> Source {
@@ -426,13 +437,12 @@ fn catalog_model(
     source: &CatalogSource,
     files: BTreeMap<String, PathBuf>,
 ) -> Result<ModelFiles> {
-    let format = source.files.first().and_then(|file| Format::of(file.path));
     let layout = Layout {
-        format: format
+        format: Format::of(source.main.path)
             .ok_or_else(|| Error::internal(format!("catalog row `{}` has no weights", entry.name)))?,
         files: wanted_files(source),
     };
-    let aliases = entry.aliases.iter().map(|&alias| alias.to_owned()).collect();
+    let aliases = entry.other_names().map(str::to_owned).collect();
     let model = ModelFiles::new(entry.name.to_owned(), aliases, &layout, files, source_of(source))?;
-    Ok(ModelFiles { license: Some(entry.license.to_owned()), ..model })
+    Ok(ModelFiles { license: Some(entry.license.to_owned()), embedding: entry.embedding, ..model })
 }

@@ -22,9 +22,9 @@ impl Progress {
         });
         let resumed = match done_bytes {
             0 => String::new(),
-            done => format!(", going on from {} MB", megabytes(done)),
+            done => format!(", going on from {}", readable_size(done)),
         };
-        Self::start(what, bar, &format!("{} MB{resumed}", megabytes(size_bytes)))
+        Self::start(what, bar, &format!("{}{resumed}", readable_size(size_bytes)))
     }
 
     /// Starts the display of `what`, whose length is unknown; `how` says what is being done.
@@ -59,7 +59,7 @@ impl Progress {
             bar.finish_and_clear();
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        note(&format!("fetched {} ({} MB in {seconds:.1} s)", self.what, megabytes(size_bytes)));
+        note(&format!("fetched {} ({} in {seconds:.1} s)", self.what, readable_size(size_bytes)));
     }
 }
 
@@ -68,9 +68,12 @@ pub fn note(line: &str) {
     eprintln!("{line}");
 }
 
-/// Millions of bytes, with one decimal.
-pub fn megabytes(n_bytes: u64) -> String {
-    format!("{:.1}", n_bytes as f64 / 1e6)
+/// A size in millions or, from one on, in billions of bytes.
+pub fn readable_size(n_bytes: u64) -> String {
+    match n_bytes as f64 {
+        n_bytes if n_bytes < 1e9 => format!("{:.1} MB", n_bytes / 1e6),
+        n_bytes => format!("{:.2} GB", n_bytes / 1e9),
+    }
 }
 
 fn on_terminal(bar: impl FnOnce() -> ProgressBar) -> Option<ProgressBar> {

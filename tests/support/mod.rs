@@ -78,8 +78,6 @@ impl Script {
 pub struct ScriptedModel {
     script: Script,
     config: ModelConfig,
-    /// Answer tokens each sequence has got.
-    n_said: HashMap<SequenceId, usize>,
 }
 
 impl ScriptedModel {
@@ -96,7 +94,7 @@ impl ScriptedModel {
             "eos_token_id": END,
         });
         let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
-        Self { script, config, n_said: HashMap::new() }
+        Self { script, config }
     }
 }
 
@@ -115,7 +113,9 @@ impl Decoder for ScriptedModel {
             let tokens = &input.token_ids[row..row + span.len];
             let mut prompts = self.script.prompts.lock().unwrap();
             let seen = prompts.entry(span.sequence).or_default();
-            assert_eq!(seen.len(), span.start, "tokens come without gaps");
+            assert!(seen.len() >= span.start, "tokens come without gaps");
+            // After a fault they come again.
+            seen.truncate(span.start);
             seen.extend(tokens);
             drop(prompts);
             if let Some(byte) = self.script.panic_on {
@@ -123,9 +123,8 @@ impl Decoder for ScriptedModel {
             }
             row += span.len;
             if input.logit_rows.contains(&(row as u32 - 1)) {
-                let said = self.n_said.entry(span.sequence).or_default();
-                let next = self.script.answer.get(*said).copied().unwrap_or(END);
-                *said += 1;
+                let n_said = span.start + span.len - span.n_prompt;
+                let next = self.script.answer.get(n_said).copied().unwrap_or(END);
                 // The script's token is certain, its neighbour the next likeliest.
                 let mut logits = vec![-20.0f32; N_VOCAB];
                 logits[(next as usize + 1) % N_VOCAB] = -10.0;

@@ -14,7 +14,7 @@ use reqwest::{Response, StatusCode, Url};
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
-use super::super::progress::{Progress, megabytes, note};
+use super::super::progress::{Progress, note, readable_size};
 use super::super::reference::check_relative_path;
 use super::super::verify::{Digest, create_parent, io_error, put_in_place};
 use super::transfer::Transfer;
@@ -236,10 +236,10 @@ impl Session {
                     if attempt == MAX_RESUMPTIONS || transfer.n_bytes == before =>
                 {
                     return Err(Error::registry(format!(
-                        "{error} after {} of {} MB of `{path}` from hub repository `{repo}`; run again to go on \
+                        "{error} after {} of {} of `{path}` from hub repository `{repo}`; run again to go on \
                          from there",
-                        megabytes(transfer.n_bytes),
-                        megabytes(remote.size_bytes)
+                        readable_size(transfer.n_bytes),
+                        readable_size(remote.size_bytes)
                     )));
                 }
                 Err(Broken::Connection(error)) => {

