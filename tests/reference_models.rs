@@ -28,7 +28,7 @@ fn cases(variable: &str, default: &str) -> Vec<PathBuf> {
 }
 
 fn weights(folder: &Path) -> Weights {
-    Weights::Safetensors(SafetensorsFiles::open(&[folder.join("model.safetensors")]).unwrap())
+    Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap())
 }
 
 fn read<T: for<'a> Deserialize<'a>>(folder: &Path) -> T {

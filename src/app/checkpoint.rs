@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,8 +57,7 @@ fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
             if let Some(path) = files.file("generation_config.json") {
                 config = config.with_generation_config(&read(path)?)?;
             }
-            let shards: Vec<PathBuf> = files.safetensors().into_iter().map(Path::to_owned).collect();
-            Ok((config, Weights::Safetensors(SafetensorsFiles::open(&shards)?)))
+            Ok((config, Weights::Safetensors(SafetensorsFiles::open(&files.main)?)))
         }
         Format::Onnx => Err(Error::model("ONNX files are read for embeddings only; use GGUF or safetensors")),
     }

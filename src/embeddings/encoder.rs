@@ -106,7 +106,7 @@ impl EncoderBackend {
         if source.optional_file("modules.json").is_some() {
             check_modules(&source.read("modules.json")?)?;
         }
-        let weights = Weights::Safetensors(SafetensorsFiles::open(&source.safetensors())?);
+        let weights = Weights::Safetensors(SafetensorsFiles::open(source.main())?);
         let own = match source.optional_file("1_Pooling/config.json") {
             Some(_) => Some(Pooling::from_json(&source.read("1_Pooling/config.json")?)?),
             None => None,

@@ -142,15 +142,6 @@ impl EmbeddingSource {
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         read(self.file(name)?)
     }
-
-    /// All safetensors shards.
-    pub(super) fn safetensors(&self) -> Vec<PathBuf> {
-        self.files
-            .values()
-            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-            .cloned()
-            .collect()
-    }
 }
 
 /// A file's bytes.

@@ -14,7 +14,7 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 pub use tensor_type::TensorType;
-pub use value::{IntegerList, Metadata, StringList, Value};
+pub use value::{Metadata, StringList};
 
 use crate::error::{Error, Result};
 use reader::Reader;
@@ -76,11 +76,6 @@ impl Header {
             )));
         }
         let metadata = read_metadata(&mut reader, n_keys)?;
-        if let Some(n_shards @ 2..) = metadata.integer("split.count")? {
-            return Err(Error::model(format!(
-                "it is the first of {n_shards} parts; join them with `llama-gguf-split --merge`"
-            )));
-        }
         let alignment = match metadata.integer("general.alignment")? {
             None => DEFAULT_ALIGNMENT,
             Some(n) => {
@@ -98,9 +93,9 @@ impl Header {
         self.tensors.get(name)
     }
 
-    /// All tensors, in no order.
-    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.tensors.values()
+    /// All tensors by name.
+    pub fn tensors(&self) -> &HashMap<String, TensorInfo> {
+        &self.tensors
     }
 }
 

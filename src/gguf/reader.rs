@@ -1,6 +1,6 @@
 //! Numbers, strings and values, one after the other, from bytes that may end at any place.
 
-use super::value::{IntegerList, StringList, Value};
+use super::value::{self, IntegerList, StringList, Value};
 use crate::error::{Error, Result};
 
 /// Longest name of a key or tensor, in bytes; the format's own limit for keys.
@@ -62,13 +62,17 @@ impl<'a> Reader<'a> {
 
     fn value_of(&mut self, kind: u32, depth: usize) -> Result<Value> {
         Ok(match kind {
-            0..=5 | 10 | 11 => Value::Integer(self.integer(kind)?),
+            0..=5 | 10 | 11 => {
+                let bytes = self.take(value::integer_bytes(kind))?;
+                value::integer(kind, bytes).map_or(Value::Unread, Value::Integer)
+            }
             6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
             7 => Value::Bool(self.bool()?),
             8 => {
                 let n_bytes = self.length()?;
-                Value::String(String::from_utf8_lossy(self.take(n_bytes)?).into_owned())
+                let text = std::str::from_utf8(self.take(n_bytes)?);
+                text.map_or(Value::Unread, |text| Value::String(text.to_owned()))
             }
             9 => self.list(depth)?,
             _ => return Err(Error::model(format!("it has a value of the unknown type {kind}"))),
@@ -94,13 +98,16 @@ impl<'a> Reader<'a> {
             7 => Value::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
             8 => {
                 let mut strings = StringList::with_capacity(n);
+                let mut is_text = true;
                 for _ in 0..n {
                     let n_bytes = self.length()?;
-                    strings.push(&String::from_utf8_lossy(self.take(n_bytes)?));
+                    match std::str::from_utf8(self.take(n_bytes)?) {
+                        Ok(text) => strings.push(text),
+                        Err(_) => is_text = false,
+                    }
                 }
-                Value::Strings(strings)
+                if is_text { Value::Strings(strings) } else { Value::Unread }
             }
-            // Nothing that is read has these.
             9 | 12 if depth + 1 == MAX_DEPTH => {
                 return Err(Error::model(format!("it has arrays nested more than {MAX_DEPTH} deep")));
             }
@@ -110,26 +117,7 @@ impl<'a> Reader<'a> {
                 }
                 Value::Unread
             }
-            _ => {
-                let start = self.position;
-                (0..n).try_for_each(|_| self.integer(kind).map(drop))?;
-                Value::Integers(IntegerList::new(kind, &self.bytes[start..self.position]))
-            }
-        })
-    }
-
-    /// A whole number of the given type.
-    pub fn integer(&mut self, kind: u32) -> Result<i64> {
-        Ok(match kind {
-            0 => u8::from_le_bytes(self.array()?).into(),
-            1 => i8::from_le_bytes(self.array()?).into(),
-            2 => u16::from_le_bytes(self.array()?).into(),
-            3 => i16::from_le_bytes(self.array()?).into(),
-            4 => u32::from_le_bytes(self.array()?).into(),
-            5 => i32::from_le_bytes(self.array()?).into(),
-            10 => i64::try_from(u64::from_le_bytes(self.array()?))
-                .map_err(|_| Error::model("it has a number that is too large"))?,
-            _ => i64::from_le_bytes(self.array()?),
+            _ => Value::Integers(IntegerList::new(kind, self.take(n * least_bytes)?)),
         })
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::reader::Reader;
 use crate::error::{Error, Result};
 
 /// What stands under a key. Numbers of all widths are one kind.
@@ -11,13 +10,12 @@ pub enum Value {
     Integer(i64),
     Float(f64),
     Bool(bool),
-    /// Bytes that are not UTF-8 have become U+FFFD, here and in lists.
     String(String),
     Integers(IntegerList),
     Floats(Vec<f32>),
     Bools(Vec<bool>),
     Strings(StringList),
-    /// An array of arrays or doubles, of which no reader has a use.
+    /// What no model needs: arrays of arrays or doubles, text that is not UTF-8, numbers from 2^63 on.
     Unread,
 }
 
@@ -45,37 +43,22 @@ pub struct Metadata {
 
 impl IntegerList {
     /// `bytes` are whole numbers of the type that the format numbers `kind`.
-    pub fn new(kind: u32, bytes: &[u8]) -> Self {
+    pub(super) fn new(kind: u32, bytes: &[u8]) -> Self {
         Self { kind, bytes: bytes.into() }
     }
 
-    /// The numbers.
-    ///
-    /// # Errors
-    /// When the bytes are not of the type.
-    pub fn to_vec(&self) -> Result<Vec<i64>> {
-        let mut reader = Reader::new(&self.bytes);
-        let mut numbers = Vec::new();
-        while reader.position() < self.bytes.len() {
-            numbers.push(reader.integer(self.kind)?);
-        }
-        Ok(numbers)
-    }
-}
-
-impl FromIterator<i32> for IntegerList {
-    fn from_iter<I: IntoIterator<Item = i32>>(numbers: I) -> Self {
-        let bytes: Vec<u8> = numbers.into_iter().flat_map(i32::to_le_bytes).collect();
-        Self::new(5, &bytes)
+    /// The numbers, unless one is too large.
+    pub fn to_vec(&self) -> Option<Vec<i64>> {
+        self.bytes.chunks_exact(integer_bytes(self.kind)).map(|bytes| integer(self.kind, bytes)).collect()
     }
 }
 
 impl StringList {
-    pub fn with_capacity(n: usize) -> Self {
+    pub(super) fn with_capacity(n: usize) -> Self {
         Self { text: String::new(), ends: Vec::with_capacity(n) }
     }
 
-    pub fn push(&mut self, text: &str) {
+    pub(super) fn push(&mut self, text: &str) {
         self.text.push_str(text);
         self.ends.push(self.text.len());
     }
@@ -100,25 +83,13 @@ impl StringList {
     }
 }
 
-impl<S: AsRef<str>> FromIterator<S> for StringList {
-    fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
-        let mut list = Self::default();
-        strings.into_iter().for_each(|text| list.push(text.as_ref()));
-        list
-    }
-}
-
 /// Every accessor gives nothing for a key that is not there.
 ///
 /// # Errors
 /// All of them say so when the key holds something else.
 impl Metadata {
-    pub fn new(values: HashMap<String, Value>) -> Self {
+    pub(super) fn new(values: HashMap<String, Value>) -> Self {
         Self { values }
-    }
-
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.values.get(key)
     }
 
     pub fn integer(&self, key: &str) -> Result<Option<i64>> {
@@ -174,11 +145,10 @@ impl Metadata {
     }
 
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        let list = self.typed(key, "an array of whole numbers", |value| match value {
-            Value::Integers(list) => Some(list),
+        self.typed(key, "an array of whole numbers", |value| match value {
+            Value::Integers(list) => list.to_vec(),
             _ => None,
-        })?;
-        list.map(IntegerList::to_vec).transpose()
+        })
     }
 
     pub fn floats(&self, key: &str) -> Result<Option<&[f32]>> {
@@ -199,4 +169,28 @@ impl Metadata {
             || Error::model(format!("`{key}` of the GGUF file is not {expected}; the file is damaged"));
         read(value).map(Some).ok_or_else(wrong)
     }
+}
+
+/// Bytes of a whole number of the type that the format numbers `kind`.
+pub(super) fn integer_bytes(kind: u32) -> usize {
+    match kind {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4 | 5 => 4,
+        _ => 8,
+    }
+}
+
+/// A whole number of that type.
+pub(super) fn integer(kind: u32, bytes: &[u8]) -> Option<i64> {
+    Some(match kind {
+        0 => u8::from_le_bytes(bytes.try_into().ok()?).into(),
+        1 => i8::from_le_bytes(bytes.try_into().ok()?).into(),
+        2 => u16::from_le_bytes(bytes.try_into().ok()?).into(),
+        3 => i16::from_le_bytes(bytes.try_into().ok()?).into(),
+        4 => u32::from_le_bytes(bytes.try_into().ok()?).into(),
+        5 => i32::from_le_bytes(bytes.try_into().ok()?).into(),
+        10 => u64::from_le_bytes(bytes.try_into().ok()?).try_into().ok()?,
+        _ => i64::from_le_bytes(bytes.try_into().ok()?),
+    })
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// The form of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One GGUF file that holds everything.
+    /// A GGUF file that holds everything, or the first of the parts it is split into.
     Gguf,
     /// `model.safetensors`, or `model.safetensors.index.json` and its shards, with `config.json`
     /// and `tokenizer.json`.
@@ -113,8 +113,8 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
     let is_model = |name: &&str| {
         Format::of(name) == Some(Format::Gguf) && !file_name(name).to_ascii_lowercase().starts_with("mmproj")
     };
-    let all: Vec<&str> = names.iter().map(String::as_str).filter(is_model).collect();
-    let whole: Vec<&str> = all.iter().copied().filter(|name| shard_of(name).is_none()).collect();
+    let is_first = |name: &&str| shard_of(name).is_none_or(|(idx, _)| idx == 1);
+    let whole: Vec<&str> = names.iter().map(String::as_str).filter(is_model).filter(is_first).collect();
     if let [only] = whole[..] {
         return Ok(Some(only));
     }
@@ -125,10 +125,8 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
             return Ok(Some(only));
         }
     }
-    if all.is_empty() {
+    if whole.is_empty() {
         Ok(None)
-    } else if whole.is_empty() {
-        Err(Error::registry("its GGUF files are split into parts, which is not supported; join them first"))
     } else {
         Err(Error::registry(format!(
             "it holds several GGUF files; name one, as in hf:owner/repo:file: {}",
@@ -140,9 +138,10 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
 /// Whether a GGUF file's name ends in this quantisation, as a word of its own.
 fn is_quantisation(name: &str, quantisation: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    name.strip_suffix(".GGUF")
-        .and_then(|stem| stem.strip_suffix(quantisation))
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']))
+    let stem = name.strip_suffix(".GGUF").unwrap_or(&name);
+    let whole = stem.strip_suffix(quantisation);
+    let first_part = stem.split_once("-00001-OF-").and_then(|(stem, _)| stem.strip_suffix(quantisation));
+    whole.or(first_part).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']))
 }
 
 fn first_present<'a>(names: &'a [String], wanted: &[&str]) -> Option<&'a str> {
@@ -160,6 +159,7 @@ fn layout_of(names: &[String], main: &str) -> Result<Layout> {
     })?;
     let mut files = vec![wanted(file_name(main), main)];
     if format == Format::Gguf {
+        files.extend(following_parts(main)?);
         return Ok(Layout { format, files });
     }
     let folder = main.strip_suffix(file_name(main)).unwrap_or_default();
@@ -182,6 +182,16 @@ fn layout_of(names: &[String], main: &str) -> Result<Layout> {
     }
     files.extend(COMPANIONS.iter().filter_map(|name| find(name).map(|path| wanted(name, &path))));
     Ok(Layout { format, files })
+}
+
+/// The parts that follow a GGUF file, if it is the first of several. Its name says all of theirs.
+fn following_parts(main: &str) -> Result<Vec<WantedFile>> {
+    let Some((_, n_parts)) = shard_of(main) else { return Ok(Vec::new()) };
+    let (stem, count) = main.split_once("-00001-of-").ok_or_else(|| {
+        Error::registry(format!("`{main}` is a part of a model; name the first part, which is -00001"))
+    })?;
+    let part = |number| format!("{stem}-{number:05}-of-{count}");
+    Ok((2..=n_parts).map(part).map(|path| wanted(file_name(&path), &path)).collect())
 }
 
 /// Every shard of the sharded model in `folder`.
@@ -208,7 +218,8 @@ fn shard_of(name: &str) -> Option<(usize, usize)> {
     let stem = name.strip_suffix(".gguf").unwrap_or(name);
     let (rest, n_shards) = stem.rsplit_once("-of-")?;
     let (_, idx) = rest.rsplit_once('-')?;
-    Some((idx.parse().ok()?, n_shards.parse().ok()?))
+    let number = |digits: &str| if digits.len() == 5 { digits.parse().ok() } else { None };
+    Some((number(idx)?, number(n_shards)?))
 }
 
 fn wanted(name: &str, path: &str) -> WantedFile {
@@ -249,8 +260,18 @@ mod tests {
         assert_eq!(gguf(&["a.gguf", "mmproj-a.gguf"]).unwrap(), ["a.gguf"]);
         let several = gguf(&["a.Q2_K.gguf", "a.Q3_K.gguf"]).unwrap_err();
         assert!(several.contains("a.Q2_K.gguf, a.Q3_K.gguf") && several.contains("hf:owner/repo:file"));
-        let split = gguf(&["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]).unwrap_err();
-        assert!(split.contains("split"), "{split}");
+    }
+
+    #[test]
+    fn a_split_gguf_is_taken_with_all_its_parts() {
+        let gguf = |names: &[&str], main| chosen(names, main, None);
+        let [one, two] = ["x/a-Q8_0-00001-of-00002.gguf", "x/a-Q8_0-00002-of-00002.gguf"];
+        assert_eq!(gguf(&[two, one], None).unwrap(), [one, two]);
+        assert_eq!(gguf(&[two, one], Some(one)).unwrap(), [one, two]);
+        assert_eq!(gguf(&["x/a-Q2_K.gguf", "x/a-Q6_K.gguf", two, one], None).unwrap(), [one, two]);
+        assert_eq!(gguf(&[one], Some(one)).unwrap(), [one, two], "a listing may be of the one file");
+        let second = gguf(&[two, one], Some(two)).unwrap_err();
+        assert!(second.contains("name the first part"), "{second}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub fn resolve(path: &Path, kind: Option<ModelKind>) -> Result<ModelFiles> {
         (absolute.parent().unwrap_or(Path::new("/")), absolute.file_name().and_then(|name| name.to_str()))
     };
     let names = match main {
-        // All that a GGUF file needs is in it; its folder may be a large one.
+        // A GGUF file needs no others but parts that its name tells; its folder may be a large one.
         Some(main) if Format::of(main) == Some(Format::Gguf) => vec![main.to_owned()],
         _ => files_under(folder),
     };

@@ -112,12 +112,6 @@ impl ModelFiles {
         self.file(name).ok_or_else(|| Error::model(format!("model `{}` has no file `{name}`", self.id)))
     }
 
-    /// The safetensors files that hold the tensors, in the order of their names.
-    pub fn safetensors(&self) -> Vec<&Path> {
-        let is_tensors = |name: &str| name.ends_with(".safetensors");
-        self.files.iter().filter(|(name, _)| is_tensors(name)).map(|(_, path)| path.as_path()).collect()
-    }
-
     /// Puts together what was found for `layout`.
     fn new(
         id: String,
@@ -360,7 +354,7 @@ impl Registry {
         kind: Option<ModelKind>,
     ) -> Result<ModelFiles> {
         let (commit, license, layout) = match file {
-            // A GGUF file needs no others, so there is nothing to list.
+            // A GGUF file needs no others but parts that its name tells, so there is nothing to list.
             Some(file) if Format::of(file) == Some(Format::Gguf) => {
                 (revision.to_owned(), None, layout::choose(&[file.to_owned()], Some(file), kind)?)
             }

@@ -2,6 +2,8 @@
 //! a free port.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod gguf;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +11,13 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use gguf::Gguf;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
-use predict_otron_9000::gguf::{Metadata, StringList, Value};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
@@ -39,16 +41,15 @@ pub fn byte_tokenizer() -> Tokenizer {
     };
     let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
     tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
-    let types = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
-    let metadata = Metadata::new(HashMap::from([
-        ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
-        ("tokenizer.ggml.pre".to_owned(), Value::String("gpt-2".to_owned())),
-        ("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens.into_iter().collect())),
-        ("tokenizer.ggml.token_type".to_owned(), Value::Integers(types)),
-        ("tokenizer.ggml.merges".to_owned(), Value::Strings(StringList::default())),
-        ("tokenizer.ggml.eos_token_id".to_owned(), Value::Integer(END.into())),
-    ]));
-    Tokenizer::from_gguf(&metadata).unwrap()
+    let types: Vec<i32> = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let file = Gguf::default()
+        .string("tokenizer.ggml.model", "gpt2")
+        .string("tokenizer.ggml.pre", "gpt-2")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .i32s("tokenizer.ggml.token_type", &types)
+        .strings::<&str>("tokenizer.ggml.merges", &[])
+        .u32("tokenizer.ggml.eos_token_id", END);
+    Tokenizer::from_gguf(&file.metadata()).unwrap()
 }
 
 /// What a [`ScriptedModel`] does.

@@ -4,6 +4,7 @@
 //! GGUF or a safetensors file answers.
 
 mod blocks;
+mod expand;
 mod gguf;
 mod safetensors;
 
@@ -11,10 +12,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 pub use gguf::GgufFile;
-pub use safetensors::SafetensorsFiles;
+pub use safetensors::{SafetensorsFiles, SafetensorsHeader};
 
 use super::layers::linear::{Linear, Weight};
 use crate::error::{Error, Result};
@@ -31,12 +32,16 @@ impl Weights {
     /// # Errors
     /// When the checkpoint has no such tensor or it is not of `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = match self {
-            Self::Gguf(file) => file.tensor(name)?,
-            Self::Safetensors(files) => files.tensor(name)?.to_dtype(DType::F32)?,
-        };
-        check_shape(name, tensor.dims(), shape)?;
-        Ok(tensor)
+        match self {
+            Self::Gguf(file) => {
+                check_shape(name, file.shape(name)?, shape)?;
+                file.tensor(name)
+            }
+            Self::Safetensors(files) => {
+                check_shape(name, files.shape(name)?, shape)?;
+                files.tensor(name)
+            }
+        }
     }
 
     /// A matrix to multiply with: those `rows` of `name.weight`, each of `n_in` numbers, and of
@@ -133,11 +138,13 @@ impl Rows {
     fn pick_bytes<'a>(&self, bytes: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
         match &self.picked {
             Picked::Range(range) => Cow::Borrowed(&bytes[range.start * row_bytes..range.end * row_bytes]),
-            Picked::Each(rows) => rows
-                .iter()
-                .flat_map(|&row| &bytes[row as usize * row_bytes..][..row_bytes])
-                .copied()
-                .collect(),
+            Picked::Each(rows) => {
+                let mut picked = Vec::with_capacity(rows.len() * row_bytes);
+                for &row in rows {
+                    picked.extend_from_slice(&bytes[row as usize * row_bytes..][..row_bytes]);
+                }
+                Cow::Owned(picked)
+            }
         }
     }
 }

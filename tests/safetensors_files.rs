@@ -1,0 +1,103 @@
+//! Checkpoints in safetensors files, whole and in shards.
+
+use std::fs;
+use std::path::Path;
+
+use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
+use serde_json::{Value, json};
+
+/// A file with tensors of one dimension: name, type, length, bytes.
+fn file(tensors: &[(&str, &str, usize, &[u8])]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (name, dtype, len, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        header.insert((*name).into(), json!({"dtype": dtype, "shape": [len], "data_offsets": offsets}));
+        data.extend(*bytes);
+    }
+    let header = Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+fn numbers(weights: &Weights, name: &str, len: usize) -> Vec<f32> {
+    weights.tensor(name, &[len]).unwrap().to_vec1().unwrap()
+}
+
+fn error(path: &Path) -> String {
+    SafetensorsFiles::open(path).err().unwrap().to_string()
+}
+
+#[test]
+fn numbers_of_every_width_wherever_they_lie() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let numbers_in = [1.5f32, -0.25, 3.0];
+    let f64s: Vec<u8> = numbers_in.iter().flat_map(|&n| f64::from(n).to_le_bytes()).collect();
+    let f32s: Vec<u8> = numbers_in.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let f16s: Vec<u8> = numbers_in.iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()).collect();
+    let bf16s: Vec<u8> = numbers_in.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect();
+    // One byte first: nothing behind it is aligned.
+    let bytes = file(&[
+        ("odd", "U8", 1, &[0]),
+        ("f64", "F64", 3, &f64s),
+        ("f32", "F32", 3, &f32s),
+        ("f16", "F16", 3, &f16s),
+        ("bf16", "BF16", 3, &bf16s),
+        ("f8", "F8_E4M3", 1, &[0]),
+    ]);
+    fs::write(&path, bytes).unwrap();
+    let weights = Weights::Safetensors(SafetensorsFiles::open(&path).unwrap());
+    for name in ["f64", "f32", "f16", "bf16"] {
+        assert_eq!(numbers(&weights, name, 3), numbers_in, "{name}");
+    }
+    for name in ["odd", "f8"] {
+        let error = weights.tensor(name, &[1]).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{name}`")) && error.contains("BF16, F16 or F32"), "{error}");
+    }
+    assert!(weights.tensor("f32", &[4]).unwrap_err().to_string().contains("[3]"));
+    assert!(weights.tensor("none", &[3]).unwrap_err().to_string().contains("`none`"));
+}
+
+#[test]
+fn shards_are_those_that_the_index_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("model.safetensors.index.json");
+    let write_index =
+        |map: Value| fs::write(&index, json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+    let write = |name: &str, tensors: &[&str]| {
+        let bytes = 1f32.to_le_bytes();
+        let tensors: Vec<_> = tensors.iter().map(|&name| (name, "F32", 1, &bytes[..])).collect();
+        fs::write(folder.path().join(name), file(&tensors)).unwrap();
+    };
+    write("x.safetensors", &["a", "b"]);
+    write("y.safetensors", &["c"]);
+    // A stray file of another model, in which nothing is looked for.
+    write("model-00001-of-00001.safetensors", &["a"]);
+
+    write_index(json!({"a": "x.safetensors", "b": "x.safetensors", "c": "y.safetensors"}));
+    let weights = Weights::Safetensors(SafetensorsFiles::open(&index).unwrap());
+    assert!(["a", "b", "c"].iter().all(|name| numbers(&weights, name, 1) == [1.0]));
+
+    let cases = [
+        (json!({"a": "y.safetensors", "c": "y.safetensors"}), "tensor `a` is not in `y.safetensors`"),
+        (json!({"a": "x.safetensors", "c": "x.safetensors"}), "tensor `c` is not in `x.safetensors`"),
+        (json!({"a": "x.safetensors", "d": "x.safetensors"}), "tensor `d` is not in `x.safetensors`"),
+        (json!({"a": "z.safetensors"}), "z.safetensors"),
+        (json!({"a": "../x.safetensors"}), "`../x.safetensors` is not the name of a file beside"),
+        (json!({"a": "/etc/passwd"}), "`/etc/passwd` is not the name of a file beside"),
+        (json!({"a": ".."}), "`..` is not the name of a file beside"),
+        (json!({"a": "sub\\x.safetensors"}), "is not the name of a file beside"),
+        (json!({"a": ""}), "`` is not the name of a file beside"),
+        (json!({"a": 1}), "index cannot be read"),
+        (json!([]), "index cannot be read"),
+        (json!({"a": "x.safetensors", "c": "model-00001-of-00001.safetensors"}), "tensor `a` is in"),
+    ];
+    for (map, part) in cases {
+        write_index(map);
+        assert!(error(&index).contains(part), "{part}: {}", error(&index));
+    }
+    fs::write(&index, r#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#).unwrap();
+    assert!(error(&index).contains("`a` comes twice"), "{}", error(&index));
+    fs::remove_file(&index).unwrap();
+    assert!(error(&index).contains("model.safetensors.index.json"), "{}", error(&index));
+}
