@@ -2,18 +2,18 @@
 
 mod support;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use predict_otron_9000::gguf::{Metadata, Value};
 use predict_otron_9000::models::load::GgufFile;
 use predict_otron_9000::registry::{ModelKind, Registry};
 use predict_otron_9000::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde::Deserialize;
+use support::gguf::Gguf;
 
 #[derive(Deserialize)]
 struct Case {
@@ -158,38 +158,50 @@ fn a_megabyte_of_anything_is_encoded_in_time() {
     }
 }
 
+/// A byte-level vocabulary of three tokens, without the keys in `but`.
+fn vocabulary(but: &[&str]) -> Gguf {
+    let has = |name: &str| !but.contains(&name);
+    let mut file = Gguf::default();
+    if has("model") {
+        file = file.string("tokenizer.ggml.model", "gpt2");
+    }
+    if has("pre") {
+        file = file.string("tokenizer.ggml.pre", "gpt-2");
+    }
+    if has("tokens") {
+        file = file.strings("tokenizer.ggml.tokens", &["a", "b", "ab"]);
+    }
+    if has("token_type") {
+        file = file.i32s("tokenizer.ggml.token_type", &[1, 1, 1]);
+    }
+    if has("merges") {
+        file = file.strings("tokenizer.ggml.merges", &["a b"]);
+    }
+    file
+}
+
 #[test]
 fn what_a_vocabulary_lacks_is_named() {
-    let file = GgufFile::open(Path::new("tests/data/vocab/byte-level.gguf")).unwrap();
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let without = |name: &str| {
-        let all = ["model", "pre", "tokens", "token_type", "merges"].map(key);
-        let rest = all.iter().filter(|other| **other != key(name));
-        Metadata::new(rest.map(|key| (key.clone(), file.metadata().get(key).unwrap().clone())).collect())
-    };
-    let refusal = |metadata: &Metadata| Tokenizer::from_gguf(metadata).err().unwrap().to_string();
-    for name in ["model", "tokens", "merges"] {
-        assert!(refusal(&without(name)).contains(&key(name)), "{name}");
-    }
+    let build = |file: Gguf| Tokenizer::from_gguf(&file.metadata());
+    assert_eq!(build(vocabulary(&[])).unwrap().encode("aab").unwrap(), [0, 2]);
     // Files older than these keys do without.
-    assert!(
-        Tokenizer::from_gguf(&without("pre")).is_ok() && Tokenizer::from_gguf(&without("token_type")).is_ok()
-    );
-    for (name, value, word) in [
-        ("pre", Value::String("new-rule".into()), "new-rule"),
-        ("model", Value::String("plamo2".into()), "plamo2"),
-        ("model", Value::Integer(1), "tokenizer.ggml.model"),
-        ("model", Value::String("llama".into()), "tokenizer.ggml.scores"),
-        ("token_type", Value::Integers([1, 2].into_iter().collect()), "2 types"),
-        ("merges", Value::Strings(["ab"].into_iter().collect()), "not a pair"),
-        ("merges", Value::Strings(["☃ ☃"].into_iter().collect()), "inconsistent"),
-        ("eos_token_id", Value::Integer(-1), "tokenizer.ggml.eos_token_id"),
+    assert!(build(vocabulary(&["pre"])).is_ok() && build(vocabulary(&["token_type"])).is_ok());
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    for (file, word) in [
+        (vocabulary(&["model"]), "tokenizer.ggml.model"),
+        (vocabulary(&["tokens"]), "tokenizer.ggml.tokens"),
+        (vocabulary(&["merges"]), "tokenizer.ggml.merges"),
+        (vocabulary(&["pre"]).string(&key("pre"), "new-rule"), "new-rule"),
+        (vocabulary(&["model"]).string(&key("model"), "plamo2"), "plamo2"),
+        (vocabulary(&["model"]).u32(&key("model"), 1), "tokenizer.ggml.model"),
+        (vocabulary(&["model"]).string(&key("model"), "llama"), "tokenizer.ggml.scores"),
+        (vocabulary(&["model"]).string(&key("model"), "bert"), "tokenizer.ggml.unknown_token_id"),
+        (vocabulary(&["token_type"]).i32s(&key("token_type"), &[1, 1]), "2 types"),
+        (vocabulary(&["merges"]).strings(&key("merges"), &["ab"]), "not a pair"),
+        (vocabulary(&["merges"]).strings(&key("merges"), &["☃ ☃"]), "inconsistent"),
+        (vocabulary(&[]).string(&key("eos_token_id"), "x"), "tokenizer.ggml.eos_token_id"),
     ] {
-        let mut values: HashMap<String, Value> = ["model", "pre", "tokens", "token_type", "merges"]
-            .map(|name| (key(name), file.metadata().get(&key(name)).unwrap().clone()))
-            .into();
-        values.insert(key(name), value);
-        let message = refusal(&Metadata::new(values));
+        let message = build(file).err().unwrap().to_string();
         assert!(message.contains(word), "{word}: {message}");
     }
 }
