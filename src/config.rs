@@ -160,9 +160,17 @@ pub struct Limits {
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
     pub embedding_inputs: usize,
-    /// Time for a client to send its request headers, and its body.
-    pub read_timeout: Duration,
-    /// Time for running requests to finish once a shutdown was asked for.
+    /// Time for a connection without a request; at least 75 s, which clients and proxies reckon with.
+    pub keep_alive_idle: Duration,
+    /// Time for the head of a request to come, from its first byte.
+    pub head_timeout: Duration,
+    /// Time for the next bytes of a request's body.
+    pub body_idle: Duration,
+    /// Time for a client to take the next bytes of an answer.
+    pub write_stall: Duration,
+    /// Time to go on serving after SIGTERM, while `/health` sends new clients elsewhere.
+    pub drain_delay: Duration,
+    /// Time for running requests to finish once nothing new is taken.
     pub shutdown_grace: Duration,
 }
 
@@ -176,7 +184,11 @@ impl Default for Limits {
             kv_bytes: 4 << 30,
             embedding_requests: 64,
             embedding_inputs: 2048,
-            read_timeout: Duration::from_secs(30),
+            keep_alive_idle: Duration::from_secs(90),
+            head_timeout: Duration::from_secs(10),
+            body_idle: Duration::from_secs(30),
+            write_stall: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
         }
     }

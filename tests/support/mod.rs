@@ -213,19 +213,16 @@ pub static METRICS: LazyLock<metrics_exporter_prometheus::PrometheusHandle> =
 pub struct Server {
     pub address: SocketAddr,
     pub client: reqwest::Client,
-    shutdown: Mutex<Option<oneshot::Sender<()>>>,
+    shutdown: Mutex<Option<oneshot::Sender<Duration>>>,
     pub running: tokio::task::JoinHandle<()>,
 }
 
 pub async fn serve(app: App) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (shutdown, asked) = oneshot::channel::<()>();
+    let (shutdown, asked) = oneshot::channel();
     let running = tokio::spawn(async move {
-        http::serve(listener, app, async {
-            let _ = asked.await;
-        })
-        .await;
+        http::serve(listener, app, async { asked.await.unwrap_or_default() }).await;
     });
     Server { address, client: reqwest::Client::new(), shutdown: Mutex::new(Some(shutdown)), running }
 }
@@ -250,8 +247,12 @@ impl Server {
     }
 
     pub fn shut_down(&self) {
+        self.shut_down_after(Duration::ZERO);
+    }
+
+    pub fn shut_down_after(&self, delay: Duration) {
         if let Some(shutdown) = self.shutdown.lock().unwrap().take() {
-            let _ = shutdown.send(());
+            let _ = shutdown.send(delay);
         }
     }
 }
