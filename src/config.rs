@@ -4,12 +4,13 @@
 //! functions take the part of `Config` they need.
 
 use std::env;
+use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
 
@@ -192,6 +193,31 @@ impl Default for Limits {
             shutdown_grace: Duration::from_secs(30),
         }
     }
+}
+
+impl Args {
+    /// The command line of this process. A variable that is set to nothing counts as not set. Ends
+    /// the process where the command line is wrong or asks for help.
+    pub fn of_process() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+    }
+
+    /// The compute threads that were asked for.
+    pub fn n_threads(&self) -> Option<usize> {
+        let serve = match &self.command {
+            Some(Command::Serve(serve)) => serve,
+            _ => &self.serve,
+        };
+        serve.threads.map(usize::from)
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
 }
 
 impl Config {
