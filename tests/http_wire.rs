@@ -29,6 +29,7 @@ async fn every_error_has_the_whole_envelope() {
         (post().body(format!("{{\"a\": {}1{}}}", "[".repeat(100), "]".repeat(100))), 400),
         (post().body(format!("{{\"a\": \"{}\"}}", "x".repeat(5000))), 413),
         (client.post(&chat).header("content-type", "text/plain").body("{}"), 415),
+        (client.post(&chat).body("{}"), 415),
     ] {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), status);
@@ -106,7 +107,7 @@ async fn counters_are_exported() {
 async fn embeddings_refuse_what_they_cannot_do() {
     let server = server().await;
     for (fields, status, param) in [
-        (json!({}), 400, Value::Null),
+        (json!({}), 400, json!("input")),
         (json!({"input": []}), 400, json!("input")),
         (json!({"input": [[]]}), 400, json!("input")),
         (json!({"input": {"a": 1}}), 400, json!("input")),

@@ -25,6 +25,13 @@ pub struct JsonObject(pub Map<String, Value>);
 /// Deepest nesting of a body. Real requests stay below 20; a tool's schema may reach 30.
 const MAX_DEPTH: usize = 64;
 
+/// Room for the names of ignored parameters: proxies refuse an answer whose head is longer than 4 or
+/// 8 KiB.
+const MAX_IGNORED_BYTES: usize = 2048;
+
+/// Room for one of them.
+const MAX_NAME_BYTES: usize = 128;
+
 /// Time for the rest of a body once the server is closing.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
@@ -68,15 +75,37 @@ impl JsonObject {
 pub struct Ignored(Vec<String>);
 
 impl Ignored {
+    /// Adds what the model's template ignores.
+    pub fn extend(&mut self, paths: &[String]) {
+        self.0.extend_from_slice(paths);
+    }
+
     /// Names them in the `x-ignored-params` header.
     pub fn name_in(self, response: &mut Response) {
-        // A name that cannot stand in a header is shown escaped.
-        let names: Vec<String> = self.0.iter().map(|name| name.escape_default().to_string()).collect();
-        if !names.is_empty()
-            && let Ok(value) = HeaderValue::from_str(&names.join(", "))
+        if let Some(names) = self.names()
+            && let Ok(value) = HeaderValue::from_str(&names)
         {
             response.headers_mut().insert("x-ignored-params", value);
         }
+    }
+
+    /// The names in a form that can stand in a header, as many as it has room for.
+    fn names(&self) -> Option<String> {
+        let mut names = String::new();
+        for (n_named, name) in self.0.iter().enumerate() {
+            let mut escaped: String = name.escape_default().take(MAX_NAME_BYTES + 1).collect();
+            if escaped.len() > MAX_NAME_BYTES {
+                escaped.replace_range(MAX_NAME_BYTES.., "...");
+            }
+            if names.len() + escaped.len() > MAX_IGNORED_BYTES {
+                return Some(format!("{names}, ... and {} more", self.0.len() - n_named));
+            }
+            if n_named > 0 {
+                names += ", ";
+            }
+            names += &escaped;
+        }
+        (!names.is_empty()).then_some(names)
     }
 }
 
@@ -143,6 +172,17 @@ mod tests {
         for other in ["text/plain", "application/x-www-form-urlencoded", ""] {
             assert!(!is_json(other.as_bytes()), "{other}");
         }
+    }
+
+    #[test]
+    fn as_many_ignored_names_are_shown_as_a_header_has_room_for() {
+        let names = |names: Vec<String>| Ignored(names).names();
+        assert_eq!(names(Vec::new()), None);
+        assert_eq!(names(vec!["a".into(), "b é\n".into()]).unwrap(), "a, b \\u{e9}\\n");
+        let many = names((0..60_000).map(|i| format!("key{i}")).collect()).unwrap();
+        assert!(many.len() < 2200 && many.starts_with("key0, key1, ") && many.ends_with(" more"), "{many}");
+        let long = names(vec!["é".repeat(1 << 20)]).unwrap();
+        assert!(long.len() < 140 && long.ends_with("..."), "{long}");
     }
 
     #[test]
