@@ -4,12 +4,13 @@
 //! functions take the part of `Config` they need.
 
 use std::env;
+use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, Kind, Result};
 
@@ -160,9 +161,17 @@ pub struct Limits {
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
     pub embedding_inputs: usize,
-    /// Time for a client to send its request headers, and its body.
-    pub read_timeout: Duration,
-    /// Time for running requests to finish once a shutdown was asked for.
+    /// Time for a connection without a request; at least 75 s, which clients and proxies reckon with.
+    pub keep_alive_idle: Duration,
+    /// Time for the head of a request to come, from its first byte.
+    pub head_timeout: Duration,
+    /// Time for the next bytes of a request's body.
+    pub body_idle: Duration,
+    /// Time for a client to take the next bytes of an answer.
+    pub write_stall: Duration,
+    /// Time to go on serving after SIGTERM, while `/health` sends new clients elsewhere.
+    pub drain_delay: Duration,
+    /// Time for running requests to finish once nothing new is taken.
     pub shutdown_grace: Duration,
 }
 
@@ -176,10 +185,39 @@ impl Default for Limits {
             kv_bytes: 4 << 30,
             embedding_requests: 64,
             embedding_inputs: 2048,
-            read_timeout: Duration::from_secs(30),
+            keep_alive_idle: Duration::from_secs(90),
+            head_timeout: Duration::from_secs(10),
+            body_idle: Duration::from_secs(30),
+            write_stall: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
         }
     }
+}
+
+impl Args {
+    /// The command line of this process. A variable that is set to nothing counts as not set. Ends
+    /// the process where the command line is wrong or asks for help.
+    pub fn of_process() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+    }
+
+    /// The compute threads that were asked for.
+    pub fn n_threads(&self) -> Option<usize> {
+        let serve = match &self.command {
+            Some(Command::Serve(serve)) => serve,
+            _ => &self.serve,
+        };
+        serve.threads.map(usize::from)
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
 }
 
 impl Config {

@@ -32,17 +32,6 @@ pub enum Kind {
     Internal,
 }
 
-/// Who can do something about an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Whoever sent the request.
-    Client,
-    /// This program or the machine it runs on.
-    Server,
-    /// The files of a model.
-    Model,
-}
-
 /// A failure with its kind, a message for the user, and the request parameter it is about.
 #[derive(Debug, Clone)]
 pub struct Error {
@@ -96,17 +85,6 @@ impl Error {
     /// The request parameter at fault, if it is one.
     pub fn param(&self) -> Option<&str> {
         self.param.as_deref()
-    }
-
-    /// Who can do something about it.
-    pub fn fault(&self) -> Fault {
-        match self.kind {
-            Kind::InvalidRequest | Kind::ContextLengthExceeded | Kind::ModelNotFound => Fault::Client,
-            Kind::Model => Fault::Model,
-            Kind::Overloaded { .. } | Kind::Unavailable | Kind::Registry | Kind::Config | Kind::Internal => {
-                Fault::Server
-            }
-        }
     }
 }
 

@@ -52,7 +52,8 @@
 //! - Every queue has a bound, and it stands in [`config::Limits`].
 //! - Every accepted request gets exactly one last event. A panic costs one request.
 //! - Nothing is truncated, ignored or invented silently.
-//! - `unsafe` stands in [`kernels`], and in [`models::load`] for the memory map.
+//! - `unsafe` stands in [`kernels`], in [`models::load`] for the memory map, and once in `main` for
+//!   the number of threads.
 //!
 //! # Departures from the design
 //!

@@ -1,11 +1,13 @@
 use std::process::ExitCode;
 
-use clap::Parser;
 use predict_otron_9000::config::Args;
+use predict_otron_9000::kernels::pool;
 use predict_otron_9000::{cli, telemetry};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::of_process();
+    // SAFETY: nothing has started a thread yet.
+    unsafe { pool::configure(args.n_threads()) };
     telemetry::start_logging();
     match cli::run(args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -169,6 +169,19 @@ fn variables_stand_for_flags() {
     assert!(message.contains("offline"), "{message}");
 }
 
+#[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = program();
+    for flag in ["HOST", "PORT", "MODEL", "THREADS", "IDLE_UNLOAD", "MEMORY_BUDGET", "PRELOAD", "ALIAS"] {
+        command.env(format!("PREDICT_OTRON_{flag}"), "");
+    }
+    let args = ["serve", "--port", "0", "--offline", "--cache-dir", cache.path().to_str().unwrap()];
+    let output = command.env("PREDICT_OTRON_OFFLINE", "").args(args).output().unwrap();
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("smollm2-135m-instruct"), "{message}");
+}
+
 /// A folder with the tiny ONNX encoder of the tests.
 fn onnx_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

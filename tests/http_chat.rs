@@ -93,6 +93,15 @@ async fn logprobs_go_with_their_text() {
 }
 
 #[tokio::test]
+async fn logprobs_of_an_empty_answer_are_an_empty_list() {
+    let server = server(Script::saying("")).await;
+    let answer = body(server.post(CHAT, &request(&json!({"logprobs": true}))).await).await;
+    assert_eq!(answer["choices"][0]["logprobs"], json!({"content": [], "refusal": null}));
+    let answer = body(server.post(CHAT, &request(&json!({"logprobs": false}))).await).await;
+    assert_eq!(answer["choices"][0]["logprobs"], Value::Null);
+}
+
+#[tokio::test]
 async fn stop_strings_end_the_text_before_them() {
     let server = server(Script::saying("one two three")).await;
     for stream in [false, true] {
@@ -171,6 +180,109 @@ async fn ignored_parameters_are_named() {
     assert_eq!(response.headers()["x-ignored-params"], "user, frobnicate");
     let response = server.post(CHAT, &request(&json!({"temperature": null}))).await;
     assert!(!response.headers().contains_key("x-ignored-params"));
+    let nested = json!({
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}], "zzz": 1}],
+        "stream": true, "stream_options": {"foo": 1}
+    });
+    let response = server.post(CHAT, &request(&nested)).await;
+    assert_eq!(
+        response.headers()["x-ignored-params"],
+        "messages[0].content[0].cache_control, messages[0].zzz, stream_options.foo"
+    );
+    let many: serde_json::Map<String, Value> = (0..60_000).map(|i| (format!("key{i}"), json!(1))).collect();
+    let response = server.post(CHAT, &request(&Value::Object(many))).await;
+    assert_eq!(response.status(), 200);
+    assert!(response.headers()["x-ignored-params"].len() < 4096);
+}
+
+#[tokio::test]
+async fn what_the_template_does_not_show_is_refused_or_named() {
+    let server = server(Script::saying("x")).await;
+    let ask = async |fields: Value| {
+        let mut assistant = json!({"role": "assistant", "content": "4?"});
+        assistant.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let messages = json!([
+            {"role": "user", "content": "2+2?", "name": "ann"},
+            assistant,
+            {"role": "tool", "content": "4", "tool_call_id": "1"},
+        ]);
+        server.post(CHAT, &request(&json!({ "messages": messages }))).await
+    };
+    let response = ask(json!({"tool_calls": null, "function_call": null})).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["x-ignored-params"], "messages[2].tool_call_id, messages[0].name");
+    let call = json!({"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}});
+    for (fields, param) in [
+        (json!({"tool_calls": [call]}), "messages[1].tool_calls"),
+        (json!({"function_call": {"name": "add", "arguments": "{}"}}), "messages[1].function_call"),
+    ] {
+        let response = ask(fields).await;
+        assert_eq!(response.status(), 400);
+        assert_eq!(body(response).await["error"]["param"], param);
+    }
+}
+
+#[tokio::test]
+async fn extremes_of_numbers_are_answered_or_refused() {
+    let server = server(Script::saying("x")).await;
+    let numbers = [
+        "0",
+        "-0.0",
+        "1",
+        "-1",
+        "2",
+        "0.5",
+        "0.01",
+        "10",
+        "20",
+        "100",
+        "-100",
+        "1e-40",
+        "-1e-40",
+        "1e-45",
+        "1e-300",
+        "1e38",
+        "1e39",
+        "-1e39",
+        "1e308",
+        "1.5",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+        "4294967296",
+    ];
+    let params = [
+        "temperature",
+        "top_p",
+        "min_p",
+        "top_k",
+        "seed",
+        "max_tokens",
+        "max_completion_tokens",
+        "presence_penalty",
+        "frequency_penalty",
+        "repeat_penalty",
+        "repetition_penalty",
+        "repeat_last_n",
+        "top_logprobs",
+        "n",
+        "min_tokens",
+    ];
+    let bias = ["{\"1\": NUMBER}", "{\"NUMBER\": 1}"].map(|bias| ("logit_bias", bias));
+    for (param, template) in params.map(|param| (param, "NUMBER")).into_iter().chain(bias) {
+        for number in numbers {
+            let value = template.replace("NUMBER", number);
+            let text = format!(
+                "{{\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}],\"logprobs\":true,\"{param}\":{value}}}"
+            );
+            let post = server.client.post(server.url(CHAT)).header("content-type", "application/json");
+            let response = post.body(text).send().await.unwrap();
+            let status = response.status().as_u16();
+            let answer = response.text().await.unwrap();
+            assert!([200, 400].contains(&status), "{param}: {value}: {status} {answer}");
+        }
+    }
 }
 
 #[tokio::test]

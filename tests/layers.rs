@@ -29,7 +29,7 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("ort::", &["embeddings/onnx.rs"]),
     ("hf_hub::", &["registry/hub"]),
     ("std::arch::", &["kernels/"]),
-    ("unsafe {", &["kernels/", "models/load/mod.rs"]),
+    ("unsafe {", &["kernels/", "models/load/mod.rs", "main.rs"]),
 ];
 
 fn layer_of(module: &str) -> Option<usize> {

@@ -248,9 +248,10 @@ impl App {
         self.phase.draining.store(true, Ordering::Release);
     }
 
-    /// Ends the generations that still run, each with an error.
+    /// Ends the requests that still run, each with an error.
     pub fn stop_generating(&self) {
         self.parts.chat_models.stop_generating();
+        self.parts.embedder.stop();
     }
 
     /// Whether requests can be answered at once.

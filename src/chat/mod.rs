@@ -4,12 +4,13 @@
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
 mod request;
+mod shown;
 pub mod template;
 
 use std::sync::Arc;
 
-use template::TemplateInput;
 pub use template::{ChatTemplate, TemplateSource};
+use template::{TemplateInput, TemplateMessage};
 
 use crate::error::{Error, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
@@ -39,6 +40,7 @@ pub struct ChatModel {
 /// An answer in the making. Dropping it cancels the generation.
 pub struct ChatStream {
     generation: Generation,
+    ignored_fields: Vec<String>,
     /// Keeps the model in memory.
     _model: Arc<ChatModel>,
 }
@@ -98,9 +100,10 @@ impl ChatModel {
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
         let mut generation = request::generation_request(request)?;
-        generation.prompt = self.prompt(request)?;
+        let ignored_fields;
+        (generation.prompt, ignored_fields) = self.prompt(request)?;
         let generation = self.engine.submit(admission, generation)?;
-        Ok(ChatStream { generation, _model: self.clone() })
+        Ok(ChatStream { generation, ignored_fields, _model: self.clone() })
     }
 
     /// The engine behind this model.
@@ -108,9 +111,9 @@ impl ChatModel {
         &self.engine
     }
 
-    /// Token ids of the prompt. Whatever a message says stays text: special tokens in it are
+    /// Token ids of the prompt, and what of the messages it does not show. Whatever a message says stays text: special tokens in it are
     /// broken up before the template runs and put together again, as text, after.
-    fn prompt(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+    fn prompt(&self, request: &ChatCompletionRequest) -> Result<(Vec<u32>, Vec<String>)> {
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
         let texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
         let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
@@ -122,16 +125,21 @@ impl ChatModel {
         for message in &mut messages {
             request::map_texts(message, &|text| self.tokenizer.defuse(text, marker));
         }
-        let prompt = self.template.render(TemplateInput {
-            messages: &messages,
-            tools: None,
-            documents: None,
-            add_generation_prompt: true,
-            options: serde_json::Map::new(),
-            now: jiff::Zoned::now().datetime(),
-        })?;
+        let now = jiff::Zoned::now().datetime();
+        let render = |messages: &[TemplateMessage]| {
+            self.template.render(TemplateInput {
+                messages,
+                tools: None,
+                documents: None,
+                add_generation_prompt: true,
+                options: serde_json::Map::new(),
+                now,
+            })
+        };
+        let prompt = render(&messages)?;
         self.check_length(&prompt, marker)?;
-        self.tokenizer.encode_prompt(&prompt, Some(marker))
+        let ignored_fields = shown::ignored_fields(&messages, &prompt, render)?;
+        Ok((self.tokenizer.encode_prompt(&prompt, Some(marker))?, ignored_fields))
     }
 
     /// Refuses a prompt that is far too long piece by piece: the tokens of a whole one could take a
@@ -153,6 +161,11 @@ impl ChatModel {
 }
 
 impl ChatStream {
+    /// Paths of what the messages hold and the model's template does not show.
+    pub fn ignored_fields(&self) -> &[String] {
+        &self.ignored_fields
+    }
+
     /// The next event; `None` after the last.
     pub async fn next(&mut self) -> Option<ChatEvent> {
         Some(match self.generation.next().await? {

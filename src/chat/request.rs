@@ -12,6 +12,13 @@ const MAX_STOPS: usize = 4;
 const MAX_TOP_LOGPROBS: u64 = 20;
 const MAX_LOGIT_BIAS: f32 = 100.0;
 
+/// Longest stop string. The end of the text is held back while it could be the beginning of one.
+const MAX_STOP_BYTES: usize = 1024;
+
+/// Bounds of the repeat penalty. A logit divided by less than the first may leave float32.
+const MIN_REPEAT_PENALTY: f32 = 0.01;
+const MAX_REPEAT_PENALTY: f32 = 10.0;
+
 /// The messages as a template expects them.
 ///
 /// # Errors
@@ -24,6 +31,12 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
         .iter()
         .enumerate()
         .map(|(index, message)| {
+            if message.function_call.is_some() {
+                return Err(Error::invalid(
+                    format!("messages[{index}].function_call"),
+                    format!("messages[{index}].function_call is not supported; send `tool_calls`"),
+                ));
+            }
             Ok(TemplateMessage {
                 role: match message.role {
                     Role::Developer if knows_developer => "developer",
@@ -137,6 +150,17 @@ pub fn generation_request(request: &ChatCompletionRequest) -> Result<GenerationR
             format!("`stop` has {} strings; at most {MAX_STOPS} are allowed", stop.len()),
         ));
     }
+    if stop.iter().any(String::is_empty) {
+        return Err(Error::invalid(
+            "stop",
+            "`stop` has an empty string, which would stop nothing; leave it out",
+        ));
+    }
+    if let Some(long) = stop.iter().find(|stop| stop.len() > MAX_STOP_BYTES) {
+        let message =
+            format!("`stop` has a string of {} bytes; at most {MAX_STOP_BYTES} are allowed", long.len());
+        return Err(Error::invalid("stop", message));
+    }
     Ok(GenerationRequest {
         prompt: Vec::new(),
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
@@ -170,11 +194,18 @@ fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
             Err(Error::invalid(param, format!("`{param}` is {value}; it must be from {min} to {max}")))
         }
     };
-    let repeat_penalty = request.repeat_penalty.unwrap_or(defaults.repeat_penalty);
-    if !(repeat_penalty > 0.0 && repeat_penalty <= 10.0) {
-        let message = format!("`repeat_penalty` is {repeat_penalty}; it must be above 0 and at most 10");
-        return Err(Error::invalid("repeat_penalty", message));
-    }
+    let (param, repeat_penalty) = match (request.repeat_penalty, request.repetition_penalty) {
+        (Some(one), Some(other)) if one != other => {
+            let message = format!(
+                "`repeat_penalty` is {one} and `repetition_penalty` {other}; both mean the same, send one"
+            );
+            return Err(Error::invalid("repetition_penalty", message));
+        }
+        (None, Some(penalty)) => ("repetition_penalty", Some(penalty)),
+        (penalty, _) => ("repeat_penalty", penalty),
+    };
+    let repeat_penalty =
+        within(param, repeat_penalty, MIN_REPEAT_PENALTY, MAX_REPEAT_PENALTY, defaults.repeat_penalty)?;
     let repeat_last_n = match request.repeat_last_n {
         None => defaults.repeat_last_n,
         Some(-1) => None,
@@ -287,10 +318,15 @@ mod tests {
             ("presence_penalty", json!(3)),
             ("frequency_penalty", json!(-3)),
             ("repeat_penalty", json!(0)),
+            ("repeat_penalty", json!(1e-40)),
+            ("repetition_penalty", json!(11)),
             ("repeat_last_n", json!(-2)),
             ("top_k", json!(-2)),
             ("stop", json!(["1", "2", "3", "4", "5"])),
             ("stop", json!(5)),
+            ("stop", json!("")),
+            ("stop", json!(["x", ""])),
+            ("stop", json!("x".repeat(1025))),
             ("top_logprobs", json!(21)),
             ("top_logprobs", json!(1)),
             ("logit_bias", json!({"x": 1})),
@@ -301,6 +337,15 @@ mod tests {
             assert_eq!(error.param(), Some(param), "{value}: {error}");
             assert!(error.to_string().contains(param), "{error}");
         }
+    }
+
+    #[test]
+    fn the_repeat_penalty_has_two_names() {
+        let penalty = |fields| request(fields).map(|request| request.sampling.repeat_penalty);
+        assert_eq!(penalty(json!({"repeat_penalty": null, "repetition_penalty": 1.1})).unwrap(), 1.1);
+        assert_eq!(penalty(json!({"repeat_penalty": 1.1, "repetition_penalty": 1.1})).unwrap(), 1.1);
+        let error = penalty(json!({"repeat_penalty": 1.2, "repetition_penalty": 1.1})).unwrap_err();
+        assert_eq!(error.param(), Some("repetition_penalty"));
     }
 
     #[test]
@@ -323,7 +368,11 @@ mod tests {
             (json!([{"role": "user"}]), "messages[0].content"),
             (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0]"),
             (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
-            (json!([{"content": "x"}]), "messages[0]"),
+            (json!([{"content": "x"}]), "messages[0].role"),
+            (
+                json!([{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]),
+                "messages[0].function_call",
+            ),
             (json!([{"role": "user", "content": 5}]), "messages[0].content"),
         ] {
             let error = messages(bad).unwrap_err();

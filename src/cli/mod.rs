@@ -26,6 +26,5 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn serve(args: crate::config::ServeArgs) -> Result<()> {
-    let n_threads = pool::configure(args.threads.map(usize::from));
-    serve::serve(&Config::resolve(args)?, n_threads)
+    serve::serve(&Config::resolve(args)?, pool::n_threads())
 }

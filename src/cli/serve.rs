@@ -2,7 +2,7 @@
 
 use std::future;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +36,7 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let app = App::new(config)?;
     tracing::info!(threads = n_threads, "listening on http://{address}");
     let result = runtime.block_on(async {
-        let asked = shutdown_signal()?;
+        let asked = shutdown_signal(config.limits.drain_delay)?;
         let preload = {
             let (app, all) = (app.clone(), config.preload);
             tokio::task::spawn_blocking(move || app.preload(all))
@@ -52,9 +52,12 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
                 future::pending().await
             };
             tokio::select! {
-                () = asked => {}
-                // Whoever listens no more has ended already.
-                e = loaded => { let _ = failed.send(e); }
+                delay = asked => delay,
+                e = loaded => {
+                    // Whoever listens no more has ended already.
+                    let _ = failed.send(e);
+                    Duration::ZERO
+                }
             }
         };
         http::serve(listener, app, shutdown).await;
@@ -65,20 +68,22 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     result
 }
 
-/// Completes on the first Ctrl-C or SIGTERM.
-fn shutdown_signal() -> Result<impl Future<Output = ()>> {
+/// Completes on the first Ctrl-C or SIGTERM, and says how long to go on serving: `drain_delay` on
+/// SIGTERM, whose sender may route new requests here until it has asked `/health`; not at all on
+/// Ctrl-C, whose sender waits.
+fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duration>> {
     let listen = |kind| signal(kind).map_err(|e| Error::internal(format!("cannot listen for signals: {e}")));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     Ok(async move {
-        let next = async move || {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            (interrupt, terminate)
+        let delay = tokio::select! {
+            _ = interrupt.recv() => Duration::ZERO,
+            _ = terminate.recv() => drain_delay,
         };
-        let (mut interrupt, mut terminate) = next().await;
         tokio::spawn(async move {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
             tracing::warn!("second signal: stopping at once");
             std::process::exit(130);
         });
+        delay
     })
 }

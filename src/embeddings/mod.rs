@@ -2,37 +2,29 @@
 //!
 //! One [`TextEmbedding`] per process, in a `once_cell` singleton: loaded by the first request
 //! that needs it, exactly once, kept for all later ones; a load that fails is reported to its
-//! request and tried again by the next. [`Embedder`] is the handle: a thread of its own takes
-//! requests from a bounded queue.
+//! request and tried again by the next. [`Embedder`] is the handle to the thread that computes.
 //!
 //! Two backends: our encoder ([`crate::models::Encoder`], safetensors) and fastembed (`onnx`,
 //! ONNX Runtime).
 
+mod embedder;
 mod encoder;
 mod onnx;
 mod source;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use once_cell::sync::OnceCell;
-use tokio::sync::oneshot;
-
+pub use embedder::{Embedder, Loader};
 pub use source::EmbeddingSource;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::registry::{Format, Registry};
-use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
-/// The embedding model of this process.
-static TEXT_EMBEDDING: OnceCell<TextEmbedding> = OnceCell::new();
-
-/// Tokens computed in one forward pass; bounds the memory that a large request takes.
-const BATCH_TOKENS: usize = 8192;
+/// Tokens computed in one forward pass; bounds the memory that a large request takes, and the time
+/// that a new one waits for its turn. Larger batches compute no more tokens in a second.
+const BATCH_TOKENS: usize = 4096;
 
 /// An embedding model with its tokenizer.
 pub struct TextEmbedding {
@@ -70,6 +62,23 @@ struct Tokenized {
     /// What the ids were made of; absent where the client sent ids.
     text: Option<String>,
     ids: Vec<u32>,
+}
+
+/// The texts of one request and the vectors there are so far.
+struct Work {
+    /// Texts with their places in the request, the longest first: they are taken from the end, and
+    /// a batch of texts of like length is padded little.
+    rest: Vec<(usize, Tokenized)>,
+    vectors: Vec<Vec<f32>>,
+    /// Of all texts.
+    n_tokens: usize,
+    dimensions: usize,
+}
+
+impl Work {
+    fn is_done(&self) -> bool {
+        self.rest.is_empty()
+    }
 }
 
 /// The vectors of one request.
@@ -134,18 +143,28 @@ impl TextEmbedding {
         self.backend.dimensions()
     }
 
-    /// Embeds `inputs` in batches of bounded size, shortest texts first so that a batch that is
-    /// padded is padded little; `go_on` is asked between batches.
+    /// Embeds `inputs`; gives the vectors and the number of tokens.
     ///
     /// # Errors
-    /// When an input is too long or has ids outside the vocabulary, when a vector would not be
-    /// finite, or when `go_on` says no.
+    /// As [`TextEmbedding::prepare`] and [`TextEmbedding::embed_batch`].
     pub fn embed(
         &self,
         inputs: Vec<EmbeddingInput>,
         dimensions: Option<usize>,
-        go_on: impl Fn() -> bool,
     ) -> Result<(Vec<Vec<f32>>, usize)> {
+        let mut work = self.prepare(inputs, dimensions)?;
+        while !work.is_done() {
+            self.embed_batch(&mut work, BATCH_TOKENS)?;
+        }
+        Ok((work.vectors, work.n_tokens))
+    }
+
+    /// Checks and tokenizes `inputs`; each vector is to be cut to `dimensions` where given.
+    ///
+    /// # Errors
+    /// When an input is too long or has ids outside the vocabulary, or there are no vectors of such
+    /// dimensions.
+    fn prepare(&self, inputs: Vec<EmbeddingInput>, dimensions: Option<usize>) -> Result<Work> {
         if let Some(wanted) = dimensions
             && !(1..=self.dimensions()).contains(&wanted)
         {
@@ -154,34 +173,37 @@ impl TextEmbedding {
                 format!("`dimensions` is {wanted}; this model's vectors have 1 to {}", self.dimensions()),
             ));
         }
-        let mut texts = inputs
+        let mut rest = inputs
             .into_iter()
             .enumerate()
             .map(|(index, input)| Ok((index, self.tokenize(input, index)?)))
             .collect::<Result<Vec<_>>>()?;
-        let n_tokens = texts.iter().map(|(_, text)| text.ids.len()).sum();
-        texts.sort_by_key(|(_, text)| text.ids.len());
+        rest.sort_by_key(|(_, text)| Reverse(text.ids.len()));
+        Ok(Work {
+            dimensions: dimensions.unwrap_or(self.dimensions()),
+            n_tokens: rest.iter().map(|(_, text)| text.ids.len()).sum(),
+            vectors: vec![Vec::new(); rest.len()],
+            rest,
+        })
+    }
 
-        let mut vectors = vec![Vec::new(); texts.len()];
-        let mut rest = texts.into_iter().peekable();
-        while rest.peek().is_some() {
-            if !go_on() {
-                return Err(Error::new(Kind::Unavailable, "the client has gone away"));
-            }
-            let mut batch_tokens = 0;
-            let (order, batch): (Vec<usize>, Vec<Tokenized>) = std::iter::from_fn(|| {
-                rest.next_if(|(_, text)| {
-                    batch_tokens += text.ids.len();
-                    batch_tokens <= BATCH_TOKENS.max(text.ids.len())
-                })
+    /// Computes the next batch, of at most `max_tokens` tokens or one text.
+    ///
+    /// # Errors
+    /// When a vector would not be finite.
+    fn embed_batch(&self, work: &mut Work, max_tokens: usize) -> Result<()> {
+        let mut batch_tokens = 0;
+        let (order, batch): (Vec<usize>, Vec<Tokenized>) = std::iter::from_fn(|| {
+            work.rest.pop_if(|(_, text)| {
+                batch_tokens += text.ids.len();
+                batch_tokens <= max_tokens.max(text.ids.len())
             })
-            .unzip();
-            for (index, vector) in order.into_iter().zip(self.backend.embed(&batch)?) {
-                let shortened = dimensions.unwrap_or(vector.len());
-                vectors[index] = unit_length(&vector[..shortened])?;
-            }
+        })
+        .unzip();
+        for (index, vector) in order.into_iter().zip(self.backend.embed(&batch)?) {
+            work.vectors[index] = unit_length(&vector[..work.dimensions])?;
         }
-        Ok((vectors, n_tokens))
+        Ok(())
     }
 
     fn tokenize(&self, input: EmbeddingInput, index: usize) -> Result<Tokenized> {
@@ -224,153 +246,6 @@ fn unit_length(vector: &[f32]) -> Result<Vec<f32>> {
         return Err(Error::internal(format!("the model gave a vector of length {length}; it is not served")));
     }
     Ok(vector.iter().map(|&x| (f64::from(x) / length) as f32).collect())
-}
-
-/// How a model is loaded when it is first needed.
-pub type Loader = dyn Fn() -> Result<TextEmbedding> + Send + Sync;
-
-/// A handle to the embedding thread. Cheap to clone; the thread ends when the last is dropped.
-#[derive(Clone)]
-pub struct Embedder {
-    cell: &'static OnceCell<TextEmbedding>,
-    sender: mpsc::Sender<Job>,
-    n_requests: Arc<AtomicUsize>,
-    max_requests: usize,
-}
-
-/// A request on its way to the thread.
-struct Job {
-    inputs: Vec<EmbeddingInput>,
-    dimensions: Option<usize>,
-    reply: oneshot::Sender<Result<Embeddings>>,
-    arrived: Instant,
-    _admitted: Admission,
-}
-
-/// Holds a request's place; gives it back when dropped, whatever becomes of the request.
-struct Admission(Arc<AtomicUsize>);
-
-impl Embedder {
-    /// Starts the thread; `loader` fills the process's singleton when the first request comes. At
-    /// most `max_requests` wait or run at once.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn spawn(loader: Box<Loader>, max_requests: usize) -> Result<Self> {
-        Self::spawn_on(&TEXT_EMBEDDING, loader, max_requests)
-    }
-
-    /// As [`Embedder::spawn`], with a cell of the caller's for the model.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn spawn_on(
-        cell: &'static OnceCell<TextEmbedding>,
-        loader: Box<Loader>,
-        max_requests: usize,
-    ) -> Result<Self> {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        thread::Builder::new()
-            .name("embedder".to_owned())
-            .spawn(move || {
-                let mut worker = Worker { cell, loader, failed: None };
-                for job in jobs {
-                    worker.run(job);
-                }
-            })
-            .map_err(|e| Error::internal(format!("cannot start the embedding thread: {e}")))?;
-        Ok(Self { cell, sender, n_requests: Arc::new(AtomicUsize::new(0)), max_requests })
-    }
-
-    /// The model, if it has been loaded.
-    pub fn loaded(&self) -> Option<&'static TextEmbedding> {
-        self.cell.get()
-    }
-
-    /// Embeds `inputs`, each vector cut to `dimensions` where given. Dropping the future cancels
-    /// what is not computed yet.
-    ///
-    /// # Errors
-    /// As [`TextEmbedding::embed`]; and when the queue is full or the model cannot be loaded.
-    pub async fn embed(&self, inputs: Vec<EmbeddingInput>, dimensions: Option<usize>) -> Result<Embeddings> {
-        let (reply, answer) = oneshot::channel();
-        let job = Job { inputs, dimensions, reply, arrived: Instant::now(), _admitted: self.admit()? };
-        let died = || {
-            Error::new(
-                Kind::Unavailable,
-                "the embedding thread has stopped after a fault; restart the server",
-            )
-        };
-        self.sender.send(job).map_err(|_| died())?;
-        answer.await.map_err(|_| died())?
-    }
-
-    fn admit(&self) -> Result<Admission> {
-        let place = |n: usize| (n < self.max_requests).then_some(n + 1);
-        self.n_requests
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, place)
-            .map(|_| Admission(self.n_requests.clone()))
-            .map_err(|n| {
-                Error::new(
-                    Kind::Overloaded { retry_after: Duration::from_secs(1) },
-                    format!("{n} embedding requests are queued, and that is the limit; try again later"),
-                )
-            })
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// The thread's state.
-struct Worker {
-    cell: &'static OnceCell<TextEmbedding>,
-    loader: Box<Loader>,
-    /// When the last try to load the model failed, and how.
-    failed: Option<(Instant, Error)>,
-}
-
-impl Worker {
-    /// Computes the answer of one request and sends it; a panic costs this request only.
-    fn run(&mut self, job: Job) {
-        let Job { inputs, dimensions, reply, arrived, .. } = job;
-        if reply.is_closed() {
-            return;
-        }
-        let (queue, started) = (arrived.elapsed(), Instant::now());
-        let n_texts = inputs.len() as u64;
-        let compute = || self.model(arrived)?.embed(inputs, dimensions, || !reply.is_closed());
-        let result = catch_unwind(AssertUnwindSafe(compute))
-            .unwrap_or_else(|_| Err(Error::internal("embedding failed; the fault was logged")));
-        if let Ok((_, n_tokens)) = &result {
-            metrics::counter!(telemetry::EMBEDDED_TEXTS).increment(n_texts);
-            metrics::counter!(telemetry::EMBEDDED_TOKENS).increment(*n_tokens as u64);
-        }
-        let answer = result.map(|(vectors, n_tokens)| Embeddings {
-            vectors,
-            n_tokens,
-            queue,
-            compute: started.elapsed(),
-        });
-        // The client may have gone away meanwhile.
-        let _ = reply.send(answer);
-    }
-
-    /// The model, loaded now if it is not yet. A load that fails answers every request that came
-    /// before it ended; later ones try again.
-    fn model(&mut self, arrived: Instant) -> Result<&'static TextEmbedding> {
-        if let Some((when, e)) = &self.failed
-            && arrived < *when
-        {
-            return Err(e.clone());
-        }
-        self.cell
-            .get_or_try_init(&*self.loader)
-            .inspect_err(|e| self.failed = Some((Instant::now(), e.clone())))
-    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub async fn completions(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
+    let (request, mut ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
     let slot = app.chat_slot(request.model.as_deref())?;
     let model = app.chat_model(slot).await?;
     let envelope = Envelope {
@@ -44,13 +44,15 @@ pub async fn completions(
     };
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let logprobs = request.logprobs.unwrap_or(false).then(ChoiceLogprobs::default);
     let admission = model.admit()?;
     let answer = app.compute(move || model.answer(admission, &request)).await??;
-    let log = RequestLog { request_id, finished: false };
+    ignored.extend(answer.ignored_fields());
+    let log = RequestLog { request_id, ended: false };
     let mut response = if streams {
         stream(answer, envelope, include_usage, log)
     } else {
-        Json(whole(answer, envelope, log).await?).into_response()
+        Json(whole(answer, envelope, logprobs, log).await?).into_response()
     };
     ignored.name_in(&mut response);
     Ok(response)
@@ -65,15 +67,20 @@ struct Envelope {
     system_fingerprint: String,
 }
 
-async fn whole(mut answer: ChatStream, envelope: Envelope, mut log: RequestLog) -> Result<ChatCompletion> {
+/// `logprobs` is where those of the answer go, if they were asked for.
+async fn whole(
+    mut answer: ChatStream,
+    envelope: Envelope,
+    mut logprobs: Option<ChoiceLogprobs>,
+    mut log: RequestLog,
+) -> Result<ChatCompletion> {
     let mut content = String::new();
-    let mut logprobs: Option<ChoiceLogprobs> = None;
     while let Some(event) = answer.next().await {
         match event {
             ChatEvent::Content { text, logprobs: more } => {
                 content += &text;
-                if let Some(more) = more {
-                    logprobs.get_or_insert_default().content.extend(more.content);
+                if let (Some(all), Some(more)) = (&mut logprobs, more) {
+                    all.content.extend(more.content);
                 }
             }
             ChatEvent::Finished { reason, usage, figures } => {
@@ -90,12 +97,12 @@ async fn whole(mut answer: ChatStream, envelope: Envelope, mut log: RequestLog) 
                 });
             }
             ChatEvent::Failed(e) => {
-                log.failed();
+                log.ended = true;
                 return Err(e);
             }
         }
     }
-    log.failed();
+    log.ended = true;
     Err(Error::internal("the engine ended without an answer"))
 }
 
@@ -144,7 +151,7 @@ impl StreamState {
                 self.ended = true;
             }
             ChatEvent::Failed(e) => {
-                self.log.failed();
+                self.log.failed(&e);
                 self.push(&ApiError::from(e).into_body());
                 self.ended = true;
             }
@@ -176,14 +183,18 @@ impl StreamState {
 }
 
 /// One line per request, when its answer ends: finished, failed, or left by its client.
+///
+/// hyper drops an answer, and this with it, when the client's side of the connection ends, even if
+/// only its sending side. It does not look while another request of the same client waits: then the
+/// answer goes on until a write fails.
 struct RequestLog {
     request_id: RequestId,
-    finished: bool,
+    ended: bool,
 }
 
 impl RequestLog {
     fn finished(&mut self, usage: &Usage, figures: &Figures) {
-        self.finished = true;
+        self.ended = true;
         let Figures { timings, repeat_penalty } = figures;
         let rate = |n: usize, time: Duration| (n as f64 / time.as_secs_f64().max(1e-9)).round();
         let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
@@ -203,15 +214,17 @@ impl RequestLog {
         );
     }
 
-    fn failed(&mut self) {
-        self.finished = true;
-        tracing::warn!(id = self.request_id.as_str(), "chat failed");
+    /// An error after the stream has begun; one before is an answer of its own, which is logged as
+    /// such.
+    fn failed(&mut self, e: &Error) {
+        self.ended = true;
+        tracing::error!(id = self.request_id.as_str(), error = %e, "chat failed in mid-stream");
     }
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.ended {
             tracing::info!(id = self.request_id.as_str(), "chat cancelled: the client has gone away");
         }
     }

@@ -18,6 +18,10 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
+/// What went wrong, on its way from an error's answer to the log.
+#[derive(Clone)]
+pub struct Reason(pub String);
+
 impl ApiError {
     /// An error that only HTTP knows, such as an unknown route.
     pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -53,9 +57,6 @@ impl From<Error> for ApiError {
             Kind::Overloaded { retry_after } => Some(retry_after),
             _ => None,
         };
-        if status.is_server_error() {
-            tracing::error!(error = %e, "request failed");
-        }
         let param = e.param().map(str::to_owned);
         let error = ErrorObject { message: e.to_string(), kind, param, code };
         Self { status, body: ErrorBody { error }, retry_after }
@@ -64,7 +65,9 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let reason = Reason(self.body.error.message.clone());
         let mut response = (self.status, Json(self.body)).into_response();
+        response.extensions_mut().insert(reason);
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             // Whole seconds for the standard header, rounded up; the SDKs prefer the other.

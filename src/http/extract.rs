@@ -1,13 +1,21 @@
 //! Request bodies: JSON within limits, checked against the parameters that are known.
 
-use axum::body::to_bytes;
+use std::future;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
+use http_body_util::BodyExt;
 use serde_json::{Map, Value};
+use tokio::time::{sleep, timeout};
 
+use super::connection::Closing;
 use super::error::ApiError;
 use crate::app::App;
+use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::openai::params::{self, Row};
 
@@ -17,27 +25,30 @@ pub struct JsonObject(pub Map<String, Value>);
 /// Deepest nesting of a body. Real requests stay below 20; a tool's schema may reach 30.
 const MAX_DEPTH: usize = 64;
 
+/// Room for the names of ignored parameters: proxies refuse an answer whose head is longer than 4 or
+/// 8 KiB.
+const MAX_IGNORED_BYTES: usize = 2048;
+
+/// Room for one of them.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Time for the rest of a body once the server is closing.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 impl FromRequest<App> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        if !content_type.is_none_or(is_json) {
+        if !content_type.is_some_and(is_json) {
             return Err(ApiError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 Some("unsupported_media_type"),
                 "the body must be JSON; send the header `content-type: application/json`",
             ));
         }
-        let limits = app.limits();
-        let read = to_bytes(request.into_body(), limits.body_bytes);
-        let body = tokio::time::timeout(limits.read_timeout, read)
-            .await
-            .map_err(|_| {
-                let message = format!("the body did not arrive within {} s", limits.read_timeout.as_secs());
-                ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
-            })?
-            .map_err(|e| unreadable(&e, limits.body_bytes))?;
+        let closing = request.extensions().get::<Closing>().cloned();
+        let body = read_body(request.into_body(), app.limits(), closing).await?;
         match serde_json::from_slice(&body) {
             Ok(Value::Object(object)) if depth_is_at_most(MAX_DEPTH - 1, object.values()) => Ok(Self(object)),
             Ok(Value::Object(_)) => {
@@ -64,15 +75,37 @@ impl JsonObject {
 pub struct Ignored(Vec<String>);
 
 impl Ignored {
+    /// Adds what the model's template ignores.
+    pub fn extend(&mut self, paths: &[String]) {
+        self.0.extend_from_slice(paths);
+    }
+
     /// Names them in the `x-ignored-params` header.
     pub fn name_in(self, response: &mut Response) {
-        // A name that cannot stand in a header is shown escaped.
-        let names: Vec<String> = self.0.iter().map(|name| name.escape_default().to_string()).collect();
-        if !names.is_empty()
-            && let Ok(value) = HeaderValue::from_str(&names.join(", "))
+        if let Some(names) = self.names()
+            && let Ok(value) = HeaderValue::from_str(&names)
         {
             response.headers_mut().insert("x-ignored-params", value);
         }
+    }
+
+    /// The names in a form that can stand in a header, as many as it has room for.
+    fn names(&self) -> Option<String> {
+        let mut names = String::new();
+        for (n_named, name) in self.0.iter().enumerate() {
+            let mut escaped: String = name.escape_default().take(MAX_NAME_BYTES + 1).collect();
+            if escaped.len() > MAX_NAME_BYTES {
+                escaped.replace_range(MAX_NAME_BYTES.., "...");
+            }
+            if names.len() + escaped.len() > MAX_IGNORED_BYTES {
+                return Some(format!("{names}, ... and {} more", self.0.len() - n_named));
+            }
+            if n_named > 0 {
+                names += ", ";
+            }
+            names += &escaped;
+        }
+        (!names.is_empty()).then_some(names)
     }
 }
 
@@ -82,15 +115,37 @@ fn is_json(content_type: &[u8]) -> bool {
         || media_type.to_ascii_lowercase().ends_with(b"+json")
 }
 
-fn unreadable(e: &axum::Error, limit_bytes: usize) -> ApiError {
-    let is_too_long =
-        std::error::Error::source(e).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-    if is_too_long {
-        let message = format!("the body is longer than {limit_bytes} bytes; send less");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message)
-    } else {
-        ApiError::new(StatusCode::BAD_REQUEST, None, format!("the body could not be read: {e}"))
+/// The bytes of a body that keeps coming, up to the limit. A server that is closing waits only
+/// [`LAST_CALL`] for its end.
+async fn read_body(mut body: Body, limits: &Limits, closing: Option<Closing>) -> Result<Vec<u8>, ApiError> {
+    let mut last_call = pin!(async {
+        match closing {
+            Some(mut closing) => closing.wait().await,
+            None => future::pending().await,
+        }
+        sleep(LAST_CALL).await;
+    });
+    // What a client announces is refused before it is read.
+    let mut n_bytes = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::new();
+    while n_bytes <= limits.body_bytes {
+        let frame = tokio::select! {
+            frame = timeout(limits.body_idle, body.frame()) => frame.map_err(|_| {
+                let message = format!("the body did not go on for {} s", limits.body_idle.as_secs());
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
+            })?,
+            () = &mut last_call => return Err(Error::new(Kind::Unavailable, "the server is shutting down").into()),
+        };
+        let Some(frame) = frame else { return Ok(bytes) };
+        let frame = frame.map_err(|e| {
+            ApiError::new(StatusCode::BAD_REQUEST, None, format!("the body could not be read: {e}"))
+        })?;
+        let data = frame.into_data().unwrap_or_default();
+        n_bytes = n_bytes.max(bytes.len() + data.len());
+        bytes.extend_from_slice(&data);
     }
+    let message = format!("the body is longer than {} bytes; send less", limits.body_bytes);
+    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message))
 }
 
 fn malformed(message: impl Into<String>) -> ApiError {
@@ -117,6 +172,17 @@ mod tests {
         for other in ["text/plain", "application/x-www-form-urlencoded", ""] {
             assert!(!is_json(other.as_bytes()), "{other}");
         }
+    }
+
+    #[test]
+    fn as_many_ignored_names_are_shown_as_a_header_has_room_for() {
+        let names = |names: Vec<String>| Ignored(names).names();
+        assert_eq!(names(Vec::new()), None);
+        assert_eq!(names(vec!["a".into(), "b é\n".into()]).unwrap(), "a, b \\u{e9}\\n");
+        let many = names((0..60_000).map(|i| format!("key{i}")).collect()).unwrap();
+        assert!(many.len() < 2200 && many.starts_with("key0, key1, ") && many.ends_with(" more"), "{many}");
+        let long = names(vec!["é".repeat(1 << 20)]).unwrap();
+        assert!(long.len() < 140 && long.ends_with("..."), "{long}");
     }
 
     #[test]

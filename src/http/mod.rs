@@ -2,6 +2,7 @@
 //! knows no tokens.
 
 mod chat;
+mod connection;
 mod embeddings;
 mod error;
 mod extract;

@@ -7,19 +7,24 @@
 use std::env;
 use std::thread;
 
+/// The variable that says how many threads compute.
+const VARIABLE: &str = "RAYON_NUM_THREADS";
+
 /// Settles the number of compute threads: `requested`, else what the environment already says,
 /// else the cores this process may use.
 ///
-/// Call it first in `main`, before any thread is started. Returns the number.
-pub fn configure(requested: Option<usize>) -> usize {
-    let from_environment = || env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|&n| n > 0);
-    let n_threads = requested
-        .or_else(from_environment)
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-        // SAFETY: the caller is `main` before it starts a thread, so nothing reads the
-        // environment while it changes.
-        unsafe { env::set_var(name, n_threads.to_string()) };
+/// # Safety
+/// No other thread may run: the environment changes, and others may read it.
+pub unsafe fn configure(requested: Option<usize>) {
+    let n_threads = requested.unwrap_or_else(n_threads).to_string();
+    for name in [VARIABLE, "CANDLE_NUM_THREADS"] {
+        // SAFETY: the caller says that no other thread runs.
+        unsafe { env::set_var(name, &n_threads) };
     }
-    n_threads
+}
+
+/// How many threads compute.
+pub fn n_threads() -> usize {
+    let settled = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+    settled.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
 }

@@ -28,8 +28,9 @@ pub struct ChatCompletionRequest {
     pub logit_bias: Option<BTreeMap<String, f32>>,
     pub logprobs: Option<bool>,
     pub top_logprobs: Option<u64>,
-    #[serde(alias = "repetition_penalty")]
     pub repeat_penalty: Option<f32>,
+    /// Another name of `repeat_penalty`.
+    pub repetition_penalty: Option<f32>,
     /// Tokens the repeat penalty looks back on; -1 is all of them.
     pub repeat_last_n: Option<i64>,
     pub ignore_eos: Option<bool>,
@@ -47,6 +48,9 @@ pub struct Message {
     pub tool_calls: Option<Vec<Value>>,
     #[serde(default)]
     pub tool_call_id: Option<String>,
+    /// What `tool_calls` was before.
+    #[serde(default)]
+    pub function_call: Option<Value>,
 }
 
 /// Who speaks.

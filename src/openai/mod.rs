@@ -9,7 +9,7 @@ pub mod params;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Reads a request of type `T`; an error names the field.
 ///
@@ -18,9 +18,81 @@ use crate::error::{Error, Result};
 pub fn from_value<T: DeserializeOwned>(body: Value) -> Result<T> {
     serde_path_to_error::deserialize(body).map_err(|e| {
         let message = e.inner().to_string();
-        match e.path().to_string() {
-            path if path == "." => Error::new(crate::error::Kind::InvalidRequest, message),
-            path => Error::invalid(path.clone(), format!("`{path}`: {message}")),
+        let path = e.path().to_string();
+        let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        match (path.as_str(), missing) {
+            (".", Some(field)) => Error::invalid(field, format!("`{field}` is missing")),
+            (path, Some(field)) => {
+                Error::invalid(format!("{path}.{field}"), format!("`{path}.{field}` is missing"))
+            }
+            (".", None) => Error::new(Kind::InvalidRequest, in_words_of_json(&message)),
+            // Its keys are the client's own, not parameters.
+            (path, None) if path.starts_with("logit_bias.") => {
+                Error::invalid("logit_bias", format!("`{path}`: {}", in_words_of_json(&message)))
+            }
+            (path, None) => Error::invalid(path, format!("`{path}`: {}", in_words_of_json(&message))),
         }
     })
+}
+
+/// serde's message with JSON's names for types in place of Rust's.
+fn in_words_of_json(message: &str) -> String {
+    const FOUND: &[(&str, &str)] = &[
+        ("invalid type: map", "invalid type: object"),
+        ("invalid type: sequence", "invalid type: array"),
+        ("invalid type: floating point", "invalid type: number"),
+        ("invalid value: floating point", "invalid value: number"),
+        ("invalid value: map", "invalid type: object"),
+    ];
+    // What was found may quote the client, and so say "expected" too.
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let found = FOUND
+        .iter()
+        .find_map(|(rust, json)| Some(format!("{json}{}", found.strip_prefix(rust)?)))
+        .unwrap_or_else(|| found.to_owned());
+    let expected = match expected {
+        "f32" | "f64" => "a number",
+        "i64" => "an integer",
+        "u32" | "u64" | "usize" => "an integer of 0 or more",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        "string or map" | "map with a single key" => "a string",
+        rust if rust.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chat::ChatCompletionRequest;
+    use super::embeddings::EmbeddingsRequest;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_wrong_is_said_in_words_of_json() {
+        for (field, value, param, says) in [
+            ("temperature", json!("warm"), "temperature", "string \"warm\", expected a number"),
+            ("temperature", json!("x, expected u64"), "temperature", "expected a number"),
+            ("max_tokens", json!(1.5), "max_tokens", "number `1.5`, expected an integer of 0 or more"),
+            ("max_tokens", json!(-1), "max_tokens", "expected an integer of 0 or more"),
+            ("seed", json!([]), "seed", "array, expected an integer"),
+            ("stream", json!("yes"), "stream", "expected a boolean"),
+            ("messages", json!({}), "messages", "object, expected an array"),
+            ("messages", json!([5]), "messages[0]", "expected an object"),
+            ("messages", json!([{"content": "x"}]), "messages[0].role", "`messages[0].role` is missing"),
+            ("messages", json!([{"role": 5}]), "messages[0].role", "integer `5`, expected a string"),
+            ("messages", json!([{"role": {}}]), "messages[0].role", "object, expected a string"),
+            ("messages", json!([{"role": "robot"}]), "messages[0].role", "expected one of `developer`"),
+            ("logit_bias", json!({"1": null}), "logit_bias", "null, expected a number"),
+            ("stream_options", json!(true), "stream_options", "boolean `true`, expected an object"),
+        ] {
+            let error = from_value::<ChatCompletionRequest>(json!({ field: value })).unwrap_err();
+            assert_eq!(error.param(), Some(param), "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        let error = from_value::<EmbeddingsRequest>(json!({})).unwrap_err();
+        assert_eq!((error.param(), error.to_string().as_str()), (Some("input"), "`input` is missing"));
+    }
 }

@@ -105,6 +105,14 @@ pub const EMBEDDINGS: &[Row] = &[
     ("user", Ignored),
 ];
 
+/// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
+/// has no row here, such as a tool call, is taken as it is.
+const NESTED: &[(&str, &[&str])] = &[
+    ("messages[]", &["role", "content", "name", "tool_calls", "tool_call_id", "function_call"]),
+    ("messages[].content[]", &["type", "text", "refusal"]),
+    ("stream_options", &["include_usage"]),
+];
+
 const NO_GRAMMAR: &str = "output cannot be constrained to a grammar";
 
 fn never(_: &Value) -> bool {
@@ -120,7 +128,8 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// Checks a request's fields against `rows`; null counts as absent. Returns the names of those
-/// that are ignored, unknown ones among them, in the request's order.
+/// that are ignored, unknown ones among them, in the request's order; those within a parameter by
+/// their path, such as `messages[0].mood`.
 ///
 /// # Errors
 /// For the first parameter that is refused; the error names it.
@@ -128,6 +137,9 @@ pub fn check(rows: &[Row], request: &Map<String, Value>) -> Result<Vec<String>> 
     let mut ignored = Vec::new();
     for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
         match rows.iter().find(|(row, _)| row == name) {
+            Some((_, Honoured)) if NESTED.iter().any(|(place, _)| place.starts_with(name)) => {
+                name_unknown(value, name, name, &mut ignored);
+            }
             Some((_, Honoured)) => {}
             Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
             Some((_, OnlyDefault { reason, .. })) => {
@@ -140,6 +152,30 @@ pub fn check(rows: &[Row], request: &Map<String, Value>) -> Result<Vec<String>> 
         }
     }
     Ok(ignored)
+}
+
+/// Adds the paths of keys in `value` that its place does not know.
+fn name_unknown(value: &Value, place: &str, path: &str, ignored: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => {
+            let place = format!("{place}[]");
+            for (idx, item) in items.iter().enumerate() {
+                name_unknown(item, &place, &format!("{path}[{idx}]"), ignored);
+            }
+        }
+        Value::Object(fields) => {
+            let Some((_, known)) = NESTED.iter().find(|(row, _)| *row == place) else { return };
+            for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+                let path = format!("{path}.{key}");
+                if known.contains(&key.as_str()) {
+                    name_unknown(value, &format!("{place}.{key}"), &path, ignored);
+                } else {
+                    ignored.push(path);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -155,6 +191,24 @@ mod tests {
     fn unknown_and_harmless_parameters_are_named() {
         let ignored = checked(json!({"model": "m", "user": "u", "foo": 1, "store": null, "n": 1})).unwrap();
         assert_eq!(ignored, ["user", "foo"]);
+    }
+
+    #[test]
+    fn unknown_keys_within_parameters_are_named_by_their_path() {
+        let ignored = checked(json!({
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"x": 1}}]},
+                {"role": "assistant", "content": "b", "mood": "good", "audio": null,
+                 "tool_calls": [{"id": "1", "index": 0}]},
+            ],
+            "stream_options": {"include_usage": true, "foo": 1},
+            "logit_bias": {"1": 2}
+        }));
+        assert_eq!(
+            ignored.unwrap(),
+            ["messages[0].content[0].cache_control", "messages[1].mood", "stream_options.foo"]
+        );
+        assert!(checked(json!({"messages": "hi", "stream_options": [1]})).unwrap().is_empty());
     }
 
     #[test]

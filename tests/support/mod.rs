@@ -16,7 +16,7 @@ use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
-use predict_otron_9000::embeddings::{Embedder, TextEmbedding};
+use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
@@ -184,9 +184,18 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
 
 /// A server with these chat models and no embedding model to load.
 pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
-    let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
     let no_model = || Err(Error::registry("this test has no embedding model"));
-    let embedder = Embedder::spawn_on(cell, Box::new(no_model), limits.embedding_requests).unwrap();
+    server_of(chat_models, limits, Box::new(no_model)).await
+}
+
+/// A server whose embedding model comes from `loader`, and no chat model.
+pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
+    server_of(ChatModels::new(Vec::new(), Residency::default()), limits, loader).await
+}
+
+async fn server_of(chat_models: Arc<ChatModels>, limits: Limits, loader: Box<Loader>) -> Server {
+    let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
+    let embedder = Embedder::spawn_on(cell, loader, limits.embedding_requests).unwrap();
     serve(App::from_parts(Parts {
         chat_models,
         embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], Some("tests")),
@@ -205,21 +214,18 @@ pub static METRICS: LazyLock<metrics_exporter_prometheus::PrometheusHandle> =
 pub struct Server {
     pub address: SocketAddr,
     pub client: reqwest::Client,
-    shutdown: Option<oneshot::Sender<()>>,
+    shutdown: Mutex<Option<oneshot::Sender<Duration>>>,
     pub running: tokio::task::JoinHandle<()>,
 }
 
 pub async fn serve(app: App) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (shutdown, asked) = oneshot::channel::<()>();
+    let (shutdown, asked) = oneshot::channel();
     let running = tokio::spawn(async move {
-        http::serve(listener, app, async {
-            let _ = asked.await;
-        })
-        .await;
+        http::serve(listener, app, async { asked.await.unwrap_or_default() }).await;
     });
-    Server { address, client: reqwest::Client::new(), shutdown: Some(shutdown), running }
+    Server { address, client: reqwest::Client::new(), shutdown: Mutex::new(Some(shutdown)), running }
 }
 
 impl Server {
@@ -241,9 +247,13 @@ impl Server {
             .unwrap()
     }
 
-    pub fn shut_down(&mut self) {
-        if let Some(shutdown) = self.shutdown.take() {
-            let _ = shutdown.send(());
+    pub fn shut_down(&self) {
+        self.shut_down_after(Duration::ZERO);
+    }
+
+    pub fn shut_down_after(&self, delay: Duration) {
+        if let Some(shutdown) = self.shutdown.lock().unwrap().take() {
+            let _ = shutdown.send(delay);
         }
     }
 }
