@@ -5,13 +5,15 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use candle_core::Device;
 use predict_otron_9000::app::App;
 use predict_otron_9000::config::{Args, Config};
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, Weights};
 use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::registry::{ModelKind, Registry};
-use serde_json::json;
+use serde_json::{Value, json};
+use support::gguf::Gguf;
 use support::{json as body, serve};
 
 #[tokio::test]
@@ -67,4 +69,67 @@ fn quantized_weights_stay_close_to_expanded_ones() {
     let mean =
         expanded.iter().zip(&quantized).map(|(a, b)| (a - b).abs()).sum::<f32>() / expanded.len() as f32;
     assert!(mean > 0.0 && mean < 0.3, "mean difference of logits {mean}");
+}
+
+/// A BERT in a GGUF file, named and laid out as llama.cpp's converter does.
+fn bert_as_gguf(folder: &Path) -> Gguf {
+    let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let tokens: Vec<String> = (0..400).map(|id| format!("▁{id}")).collect();
+    let mut file = Gguf::default()
+        .string("general.architecture", "bert")
+        .u32("bert.embedding_length", 64)
+        .u32("bert.feed_forward_length", 128)
+        .u32("bert.block_count", 2)
+        .u32("bert.attention.head_count", 4)
+        .u32("bert.context_length", 130)
+        .f32("bert.attention.layer_norm_epsilon", 1e-12)
+        .u32("bert.pooling_type", 1)
+        .string("tokenizer.ggml.model", "bert")
+        .strings("tokenizer.ggml.tokens", &tokens)
+        .u32("tokenizer.ggml.unknown_token_id", 0);
+    let names = [
+        ("embeddings.word_embeddings", "token_embd"),
+        ("embeddings.position_embeddings", "position_embd"),
+        ("embeddings.token_type_embeddings", "token_types"),
+        ("embeddings.LayerNorm", "token_embd_norm"),
+        ("encoder.layer.", "blk."),
+        ("attention.self.query", "attn_q"),
+        ("attention.self.key", "attn_k"),
+        ("attention.self.value", "attn_v"),
+        ("attention.output.dense", "attn_output"),
+        ("attention.output.LayerNorm", "attn_output_norm"),
+        ("intermediate.dense", "ffn_up"),
+        ("output.dense", "ffn_down"),
+        ("output.LayerNorm", "layer_output_norm"),
+    ];
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.starts_with("pooler.")) {
+        let name = names.iter().fold(name.clone(), |name, (from, to)| name.replace(from, to));
+        file = file.tensor_f32(&name, tensor);
+    }
+    file
+}
+
+#[tokio::test]
+async fn a_gguf_file_is_an_embedding_model() {
+    let folder = Path::new("tests/data/tiny-encoders/bert");
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    fs::write(file.path(), bert_as_gguf(folder).bytes()).unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let app = move || {
+        use clap::Parser;
+        let args = Args::parse_from(["predict-otron-9000", "--embedding-model", &path]);
+        App::new(&Config::resolve(args.serve).unwrap()).unwrap()
+    };
+    let server = serve(tokio::task::spawn_blocking(app).await.unwrap()).await;
+    let reference: Value = serde_json::from_slice(&fs::read(folder.join("reference.json")).unwrap()).unwrap();
+    for case in reference["cases"].as_array().unwrap() {
+        let answer = body(server.post("/v1/embeddings", &json!({"input": case["input_ids"]})).await).await;
+        let found = answer["data"][0]["embedding"].as_array().unwrap_or_else(|| panic!("{answer}"));
+        for (found, expected) in found.iter().zip(case["mean_normalised"].as_array().unwrap()) {
+            assert!((found.as_f64().unwrap() - expected.as_f64().unwrap()).abs() < 1e-4);
+        }
+    }
+    let models = body(server.get("/v1/models").await).await;
+    let model = &models["data"].as_array().unwrap()[1];
+    assert_eq!((&model["family"], &model["format"]), (&json!("bert"), &json!("gguf")));
 }

@@ -8,9 +8,10 @@ use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
 use crate::models::encoder::{EncoderConfig, TextEncoder};
-use crate::models::load::{SafetensorsFiles, Weights};
+use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
 use crate::models::{Encoder, EncoderInput};
-use crate::registry::Pooling;
+use crate::registry::{Format, Pooling};
+use crate::tokenizer::Tokenizer;
 
 /// An encoder and how its hidden states become one vector.
 pub struct EncoderBackend {
@@ -45,6 +46,23 @@ impl Pooling {
             ["lasttoken"] => Ok(Self::LastToken),
             _ => Err(Error::model(format!(
                 "1_Pooling/config.json asks for the pooling {asked:?}; mean_tokens, cls_token or lasttoken is done"
+            ))),
+        }
+    }
+
+    /// Reads the pooling that a GGUF file names.
+    ///
+    /// # Errors
+    /// When it names another.
+    pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
+        let key = format!("{}.pooling_type", file.architecture()?);
+        match file.metadata().integer(&key)? {
+            None => Ok(None),
+            Some(1) => Ok(Some(Self::Mean)),
+            Some(2) => Ok(Some(Self::Cls)),
+            Some(3) => Ok(Some(Self::LastToken)),
+            Some(other) => Err(Error::model(format!(
+                "`{key}` of the GGUF file is {other}; 1 (mean), 2 (first token) or 3 (last token) is done"
             ))),
         }
     }
@@ -91,29 +109,42 @@ fn check_modules(json: &[u8]) -> Result<()> {
 }
 
 impl EncoderBackend {
-    /// Loads a BERT-like encoder from safetensors, for a tokenizer with `n_ids` token ids.
+    /// Loads an encoder and its tokenizer from safetensors or a GGUF file.
     ///
     /// # Errors
-    /// When its files are damaged, of another family, or ask for a step that is not done here.
-    pub fn load(source: &EmbeddingSource, n_ids: usize) -> Result<Self> {
-        let config = EncoderConfig::from_json(&source.read("config.json")?)?;
-        if n_ids > config.n_vocab {
+    /// When its files are damaged, of an unknown family, or ask for a step that is not done here.
+    pub fn load(source: &EmbeddingSource) -> Result<(Self, Tokenizer)> {
+        let (config, weights, own, tokenizer) = match source.format() {
+            Format::Gguf => {
+                let file = GgufFile::open(source.main())?;
+                let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+                let own = Pooling::from_gguf(&file)?;
+                (EncoderConfig::from_gguf(&file)?, Weights::Gguf(file), own, tokenizer)
+            }
+            _ => {
+                if source.optional_file("modules.json").is_some() {
+                    check_modules(&source.read("modules.json")?)?;
+                }
+                let own = match source.optional_file("1_Pooling/config.json") {
+                    Some(_) => Some(Pooling::from_json(&source.read("1_Pooling/config.json")?)?),
+                    None => None,
+                };
+                let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?;
+                let weights = Weights::Safetensors(SafetensorsFiles::open(source.main())?);
+                (EncoderConfig::from_json(&source.read("config.json")?)?, weights, own, tokenizer)
+            }
+        };
+        if tokenizer.n_vocab() > config.n_vocab {
             return Err(Error::model(format!(
-                "the tokenizer has {n_ids} token ids and the model {}; they do not belong together",
+                "the tokenizer has {} token ids and the model {}; they do not belong together",
+                tokenizer.n_vocab(),
                 config.n_vocab
             )));
         }
-        if source.optional_file("modules.json").is_some() {
-            check_modules(&source.read("modules.json")?)?;
-        }
-        let weights = Weights::Safetensors(SafetensorsFiles::open(source.main())?);
-        let own = match source.optional_file("1_Pooling/config.json") {
-            Some(_) => Some(Pooling::from_json(&source.read("1_Pooling/config.json")?)?),
-            None => None,
-        };
         let pooling = Pooling::agreed(source.pooling(), own).map_err(|e| e.context(source.id()))?;
         let family = config.family.name;
-        Ok(Self { family, encoder: Box::new(TextEncoder::load(config, &weights)?), pooling })
+        let encoder = Box::new(TextEncoder::load(config, &weights)?);
+        Ok((Self { family, encoder, pooling }, tokenizer))
     }
 }
 

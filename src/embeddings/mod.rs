@@ -100,12 +100,14 @@ impl TextEmbedding {
     /// be found.
     pub fn load(source: &EmbeddingSource, registry: &Registry) -> Result<Self> {
         let started = Instant::now();
-        let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?.reading_special_tokens();
-        let backend: Box<dyn Backend> = if source.is_onnx() {
-            Box::new(onnx::OnnxBackend::load(source, registry)?)
+        let (backend, tokenizer): (Box<dyn Backend>, Tokenizer) = if source.is_onnx() {
+            let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?;
+            (Box::new(onnx::OnnxBackend::load(source, registry)?), tokenizer)
         } else {
-            Box::new(encoder::EncoderBackend::load(source, tokenizer.n_vocab())?)
+            let (backend, tokenizer) = encoder::EncoderBackend::load(source)?;
+            (Box::new(backend), tokenizer)
         };
+        let tokenizer = tokenizer.reading_special_tokens();
         tracing::info!(
             model = source.id(),
             backend = if source.is_onnx() { "fastembed" } else { "encoder" },

@@ -13,6 +13,7 @@ pub struct EmbeddingSource {
     aliases: Vec<String>,
     files: BTreeMap<String, PathBuf>,
     main: PathBuf,
+    format: Format,
     /// What its catalog row says of it, if it has one.
     spec: Option<EmbeddingSpec>,
     onnx: Option<onnx::Recipe>,
@@ -34,14 +35,9 @@ impl EmbeddingSource {
             registry.resolve(reference, ModelKind::Embedding)?;
         let onnx = match format {
             Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
-            Format::Safetensors => None,
-            Format::Gguf => {
-                return Err(Error::model(format!(
-                    "`{id}` is a GGUF file; embedding models are read from safetensors or ONNX"
-                )));
-            }
+            Format::Safetensors | Format::Gguf => None,
         };
-        Ok(Self { id, aliases, files, main, spec, onnx, license })
+        Ok(Self { id, aliases, files, main, format, spec, onnx, license })
     }
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
@@ -83,7 +79,8 @@ impl EmbeddingSource {
         main: PathBuf,
         recipe: onnx::Recipe,
     ) -> Self {
-        Self { id, aliases, files, main, spec: None, onnx: Some(recipe), license: None }
+        let format = Format::Onnx;
+        Self { id, aliases, files, main, format, spec: None, onnx: Some(recipe), license: None }
     }
 
     /// The name that clients see.
@@ -103,7 +100,7 @@ impl EmbeddingSource {
 
     /// The form of its weights.
     pub fn format(&self) -> Format {
-        if self.is_onnx() { Format::Onnx } else { Format::Safetensors }
+        self.format
     }
 
     /// The licence of its weights, where it is known.

@@ -63,7 +63,10 @@ impl EncoderConfig {
         let rows = |name: &str| file.n_rows(&format!("{name}.weight"));
         let n_vocab = rows(family.gguf.words)?;
         let n_types = family.gguf.types.map_or(Ok(0), rows)?;
-        Self::read(&Fields::Gguf { file, architecture }, family, n_vocab, n_types)
+        let config = Self::read(&Fields::Gguf { file, architecture }, family, n_vocab, n_types)?;
+        // The file's context may be shorter than its table of positions.
+        let n_positions = family.gguf.positions.map_or(Ok(config.n_positions), rows)?;
+        Ok(Self { n_positions, ..config })
     }
 
     /// Reads a Hugging Face `config.json`.
