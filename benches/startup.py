@@ -1,48 +1,64 @@
 """Start the server several times, with its models on disk, and print the medians of: time until it
-listens, time until the first chat is answered, and memory then.
+listens, until the chat model is loaded, and until the first chat is answered; how long loading took;
+and memory then, resident and at its peak. What follows the binary goes to the server:
 
-    python3 benches/startup.py target/release/predict-otron-9000
+    python3 benches/startup.py target/release/predict-otron-9000 --model my.gguf
 """
 
 import json
+import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
 RUNS = 7
 binary = sys.argv[1] if len(sys.argv) > 1 else "target/release/predict-otron-9000"
-listening, answered, memory = [], [], []
+figures = {}
+
+
+def note(name, value):
+    figures.setdefault(name, []).append(value)
+
+
+def wait_for(server, pattern):
+    for line in server.stderr:
+        found = re.search(pattern, line)
+        if found:
+            return found
+    sys.exit(f"the server ended before it said {pattern!r}")
+
+
+def note_memory(server, when):
+    with open(f"/proc/{server.pid}/status") as status:
+        sizes = dict(line.split(":", 1) for line in status)
+    note(f"resident_mib_{when}", int(sizes["VmRSS"].split()[0]) / 1024)
+    note(f"peak_mib_{when}", int(sizes["VmHWM"].split()[0]) / 1024)
+
+
 for _ in range(RUNS):
     started = time.perf_counter()
-    server = subprocess.Popen([binary, "--port", "0", "--offline"], stderr=subprocess.PIPE, text=True)
+    command = [binary, "--port", "0", "--offline", *sys.argv[2:]]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        for line in server.stderr:
-            if "listening on http://" in line:
-                address = line.split("listening on ")[1].split()[0]
-                break
-        else:
-            sys.exit("the server ended before it listened")
-        listening.append(time.perf_counter() - started)
+        address = wait_for(server, r"listening on (http://\S+)").group(1)
+        note("listening_ms", (time.perf_counter() - started) * 1000)
+        note("load_ms", int(wait_for(server, r"chat model loaded.* load_ms=(\d+)").group(1)))
+        note("loaded_ms", (time.perf_counter() - started) * 1000)
+        note_memory(server, "loaded")
+        # Whatever else it logs must not fill the pipe.
+        threading.Thread(target=server.stderr.read, daemon=True).start()
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         request = urllib.request.Request(
             address + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
         urllib.request.urlopen(request, timeout=60).read()
-        answered.append(time.perf_counter() - started)
-        with open(f"/proc/{server.pid}/status") as status:
-            memory.append(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS")))
+        note("first_answer_ms", (time.perf_counter() - started) * 1000)
+        note_memory(server, "answered")
     finally:
-        server.terminate()
+        # Ctrl-C: unlike SIGTERM it asks for no delay.
+        server.send_signal(2)
         server.wait()
-print(
-    json.dumps(
-        {
-            "runs": RUNS,
-            "listening_ms": round(statistics.median(listening) * 1e3),
-            "first_answer_ms": round(statistics.median(answered) * 1e3),
-            "memory_mib": round(statistics.median(memory)),
-        }
-    )
-)
+print(json.dumps({"runs": RUNS, **{name: round(statistics.median(values)) for name, values in figures.items()}}))
