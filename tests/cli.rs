@@ -2,10 +2,11 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use predict_otron_9000::registry::Registry;
@@ -89,6 +90,8 @@ fn mistakes_are_explained() {
 struct Running {
     child: Child,
     address: String,
+    /// What it has logged since it listens.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Running {
@@ -104,9 +107,14 @@ impl Running {
                 break address.split_whitespace().next().unwrap().to_owned();
             }
         };
-        // Whatever else it logs must not fill the pipe.
-        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
-        Self { child, address }
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let later = lines.clone();
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(|line| line.ok()) {
+                later.lock().unwrap().push(line);
+            }
+        });
+        Self { child, address, log: lines }
     }
 
     async fn post(&self, path: &str, body: &'static str) -> (u16, String) {
@@ -152,6 +160,20 @@ async fn the_server_answers_and_ends_cleanly_on_signals() {
         assert_eq!(server.post("/v1/chat/completions", request).await.0, 200);
         server.signal(signal);
         assert!(server.wait().success(), "SIG{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_logged_once_with_its_id() {
+    let server = tokio::task::spawn_blocking(|| Running::start(program())).await.unwrap();
+    assert_eq!(server.post("/v1/chat/completions", "{").await.0, 400);
+    assert_eq!(server.post("/v1/embeddings", r#"{"input": 5}"#).await.0, 400);
+    std::thread::sleep(Duration::from_millis(200));
+    let log = server.log.lock().unwrap();
+    for reason in ["not valid JSON", "expected a string, an array of strings"] {
+        let lines: Vec<&String> = log.iter().filter(|line| line.contains(reason)).collect();
+        assert_eq!(lines.len(), 1, "{log:#?}");
+        assert!(lines[0].contains("id=\"req_") && lines[0].contains("status=400"), "{lines:?}");
     }
 }
 

@@ -19,7 +19,7 @@ pub struct ApiError {
 }
 
 /// What went wrong, on its way from an error's answer to the log.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Reason(pub String);
 
 impl ApiError {

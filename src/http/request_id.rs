@@ -41,7 +41,7 @@ pub async fn identify(mut request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = Instant::now();
     let mut response = next.run(request).await;
-    let reason = response.extensions_mut().remove::<Reason>().map(|Reason(reason)| reason);
+    let Reason(reason) = response.extensions_mut().remove().unwrap_or_default();
     let (status, ms) = (response.status().as_u16(), started.elapsed().as_millis());
     let name = id.to_str().unwrap_or_default();
     // A reason may quote the client, so it is logged with its control characters escaped.

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use tokio::sync::mpsc as events;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
 use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
@@ -47,8 +47,8 @@ pub struct Engine {
 /// What the handles and the thread both see.
 struct Shared {
     options: EngineOptions,
-    /// Requests accepted and not finished.
-    n_requests: AtomicUsize,
+    /// One for each request accepted and not finished.
+    places: Arc<Semaphore>,
     alive: AtomicBool,
     /// Set once: every generation is to end now.
     stopping: AtomicBool,
@@ -86,7 +86,9 @@ struct Arrival {
 
 /// A place in the engine's queue, taken before any work is done for a request; given back when
 /// dropped, whatever becomes of it.
-pub struct Admission(Arc<Shared>);
+pub struct Admission {
+    _place: OwnedSemaphorePermit,
+}
 
 impl Engine {
     /// Starts the thread.
@@ -97,7 +99,7 @@ impl Engine {
         let (sender, arrivals) = mpsc::channel();
         let shared = Arc::new(Shared {
             options,
-            n_requests: AtomicUsize::new(0),
+            places: Arc::new(Semaphore::new(options.queued_requests + options.running_requests)),
             alive: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
@@ -136,21 +138,17 @@ impl Engine {
     pub fn admit(&self) -> Result<Admission> {
         let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
         let bound = queued_requests + running_requests;
-        let place = |n: usize| (n < bound).then_some(n + 1);
-        self.shared
-            .n_requests
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, place)
-            .map(|_| Admission(self.shared.clone()))
-            .map_err(|n| {
-                let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
-                let retry_after = each
-                    .saturating_mul(u32::try_from(n).unwrap_or(u32::MAX))
-                    .clamp(Duration::from_secs(1), Duration::from_secs(60));
-                Error::new(
-                    Kind::Overloaded { retry_after },
-                    format!("{n} requests are queued or running, and {bound} is the limit; try again later"),
-                )
-            })
+        let place = self.shared.places.clone().try_acquire_owned().map_err(|_| {
+            let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+            let retry_after = each
+                .saturating_mul(u32::try_from(bound).unwrap_or(u32::MAX))
+                .clamp(Duration::from_secs(1), Duration::from_secs(60));
+            Error::new(
+                Kind::Overloaded { retry_after },
+                format!("{bound} requests are queued or running, and that is the limit; try again later"),
+            )
+        })?;
+        Ok(Admission { _place: place })
     }
 
     /// Hands in a request that has a place.
@@ -218,12 +216,6 @@ impl Generation {
     /// The next event, waiting on an ordinary thread.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.0.n_requests.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
