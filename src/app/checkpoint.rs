@@ -39,11 +39,20 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         family: config.family.name.to_owned(),
         format: files.format.name(),
         context_length: options.context_length(&config),
-        license: files.license.clone(),
+        license: license(&files, &weights)?,
     };
     let n_bytes = weights.memory_bytes();
     let load = move || load(&files, config, &weights, options).map_err(|e| in_model(&files.id, e));
     Ok(Found { info, n_bytes, load: Box::new(load) })
+}
+
+/// The licence that the catalog or the model card names, else the file itself.
+fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
+    let own = match weights {
+        Weights::Gguf(file) => file.metadata().string("general.license")?.map(str::to_owned),
+        Weights::Safetensors(_) => None,
+    };
+    Ok(files.license.clone().or(own))
 }
 
 fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {

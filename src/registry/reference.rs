@@ -64,7 +64,7 @@ impl ModelRef {
     /// Who owns the repository that it comes from, where it comes from one.
     pub fn owner(&self) -> Option<&str> {
         let repo = match self {
-            Self::Catalog(entry) => entry.aliases.first().copied()?,
+            Self::Catalog(entry) => entry.source.repo()?,
             Self::Hub { repo, .. } => repo,
             Self::Wheel { .. } | Self::Path(_) => return None,
         };
