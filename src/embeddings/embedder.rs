@@ -12,12 +12,9 @@ use std::time::{Duration, Instant};
 use once_cell::sync::OnceCell;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::{BATCH_TOKENS, EmbeddingInput, Embeddings, TextEmbedding, Work};
+use super::{EmbeddingInput, Embeddings, TextEmbedding, Work};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
-
-/// Tokens of a batch while other requests wait, so that they wait less.
-const SHARED_BATCH_TOKENS: usize = 2048;
 
 /// The embedding model of this process.
 static TEXT_EMBEDDING: OnceCell<TextEmbedding> = OnceCell::new();
@@ -151,9 +148,7 @@ impl Worker {
         let mut queue = VecDeque::new();
         loop {
             let Some(job) = queue.pop_front().or_else(|| arrivals.recv().ok()) else { return };
-            queue.extend(arrivals.try_iter());
-            let batch_tokens = if queue.is_empty() { BATCH_TOKENS } else { SHARED_BATCH_TOKENS };
-            let unfinished = self.turn(job, batch_tokens);
+            let unfinished = self.turn(job);
             // Those that came meanwhile are before it.
             queue.extend(arrivals.try_iter());
             queue.extend(unfinished);
@@ -162,14 +157,14 @@ impl Worker {
 
     /// Computes one batch of a request and answers it if that was its last; a panic costs this
     /// request only.
-    fn turn(&mut self, mut job: Job, batch_tokens: usize) -> Option<Job> {
+    fn turn(&mut self, mut job: Job) -> Option<Job> {
         if job.reply.is_closed() {
             return None;
         }
         let started = Instant::now();
         let queue = *job.queue.get_or_insert_with(|| job.arrived.elapsed());
         let (stage, arrived) = (job.stage, job.arrived);
-        let work = catch_unwind(AssertUnwindSafe(|| self.advance(stage, arrived, batch_tokens)))
+        let work = catch_unwind(AssertUnwindSafe(|| self.advance(stage, arrived)))
             .unwrap_or_else(|_| Err(Error::internal("embedding failed; the fault was logged")));
         let compute = job.compute + started.elapsed();
         let answer = match work {
@@ -188,13 +183,13 @@ impl Worker {
         None
     }
 
-    fn advance(&mut self, stage: Stage, arrived: Instant, batch_tokens: usize) -> Result<Work> {
+    fn advance(&mut self, stage: Stage, arrived: Instant) -> Result<Work> {
         let model = self.model(arrived)?;
         let mut work = match stage {
             Stage::New { inputs, dimensions } => model.prepare(inputs, dimensions)?,
             Stage::Started(work) => work,
         };
-        model.embed_batch(&mut work, batch_tokens)?;
+        model.embed_batch(&mut work)?;
         Ok(work)
     }
 

@@ -23,8 +23,9 @@ use crate::registry::{Format, Registry};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens computed in one forward pass; bounds the memory that a large request takes, and the time
-/// that a new one waits for its turn. Larger batches compute no more tokens in a second.
-const BATCH_TOKENS: usize = 4096;
+/// that a new one waits for its turn. Larger batches are slower, too: OPTIMIZATIONS.md has the
+/// numbers of 2026-11-23.
+const BATCH_TOKENS: usize = 2048;
 
 /// An embedding model with its tokenizer.
 pub struct TextEmbedding {
@@ -156,7 +157,7 @@ impl TextEmbedding {
     ) -> Result<(Vec<Vec<f32>>, usize)> {
         let mut work = self.prepare(inputs, dimensions)?;
         while !work.is_done() {
-            self.embed_batch(&mut work, BATCH_TOKENS)?;
+            self.embed_batch(&mut work)?;
         }
         Ok((work.vectors, work.n_tokens))
     }
@@ -189,16 +190,16 @@ impl TextEmbedding {
         })
     }
 
-    /// Computes the next batch, of at most `max_tokens` tokens or one text.
+    /// Computes the next batch.
     ///
     /// # Errors
     /// When a vector would not be finite.
-    fn embed_batch(&self, work: &mut Work, max_tokens: usize) -> Result<()> {
+    fn embed_batch(&self, work: &mut Work) -> Result<()> {
         let mut batch_tokens = 0;
         let (order, batch): (Vec<usize>, Vec<Tokenized>) = std::iter::from_fn(|| {
             work.rest.pop_if(|(_, text)| {
                 batch_tokens += text.ids.len();
-                batch_tokens <= max_tokens.max(text.ids.len())
+                batch_tokens <= BATCH_TOKENS.max(text.ids.len())
             })
         })
         .unzip();
