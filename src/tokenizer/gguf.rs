@@ -4,7 +4,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::ReplacePattern;
-use tokenizers::normalizers::{self, Precompiled, Replace, Strip};
+use tokenizers::normalizers::{self, Precompiled, Replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -13,7 +13,7 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
 use super::pre_tokenizers::{self, PreTokenizer};
 use super::sentence_piece::{SPACE, SentencePiece};
 use super::special::SpecialToken;
-use super::word_piece::WordPiece;
+use super::word_piece::{Form, WordPiece};
 use super::{END_OF_GENERATION, Model, Tokenizer, Vocabulary, byte_level_bytes};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, StringList};
@@ -78,7 +78,8 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     let tokens = Tokens::read(metadata)?;
     let token_id = |name: &str| metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"));
     let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
-    let unknown = token_id("unknown")?;
+    let adds = |name: &str, usual| flag(&format!("add_{name}_token")).ok().flatten().unwrap_or(usual);
+    let (mut bos, mut eos, mut unknown) = (token_id("bos")?, token_id("eos")?, token_id("unknown")?);
     let mut adds_bos = false;
     let mut around = (Vec::new(), Vec::new());
     let mut begins_with_space = false;
@@ -96,6 +97,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
         }
         "llama" => {
             adds_bos = true;
+            (bos, eos, unknown) = (bos.or(Some(1)), eos.or(Some(2)), unknown.or(Some(0)));
             let adds_space = flag("add_space_prefix")?.unwrap_or(true);
             begins_with_space = adds_space;
             let entries = tokens.texts.iter().zip(tokens.scores.iter().copied());
@@ -105,16 +107,21 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
         "bert" => {
             let unknown = required("tokenizer.ggml.unknown_token_id", unknown)?;
             // The format itself misspells this key.
-            let (first, last) = (token_id("cls")?.or(token_id("bos")?), token_id("seperator")?);
+            let (first, last) = (token_id("cls")?.or(bos), token_id("seperator")?);
             around = (first.into_iter().collect(), last.into_iter().collect());
-            (Model::WordPiece(WordPiece::new(tokens.texts.iter(), unknown)), spaced_bytes)
+            {
+                let form = Form {
+                    is_lower_case: flag("normalizer.lowercase")?.unwrap_or(true),
+                    strips_accents: flag("normalizer.strip_accents")?.unwrap_or(true),
+                };
+                (Model::WordPiece(WordPiece::new(tokens.texts.iter(), unknown, form)), spaced_bytes)
+            }
         }
         "t5" => {
-            let (first, last) = (token_id("bos")?, token_id("eos")?);
-            around = (
-                first.filter(|_| flag("add_bos_token").ok().flatten() == Some(true)).into_iter().collect(),
-                last.into_iter().collect(),
-            );
+            (eos, unknown) = (eos.or(Some(1)), unknown.or(Some(2)));
+            let first = bos.filter(|_| adds("bos", false));
+            let last = eos.filter(|_| adds("eos", true));
+            around = (first.into_iter().collect(), last.into_iter().collect());
             (Model::Crate(Box::new(unigram(&tokens, unknown, metadata)?)), spaced_bytes)
         }
         other => {
@@ -124,8 +131,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
             )));
         }
     };
-    let eos = ["eos", "eot", "eom"].into_iter().filter_map(|name| token_id(name).transpose());
-    let eos = eos.collect::<Result<Vec<u32>>>()?;
+    let ends = [eos, token_id("eot")?, token_id("eom")?].into_iter().flatten().collect::<Vec<u32>>();
     let vocabulary = Vocabulary {
         model,
         special: tokens.special(strips_right(metadata)?),
@@ -136,11 +142,8 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
         around,
         begins_with_space,
     };
-    Ok(Tokenizer::assemble(vocabulary)?.with_text_tokens(
-        token_id("bos")?,
-        &eos,
-        flag("add_bos_token")?.unwrap_or(adds_bos),
-    ))
+    let adds_bos = flag("add_bos_token")?.unwrap_or(adds_bos);
+    Ok(Tokenizer::assemble(vocabulary)?.with_text_tokens(bos, &ends, adds_bos))
 }
 
 impl<'a> Tokens<'a> {
@@ -260,12 +263,14 @@ fn unigram(tokens: &Tokens, unknown: Option<u32>, metadata: &Metadata) -> Result
         let bytes: Vec<u8> = map.into_iter().map(|byte| byte as u8).collect();
         steps.push(NormalizerWrapper::from(Precompiled::from(&bytes).map_err(|e| inconsistent(e.into()))?));
     }
-    if metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false) {
-        let spaces = ReplacePattern::Regex(" {2,}".to_owned());
-        steps.push(Strip::new(true, true).into());
-        steps.push(Replace::new(spaces, " ").map_err(inconsistent)?.into());
+    let merges_spaces = metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
+    if merges_spaces {
+        for (spaces, one) in [(r"\A +| +\z", ""), (" {2,}", " ")] {
+            let spaces = ReplacePattern::Regex(spaces.to_owned());
+            steps.push(Replace::new(spaces, one).map_err(inconsistent)?.into());
+        }
     }
-    if metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true) {
+    if merges_spaces || metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
         steps.push(Prepend::new(SPACE.to_string()).into());
     }
     let space = ReplacePattern::String(" ".to_owned());

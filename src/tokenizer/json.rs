@@ -1,10 +1,23 @@
 //! What a `tokenizer.json` leaves unsaid.
 
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
-use tokenizers::{DecoderWrapper, Tokenizer as Inner};
+use tokenizers::{AddedToken, DecoderWrapper, Tokenizer as Inner};
 
 use super::byte_level_bytes;
 use super::gguf::{byte_of, spaced_bytes};
+
+/// A text that occurs in no other: three noncharacters.
+pub const SEPARATOR: &str = "\u{10FFFE}\u{10FFFF}\u{10FFFE}";
+
+/// Adds a token for [`SEPARATOR`]; its id.
+///
+/// # Errors
+/// When the tokenizer takes no more tokens.
+pub fn add_separator(inner: &mut Inner) -> tokenizers::Result<u32> {
+    // Not a special one: those are text to the inner tokenizer.
+    inner.add_tokens([AddedToken::from(SEPARATOR, false).normalized(false)])?;
+    inner.token_to_id(SEPARATOR).ok_or_else(|| "the tokenizer takes no more tokens".into())
+}
 
 /// How the text of a token becomes the bytes it stands for, by the tokenizer's decoder.
 pub fn bytes_of(inner: &Inner) -> fn(&str) -> Vec<u8> {

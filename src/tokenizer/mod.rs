@@ -50,6 +50,12 @@ pub struct Tokenizer {
 /// What turns text without special tokens into ids.
 enum Model {
     Crate(Box<Inner>),
+    /// From a `tokenizer.json`: text that does not stand at the beginning is encoded behind a token
+    /// that is then dropped, since rules may be others at the beginning.
+    Json {
+        inner: Box<Inner>,
+        separator: u32,
+    },
     SentencePiece(SentencePiece),
     WordPiece(WordPiece),
 }
@@ -140,7 +146,8 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         let around = json::around(&inner).map_err(in_file)?;
         let begins_with_space = json::begins_with_space(&inner);
-        let model = Model::Crate(Box::new(inner));
+        let separator = json::add_separator(&mut inner).map_err(in_file)?;
+        let model = Model::Json { inner: Box::new(inner), separator };
         Self::assemble(Vocabulary { model, special, token_bytes, around, begins_with_space })
             .map_err(|e| e.context(path.display()))
     }
@@ -148,7 +155,16 @@ impl Tokenizer {
     /// The last steps that both sources share.
     fn assemble(vocabulary: Vocabulary) -> Result<Self> {
         let Vocabulary { model, special, token_bytes, around, begins_with_space } = vocabulary;
-        let is_end = |token: &&SpecialToken| END_OF_GENERATION.contains(&token.text.as_str());
+        let has = |text: &str| special.iter().any(|token| token.text == text);
+        // Where a format has tokens of its own for the end, these part its sections.
+        let parts_sections = |text: &str| match text {
+            "<|end|>" => has("<|call|>") && (has("<|return|>") || has("<|flush|>")),
+            "</s>" => has("<|tool_response>"),
+            _ => false,
+        };
+        let is_end = |token: &&SpecialToken| {
+            END_OF_GENERATION.contains(&token.text.as_str()) && !parts_sections(&token.text)
+        };
         let end_of_generation = special.iter().filter(is_end).map(|token| token.id).collect();
         Ok(Self {
             model,
@@ -326,6 +342,13 @@ impl Model {
                     .encode_fast(text, false)
                     .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
                 ids.extend_from_slice(encoding.get_ids());
+            }
+            Self::Json { inner, separator } => {
+                let behind = if ids.is_empty() { "" } else { json::SEPARATOR };
+                let encoding = inner
+                    .encode_fast(format!("{behind}{text}"), false)
+                    .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
+                ids.extend(encoding.get_ids().iter().filter(|&id| id != separator));
             }
             Self::SentencePiece(model) => model.encode(text, at_start, ids),
             Self::WordPiece(model) => model.encode(text, ids),

@@ -2,7 +2,8 @@
 //!
 //! The format names its rule instead of describing it, so the rules stand here, one row each. A name
 //! without a row is refused: a wrong rule gives wrong ids without any other sign. Rules that no
-//! regular expression states (`kimi-k2`, `afmoe`) or that need merges of another kind are left out.
+//! regular expression states in linear time (`superbpe`, `tiny_aya`, `afmoe`) or that need merges of
+//! another kind (`gemma4`) are left out.
 
 /// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +64,17 @@ const CASED_WORDS: &str = concat!(
 
 const BLOOM: &str = " ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
 
-const EAST_ASIAN: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+";
+/// From the Indic scripts to Hangul, but for white space.
+const EAST_ASIAN: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{167F}\u{1681}-\u{1FFF}\u{200B}-\u{2027}\u{202A}-\u{202E}\u{2030}-\u{205E}\u{2060}-\u{2FFF}\u{3001}-\u{4E00}\u{AC00}-\u{D7FF}]+";
 
 const HAN_AND_KANA: &str = "[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+";
+
+/// The blocks of Chinese characters.
+macro_rules! han {
+    () => {
+        "\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{20000}-\u{2A6DF}\u{2A700}-\u{2EBEF}\u{F900}-\u{FAFF}\u{2F800}-\u{2FA1F}"
+    };
+}
 
 /// A rule with nothing beyond its patterns.
 const fn rule(names: &'static [&'static str], patterns: &'static [&'static str]) -> PreTokenizer {
@@ -99,7 +108,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         &[GPT2],
     ),
     rule(
-        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
+        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
         &[r"\p{N}", GPT2],
     ),
     PreTokenizer {
@@ -120,7 +129,8 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
             &[LLAMA3],
         )
     },
-    rule(&["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    rule(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
+    PreTokenizer { ignores_merges: true, ..rule(&["glm4", "glm5"], &[LLAMA3]) },
     rule(
         &[
             "qwen2",
@@ -142,20 +152,20 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         ],
     ),
     PreTokenizer { ignores_merges: true, adds_bos: true, ..rule(&["tekken"], &[TEKKEN]) },
-    rule(&["gpt-4o", "llama4", "kanana2", "minimax-m2"], &[GPT4O]),
+    rule(&["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"], &[GPT4O]),
     rule(
         &["deepseek-llm"],
         &[
             r"[\r\n]",
             CASED_WORDS,
-            "\\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+",
-            r"\s+$",
+            "\\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3001}-\u{3002}]+",
+            r"(?<!\s)\s+\z",
             EAST_ASIAN,
             r"\p{N}+",
         ],
     ),
     rule(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EAST_ASIAN, r"\p{N}"]),
-    rule(&["deepseek-v3", "hunyuan-dense", "joyai-llm"], &[r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK3]),
+    rule(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], &[r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK3]),
     rule(&["falcon"], &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
     rule(&["poro-chat", "bloom", "gpt3-finnish"], &[BLOOM]),
     rule(&["viking"], &[BLOOM, r"\p{N}"]),
@@ -191,7 +201,6 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
             r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
         ],
     ),
-    rule(&["superbpe"], &[r"\p{N}+", r"(?=(\d{3})+(?!\d))"]),
     rule(
         &["jais-2"],
         &[
@@ -208,12 +217,30 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
             ],
         )
     },
+    rule(&["laguna"], &[r"[^\n]+|\n+", QWEN2]),
     rule(
-        &["tiny_aya"],
-        &[
-            r"\d{1,3}(?=(?:\d{3})*\b)",
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
+        &["ufakzeka"],
+        &[r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
+    ),
+    PreTokenizer {
+        ignores_merges: true,
+        ..rule(
+            &["minicpm5"],
+            &[
+                r"\p{N}{1,3}",
+                r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+        )
+    },
+    rule(
+        &["kimi-k2"],
+        &[concat!(
+            "[",
+            han!(),
+            r"]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^",
+            han!(),
+            r"]]+(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )],
     ),
 ];
 

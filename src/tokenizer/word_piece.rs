@@ -1,4 +1,4 @@
-//! WordPiece as BERT's uncased vocabularies have it, in the form of GGUF files: tokens that begin a
+//! WordPiece as BERT's vocabularies have it, in the form of GGUF files: tokens that begin a
 //! word begin with `▁`, the others continue one.
 
 use std::collections::HashMap;
@@ -15,19 +15,27 @@ pub struct WordPiece {
     unknown: u32,
     /// Bytes of the longest token.
     longest: usize,
+    form: Form,
+}
+
+/// What is made of text before it is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Form {
+    pub is_lower_case: bool,
+    pub strips_accents: bool,
 }
 
 impl WordPiece {
     /// `tokens` are all texts, by id.
-    pub fn new<'a>(tokens: impl Iterator<Item = &'a str>, unknown: u32) -> Self {
+    pub fn new<'a>(tokens: impl Iterator<Item = &'a str>, unknown: u32, form: Form) -> Self {
         let ids: HashMap<Box<str>, u32> = tokens.map(Box::from).zip(0u32..).collect();
         let longest = ids.keys().map(|text| text.len()).max().unwrap_or(0);
-        Self { ids, unknown, longest }
+        Self { ids, unknown, longest, form }
     }
 
     /// Encodes text without special tokens.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        for word in words(text) {
+        for word in words(text, self.form) {
             let n_before = ids.len();
             if !self.encode_word(&word, ids) {
                 ids.truncate(n_before);
@@ -51,21 +59,23 @@ impl WordPiece {
     }
 }
 
-/// The words of a text, each with `▁` in front: in lower case, without accents; punctuation and
-/// Chinese characters stand alone.
-fn words(text: &str) -> Vec<String> {
+/// The words of a text, each with `▁` in front; punctuation and Chinese characters stand alone.
+fn words(text: &str, form: Form) -> Vec<String> {
     let mut words = Vec::new();
     let mut is_in_word = false;
-    for c in text.chars().map(base) {
+    for c in text.chars().map(|c| if form.strips_accents { base(c) } else { c }) {
         let category = get_general_category(c);
-        if c.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&c) {
+        if c.is_whitespace() {
             is_in_word = false;
             continue;
         }
-        if c == '\0' || c == char::REPLACEMENT_CHARACTER || is_control(category) || is_mark(category) {
+        if c == '\0' || c == char::REPLACEMENT_CHARACTER || is_control(category) {
             continue;
         }
-        let lower = c.to_lowercase().next().unwrap_or(c);
+        if form.strips_accents && is_mark(category) {
+            continue;
+        }
+        let lower = if form.is_lower_case { c.to_lowercase().next().unwrap_or(c) } else { c };
         let is_alone = is_punctuation(category) || (c < '\u{7F}' && is_symbol(category)) || is_chinese(c);
         if is_alone || !is_in_word {
             words.push(String::from(SPACE));
@@ -134,19 +144,23 @@ fn is_chinese(c: char) -> bool {
 mod tests {
     use super::*;
 
+    const BERT: Form = Form { is_lower_case: true, strips_accents: true };
+
     #[test]
     fn words_are_lower_case_without_accents_and_cut_at_punctuation() {
         assert_eq!(
-            words("Ünï\u{301}  don't\n中文 a_b"),
+            words("Ünï\u{301}  don't\n中文 a_b", BERT),
             ["▁uni", "▁don", "▁'", "▁t", "▁中", "▁文", "▁a", "▁_", "▁b"]
         );
-        assert_eq!(words("a\u{0}\u{200b}b €5 $5"), ["▁ab", "▁€5", "▁$", "▁5"]);
-        assert!(words(" \t").is_empty());
+        assert_eq!(words("a\u{0}\u{200b}b €5 $5", BERT), ["▁ab", "▁€5", "▁$", "▁5"]);
+        assert!(words(" \t", BERT).is_empty());
+        let cased = Form { is_lower_case: false, strips_accents: false };
+        assert_eq!(words("Ünï", cased), ["▁Ünï"]);
     }
 
     #[test]
     fn the_longest_tokens_cover_a_word_or_it_is_unknown() {
-        let piece = WordPiece::new(["[UNK]", "▁un", "▁u", "related", "rel", "n"].into_iter(), 0);
+        let piece = WordPiece::new(["[UNK]", "▁un", "▁u", "related", "rel", "n"].into_iter(), 0, BERT);
         let encode = |text| {
             let mut ids = Vec::new();
             piece.encode(text, &mut ids);
