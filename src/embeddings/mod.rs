@@ -149,7 +149,8 @@ impl TextEmbedding {
     /// Embeds `inputs`; gives the vectors and the number of tokens.
     ///
     /// # Errors
-    /// As [`TextEmbedding::prepare`] and [`TextEmbedding::embed_batch`].
+    /// When an input is too long or has ids outside the vocabulary, there are no vectors of such
+    /// dimensions, or the model's computation fails.
     pub fn embed(
         &self,
         inputs: Vec<EmbeddingInput>,
