@@ -1,8 +1,9 @@
-//! What the tests share: a model that says what it is told, a tokenizer of bytes, and a server on
-//! a free port.
+//! What the tests share: a model that says what it is told, a tokenizer of bytes, a server on a free
+//! port, files in the making, and what other programs computed.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod gguf;
+pub mod reference;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

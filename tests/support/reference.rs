@@ -1,0 +1,119 @@
+//! What `transformers` computed, in float32, of tiny models with random weights.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use predict_otron_9000::models::decoder::CausalLm;
+use predict_otron_9000::models::encoder::TextEncoder;
+use predict_otron_9000::models::{Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId};
+use serde::Deserialize;
+
+/// The folders with decoders: those of the folder that `TINY_REFERENCE_DIR` names, if it does.
+pub fn decoders() -> Vec<PathBuf> {
+    cases("TINY_REFERENCE_DIR", "tiny")
+}
+
+/// The folders with encoders: those of the folder that `TINY_ENCODER_DIR` names, if it does.
+pub fn encoders() -> Vec<PathBuf> {
+    cases("TINY_ENCODER_DIR", "tiny-encoders")
+}
+
+fn cases(variable: &str, default: &str) -> Vec<PathBuf> {
+    let root = std::env::var_os(variable).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(default),
+        PathBuf::from,
+    );
+    let mut folders: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("cannot read {root:?}, see {variable}: {e}"))
+        .map(|entry| entry.unwrap().path())
+        .filter(|folder| folder.join("reference.json").is_file())
+        .collect();
+    folders.sort();
+    assert!(!folders.is_empty(), "no references in {root:?}, see {variable}");
+    folders
+}
+
+/// What a folder's `reference.json` says.
+pub fn read<T: for<'a> Deserialize<'a>>(folder: &Path) -> T {
+    serde_json::from_slice(&fs::read(folder.join("reference.json")).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+pub struct DecoderReference {
+    pub input_ids: Vec<u32>,
+    /// Of the prompt's last positions.
+    pub last_logits: Vec<Vec<f32>>,
+    pub greedy: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct EncoderReference {
+    cases: Vec<EncoderCase>,
+}
+
+#[derive(Deserialize)]
+struct EncoderCase {
+    input_ids: Vec<u32>,
+    /// Of a model with a classification head; the others have states.
+    logits: Option<Vec<f32>>,
+    first: Option<Vec<f32>>,
+    last: Option<Vec<f32>>,
+}
+
+/// The logits are those of the reference, computed in chunks of `chunk` tokens.
+pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderReference, chunk: usize) {
+    let logits = logits_in_chunks(model, &reference.input_ids, reference.last_logits.len(), chunk);
+    for (found, expected) in logits.iter().zip(&reference.last_logits) {
+        let difference = largest_difference(found, expected);
+        assert!(difference <= 1e-4, "{what} in chunks of {chunk}: {difference}");
+    }
+}
+
+/// Logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
+fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -> Vec<Vec<f32>> {
+    let mut kv = KvStore::default();
+    let mut logits = Vec::new();
+    for (index, tokens) in ids.chunks(chunk).enumerate() {
+        let mut input = ForwardInput::default();
+        input.push(SequenceId(1), ids.len(), index * chunk, tokens, false);
+        input.logit_rows = (0..tokens.len() as u32).collect();
+        logits.extend(model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap());
+    }
+    logits.split_off(logits.len() - n)
+}
+
+/// States and scores are those of the folder's reference, of texts alone and in a batch.
+pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder) {
+    let reference: EncoderReference = read(folder);
+    let texts: Vec<EncoderInput> = reference.cases.iter().map(|case| case.input_ids.clone().into()).collect();
+    let states = |texts: &[EncoderInput]| model.forward(texts).unwrap().to_vec2::<f32>().unwrap();
+    let scores = |texts: &[EncoderInput]| model.classify(texts).unwrap().to_vec2::<f32>().unwrap();
+    let assert_close = |what: &str, found: &[f32], expected: &Option<Vec<f32>>| {
+        let expected = expected.as_ref().unwrap();
+        let difference = largest_difference(found, expected);
+        assert!(difference <= 1e-4, "{folder:?}: {what} differ by {difference}");
+    };
+    let mut row = 0;
+    for (idx, case) in reference.cases.iter().enumerate() {
+        let n_tokens = case.input_ids.len();
+        let alone = &texts[idx..=idx];
+        if case.logits.is_some() {
+            assert_close("scores", &scores(alone)[0], &case.logits);
+            assert_close("scores in a batch", &scores(&texts)[idx], &case.logits);
+        } else {
+            let (alone, batch) = (states(alone), &states(&texts)[row..row + n_tokens]);
+            for (what, states) in [("states", &alone[..]), ("states in a batch", batch)] {
+                assert_close(what, &states[0], &case.first);
+                assert_close(what, &states[n_tokens - 1], &case.last);
+            }
+            let difference = largest_difference(&alone.concat(), &batch.concat());
+            assert!(difference <= 1e-5, "{folder:?}: a batch differs from singles by {difference}");
+        }
+        row += n_tokens;
+    }
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
