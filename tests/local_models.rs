@@ -5,7 +5,6 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
 use predict_otron_9000::app::App;
 use predict_otron_9000::config::{Args, Config};
 use predict_otron_9000::models::decoder::CausalLm;
@@ -13,6 +12,7 @@ use predict_otron_9000::models::load::{GgufFile, Weights};
 use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::registry::{ModelKind, Registry};
 use serde_json::{Value, json};
+use support::converter::as_gguf;
 use support::gguf::Gguf;
 use support::{json as body, serve};
 
@@ -71,42 +71,14 @@ fn quantized_weights_stay_close_to_expanded_ones() {
     assert!(mean > 0.0 && mean < 0.3, "mean difference of logits {mean}");
 }
 
-/// A BERT in a GGUF file, named and laid out as llama.cpp's converter does.
+/// A BERT in a GGUF file, with a tokenizer whose words are numbers.
 fn bert_as_gguf(folder: &Path) -> Gguf {
-    let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
     let tokens: Vec<String> = (0..400).map(|id| format!("▁{id}")).collect();
-    let mut file = Gguf::default()
-        .string("general.architecture", "bert")
-        .u32("bert.embedding_length", 64)
-        .u32("bert.feed_forward_length", 128)
-        .u32("bert.block_count", 2)
-        .u32("bert.attention.head_count", 4)
-        .u32("bert.context_length", 130)
-        .f32("bert.attention.layer_norm_epsilon", 1e-12)
+    as_gguf(folder, "bert")
         .u32("bert.pooling_type", 1)
         .string("tokenizer.ggml.model", "bert")
         .strings("tokenizer.ggml.tokens", &tokens)
-        .u32("tokenizer.ggml.unknown_token_id", 0);
-    let names = [
-        ("embeddings.word_embeddings", "token_embd"),
-        ("embeddings.position_embeddings", "position_embd"),
-        ("embeddings.token_type_embeddings", "token_types"),
-        ("embeddings.LayerNorm", "token_embd_norm"),
-        ("encoder.layer.", "blk."),
-        ("attention.self.query", "attn_q"),
-        ("attention.self.key", "attn_k"),
-        ("attention.self.value", "attn_v"),
-        ("attention.output.dense", "attn_output"),
-        ("attention.output.LayerNorm", "attn_output_norm"),
-        ("intermediate.dense", "ffn_up"),
-        ("output.dense", "ffn_down"),
-        ("output.LayerNorm", "layer_output_norm"),
-    ];
-    for (name, tensor) in tensors.iter().filter(|(name, _)| !name.starts_with("pooler.")) {
-        let name = names.iter().fold(name.clone(), |name, (from, to)| name.replace(from, to));
-        file = file.tensor_f32(&name, tensor);
-    }
-    file
+        .u32("tokenizer.ggml.unknown_token_id", 0)
 }
 
 #[tokio::test]

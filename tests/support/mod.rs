@@ -2,6 +2,7 @@
 //! port, files in the making, and what other programs computed.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod converter;
 pub mod gguf;
 pub mod reference;
 

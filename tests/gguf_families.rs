@@ -1,0 +1,69 @@
+//! A model in a GGUF file equals `transformers` as its checkpoint does, in every family.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use predict_otron_9000::models::ModelConfig;
+use predict_otron_9000::models::decoder::CausalLm;
+use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
+use predict_otron_9000::models::load::{GgufFile, Weights};
+use support::converter::{as_gguf, config};
+use support::reference::{self, DecoderReference};
+
+/// The references that no file of their family can hold, and why.
+const SKIPPED: [(&str, &str); 6] = [
+    ("mistral", "its file is a llama's, which states no window"),
+    ("moe-mixed", "in a file every layer is a mixture that scales its weights to a sum of one"),
+    ("smollm3", "in a file every fourth layer does not rotate; here it is every second"),
+    ("yarn-mscale", "a file states neither `mscale` nor `truncate`"),
+    ("bert-reranker", "a file has no pooler, through which these scores go"),
+    ("mpnet", "the format has no such architecture"),
+];
+
+fn is_skipped(folder: &Path) -> bool {
+    SKIPPED.iter().any(|(name, _)| folder.ends_with(name))
+}
+
+fn model_type(folder: &Path) -> String {
+    config(folder)["model_type"].as_str().unwrap().to_owned()
+}
+
+/// Opens the file that a folder's checkpoint becomes.
+fn open(folder: &Path, model_type: &str) -> GgufFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), as_gguf(folder, model_type).bytes()).unwrap();
+    GgufFile::open(file.path()).unwrap()
+}
+
+fn assert_decoder(folder: &Path, model_type: &str) {
+    let what = format!("{folder:?} as {model_type}");
+    let file = open(folder, model_type);
+    let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let model = CausalLm::load(config, &Weights::Gguf(file));
+    let mut model = model.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let reference: DecoderReference = reference::read(folder);
+    reference::assert_logits(&what, &mut model, &reference, reference.input_ids.len());
+}
+
+#[test]
+fn decoders_in_files_equal_their_references() {
+    for folder in reference::decoders().into_iter().filter(|folder| !is_skipped(folder)) {
+        assert_decoder(&folder, &model_type(&folder));
+        // The first three layers of a SmolLM3 are a llama's.
+        if folder.ends_with("llama") {
+            assert_decoder(&folder, "smollm3");
+        }
+    }
+}
+
+#[test]
+fn encoders_in_files_equal_their_references() {
+    for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
+        let file = open(&folder, &model_type(&folder));
+        let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        let model = TextEncoder::load(config, &Weights::Gguf(file));
+        reference::assert_states_and_scores(&folder, &model.unwrap_or_else(|e| panic!("{folder:?}: {e}")));
+    }
+}
