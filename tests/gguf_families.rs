@@ -10,6 +10,7 @@ use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{GgufFile, Weights};
 use support::converter::{as_gguf, config};
+use support::gguf::Gguf;
 use support::reference::{self, DecoderReference};
 
 /// The references that no file of their family can hold, and why.
@@ -30,16 +31,15 @@ fn model_type(folder: &Path) -> String {
     config(folder)["model_type"].as_str().unwrap().to_owned()
 }
 
-/// Opens the file that a folder's checkpoint becomes.
-fn open(folder: &Path, model_type: &str) -> GgufFile {
+fn open(gguf: &Gguf) -> GgufFile {
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), as_gguf(folder, model_type).bytes()).unwrap();
+    fs::write(file.path(), gguf.bytes()).unwrap();
     GgufFile::open(file.path()).unwrap()
 }
 
 fn assert_decoder(folder: &Path, model_type: &str) {
     let what = format!("{folder:?} as {model_type}");
-    let file = open(folder, model_type);
+    let file = open(&as_gguf(folder, model_type));
     let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
     let model = CausalLm::load(config, &Weights::Gguf(file));
     let mut model = model.unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -61,9 +61,19 @@ fn decoders_in_files_equal_their_references() {
 #[test]
 fn encoders_in_files_equal_their_references() {
     for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
-        let file = open(&folder, &model_type(&folder));
+        let file = open(&as_gguf(&folder, &model_type(&folder)));
         let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
         let model = TextEncoder::load(config, &Weights::Gguf(file));
         reference::assert_states_and_scores(&folder, &model.unwrap_or_else(|e| panic!("{folder:?}: {e}")));
     }
+}
+
+#[test]
+fn an_encoder_has_the_activation_that_its_file_states() {
+    let gguf = || as_gguf(Path::new("tests/data/tiny-encoders/modernbert"), "modernbert");
+    let activation = |gguf: Gguf| EncoderConfig::from_gguf(&open(&gguf)).map(|config| config.activation);
+    assert_eq!(format!("{:?}", activation(gguf()).unwrap()), "Gelu");
+    let stating = |name| activation(gguf().string("modern-bert.hidden_activation", name));
+    assert_eq!(format!("{:?}", stating("silu").unwrap()), "Silu");
+    assert!(stating("relu").unwrap_err().to_string().contains("`relu`"));
 }

@@ -50,6 +50,7 @@ const N_POSITIONS: Key = Key { json: "max_position_embeddings", gguf: "context_l
 const NORM_EPS: Key = Key { json: "layer_norm_eps", gguf: "attention.layer_norm_epsilon" };
 /// ModernBERT's names.
 const MODERN_NORM_EPS: Key = Key { json: "norm_eps", gguf: "attention.layer_norm_epsilon" };
+const MODERN_ACTIVATION: Key = Key { json: "hidden_activation", gguf: "hidden_activation" };
 
 impl EncoderConfig {
     /// Reads what a GGUF file says of its model.
@@ -129,7 +130,7 @@ impl EncoderConfig {
 
     fn read(fields: &Fields, family: &'static EncoderFamily, n_vocab: usize, n_types: usize) -> Result<Self> {
         let key = |json| Key { json, gguf: "" };
-        let activation = fields.text(key("hidden_act"))?.or(fields.text(key("hidden_activation"))?);
+        let activation = fields.text(key("hidden_act"))?.or(fields.text(MODERN_ACTIVATION)?);
         let n_layers = fields.required(N_LAYERS)?;
         let mut config = Self {
             family,

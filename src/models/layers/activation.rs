@@ -15,7 +15,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The function that a `config.json` calls `name`.
+    /// The function that a checkpoint calls `name`.
     ///
     /// # Errors
     /// When it is not known.
@@ -26,7 +26,7 @@ impl Activation {
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Self::GeluTanh),
             "tanh" => Ok(Self::Tanh),
             other => Err(Error::model(format!(
-                "config.json asks for the activation `{other}`; known are silu, gelu, gelu_pytorch_tanh, tanh"
+                "the model asks for the activation `{other}`; known are silu, gelu, gelu_pytorch_tanh, tanh"
             ))),
         }
     }
