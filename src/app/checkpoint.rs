@@ -18,7 +18,7 @@ use crate::inference::{Engine, EngineOptions};
 use crate::models::ModelConfig;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::registry::{Format, ModelFiles, ModelKind, Registry};
+use crate::registry::{Format, ModelFiles, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
 /// Finds the files that `reference` leads to, fetching what is missing, and reads their headers.
@@ -62,9 +62,9 @@ fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
             Ok((ModelConfig::from_gguf(&file)?, Weights::Gguf(file)))
         }
         Format::Safetensors => {
-            let mut config = ModelConfig::from_json(&read(files.require("config.json")?)?)?;
+            let mut config = ModelConfig::from_json(&read_file(files.require("config.json")?)?)?;
             if let Some(path) = files.file("generation_config.json") {
-                config = config.with_generation_config(&read(path)?)?;
+                config = config.with_generation_config(&read_file(path)?)?;
             }
             Ok((config, Weights::Safetensors(SafetensorsFiles::open(&files.main)?)))
         }
@@ -117,7 +117,7 @@ fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, TemplateSource)> {
 /// Tokenizer and chat templates that stand beside safetensors.
 fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokenizer, TemplateSource)> {
     let tokenizer_config: Value = match files.file("tokenizer_config.json") {
-        Some(path) => serde_json::from_slice(&read(path)?)
+        Some(path) => serde_json::from_slice(&read_file(path)?)
             .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
         None => Value::Null,
     };
@@ -130,7 +130,7 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
         token_text("eos_token"),
     );
     // Templates in files of their own stand in for those of the configuration.
-    let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read(path)?).into_owned());
+    let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read_file(path)?).into_owned());
     if let Some(path) = files.file("chat_template.jinja") {
         template.default = text(path)?;
         template.tool_use = files.file("additional_chat_templates/tool_use.jinja").map(text).transpose()?;
@@ -149,10 +149,6 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
 
 fn no_template() -> Error {
     Error::model("the model carries no chat template, so it was not made for chat; use its instruct version")
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
 }
 
 /// A short hash of weights, templates and build. Of the weights it takes size, beginning (names and

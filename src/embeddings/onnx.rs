@@ -17,10 +17,10 @@ use once_cell::sync::OnceCell;
 use ort::environment::Environment;
 use serde_json::{Value, json};
 
-use super::source::{EmbeddingSource, read};
+use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
-use crate::registry::{self, Registry};
+use crate::registry::{self, Registry, read_file};
 
 /// How fastembed is to treat a model.
 #[derive(Debug, Clone)]
@@ -95,7 +95,7 @@ impl Recipe {
     /// # Errors
     /// When that file is malformed, or asks for what fastembed does not do.
     pub fn of_folder(files: &BTreeMap<String, PathBuf>) -> Result<Self> {
-        let json = files.get("1_Pooling/config.json").map(|path| read(path)).transpose()?;
+        let json = files.get("1_Pooling/config.json").map(|path| read_file(path)).transpose()?;
         let own = json.map(|json| registry::Pooling::from_json(&json)).transpose()?;
         let pooling = match registry::Pooling::agreed(None, own)? {
             registry::Pooling::Mean => Pooling::Mean,
@@ -140,12 +140,12 @@ impl OnnxBackend {
             tokenizer_file: source.read("tokenizer.json")?,
             config_file: config_json,
             special_tokens_map_file: match source.optional_file("special_tokens_map.json") {
-                Some(path) => read(path)?,
+                Some(path) => read_file(path)?,
                 None => b"{}".to_vec(),
             },
             tokenizer_config_file: tokenizer_config.to_string().into_bytes(),
         };
-        let mut definition = UserDefinedEmbeddingModel::new(read(source.main())?, tokenizer_files);
+        let mut definition = UserDefinedEmbeddingModel::new(read_file(source.main())?, tokenizer_files);
         for name in &recipe.external {
             // The graph refers to them by their bare names.
             let file_name = name.rsplit('/').next().unwrap_or(name).to_owned();
@@ -205,7 +205,7 @@ fn embed(model: &mut FastEmbed, texts: &[&str], batch_texts: usize) -> Result<Ve
 /// text.
 fn tokenizer_config(source: &EmbeddingSource, config: &Value) -> Result<(Value, usize)> {
     let mut tokenizer_config = match source.optional_file("tokenizer_config.json") {
-        Some(path) => serde_json::from_slice(&read(path)?)
+        Some(path) => serde_json::from_slice(&read_file(path)?)
             .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
         None => json!({}),
     };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::onnx;
 use crate::error::{Error, Result};
-use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Pooling, Registry};
+use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Pooling, Registry, read_file};
 
 /// An embedding model whose files are on disk.
 pub struct EmbeddingSource {
@@ -137,11 +137,6 @@ impl EmbeddingSource {
     }
 
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
-        read(self.file(name)?)
+        read_file(self.file(name)?)
     }
-}
-
-/// A file's bytes.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
 }

@@ -141,6 +141,14 @@ impl ModelFiles {
     }
 }
 
+/// The bytes of one of a model's files.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
+}
+
 /// A model as the `models` command shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
