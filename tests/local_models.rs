@@ -14,40 +14,43 @@ use predict_otron_9000::registry::{ModelKind, Registry};
 use serde_json::{Value, json};
 use support::converter::as_gguf;
 use support::gguf::Gguf;
-use support::{json as body, serve};
+use support::{json as body, reference, serve};
 
 #[tokio::test]
-async fn a_safetensors_folder_is_a_chat_model() {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(Path::new("tests/data/tiny/llama").join(name), folder.path().join(name)).unwrap();
+async fn a_safetensors_folder_of_any_family_is_a_chat_model() {
+    for checkpoint in reference::decoders() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+            fs::copy(checkpoint.join(name), folder.path().join(name)).unwrap();
+        }
+        let template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+        let write_template = || {
+            let config = json!({ "chat_template": template }).to_string();
+            fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        };
+        let path = folder.path().to_str().unwrap().to_owned();
+        let load = move || {
+            use clap::Parser;
+            let args = Args::parse_from(["predict-otron-9000", "--model", &path]);
+            let app = App::new(&Config::resolve(args.serve).unwrap())?;
+            app.preload(false).map(|()| app)
+        };
+
+        let without = tokio::task::spawn_blocking(load.clone()).await.unwrap().err().unwrap();
+        assert!(without.to_string().contains("chat template"), "{checkpoint:?}: {without}");
+
+        write_template();
+        let server = serve(tokio::task::spawn_blocking(load).await.unwrap().unwrap()).await;
+        let request = json!({
+            "messages": [{"role": "user", "content": "héllo <eos>"}],
+            "max_tokens": 8, "ignore_eos": true, "temperature": 0
+        });
+        let answer = body(server.post("/v1/chat/completions", &request).await).await;
+        // <bos>, and then one token per byte: the <eos> that the user wrote is text.
+        let n_prompt = 1 + "user: héllo <eos>\n".len();
+        assert_eq!(answer["usage"]["prompt_tokens"], n_prompt, "{checkpoint:?}: {answer}");
+        assert_eq!(answer["usage"]["completion_tokens"], 8, "{checkpoint:?}: {answer}");
     }
-    let template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
-    let write_template = || {
-        let config = json!({ "chat_template": template }).to_string();
-        fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
-    };
-    let path = folder.path().to_str().unwrap().to_owned();
-    let load = move || {
-        use clap::Parser;
-        let args = Args::parse_from(["predict-otron-9000", "--model", &path]);
-        let app = App::new(&Config::resolve(args.serve).unwrap())?;
-        app.preload(false).map(|()| app)
-    };
-
-    let without = tokio::task::spawn_blocking(load.clone()).await.unwrap().err().unwrap();
-    assert!(without.to_string().contains("chat template"), "{without}");
-
-    write_template();
-    let server = serve(tokio::task::spawn_blocking(load).await.unwrap().unwrap()).await;
-    let request = json!({
-        "messages": [{"role": "user", "content": "héllo <eos>"}],
-        "max_tokens": 8, "ignore_eos": true, "temperature": 0
-    });
-    let answer = body(server.post("/v1/chat/completions", &request).await).await;
-    // <bos>, and then one token per byte: the <eos> that the user wrote is text.
-    assert_eq!(answer["usage"]["prompt_tokens"], 1 + "user: héllo <eos>\n".len());
-    assert_eq!(answer["usage"]["completion_tokens"], 8);
 }
 
 #[test]
