@@ -243,7 +243,7 @@ impl App {
         self.parts.metrics.render()
     }
 
-    /// From now on the server takes no new work.
+    /// From now on the server is not healthy, so that new clients go elsewhere.
     pub fn start_draining(&self) {
         self.phase.draining.store(true, Ordering::Release);
     }
