@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Kind, Result};
 
@@ -42,6 +42,8 @@ pub enum Command {
         #[command(flatten)]
         registry: RegistryArgs,
     },
+    /// Measure the machine's limits and how near a model comes to them
+    Bench(BenchArgs),
     /// List the models that are known: name, kind, size, licence, and whether they are on disk
     Models {
         #[command(flatten)]
@@ -77,11 +79,61 @@ pub struct ServeArgs {
     /// Memory for the weights of chat models, such as 800M or 6G; idle ones are unloaded for others
     #[arg(long, env = "PREDICT_OTRON_MEMORY_BUDGET", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
-    /// Compute threads [default: the cores this process may use]
-    #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     #[command(flatten)]
     pub registry: RegistryArgs,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct BenchArgs {
+    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct")]
+    pub model: String,
+    /// Prompt tokens of the prefills
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512,4096")]
+    pub prompt: Vec<usize>,
+    /// Tokens that each decode generates
+    #[arg(short = 'n', long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Sequences that decode at once, each with 128 tokens before
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16,32")]
+    pub streams: Vec<usize>,
+    /// Tokens before those that one sequence alone decodes
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,4000")]
+    pub depths: Vec<usize>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options about how models are computed.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ComputeArgs {
+    /// Compute threads [default: the physical cores this process may use]
+    #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Instructions that the kernels use [default: the fastest that the processor has]
+    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512"])]
+    pub isa: Option<String>,
+    /// How keys and values are kept: int8 takes half the memory and is faster in long contexts, at some
+    /// cost in accuracy
+    #[arg(long, env = "PREDICT_OTRON_KV_FORMAT", value_enum, default_value_t = KvPrecision::F16)]
+    pub kv_format: KvPrecision,
+}
+
+/// How the numbers of keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvPrecision {
+    /// In half precision.
+    F16,
+    /// As whole numbers of a byte with a scale for each token and head.
+    Int8,
 }
 
 /// Options about where models come from, shared by every command.
@@ -157,6 +209,8 @@ pub struct Limits {
     /// Bytes that the keys and values of all running requests may take. What does not fit waits; a
     /// context that does not fit alone is cut to what does.
     pub kv_bytes: usize,
+    /// How they are kept.
+    pub kv_format: KvPrecision,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
@@ -183,6 +237,7 @@ impl Default for Limits {
             running_requests: 8,
             prefill_chunk_tokens: 256,
             kv_bytes: 4 << 30,
+            kv_format: KvPrecision::F16,
             embedding_requests: 64,
             embedding_inputs: 2048,
             keep_alive_idle: Duration::from_secs(90),
@@ -203,13 +258,13 @@ impl Args {
         Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
     }
 
-    /// The compute threads that were asked for.
-    pub fn n_threads(&self) -> Option<usize> {
-        let serve = match &self.command {
-            Some(Command::Serve(serve)) => serve,
-            _ => &self.serve,
-        };
-        serve.threads.map(usize::from)
+    /// How models are to be computed.
+    pub fn compute(&self) -> &ComputeArgs {
+        match &self.command {
+            Some(Command::Serve(serve)) => &serve.compute,
+            Some(Command::Bench(bench)) => &bench.compute,
+            _ => &self.serve.compute,
+        }
     }
 }
 
@@ -235,7 +290,7 @@ impl Config {
             preload: args.preload,
             residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
             registry: RegistryConfig::resolve(args.registry)?,
-            limits: Limits::default(),
+            limits: Limits { kv_format: args.compute.kv_format, ..Limits::default() },
         })
     }
 }

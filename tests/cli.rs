@@ -38,6 +38,8 @@ fn every_flag_has_a_line_and_a_variable() {
         "idle-unload",
         "memory-budget",
         "threads",
+        "isa",
+        "kv-format",
         "offline",
         "cache-dir",
     ] {
@@ -45,7 +47,7 @@ fn every_flag_has_a_line_and_a_variable() {
         let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
         assert!(help.contains(&variable), "{variable}: {help}");
     }
-    for command in ["serve", "pull", "models"] {
+    for command in ["serve", "bench", "pull", "models"] {
         assert!(help.contains(command), "{command}: {help}");
     }
 }

@@ -5,10 +5,10 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use predict_otron_9000::models::ModelConfig;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{GgufFile, Weights};
+use predict_otron_9000::models::{Arithmetic, ModelConfig};
 use support::converter::{as_gguf, config};
 use support::gguf::Gguf;
 use support::reference::{self, DecoderReference};
@@ -41,7 +41,7 @@ fn assert_decoder(folder: &Path, model_type: &str) {
     let what = format!("{folder:?} as {model_type}");
     let file = open(&as_gguf(folder, model_type));
     let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let model = CausalLm::load(config, &Weights::Gguf(file));
+    let model = CausalLm::load(config, &Weights::Gguf(file), Arithmetic::Reference);
     let mut model = model.unwrap_or_else(|e| panic!("{what}: {e}"));
     let reference: DecoderReference = reference::read(folder);
     reference::assert_logits(&what, &mut model, &reference, reference.input_ids.len());

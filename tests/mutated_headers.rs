@@ -9,9 +9,9 @@ use std::fs;
 use std::ops::Range;
 
 use predict_otron_9000::gguf::Header;
-use predict_otron_9000::models::ModelConfig;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, SafetensorsHeader, Weights};
+use predict_otron_9000::models::{Arithmetic, ModelConfig};
 use support::gguf::{ARRAY, F32, Gguf, Random, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors};
 
 const N_MUTATIONS: u64 = 100_000;
@@ -221,7 +221,8 @@ fn damaged_models_are_refused_or_load() {
         fs::write(&path, mutated(&whole, header_len, &mut Random::new(seed))).unwrap();
         let load = || {
             let file = GgufFile::open(&path)?;
-            CausalLm::load(ModelConfig::from_gguf(&file)?, &Weights::Gguf(file)).map(drop)
+            CausalLm::load(ModelConfig::from_gguf(&file)?, &Weights::Gguf(file), Arithmetic::Reference)
+                .map(drop)
         };
         let (result, peak) = peak_bytes(load);
         // 2^24 is the widest row a configuration may ask for.

@@ -5,29 +5,37 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
-use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::models::{Arithmetic, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use support::reference::{self, DecoderReference};
 
 fn weights(folder: &Path) -> Weights {
     Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap())
 }
 
-fn decoder(folder: &Path) -> CausalLm {
+fn decoder(folder: &Path, arithmetic: Arithmetic) -> CausalLm {
     let config = ModelConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
     let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-    CausalLm::load(config, &weights(folder)).unwrap_or_else(|e| panic!("{folder:?}: {e}"))
+    CausalLm::load(config, &weights(folder), arithmetic).unwrap_or_else(|e| panic!("{folder:?}: {e}"))
 }
 
 #[test]
 fn decoder_reference_logits_whole_and_in_chunks() {
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
-        let mut model = decoder(&folder);
-        for chunk in [reference.input_ids.len(), 33, 16, 7, 1] {
-            reference::assert_logits(&format!("{folder:?}"), &mut model, &reference, chunk);
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            for chunk in [reference.input_ids.len(), 33, 16, 7, 1] {
+                reference::assert_logits(
+                    &format!("{folder:?} {arithmetic:?}"),
+                    &mut model,
+                    &reference,
+                    chunk,
+                );
+            }
         }
     }
 }
@@ -36,16 +44,19 @@ fn decoder_reference_logits_whole_and_in_chunks() {
 fn decoder_reference_greedy_tokens_alone_and_beside_others() {
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
-        let mut model = decoder(&folder);
-        for n_neighbours in [0, 3] {
-            assert_eq!(greedy(&mut model, &reference, n_neighbours), reference.greedy, "{folder:?}");
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            for n_neighbours in [0, 3] {
+                let found = greedy(&mut model, &reference, n_neighbours);
+                assert_eq!(found, reference.greedy, "{folder:?} {arithmetic:?}");
+            }
         }
     }
 }
 
 /// Generates greedily while `n_neighbours` other sequences, of other lengths, share every batch.
 fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usize) -> Vec<u32> {
-    let mut kv = KvStore::default();
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
     let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbours)
         .map(|n| (SequenceId(n as u64), &reference.input_ids[7 * n..]))
         .map(|(id, prompt)| (id, prompt.len(), prompt.to_vec()))

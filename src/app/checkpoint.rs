@@ -12,12 +12,14 @@ use sha2::{Digest, Sha256};
 
 use super::{Found, ModelInfo};
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
-use crate::config::Limits;
+use crate::config::{KvPrecision, Limits};
 use crate::error::{Error, Result};
 use crate::inference::{Engine, EngineOptions};
-use crate::models::ModelConfig;
+use crate::kernels::isa::Isa;
+use crate::kernels::kv::KvFormat;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
+use crate::models::{Arithmetic, ModelConfig};
 use crate::registry::{Format, ModelFiles, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
@@ -34,6 +36,7 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         running_requests: limits.running_requests,
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,
+        kv_format: kv_format(limits.kv_format),
     };
     let info = ModelInfo {
         family: config.family.name.to_owned(),
@@ -46,6 +49,14 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
     Ok(Found { info, n_bytes, load: Box::new(load) })
 }
 
+/// What the kernels call it.
+pub fn kv_format(precision: KvPrecision) -> KvFormat {
+    match precision {
+        KvPrecision::F16 => KvFormat::F16,
+        KvPrecision::Int8 => KvFormat::Int8,
+    }
+}
+
 /// The licence that the catalog or the model card names, else the file itself.
 fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
     let own = match weights {
@@ -55,7 +66,11 @@ fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
     Ok(files.license.clone().or(own))
 }
 
-fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
+/// What the headers of a chat model's files say, and its weights, unread.
+///
+/// # Errors
+/// When a file is damaged, or describes a model that is not supported.
+pub fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
     match files.format {
         Format::Gguf => {
             let file = GgufFile::open(&files.main)?;
@@ -86,7 +101,7 @@ fn load(
     let fingerprint = fingerprint(&files.main, &template)?;
     let template = ChatTemplate::new(template)?;
     let tokenizer = Arc::new(tokenizer);
-    let decoder = Box::new(CausalLm::load(config, weights)?);
+    let decoder = Box::new(CausalLm::load(config, weights, Arithmetic::Kernels(Isa::current()))?);
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
     tracing::info!(
         model = files.id,

@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
 pub use chat_models::{ChatModels, ChatSlot, Found};
+pub use checkpoint::{kv_format, read_headers};
 
 use crate::chat::ChatModel;
 use crate::config::{Config, Limits};

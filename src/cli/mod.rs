@@ -1,5 +1,6 @@
 //! The commands.
 
+mod bench;
 pub mod models;
 pub mod pull;
 mod serve;
@@ -8,6 +9,7 @@ use std::io::stdout;
 
 use crate::config::{Args, Command, Config, RegistryConfig};
 use crate::error::Result;
+use crate::kernels::isa::Isa;
 use crate::kernels::pool;
 
 /// Runs the command that was typed; `serve` when none was.
@@ -15,12 +17,16 @@ use crate::kernels::pool;
 /// # Errors
 /// As the command's own.
 pub fn run(args: Args) -> Result<()> {
+    if let Some(isa) = &args.compute().isa {
+        isa.parse::<Isa>()?.choose()?;
+    }
     match args.command {
         None => serve(args.serve),
         Some(Command::Serve(serve_args)) => serve(serve_args),
         Some(Command::Pull { name, registry }) => {
             pull::run(RegistryConfig::resolve(registry)?, &name, &mut stdout())
         }
+        Some(Command::Bench(bench)) => bench::run(bench, &mut stdout()),
         Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, &mut stdout()),
     }
 }

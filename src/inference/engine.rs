@@ -18,6 +18,8 @@ use super::scheduler::{Batch, Scheduler};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
+use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
+use crate::kernels::pool;
 use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
@@ -33,6 +35,8 @@ pub struct EngineOptions {
     pub prefill_chunk_tokens: usize,
     /// Bytes that keys and values may take, all requests together.
     pub kv_bytes: usize,
+    /// How they are stored.
+    pub kv_format: KvFormat,
 }
 
 /// The handle to an engine's thread, which ends with it.
@@ -60,14 +64,13 @@ impl EngineOptions {
     /// Most tokens of one sequence of this model: its context, or as much of it as the memory for
     /// keys and values holds.
     pub fn context_length(&self, config: &ModelConfig) -> usize {
-        // A sequence's room is a power of two.
-        let largest = self.room(config).checked_ilog2().map_or(0, |log| 1 << log);
-        config.context_length.min(largest)
+        config.context_length.min(self.room(config))
     }
 
     /// Tokens whose keys and values fit into memory, all sequences together.
     fn room(&self, config: &ModelConfig) -> usize {
-        self.kv_bytes / KvStore::bytes_per_token(config).max(1)
+        let room = self.kv_bytes / KvStore::bytes_per_token(config, self.kv_format).max(1);
+        room / BLOCK_TOKENS * BLOCK_TOKENS
     }
 }
 
@@ -114,11 +117,12 @@ impl Engine {
             );
         }
         let room = options.room(model.config());
+        let kv = KvStore::new(model.config(), options.kv_format);
         let worker = Worker {
             scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens, room),
             model,
             tokenizer,
-            kv: KvStore::default(),
+            kv,
             sequences: HashMap::new(),
             n_sequences_seen: 0,
             last_finish: None,
@@ -251,6 +255,7 @@ struct Sequence {
 
 impl Worker {
     fn run(mut self, arrivals: &mpsc::Receiver<Arrival>) {
+        pool::lower_priority();
         // Seen by the handles even when this thread unwinds.
         let _alive = OnDrop(self.shared.clone());
         loop {
@@ -412,18 +417,19 @@ impl Worker {
     }
 
     fn finish(&mut self, id: SequenceId, last: Event) {
-        if let Some(sequence) = self.sequences.get(&id) {
+        // Whoever reads the last event finds the counts complete.
+        if let Some(sequence) = self.remove(id) {
             send(&sequence.events, last);
         }
-        self.remove(id);
         if let Some(last) = self.last_finish.replace(Instant::now()) {
             let mut average = self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
             *average = (*average * 7 + last.elapsed()) / 8;
         }
     }
 
-    fn remove(&mut self, id: SequenceId) {
-        if let Some(sequence) = self.sequences.remove(&id) {
+    fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        let sequence = self.sequences.remove(&id);
+        if let Some(sequence) = &sequence {
             let stats = sequence.generation.repeat_penalty_stats();
             metrics::counter!(telemetry::REPEAT_PENALTY_HITS).increment(stats.hits);
             metrics::counter!(telemetry::REPEAT_PENALTY_UPDATES).increment(stats.updates);
@@ -434,6 +440,7 @@ impl Worker {
         }
         self.scheduler.remove(id);
         self.kv.remove(id);
+        sequence
     }
 }
 

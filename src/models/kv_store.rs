@@ -1,87 +1,87 @@
 //! The keys and values of the sequences in flight.
 //!
-//! Each sequence owns, per layer, one buffer for keys and one for values that doubles when it is
-//! full: a token is written in place, so n tokens cost at most n copies of a token in all, never
-//! a copy of the past per token.
+//! They lie in blocks of [`BLOCK_TOKENS`] tokens that belong to one sequence each: a token is written
+//! in place, and what came before is never copied. Blocks of a sequence that is removed serve others.
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::ModelConfig;
+use super::{ModelConfig, Span};
 use crate::error::{Error, Result};
+use crate::kernels::attention::Sequence;
+use crate::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, Row};
 
 /// Names a sequence within one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// Tokens a new sequence has room for before its buffers first grow.
-const FIRST_CAPACITY: usize = 256;
-
-/// Key and value tensors by sequence and layer.
-#[derive(Debug, Default)]
+/// Blocks by sequence.
+#[derive(Debug)]
 pub struct KvStore {
-    sequences: HashMap<SequenceId, Vec<Option<LayerKv>>>,
+    layout: KvLayout,
+    sequences: HashMap<SequenceId, Blocks>,
+    free: Vec<KvBlock>,
 }
 
-/// One layer's cache of one sequence; both tensors are float32 `[n_kv_heads, capacity, head_dim]`.
-#[derive(Debug)]
-struct LayerKv {
-    keys: Tensor,
-    values: Tensor,
+#[derive(Debug, Default)]
+struct Blocks {
+    blocks: Vec<KvBlock>,
     n_tokens: usize,
 }
 
 impl KvStore {
-    /// Writes `keys` and `values`, each `[n_kv_heads, n_new, head_dim]`, at position `start` of a
-    /// sequence's layer and returns all keys and values up to their end, as views
-    /// `[n_kv_heads, start + n_new, head_dim]`.
+    /// A store for a model of this configuration.
+    pub fn new(config: &ModelConfig, format: KvFormat) -> Self {
+        Self { layout: layout(config, format), sequences: HashMap::new(), free: Vec::new() }
+    }
+
+    /// What the blocks look like.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// Makes room for the new tokens of a batch and gives each span's blocks.
     ///
     /// # Errors
-    /// When the sequence has fewer than `start` tokens, or a tensor operation fails.
-    pub fn append(
-        &mut self,
-        sequence: SequenceId,
-        layer: usize,
-        start: usize,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
-        let (n_kv_heads, n_new, head_dim) = keys.dims3()?;
-        let end = start + n_new;
-        let layers = self.sequences.entry(sequence).or_default();
-        if layers.len() <= layer {
-            layers.resize_with(layer + 1, || None);
-        }
-        let slot = &mut layers[layer];
-        let capacity = slot.as_ref().map_or(0, |kv| kv.keys.dims()[1]);
-        if start > slot.as_ref().map_or(0, |kv| kv.n_tokens) {
-            return Err(Error::internal(format!(
-                "sequence {sequence:?} has no tokens before position {start}"
-            )));
-        }
-        if end > capacity {
-            let shape = (n_kv_heads, Self::room(end), head_dim);
-            let empty = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-            let grown = LayerKv { keys: empty()?, values: empty()?, n_tokens: start };
-            if let Some(old) = slot.as_ref().filter(|_| start > 0) {
-                grown.keys.slice_set(&old.keys.narrow(1, 0, start)?.contiguous()?, 1, 0)?;
-                grown.values.slice_set(&old.values.narrow(1, 0, start)?.contiguous()?, 1, 0)?;
+    /// When a sequence has fewer tokens than its span starts at, or more than one span.
+    pub fn extend(&mut self, spans: &[Span]) -> Result<Vec<Sequence<'_>>> {
+        for span in spans {
+            let sequence = self.sequences.entry(span.sequence).or_default();
+            if span.start > sequence.n_tokens {
+                return Err(Error::internal(format!(
+                    "sequence {:?} has no tokens before position {}",
+                    span.sequence, span.start
+                )));
             }
-            *slot = Some(grown);
+            sequence.n_tokens = span.start + span.len;
+            let n_blocks = sequence.n_tokens.div_ceil(BLOCK_TOKENS);
+            while sequence.blocks.len() < n_blocks {
+                if self.free.is_empty() {
+                    // The last is taken first, and neighbours in memory are to follow each other.
+                    self.free.extend(self.layout.blocks().into_iter().rev());
+                }
+                sequence.blocks.extend(self.free.pop());
+            }
         }
-        let Some(kv) = slot else {
-            return Err(Error::internal("a batch with an empty span reached the key/value store"));
-        };
-        kv.keys.slice_set(&keys.contiguous()?, 1, start)?;
-        kv.values.slice_set(&values.contiguous()?, 1, start)?;
-        kv.n_tokens = end;
-        Ok((kv.keys.narrow(1, 0, end)?, kv.values.narrow(1, 0, end)?))
+        let mut of_sequence: HashMap<_, _> = self.sequences.iter_mut().collect();
+        spans
+            .iter()
+            .map(|span| {
+                let sequence = of_sequence.remove(&span.sequence).ok_or_else(|| {
+                    Error::internal(format!("sequence {:?} has two spans in a batch", span.sequence))
+                })?;
+                let blocks = sequence.blocks.iter_mut().collect();
+                Ok(Sequence { start: span.start, len: span.len, blocks })
+            })
+            .collect()
     }
 
     /// Forgets a sequence.
     pub fn remove(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        let blocks = self.sequences.remove(&sequence).unwrap_or_default().blocks;
+        // What no token has been written to must be numbers.
+        self.free.extend(blocks.into_iter().map(KvBlock::cleared));
     }
 
     /// How many sequences have tokens here.
@@ -91,50 +91,54 @@ impl KvStore {
 
     /// Tokens that a sequence of at most `n_tokens` may take room for.
     pub fn room(n_tokens: usize) -> usize {
-        n_tokens.next_power_of_two().max(FIRST_CAPACITY)
+        n_tokens.next_multiple_of(BLOCK_TOKENS)
     }
 
     /// Bytes that room for one token takes in a model of this shape.
-    pub fn bytes_per_token(config: &ModelConfig) -> usize {
-        2 * config.layers.len() * config.n_kv_heads * config.head_dim * DType::F32.size_in_bytes()
+    pub fn bytes_per_token(config: &ModelConfig, format: KvFormat) -> usize {
+        layout(config, format).block_bytes() / BLOCK_TOKENS
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(value: f32, n: usize) -> Tensor {
-        Tensor::full(value, (2, n, 4), &Device::Cpu).unwrap()
+fn layout(config: &ModelConfig, format: KvFormat) -> KvLayout {
+    KvLayout {
+        n_layers: config.layers.len(),
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        format,
     }
+}
 
-    #[test]
-    fn tokens_stay_in_place_while_the_buffers_grow() {
-        let mut store = KvStore::default();
-        let sequence = SequenceId(7);
-        let mut start = 0;
-        for (step, n) in [3usize, 1, FIRST_CAPACITY, 1, 700].into_iter().enumerate() {
-            let value = step as f32;
-            let (keys, values) = store.append(sequence, 1, start, &row(value, n), &row(-value, n)).unwrap();
-            start += n;
-            assert_eq!(keys.dims(), [2, start, 4]);
-            assert_eq!(values.dims(), [2, start, 4]);
-            let firsts = keys.get(1).unwrap().narrow(1, 0, 1).unwrap().flatten_all().unwrap();
-            let firsts = firsts.to_vec1::<f32>().unwrap();
-            assert_eq!(firsts[..3], [0.0; 3]);
-            assert_eq!(firsts[start - n..], vec![value; n]);
+/// Writes the `keys` and `values` of a sequence's new tokens, each `[n_kv_heads, n_new, head_dim]`, into a
+/// layer and gives all of them up to the end, `[n_kv_heads, n_tokens, head_dim]`: what the kernel for
+/// attention does, for plain tensor operations.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn append(
+    sequence: &mut Sequence,
+    layout: &KvLayout,
+    layer: usize,
+    keys: &Tensor,
+    values: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let KvLayout { n_kv_heads, head_dim, .. } = *layout;
+    let end = sequence.start + sequence.len;
+    let mut all = [vec![0.0f32; n_kv_heads * end * head_dim], vec![0.0f32; n_kv_heads * end * head_dim]];
+    for ((row, tensor), all) in [(Row::Key, keys), (Row::Value, values)].into_iter().zip(&mut all) {
+        let new = tensor.flatten_all()?.to_vec1::<f32>()?;
+        for head in 0..n_kv_heads {
+            for position in 0..end {
+                let (block, slot) = (&mut sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+                if let Some(token) = position.checked_sub(sequence.start) {
+                    let new = &new[(head * sequence.len + token) * head_dim..][..head_dim];
+                    block.write(layer, head, slot, row, new);
+                }
+                let numbers = &mut all[(head * end + position) * head_dim..][..head_dim];
+                block.read(layer, head, slot, row, numbers);
+            }
         }
-        store.remove(sequence);
-        assert_eq!(store.n_sequences(), 0);
     }
-
-    #[test]
-    fn a_gap_is_an_error() {
-        let mut store = KvStore::default();
-        let mut append = |start| store.append(SequenceId(1), 0, start, &row(0.0, 3), &row(0.0, 3)).is_ok();
-        assert!(!append(1));
-        assert!(append(0));
-        assert!(!append(4));
-        assert!(append(3));
-    }
+    let [keys, values] = all.map(|all| Tensor::from_vec(all, (n_kv_heads, end, head_dim), &Device::Cpu));
+    Ok((keys?, values?))
 }

@@ -21,6 +21,16 @@ pub use decoder::ModelConfig;
 pub use kv_store::{KvStore, SequenceId};
 
 use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
+
+/// How a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// With plain tensor operations on float32 weights: the law for the other.
+    Reference,
+    /// With the kernels for an instruction set, on weights as the checkpoint has them.
+    Kernels(Isa),
+}
 
 /// A causal language model.
 pub trait Decoder: Send {

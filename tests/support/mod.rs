@@ -22,6 +22,7 @@ use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
+use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
@@ -147,8 +148,13 @@ pub fn scripted_engine(script: Script, context_length: usize, options: EngineOpt
     Engine::spawn(model, Arc::new(byte_tokenizer()), options).unwrap()
 }
 
-pub const ENGINE_OPTIONS: EngineOptions =
-    EngineOptions { queued_requests: 8, running_requests: 4, prefill_chunk_tokens: 64, kv_bytes: 1 << 20 };
+pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
+    queued_requests: 8,
+    running_requests: 4,
+    prefill_chunk_tokens: 64,
+    kv_bytes: 1 << 20,
+    kv_format: KvFormat::F16,
+};
 
 /// A template that shows who said what.
 pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}\

@@ -3,9 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use predict_otron_9000::kernels::isa::Isa;
+use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::TextEncoder;
-use predict_otron_9000::models::{Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId};
+use predict_otron_9000::models::{
+    Arithmetic, Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId,
+};
 use serde::Deserialize;
 
 /// The folders with decoders: those of the folder that `TINY_REFERENCE_DIR` names, if it does.
@@ -31,6 +35,12 @@ fn cases(variable: &str, default: &str) -> Vec<PathBuf> {
     folders.sort();
     assert!(!folders.is_empty(), "no references in {root:?}, see {variable}");
     folders
+}
+
+/// Every way to compute that this machine has.
+pub fn arithmetics() -> Vec<Arithmetic> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    [Arithmetic::Reference].into_iter().chain(isas.map(Arithmetic::Kernels)).collect()
 }
 
 /// What a folder's `reference.json` says.
@@ -71,7 +81,7 @@ pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderRefere
 
 /// Logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
 fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -> Vec<Vec<f32>> {
-    let mut kv = KvStore::default();
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
     let mut logits = Vec::new();
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let mut input = ForwardInput::default();

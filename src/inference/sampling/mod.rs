@@ -16,6 +16,8 @@ use rand::{RngExt, SeedableRng};
 pub use repeat_penalty::{CachedRepeatPenalty, RepeatPenaltyStats};
 
 use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
+use crate::kernels::sampling as kernels;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +43,13 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+}
+
+impl SamplingParams {
+    /// Whether tokens are left out by how likely they are.
+    fn cuts(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
 }
 
 impl Default for SamplingParams {
@@ -143,23 +152,55 @@ impl Sampler {
         if temperature <= 0.0 {
             return argmax(&logits);
         }
-        let candidates = candidates(&logits, &self.params);
-        let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for &(token, weight) in &candidates {
+        let weights = kernels::weights(Isa::current(), &logits, max(&logits), temperature);
+        let drawn = if self.params.cuts() {
+            draw(&mut self.rng, &candidates(&weights, &self.params))
+        } else {
+            draw_of_all(&mut self.rng, &weights)
+        };
+        drawn.unwrap_or_else(|| argmax(&logits))
+    }
+}
+
+/// Draws a token by its weight; none where there is none.
+fn draw(rng: &mut StdRng, candidates: &[(u32, f32)]) -> Option<u32> {
+    let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
+    let mut left = rng.random::<f64>() * total;
+    for &(token, weight) in candidates {
+        left -= f64::from(weight);
+        if left < 0.0 {
+            return Some(token);
+        }
+    }
+    // Rounding can leave a trace of `left` at the very end.
+    candidates.last().map(|&(token, _)| token)
+}
+
+/// The same when every token is a candidate, in order of ids: whole stretches are passed by their sum.
+fn draw_of_all(rng: &mut StdRng, weights: &[f32]) -> Option<u32> {
+    const STRETCH: usize = 256;
+    let sum = |weights: &[f32]| weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
+    let sums: Vec<f64> = weights.chunks(STRETCH).map(sum).collect();
+    let mut left = rng.random::<f64>() * sums.iter().sum::<f64>();
+    for (idx, sum) in sums.iter().enumerate() {
+        if left >= *sum {
+            left -= sum;
+            continue;
+        }
+        for (token, &weight) in (0u32..).zip(weights).skip(idx * STRETCH) {
             left -= f64::from(weight);
             if left < 0.0 {
-                return token;
+                return Some(token);
             }
         }
-        // Rounding can leave a trace of `left` at the very end.
-        candidates.last().map_or_else(|| argmax(&logits), |&(token, _)| token)
     }
+    // Rounding can leave a trace of `left` at the very end.
+    weights.iter().rposition(|&weight| weight > 0.0).map(|token| token as u32)
 }
 
 /// The largest logit; not finite when there is none or one is infinite. NaN counts as absent.
 fn max(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    kernels::max(Isa::current(), logits)
 }
 
 /// The likeliest token; the first of equals.
@@ -168,17 +209,12 @@ fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
-/// The tokens that temperature, top-k, top-p and min-p leave, with their weights relative to the
-/// likeliest (1). Likeliest first where a cut was made, else in order of ids.
-fn candidates(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
-    let max = max(logits);
-    let weight = |logit: f32| ((logit - max) / params.temperature).exp();
+/// The tokens that top-k, top-p and min-p leave of those with `weights` relative to the likeliest (1),
+/// likeliest first.
+fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     // A weight that underflows to zero is never drawn.
-    let mut weights: Vec<(u32, f32)> = (0u32..)
-        .zip(logits)
-        .map(|(token, &logit)| (token, weight(logit)))
-        .filter(|&(_, w)| w > 0.0)
-        .collect();
+    let mut weights: Vec<(u32, f32)> =
+        (0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| weight > 0.0).collect();
     if params.top_k > 0 && params.top_k < weights.len() {
         keep_likeliest(&mut weights, params.top_k);
         weights.truncate(params.top_k);
@@ -238,7 +274,8 @@ pub struct Logprobs<'a> {
 impl<'a> Logprobs<'a> {
     pub fn new(logits: &'a [f32]) -> Self {
         let max = max(logits);
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        let weights = kernels::weights(Isa::current(), logits, max, 1.0);
+        let sum: f64 = weights.into_iter().map(f64::from).sum();
         Self { logits, log_sum: max + sum.ln() as f32 }
     }
 
@@ -311,12 +348,27 @@ mod tests {
         }
     }
 
+    fn candidates_of(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+        candidates(&kernels::weights(Isa::current(), logits, max(logits), 1.0), params)
+    }
+
+    #[test]
+    fn a_draw_of_all_is_a_draw_of_every_candidate() {
+        let weights: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
+        let candidates: Vec<(u32, f32)> = (0u32..).zip(weights.iter().copied()).collect();
+        for seed in 0..200 {
+            let rng = || StdRng::seed_from_u64(seed);
+            assert_eq!(draw_of_all(&mut rng(), &weights), super::draw(&mut rng(), &candidates));
+        }
+    }
+
     #[test]
     fn cuts_keep_what_their_definitions_say() {
         let probabilities = [0.1f32, 0.4, 0.2, 0.3];
         let logits = probabilities.map(f32::ln);
         let kept = |params: SamplingParams| -> Vec<u32> {
-            let mut kept: Vec<u32> = candidates(&logits, &params).iter().map(|&(token, _)| token).collect();
+            let kept = candidates_of(&logits, &params);
+            let mut kept: Vec<u32> = kept.iter().map(|&(token, _)| token).collect();
             kept.sort_unstable();
             kept
         };
@@ -350,7 +402,7 @@ mod tests {
             let goal = f64::from(top_p) * weights.iter().sum::<f64>();
             let mut reached = 0.0;
             let n = weights.iter().take_while(|&&w| { let more = reached < goal; reached += w; more }).count().max(1);
-            let kept = candidates(&logits, &SamplingParams { top_p, ..params() });
+            let kept = candidates_of(&logits, &SamplingParams { top_p, ..params() });
             // The sum of the kept before the last; close to the goal, rounding decides.
             let close = |n: usize| (weights[..n].iter().sum::<f64>() - goal).abs() < 1e-4;
             prop_assert!(kept.len() == n || close(n) || close(n - 1), "{} {n}", kept.len());

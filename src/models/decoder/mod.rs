@@ -21,47 +21,66 @@ pub use family::Family;
 use self::family::{ExpertNames, GateUp, Layout, Qkv};
 use super::layers::attention::{causal_bias, softcap};
 use super::layers::decoder_layer::{DecoderLayer, LayerContext, Mlp, first_key};
-use super::layers::linear::{Linear, Weight};
+use super::layers::linear::{Linear, Weight, side_by_side};
 use super::layers::mlp::{GatedMlp, Mixture};
 use super::layers::norm::RmsNorm;
 use super::layers::rope::Rotation;
 use super::load::{Rows, Weights};
 use super::rope::Rope;
-use super::{Decoder, ForwardInput, KvStore};
+use super::{Arithmetic, Decoder, ForwardInput, KvStore};
 use crate::error::{Error, Result};
 
 /// A causal language model with its weights.
 pub struct CausalLm {
     config: ModelConfig,
+    arithmetic: Arithmetic,
     /// `[n_vocab, hidden]`
-    embedding: Tensor,
+    embedding: Weight,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Linear,
     /// The different rotations and windows among the layers.
-    kinds: Vec<(Option<Rope>, Option<usize>)>,
+    kinds: Vec<LayerKind>,
     /// Which of them each layer has.
     kind_of_layer: Vec<usize>,
 }
+
+/// What a token takes, attention aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Multiplications in the layers, and in the head.
+    pub layer_products: usize,
+    pub head_products: usize,
+    /// Bytes of weights that are read for one token, the head's among them.
+    pub weight_bytes: usize,
+}
+
+/// A rotation and a window.
+type LayerKind = (Option<Rope>, Option<usize>);
+
+/// The rotations of a batch's tokens, and a bias for each of its sequences.
+type KindContext = (Option<Rotation>, Vec<Option<Tensor>>);
 
 impl CausalLm {
     /// Reads the weights of a model of this configuration.
     ///
     /// # Errors
     /// When a tensor is missing or of the wrong shape.
-    pub fn load(config: ModelConfig, weights: &Weights) -> Result<Self> {
+    pub fn load(config: ModelConfig, weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
         let layout = match weights {
             Weights::Gguf(_) => &config.family.gguf,
             Weights::Safetensors(_) => &config.family.safetensors,
         };
-        let reader = Reader { config: &config, layout, weights, prefix: prefix_of(layout, weights) };
-        let embedding = weights
-            .tensor(&reader.name(layout.embedding, ".weight"), &[config.n_vocab, config.hidden_size])?;
-        let head_name = reader.name(layout.head, "");
+        let reader =
+            Reader { config: &config, layout, weights, arithmetic, prefix: prefix_of(layout, weights) };
+        let (embedding_name, head_name) =
+            (reader.name(layout.embedding, ".weight"), reader.name(layout.head, ""));
+        let vocabulary = Rows::all(config.n_vocab);
+        let embedding = weights.matrix(&embedding_name, &vocabulary, config.hidden_size, arithmetic)?;
         let head = if config.ties_head && !weights.contains(&format!("{head_name}.weight")) {
-            Linear::new(Weight::Dense(embedding.clone()), None)
+            Linear::new(embedding.clone(), None)
         } else {
-            weights.linear(&head_name, &Rows::all(config.n_vocab), config.hidden_size)?
+            reader.linear(&head_name, &vocabulary, config.hidden_size)?
         };
         let layers = (0..config.layers.len()).map(|idx| reader.layer(idx)).collect::<Result<Vec<_>>>()?;
         let norm = reader.norm(&reader.name(layout.norm, ""), config.hidden_size)?;
@@ -78,7 +97,7 @@ impl CausalLm {
                 })
             })
             .collect();
-        Ok(Self { embedding, layers, norm, head, kinds, kind_of_layer, config })
+        Ok(Self { arithmetic, embedding, layers, norm, head, kinds, kind_of_layer, config })
     }
 }
 
@@ -88,41 +107,60 @@ impl Decoder for CausalLm {
     }
 
     fn forward(&mut self, kv: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
-        let ids = Tensor::from_slice(&input.token_ids, input.token_ids.len(), &Device::Cpu)?;
-        let mut x = self.embedding.index_select(&ids, 0)?;
+        let mut x = self.embedding.rows(&input.token_ids)?;
         if let Some(scale) = self.config.embedding_scale {
             x = (x * scale)?;
         }
-        let kinds = self
-            .kinds
-            .iter()
-            .map(|(rope, window)| {
-                let rotation = rope.as_ref().map(|rope| Rotation::new(rope, &input.spans)).transpose()?;
-                let bias = |span: &super::Span| {
-                    let (first, end) = (first_key(span.start, *window), span.start + span.len);
-                    causal_bias(span.start, span.len, first, end - first, *window)
-                };
-                Ok((rotation, input.spans.iter().map(bias).collect::<Result<Vec<_>>>()?))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let kinds = self.kinds.iter().map(|kind| self.context_of(kind, input)).collect::<Result<Vec<_>>>()?;
+        let kv_layout = kv.layout();
+        let mut sequences = kv.extend(&input.spans)?;
         for (idx, (layer, &kind)) in self.layers.iter().zip(&self.kind_of_layer).enumerate() {
             let (rotation, biases) = &kinds[kind];
             let context = LayerContext {
                 config: &self.config,
-                input,
+                arithmetic: self.arithmetic,
+                kv_layout,
                 layer: idx,
                 window: self.kinds[kind].1,
                 rotation: rotation.as_ref(),
                 biases,
             };
-            x = layer.forward(&x, kv, &context)?;
+            x = layer.forward(&x, &mut sequences, &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
-        let logits = self.head.forward(&self.norm.forward(&x.index_select(&rows, 0)?)?)?;
+        let logits = side_by_side(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
         match self.config.logit_softcap {
             Some(cap) => softcap(&logits, cap),
             None => Ok(logits),
         }
+    }
+}
+
+impl CausalLm {
+    /// What a token takes.
+    pub fn cost(&self) -> Cost {
+        let (head_products, head_bytes) = self.head.size();
+        let mut cost = Cost { layer_products: 0, head_products, weight_bytes: head_bytes };
+        for (linear, times) in self.layers.iter().flat_map(DecoderLayer::matrices) {
+            let (products, bytes) = linear.size();
+            cost.layer_products += times * products;
+            cost.weight_bytes += times * bytes;
+        }
+        cost
+    }
+
+    /// What is the same for a batch in every layer of a kind: its rotations and, for plain tensor
+    /// operations, what hides keys from each sequence's queries.
+    fn context_of(&self, (rope, window): &LayerKind, input: &ForwardInput) -> Result<KindContext> {
+        let rotation = rope.as_ref().map(|rope| Rotation::new(rope, &input.spans));
+        let bias = |span: &super::Span| match self.arithmetic {
+            Arithmetic::Kernels(_) => Ok(None),
+            Arithmetic::Reference => {
+                let (first, end) = (first_key(span.start, *window), span.start + span.len);
+                causal_bias(span.start, span.len, first, end - first, *window)
+            }
+        };
+        Ok((rotation, input.spans.iter().map(bias).collect::<Result<_>>()?))
     }
 }
 
@@ -139,6 +177,7 @@ struct Reader<'a> {
     config: &'a ModelConfig,
     layout: &'a Layout,
     weights: &'a Weights,
+    arithmetic: Arithmetic,
     prefix: &'static str,
 }
 
@@ -149,22 +188,24 @@ impl Reader<'_> {
 
     /// The norm of vectors of `n` numbers.
     fn norm(&self, name: &str, n: usize) -> Result<RmsNorm> {
-        let mut weight = self.weights.tensor(&format!("{name}.weight"), &[n])?;
-        if self.layout.norm_offset != 0.0 {
-            weight = (weight + self.layout.norm_offset)?;
-        }
-        Ok(RmsNorm::new(weight, self.config.rms_norm_eps))
+        let mut weight = self.weights.tensor(&format!("{name}.weight"), &[n])?.to_vec1::<f32>()?;
+        weight.iter_mut().for_each(|weight| *weight += self.layout.norm_offset as f32);
+        Ok(RmsNorm { weight, eps: self.config.rms_norm_eps as f32 })
+    }
+
+    fn linear(&self, name: &str, rows: &Rows, n_in: usize) -> Result<Linear> {
+        self.weights.linear(name, rows, n_in, self.arithmetic)
     }
 
     fn layer(&self, idx: usize) -> Result<DecoderLayer> {
-        let Self { config, layout, weights, .. } = self;
+        let Self { config, layout, .. } = self;
         let name = |part: &str| format!("{}.{idx}.{part}", self.name(layout.layers, ""));
         let norm = |part: &str| self.norm(&name(part), config.hidden_size);
         let head_norm = |part: &str| self.norm(&name(part), config.head_dim);
         let [query, key, value] = self.qkv(&name)?;
         let mlp = match config.experts {
             Some(experts) if config.layers[idx].is_mixture => Mlp::Mixture(Mixture {
-                router: weights.linear(
+                router: self.linear(
                     &name(layout.router),
                     &Rows::all(experts.n_experts),
                     config.hidden_size,
@@ -186,7 +227,7 @@ impl Reader<'_> {
                 .head_norms
                 .map(|names| Ok::<_, Error>((head_norm(names.query)?, head_norm(names.key)?)))
                 .transpose()?,
-            output: weights.linear(
+            output: self.linear(
                 &name(layout.output),
                 &Rows::all(config.hidden_size),
                 config.n_heads * config.head_dim,
@@ -201,7 +242,7 @@ impl Reader<'_> {
     fn qkv(&self, name: &dyn Fn(&str) -> String) -> Result<[Linear; 3]> {
         let ModelConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *self.config;
         let (q_size, kv_size) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let linear = |part, rows: Rows| self.weights.linear(&name(part), &rows, hidden_size);
+        let linear = |part, rows: Rows| self.linear(&name(part), &rows, hidden_size);
         match self.layout.qkv {
             Qkv::Apart { query, key, value } => {
                 let heads = |n_heads| {
@@ -230,14 +271,14 @@ impl Reader<'_> {
 
     fn dense_mlp(&self, name: &dyn Fn(&str) -> String) -> Result<GatedMlp> {
         let ModelConfig { hidden_size, intermediate_size: n, activation, .. } = *self.config;
-        let linear = |part, rows: Rows| self.weights.linear(&name(part), &rows, hidden_size);
+        let linear = |part, rows: Rows| self.linear(&name(part), &rows, hidden_size);
         let (gate, up) = match self.layout.gate_up {
             GateUp::Apart { gate, up } => (linear(gate, Rows::all(n))?, linear(up, Rows::all(n))?),
             GateUp::Fused(part) => {
                 (linear(part, Rows::range(0..n, 2 * n))?, linear(part, Rows::range(n..2 * n, 2 * n))?)
             }
         };
-        let down = self.weights.linear(&name(self.layout.down), &Rows::all(hidden_size), n)?;
+        let down = self.linear(&name(self.layout.down), &Rows::all(hidden_size), n)?;
         Ok(GatedMlp { gate, up, down, activation })
     }
 
@@ -245,11 +286,11 @@ impl Reader<'_> {
         let ModelConfig { hidden_size, activation, .. } = *self.config;
         let linear = |part: &str, n_out: usize, n_in: usize| match self.layout.experts {
             ExpertNames::Apart { prefix, .. } => {
-                self.weights.linear(&name(&format!("{prefix}.{expert}.{part}")), &Rows::all(n_out), n_in)
+                self.linear(&name(&format!("{prefix}.{expert}.{part}")), &Rows::all(n_out), n_in)
             }
             ExpertNames::Stacked { .. } => {
                 let rows = Rows::range(expert * n_out..(expert + 1) * n_out, experts.n_experts * n_out);
-                self.weights.linear(&name(part), &rows, n_in)
+                self.linear(&name(part), &rows, n_in)
             }
         };
         let (ExpertNames::Apart { gate, up, down, .. } | ExpertNames::Stacked { gate, up, down }) =

@@ -24,7 +24,7 @@ use super::layers::mlp::GatedMlp;
 use super::layers::norm::LayerNorm;
 use super::layers::rope::Rotation;
 use super::load::{Rows, Weights};
-use super::{Encoder, EncoderInput, SequenceId, Span};
+use super::{Arithmetic, Encoder, EncoderInput, SequenceId, Span};
 use crate::error::{Error, Result};
 
 /// A text encoder with its weights.
@@ -231,8 +231,8 @@ impl Encoder for TextEncoder {
                 n_prompt: text.n_tokens,
             })
             .collect();
-        let rotations =
-            self.config.ropes.iter().map(|rope| Rotation::new(rope, &spans)).collect::<Result<Vec<_>>>()?;
+        let rotations: Vec<Rotation> =
+            self.config.ropes.iter().map(|rope| Rotation::new(rope, &spans)).collect();
         let mut x = self.embed(texts)?;
         for (layer, config) in self.layers.iter().zip(&self.config.layers) {
             let rotation = config.rope.map(|idx| &rotations[idx]);
@@ -324,6 +324,10 @@ impl<'a> Reader<'a> {
         format!("{}{name}.weight", self.prefix)
     }
 
+    fn linear(&self, name: &str, rows: &Rows, n_in: usize) -> Result<Linear> {
+        self.weights.linear(name, rows, n_in, Arithmetic::Reference)
+    }
+
     /// A norm, with a bias where the checkpoint has one.
     fn norm(&self, name: &str) -> Result<LayerNorm> {
         let shape = [self.config.hidden_size];
@@ -338,10 +342,10 @@ impl<'a> Reader<'a> {
     }
 
     fn layer(&self, idx: usize) -> Result<Layer> {
-        let Self { config, layout, weights, .. } = self;
+        let Self { config, layout, .. } = self;
         let hidden = config.hidden_size;
         let name = |part: &str| format!("{}{}.{idx}.{part}", self.prefix, layout.layers);
-        let linear = |part: &str, rows: Rows| weights.linear(&name(part), &rows, hidden);
+        let linear = |part: &str, rows: Rows| self.linear(&name(part), &rows, hidden);
         let (query, key, value) = match layout.qkv {
             Qkv::Apart { query, key, value } => (
                 linear(query, Rows::all(hidden))?,
@@ -371,8 +375,8 @@ impl<'a> Reader<'a> {
 
     fn mlp(&self, name: &dyn Fn(&str) -> String) -> Result<Mlp> {
         let EncoderConfig { hidden_size, intermediate_size: n, activation, .. } = *self.config;
-        let linear = |part: &str, rows: Rows| self.weights.linear(&name(part), &rows, hidden_size);
-        let down = self.weights.linear(&name(self.layout.down), &Rows::all(hidden_size), n)?;
+        let linear = |part: &str, rows: Rows| self.linear(&name(part), &rows, hidden_size);
+        let down = self.linear(&name(self.layout.down), &Rows::all(hidden_size), n)?;
         let (gate, up) = match self.layout.gate_up {
             GateUp::None { up } => {
                 return Ok(Mlp::Plain { up: linear(up, Rows::all(n))?, activation, down });
@@ -398,9 +402,9 @@ impl<'a> Reader<'a> {
         let dense = if is_inside { &inside } else { layout.dense };
         Ok(Some(Head {
             layout,
-            dense: self.weights.linear(dense, &Rows::all(hidden), hidden)?,
+            dense: self.linear(dense, &Rows::all(hidden), hidden)?,
             norm: layout.norm.map(|name| self.norm(name)).transpose()?,
-            output: self.weights.linear(layout.output, &Rows::all(n_labels), hidden)?,
+            output: self.linear(layout.output, &Rows::all(n_labels), hidden)?,
             n_labels,
         }))
     }

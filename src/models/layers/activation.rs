@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
+use crate::kernels::linear::Gate;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -28,6 +29,16 @@ impl Activation {
             other => Err(Error::model(format!(
                 "the model asks for the activation `{other}`; known are silu, gelu, gelu_pytorch_tanh, tanh"
             ))),
+        }
+    }
+
+    /// What the kernels call it.
+    pub fn gate(self) -> Gate {
+        match self {
+            Self::Silu => Gate::Silu,
+            Self::Gelu => Gate::Gelu,
+            Self::GeluTanh => Gate::GeluTanh,
+            Self::Tanh => Gate::Tanh,
         }
     }
 

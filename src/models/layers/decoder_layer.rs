@@ -9,16 +9,20 @@
 //! Norms that a family does not have are left out. A mixture of experts does 4 and 5 for each of
 //! its experts.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
+use super::super::Arithmetic;
 use super::super::decoder::ModelConfig;
-use super::super::{ForwardInput, KvStore};
+use super::super::kv_store::append;
 use super::attention::{Scores, attention};
-use super::linear::Linear;
+use super::linear::{Linear, added, side_by_side};
 use super::mlp::{GatedMlp, Mixture};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use crate::error::Result;
+use crate::kernels::attention::{Attention, HeadNorms, Sequence};
+use crate::kernels::kv::KvLayout;
+use crate::kernels::op::AttentionOp;
 
 /// Weights of one layer.
 #[derive(Debug, Clone)]
@@ -45,13 +49,16 @@ pub enum Mlp {
 /// What a forward pass tells a layer.
 pub struct LayerContext<'a> {
     pub config: &'a ModelConfig,
-    pub input: &'a ForwardInput,
+    pub arithmetic: Arithmetic,
+    /// How keys and values lie.
+    pub kv_layout: KvLayout,
     /// Index of this layer.
     pub layer: usize,
     /// How far this layer's attention reaches.
     pub window: Option<usize>,
     pub rotation: Option<&'a Rotation>,
-    /// For each span the bias over the keys that its queries see ([`first_key`]).
+    /// For each sequence the bias over the keys that its queries see ([`first_key`]), where they are
+    /// computed by plain tensor operations.
     pub biases: &'a [Option<Tensor>],
 }
 
@@ -61,37 +68,83 @@ pub fn first_key(start: usize, window: Option<usize>) -> usize {
 }
 
 impl DecoderLayer {
-    /// `x` and the result are `[n_tokens, hidden]`.
-    pub fn forward(&self, x: &Tensor, kv: &mut KvStore, context: &LayerContext) -> Result<Tensor> {
-        let qkv = self.norm_qkv(x)?;
-        let mixed = self.attend(qkv, kv, context)?;
-        let x = add(x, self.output.forward(&mixed)?, self.attention_post_norm.as_ref())?;
-        let normed = self.mlp_norm.forward(&x)?;
-        let y = match &self.mlp {
-            Mlp::Dense(mlp) => mlp.forward(&normed)?,
-            Mlp::Mixture(mixture) => mixture.forward(&normed)?,
-        };
-        add(&x, y, self.mlp_post_norm.as_ref())
+    /// `x` and the result are `[n_tokens, hidden]`, the new tokens of all `sequences`.
+    pub fn forward(&self, x: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+        let qkv = side_by_side(Some(&self.attention_norm), &[&self.query, &self.key, &self.value], x)?;
+        let mixed = self.attention_of(&qkv, sequences, context)?;
+        let x = added(&self.output, self.attention_post_norm.as_ref(), &mixed, x)?;
+        match &self.mlp {
+            Mlp::Dense(mlp) => {
+                let inner = mlp.gate_up(Some(&self.mlp_norm), &x)?;
+                added(&mlp.down, self.mlp_post_norm.as_ref(), &inner, &x)
+            }
+            Mlp::Mixture(mixture) => {
+                let y = mixture.forward(&self.mlp_norm.forward(&x)?)?;
+                let y = self.mlp_post_norm.as_ref().map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))?;
+                Ok((y + x)?)
+            }
+        }
     }
 
-    /// Operation 1; each result is `[n_tokens, heads * head_dim]`.
-    fn norm_qkv(&self, x: &Tensor) -> Result<[Tensor; 3]> {
-        let x = self.attention_norm.forward(x)?;
-        Ok([self.query.forward(&x)?, self.key.forward(&x)?, self.value.forward(&x)?])
-    }
-
-    /// Operation 2, sequence by sequence; the result is `[n_tokens, n_heads * head_dim]`.
-    fn attend(
+    /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
+    fn attention_of(
         &self,
-        [query, key, value]: [Tensor; 3],
-        kv: &mut KvStore,
+        qkv: &Tensor,
+        sequences: &mut [Sequence],
         context: &LayerContext,
     ) -> Result<Tensor> {
+        match context.arithmetic {
+            Arithmetic::Reference => self.attend(qkv, sequences, context),
+            Arithmetic::Kernels(isa) => {
+                Ok(qkv.apply_op1_no_bwd(&AttentionOp::new(isa, self.attention(context), sequences))?)
+            }
+        }
+    }
+
+    /// The matrices that a token goes through, by how many of each.
+    pub fn matrices(&self) -> Vec<(&Linear, usize)> {
+        let mut matrices = vec![(&self.query, 1), (&self.key, 1), (&self.value, 1), (&self.output, 1)];
+        let (mlp, times) = match &self.mlp {
+            Mlp::Dense(mlp) => (Some(mlp), 1),
+            Mlp::Mixture(mixture) => {
+                matrices.push((&mixture.router, 1));
+                (mixture.experts.first(), mixture.n_used)
+            }
+        };
+        matrices.extend(mlp.into_iter().flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]).map(|m| (m, times)));
+        matrices
+    }
+
+    /// What the kernel for operation 2 needs to know.
+    fn attention<'a>(&'a self, context: &LayerContext<'a>) -> Attention<'a> {
+        let config = context.config;
+        Attention {
+            n_heads: config.n_heads,
+            layout: context.kv_layout,
+            layer: context.layer,
+            scale: config.attention_scale as f32,
+            softcap: config.attention_softcap.map(|cap| cap as f32),
+            window: context.window,
+            head_norms: self.head_norms.as_ref().map(|(query, key)| HeadNorms {
+                query: &query.weight,
+                key: &key.weight,
+                eps: query.eps,
+            }),
+            rotation: context.rotation.map(Rotation::kernel),
+        }
+    }
+
+    /// Operation 2 in plain tensor operations, sequence by sequence.
+    fn attend(&self, qkv: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
         let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = *context.config;
-        let n_tokens = context.input.token_ids.len();
-        let mut query = query.reshape((n_tokens, n_heads, head_dim))?;
-        let mut key = key.reshape((n_tokens, n_kv_heads, head_dim))?;
-        let value = value.reshape((n_tokens, n_kv_heads, head_dim))?;
+        let n_tokens = qkv.dims()[0];
+        let heads = |first: usize, n: usize| -> Result<Tensor> {
+            let part = qkv.narrow(D::Minus1, first * head_dim, n * head_dim)?;
+            Ok(part.contiguous()?.reshape((n_tokens, n, head_dim))?)
+        };
+        let mut query = heads(0, n_heads)?;
+        let mut key = heads(n_heads, n_kv_heads)?;
+        let value = heads(n_heads + n_kv_heads, n_kv_heads)?;
         if let Some((query_norm, key_norm)) = &self.head_norms {
             (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
         }
@@ -100,19 +153,19 @@ impl DecoderLayer {
         }
         let scores =
             Scores { scale: context.config.attention_scale, softcap: context.config.attention_softcap };
-
         let mut row = 0;
-        let mut mixed = Vec::with_capacity(context.input.spans.len());
-        for (span, bias) in context.input.spans.iter().zip(context.biases) {
-            // [n_tokens, heads, head_dim] -> [heads, span.len, head_dim]
-            let heads_first = |x: &Tensor| x.narrow(0, row, span.len)?.transpose(0, 1)?.contiguous();
+        let mut mixed = Vec::with_capacity(sequences.len());
+        for (sequence, bias) in sequences.iter_mut().zip(context.biases) {
+            let (start, len) = (sequence.start, sequence.len);
+            // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
+            let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
             let (key, value) = (heads_first(&key)?, heads_first(&value)?);
-            let (keys, values) = kv.append(span.sequence, context.layer, span.start, &key, &value)?;
-            let first = first_key(span.start, context.window);
-            let seen = |x: &Tensor| x.narrow(1, first, span.start + span.len - first);
+            let (keys, values) = append(sequence, &context.kv_layout, context.layer, &key, &value)?;
+            let first = first_key(start, context.window);
+            let seen = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
             let (keys, values) = (seen(&keys)?, seen(&values)?);
             mixed.push(attention(&heads_first(&query)?, &keys, &values, scores, bias.as_ref())?);
-            row += span.len;
+            row += len;
         }
         match mixed.as_slice() {
             [single] => Ok(single.clone()),
@@ -121,10 +174,137 @@ impl DecoderLayer {
     }
 }
 
-/// `x + norm(y)`: the end of operations 3 and 5.
-fn add(x: &Tensor, y: Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
-    Ok(match norm {
-        Some(norm) => (norm.forward(&y)? + x)?,
-        None => (y + x)?,
-    })
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::kernels::isa::Isa;
+    use crate::kernels::kv::KvFormat;
+    use crate::models::decoder::LayerConfig;
+    use crate::models::layers::attention::causal_bias;
+    use crate::models::layers::linear::Weight;
+    use crate::models::rope::{Rope, RopeScaling};
+    use crate::models::{ForwardInput, KvStore, SequenceId};
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 500.0 - 2.0).collect()
+    }
+
+    fn config(n_heads: usize, n_kv_heads: usize, head_dim: usize, softcap: Option<f64>) -> ModelConfig {
+        let json = format!(
+            r#"{{"model_type":"llama","hidden_size":{0},"intermediate_size":8,"num_hidden_layers":1,
+            "num_attention_heads":{n_heads},"num_key_value_heads":{n_kv_heads},"head_dim":{head_dim},
+            "vocab_size":10,"max_position_embeddings":4096,"rms_norm_eps":1e-5}}"#,
+            n_heads * head_dim
+        );
+        let config = ModelConfig::from_json(json.as_bytes()).unwrap();
+        ModelConfig { attention_softcap: softcap, layers: vec![LayerConfig::default()], ..config }
+    }
+
+    /// A layer of which only the attention between the projections is used.
+    fn layer(head_dim: usize, has_norms: bool) -> DecoderLayer {
+        let empty = || {
+            Linear::new(
+                Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap()),
+                None,
+            )
+        };
+        let norm = |seed| RmsNorm { weight: numbers(head_dim, seed), eps: 1e-5 };
+        let mlp = GatedMlp {
+            gate: empty(),
+            up: empty(),
+            down: empty(),
+            activation: crate::models::layers::activation::Activation::Silu,
+        };
+        DecoderLayer {
+            attention_norm: norm(0),
+            query: empty(),
+            key: empty(),
+            value: empty(),
+            head_norms: has_norms.then(|| (norm(1), norm(2))),
+            output: empty(),
+            attention_post_norm: None,
+            mlp_norm: norm(3),
+            mlp: Mlp::Dense(mlp),
+            mlp_post_norm: None,
+        }
+    }
+
+    /// Attention over prompts of several sequences and the tokens that follow them.
+    fn attend(
+        config: &ModelConfig,
+        layer: &DecoderLayer,
+        arithmetic: Arithmetic,
+        format: KvFormat,
+        window: Option<usize>,
+        rope: Option<&Rope>,
+    ) -> Vec<f32> {
+        let mut kv = KvStore::new(config, format);
+        let row_len = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim;
+        let mut all = Vec::new();
+        // Of each sequence how many tokens come in each batch.
+        for (step, lengths) in [[7, 70, 300], [64, 1, 3], [1, 5, 1], [1, 1, 1]].iter().enumerate() {
+            let mut input = ForwardInput::default();
+            for (idx, &len) in lengths.iter().enumerate() {
+                let start: usize =
+                    [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
+                input.push(SequenceId(idx as u64), 7, start, &vec![0; len], false);
+            }
+            let n_tokens = input.token_ids.len();
+            let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
+            let rotation = rope.map(|rope| Rotation::new(rope, &input.spans));
+            let biases: Vec<Option<Tensor>> = input
+                .spans
+                .iter()
+                .map(|span| {
+                    let (first, end) = (first_key(span.start, window), span.start + span.len);
+                    causal_bias(span.start, span.len, first, end - first, window).unwrap()
+                })
+                .collect();
+            let context = LayerContext {
+                config,
+                arithmetic,
+                kv_layout: kv.layout(),
+                layer: 0,
+                window,
+                rotation: rotation.as_ref(),
+                biases: &biases,
+            };
+            let mut sequences = kv.extend(&input.spans).unwrap();
+            let y = layer.attention_of(&qkv.unwrap(), &mut sequences, &context).unwrap();
+            all.extend(y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn the_kernel_equals_plain_tensor_operations() {
+        let rope = |n_rotated| Rope { theta: 1e4, n_rotated, scaling: RopeScaling::None, magnitude: 1.0 };
+        for (n_heads, n_kv_heads, head_dim, window, softcap, has_norms, n_rotated) in [
+            (9, 3, 64, None, None, false, Some(64)),
+            (4, 4, 20, Some(30), None, true, Some(8)),
+            (5, 1, 96, Some(300), Some(5.0), false, None),
+            (2, 2, 6, None, Some(3.0), true, Some(6)),
+        ] {
+            let config = config(n_heads, n_kv_heads, head_dim, softcap);
+            let layer = layer(head_dim, has_norms);
+            let rope = n_rotated.map(rope);
+            for (format, bound) in [(KvFormat::F32, 2e-5), (KvFormat::F16, 2e-5), (KvFormat::Int8, 2e-2)] {
+                let of =
+                    |arithmetic, format| attend(&config, &layer, arithmetic, format, window, rope.as_ref());
+                let expected = of(Arithmetic::Reference, format);
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                    let found = of(Arithmetic::Kernels(isa), format);
+                    assert_eq!(found.len(), expected.len());
+                    for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{isa} {format:?} {head_dim}, {idx}: {found} is not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,8 @@
 use candle_core::{D, Device, Tensor};
 
 use super::activation::Activation;
-use super::linear::Linear;
+use super::linear::{Linear, gated};
+use super::norm::RmsNorm;
 use crate::error::Result;
 
 /// `down(activation(gate(x)) * up(x))`
@@ -27,14 +28,14 @@ pub struct Mixture {
 }
 
 impl GatedMlp {
-    /// `activation(gate(x)) * up(x)`: `[n_tokens, hidden]` to `[n_tokens, intermediate]`.
-    pub fn gate_up(&self, x: &Tensor) -> Result<Tensor> {
-        Ok((self.activation.forward(&self.gate.forward(x)?)? * self.up.forward(x)?)?)
+    /// `[n_tokens, hidden]`, first passed through `norm`, to `[n_tokens, intermediate]`.
+    pub fn gate_up(&self, norm: Option<&RmsNorm>, x: &Tensor) -> Result<Tensor> {
+        gated(norm, &self.gate, &self.up, self.activation, x)
     }
 
     /// `[n_tokens, hidden]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.gate_up(x)?)
+        self.down.forward(&self.gate_up(None, x)?)
     }
 }
 

@@ -3,22 +3,24 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::kernels::activations::Norm;
 
 /// `x / sqrt(mean(x²) + eps) * weight`
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     /// `[hidden]`
-    weight: Tensor,
-    eps: f32,
+    pub weight: Vec<f32>,
+    pub eps: f32,
 }
 
 impl RmsNorm {
-    pub fn new(weight: Tensor, eps: f64) -> Self {
-        Self { weight, eps: eps as f32 }
+    /// What the kernels need of it.
+    pub fn kernel(&self) -> Norm<'_> {
+        Norm::Rms { weight: &self.weight, eps: self.eps }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(candle_nn::ops::rms_norm(x, &self.weight, self.eps)?)
+        Ok(candle_nn::ops::rms_norm(x, &Tensor::new(self.weight.as_slice(), x.device())?, self.eps)?)
     }
 }
 

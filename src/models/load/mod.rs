@@ -6,24 +6,62 @@
 mod blocks;
 mod expand;
 mod gguf;
+mod pack;
 mod safetensors;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 pub use gguf::GgufFile;
 pub use safetensors::{SafetensorsFiles, SafetensorsHeader};
 
+use self::expand::expand;
+use self::pack::pack;
+use super::Arithmetic;
 use super::layers::linear::{Linear, Weight};
 use crate::error::{Error, Result};
+use crate::gguf::TensorType;
 
 /// A checkpoint's tensors by name.
 pub enum Weights {
     Gguf(GgufFile),
     Safetensors(SafetensorsFiles),
+}
+
+/// A tensor in a file.
+struct StoredTensor<'a> {
+    map: &'a MappedFile,
+    tensor_type: TensorType,
+    /// Outermost dimension first.
+    shape: &'a [usize],
+    bytes: Range<usize>,
+}
+
+impl StoredTensor<'_> {
+    fn blocks(&self) -> &[u8] {
+        &self.map.bytes()[self.bytes.clone()]
+    }
+
+    /// All numbers as float32, in its own shape. Its pages are given back.
+    fn expand(&self) -> Result<Tensor> {
+        let numbers = expand(self.tensor_type, self.blocks())?;
+        self.map.release(self.bytes.clone());
+        Ok(Tensor::from_vec(numbers, self.shape, &Device::Cpu)?)
+    }
+
+    fn in_tensor(&self, name: &str, e: Error) -> Error {
+        e.context(format_args!("tensor `{name}` of `{}`", self.map.path.display()))
+    }
+
+    /// The shape of all its matrices, one below the other.
+    fn matrix_shape(&self) -> [usize; 2] {
+        let (n_in, outer) = self.shape.split_last().unwrap_or((&1, &[]));
+        [outer.iter().product(), *n_in]
+    }
 }
 
 impl Weights {
@@ -32,34 +70,41 @@ impl Weights {
     /// # Errors
     /// When the checkpoint has no such tensor or it is not of `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        match self {
-            Self::Gguf(file) => {
-                check_shape(name, file.shape(name)?, shape)?;
-                file.tensor(name)
-            }
-            Self::Safetensors(files) => {
-                check_shape(name, files.shape(name)?, shape)?;
-                files.tensor(name)
-            }
-        }
+        let stored = self.stored(name)?;
+        check_shape(name, stored.shape, shape)?;
+        stored.expand().map_err(|e| stored.in_tensor(name, e))
     }
 
-    /// A matrix to multiply with: those `rows` of `name.weight`, each of `n_in` numbers, and of
-    /// `name.bias` where there is one.
+    /// A matrix to multiply with: those `rows` of the tensor `name`, each of `n_in` numbers. A tensor
+    /// of more than two dimensions is taken as the rows of all its matrices.
     ///
     /// # Errors
     /// As [`Weights::tensor`].
-    pub fn linear(&self, name: &str, rows: &Rows, n_in: usize) -> Result<Linear> {
-        let weight_name = format!("{name}.weight");
-        let weight = match self {
-            Self::Gguf(file) => file.matrix(&weight_name, rows, n_in)?,
-            Self::Safetensors(_) => {
-                Weight::Dense(rows.pick(&self.tensor(&weight_name, &[rows.n_stored, n_in])?)?)
-            }
+    pub fn matrix(&self, name: &str, rows: &Rows, n_in: usize, arithmetic: Arithmetic) -> Result<Weight> {
+        let stored = self.stored(name)?;
+        check_shape(name, &stored.matrix_shape(), &[rows.n_stored, n_in])?;
+        let weight = match arithmetic {
+            Arithmetic::Reference => stored.expand().and_then(|all| {
+                let all = all.reshape((rows.n_stored, n_in))?;
+                Ok(Weight::Dense(rows.pick(&all)?))
+            }),
+            Arithmetic::Kernels(isa) => pack(stored.tensor_type, stored.blocks(), rows, n_in).map(|matrix| {
+                stored.map.release(stored.bytes.clone());
+                Weight::Packed { matrix: Arc::new(matrix), isa }
+            }),
         };
+        weight.map_err(|e| stored.in_tensor(name, e))
+    }
+
+    /// `name.weight` with `name.bias` where there is one.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn linear(&self, name: &str, rows: &Rows, n_in: usize, arithmetic: Arithmetic) -> Result<Linear> {
+        let weight = self.matrix(&format!("{name}.weight"), rows, n_in, arithmetic)?;
         let bias_name = format!("{name}.bias");
         let bias = if self.contains(&bias_name) {
-            Some(rows.pick(&self.tensor(&bias_name, &[rows.n_stored])?)?)
+            Some(rows.pick(&self.tensor(&bias_name, &[rows.n_stored])?)?.to_vec1()?)
         } else {
             None
         };
@@ -68,18 +113,23 @@ impl Weights {
 
     /// How many rows a tensor has, if there is one of this name.
     pub fn n_rows(&self, name: &str) -> Option<usize> {
-        match self {
-            Self::Gguf(file) => file.n_rows(name).ok(),
-            Self::Safetensors(files) => files.n_rows(name),
-        }
+        self.stored(name).ok().and_then(|stored| stored.shape.first().copied())
     }
 
-    /// Bytes that the model's weights take in memory once they are loaded.
+    /// Bytes that a decoder's weights take in memory once they are loaded for the kernels.
     pub fn memory_bytes(&self) -> u64 {
-        match self {
-            Self::Gguf(file) => file.memory_bytes(),
-            Self::Safetensors(files) => files.memory_bytes(),
-        }
+        let of_tensor = |stored: StoredTensor| {
+            let [n_out, n_in] = stored.matrix_shape();
+            match pack::format_of(stored.tensor_type) {
+                Some(format) if stored.shape.len() > 1 => format.matrix_bytes(n_out, n_in),
+                _ => n_out * n_in * size_of::<f32>(),
+            }
+        };
+        let all: usize = match self {
+            Self::Gguf(file) => file.all_stored().map(of_tensor).sum(),
+            Self::Safetensors(files) => files.all_stored().map(of_tensor).sum(),
+        };
+        all as u64
     }
 
     /// Whether the checkpoint has a tensor of this name.
@@ -87,6 +137,13 @@ impl Weights {
         match self {
             Self::Gguf(file) => file.contains(name),
             Self::Safetensors(files) => files.contains(name),
+        }
+    }
+
+    fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
+        match self {
+            Self::Gguf(file) => file.stored(name),
+            Self::Safetensors(files) => files.stored(name),
         }
     }
 }
@@ -125,6 +182,22 @@ impl Rows {
         Self { n_stored: n_heads * head_dim, picked: Picked::Each(rows.collect()) }
     }
 
+    /// How many there are.
+    fn len(&self) -> usize {
+        match &self.picked {
+            Picked::Range(range) => range.len(),
+            Picked::Each(rows) => rows.len(),
+        }
+    }
+
+    /// Which of the stored rows is row `idx`.
+    fn stored(&self, idx: usize) -> usize {
+        match &self.picked {
+            Picked::Range(range) => range.start + idx,
+            Picked::Each(rows) => rows[idx] as usize,
+        }
+    }
+
     /// The picked part of a tensor along its first dimension.
     fn pick(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.picked {
@@ -159,7 +232,10 @@ fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
 }
 
 /// A file in memory, read where it is touched.
-struct MappedFile(memmap2::Mmap);
+struct MappedFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+}
 
 impl MappedFile {
     /// Maps a file.
@@ -172,11 +248,12 @@ impl MappedFile {
         // SAFETY: model files are written under another name and renamed when complete, and never
         // changed in place afterwards; a file that someone else truncates while it is mapped ends
         // the process with SIGBUS, as in every program that maps.
-        Ok(Self(unsafe { memmap2::Mmap::map(&file) }.map_err(in_file)?))
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(in_file)?;
+        Ok(Self { path: path.to_owned(), map })
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 
     /// Gives back the memory of a part that has been read; reading it again reads the file again.
@@ -184,7 +261,7 @@ impl MappedFile {
         // SAFETY: the mapping is of a file, shared and never written to, so the pages that are
         // dropped come back with the same bytes.
         let released = unsafe {
-            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len())
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len())
         };
         // Only memory is at stake.
         if let Err(e) = released {

@@ -6,11 +6,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Component, Path, PathBuf};
 
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
-use super::MappedFile;
-use super::expand::expand;
+use super::{MappedFile, StoredTensor};
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 use header::{TensorInfo, UniqueMap};
@@ -19,13 +17,8 @@ pub use header::SafetensorsHeader;
 
 /// The shards of one checkpoint.
 pub struct SafetensorsFiles {
-    shards: Vec<Shard>,
+    shards: Vec<MappedFile>,
     tensors: HashMap<String, Location>,
-}
-
-struct Shard {
-    path: PathBuf,
-    map: MappedFile,
 }
 
 /// Where a tensor's bytes are.
@@ -74,7 +67,7 @@ impl SafetensorsFiles {
                 }
             };
         }
-        self.shards.push(Shard { path, map });
+        self.shards.push(map);
         Ok(())
     }
 
@@ -104,39 +97,35 @@ impl SafetensorsFiles {
         self.tensors.contains_key(name)
     }
 
-    pub(super) fn n_rows(&self, name: &str) -> Option<usize> {
-        self.tensors.get(name).and_then(|location| location.info.shape.first().copied())
+    /// Where a tensor is.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it is of a type that is not supported.
+    pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
+        let location = self.location(name)?;
+        self.at(location).ok_or_else(|| {
+            Error::model(format!(
+                "tensor `{name}` is of type {}, which is not supported; use a checkpoint in BF16, F16 or F32",
+                location.info.dtype
+            ))
+        })
     }
 
-    /// All tensors as float32.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let n_elements = |location: &Location| location.info.shape.iter().product::<usize>() as u64;
-        self.tensors.values().map(n_elements).sum::<u64>() * size_of::<f32>() as u64
+    /// All tensors of types that are supported.
+    pub(super) fn all_stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
+        self.tensors.values().filter_map(|location| self.at(location))
     }
 
-    /// The shape of a tensor.
-    pub(super) fn shape(&self, name: &str) -> Result<&[usize]> {
-        Ok(&self.location(name)?.info.shape)
-    }
-
-    /// A tensor as float32.
-    pub(super) fn tensor(&self, name: &str) -> Result<Tensor> {
-        let Location { shard, info } = self.location(name)?;
-        let map = &self.shards[*shard].map;
+    fn at<'a>(&'a self, Location { shard, info }: &'a Location) -> Option<StoredTensor<'a>> {
         let tensor_type = match info.dtype {
             "F64" => TensorType::F64,
             "F32" => TensorType::F32,
             "F16" => TensorType::F16,
             "BF16" => TensorType::Bf16,
-            other => {
-                return Err(Error::model(format!(
-                    "tensor `{name}` is of type {other}, which is not supported; use a checkpoint in BF16, F16 or F32"
-                )));
-            }
+            _ => return None,
         };
-        let numbers = expand(tensor_type, &map.bytes()[info.bytes.clone()])?;
-        map.release(info.bytes.clone());
-        Ok(Tensor::from_vec(numbers, info.shape.as_slice(), &Device::Cpu)?)
+        let map = &self.shards[*shard];
+        Some(StoredTensor { map, tensor_type, shape: &info.shape, bytes: info.bytes.clone() })
     }
 
     fn location(&self, name: &str) -> Result<&Location> {

@@ -1,0 +1,235 @@
+//! `bench`: what the machine can do at most, and how much of that a model gets out of it.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::app::{kv_format, read_headers};
+use crate::config::{BenchArgs, Limits, RegistryConfig};
+use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
+use crate::kernels::kv::KvFormat;
+use crate::kernels::{limits, pool};
+use crate::models::decoder::{CausalLm, Cost};
+use crate::models::{Arithmetic, Decoder, ForwardInput, KvStore, SequenceId};
+use crate::registry::{ModelKind, Registry};
+
+/// Tokens before those that several sequences decode.
+const STREAM_DEPTH: usize = 128;
+
+/// Each figure is the median of this many runs.
+const RUNS: usize = 3;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    threads: usize,
+    isa: String,
+    limits: MeasuredLimits,
+    load_s: f64,
+    rss_mb: f64,
+    prefill: Vec<Prefill>,
+    decode: Vec<Decode>,
+}
+
+#[derive(Debug, Serialize)]
+struct MeasuredLimits {
+    /// Reading as many bytes as the model has weights.
+    read_gb_s: f64,
+    /// Products of the instructions in use.
+    matrix_tflop_s: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Prefill {
+    tokens: usize,
+    tok_s: f64,
+    /// Of the time that the products would take at the machine's limit.
+    share: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Decode {
+    streams: usize,
+    depth: usize,
+    /// All streams together.
+    tok_s: f64,
+    /// Of the time that reading weights, keys and values would take at the machine's limit, or the
+    /// products where they take longer.
+    share: f64,
+}
+
+/// Measures and writes a table, or one JSON object, to `out`.
+///
+/// # Errors
+/// When the model is not to be had, its context is shorter than what is asked for, or `out` is closed.
+pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
+    let files =
+        Registry::new(RegistryConfig::resolve(args.registry)?).resolve(&args.model, ModelKind::Chat)?;
+    let isa = Isa::current();
+    let start = Instant::now();
+    let (config, weights) = read_headers(&files)?;
+    let mut model = CausalLm::load(config, &weights, Arithmetic::Kernels(isa))?;
+    let load_s = start.elapsed().as_secs_f64();
+    let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
+
+    let bench = Bench {
+        cost: model.cost(),
+        read: limits::read_bytes_per_second(isa, model.cost().weight_bytes),
+        products: limits::product_operations_per_second(isa),
+        kv_format: kv_format(args.compute.kv_format),
+    };
+    let most = model.config().context_length;
+    let fits = |&n: &usize| (1..=most).contains(&n);
+    let prefill = args
+        .prompt
+        .iter()
+        .filter(|n| fits(n))
+        .map(|&n_tokens| bench.prefill(&mut model, n_tokens))
+        .collect::<Result<_>>()?;
+    let several = args.streams.iter().map(|&n_streams| (n_streams, STREAM_DEPTH));
+    let deep = args.depths.iter().map(|&depth| (1, depth));
+    let decode = several
+        .chain(deep)
+        .filter(|(n_streams, depth)| *n_streams > 0 && fits(&(depth + args.tokens)))
+        .map(|(n_streams, depth)| bench.decode(&mut model, n_streams, depth, args.tokens.max(1)))
+        .collect::<Result<_>>()?;
+    let report = Report {
+        model: files.id.clone(),
+        threads: pool::n_threads(),
+        isa: isa.to_string(),
+        limits: MeasuredLimits { read_gb_s: bench.read / 1e9, matrix_tflop_s: bench.products / 1e12 },
+        load_s,
+        rss_mb,
+        prefill,
+        decode,
+    };
+    let text = if args.json {
+        serde_json::to_string(&report).map_err(|e| Error::internal(format!("cannot write JSON: {e}")))?
+    } else {
+        table(&report)
+    };
+    writeln!(out, "{text}").map_err(|e| Error::internal(format!("cannot print: {e}")))
+}
+
+/// The yardsticks for one model.
+struct Bench {
+    cost: Cost,
+    /// Bytes per second.
+    read: f64,
+    /// Operations per second.
+    products: f64,
+    kv_format: KvFormat,
+}
+
+impl Bench {
+    fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
+        let mut times = Vec::new();
+        for _ in 0..RUNS {
+            let mut kv = KvStore::new(model.config(), self.kv_format);
+            let start = Instant::now();
+            fill(model, &mut kv, SequenceId(0), n_tokens)?;
+            times.push(start.elapsed());
+        }
+        let seconds = median(times).as_secs_f64();
+        let operations = 2.0 * (self.cost.layer_products * n_tokens + self.cost.head_products) as f64;
+        Ok(Prefill {
+            tokens: n_tokens,
+            tok_s: n_tokens as f64 / seconds,
+            share: operations / self.products / seconds,
+        })
+    }
+
+    fn decode(
+        &self,
+        model: &mut CausalLm,
+        n_streams: usize,
+        depth: usize,
+        n_tokens: usize,
+    ) -> Result<Decode> {
+        let mut kv = KvStore::new(model.config(), self.kv_format);
+        let ids: Vec<SequenceId> = (0..n_streams as u64).map(SequenceId).collect();
+        for &id in &ids {
+            fill(model, &mut kv, id, depth)?;
+        }
+        let mut times = Vec::new();
+        for _ in 0..RUNS {
+            let mut last: Vec<u32> = vec![0; n_streams];
+            let start = Instant::now();
+            for position in depth..depth + n_tokens {
+                let mut input = ForwardInput::default();
+                for (&id, token) in ids.iter().zip(&last) {
+                    input.push(id, depth, position, &[*token], true);
+                }
+                let logits = model.forward(&mut kv, &input)?.argmax(1)?;
+                last = logits.to_vec1()?;
+            }
+            times.push(start.elapsed());
+        }
+        let steps_per_second = n_tokens as f64 / median(times).as_secs_f64();
+        let n_keys = n_streams * (depth + n_tokens / 2);
+        let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
+        let reading = (self.cost.weight_bytes + kv_bytes) as f64 / self.read;
+        let products = self.cost.layer_products + self.cost.head_products;
+        let multiplying = 2.0 * (n_streams * products) as f64 / self.products;
+        Ok(Decode {
+            streams: n_streams,
+            depth,
+            tok_s: n_streams as f64 * steps_per_second,
+            share: reading.max(multiplying) * steps_per_second,
+        })
+    }
+}
+
+/// Computes the first `n_tokens` tokens of a sequence, in chunks as the server does.
+fn fill(model: &mut CausalLm, kv: &mut KvStore, id: SequenceId, n_tokens: usize) -> Result<()> {
+    // Any tokens take the same time.
+    let n_vocab = model.config().n_vocab;
+    let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * 7919 % n_vocab) as u32).collect();
+    let chunk_len = Limits::default().prefill_chunk_tokens;
+    for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
+        let start = idx * chunk_len;
+        let mut input = ForwardInput::default();
+        input.push(id, n_tokens, start, chunk, start + chunk.len() == n_tokens);
+        model.forward(kv, &input)?;
+    }
+    Ok(())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Memory of this process, where the system tells.
+fn resident_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+}
+
+fn table(report: &Report) -> String {
+    let Report { model, threads, isa, limits, load_s, rss_mb, .. } = report;
+    let mut lines = vec![
+        format!("{model}, {threads} threads, {isa}"),
+        format!(
+            "limits: reading {:.1} GB/s, products {:.2} TFLOP/s",
+            limits.read_gb_s, limits.matrix_tflop_s
+        ),
+        format!("loaded in {load_s:.2} s, {rss_mb:.0} MB resident"),
+        String::new(),
+        format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "", "streams", "tokens", "tokens/s", "of limit"),
+    ];
+    let mut line = |what: &str, streams: usize, tokens: usize, tok_s: f64, share: f64| {
+        lines.push(format!("{what:<8}{streams:>8}{tokens:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
+    };
+    for Prefill { tokens, tok_s, share } in &report.prefill {
+        line("prefill", 1, *tokens, *tok_s, *share);
+    }
+    for Decode { streams, depth, tok_s, share } in &report.decode {
+        line("decode", *streams, *depth, *tok_s, *share);
+    }
+    lines.join("\n")
+}

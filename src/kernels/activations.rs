@@ -1,0 +1,294 @@
+//! Rows of activations on their way into a product: normed, and as whole numbers where the weights
+//! are quantized.
+
+use std::cell::RefCell;
+
+use super::isa::Isa;
+use super::shared_rows::SharedMut;
+use super::simd::{ACTIVATION_MAX, Kernel, LANES, Simd, dispatch};
+use super::weights::{ActivationGroup, GROUP_LEN, MAX_TILE_ROWS};
+
+/// What a row is divided by and multiplied with before a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Norm<'a> {
+    /// `x / sqrt(mean(x²) + eps) * weight`
+    Rms { weight: &'a [f32], eps: f32 },
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`
+    Layer { weight: &'a [f32], bias: &'a [f32], eps: f32 },
+}
+
+/// Rows to multiply with matrices, as float32, as whole numbers, or both.
+#[derive(Debug)]
+pub struct Activations {
+    n_rows: usize,
+    n_in: usize,
+    tile_rows: usize,
+    /// What of the buffers belongs to the rows.
+    n_floats: usize,
+    n_groups: usize,
+    floats: Vec<f32>,
+    groups: Vec<ActivationGroup>,
+}
+
+/// Where threads put the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct ActivationsMut<'a> {
+    n_in: usize,
+    tile_rows: usize,
+    floats: Option<SharedMut<'a, f32>>,
+    groups: Option<SharedMut<'a, ActivationGroup>>,
+}
+
+thread_local! {
+    /// Buffers for the next rows: a forward pass needs hundreds of them, one after the other.
+    static SPARE: RefCell<(Vec<f32>, Vec<ActivationGroup>)> = RefCell::default();
+}
+
+impl Activations {
+    /// Room for rows of `n_in` numbers in the wanted forms, holding whatever.
+    pub fn take(n_rows: usize, n_in: usize, wants_floats: bool, wants_groups: bool) -> Self {
+        debug_assert!(!wants_groups || n_in.is_multiple_of(GROUP_LEN));
+        let (mut floats, mut groups) = SPARE.take();
+        let tile_rows = n_rows.clamp(1, MAX_TILE_ROWS);
+        let n_numbers = n_rows.next_multiple_of(tile_rows) * n_in;
+        let n_floats = if wants_floats { n_numbers } else { 0 };
+        let n_groups = if wants_groups { n_numbers / GROUP_LEN } else { 0 };
+        // They only grow: what is there need not be written again.
+        floats.resize(floats.len().max(n_floats), 0.0);
+        groups.resize(groups.len().max(n_groups), ActivationGroup::default());
+        Self { n_rows, n_in, tile_rows, n_floats, n_groups, floats, groups }
+    }
+
+    /// Leaves the room to the next.
+    pub fn put_back(self) {
+        SPARE.replace((self.floats, self.groups));
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    /// Rows that lie interleaved.
+    pub fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+
+    /// All rows as float32: tile by tile, of a tile the first number of each row, then the second.
+    pub fn floats(&self) -> &[f32] {
+        &self.floats[..self.n_floats]
+    }
+
+    /// All rows as whole numbers: tile by tile, of a tile the first group of each row, then the second.
+    pub fn groups(&self) -> &[ActivationGroup] {
+        &self.groups[..self.n_groups]
+    }
+
+    /// To fill the rows from several threads.
+    pub fn shared(&mut self) -> ActivationsMut<'_> {
+        fn wanted<T>(all: &mut [T]) -> Option<SharedMut<'_, T>> {
+            (!all.is_empty()).then(|| SharedMut::new(all))
+        }
+        ActivationsMut {
+            n_in: self.n_in,
+            tile_rows: self.tile_rows,
+            floats: wanted(&mut self.floats[..self.n_floats]),
+            groups: wanted(&mut self.groups[..self.n_groups]),
+        }
+    }
+}
+
+impl ActivationsMut<'_> {
+    /// Fills tile `idx` with what `norm` makes of its rows out of all those of `x`.
+    ///
+    /// # Safety
+    /// Nobody else fills this tile at the same time.
+    ///
+    /// # Panics
+    /// When there is no such tile, or the norm is of another length.
+    pub unsafe fn fill(&self, isa: Isa, idx: usize, x: &[f32], norm: Option<&Norm>) {
+        let (weight, bias) = match norm {
+            None => (None, None),
+            Some(Norm::Rms { weight, .. }) => (Some(*weight), None),
+            Some(Norm::Layer { weight, bias, .. }) => (Some(*weight), Some(*bias)),
+        };
+        assert!([weight, bias].into_iter().flatten().all(|part| part.len() == self.n_in));
+        let tile_len = self.tile_rows * self.n_in;
+        let (n_floats, n_groups) = (tile_len, tile_len / GROUP_LEN);
+        // SAFETY: the caller's promise.
+        let mut floats = self.floats.as_ref().map(|all| unsafe { all.slice(idx * n_floats, n_floats) });
+        // SAFETY: as above.
+        let mut groups = self.groups.as_ref().map(|all| unsafe { all.slice(idx * n_groups, n_groups) });
+        let rows = x[idx * tile_len..].chunks_exact(self.n_in).take(self.tile_rows);
+        for (row, x) in rows.enumerate() {
+            let (floats, groups) = (floats.as_deref_mut(), groups.as_deref_mut());
+            // SAFETY: the instructions are there, and the slices have places for all rows of the tile.
+            unsafe { dispatch(isa, FillRow { x, norm, row, stride: self.tile_rows, floats, groups }) }
+        }
+    }
+}
+
+struct FillRow<'a> {
+    x: &'a [f32],
+    norm: Option<&'a Norm<'a>>,
+    /// Which of the rows of the tile, and how many there are.
+    row: usize,
+    stride: usize,
+    floats: Option<&'a mut [f32]>,
+    groups: Option<&'a mut [ActivationGroup]>,
+}
+
+impl Kernel for FillRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, norm, row, stride, floats, groups } = self;
+        // SAFETY: the caller's promise: all slices are of one length, or as many groups.
+        unsafe {
+            let transform = Transform::<S>::of(x, norm);
+            if let Some(floats) = floats {
+                for start in (0..x.len()).step_by(LANES) {
+                    let mut numbers = [0.0; LANES];
+                    S::store(transform.apply(x, start), numbers.as_mut_ptr());
+                    let places = floats[start * stride + row..].iter_mut().step_by(stride);
+                    places.take(x.len() - start).zip(numbers).for_each(|(to, number)| *to = number);
+                }
+            }
+            if let Some(groups) = groups {
+                for (idx, group) in groups[row..].iter_mut().step_by(stride).enumerate() {
+                    let start = idx * GROUP_LEN;
+                    let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
+                    *group = quantize::<S>(halves);
+                }
+            }
+        }
+    }
+}
+
+/// A norm whose sums over the row are known: `(x - mean) * factor * weight + bias`.
+struct Transform<'a, S: Simd> {
+    mean: S::Floats,
+    factor: S::Floats,
+    weight: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a, S: Simd> Transform<'a, S> {
+    #[inline(always)]
+    unsafe fn of(x: &[f32], norm: Option<&Norm<'a>>) -> Self {
+        // SAFETY: the processor has the instructions.
+        unsafe {
+            let n = x.len() as f32;
+            let (mean, eps, weight, bias) = match norm {
+                None => {
+                    return Self { mean: S::splat(0.0), factor: S::splat(1.0), weight: None, bias: None };
+                }
+                Some(Norm::Rms { weight, eps }) => (0.0, *eps, *weight, None),
+                Some(Norm::Layer { weight, bias, eps }) => {
+                    (sum::<S>(x, |x| x) / n, *eps, *weight, Some(*bias))
+                }
+            };
+            let mean = S::splat(mean);
+            let is_centred = bias.is_none();
+            let squares = sum::<S>(x, |x| {
+                let centred = if is_centred { x } else { S::sub(x, mean) };
+                S::mul(centred, centred)
+            });
+            // The lanes past the end of a row are zeros, which a mean makes count.
+            let excess = if is_centred { 0.0 } else { past_end(x.len()) * square_of::<S>(mean) };
+            let factor = S::splat(1.0 / ((squares - excess) / n + eps).sqrt());
+            Self { mean, factor, weight: Some(weight), bias }
+        }
+    }
+
+    /// Sixteen numbers of the row, or as many as there are, followed by whatever.
+    #[inline(always)]
+    unsafe fn apply(&self, x: &[f32], start: usize) -> S::Floats {
+        // SAFETY: the processor has the instructions.
+        unsafe {
+            let x = load_part::<S>(x, start);
+            let Some(weight) = self.weight else { return x };
+            let scaled = S::mul(S::mul(S::sub(x, self.mean), self.factor), load_part::<S>(weight, start));
+            match self.bias {
+                Some(bias) => S::add(scaled, load_part::<S>(bias, start)),
+                None => scaled,
+            }
+        }
+    }
+}
+
+/// Lanes that the last vector of `n` numbers leaves over.
+fn past_end(n: usize) -> f32 {
+    (n.next_multiple_of(LANES) - n) as f32
+}
+
+#[inline(always)]
+unsafe fn square_of<S: Simd>(x: S::Floats) -> f32 {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: the array has room for a vector.
+    unsafe { S::store(x, lanes.as_mut_ptr()) };
+    lanes[0] * lanes[0]
+}
+
+/// The sum of `f` of all numbers, those past the end of the last vector being zeros.
+#[inline(always)]
+unsafe fn sum<S: Simd>(x: &[f32], f: impl Fn(S::Floats) -> S::Floats) -> f32 {
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for start in (0..x.len()).step_by(LANES) {
+            sum = S::add(sum, f(load_part::<S>(x, start)));
+        }
+        S::reduce_add(sum)
+    }
+}
+
+/// Sixteen numbers from `start` on; zeros past the end.
+#[inline(always)]
+pub(super) unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
+    let rest = &x[start..];
+    // SAFETY: a vector is read where there are as many numbers.
+    unsafe {
+        if rest.len() >= LANES {
+            return S::load(rest.as_ptr());
+        }
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        S::load(last.as_ptr())
+    }
+}
+
+/// 32 numbers as whole ones. Numbers that are not finite make the scale so.
+#[inline(always)]
+unsafe fn quantize<S: Simd>(halves: [S::Floats; 2]) -> ActivationGroup {
+    // SAFETY: a group has room for the quads of two vectors.
+    unsafe {
+        let magnitude = |x| S::max(x, S::sub(S::splat(0.0), x));
+        let [first, second] = halves;
+        let largest = S::reduce_max(S::max(magnitude(first), magnitude(second)));
+        let sum = S::reduce_add(S::mul(S::add(first, second), S::splat(0.0)));
+        let mut group = ActivationGroup::default();
+        if !(largest.is_finite() && sum == 0.0) {
+            group.scale = f32::NAN;
+            return group;
+        }
+        // Numbers so small that their scale has no inverse are zeros.
+        if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
+            return group;
+        }
+        group.scale = largest / ACTIVATION_MAX;
+        let inverse = S::splat(ACTIVATION_MAX / largest);
+        group.half_sums = [
+            S::quantize(S::mul(first, inverse), group.quads[0].as_mut_ptr()),
+            S::quantize(S::mul(second, inverse), group.quads[1].as_mut_ptr()),
+        ];
+        group.sum = group.half_sums[0] + group.half_sums[1];
+        group.scaled_half_sums = group.half_sums.map(|sum| sum as f32 * group.scale);
+        group.scaled_sum = group.sum as f32 * group.scale;
+        group
+    }
+}

@@ -1,0 +1,818 @@
+//! Attention over keys and values in blocks: head norms, rotary embedding, writing the new keys and
+//! values, then the weighted sums of values, without ever repeating a key head or holding all scores.
+//!
+//! The scores of a query are made sixteen tokens at a time; sums so far are scaled down whenever a
+//! larger score turns up (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+//! The query heads that share a key head are rows of one small product. Long sequences with few new
+//! tokens are cut into ranges of keys that several threads sum apart.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::isa::Isa;
+use super::kv::{self, BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
+use super::pool::{self, Claims};
+use super::shared_rows::SharedMut;
+use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
+
+/// What a layer's attention is.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    pub n_heads: usize,
+    pub layout: KvLayout,
+    pub layer: usize,
+    /// Multiplies the product of a query and a key.
+    pub scale: f32,
+    /// Bounds the scores: `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// How many keys a query sees at most, its own among them.
+    pub window: Option<usize>,
+    /// Norms of query and key heads.
+    pub head_norms: Option<HeadNorms<'a>>,
+    pub rotation: Option<Rotation<'a>>,
+}
+
+/// RMS norms of each query and each key head; weights `[head_dim]`.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorms<'a> {
+    pub query: &'a [f32],
+    pub key: &'a [f32],
+    pub eps: f32,
+}
+
+/// Cosines and sines of each token, `[n_tokens, n_pairs]`. Numbers `i` and `n_pairs + i` of a head
+/// form a pair; numbers past the pairs stay as they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation<'a> {
+    pub cos: &'a [f32],
+    pub sin: &'a [f32],
+    pub n_pairs: usize,
+}
+
+/// New tokens of one sequence, and where its keys and values are.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// Position of the first new token.
+    pub start: usize,
+    /// How many new tokens.
+    pub len: usize,
+    /// The sequence's blocks, with room for the new tokens.
+    pub blocks: Vec<&'a mut KvBlock>,
+}
+
+/// A [`Sequence`] as the threads see it.
+struct Place {
+    start: usize,
+    len: usize,
+    blocks: Vec<BlockPtr>,
+}
+
+/// Where a block is. Threads write different tokens of it, then all read it.
+#[derive(Clone, Copy)]
+struct BlockPtr(*mut u8);
+
+// SAFETY: the block is borrowed exclusively for as long as `Attention::forward` runs, which sees to it
+// that no two threads write the same place, nor one while another reads.
+unsafe impl Send for BlockPtr {}
+// SAFETY: as above.
+unsafe impl Sync for BlockPtr {}
+
+/// Rows of a piece of work with many new tokens: query heads times tokens.
+const TILE_ROWS: usize = 32;
+
+/// New tokens up to which a sequence's keys, not its tokens, are shared out.
+const FEW_TOKENS: usize = 4;
+
+/// Keys whose weighted values are summed on their own. The sums of ranges, which begin at multiples of
+/// this, are then added in order, so that a result depends neither on what else is computed at the
+/// same time nor on who computes what.
+const RANGE_KEYS: usize = 256;
+
+/// Pieces of work that a thread should have, so that none waits long for another.
+const PIECES_PER_THREAD: usize = 4;
+
+/// Products of queries and keys, by their number of multiplications, that are not worth sharing out.
+const SMALL: usize = 1 << 15;
+
+/// A piece of work: some queries of some heads against some keys.
+struct Piece {
+    sequence: usize,
+    /// New tokens, from the sequence's first on.
+    tokens: Range<usize>,
+    kv_heads: Range<usize>,
+    keys: Range<usize>,
+    /// Where the sums of its first range of keys go, if these keys are not all; those of its other ranges
+    /// follow.
+    part: Option<usize>,
+}
+
+impl Piece {
+    /// The ranges of its keys.
+    fn ranges(&self) -> Range<usize> {
+        self.keys.start / RANGE_KEYS..self.keys.end.div_ceil(RANGE_KEYS)
+    }
+
+    /// Where their sums go, if they are not all.
+    fn parts(&self) -> Range<usize> {
+        self.part.map_or(0..0, |first| first..first + self.ranges().len())
+    }
+}
+
+/// Unfinished sums of a row: the largest score, the sum of weights; values stand elsewhere.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    largest: f32,
+    weight: f32,
+}
+
+impl Part {
+    const NOTHING: Self = Self { largest: f32::NEG_INFINITY, weight: 0.0 };
+
+    /// Adds another part, whose weighted values are `other_values`.
+    fn add(&mut self, values: &mut [f32], other: Self, other_values: &[f32]) {
+        if other.weight == 0.0 {
+            return;
+        }
+        if self.weight == 0.0 {
+            *self = other;
+            values.copy_from_slice(other_values);
+            return;
+        }
+        let largest = self.largest.max(other.largest);
+        let (own, others) = ((self.largest - largest).exp(), (other.largest - largest).exp());
+        *self = Self { largest, weight: self.weight * own + other.weight * others };
+        for (value, other) in values.iter_mut().zip(other_values) {
+            *value = *value * own + other * others;
+        }
+    }
+}
+
+impl Attention<'_> {
+    fn padded_dim(&self) -> usize {
+        self.layout.padded_dim()
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.n_heads / self.layout.n_kv_heads
+    }
+
+    /// Attention of new tokens: `qkv` holds the queries, keys and values of each, `[n_tokens,
+    /// (n_heads + 2 * n_kv_heads) * head_dim]`, those of the sequences one after the other. Writes
+    /// keys and values into the blocks; the result is `[n_tokens, n_heads * head_dim]`.
+    ///
+    /// # Panics
+    /// When a length does not fit the others, or a block is of another layout.
+    pub fn forward(&self, isa: Isa, qkv: &[f32], sequences: &mut [Sequence]) -> Vec<f32> {
+        let Self { n_heads, layout, .. } = *self;
+        let KvLayout { n_kv_heads, head_dim, .. } = layout;
+        let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
+        let n_tokens: usize = sequences.iter().map(|sequence| sequence.len).sum();
+        assert_eq!(qkv.len(), n_tokens * row_len);
+        assert!(self.layer < layout.n_layers && n_heads.is_multiple_of(n_kv_heads));
+        let sequences: Vec<Place> = sequences.iter_mut().map(|sequence| self.place(sequence)).collect();
+        if let Some(Rotation { cos, sin, n_pairs }) = self.rotation {
+            assert!(2 * n_pairs <= head_dim);
+            assert!(cos.len() == n_tokens * n_pairs && sin.len() == n_tokens * n_pairs);
+        }
+        if let Some(HeadNorms { query, key, .. }) = self.head_norms {
+            assert!(query.len() == head_dim && key.len() == head_dim);
+        }
+
+        let mut queries = vec![0.0; n_tokens * n_heads * self.padded_dim()];
+        self.prepare(isa, qkv, &sequences, SharedMut::new(&mut queries));
+
+        let (pieces, n_parts) = self.pieces(&sequences);
+        let mut y = vec![0.0; n_tokens * n_heads * head_dim];
+        let rows_of_part = FEW_TOKENS * self.group();
+        let mut parts = vec![Part::NOTHING; n_parts * rows_of_part];
+        let mut part_values = vec![0.0; n_parts * rows_of_part * self.padded_dim()];
+        let first_rows: Vec<usize> = sequences
+            .iter()
+            .scan(0, |next, sequence| {
+                let first = *next;
+                *next += sequence.len;
+                Some(first)
+            })
+            .collect();
+        let work = Work {
+            attention: self,
+            queries: &queries,
+            sequences: &sequences,
+            first_rows: &first_rows,
+            y: SharedMut::new(&mut y),
+            parts: SharedMut::new(&mut parts),
+            part_values: SharedMut::new(&mut part_values),
+        };
+        let do_piece = |piece: &Piece| {
+            // SAFETY: the instructions are there; the blocks are of this layout and have room for every
+            // key; each piece writes rows or parts of its own.
+            with_kv_number!(layout.format, N => unsafe {
+                dispatch(isa, PieceKernel::<N> { work: &work, piece, number: PhantomData });
+            });
+        };
+        match pieces.as_slice() {
+            [single] => do_piece(single),
+            several => {
+                let claims = Claims::default();
+                pool::run(|_| {
+                    claims.take(several.len(), 1).flatten().for_each(|piece| do_piece(&several[piece]))
+                });
+            }
+        }
+        if n_parts > 0 {
+            self.combine(&pieces, &first_rows, &parts, &part_values, &mut y);
+        }
+        y
+    }
+
+    /// Checks a sequence's blocks, which what follows relies on.
+    fn place(&self, sequence: &mut Sequence) -> Place {
+        let Sequence { start, len, ref mut blocks } = *sequence;
+        assert!(
+            blocks.len() * BLOCK_TOKENS >= start + len,
+            "{} blocks for {} tokens",
+            blocks.len(),
+            start + len
+        );
+        let pointer = |block: &mut &mut KvBlock| BlockPtr(block.start_of(&self.layout));
+        Place { start, len, blocks: blocks.iter_mut().map(pointer).collect() }
+    }
+
+    /// Norms and rotates queries and keys; scales the queries, stores keys and values.
+    fn prepare(&self, isa: Isa, qkv: &[f32], sequences: &[Place], queries: SharedMut<f32>) {
+        let row_len = (self.n_heads + 2 * self.layout.n_kv_heads) * self.layout.head_dim;
+        let query_len = self.n_heads * self.padded_dim();
+        let places: Vec<(usize, usize)> = sequences
+            .iter()
+            .enumerate()
+            .flat_map(|(idx, sequence)| (0..sequence.len).map(move |token| (idx, token)))
+            .collect();
+        let prepare = |row: usize| {
+            let (idx, token) = places[row];
+            let sequence = &sequences[idx];
+            let position = sequence.start + token;
+            let kernel = Prepare {
+                attention: self,
+                row,
+                qkv: &qkv[row * row_len..(row + 1) * row_len],
+                // SAFETY: each row is prepared once.
+                queries: unsafe { queries.slice(row * query_len, query_len) },
+                block: sequence.blocks[position / BLOCK_TOKENS],
+                slot: position % BLOCK_TOKENS,
+            };
+            // SAFETY: the instructions are there; the block is of the layout and each token has a slot
+            // of its own.
+            with_kv_number!(self.layout.format, N => unsafe {
+                dispatch(isa, PrepareAs::<N>(kernel, PhantomData));
+            });
+        };
+        if places.len() <= 2 {
+            (0..places.len()).for_each(prepare);
+        } else {
+            let claims = Claims::default();
+            pool::run(|team| {
+                let at_once = places.len().div_ceil(8 * team.n_threads());
+                claims.take(places.len(), at_once).flatten().for_each(prepare);
+            });
+        }
+    }
+
+    /// Shares out the work; gives the pieces, those that take longest first, and the number of parts.
+    fn pieces(&self, sequences: &[Place]) -> (Vec<Piece>, usize) {
+        let n_kv_heads = self.layout.n_kv_heads;
+        let wanted = PIECES_PER_THREAD * pool::n_threads();
+        let n_products: usize =
+            sequences.iter().map(|sequence| sequence.len * (sequence.start + sequence.len)).sum();
+        let is_small = sequences.len() == 1 && n_products * self.n_heads * self.layout.head_dim <= SMALL;
+        let shares_heads = sequences.len() < wanted && !is_small;
+        let shares_keys = shares_heads && sequences.len() * n_kv_heads < wanted;
+        let heads_at_once = if shares_heads { 1 } else { n_kv_heads };
+        let mut pieces = Vec::new();
+        let mut n_parts = 0;
+        for (idx, sequence) in sequences.iter().enumerate() {
+            let end = sequence.start + sequence.len;
+            let first_key =
+                |position: usize| self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            if sequence.len <= FEW_TOKENS {
+                let first = first_key(sequence.start);
+                let first_range = first / RANGE_KEYS;
+                let n_ranges = end.div_ceil(RANGE_KEYS) - first_range;
+                for head in (0..n_kv_heads).step_by(heads_at_once) {
+                    let piece = |keys, part| Piece {
+                        sequence: idx,
+                        tokens: 0..sequence.len,
+                        kv_heads: head..head + heads_at_once,
+                        keys,
+                        part,
+                    };
+                    if !shares_keys || n_ranges == 1 {
+                        pieces.push(piece(first..end, None));
+                        continue;
+                    }
+                    let at_once = (n_ranges * sequences.len() * n_kv_heads).div_ceil(wanted).min(n_ranges);
+                    for range in (first_range..first_range + n_ranges).step_by(at_once) {
+                        let keys = first.max(range * RANGE_KEYS)..end.min((range + at_once) * RANGE_KEYS);
+                        pieces.push(piece(keys, Some(n_parts)));
+                        n_parts += at_once;
+                    }
+                }
+                continue;
+            }
+            let tile = (TILE_ROWS / self.group()).max(1);
+            // Later tokens see more keys.
+            for start in (0..sequence.len).step_by(tile).rev() {
+                let tokens = start..sequence.len.min(start + tile);
+                for head in 0..n_kv_heads {
+                    let keys = first_key(sequence.start + tokens.start)..sequence.start + tokens.end;
+                    let kv_heads = head..head + 1;
+                    pieces.push(Piece { sequence: idx, tokens: tokens.clone(), kv_heads, keys, part: None });
+                }
+            }
+        }
+        (pieces, n_parts)
+    }
+
+    /// Adds up the parts of sequences whose keys were shared out.
+    fn combine(&self, pieces: &[Piece], first_rows: &[usize], parts: &[Part], values: &[f32], y: &mut [f32]) {
+        let (n_heads, head_dim, padded) = (self.n_heads, self.layout.head_dim, self.padded_dim());
+        let rows_of_part = FEW_TOKENS * self.group();
+        let same_rows = |a: &Piece, b: &Piece| a.sequence == b.sequence && a.kv_heads == b.kv_heads;
+        let mut sum = vec![0.0; padded];
+        for of_rows in pieces.chunk_by(same_rows).filter(|pieces| pieces[0].part.is_some()) {
+            let Piece { sequence, ref tokens, ref kv_heads, .. } = of_rows[0];
+            for row in 0..tokens.len() * self.group() {
+                let mut total = Part::NOTHING;
+                for part in of_rows.iter().flat_map(Piece::parts) {
+                    let idx = part * rows_of_part + row;
+                    total.add(&mut sum, parts[idx], &values[idx * padded..(idx + 1) * padded]);
+                }
+                let (token, head) = (row / self.group(), kv_heads.start * self.group() + row % self.group());
+                let start = ((first_rows[sequence] + token) * n_heads + head) * head_dim;
+                for (y, value) in y[start..start + head_dim].iter_mut().zip(&sum) {
+                    *y = value / total.weight;
+                }
+            }
+        }
+    }
+}
+
+/// One token's queries, keys and values on their way to where attention reads them.
+struct Prepare<'a> {
+    attention: &'a Attention<'a>,
+    /// Row of the batch.
+    row: usize,
+    qkv: &'a [f32],
+    queries: &'a mut [f32],
+    block: BlockPtr,
+    slot: usize,
+}
+
+struct PrepareAs<'a, N>(Prepare<'a>, PhantomData<N>);
+
+impl<N: KvNumber> Kernel for PrepareAs<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Prepare { attention, row, qkv, queries, block, slot } = self.0;
+        let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
+        let padded = attention.padded_dim();
+        let (query, rest) = qkv.split_at(attention.n_heads * head_dim);
+        let (key, value) = rest.split_at(n_kv_heads * head_dim);
+        let norms = attention.head_norms;
+        for (head, to) in query.chunks_exact(head_dim).zip(queries.chunks_exact_mut(padded)) {
+            to[..head_dim].copy_from_slice(head);
+            // SAFETY: the caller's promise.
+            unsafe {
+                turn::<S>(
+                    attention,
+                    row,
+                    &mut to[..head_dim],
+                    norms.map(|n| (n.query, n.eps)),
+                    attention.scale,
+                )
+            };
+        }
+        let mut whole = vec![0.0; padded];
+        for head in 0..n_kv_heads {
+            let of_head = head * head_dim..(head + 1) * head_dim;
+            whole[..head_dim].copy_from_slice(&key[of_head.clone()]);
+            // SAFETY: the caller's promise: the block has these places, and this slot is this token's.
+            unsafe {
+                turn::<S>(attention, row, &mut whole[..head_dim], norms.map(|n| (n.key, n.eps)), 1.0);
+                let keys = block.0.add(attention.layout.keys_at(attention.layer, head));
+                let scales = keys.add(attention.layout.scales_offset()).cast::<f32>();
+                let inverse = S::splat(scaled::<S, N>(&whole, scales.add(slot)));
+                for start in (0..head_dim).step_by(LANES) {
+                    let mut numbers = [0u8; LANES * 4];
+                    N::store::<S>(S::mul(S::load(whole.as_ptr().add(start)), inverse), numbers.as_mut_ptr());
+                    for i in 0..LANES.min(head_dim - start) {
+                        let to = keys.add(((start + i) * BLOCK_TOKENS + slot) * N::BYTES);
+                        to.copy_from_nonoverlapping(numbers.as_ptr().add(i * N::BYTES), N::BYTES);
+                    }
+                }
+                whole[..head_dim].copy_from_slice(&value[of_head]);
+                let inverse = S::splat(scaled::<S, N>(&whole, scales.add(BLOCK_TOKENS + slot)));
+                let values = keys.add(attention.layout.values_offset() + slot * padded * N::BYTES);
+                for start in (0..padded).step_by(LANES) {
+                    let x = S::mul(S::load(whole.as_ptr().add(start)), inverse);
+                    N::store::<S>(x, values.add(start * N::BYTES));
+                }
+            }
+        }
+    }
+}
+
+/// Writes the scale of a row, where rows have one; gives what its numbers are to be multiplied with.
+#[inline(always)]
+unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
+    if !N::HAS_SCALES {
+        return 1.0;
+    }
+    let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    // SAFETY: the caller's promise: there is room for a scale.
+    unsafe { scale.write(largest / kv::Int8::LARGEST) };
+    if largest > 0.0 { kv::Int8::LARGEST / largest } else { 0.0 }
+}
+
+/// Norms, rotates and scales a head in place.
+#[inline(always)]
+unsafe fn turn<S: Simd>(
+    attention: &Attention,
+    row: usize,
+    head: &mut [f32],
+    norm: Option<(&[f32], f32)>,
+    scale: f32,
+) {
+    if let Some((weight, eps)) = norm {
+        let squares: f32 = head.iter().map(|x| x * x).sum();
+        let factor = 1.0 / (squares / head.len() as f32 + eps).sqrt();
+        for (x, weight) in head.iter_mut().zip(weight) {
+            *x *= factor * weight;
+        }
+    }
+    if let Some(Rotation { cos, sin, n_pairs }) = attention.rotation {
+        let of_row = row * n_pairs..(row + 1) * n_pairs;
+        let (first, second) = head[..2 * n_pairs].split_at_mut(n_pairs);
+        let pairs = first.iter_mut().zip(second);
+        for ((a, b), (cos, sin)) in pairs.zip(cos[of_row.clone()].iter().zip(&sin[of_row])) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
+    if scale != 1.0 {
+        for x in head {
+            *x *= scale;
+        }
+    }
+}
+
+/// What all pieces share.
+struct Work<'a> {
+    attention: &'a Attention<'a>,
+    /// `[n_tokens, n_heads, padded_dim]`, scaled.
+    queries: &'a [f32],
+    sequences: &'a [Place],
+    /// The row of each sequence's first new token.
+    first_rows: &'a [usize],
+    y: SharedMut<'a, f32>,
+    parts: SharedMut<'a, Part>,
+    part_values: SharedMut<'a, f32>,
+}
+
+struct PieceKernel<'a, N> {
+    work: &'a Work<'a>,
+    piece: &'a Piece,
+    number: PhantomData<N>,
+}
+
+/// Sixteen times nothing between sixteen times minus infinity: read from some place on, it hides the
+/// first or the last lanes.
+static HIDING: [f32; 3 * LANES] = {
+    let mut hiding = [f32::NEG_INFINITY; 3 * LANES];
+    let mut i = LANES;
+    while i < 2 * LANES {
+        hiding[i] = 0.0;
+        i += 1;
+    }
+    hiding
+};
+
+/// Rows up to which keys and values come from memory more slowly than they are used.
+const FEW_ROWS: usize = 16;
+
+/// How many heads of blocks ahead of their use keys and values are fetched from memory.
+const HEADS_AHEAD: usize = 4;
+
+impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { work, piece, .. } = self;
+        let attention = work.attention;
+        let layout = attention.layout;
+        let (group, padded, head_dim) = (attention.group(), attention.padded_dim(), layout.head_dim);
+        let sequence = &work.sequences[piece.sequence];
+        let rows_of_head = piece.tokens.len() * group;
+        let n_heads = piece.kv_heads.len();
+        let n_rows = rows_of_head * n_heads;
+        let first_row = work.first_rows[piece.sequence] + piece.tokens.start;
+
+        // Rows: key heads, then tokens, then the query heads of the key head.
+        let place = |row: usize| {
+            let (kv_head, rest) = (piece.kv_heads.start + row / rows_of_head, row % rows_of_head);
+            (first_row + rest / group) * attention.n_heads + kv_head * group + rest % group
+        };
+        let mut queries = vec![0.0f32; n_rows * padded];
+        for (row, to) in queries.chunks_exact_mut(padded).enumerate() {
+            to.copy_from_slice(&work.queries[place(row) * padded..][..padded]);
+        }
+        let mut totals = vec![Part::NOTHING; n_rows];
+        let mut total_values = vec![0.0f32; n_rows * padded];
+        let mut values = vec![0.0f32; n_rows * padded];
+        let mut largest = vec![f32::NEG_INFINITY; n_rows];
+        let mut weights = vec![0.0f32; n_rows * LANES];
+        let mut scores = vec![0.0f32; rows_of_head * LANES];
+
+        let blocks = piece.keys.start / BLOCK_TOKENS..piece.keys.end.div_ceil(BLOCK_TOKENS);
+        let blocks_of_range = RANGE_KEYS / BLOCK_TOKENS;
+        let is_memory_bound = rows_of_head <= FEW_ROWS;
+        let head_at = |idx: usize| {
+            let block = sequence.blocks[blocks.start + idx / n_heads].0;
+            block.wrapping_add(layout.keys_at(attention.layer, piece.kv_heads.start + idx % n_heads))
+        };
+        for block in blocks.clone() {
+            let block_start = block * BLOCK_TOKENS;
+            let n_keys = BLOCK_TOKENS.min(piece.keys.end - block_start);
+            for head in 0..n_heads {
+                let idx = (block - blocks.start) * n_heads + head;
+                let is_near_end = idx + HEADS_AHEAD >= blocks.len() * n_heads;
+                let ahead = (is_memory_bound && !is_near_end).then(|| head_at(idx + HEADS_AHEAD));
+                let rows = head * rows_of_head..(head + 1) * rows_of_head;
+                // SAFETY: the caller's promise; all buffers have room for the rows.
+                unsafe {
+                    let keys = head_at(idx).cast_const();
+                    let block_values = keys.add(layout.values_offset());
+                    let scales = |idx: usize| {
+                        S::load(keys.add(layout.scales_offset()).cast::<f32>().add(idx * BLOCK_TOKENS))
+                    };
+                    if let Some(ahead) = ahead {
+                        for line in (0..layout.head_bytes()).step_by(64) {
+                            S::prefetch(ahead.add(line));
+                        }
+                    }
+                    products::<S, N>(&queries[rows.start * padded..], padded, keys, head_dim, &mut scores);
+                    for (row, scores) in scores.chunks_exact_mut(LANES).enumerate() {
+                        if N::HAS_SCALES {
+                            S::store(S::mul(S::load(scores.as_ptr()), scales(0)), scores.as_mut_ptr());
+                        }
+                        let position = sequence.start + piece.tokens.start + row / group;
+                        let seen = self.seen(position, block_start, n_keys);
+                        let row = rows.start + row;
+                        weigh::<S>(
+                            attention.softcap,
+                            seen,
+                            scores,
+                            &mut largest[row],
+                            &mut weights[row * LANES..(row + 1) * LANES],
+                            &mut values[row * padded..(row + 1) * padded],
+                        );
+                        if N::HAS_SCALES {
+                            S::store(S::mul(S::load(scores.as_ptr()), scales(1)), scores.as_mut_ptr());
+                        }
+                    }
+                    add_values::<S, N>(
+                        &scores,
+                        n_keys,
+                        block_values,
+                        padded,
+                        &mut values[rows.start * padded..],
+                    );
+                }
+            }
+            if (block + 1).is_multiple_of(blocks_of_range) || block + 1 == blocks.end {
+                for row in 0..n_rows {
+                    let of_row = row * padded..(row + 1) * padded;
+                    let of_weights = &mut weights[row * LANES..(row + 1) * LANES];
+                    // SAFETY: the buffer has a vector for each row.
+                    let weight = unsafe { S::reduce_add(S::load(of_weights.as_ptr())) };
+                    let part = Part { largest: largest[row], weight };
+                    let of_range = &values[of_row.clone()];
+                    match piece.part {
+                        None => totals[row].add(&mut total_values[of_row.clone()], part, of_range),
+                        Some(first) => {
+                            let idx = first + block / blocks_of_range - piece.ranges().start;
+                            let idx = idx * FEW_TOKENS * group + row;
+                            // SAFETY: the parts are this piece's, which has one key head.
+                            unsafe {
+                                work.parts.slice(idx, 1)[0] = part;
+                                work.part_values.slice(idx * padded, padded).copy_from_slice(of_range);
+                            }
+                        }
+                    }
+                    of_weights.fill(0.0);
+                    values[of_row].fill(0.0);
+                    largest[row] = f32::NEG_INFINITY;
+                }
+            }
+        }
+
+        if piece.part.is_none() {
+            for (row, (total, values)) in totals.iter().zip(total_values.chunks_exact(padded)).enumerate() {
+                // SAFETY: this row and head are this piece's.
+                let y = unsafe { work.y.slice(place(row) * head_dim, head_dim) };
+                for (y, value) in y.iter_mut().zip(values) {
+                    *y = value / total.weight;
+                }
+            }
+        }
+    }
+}
+
+impl<N> PieceKernel<'_, N> {
+    /// Which lanes of a block a query at `position` sees.
+    fn seen(&self, position: usize, block_start: usize, n_keys: usize) -> Range<usize> {
+        let window = self.work.attention.window;
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let end = (position + 1).saturating_sub(block_start).min(n_keys);
+        first.saturating_sub(block_start).min(end)..end
+    }
+}
+
+/// Scores of sixteen keys for each row: `scores[row][key] = query[row] · key`.
+#[inline(always)]
+unsafe fn products<S: Simd, N: KvNumber>(
+    queries: &[f32],
+    stride: usize,
+    keys: *const u8,
+    head_dim: usize,
+    scores: &mut [f32],
+) {
+    let n_rows = scores.len() / LANES;
+    let mut row = 0;
+    // SAFETY: the caller's promise: as many rows of queries as of scores.
+    unsafe {
+        while row < n_rows {
+            let queries = queries.as_ptr().add(row * stride);
+            let scores = scores.as_mut_ptr().add(row * LANES);
+            let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
+            match m {
+                1 => product_rows::<S, N, 1>(queries, stride, keys, head_dim, scores),
+                2 => product_rows::<S, N, 2>(queries, stride, keys, head_dim, scores),
+                3 => product_rows::<S, N, 3>(queries, stride, keys, head_dim, scores),
+                _ => product_rows::<S, N, 4>(queries, stride, keys, head_dim, scores),
+            }
+            row += m;
+        }
+    }
+}
+
+/// Sums of a score that are built up side by side, since an addition waits for the one before it.
+const SUMS: usize = 4;
+
+#[inline(always)]
+unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize>(
+    queries: *const f32,
+    stride: usize,
+    keys: *const u8,
+    head_dim: usize,
+    scores: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[S::splat(0.0); SUMS]; M];
+        let n_whole = head_dim / SUMS * SUMS;
+        for start in (0..n_whole).step_by(SUMS) {
+            for n in 0..SUMS {
+                let keys = N::load::<S>(keys.add((start + n) * BLOCK_TOKENS * N::BYTES));
+                for m in 0..M {
+                    let query = S::splat(*queries.add(m * stride + start + n));
+                    sums[m][n] = S::mul_add(query, keys, sums[m][n]);
+                }
+            }
+        }
+        for i in n_whole..head_dim {
+            let keys = N::load::<S>(keys.add(i * BLOCK_TOKENS * N::BYTES));
+            for m in 0..M {
+                sums[m][0] = S::mul_add(S::splat(*queries.add(m * stride + i)), keys, sums[m][0]);
+            }
+        }
+        for m in 0..M {
+            let [a, b, c, d] = sums[m];
+            S::store(S::add(S::add(a, b), S::add(c, d)), scores.add(m * LANES));
+        }
+    }
+}
+
+/// Turns a row's scores into weights, in place, and brings its sums so far to the same scale.
+#[inline(always)]
+unsafe fn weigh<S: Simd>(
+    softcap: Option<f32>,
+    seen: Range<usize>,
+    scores: &mut [f32],
+    largest: &mut f32,
+    weights: &mut [f32],
+    values: &mut [f32],
+) {
+    // SAFETY: the caller's promise: scores and weights are a vector each, values several.
+    unsafe {
+        if seen.is_empty() {
+            S::store(S::splat(0.0), scores.as_mut_ptr());
+            return;
+        }
+        let mut x = S::load(scores.as_ptr());
+        if let Some(cap) = softcap {
+            x = S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap));
+        }
+        if seen != (0..LANES) {
+            let hidden_before = S::load(HIDING.as_ptr().add(LANES - seen.start));
+            let hidden_behind = S::load(HIDING.as_ptr().add(2 * LANES - seen.end));
+            x = S::add(x, S::add(hidden_before, hidden_behind));
+        }
+        let new = S::reduce_max(x);
+        if new > *largest {
+            // Nothing before: the factor is zero.
+            let factor = S::splat((*largest - new).exp());
+            S::store(S::mul(S::load(weights.as_ptr()), factor), weights.as_mut_ptr());
+            for values in values.chunks_exact_mut(LANES) {
+                S::store(S::mul(S::load(values.as_ptr()), factor), values.as_mut_ptr());
+            }
+            *largest = new;
+        }
+        let x = exp::<S>(S::sub(x, S::splat(*largest)));
+        S::store(x, scores.as_mut_ptr());
+        S::store(S::add(S::load(weights.as_ptr()), x), weights.as_mut_ptr());
+    }
+}
+
+/// Adds the weighted values of a block's keys to each row's sums.
+#[inline(always)]
+unsafe fn add_values<S: Simd, N: KvNumber>(
+    weights: &[f32],
+    n_keys: usize,
+    block_values: *const u8,
+    padded: usize,
+    values: &mut [f32],
+) {
+    let n_rows = weights.len() / LANES;
+    // SAFETY: the caller's promise: as many rows of values as of weights.
+    unsafe {
+        for column in (0..padded).step_by(4 * LANES) {
+            let block_values = block_values.add(column * N::BYTES);
+            let n_vectors = (padded - column).min(4 * LANES) / LANES;
+            let mut row = 0;
+            while row < n_rows {
+                let weights = weights.as_ptr().add(row * LANES);
+                let values = values.as_mut_ptr().add(row * padded + column);
+                let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
+                macro_rules! add {
+                    ($($m:literal $v:literal),*) => {
+                        match (m, n_vectors) {
+                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, n_keys, block_values, padded, values),)*
+                            _ => {}
+                        }
+                    };
+                }
+                add!(1 1, 1 2, 1 3, 1 4, 2 1, 2 2, 2 3, 2 4, 3 1, 3 2, 3 3, 3 4, 4 1, 4 2, 4 3, 4 4);
+                row += m;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
+    weights: *const f32,
+    n_keys: usize,
+    block_values: *const u8,
+    padded: usize,
+    values: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [[S::splat(0.0); V]; M];
+        for m in 0..M {
+            for v in 0..V {
+                sums[m][v] = S::load(values.add(m * padded + v * LANES));
+            }
+        }
+        for key in 0..n_keys {
+            let mut of_key = [S::splat(0.0); V];
+            for v in 0..V {
+                of_key[v] = N::load::<S>(block_values.add((key * padded + v * LANES) * N::BYTES));
+            }
+            for m in 0..M {
+                let weight = S::splat(*weights.add(m * LANES + key));
+                for v in 0..V {
+                    sums[m][v] = S::mul_add(weight, of_key[v], sums[m][v]);
+                }
+            }
+        }
+        for m in 0..M {
+            for v in 0..V {
+                S::store(sums[m][v], values.add(m * padded + v * LANES));
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Which instructions the kernels use.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Kind, Result};
+
+/// An instruction set, from the most portable to the fastest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every processor has.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512,
+}
+
+/// The choice of this process.
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
+
+impl Isa {
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// The fastest that this processor has.
+    pub fn detect() -> Self {
+        let mut available = Self::ALL.into_iter().filter(|isa| isa.is_available());
+        available.next_back().unwrap_or(Self::Scalar)
+    }
+
+    /// Whether this processor has it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// What the kernels of this process use: the first choice made, else the fastest.
+    pub fn current() -> Self {
+        *CHOSEN.get_or_init(Self::detect)
+    }
+
+    /// Makes the choice of this process, before the first kernel runs.
+    ///
+    /// # Errors
+    /// When this processor does not have the instructions, or another choice has been made.
+    pub fn choose(self) -> Result<()> {
+        if !self.is_available() {
+            let has: Vec<String> =
+                Self::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| isa.to_string()).collect();
+            let message =
+                format!("this processor does not have the instructions `{self}`; it has {}", has.join(", "));
+            return Err(Error::new(Kind::Config, message));
+        }
+        match CHOSEN.set(self) {
+            Err(_) if Self::current() != self => Err(Error::internal("another instruction set is in use")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
+            let message = format!("`{name}` is not an instruction set; there are scalar, avx2 and avx512");
+            Error::new(Kind::Config, message)
+        })
+    }
+}

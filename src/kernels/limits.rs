@@ -1,0 +1,124 @@
+//! What the machine can do at most, measured: the yardstick for everything else.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::bytes::PageBytes;
+use super::isa::Isa;
+use super::pool;
+use super::simd::{Kernel, LANES, QUAD_BYTES, Simd, dispatch};
+
+/// For how long each limit is measured.
+const TIME: Duration = Duration::from_millis(400);
+
+/// Bytes per second that all compute threads together read from a buffer of `n_bytes`, over and over:
+/// the median of the passes.
+pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
+    let n_vectors = (n_bytes / VECTOR_BYTES).max(1);
+    let mut buffer = PageBytes::zeroed(n_vectors * VECTOR_BYTES);
+    // A page that nobody has written is no memory yet.
+    buffer.iter_mut().step_by(512).for_each(|byte| *byte = 1);
+    let bytes = &buffer[..];
+    median_rate(bytes.len() as f64, || {
+        pool::run(|team| {
+            let of_thread = |index: usize| index * n_vectors / team.n_threads() * VECTOR_BYTES;
+            let part = &bytes[of_thread(team.index())..of_thread(team.index() + 1)];
+            // SAFETY: `isa` is available; the kernel reads whole vectors of the part.
+            black_box(unsafe { dispatch(isa, Read(part)) });
+        });
+    })
+}
+
+/// Operations per second, a multiplication and an addition being two, of all compute threads together,
+/// with the instructions that the kernels multiply quantized weights with, on registers.
+pub fn product_operations_per_second(isa: Isa) -> f64 {
+    let n_threads = pool::n_threads() as f64;
+    median_rate(n_threads * (TURNS * OPERATIONS_PER_TURN) as f64, || {
+        pool::run(|_| {
+            // SAFETY: `isa` is available.
+            black_box(unsafe { dispatch(isa, Multiply) });
+        });
+    })
+}
+
+/// How much is done in a second by what does `amount` each time it is called.
+fn median_rate(amount: f64, work: impl Fn()) -> f64 {
+    let begin = Instant::now();
+    let mut rates = Vec::new();
+    while rates.len() < 5 || begin.elapsed() < TIME {
+        let start = Instant::now();
+        work();
+        rates.push(amount / start.elapsed().as_secs_f64());
+    }
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+const VECTOR_BYTES: usize = LANES * size_of::<f32>();
+
+struct Read<'a>(&'a [u8]);
+
+impl Kernel for Read<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // SAFETY: whole vectors of the slice are read.
+        unsafe {
+            let mut sums = [S::splat(0.0); 4];
+            for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
+                // As the products do, since otherwise what is measured is less than what they reach.
+                S::prefetch(vector.as_ptr().wrapping_add(4096));
+                sums[idx % 4] = S::add(sums[idx % 4], S::load(vector.as_ptr().cast()));
+            }
+            S::reduce_add(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+        }
+    }
+}
+
+/// Products of the same few operands, each a matrix of 16 by 4 with 4 activations.
+const TURNS: usize = 100_000;
+const ROWS: usize = 8;
+const OPERATIONS_PER_TURN: usize = 2 * ROWS * 4 * LANES;
+
+struct Multiply;
+
+impl Kernel for Multiply {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let codes = black_box([1u8; 64]);
+        let quads = black_box([0u8; ROWS * QUAD_BYTES]);
+        // SAFETY: arrays of the sizes that are read.
+        unsafe {
+            let codes = S::codes_8(codes.as_ptr());
+            let mut sums = [S::sums(0); ROWS];
+            for _ in 0..TURNS {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    *sums = S::dot(*sums, codes, quads.as_ptr().add(row * QUAD_BYTES));
+                }
+            }
+            let mut sum = S::splat(0.0);
+            for sums in sums {
+                sum = S::add(sum, S::finish(sums));
+            }
+            S::reduce_add(sum)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faster_instructions_are_faster() {
+        let of = |isa| (read_bytes_per_second(isa, 1 << 20), product_operations_per_second(isa));
+        let (read, products) = of(Isa::Scalar);
+        assert!(read > 1e8 && products > 1e7, "{read} B/s, {products} operations/s");
+        if Isa::Avx2.is_available() {
+            assert!(of(Isa::Avx2).1 > products);
+        }
+    }
+}

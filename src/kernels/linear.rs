@@ -1,0 +1,284 @@
+//! Products of rows of activations with matrices, with what comes before and after them in the same
+//! go: a norm in front, a bias, a gate or a residual behind.
+
+use super::activations::{Activations, Norm};
+use super::isa::Isa;
+use super::pool::{self, Claims};
+use super::shared_rows::SharedMut;
+use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
+use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix};
+
+/// A matrix and what is added to its products.
+#[derive(Debug, Clone, Copy)]
+pub struct Weighted<'a> {
+    pub matrix: &'a PackedMatrix,
+    /// `[n_out]`
+    pub bias: Option<&'a [f32]>,
+}
+
+/// What a gate is passed through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    Silu,
+    /// GELU by the error function.
+    Gelu,
+    /// GELU by its tanh formula.
+    GeluTanh,
+    Tanh,
+}
+
+/// What becomes of the products.
+#[derive(Debug, Clone, Copy)]
+pub enum Products<'a> {
+    /// Those of several matrices, side by side.
+    SideBySide(&'a [Weighted<'a>]),
+    /// `gate(x) * up(x)`
+    Gated { gate: Weighted<'a>, up: Weighted<'a>, function: Gate },
+    /// Those of one matrix, to be added to something.
+    Added(Weighted<'a>),
+}
+
+/// Bytes of activations that one pass over the matrices uses, so that they stay in the second-level
+/// cache.
+const BLOCK_BYTES: usize = 512 << 10;
+
+/// Pieces of work for each thread: few, since sharing out costs, and several, since cores are not
+/// always equally fast.
+const PIECES_PER_THREAD: usize = 8;
+
+impl Products<'_> {
+    pub(super) fn matrices(&self) -> impl Iterator<Item = &Weighted<'_>> {
+        let (first, second, several) = match self {
+            Self::SideBySide(several) => (None, None, *several),
+            Self::Gated { gate, up, .. } => (Some(gate), Some(up), &[][..]),
+            Self::Added(weighted) => (Some(weighted), None, &[][..]),
+        };
+        several.iter().chain(first).chain(second)
+    }
+
+    /// Length of a row of the result.
+    pub(super) fn n_out(&self) -> usize {
+        match self {
+            Self::SideBySide(several) => several.iter().map(|weighted| weighted.matrix.n_out()).sum(),
+            Self::Gated { gate, .. } => gate.matrix.n_out(),
+            Self::Added(weighted) => weighted.matrix.n_out(),
+        }
+    }
+
+    fn n_panels(&self) -> usize {
+        match self {
+            Self::SideBySide(several) => several.iter().map(|weighted| weighted.matrix.n_panels()).sum(),
+            Self::Gated { gate, .. } => gate.matrix.n_panels(),
+            Self::Added(weighted) => weighted.matrix.n_panels(),
+        }
+    }
+}
+
+/// `products` of the rows of `x`, each `n_in` long and first passed through `norm`; the result is
+/// `[n_rows, n_out]`, added to `residual` where there is one.
+///
+/// # Panics
+/// When a length does not fit the others.
+pub fn linear(
+    isa: Isa,
+    x: &[f32],
+    n_in: usize,
+    norm: Option<Norm>,
+    products: &Products,
+    residual: Option<&[f32]>,
+) -> Vec<f32> {
+    let n_rows = x.len() / n_in;
+    let (n_out, n_panels) = (products.n_out(), products.n_panels());
+    assert!(x.len() == n_rows * n_in, "{} numbers are no rows of {n_in}", x.len());
+    assert!(
+        products.matrices().all(|weighted| weighted.bias.is_none_or(|b| b.len() == weighted.matrix.n_out()))
+    );
+    if let Products::Gated { gate, up, .. } = products {
+        assert_eq!(gate.matrix.n_out(), up.matrix.n_out());
+    }
+    assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
+
+    let wants = |quantized: bool| {
+        products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
+    };
+    let mut activations = Activations::take(n_rows, n_in, wants(false), wants(true));
+    let mut y = Vec::with_capacity(n_rows * n_out);
+    {
+        let filling = activations.shared();
+        let claims = Claims::default();
+        let n_tiles = n_rows.div_ceil(MAX_TILE_ROWS);
+        // SAFETY: each tile is filled once.
+        let fill = |tile| unsafe { filling.fill(isa, tile, x, norm.as_ref()) };
+        if n_tiles == 1 {
+            fill(0);
+        } else {
+            pool::run(|_| claims.take(n_tiles, 1).flatten().for_each(fill));
+        }
+    }
+    let block_rows = (BLOCK_BYTES / (3 * n_in)).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
+    let n_blocks = n_rows.div_ceil(block_rows.max(1));
+    let result = SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_out]);
+    let claims = Claims::default();
+    pool::run(|team| {
+        let n_pieces = n_blocks * n_panels;
+        let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
+        for piece in claims.take(n_pieces, at_once).flatten() {
+            let (block, panel) = (piece / n_panels, piece % n_panels);
+            let end = n_rows.min((block + 1) * block_rows);
+            for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {
+                let rows = start..end.min(start + MAX_TILE_ROWS);
+                let mut tile = [[0.0; LANES]; MAX_TILE_ROWS];
+                let tile = &mut tile[..rows.len()];
+                let (column, width) = products.tile(isa, panel, &activations, rows.clone(), tile);
+                for (row, tile) in rows.zip(tile) {
+                    // SAFETY: each panel of each block is claimed once.
+                    let y = unsafe { result.slice(row * n_out + column, width) };
+                    match residual {
+                        None => {
+                            y.write_copy_of_slice(&tile[..width]);
+                        }
+                        Some(residual) => {
+                            let residual = &residual[row * n_out + column..][..width];
+                            for ((y, product), residual) in y.iter_mut().zip(tile).zip(residual) {
+                                y.write(*product + residual);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+    activations.put_back();
+    // SAFETY: every panel of every block of rows has been claimed, and all its numbers were written.
+    unsafe { y.set_len(n_rows * n_out) };
+    y
+}
+
+impl Products<'_> {
+    /// Computes a panel's part of some rows; gives its first column of the result and its width.
+    fn tile(
+        &self,
+        isa: Isa,
+        panel: usize,
+        x: &Activations,
+        rows: std::ops::Range<usize>,
+        tile: &mut [[f32; LANES]],
+    ) -> (usize, usize) {
+        match self {
+            Self::SideBySide(several) => {
+                let (mut panel, mut column) = (panel, 0);
+                for weighted in *several {
+                    if panel < weighted.matrix.n_panels() {
+                        let (start, width) = weighted.tile(isa, panel, x, rows, tile);
+                        return (column + start, width);
+                    }
+                    panel -= weighted.matrix.n_panels();
+                    column += weighted.matrix.n_out();
+                }
+                unreachable!("a panel beyond the last matrix")
+            }
+            Self::Gated { gate, up, function } => {
+                let place = gate.tile(isa, panel, x, rows.clone(), tile);
+                let mut factors = [[0.0; LANES]; MAX_TILE_ROWS];
+                let factors = &mut factors[..tile.len()];
+                up.tile(isa, panel, x, rows, factors);
+                // SAFETY: the instructions are there.
+                unsafe { dispatch(isa, GateTile { function: *function, tile, factors }) };
+                place
+            }
+            Self::Added(weighted) => weighted.tile(isa, panel, x, rows, tile),
+        }
+    }
+}
+
+impl Weighted<'_> {
+    fn tile(
+        &self,
+        isa: Isa,
+        panel: usize,
+        x: &Activations,
+        rows: std::ops::Range<usize>,
+        tile: &mut [[f32; LANES]],
+    ) -> (usize, usize) {
+        self.matrix.panel_products(isa, panel, x, rows, tile);
+        let start = panel * PANEL_ROWS;
+        let width = PANEL_ROWS.min(self.matrix.n_out() - start);
+        if let Some(bias) = self.bias {
+            for row in tile {
+                for (product, bias) in row.iter_mut().zip(&bias[start..start + width]) {
+                    *product += bias;
+                }
+            }
+        }
+        (start, width)
+    }
+}
+
+/// `gate(tile) * factors`
+struct GateTile<'a> {
+    function: Gate,
+    tile: &'a mut [[f32; LANES]],
+    factors: &'a [[f32; LANES]],
+}
+
+impl Kernel for GateTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (gate, factors) in self.tile.iter_mut().zip(self.factors) {
+            // SAFETY: arrays of a vector's length.
+            unsafe {
+                let x = S::load(gate.as_ptr());
+                let passed = match self.function {
+                    Gate::Silu => silu::<S>(x),
+                    Gate::Gelu => gelu::<S>(x),
+                    Gate::GeluTanh => gelu_tanh::<S>(x),
+                    Gate::Tanh => tanh::<S>(x),
+                };
+                S::store(S::mul(passed, S::load(factors.as_ptr())), gate.as_mut_ptr());
+            }
+        }
+    }
+}
+
+/// `x / (1 + e^-x)`
+#[inline(always)]
+unsafe fn silu<S: Simd>(x: S::Floats) -> S::Floats {
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let one = S::splat(1.0);
+        S::div(x, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+    }
+}
+
+/// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`, which is `x / (1 + e^-2a)` for that `a`.
+#[inline(always)]
+unsafe fn gelu_tanh<S: Simd>(x: S::Floats) -> S::Floats {
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let cubic = S::mul_add(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
+        let minus_2a = S::mul(S::mul(x, cubic), S::splat(-2.0 * 0.797_884_6));
+        S::div(x, S::add(S::splat(1.0), exp::<S>(minus_2a)))
+    }
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`. The error function is formula 7.1.26 of Abramowitz and Stegun,
+/// "Handbook of Mathematical Functions", right to 1.5e-7.
+#[inline(always)]
+unsafe fn gelu<S: Simd>(x: S::Floats) -> S::Floats {
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        let magnitude = S::mul(S::max(x, S::sub(zero, x)), S::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = S::div(one, S::mul_add(magnitude, S::splat(0.327_591_1), one));
+        let mut sum = S::splat(1.061_405_4);
+        for coefficient in [-1.453_152_1, 1.421_413_7, -0.284_496_72, 0.254_829_6] {
+            sum = S::mul_add(sum, t, S::splat(coefficient));
+        }
+        let square = S::mul(magnitude, magnitude);
+        // 1 - erf of the magnitude, halved: what is left of x, or of nothing where x is negative.
+        let rest = S::mul(S::mul(S::mul(sum, t), exp::<S>(S::sub(zero, square))), S::splat(0.5));
+        S::sub(S::max(x, zero), S::mul(S::mul(magnitude, S::splat(std::f32::consts::SQRT_2)), rest))
+    }
+}

@@ -1,0 +1,97 @@
+//! The kernels as candle's custom operations on float32 tensors.
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
+
+use super::activations::Norm;
+use super::attention::{Attention, Sequence};
+use super::isa::Isa;
+use super::linear::{Products, linear};
+
+/// Products of `[n_rows, n_in]`; a second tensor is what they are added to.
+#[derive(Debug)]
+pub struct LinearOp<'a> {
+    pub isa: Isa,
+    pub norm: Option<Norm<'a>>,
+    pub products: Products<'a>,
+}
+
+impl LinearOp<'_> {
+    fn run(&self, x: &[f32], shape: &Shape, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, n_in) = shape.dims2()?;
+        if let Some(weighted) = self.products.matrices().find(|weighted| weighted.matrix.n_in() != n_in) {
+            bail!("rows of {n_in} numbers meet a matrix of {}", weighted.matrix.n_in());
+        }
+        let n_out = self.products.n_out();
+        if residual.is_some_and(|residual| residual.len() != n_rows * n_out) {
+            bail!("a residual of another shape than [{n_rows}, {n_out}]");
+        }
+        let y = linear(self.isa, x, n_in, self.norm, &self.products, residual);
+        Ok((CpuStorage::F32(y), (n_rows, n_out).into()))
+    }
+}
+
+impl CustomOp1 for LinearOp<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(numbers(x, layout)?, layout.shape(), None)
+    }
+}
+
+impl CustomOp2 for LinearOp<'_> {
+    fn name(&self) -> &'static str {
+        "linear-added"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.run(numbers(x, layout)?, layout.shape(), Some(numbers(residual, residual_layout)?))
+    }
+}
+
+/// Attention of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, whose keys and values it writes.
+pub struct AttentionOp<'a, 'b> {
+    isa: Isa,
+    attention: Attention<'a>,
+    /// A tensor operation is shared, and this one writes.
+    sequences: RefCell<&'a mut [Sequence<'b>]>,
+}
+
+impl<'a, 'b> AttentionOp<'a, 'b> {
+    pub fn new(isa: Isa, attention: Attention<'a>, sequences: &'a mut [Sequence<'b>]) -> Self {
+        Self { isa, attention, sequences: RefCell::new(sequences) }
+    }
+}
+
+impl CustomOp1 for AttentionOp<'_, '_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Attention { n_heads, layout: kv, .. } = self.attention;
+        let (n_tokens, row_len) = layout.shape().dims2()?;
+        if row_len != (n_heads + 2 * kv.n_kv_heads) * kv.head_dim {
+            bail!("rows of {row_len} numbers are not those of {n_heads} and {} heads", kv.n_kv_heads);
+        }
+        let y = self.attention.forward(self.isa, numbers(qkv, layout)?, &mut self.sequences.borrow_mut());
+        Ok((CpuStorage::F32(y), (n_tokens, n_heads * kv.head_dim).into()))
+    }
+}
+
+/// The numbers of a contiguous float32 tensor.
+fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a kernel was given a tensor that is not contiguous"),
+    }
+}

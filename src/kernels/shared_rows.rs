@@ -1,0 +1,36 @@
+//! A buffer that several threads fill, each its own part.
+
+use std::marker::PhantomData;
+
+/// Numbers of which each thread writes what no other touches.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access is by `slice`, whose caller answers for it.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub fn new(all: &'a mut [T]) -> Self {
+        Self { start: all.as_mut_ptr(), len: all.len(), lifetime: PhantomData }
+    }
+
+    /// The `len` numbers from `start` on.
+    ///
+    /// # Safety
+    /// While the part is in use, nobody else uses any of it.
+    ///
+    /// # Panics
+    /// When the buffer ends before.
+    #[allow(clippy::mut_from_ref)] // That is what this type is for.
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: within the buffer, which is borrowed for `'a`; the caller says that no one else uses it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}

@@ -1,0 +1,192 @@
+//! AVX-512 with VNNI: a vector is one register, an activation two signed bytes in a plane each.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512;
+
+/// Sums of the products with the high and with the low bytes of the activations.
+#[derive(Clone, Copy)]
+pub struct Planes {
+    high: __m512i,
+    low: __m512i,
+}
+
+impl Simd for Avx512 {
+    const TILE_ROWS: usize = 8;
+
+    type Floats = __m512;
+    type Codes = __m512i;
+    type Sums = Planes;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        _mm512_set1_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        _mm512_loadu_ps(from)
+    }
+
+    #[inline(always)]
+    unsafe fn store(x: __m512, to: *mut f32) {
+        _mm512_storeu_ps(to, x);
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(x: __m512, to: *mut u16) {
+        _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(x: __m512, to: *mut i8) {
+        _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        _mm512_sub_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        _mm512_mul_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        _mm512_div_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        _mm512_max_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        _mm512_min_ps(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+
+    #[inline(always)]
+    unsafe fn round(x: __m512) -> __m512 {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+    }
+
+    #[inline(always)]
+    unsafe fn scale_by_power(x: __m512, n: __m512) -> __m512 {
+        _mm512_scalef_ps(x, n)
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_add(x: __m512) -> f32 {
+        _mm512_reduce_add_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(x: __m512) -> f32 {
+        _mm512_reduce_max_ps(x)
+    }
+
+    #[inline(always)]
+    unsafe fn codes_8(from: *const u8) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn codes_4(from: *const u8) -> [__m512i; 2] {
+        let bytes = _mm512_loadu_si512(from.cast());
+        let mask = _mm512_set1_epi8(0xF);
+        [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
+    }
+
+    #[inline(always)]
+    unsafe fn with_high_2<const SHIFT: i32>(low: __m512i, from: *const u8) -> __m512i {
+        let bytes = _mm512_loadu_si512(from.cast());
+        let mask = _mm512_set1_epi8(0x30);
+        // The bits from `SHIFT` on, moved to the fifth and sixth.
+        let moved = match SHIFT {
+            0 => _mm512_slli_epi16::<4>(bytes),
+            2 => _mm512_slli_epi16::<2>(bytes),
+            4 => bytes,
+            _ => _mm512_srli_epi16::<2>(bytes),
+        };
+        _mm512_or_si512(low, _mm512_and_si512(moved, mask))
+    }
+
+    #[inline(always)]
+    unsafe fn sums(start: i32) -> Planes {
+        Planes { high: _mm512_setzero_si512(), low: _mm512_set1_epi32(start) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Planes, codes: __m512i, quad: *const u8) -> Planes {
+        let quad = quad.cast::<i32>();
+        let low = _mm512_set1_epi32(quad.read_unaligned());
+        let high = _mm512_set1_epi32(quad.add(1).read_unaligned());
+        Planes {
+            high: _mm512_dpbusd_epi32(sums.high, codes, high),
+            low: _mm512_dpbusd_epi32(sums.low, codes, low),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(sums: Planes) -> __m512 {
+        _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(sums.high), sums.low))
+    }
+
+    #[inline(always)]
+    unsafe fn quantize(x: __m512, quads: *mut u8) -> i32 {
+        let numbers = _mm512_cvtps_epi32(x);
+        // The low byte is signed, so the high one takes what rounding to 256 leaves.
+        let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)));
+        let (low, high) = (_mm512_cvtepi32_epi8(numbers), _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
+        _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
+        _mm512_reduce_add_epi32(numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+}

@@ -1,0 +1,154 @@
+//! Sixteen lanes at a time, on every instruction set.
+//!
+//! A kernel is written once over [`Simd`] and compiled for each instruction set: an implementation
+//! of the trait says how sixteen float32 lanes, 64 small codes and their integer products are held,
+//! [`dispatch`] chooses one at run time. [`Scalar`] is the definition; the others give the same
+//! integers, and the same floats but for the rounding of fused multiplications.
+
+#![allow(unsafe_op_in_unsafe_fn)] // Every function here is one expression of unsafe operations.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
+pub use scalar::Scalar;
+
+use super::isa::Isa;
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Bytes that four activations take, in the form in which [`Simd::dot`] multiplies them.
+pub const QUAD_BYTES: usize = 8;
+
+/// The largest whole number that stands for an activation: two signed bytes hold it, the high one
+/// being at most 127.
+pub const ACTIVATION_MAX: f32 = 32_639.0;
+
+/// An instruction set.
+///
+/// # Safety
+/// All functions: the processor has the instructions, and pointers are valid for what is read or
+/// written, of any alignment.
+pub trait Simd: Copy + 'static {
+    /// Rows of activations whose sums the registers hold beside what else a product needs.
+    const TILE_ROWS: usize;
+
+    /// Sixteen float32.
+    type Floats: Copy;
+    /// One unsigned byte for four inner elements of each of sixteen rows: 64 in all, those of a row
+    /// side by side.
+    type Codes: Copy;
+    /// Sixteen sums of products in progress, one for each row.
+    type Sums: Copy;
+
+    /// Runs a kernel compiled for this instruction set.
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output;
+
+    unsafe fn splat(x: f32) -> Self::Floats;
+    unsafe fn load(from: *const f32) -> Self::Floats;
+    unsafe fn store(x: Self::Floats, to: *mut f32);
+    unsafe fn load_f16(from: *const u16) -> Self::Floats;
+    unsafe fn store_f16(x: Self::Floats, to: *mut u16);
+    unsafe fn load_bf16(from: *const u16) -> Self::Floats;
+    unsafe fn load_u8(from: *const u8) -> Self::Floats;
+    unsafe fn load_i8(from: *const i8) -> Self::Floats;
+    /// Rounds numbers from -127 to 127.
+    unsafe fn store_i8(x: Self::Floats, to: *mut i8);
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn sub(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The larger of each pair; `b` where one is not a number.
+    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The smaller of each pair; `b` where one is not a number.
+    unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// To the nearest whole number.
+    unsafe fn round(x: Self::Floats) -> Self::Floats;
+    /// `x * 2^n` for whole `n` from -126 to 127.
+    unsafe fn scale_by_power(x: Self::Floats, n: Self::Floats) -> Self::Floats;
+    unsafe fn reduce_add(x: Self::Floats) -> f32;
+    unsafe fn reduce_max(x: Self::Floats) -> f32;
+
+    /// 64 codes of a byte each.
+    unsafe fn codes_8(from: *const u8) -> Self::Codes;
+    /// Two times 64 codes of 4 bits each: in the low halves of 64 bytes, then in the high ones.
+    unsafe fn codes_4(from: *const u8) -> [Self::Codes; 2];
+    /// Adds two bits above the low four: those at `shift` of each of 64 bytes.
+    unsafe fn with_high_2<const SHIFT: i32>(low: Self::Codes, from: *const u8) -> Self::Codes;
+    /// Sums that start at a number.
+    unsafe fn sums(start: i32) -> Self::Sums;
+    /// Adds the products of 64 codes with four activations.
+    unsafe fn dot(sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums;
+    unsafe fn finish(sums: Self::Sums) -> Self::Floats;
+    /// Rounds sixteen numbers and stores them as four quads; gives their sum.
+    unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32;
+
+    unsafe fn prefetch(from: *const u8);
+}
+
+/// A piece of work that is compiled for every instruction set.
+pub trait Kernel {
+    type Output;
+
+    /// Does the work; to be inlined.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; and what the kernel itself asks for.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel on an instruction set.
+///
+/// # Safety
+/// The processor has it ([`Isa::is_available`]); and what the kernel itself asks for.
+pub unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Avx512::run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Avx2::run(kernel),
+        _ => Scalar::run(kernel),
+    }
+}
+
+/// `e^x`, to within two units in the last place, for x from -87 to 88; beyond these, of these.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn exp<S: Simd>(x: S::Floats) -> S::Floats {
+    // e^x = 2^n * e^r with |r| <= ln(2) / 2, n whole; e^r by its series, whose next term is less than
+    // 2^-26.
+    let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
+    let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+    // ln(2) in two parts, the first of few bits, so that the subtraction is exact.
+    let r = S::mul_add(n, S::splat(-0.693_359_4), x);
+    let r = S::mul_add(n, S::splat(2.121_944_4e-4), r);
+    let mut sum = S::splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = S::mul_add(sum, r, S::splat(coefficient));
+    }
+    S::scale_by_power(sum, n)
+}
+
+/// `(e^2x - 1) / (e^2x + 1)`
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn tanh<S: Simd>(x: S::Floats) -> S::Floats {
+    let one = S::splat(1.0);
+    // Beyond 20 it is one, to the last place.
+    let x = S::min(S::max(x, S::splat(-20.0)), S::splat(20.0));
+    let e = exp::<S>(S::add(x, x));
+    S::div(S::sub(e, one), S::add(e, one))
+}

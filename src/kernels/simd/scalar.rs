@@ -1,0 +1,198 @@
+//! The definition: plain arrays, which the compiler vectorises as far as it can.
+
+use half::{bf16, f16};
+
+use super::{Kernel, LANES, QUAD_BYTES, Simd};
+
+#[derive(Debug, Clone, Copy)]
+pub struct Scalar;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
+    std::array::from_fn(f)
+}
+
+/// In arithmetic that vectorises: the exponent is put right by a multiplication, which also makes
+/// subnormal numbers normal.
+#[inline(always)]
+fn half_to_float(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7FFF) << 13;
+    let sign = u32::from(bits & 0x8000) << 16;
+    let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 127 - 15) << 23);
+    // An exponent of ones is infinity or not a number, and stays one.
+    let special = if magnitude >= 0x1F << 23 { 0xFF << 23 } else { 0 };
+    f32::from_bits(finite.to_bits() | special | sign)
+}
+
+/// The four activations of a quad.
+#[inline(always)]
+unsafe fn activations(quad: *const u8) -> [i32; 4] {
+    let numbers: [i16; 4] = quad.cast::<[i16; 4]>().read_unaligned();
+    numbers.map(i32::from)
+}
+
+impl Simd for Scalar {
+    const TILE_ROWS: usize = 1;
+
+    type Floats = [f32; LANES];
+    type Codes = [u8; 64];
+    type Sums = [i32; LANES];
+
+    #[inline(always)]
+    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::Floats {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::Floats {
+        from.cast::<Self::Floats>().read_unaligned()
+    }
+
+    #[inline(always)]
+    unsafe fn store(x: Self::Floats, to: *mut f32) {
+        to.cast::<Self::Floats>().write_unaligned(x);
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self::Floats {
+        let bits = from.cast::<[u16; LANES]>().read_unaligned();
+        each(|i| half_to_float(bits[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(x: Self::Floats, to: *mut u16) {
+        to.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::Floats {
+        let bits = from.cast::<[u16; LANES]>().read_unaligned();
+        each(|i| bf16::from_bits(bits[i]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self::Floats {
+        from.cast::<[u8; LANES]>().read_unaligned().map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::Floats {
+        from.cast::<[i8; LANES]>().read_unaligned().map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn store_i8(x: Self::Floats, to: *mut i8) {
+        to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8));
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn sub(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // Not fused: a processor without the instruction would call a function.
+        each(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    unsafe fn round(x: Self::Floats) -> Self::Floats {
+        x.map(f32::round_ties_even)
+    }
+
+    #[inline(always)]
+    unsafe fn scale_by_power(x: Self::Floats, n: Self::Floats) -> Self::Floats {
+        each(|i| x[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_add(x: Self::Floats) -> f32 {
+        // In halves, as the vector instructions do.
+        let eight: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
+        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+        (four[0] + four[2]) + (four[1] + four[3])
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(x: Self::Floats) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn codes_8(from: *const u8) -> Self::Codes {
+        from.cast::<[u8; 64]>().read()
+    }
+
+    #[inline(always)]
+    unsafe fn codes_4(from: *const u8) -> [Self::Codes; 2] {
+        let bytes = from.cast::<[u8; 64]>().read();
+        [bytes.map(|byte| byte & 0xF), bytes.map(|byte| byte >> 4)]
+    }
+
+    #[inline(always)]
+    unsafe fn with_high_2<const SHIFT: i32>(low: Self::Codes, from: *const u8) -> Self::Codes {
+        let bytes = from.cast::<[u8; 64]>().read();
+        std::array::from_fn(|i| low[i] | ((bytes[i] >> SHIFT) & 0b11) << 4)
+    }
+
+    #[inline(always)]
+    unsafe fn sums(start: i32) -> Self::Sums {
+        [start; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot(sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums {
+        let quad = activations(quad);
+        std::array::from_fn(|row| {
+            (0..4).fold(sums[row], |sum, i| sum + i32::from(codes[4 * row + i]) * quad[i])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn finish(sums: Self::Sums) -> Self::Floats {
+        sums.map(|sum| sum as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32 {
+        let numbers = x.map(|x| x.round_ties_even() as i16);
+        for (i, quad) in numbers.as_chunks::<4>().0.iter().enumerate() {
+            quads.add(i * QUAD_BYTES).cast::<[i16; 4]>().write_unaligned(*quad);
+        }
+        numbers.into_iter().map(i32::from).sum()
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

@@ -1,0 +1,300 @@
+//! Matrices in the form that the kernels read, and their product with rows of activations.
+
+mod format;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+pub use format::PANEL_ROWS;
+pub(super) use format::{ActivationGroup, GROUP_LEN};
+
+use self::format::{Bf16, F16, F32, Format, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use super::activations::Activations;
+use super::bytes::PageBytes;
+use super::isa::Isa;
+use super::simd::{Kernel, LANES, Simd, dispatch};
+use crate::error::{Error, Result};
+
+/// How the weights of a matrix are stored. All but the last are GGUF's types of these names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    F32,
+    F16,
+    Bf16,
+    Q4_0,
+    Q4_1,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q6K,
+    /// Up to 6 bits: what other K formats are turned into. A source block is 256 codes of a byte, 16
+    /// scales and 16 minimums of a signed byte, and a factor in half precision for each of the two.
+    General6,
+}
+
+/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`].
+macro_rules! with_format {
+    ($format:expr, $F:ident => $then:expr) => {
+        match $format {
+            WeightFormat::F32 => {
+                type $F = F32;
+                $then
+            }
+            WeightFormat::F16 => {
+                type $F = F16;
+                $then
+            }
+            WeightFormat::Bf16 => {
+                type $F = Bf16;
+                $then
+            }
+            WeightFormat::Q4_0 => {
+                type $F = Q4_0;
+                $then
+            }
+            WeightFormat::Q4_1 => {
+                type $F = Q4_1;
+                $then
+            }
+            WeightFormat::Q5_1 => {
+                type $F = Q5_1;
+                $then
+            }
+            WeightFormat::Q8_0 => {
+                type $F = Q8_0;
+                $then
+            }
+            WeightFormat::Q4K => {
+                type $F = Q4K;
+                $then
+            }
+            WeightFormat::Q6K => {
+                type $F = Q6K;
+                $then
+            }
+            WeightFormat::General6 => {
+                type $F = General6;
+                $then
+            }
+        }
+    };
+}
+
+impl WeightFormat {
+    /// Inner elements of a block.
+    pub fn block_len(self) -> usize {
+        with_format!(self, F => F::BLOCK_LEN)
+    }
+
+    /// Bytes of a block of one row where it comes from.
+    pub fn source_bytes(self) -> usize {
+        with_format!(self, F => F::SOURCE_BYTES)
+    }
+
+    /// Whether activations are multiplied as whole numbers.
+    pub fn is_quantized(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// Bytes of a packed matrix `[n_out, n_in]`.
+    pub fn matrix_bytes(self, n_out: usize, n_in: usize) -> usize {
+        n_out.div_ceil(PANEL_ROWS) * (n_in / self.block_len()) * self.packed_bytes()
+    }
+
+    /// Bytes of a block of a panel.
+    fn packed_bytes(self) -> usize {
+        with_format!(self, F => F::PACKED_BYTES)
+    }
+}
+
+/// A matrix `[n_out, n_in]` in panels.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    format: WeightFormat,
+    n_out: usize,
+    n_in: usize,
+    panels: PageBytes,
+}
+
+impl PackedMatrix {
+    /// Packs `n_out` rows of `n_in` weights; `row` gives the blocks of each.
+    ///
+    /// # Errors
+    /// When rows are not whole blocks.
+    pub fn pack<'a>(
+        format: WeightFormat,
+        n_out: usize,
+        n_in: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self> {
+        if n_in == 0 || !n_in.is_multiple_of(format.block_len()) {
+            return Err(Error::model(format!(
+                "its rows of {n_in} numbers are not whole blocks of {}",
+                format.block_len()
+            )));
+        }
+        let n_blocks = n_in / format.block_len();
+        let panel_bytes = n_blocks * format.packed_bytes();
+        let mut panels = PageBytes::zeroed(format.matrix_bytes(n_out, n_in));
+        with_format!(format, F => {
+            panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
+                for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
+                    let source = row(idx).chunks_exact(F::SOURCE_BYTES);
+                    for (packed, source) in packed.chunks_exact_mut(F::PACKED_BYTES).zip(source) {
+                        F::pack(source, idx % PANEL_ROWS, packed);
+                    }
+                }
+            });
+        });
+        Ok(Self { format, n_out, n_in, panels })
+    }
+
+    /// Scale and minimum of a group of a block of Q4_K or Q5_K, out of its 12 bytes for all eight.
+    pub fn q4_k_scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
+        Q4K::scale_and_min(bytes, group)
+    }
+
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    /// Bytes it takes, and a product reads.
+    pub fn n_bytes(&self) -> usize {
+        self.panels.len()
+    }
+
+    pub(super) fn n_panels(&self) -> usize {
+        self.n_out.div_ceil(PANEL_ROWS)
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.n_in / self.format.block_len() * self.format.packed_bytes()
+    }
+
+    /// Writes row `idx` as float32.
+    ///
+    /// # Panics
+    /// When there is no such row, or `weights` is not of a row's length.
+    pub fn unpack_row(&self, idx: usize, weights: &mut [f32]) {
+        assert!(idx < self.n_out && weights.len() == self.n_in, "row {idx} of {}", self.n_out);
+        let panel = &self.panels[idx / PANEL_ROWS * self.panel_bytes()..][..self.panel_bytes()];
+        with_format!(self.format, F => {
+            let blocks = panel.chunks_exact(F::PACKED_BYTES);
+            for (packed, weights) in blocks.zip(weights.chunks_exact_mut(F::BLOCK_LEN)) {
+                F::unpack(packed, idx % PANEL_ROWS, weights);
+            }
+        });
+    }
+
+    /// The products of a panel's rows with rows of activations, up to [`MAX_TILE_ROWS`] of them:
+    /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel.
+    ///
+    /// # Panics
+    /// When panel or rows are not there, or the activations are of another length or kind.
+    pub(super) fn panel_products(
+        &self,
+        isa: Isa,
+        panel: usize,
+        x: &Activations,
+        rows: Range<usize>,
+        products: &mut [[f32; LANES]],
+    ) {
+        assert!(panel < self.n_panels() && rows.end <= x.n_rows() && rows.len() == products.len());
+        assert!(x.n_in() == self.n_in);
+        let n_blocks = self.n_in / self.format.block_len();
+        let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
+        with_format!(self.format, F => {
+            let (all, stride) = (F::of(x), x.tile_rows());
+            let per_row = n_blocks * F::N_ACTIVATIONS;
+            // The rows are those of a tile, or the first of them.
+            assert!(rows.start.is_multiple_of(stride) && rows.len() <= stride);
+            assert!(all.len() >= (rows.start + stride) * per_row);
+            let tile = Tile::<F> { panel, n_blocks, x: all[rows.start * per_row..].as_ptr(), stride, products };
+            // SAFETY: `Isa::choose` and `detect` give only what the processor has; the panel is there
+            // with all its blocks, and so are the rows of activations, as asserted.
+            unsafe { dispatch(isa, tile) }
+        });
+    }
+}
+
+/// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
+pub(super) const MAX_TILE_ROWS: usize = 8;
+
+/// How far ahead of its use a panel is fetched from memory.
+const PREFETCH_BYTES: usize = 4096;
+
+struct Tile<'a, F: Format> {
+    panel: *const u8,
+    n_blocks: usize,
+    x: *const F::Activation,
+    /// Activations from one of a row to its next; those of the next row are beside it.
+    stride: usize,
+    products: &'a mut [[f32; LANES]],
+}
+
+impl<F: Format> Kernel for Tile<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { panel, n_blocks, x, stride, products } = self;
+        let n_rows = products.len();
+        let mut row = 0;
+        // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
+        unsafe {
+            while row < n_rows {
+                let (x, products) = (x.add(row), &mut products[row..]);
+                let m = (n_rows - row).min(S::TILE_ROWS);
+                match m {
+                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products),
+                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products),
+                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products),
+                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products),
+                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products),
+                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products),
+                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products),
+                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products),
+                }
+                row += m;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, F: Format, const M: usize>(
+    panel: *const u8,
+    n_blocks: usize,
+    x: *const F::Activation,
+    stride: usize,
+    products: &mut [[f32; LANES]],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [S::splat(0.0); M];
+        for block in 0..n_blocks {
+            let packed = panel.add(block * F::PACKED_BYTES);
+            for line in 0..F::PACKED_BYTES.div_ceil(64) {
+                // Past the end of the matrix there is nothing to fetch, which does no harm.
+                S::prefetch(packed.wrapping_add(PREFETCH_BYTES + 64 * line));
+            }
+            let mut activations = [x; M];
+            for (m, activations) in activations.iter_mut().enumerate() {
+                *activations = x.add(m + block * F::N_ACTIVATIONS * stride);
+            }
+            F::accumulate::<S, M>(packed, activations, stride, &mut sums);
+        }
+        for (sums, products) in sums.into_iter().zip(products) {
+            S::store(sums, products.as_mut_ptr());
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Matrices for the kernels: which of their formats holds a type, and what turns the blocks of a type
+//! that has none of its own into another's.
+
+use half::f16;
+
+use super::Rows;
+use super::blocks;
+use super::expand::{expand, in_chunks, unsupported};
+use crate::error::Result;
+use crate::gguf::TensorType;
+use crate::kernels::weights::{PackedMatrix, WeightFormat};
+
+/// Turns whole blocks of a type into those of a format.
+type Turn = fn(blocks: &[u8], turned: &mut [u8]);
+
+/// Bytes of a block of [`WeightFormat::General6`], and where its parts begin.
+const GENERAL_BYTES: usize = 292;
+const GENERAL_SCALES: usize = 256;
+const GENERAL_MINS: usize = 272;
+const GENERAL_FACTORS: usize = 288;
+
+/// The format that holds a type, if the kernels can multiply with it.
+pub fn format_of(tensor_type: TensorType) -> Option<WeightFormat> {
+    Some(match tensor_type {
+        TensorType::F32 | TensorType::F64 => WeightFormat::F32,
+        TensorType::F16 => WeightFormat::F16,
+        TensorType::Bf16 => WeightFormat::Bf16,
+        TensorType::Q4_0 => WeightFormat::Q4_0,
+        TensorType::Q4_1 => WeightFormat::Q4_1,
+        TensorType::Q5_0 | TensorType::Q5_1 => WeightFormat::Q5_1,
+        TensorType::Q8_0 | TensorType::Iq4Nl | TensorType::Iq4Xs | TensorType::Mxfp4 => WeightFormat::Q8_0,
+        TensorType::Q4K => WeightFormat::Q4K,
+        TensorType::Q6K => WeightFormat::Q6K,
+        TensorType::Q2K | TensorType::Q3K | TensorType::Q5K => WeightFormat::General6,
+        _ => return None,
+    })
+}
+
+/// Those `rows` of a stored matrix, each of `n_in` numbers.
+///
+/// # Errors
+/// When its type is not supported.
+pub fn pack(tensor_type: TensorType, blocks: &[u8], rows: &Rows, n_in: usize) -> Result<PackedMatrix> {
+    let format = format_of(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
+    let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
+    let n_out = rows.len();
+    if tensor_type.block_bytes() == format.source_bytes() {
+        let row = |idx: usize| &blocks[rows.stored(idx) * row_bytes..][..row_bytes];
+        return PackedMatrix::pack(format, n_out, n_in, row);
+    }
+    let picked = rows.pick_bytes(blocks, row_bytes);
+    let turned = match (blocks::reader(tensor_type), turn(tensor_type)) {
+        (Some(read), _) => blocks::to_q8_0(read, tensor_type, &picked)?,
+        (None, Some(turn)) => {
+            let n_out = tensor_type.block_len() / format.block_len() * format.source_bytes();
+            in_chunks(tensor_type, &picked, n_out, |blocks, out: &mut [u8]| {
+                let blocks = blocks.chunks_exact(tensor_type.block_bytes());
+                blocks.zip(out.chunks_exact_mut(n_out)).for_each(|(block, out)| turn(block, out));
+                Ok(())
+            })?
+        }
+        (None, None) => expand(tensor_type, &picked)?.into_iter().flat_map(f32::to_le_bytes).collect(),
+    };
+    let row_bytes = n_in / format.block_len() * format.source_bytes();
+    PackedMatrix::pack(format, n_out, n_in, |idx| &turned[idx * row_bytes..][..row_bytes])
+}
+
+fn turn(tensor_type: TensorType) -> Option<Turn> {
+    match tensor_type {
+        TensorType::Q5_0 => Some(q5_0),
+        TensorType::Q2K => Some(q2_k),
+        TensorType::Q3K => Some(q3_k),
+        TensorType::Q5K => Some(q5_k),
+        _ => None,
+    }
+}
+
+/// A scale, the fifth bits, the others; zero is 16. To Q5_1, whose minimum is 16 scales below zero.
+fn q5_0(block: &[u8], turned: &mut [u8]) {
+    let scale = f16::from_le_bytes([block[0], block[1]]);
+    turned[..2].copy_from_slice(&block[..2]);
+    turned[2..4].copy_from_slice(&f16::from_f32(scale.to_f32() * -16.0).to_le_bytes());
+    turned[4..].copy_from_slice(&block[2..]);
+}
+
+/// 4 bits of scale and 4 of minimum for each 16, the codes of 2 bits, both factors.
+fn q2_k(block: &[u8], turned: &mut [u8]) {
+    let (scales, codes) = (&block[..16], &block[16..80]);
+    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+        *code = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
+    }
+    for (i, &scale) in scales.iter().enumerate() {
+        turned[GENERAL_SCALES + i] = scale & 0xF;
+        turned[GENERAL_MINS + i] = negated(scale >> 4);
+    }
+    turned[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[80..84]);
+}
+
+/// The third bits of the codes, the others, 6 bits of scale for each 16 (zero is 32), a factor; the
+/// code for zero is 4.
+fn q3_k(block: &[u8], turned: &mut [u8]) {
+    let (high, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+        let low = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
+        *code = low | (high[i % 32] >> (i / 32) & 1) << 2;
+    }
+    for i in 0..16 {
+        let low = scales[i % 8] >> (4 * (i / 8)) & 0xF;
+        let high = scales[8 + i % 4] >> (2 * (i / 4)) & 0b11;
+        let scale = ((low | high << 4).cast_signed() - 32).cast_unsigned();
+        turned[GENERAL_SCALES + i] = scale;
+        turned[GENERAL_MINS + i] = scale;
+    }
+    turned[GENERAL_FACTORS..GENERAL_FACTORS + 2].copy_from_slice(&block[108..110]);
+    let factor = f16::from_le_bytes([block[108], block[109]]);
+    let min_factor = f16::from_f32(factor.to_f32() * -4.0);
+    turned[GENERAL_FACTORS + 2..GENERAL_BYTES].copy_from_slice(&min_factor.to_le_bytes());
+}
+
+/// Both factors, scales and minimums as in Q4_K, the fifth bits of the codes, the others.
+fn q5_k(block: &[u8], turned: &mut [u8]) {
+    let (high, codes) = (&block[16..48], &block[48..176]);
+    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+        let low = codes[32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2)) & 0xF;
+        *code = low | (high[i % 32] >> (i / 32) & 1) << 4;
+    }
+    for group in 0..8 {
+        let (scale, min) = PackedMatrix::q4_k_scale_and_min(&block[4..16], group);
+        turned[GENERAL_SCALES + 2 * group..][..2].fill(scale);
+        turned[GENERAL_MINS + 2 * group..][..2].fill(negated(min));
+    }
+    turned[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[..4]);
+}
+
+fn negated(small: u8) -> u8 {
+    small.cast_signed().wrapping_neg().cast_unsigned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of arbitrary bytes whose factors, in half precision, are small numbers.
+    fn blocks_of(tensor_type: TensorType, n_blocks: usize) -> Vec<u8> {
+        let n_bytes = tensor_type.block_bytes();
+        let mut bytes: Vec<u8> = (0..n_blocks * n_bytes)
+            .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[2])
+            .collect();
+        let halves: &[usize] = match tensor_type {
+            TensorType::Q2K => &[80, 82],
+            TensorType::Q3K => &[108],
+            TensorType::Q6K => &[208],
+            TensorType::Q4K | TensorType::Q5K | TensorType::Q4_1 | TensorType::Q5_1 => &[0, 2],
+            TensorType::F32 | TensorType::F64 | TensorType::F16 | TensorType::Bf16 | TensorType::Mxfp4 => &[],
+            _ => &[0],
+        };
+        for (n, block) in bytes.chunks_exact_mut(n_bytes).enumerate() {
+            for &at in halves {
+                let factor = f16::from_f32(0.01 + 0.003 * (n + at) as f32);
+                block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+            }
+            match tensor_type {
+                TensorType::F32 => block.copy_from_slice(&(n as f32 / 7.0).to_le_bytes()),
+                TensorType::F64 => block.copy_from_slice(&(n as f64 / 7.0).to_le_bytes()),
+                TensorType::F16 => block.copy_from_slice(&f16::from_f32(n as f32 / 7.0).to_le_bytes()),
+                TensorType::Bf16 => {
+                    block.copy_from_slice(&half::bf16::from_f32(n as f32 / 7.0).to_le_bytes())
+                }
+                TensorType::Mxfp4 => block[0] = 120 + n as u8 % 8,
+                _ => {}
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn packed_rows_are_the_numbers_that_expanding_gives() {
+        let packable =
+            TensorType::ALL.iter().copied().filter(|&tensor_type| format_of(tensor_type).is_some());
+        let mut n_types = 0;
+        for tensor_type in packable {
+            let (n_in, n_stored) = (512, 19);
+            let bytes = blocks_of(tensor_type, n_stored * n_in / tensor_type.block_len());
+            let expanded = expand(tensor_type, &bytes).unwrap();
+            let tolerance = if tensor_type == TensorType::Iq4Xs { 6e-4 } else { 2e-7 };
+            for rows in [Rows::all(n_stored), Rows::range(2..19, n_stored)] {
+                let packed = pack(tensor_type, &bytes, &rows, n_in).unwrap();
+                let mut found = vec![0.0; n_in];
+                for idx in 0..rows.len() {
+                    packed.unpack_row(idx, &mut found);
+                    let expected = &expanded[rows.stored(idx) * n_in..][..n_in];
+                    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                        let bound = tolerance * expected.abs().max(1.0);
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{tensor_type} {idx} {i}: {found} {expected}"
+                        );
+                    }
+                }
+            }
+            n_types += 1;
+        }
+        assert_eq!(n_types, 17);
+    }
+}

@@ -1,0 +1,287 @@
+//! Kernels equal their definition: in every format, with every instruction set that this machine has,
+//! at ragged sizes, whoever else is in the batch.
+
+use half::f16;
+use predict_otron_9000::kernels::activations::Norm;
+use predict_otron_9000::kernels::attention::{Attention, Sequence};
+use predict_otron_9000::kernels::isa::Isa;
+use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
+use predict_otron_9000::kernels::linear::{Products, Weighted, linear};
+use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+
+const FORMATS: [WeightFormat; 10] = [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6];
+
+/// Activations of quantized weights are whole numbers up to this.
+const ACTIVATION_MAX: f64 = 32_639.0;
+
+/// Numbers that share a scale there.
+const GROUP_LEN: usize = 32;
+
+fn isas() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+fn random_numbers(random: &mut StdRng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| random.random_range(-2.0..2.0)).collect()
+}
+
+/// A row of arbitrary codes, whose factors are small numbers.
+fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8> {
+    let mut row: Vec<u8> =
+        (0..n_in / format.block_len() * format.source_bytes()).map(|_| random.random()).collect();
+    for block in row.chunks_exact_mut(format.source_bytes()) {
+        let factors: &[usize] = match format {
+            F32 => {
+                block.copy_from_slice(&random.random_range(-1f32..1.0).to_le_bytes());
+                &[]
+            }
+            F16 => &[0],
+            Bf16 => {
+                let number = half::bf16::from_f32(random.random_range(-1.0..1.0));
+                block.copy_from_slice(&number.to_le_bytes());
+                &[]
+            }
+            Q4_0 | Q8_0 => &[0],
+            Q4_1 | Q5_1 | Q4K => &[0, 2],
+            Q6K => &[208],
+            General6 => &[288, 290],
+        };
+        for &at in factors {
+            let factor = f16::from_f32(random.random_range(-0.1..0.1));
+            block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+        }
+    }
+    row
+}
+
+fn random_matrix(random: &mut StdRng, format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
+    let rows: Vec<Vec<u8>> = (0..n_out).map(|_| random_row(random, format, n_in)).collect();
+    PackedMatrix::pack(format, n_out, n_in, |idx| &rows[idx]).unwrap()
+}
+
+/// The product of a row of weights with one of activations, and how far from it a kernel may be.
+fn definition(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, f64) {
+    let products = || weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+    let mut bound = 2e-5 * products().map(f64::abs).sum::<f64>() + 1e-9;
+    if format.is_quantized() {
+        for (weights, x) in weights.chunks(GROUP_LEN).zip(x.chunks(GROUP_LEN)) {
+            let largest = x.iter().fold(0f64, |largest, x| largest.max(f64::from(x.abs())));
+            let magnitude: f64 = weights.iter().map(|w| f64::from(w.abs())).sum();
+            // Half a unit each; minimums and codes are added up apart, so both may round.
+            bound += 2.0 * magnitude * largest / ACTIVATION_MAX;
+        }
+    }
+    (products().sum(), bound)
+}
+
+#[test]
+fn products_equal_their_definition() {
+    let random = &mut StdRng::seed_from_u64(1);
+    for format in FORMATS {
+        let block = format.block_len();
+        let lengths: &[usize] = if block == 1 { &[1, 7, 33, 100] } else { &[block, 3 * block] };
+        for (&n_in, n_out) in lengths.iter().flat_map(|n_in| [1, 15, 16, 17, 70].map(|n_out| (n_in, n_out))) {
+            let matrix = random_matrix(random, format, n_out, n_in);
+            let mut weights = vec![0.0; n_out * n_in];
+            for (idx, row) in weights.chunks_exact_mut(n_in).enumerate() {
+                matrix.unpack_row(idx, row);
+            }
+            for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 64] {
+                let x = random_numbers(random, n_rows * n_in);
+                for isa in isas() {
+                    let products = [Weighted { matrix: &matrix, bias: None }];
+                    let found = linear(isa, &x, n_in, None, &Products::SideBySide(&products), None);
+                    assert_eq!(found.len(), n_rows * n_out);
+                    for (idx, found) in found.iter().enumerate() {
+                        let x = &x[idx / n_out * n_in..][..n_in];
+                        let weights = &weights[idx % n_out * n_in..][..n_in];
+                        let (expected, bound) = definition(format, weights, x);
+                        assert!(
+                            (f64::from(*found) - expected).abs() <= bound,
+                            "{format:?} {isa} {n_rows} x {n_in} x {n_out}, {idx}: {found} is not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is computed beside a row, and how many threads share the work, must not show in its result.
+#[test]
+fn a_row_has_the_same_products_in_every_batch() {
+    let random = &mut StdRng::seed_from_u64(2);
+    for format in FORMATS {
+        let (n_in, n_out) = (512, 100);
+        let matrix = random_matrix(random, format, n_out, n_in);
+        let weighted = [Weighted { matrix: &matrix, bias: None }];
+        let x = random_numbers(random, 64 * n_in);
+        let weight = random_numbers(random, n_in);
+        let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
+        for isa in isas() {
+            let products = |x: &[f32]| linear(isa, x, n_in, norm(), &Products::SideBySide(&weighted), None);
+            let alone: Vec<f32> = x.chunks_exact(n_in).flat_map(products).collect();
+            for n_rows in [2, 3, 6, 8, 11, 64] {
+                let found: Vec<f32> = x.chunks(n_rows * n_in).flat_map(products).collect();
+                assert!(found == alone, "{format:?} {isa} {n_rows}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_in_its_row() {
+    let random = &mut StdRng::seed_from_u64(3);
+    for format in FORMATS {
+        let (n_in, n_out) = (256, 20);
+        let matrix = random_matrix(random, format, n_out, n_in);
+        for (isa, wrong) in isas().into_iter().flat_map(|isa| [f32::NAN, f32::INFINITY].map(|x| (isa, x))) {
+            let mut x = random_numbers(random, 3 * n_in);
+            x[n_in + 77] = wrong;
+            let products = [Weighted { matrix: &matrix, bias: None }];
+            let found = linear(isa, &x, n_in, None, &Products::SideBySide(&products), None);
+            let (first, rest) = found.split_at(n_out);
+            let (second, third) = rest.split_at(n_out);
+            assert!(first.iter().chain(third).all(|y| y.is_finite()), "{format:?} {isa}");
+            assert!(second.iter().all(|y| !y.is_finite()), "{format:?} {isa} {wrong}");
+        }
+    }
+}
+
+#[test]
+fn very_small_and_very_large_numbers_keep_their_size() {
+    let random = &mut StdRng::seed_from_u64(4);
+    let (n_in, n_out) = (64, 16);
+    for format in [Q4_0, Q8_0, F16] {
+        let matrix = random_matrix(random, format, n_out, n_in);
+        let products = [Weighted { matrix: &matrix, bias: None }];
+        let x = random_numbers(random, n_in);
+        for isa in isas() {
+            let of = |factor: f32| {
+                let x: Vec<f32> = x.iter().map(|x| x * factor).collect();
+                linear(isa, &x, n_in, None, &Products::SideBySide(&products), None)
+            };
+            let usual = of(1.0);
+            let largest = usual.iter().fold(0f32, |largest, y| largest.max(y.abs()));
+            for factor in [1e-30, 1e-10, 1e10, 1e30] {
+                for (found, usual) in of(factor).iter().zip(&usual) {
+                    assert!((found / factor - usual).abs() <= 1e-4 * largest, "{format:?} {isa} {factor}");
+                }
+            }
+            assert!(of(0.0).iter().all(|&y| y == 0.0));
+        }
+    }
+}
+
+/// Sequences that live in blocks of their own.
+struct Store {
+    layout: KvLayout,
+    free: Vec<KvBlock>,
+    blocks: Vec<Vec<KvBlock>>,
+}
+
+impl Store {
+    fn new(layout: KvLayout, n_sequences: usize) -> Self {
+        Self { layout, free: Vec::new(), blocks: (0..n_sequences).map(|_| Vec::new()).collect() }
+    }
+
+    /// Room for `len` tokens more after `start` of each sequence named.
+    fn extend(&mut self, spans: &[(usize, usize, usize)]) -> Vec<Sequence<'_>> {
+        for &(sequence, start, len) in spans {
+            while self.blocks[sequence].len() * BLOCK_TOKENS < start + len {
+                if self.free.is_empty() {
+                    self.free = self.layout.blocks();
+                }
+                self.blocks[sequence].extend(self.free.pop());
+            }
+        }
+        let mut sequences = Vec::new();
+        for (idx, blocks) in self.blocks.iter_mut().enumerate() {
+            if let Some(&(_, start, len)) = spans.iter().find(|span| span.0 == idx) {
+                sequences.push(Sequence { start, len, blocks: blocks.iter_mut().collect() });
+            }
+        }
+        sequences
+    }
+}
+
+/// A token's attention depends on its sequence only: not on how the prompt was cut, who else is in
+/// the batch, or how the work was shared out.
+#[test]
+fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
+    let random = &mut StdRng::seed_from_u64(5);
+    let lengths = [700, 33, 260];
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
+        for (n_heads, n_kv_heads, head_dim, window) in
+            [(9, 3, 64, None), (4, 4, 20, Some(40)), (6, 1, 96, Some(300))]
+        {
+            let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
+            let attention = Attention {
+                n_heads,
+                layout,
+                layer: 1,
+                scale: 0.1,
+                softcap: None,
+                window,
+                head_norms: None,
+                rotation: None,
+            };
+            let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
+            let inputs = lengths.map(|len| random_numbers(random, len * row_len));
+            for isa in isas().into_iter().filter(|&isa| isa != Isa::Scalar || head_dim == 20) {
+                // Each sequence whole and alone.
+                let whole: Vec<Vec<f32>> = inputs
+                    .iter()
+                    .enumerate()
+                    .map(|(idx, input)| {
+                        let mut store = Store::new(layout, lengths.len());
+                        attention.forward(isa, input, &mut store.extend(&[(idx, 0, lengths[idx])]))
+                    })
+                    .collect();
+                // All of them, cut differently, token by token at the end.
+                for chunk in [256, 61] {
+                    let mut store = Store::new(layout, lengths.len());
+                    let mut found = vec![Vec::new(); lengths.len()];
+                    while found.iter().zip(&whole).any(|(found, whole)| found.len() < whole.len()) {
+                        let out_len = n_heads * head_dim;
+                        let spans: Vec<(usize, usize, usize)> = (0..lengths.len())
+                            .map(|idx| (idx, found[idx].len() / out_len, lengths[idx]))
+                            .filter(|&(_, start, end)| start < end)
+                            .map(|(idx, start, end)| {
+                                let is_near_end = end - start <= 5 + chunk % 7;
+                                let most = if is_near_end { 1 } else { end - start - 5 };
+                                (idx, start, chunk.min(most))
+                            })
+                            .collect();
+                        let qkv: Vec<f32> = spans
+                            .iter()
+                            .flat_map(|&(idx, start, len)| {
+                                &inputs[idx][start * row_len..(start + len) * row_len]
+                            })
+                            .copied()
+                            .collect();
+                        let y = attention.forward(isa, &qkv, &mut store.extend(&spans));
+                        let mut rest = &y[..];
+                        for &(idx, _, len) in &spans {
+                            let (own, others) = rest.split_at(len * out_len);
+                            found[idx].extend_from_slice(own);
+                            rest = others;
+                        }
+                    }
+                    for (idx, (found, whole)) in found.iter().zip(&whole).enumerate() {
+                        let differs = found.iter().zip(whole).position(|(a, b)| a != b);
+                        assert_eq!(
+                            differs.map(|at| at / (n_heads * head_dim)),
+                            None,
+                            "{format:?} {isa} {head_dim} sequence {idx} in chunks of {chunk}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
