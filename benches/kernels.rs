@@ -1,43 +1,139 @@
-//! The kernels alone: products of one to many rows with a matrix of each format.
+//! Each kernel alone: products with a matrix of every format, attention over keys and values of every
+//! format, and passes over the logits.
 
-use std::hint::black_box;
-use std::time::Instant;
+use std::time::Duration;
 
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::f16;
+use predict_otron_9000::kernels::activations::Norm;
+use predict_otron_9000::kernels::attention::{Attention, Sequence};
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::linear::{Products, Weighted, linear};
+use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
+use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear};
+use predict_otron_9000::kernels::sampling;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 
-fn main() {
-    use WeightFormat::*;
-    let (n_out, n_in) = (16384usize, 2048usize);
-    for isa in [Isa::Avx512, Isa::Avx2, Isa::Scalar] {
-        for format in [Q4_0, Q4_1, Q8_0, Q4K, Q6K, Q5_1, General6, F16, Bf16, F32] {
-            let row_bytes = n_in / format.block_len() * format.source_bytes();
-            let source: Vec<u8> = (0..row_bytes).map(|i| (i * 37 % 61) as u8).collect();
-            let start = Instant::now();
-            let matrix = PackedMatrix::pack(format, n_out, n_in, |_| &source).unwrap();
-            let packing = start.elapsed();
-            print!("{isa} {format:?} pack {:.2} s", packing.as_secs_f64());
-            for n_rows in [1usize, 4, 8, 32, 512] {
-                if isa == Isa::Scalar && n_rows > 32 {
-                    continue;
-                }
-                let x: Vec<f32> = (0..n_rows * n_in).map(|i| (i % 17) as f32 - 8.0).collect();
-                let products = [Weighted { matrix: &matrix, bias: None }];
-                let mut best = f64::MAX;
-                for _ in 0..if n_rows > 32 { 3 } else { 12 } {
-                    let start = Instant::now();
-                    black_box(linear(isa, &x, n_in, None, &Products::SideBySide(&products), None));
-                    best = best.min(start.elapsed().as_secs_f64());
-                }
-                print!(
-                    "  {n_rows}: {:.0} us {:.1} GB/s {:.0} GFLOP/s",
-                    best * 1e6,
-                    matrix.n_bytes() as f64 / best / 1e9,
-                    2.0 * (n_rows * n_in * n_out) as f64 / best / 1e9
-                );
-            }
-            println!();
+use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 7919 % 1999) as f32 / 999.5 - 1.0).collect()
+}
+
+fn matrix(format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
+    // A number that is one in half precision wherever it is read as a factor.
+    let bytes = f16::ONE.to_le_bytes().repeat(n_in / format.block_len() * format.source_bytes());
+    let row_bytes = n_in / format.block_len() * format.source_bytes();
+    PackedMatrix::pack(format, n_out, n_in, |_| &bytes[..row_bytes]).unwrap()
+}
+
+/// Operations of the matrix product as elements.
+fn products(criterion: &mut Criterion) {
+    let (n_out, n_in) = (8192, 2048);
+    let isa = Isa::current();
+    for format in [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+        let mut group = criterion.benchmark_group(format!("products/{format:?}"));
+        let matrix = matrix(format, n_out, n_in);
+        let weighted = [Weighted { matrix: &matrix, bias: None }];
+        for n_rows in [1, 4, 32, 256] {
+            let x = numbers(n_rows * n_in);
+            group.throughput(Throughput::Elements(2 * (n_rows * n_out * n_in) as u64));
+            group.bench_function(BenchmarkId::from_parameter(n_rows), |b| {
+                b.iter(|| linear(isa, &x, n_in, None, &Products::SideBySide(&weighted), None));
+            });
         }
+        group.finish();
     }
 }
+
+/// What is fused with a product, beside the product alone.
+fn fused(criterion: &mut Criterion) {
+    let (n_out, n_in, n_rows) = (1536, 576, 32);
+    let isa = Isa::current();
+    let (gate, up) = (matrix(Q4_1, n_out, n_in), matrix(Q4_1, n_out, n_in));
+    let (gate, up) = (Weighted { matrix: &gate, bias: None }, Weighted { matrix: &up, bias: None });
+    let (x, weight) = (numbers(n_rows * n_in), numbers(n_in));
+    let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
+    let mut group = criterion.benchmark_group("fused");
+    group.bench_function("two products", |b| {
+        b.iter(|| linear(isa, &x, n_in, None, &Products::SideBySide(&[gate, up]), None));
+    });
+    group.bench_function("norm, two products", |b| {
+        b.iter(|| linear(isa, &x, n_in, norm(), &Products::SideBySide(&[gate, up]), None));
+    });
+    group.bench_function("norm, two products, gate", |b| {
+        b.iter(|| linear(isa, &x, n_in, norm(), &Products::Gated { gate, up, function: Gate::Silu }, None));
+    });
+    group.finish();
+}
+
+/// One layer of the default model: bytes of keys and values for new tokens that come one at a time,
+/// operations for many.
+fn attention(criterion: &mut Criterion) {
+    let isa = Isa::current();
+    let (n_heads, n_kv_heads, head_dim) = (9, 3, 64);
+    let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
+    for format in [KvFormat::F16, KvFormat::Int8] {
+        let mut group = criterion.benchmark_group(format!("attention/{format:?}"));
+        let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, format };
+        let attention = Attention {
+            n_heads,
+            layout,
+            layer: 0,
+            scale: 0.125,
+            softcap: None,
+            window: None,
+            head_norms: None,
+            rotation: None,
+        };
+        for (name, n_sequences, start, len) in [
+            ("1 at 4000", 1, 4000usize, 1usize),
+            ("32 at 160", 32, 160, 1),
+            ("256 at 0", 1, 0, 256),
+            ("256 at 3840", 1, 3840, 256),
+        ] {
+            let mut free: Vec<KvBlock> = Vec::new();
+            let mut blocks: Vec<Vec<KvBlock>> = Vec::new();
+            for _ in 0..n_sequences {
+                let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
+                while free.len() < n_blocks {
+                    free.extend(layout.blocks());
+                }
+                blocks.push(free.drain(..n_blocks).collect());
+            }
+            let qkv = numbers(n_sequences * len * row_len);
+            let n_keys = n_sequences * (start + len);
+            let bytes = n_keys * layout.block_bytes() / BLOCK_TOKENS;
+            let operations = 4 * len * (start + len / 2) * n_heads * head_dim;
+            group.throughput(match len {
+                1 => Throughput::Bytes(bytes as u64),
+                _ => Throughput::Elements(operations as u64),
+            });
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    let mut sequences: Vec<Sequence> = blocks
+                        .iter_mut()
+                        .map(|blocks| Sequence { start, len, blocks: blocks.iter_mut().collect() })
+                        .collect();
+                    attention.forward(isa, &qkv, &mut sequences)
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+fn logits(criterion: &mut Criterion) {
+    let isa = Isa::current();
+    let logits = numbers(49_152);
+    let mut group = criterion.benchmark_group("logits");
+    group.bench_function("max", |b| b.iter(|| sampling::max(isa, &logits)));
+    group.bench_function("weights", |b| b.iter(|| sampling::weights(isa, &logits, 1.0, 0.7)));
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
+    targets = products, fused, attention, logits
+}
+criterion_main!(benches);

@@ -52,18 +52,17 @@
 //! - Every queue has a bound, and it stands in [`config::Limits`].
 //! - Every accepted request gets exactly one last event. A panic costs one request.
 //! - Nothing is truncated, ignored or invented silently.
-//! - `unsafe` stands in [`kernels`], in [`models::load`] for the memory map, and once in `main` for
-//!   the number of threads.
+//! - `unsafe` stands in [`kernels`], in [`models::load`] for the memory map, and in `main` for what is
+//!   settled before the first thread starts.
 //!
 //! # Departures from the design
 //!
 //! - [`gguf`] is a module of its own: the tokenizer, the models and the registry all read headers.
 //!   There are no two readers, ours to check and candle's to read, but one that checks.
-//! - The plain candle decoder already batches sequences of different lengths
-//!   ([`models::ForwardInput`]): reading the weights once for several of them costs no more than for
-//!   one.
-//! - Quantized weights are expanded to float32 where they fit ([`models::load`]): on candle's own
-//!   products that is both faster and exact.
+//! - Weights keep the type that the file has ([`kernels::weights`]) instead of being turned into a few
+//!   internal ones: nothing is rounded twice, memory is the file's size, and a format is a few lines.
+//! - Every number of rows goes through the same arithmetic, whole numbers of 16 bits times the
+//!   weights' codes, so that a token's logits do not depend on what is computed beside it.
 
 pub mod app;
 pub mod chat;

@@ -1,7 +1,7 @@
 //! The machine's side of the arithmetic, and the only folder that may say `unsafe`.
 //!
 //! Kernels know no models: they see slices, shapes and thread counts. Each is written once over
-//! [`simd`], whose instruction set is chosen at run time ([`isa`]), and shares its work among the
+//! `simd`, whose instruction set is chosen at run time ([`isa`]), and shares its work among the
 //! threads of the [`pool`].
 
 #![allow(clippy::needless_range_loop)] // Registers are arrays here, of which several are gone through in step.
