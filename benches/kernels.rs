@@ -10,8 +10,8 @@ use predict_otron_9000::kernels::attention::{Attention, Sequence};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear};
-use predict_otron_9000::kernels::sampling;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
+use predict_otron_9000::kernels::{pool, sampling};
 
 use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
@@ -131,9 +131,19 @@ fn logits(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What sharing out costs.
+fn pool_costs(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pool");
+    group.bench_function("run", |b| b.iter(|| pool::run(|_| {})));
+    group.bench_function("run and 100 barriers", |b| {
+        b.iter(|| pool::run(|team| (0..100).for_each(|_| team.barrier())));
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
-    targets = products, fused, attention, logits
+    targets = products, fused, attention, logits, pool_costs
 }
 criterion_main!(benches);

@@ -6,6 +6,7 @@
 //! The query heads that share a key head are rows of one small product. Long sequences with few new
 //! tokens are cut into ranges of keys that several threads sum apart.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -78,7 +79,7 @@ unsafe impl Send for BlockPtr {}
 unsafe impl Sync for BlockPtr {}
 
 /// Rows of a piece of work with many new tokens: query heads times tokens.
-const TILE_ROWS: usize = 32;
+const TILE_ROWS: usize = 48;
 
 /// New tokens up to which a sequence's keys, not its tokens, are shared out.
 const FEW_TOKENS: usize = 4;
@@ -128,8 +129,9 @@ struct Part {
 impl Part {
     const NOTHING: Self = Self { largest: f32::NEG_INFINITY, weight: 0.0 };
 
-    /// Adds another part, whose weighted values are `other_values`.
-    fn add(&mut self, values: &mut [f32], other: Self, other_values: &[f32]) {
+    /// Adds another part, whose weighted values are `other_values`; whole vectors, as many as its own.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(&mut self, values: &mut [f32], other: Self, other_values: &[f32]) {
         if other.weight == 0.0 {
             return;
         }
@@ -139,12 +141,24 @@ impl Part {
             return;
         }
         let largest = self.largest.max(other.largest);
-        let (own, others) = ((self.largest - largest).exp(), (other.largest - largest).exp());
-        *self = Self { largest, weight: self.weight * own + other.weight * others };
-        for (value, other) in values.iter_mut().zip(other_values) {
-            *value = *value * own + other * others;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let factor = |part: Self| exp::<S>(S::splat(part.largest - largest));
+            let (own, others) = (factor(*self), factor(other));
+            let weight = S::mul_add(S::splat(other.weight), others, S::mul(S::splat(self.weight), own));
+            *self = Self { largest, weight: S::reduce_max(weight) };
+            let vectors = values.chunks_exact_mut(LANES).zip(other_values.chunks_exact(LANES));
+            for (value, other) in vectors {
+                let sum = S::mul_add(S::load(other.as_ptr()), others, S::mul(S::load(value.as_ptr()), own));
+                S::store(sum, value.as_mut_ptr());
+            }
         }
     }
+}
+
+thread_local! {
+    /// Room for the values of parts: every layer needs it.
+    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 impl Attention<'_> {
@@ -184,9 +198,11 @@ impl Attention<'_> {
 
         let (pieces, n_parts) = self.pieces(&sequences);
         let mut y = vec![0.0; n_tokens * n_heads * head_dim];
-        let rows_of_part = FEW_TOKENS * self.group();
+        let few = sequences.iter().map(|sequence| sequence.len).filter(|&len| len <= FEW_TOKENS);
+        let rows_of_part = few.max().unwrap_or_default() * n_heads;
         let mut parts = vec![Part::NOTHING; n_parts * rows_of_part];
-        let mut part_values = vec![0.0; n_parts * rows_of_part * self.padded_dim()];
+        let mut part_values = SPARE.take();
+        part_values.resize(part_values.len().max(n_parts * rows_of_part * self.padded_dim()), 0.0);
         let first_rows: Vec<usize> = sequences
             .iter()
             .scan(0, |next, sequence| {
@@ -200,6 +216,7 @@ impl Attention<'_> {
             queries: &queries,
             sequences: &sequences,
             first_rows: &first_rows,
+            rows_of_part,
             y: SharedMut::new(&mut y),
             parts: SharedMut::new(&mut parts),
             part_values: SharedMut::new(&mut part_values),
@@ -221,8 +238,19 @@ impl Attention<'_> {
             }
         }
         if n_parts > 0 {
-            self.combine(&pieces, &first_rows, &parts, &part_values, &mut y);
+            let combine = Combine {
+                attention: self,
+                pieces: &pieces,
+                first_rows: &first_rows,
+                rows_of_part,
+                parts: &parts,
+                values: &part_values,
+                y: &mut y,
+            };
+            // SAFETY: the instructions are there; the values are whole vectors.
+            unsafe { dispatch(isa, combine) };
         }
+        SPARE.set(part_values);
         y
     }
 
@@ -285,19 +313,24 @@ impl Attention<'_> {
         let n_products: usize =
             sequences.iter().map(|sequence| sequence.len * (sequence.start + sequence.len)).sum();
         let is_small = sequences.len() == 1 && n_products * self.n_heads * self.layout.head_dim <= SMALL;
-        let shares_heads = sequences.len() < wanted && !is_small;
-        let shares_keys = shares_heads && sequences.len() * n_kv_heads < wanted;
+        let first_key =
+            |position: usize| self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let ranges_of = |sequence: &Place| {
+            first_key(sequence.start) / RANGE_KEYS..(sequence.start + sequence.len).div_ceil(RANGE_KEYS)
+        };
+        let n_ranges: usize = sequences.iter().map(|sequence| ranges_of(sequence).len()).sum();
+        // The heads of a block lie side by side, so it is better to share out keys.
+        let shares_keys = sequences.len() < wanted && !is_small;
+        let shares_heads = n_ranges < wanted && !is_small;
         let heads_at_once = if shares_heads { 1 } else { n_kv_heads };
+        let ranges_at_once = (n_ranges * n_kv_heads / heads_at_once).div_ceil(wanted);
         let mut pieces = Vec::new();
         let mut n_parts = 0;
         for (idx, sequence) in sequences.iter().enumerate() {
             let end = sequence.start + sequence.len;
-            let first_key =
-                |position: usize| self.window.map_or(0, |window| (position + 1).saturating_sub(window));
             if sequence.len <= FEW_TOKENS {
                 let first = first_key(sequence.start);
-                let first_range = first / RANGE_KEYS;
-                let n_ranges = end.div_ceil(RANGE_KEYS) - first_range;
+                let ranges = ranges_of(sequence);
                 for head in (0..n_kv_heads).step_by(heads_at_once) {
                     let piece = |keys, part| Piece {
                         sequence: idx,
@@ -306,15 +339,15 @@ impl Attention<'_> {
                         keys,
                         part,
                     };
-                    if !shares_keys || n_ranges == 1 {
+                    if !shares_keys || ranges.len() == 1 {
                         pieces.push(piece(first..end, None));
                         continue;
                     }
-                    let at_once = (n_ranges * sequences.len() * n_kv_heads).div_ceil(wanted).min(n_ranges);
-                    for range in (first_range..first_range + n_ranges).step_by(at_once) {
-                        let keys = first.max(range * RANGE_KEYS)..end.min((range + at_once) * RANGE_KEYS);
-                        pieces.push(piece(keys, Some(n_parts)));
-                        n_parts += at_once;
+                    for range in ranges.clone().step_by(ranges_at_once) {
+                        let last = (range + ranges_at_once) * RANGE_KEYS;
+                        let piece = piece(first.max(range * RANGE_KEYS)..end.min(last), Some(n_parts));
+                        n_parts += piece.ranges().len();
+                        pieces.push(piece);
                     }
                 }
                 continue;
@@ -332,23 +365,44 @@ impl Attention<'_> {
         }
         (pieces, n_parts)
     }
+}
 
-    /// Adds up the parts of sequences whose keys were shared out.
-    fn combine(&self, pieces: &[Piece], first_rows: &[usize], parts: &[Part], values: &[f32], y: &mut [f32]) {
-        let (n_heads, head_dim, padded) = (self.n_heads, self.layout.head_dim, self.padded_dim());
-        let rows_of_part = FEW_TOKENS * self.group();
+/// Adds up the parts of sequences whose keys were shared out.
+struct Combine<'a> {
+    attention: &'a Attention<'a>,
+    pieces: &'a [Piece],
+    first_rows: &'a [usize],
+    rows_of_part: usize,
+    parts: &'a [Part],
+    values: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { attention, pieces, first_rows, rows_of_part, parts, values, y } = self;
+        let (head_dim, padded, group) =
+            (attention.layout.head_dim, attention.padded_dim(), attention.group());
         let same_rows = |a: &Piece, b: &Piece| a.sequence == b.sequence && a.kv_heads == b.kv_heads;
         let mut sum = vec![0.0; padded];
         for of_rows in pieces.chunk_by(same_rows).filter(|pieces| pieces[0].part.is_some()) {
             let Piece { sequence, ref tokens, ref kv_heads, .. } = of_rows[0];
-            for row in 0..tokens.len() * self.group() {
+            let rows_of_head = tokens.len() * group;
+            for row in 0..rows_of_head * kv_heads.len() {
                 let mut total = Part::NOTHING;
                 for part in of_rows.iter().flat_map(Piece::parts) {
                     let idx = part * rows_of_part + row;
-                    total.add(&mut sum, parts[idx], &values[idx * padded..(idx + 1) * padded]);
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        total.add::<S>(&mut sum, parts[idx], &values[idx * padded..(idx + 1) * padded])
+                    };
                 }
-                let (token, head) = (row / self.group(), kv_heads.start * self.group() + row % self.group());
-                let start = ((first_rows[sequence] + token) * n_heads + head) * head_dim;
+                let (kv_head, rest) = (kv_heads.start + row / rows_of_head, row % rows_of_head);
+                let (token, head) = (rest / group, kv_head * group + rest % group);
+                let start = ((first_rows[sequence] + token) * attention.n_heads + head) * head_dim;
                 for (y, value) in y[start..start + head_dim].iter_mut().zip(&sum) {
                     *y = value / total.weight;
                 }
@@ -475,6 +529,8 @@ struct Work<'a> {
     sequences: &'a [Place],
     /// The row of each sequence's first new token.
     first_rows: &'a [usize],
+    /// Rows that a part has room for.
+    rows_of_part: usize,
     y: SharedMut<'a, f32>,
     parts: SharedMut<'a, Part>,
     part_values: SharedMut<'a, f32>,
@@ -486,23 +542,44 @@ struct PieceKernel<'a, N> {
     number: PhantomData<N>,
 }
 
-/// Sixteen times nothing between sixteen times minus infinity: read from some place on, it hides the
-/// first or the last lanes.
-static HIDING: [f32; 3 * LANES] = {
-    let mut hiding = [f32::NEG_INFINITY; 3 * LANES];
-    let mut i = LANES;
-    while i < 2 * LANES {
-        hiding[i] = 0.0;
-        i += 1;
+/// Sixteen times a number between sixteen times a smaller one: read from some place on, the smaller one
+/// is in the first or the last lanes.
+struct Outside([f32; 3 * LANES]);
+
+impl Outside {
+    const fn new(inner: f32, outer: f32) -> Self {
+        let mut numbers = [outer; 3 * LANES];
+        let mut i = LANES;
+        while i < 2 * LANES {
+            numbers[i] = inner;
+            i += 1;
+        }
+        Self(numbers)
     }
-    hiding
-};
+}
+
+/// Added to scores.
+static HIDING: Outside = Outside::new(0.0, f32::NEG_INFINITY);
+
+/// Multiplied with weights.
+static ABSENT: Outside = Outside::new(1.0, 0.0);
+
+/// Blocks whose keys are weighed at once: what the weights of a row wait for is long and is then waited
+/// for once. Steps begin at multiples of this, for the same reason as ranges.
+const STEP_BLOCKS: usize = 4;
+
+/// A bound of the scores and its inverse, which takes long to compute.
+#[derive(Clone, Copy)]
+struct Softcap {
+    cap: f32,
+    inverse: f32,
+}
 
 /// Rows up to which keys and values come from memory more slowly than they are used.
 const FEW_ROWS: usize = 16;
 
-/// How many heads of blocks ahead of their use keys and values are fetched from memory.
-const HEADS_AHEAD: usize = 4;
+/// How many blocks ahead of their use keys and values are fetched from memory.
+const BLOCKS_AHEAD: usize = 4;
 
 impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
     type Output = ();
@@ -533,65 +610,103 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
         let mut values = vec![0.0f32; n_rows * padded];
         let mut largest = vec![f32::NEG_INFINITY; n_rows];
         let mut weights = vec![0.0f32; n_rows * LANES];
-        let mut scores = vec![0.0f32; rows_of_head * LANES];
+        // Of each block of a step those of all rows.
+        let step_stride = rows_of_head * LANES;
+        let mut scores = vec![0.0f32; STEP_BLOCKS * step_stride];
 
-        let blocks = piece.keys.start / BLOCK_TOKENS..piece.keys.end.div_ceil(BLOCK_TOKENS);
-        let blocks_of_range = RANGE_KEYS / BLOCK_TOKENS;
+        let softcap = attention.softcap.map(|cap| Softcap { cap, inverse: 1.0 / cap });
         let is_memory_bound = rows_of_head <= FEW_ROWS;
-        let head_at = |idx: usize| {
-            let block = sequence.blocks[blocks.start + idx / n_heads].0;
-            block.wrapping_add(layout.keys_at(attention.layer, piece.kv_heads.start + idx % n_heads))
-        };
-        for block in blocks.clone() {
-            let block_start = block * BLOCK_TOKENS;
-            let n_keys = BLOCK_TOKENS.min(piece.keys.end - block_start);
+        let mut expanded = vec![0.0f32; if is_memory_bound { 0 } else { 2 * padded * LANES }];
+        let end_block = piece.keys.end.div_ceil(BLOCK_TOKENS);
+        let mut block = piece.keys.start / BLOCK_TOKENS;
+        while block < end_block {
+            let n_blocks = (end_block - block).min(STEP_BLOCKS - block % STEP_BLOCKS);
             for head in 0..n_heads {
-                let idx = (block - blocks.start) * n_heads + head;
-                let is_near_end = idx + HEADS_AHEAD >= blocks.len() * n_heads;
-                let ahead = (is_memory_bound && !is_near_end).then(|| head_at(idx + HEADS_AHEAD));
                 let rows = head * rows_of_head..(head + 1) * rows_of_head;
-                // SAFETY: the caller's promise; all buffers have room for the rows.
+                let of_head = layout.keys_at(attention.layer, piece.kv_heads.start + head);
+                // SAFETY: the caller's promise: the sequence has blocks for all its keys; all buffers have
+                // room for the rows.
                 unsafe {
-                    let keys = head_at(idx).cast_const();
-                    let block_values = keys.add(layout.values_offset());
-                    let scales = |idx: usize| {
-                        S::load(keys.add(layout.scales_offset()).cast::<f32>().add(idx * BLOCK_TOKENS))
+                    let keys_of = |block: usize| sequence.blocks[block].0.add(of_head).cast_const();
+                    let scales_of = |block: usize, idx: usize| {
+                        let scales = keys_of(block).add(layout.scales_offset()).cast::<f32>();
+                        S::load(scales.add(idx * BLOCK_TOKENS))
                     };
-                    if let Some(ahead) = ahead {
-                        for line in (0..layout.head_bytes()).step_by(64) {
-                            S::prefetch(ahead.add(line));
+                    for pair in (0..n_blocks).step_by(2) {
+                        let mut keys = [pair, (pair + 1).min(n_blocks - 1)].map(|n| keys_of(block + n));
+                        let keys = &mut keys[..(n_blocks - pair).min(2)];
+                        let queries = &queries[rows.start * padded..];
+                        let scores = &mut scores[pair * step_stride..];
+                        if is_memory_bound {
+                            for n in pair..n_blocks.min(pair + 2) {
+                                if block + n + BLOCKS_AHEAD < end_block {
+                                    let ahead = keys_of(block + n + BLOCKS_AHEAD);
+                                    for line in (0..layout.values_offset()).step_by(64) {
+                                        S::prefetch(ahead.add(line));
+                                    }
+                                }
+                            }
+                            products::<S, N>(queries, padded, keys, head_dim, scores, step_stride);
+                        } else {
+                            for (keys, to) in keys.iter_mut().zip(expanded.chunks_exact_mut(padded * LANES)) {
+                                *keys = expand::<S, N>(*keys, &mut to[..head_dim * LANES]);
+                            }
+                            products::<S, kv::F32>(queries, padded, keys, head_dim, scores, step_stride);
                         }
                     }
-                    products::<S, N>(&queries[rows.start * padded..], padded, keys, head_dim, &mut scores);
-                    for (row, scores) in scores.chunks_exact_mut(LANES).enumerate() {
+                    for n in 0..n_blocks {
                         if N::HAS_SCALES {
-                            S::store(S::mul(S::load(scores.as_ptr()), scales(0)), scores.as_mut_ptr());
+                            let scores = &mut scores[n * step_stride..][..step_stride];
+                            for scores in scores.chunks_exact_mut(LANES) {
+                                let scaled = S::mul(S::load(scores.as_ptr()), scales_of(block + n, 0));
+                                S::store(scaled, scores.as_mut_ptr());
+                            }
                         }
+                    }
+                    for row in 0..rows_of_head {
                         let position = sequence.start + piece.tokens.start + row / group;
-                        let seen = self.seen(position, block_start, n_keys);
+                        let seen: [Range<usize>; STEP_BLOCKS] =
+                            std::array::from_fn(|n| self.seen(position, block + n));
+                        let scores = &mut scores[row * LANES..];
                         let row = rows.start + row;
                         weigh::<S>(
-                            attention.softcap,
-                            seen,
+                            softcap,
+                            &seen[..n_blocks],
                             scores,
+                            step_stride,
                             &mut largest[row],
                             &mut weights[row * LANES..(row + 1) * LANES],
                             &mut values[row * padded..(row + 1) * padded],
                         );
+                    }
+                    for n in 0..n_blocks {
+                        if is_memory_bound && block + n + BLOCKS_AHEAD < end_block {
+                            let ahead = keys_of(block + n + BLOCKS_AHEAD);
+                            for line in (layout.values_offset()..layout.head_bytes()).step_by(64) {
+                                S::prefetch(ahead.add(line));
+                            }
+                        }
+                        let scores = &mut scores[n * step_stride..][..step_stride];
                         if N::HAS_SCALES {
-                            S::store(S::mul(S::load(scores.as_ptr()), scales(1)), scores.as_mut_ptr());
+                            for scores in scores.chunks_exact_mut(LANES) {
+                                let scaled = S::mul(S::load(scores.as_ptr()), scales_of(block + n, 1));
+                                S::store(scaled, scores.as_mut_ptr());
+                            }
+                        }
+                        let n_keys = BLOCK_TOKENS.min(piece.keys.end - (block + n) * BLOCK_TOKENS);
+                        let block_values = keys_of(block + n).add(layout.values_offset());
+                        let values = &mut values[rows.start * padded..];
+                        if is_memory_bound {
+                            add_values::<S, N>(scores, n_keys, block_values, padded, values);
+                        } else {
+                            let block_values = expand::<S, N>(block_values, &mut expanded[..padded * LANES]);
+                            add_values::<S, kv::F32>(scores, n_keys, block_values, padded, values);
                         }
                     }
-                    add_values::<S, N>(
-                        &scores,
-                        n_keys,
-                        block_values,
-                        padded,
-                        &mut values[rows.start * padded..],
-                    );
                 }
             }
-            if (block + 1).is_multiple_of(blocks_of_range) || block + 1 == blocks.end {
+            block += n_blocks;
+            if block.is_multiple_of(RANGE_KEYS / BLOCK_TOKENS) || block == end_block {
                 for row in 0..n_rows {
                     let of_row = row * padded..(row + 1) * padded;
                     let of_weights = &mut weights[row * LANES..(row + 1) * LANES];
@@ -600,11 +715,15 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                     let part = Part { largest: largest[row], weight };
                     let of_range = &values[of_row.clone()];
                     match piece.part {
-                        None => totals[row].add(&mut total_values[of_row.clone()], part, of_range),
+                        // SAFETY: the values are whole vectors.
+                        None => unsafe {
+                            totals[row].add::<S>(&mut total_values[of_row.clone()], part, of_range);
+                        },
                         Some(first) => {
-                            let idx = first + block / blocks_of_range - piece.ranges().start;
-                            let idx = idx * FEW_TOKENS * group + row;
-                            // SAFETY: the parts are this piece's, which has one key head.
+                            let range = (block - 1) * BLOCK_TOKENS / RANGE_KEYS;
+                            let idx = first + range - piece.ranges().start;
+                            let idx = idx * work.rows_of_part + row;
+                            // SAFETY: the parts are this piece's.
                             unsafe {
                                 work.parts.slice(idx, 1)[0] = part;
                                 work.part_values.slice(idx * padded, padded).copy_from_slice(of_range);
@@ -632,117 +751,172 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
 
 impl<N> PieceKernel<'_, N> {
     /// Which lanes of a block a query at `position` sees.
-    fn seen(&self, position: usize, block_start: usize, n_keys: usize) -> Range<usize> {
+    fn seen(&self, position: usize, block: usize) -> Range<usize> {
+        let start = block * BLOCK_TOKENS;
         let window = self.work.attention.window;
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let end = (position + 1).saturating_sub(block_start).min(n_keys);
-        first.saturating_sub(block_start).min(end)..end
+        let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
+        first.saturating_sub(start).min(end)..end
     }
 }
 
-/// Scores of sixteen keys for each row: `scores[row][key] = query[row] · key`.
+/// Numbers as float32; gives where they are.
+#[inline(always)]
+unsafe fn expand<S: Simd, N: KvNumber>(from: *const u8, to: &mut [f32]) -> *const u8 {
+    for (idx, to) in to.chunks_exact_mut(LANES).enumerate() {
+        // SAFETY: the caller's promise: as many numbers as there is room for.
+        unsafe { S::store(N::load::<S>(from.add(idx * LANES * N::BYTES)), to.as_mut_ptr()) };
+    }
+    to.as_ptr().cast()
+}
+
+/// Scores of the keys of blocks for each row: `scores[row][key] = query[row] · key`, those of the second
+/// block `stride` behind those of the first.
 #[inline(always)]
 unsafe fn products<S: Simd, N: KvNumber>(
     queries: &[f32],
-    stride: usize,
-    keys: *const u8,
+    padded: usize,
+    keys: &[*const u8],
     head_dim: usize,
     scores: &mut [f32],
+    stride: usize,
 ) {
-    let n_rows = scores.len() / LANES;
+    let n_rows = stride / LANES;
     let mut row = 0;
     // SAFETY: the caller's promise: as many rows of queries as of scores.
     unsafe {
         while row < n_rows {
-            let queries = queries.as_ptr().add(row * stride);
+            let queries = queries.as_ptr().add(row * padded);
             let scores = scores.as_mut_ptr().add(row * LANES);
             let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
-            match m {
-                1 => product_rows::<S, N, 1>(queries, stride, keys, head_dim, scores),
-                2 => product_rows::<S, N, 2>(queries, stride, keys, head_dim, scores),
-                3 => product_rows::<S, N, 3>(queries, stride, keys, head_dim, scores),
-                _ => product_rows::<S, N, 4>(queries, stride, keys, head_dim, scores),
+            macro_rules! product {
+                ($($m:literal),*) => {
+                    match (m, keys) {
+                        $(
+                            ($m, &[a]) => product_rows::<S, N, $m, 1>(queries, padded, [a], head_dim, scores, stride),
+                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(queries, padded, [a, b], head_dim, scores, stride),
+                        )*
+                        _ => unreachable!("one or two blocks"),
+                    }
+                };
             }
+            product!(1, 2, 3, 4);
             row += m;
         }
     }
 }
 
 /// Sums of a score that are built up side by side, since an addition waits for the one before it.
-const SUMS: usize = 4;
+const SUMS: usize = 2;
 
 #[inline(always)]
-unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize>(
+unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize, const B: usize>(
     queries: *const f32,
-    stride: usize,
-    keys: *const u8,
+    padded: usize,
+    keys: [*const u8; B],
     head_dim: usize,
     scores: *mut f32,
+    stride: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[S::splat(0.0); SUMS]; M];
+        let mut sums = [[[S::splat(0.0); SUMS]; B]; M];
         let n_whole = head_dim / SUMS * SUMS;
         for start in (0..n_whole).step_by(SUMS) {
             for n in 0..SUMS {
-                let keys = N::load::<S>(keys.add((start + n) * BLOCK_TOKENS * N::BYTES));
+                let i = start + n;
+                let mut of_blocks = [S::splat(0.0); B];
+                for b in 0..B {
+                    of_blocks[b] = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
+                }
                 for m in 0..M {
-                    let query = S::splat(*queries.add(m * stride + start + n));
-                    sums[m][n] = S::mul_add(query, keys, sums[m][n]);
+                    let query = S::splat(*queries.add(m * padded + i));
+                    for b in 0..B {
+                        sums[m][b][n] = S::mul_add(query, of_blocks[b], sums[m][b][n]);
+                    }
                 }
             }
         }
         for i in n_whole..head_dim {
-            let keys = N::load::<S>(keys.add(i * BLOCK_TOKENS * N::BYTES));
-            for m in 0..M {
-                sums[m][0] = S::mul_add(S::splat(*queries.add(m * stride + i)), keys, sums[m][0]);
+            for b in 0..B {
+                let keys = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
+                for m in 0..M {
+                    sums[m][b][0] = S::mul_add(S::splat(*queries.add(m * padded + i)), keys, sums[m][b][0]);
+                }
             }
         }
         for m in 0..M {
-            let [a, b, c, d] = sums[m];
-            S::store(S::add(S::add(a, b), S::add(c, d)), scores.add(m * LANES));
+            for b in 0..B {
+                let [first, second] = sums[m][b];
+                S::store(S::add(first, second), scores.add(m * LANES + b * stride));
+            }
         }
     }
 }
 
-/// Turns a row's scores into weights, in place, and brings its sums so far to the same scale.
+/// Turns a row's scores of some blocks, which are `stride` apart, into weights, in place, and brings its
+/// sums so far to the same scale. Weights of what is not seen are zero.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
-    softcap: Option<f32>,
-    seen: Range<usize>,
+    softcap: Option<Softcap>,
+    seen: &[Range<usize>],
     scores: &mut [f32],
+    stride: usize,
     largest: &mut f32,
     weights: &mut [f32],
     values: &mut [f32],
 ) {
     // SAFETY: the caller's promise: scores and weights are a vector each, values several.
     unsafe {
-        if seen.is_empty() {
-            S::store(S::splat(0.0), scores.as_mut_ptr());
-            return;
+        let mut x = [S::splat(f32::NEG_INFINITY); STEP_BLOCKS];
+        let mut new = S::splat(f32::NEG_INFINITY);
+        for (n, seen) in seen.iter().enumerate() {
+            x[n] = S::load(scores[n * stride..].as_ptr());
+            if let Some(Softcap { cap, inverse }) = softcap {
+                x[n] = S::mul(tanh::<S>(S::mul(x[n], S::splat(inverse))), S::splat(cap));
+            }
+            if *seen != (0..LANES) {
+                x[n] = S::add(x[n], outside::<S>(&HIDING, seen));
+            }
+            new = S::max(new, x[n]);
         }
-        let mut x = S::load(scores.as_ptr());
-        if let Some(cap) = softcap {
-            x = S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap));
-        }
-        if seen != (0..LANES) {
-            let hidden_before = S::load(HIDING.as_ptr().add(LANES - seen.start));
-            let hidden_behind = S::load(HIDING.as_ptr().add(2 * LANES - seen.end));
-            x = S::add(x, S::add(hidden_before, hidden_behind));
-        }
-        let new = S::reduce_max(x);
+        let new = S::reduce_max(new);
         if new > *largest {
-            // Nothing before: the factor is zero.
-            let factor = S::splat((*largest - new).exp());
+            let factor = if *largest == f32::NEG_INFINITY {
+                S::splat(0.0)
+            } else {
+                exp::<S>(S::splat(*largest - new))
+            };
             S::store(S::mul(S::load(weights.as_ptr()), factor), weights.as_mut_ptr());
             for values in values.chunks_exact_mut(LANES) {
                 S::store(S::mul(S::load(values.as_ptr()), factor), values.as_mut_ptr());
             }
             *largest = new;
         }
-        let x = exp::<S>(S::sub(x, S::splat(*largest)));
-        S::store(x, scores.as_mut_ptr());
-        S::store(S::add(S::load(weights.as_ptr()), x), weights.as_mut_ptr());
+        let mut sum = S::load(weights.as_ptr());
+        for (n, seen) in seen.iter().enumerate() {
+            let mut weight = exp::<S>(S::sub(x[n], S::splat(*largest)));
+            if *seen != (0..LANES) {
+                // Where nothing has been seen yet, the weight is not a number.
+                let least = outside::<S>(&ABSENT, seen);
+                weight = if seen.is_empty() { least } else { S::mul(weight, least) };
+            }
+            S::store(weight, scores[n * stride..].as_mut_ptr());
+            sum = S::add(sum, weight);
+        }
+        S::store(sum, weights.as_mut_ptr());
+    }
+}
+
+/// A table's middle number in the lanes of `seen`, its outer one in the others.
+#[inline(always)]
+unsafe fn outside<S: Simd>(table: &Outside, seen: &Range<usize>) -> S::Floats {
+    // SAFETY: the caller's promise; the table has a vector on both sides of any lane.
+    unsafe {
+        let before = S::load(table.0.as_ptr().add(LANES - seen.start));
+        let behind = S::load(table.0.as_ptr().add(2 * LANES - seen.end));
+        // One of them is the middle number where the other is the outer one.
+        S::min(before, behind)
     }
 }
 

@@ -36,19 +36,25 @@ const TURNS_PER_LOOK: u32 = 64;
 /// # Safety
 /// No other thread may run: the environment changes, and others may read it.
 pub unsafe fn configure(requested: Option<usize>) {
-    let n_threads = requested.unwrap_or_else(n_threads).to_string();
-    for name in [VARIABLE, "CANDLE_NUM_THREADS"] {
+    if let Some(n_threads) = requested {
         // SAFETY: the caller says that no other thread runs.
-        unsafe { env::set_var(name, &n_threads) };
+        unsafe { env::set_var(VARIABLE, n_threads.to_string()) };
+    }
+    for name in [VARIABLE, "CANDLE_NUM_THREADS"] {
+        // SAFETY: as above.
+        unsafe { env::set_var(name, n_threads().to_string()) };
     }
 }
 
-/// How many threads compute.
+/// How many threads compute; settled when it is first asked for.
 pub fn n_threads() -> usize {
-    let settled = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-    settled.unwrap_or_else(|| {
-        let available = thread::available_parallelism().map_or(1, usize::from);
-        physical_cores().map_or(available, |cores| cores.min(available))
+    static N_THREADS: OnceLock<usize> = OnceLock::new();
+    *N_THREADS.get_or_init(|| {
+        let settled = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+        settled.unwrap_or_else(|| {
+            let available = thread::available_parallelism().map_or(1, usize::from);
+            physical_cores().map_or(available, |cores| cores.min(available))
+        })
     })
 }
 
