@@ -1,8 +1,8 @@
 //! Attention over keys and values in blocks: head norms, rotary embedding, writing the new keys and
 //! values, then the weighted sums of values, without ever repeating a key head or holding all scores.
 //!
-//! The scores of a query are made sixteen tokens at a time; sums so far are scaled down whenever a
-//! larger score turns up (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+//! The scores of a query are made a few blocks of keys at a time; sums so far are scaled down whenever
+//! a larger score turns up (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
 //! The query heads that share a key head are rows of one small product. Long sequences with few new
 //! tokens are cut into ranges of keys that several threads sum apart.
 
