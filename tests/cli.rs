@@ -88,6 +88,37 @@ fn mistakes_are_explained() {
     }
 }
 
+#[test]
+fn a_bench_prints_one_object_or_a_table() {
+    let args =
+        ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--threads", "1"];
+    let sizes = ["-p", "8,24", "-n", "4", "--streams", "2,3", "--depths", "16"];
+    let done = output(&[&args[..], &sizes, &["--json"]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(report["model"].as_str().unwrap().contains("llama"), "{report}");
+    assert_eq!((&report["threads"], &report["isa"]), (&1.into(), &"scalar".into()), "{report}");
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|number| number > 0.0);
+    for figure in ["load_s", "rss_mb"] {
+        assert!(positive(&report[figure]), "{figure}: {report}");
+    }
+    for limit in ["read_gb_s", "matrix_tflop_s"] {
+        assert!(positive(&report["limits"][limit]), "{limit}: {report}");
+    }
+    let measured = |what: &str, sizes: &[&str]| -> Vec<Vec<u64>> {
+        let rows = report[what].as_array().unwrap();
+        assert!(rows.iter().all(|row| positive(&row["tok_s"]) && positive(&row["share"])), "{report}");
+        rows.iter().map(|row| sizes.iter().map(|size| row[*size].as_u64().unwrap()).collect()).collect()
+    };
+    assert_eq!(measured("prefill", &["tokens"]), [[8], [24]]);
+    assert_eq!(measured("decode", &["streams", "depth"]), [[2, 128], [3, 128], [1, 16]]);
+
+    let done = output(&[&args[..], &sizes].concat());
+    let table = text(&done.stdout);
+    assert_eq!(table.lines().filter(|line| line.starts_with("prefill")).count(), 2, "{table}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("decode")).count(), 3, "{table}");
+}
+
 /// A server process; killed if the test ends before it does.
 struct Running {
     child: Child,

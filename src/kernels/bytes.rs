@@ -1,6 +1,6 @@
 //! Memory that kernels read: whole pages, zero at first.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use memmap2::MmapMut;
 
@@ -9,8 +9,14 @@ const LARGE: usize = 4 << 20;
 
 /// Bytes in pages of their own, which go back to the system as soon as they are dropped. Pages that are
 /// never touched take no memory.
+///
+/// In this crate's own tests they end where a page ends, and what reads or writes behind it crashes.
 #[derive(Debug)]
-pub struct PageBytes(MmapMut);
+pub struct PageBytes {
+    map: MmapMut,
+    /// The bytes of the map that are ours.
+    range: Range<usize>,
+}
 
 impl PageBytes {
     /// `len` zeros.
@@ -18,27 +24,49 @@ impl PageBytes {
     /// # Panics
     /// When the system has no such memory.
     pub fn zeroed(len: usize) -> Self {
-        #[allow(clippy::expect_used)] // As for a `Vec` of that length.
-        let map = MmapMut::map_anon(len.max(1)).expect("memory");
+        let Self { map, range } = Self::map(len);
         #[cfg(target_os = "linux")]
         if len >= LARGE {
             // Only speed is at stake.
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        Self(map)
+        Self { map, range }
     }
+
+    #[cfg(not(all(test, unix)))]
+    fn map(len: usize) -> Self {
+        Self { map: map(len.max(1)), range: 0..len }
+    }
+
+    #[cfg(all(test, unix))]
+    fn map(len: usize) -> Self {
+        // SAFETY: asks a number of the system.
+        #[allow(clippy::unwrap_used)]
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+        let end = len.next_multiple_of(page);
+        let mut map = map(end + page);
+        // SAFETY: the last page of the map, which nobody has used yet.
+        let refused = unsafe { libc::mprotect(map[end..].as_mut_ptr().cast(), page, libc::PROT_NONE) };
+        assert_eq!(refused, 0, "{}", std::io::Error::last_os_error());
+        Self { map, range: end - len..end }
+    }
+}
+
+#[allow(clippy::expect_used)] // As for a `Vec` of that length.
+fn map(len: usize) -> MmapMut {
+    MmapMut::map_anon(len).expect("memory")
 }
 
 impl Deref for PageBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map[self.range.clone()]
     }
 }
 
 impl DerefMut for PageBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.map[self.range.clone()]
     }
 }

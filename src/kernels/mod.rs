@@ -14,6 +14,8 @@ pub mod kv;
 pub mod limits;
 pub mod linear;
 pub mod op;
+#[cfg(test)]
+mod page_edges;
 pub mod pool;
 pub mod sampling;
 mod shared_rows;

@@ -1,0 +1,105 @@
+//! Tests that kernels stay within what they are given: all of it ends where a page does, and the next
+//! page may not be touched.
+
+use super::activations::Norm;
+use super::attention::{Attention, HeadNorms, Rotation, Sequence};
+use super::bytes::PageBytes;
+use super::isa::Isa;
+use super::kv::{BLOCK_TOKENS, KvFormat, KvLayout};
+use super::linear::{Gate, Products, Weighted, linear};
+use super::weights::{PackedMatrix, WeightFormat};
+
+/// Numbers at the end of a page.
+struct Numbers(PageBytes);
+
+impl Numbers {
+    fn new(len: usize) -> Self {
+        let mut bytes = PageBytes::zeroed(len * size_of::<f32>());
+        for (idx, bytes) in bytes.chunks_exact_mut(size_of::<f32>()).enumerate() {
+            let number = (idx * 7 % 23) as f32 / 8.0 - 1.0;
+            bytes.copy_from_slice(&number.to_ne_bytes());
+        }
+        Self(bytes)
+    }
+
+    fn get(&self) -> &[f32] {
+        // SAFETY: any bytes are numbers; a page's end less whole numbers is where a number may begin.
+        let (before, numbers, after) = unsafe { self.0.align_to() };
+        assert!(before.is_empty() && after.is_empty());
+        numbers
+    }
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+#[test]
+fn products_stay_within_weights_and_rows() {
+    use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+
+    for format in [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+        let blocks: &[usize] = if format.block_len() == 1 { &[1, 33, 100] } else { &[1, 3] };
+        for (n_in, n_out) in blocks.iter().flat_map(|n| [1, 17, 64].map(|out| (n * format.block_len(), out)))
+        {
+            let row = vec![0; n_in / format.block_len() * format.source_bytes()];
+            let pack = || PackedMatrix::pack(format, n_out, n_in, |_| &row).unwrap();
+            let (first, second) = (pack(), pack());
+            let (weight, bias, of_out) = (Numbers::new(n_in), Numbers::new(n_in), Numbers::new(n_out));
+            let gate = Weighted { matrix: &first, bias: Some(of_out.get()) };
+            let up = Weighted { matrix: &second, bias: None };
+            let norms = [
+                None,
+                Some(Norm::Rms { weight: weight.get(), eps: 1e-5 }),
+                Some(Norm::Layer { weight: weight.get(), bias: bias.get(), eps: 1e-5 }),
+            ];
+            for n_rows in [1, 2, 7, 8, 9, 17] {
+                let (x, residual) = (Numbers::new(n_rows * n_in), Numbers::new(n_rows * n_out));
+                for (isa, norm) in isas().flat_map(|isa| norms.map(|norm| (isa, norm))) {
+                    linear(isa, x.get(), n_in, norm, &Products::SideBySide(&[gate, up]), None);
+                    linear(isa, x.get(), n_in, norm, &Products::Added(gate), Some(residual.get()));
+                    let gated = Products::Gated { gate, up, function: Gate::Silu };
+                    linear(isa, x.get(), n_in, norm, &gated, None);
+                }
+                let mut found = vec![0.0; n_in];
+                first.unpack_row(n_out - 1, &mut found);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_stays_within_blocks_and_rows() {
+    for (format, (n_heads, n_kv_heads, head_dim)) in [KvFormat::F32, KvFormat::F16, KvFormat::Int8]
+        .into_iter()
+        .flat_map(|format| [(9, 3, 64), (4, 4, 20), (6, 1, 96), (2, 1, 8)].map(|shape| (format, shape)))
+    {
+        let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
+        let n_pairs = head_dim / 2 - 1;
+        for (start, len) in [(0, 1), (0, 49), (15, 2), (16, 1), (300, 1), (47, 17)] {
+            let head_norm = Numbers::new(head_dim);
+            let angles = Numbers::new(len * n_pairs);
+            let norm = head_norm.get();
+            let attention = Attention {
+                n_heads,
+                layout,
+                layer: 1,
+                scale: 0.1,
+                softcap: Some(30.0),
+                window: Some(200),
+                head_norms: Some(HeadNorms { query: norm, key: norm, eps: 1e-5 }),
+                rotation: Some(Rotation { cos: angles.get(), sin: angles.get(), n_pairs }),
+            };
+            let qkv = Numbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
+            let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
+            // What the last block of a slab holds of the last layer ends where a page does.
+            let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.blocks()).collect();
+            for isa in isas() {
+                let blocks = slabs.iter_mut().filter_map(|blocks| blocks.last_mut()).collect();
+                let mut sequences = [Sequence { start, len, blocks }];
+                let y = attention.forward(isa, qkv.get(), &mut sequences);
+                assert!(y.iter().all(|y| y.is_finite()), "{format:?} {isa} {head_dim} {start} {len}");
+            }
+        }
+    }
+}
