@@ -31,7 +31,8 @@ class LlamaCpp:
         import llama_cpp
 
         self.lib = llama_cpp
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), None)
+        self.silence = llama_cpp.llama_log_callback(lambda *_: None)  # Called for as long as this lives.
+        llama_cpp.llama_log_set(self.silence, None)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         self.model = llama_cpp.llama_model_load_from_file(args.model.encode(), params)
@@ -99,8 +100,8 @@ class OpenVino:
         config = openvino_genai.GenerationConfig(
             max_new_tokens=args.tokens + 1, ignore_eos=True, do_sample=False, apply_chat_template=False
         )
-        ids = numpy.array([PROMPT[: args.prompt]], dtype=numpy.int64)
-        for _ in range(2):  # The first warms up.
+        for first in (1, 2):  # The first warms up, and what it leaves in the prefix cache is not to be found.
+            ids = numpy.array([[first, *PROMPT[1 : args.prompt]]], dtype=numpy.int64)
             inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
             metrics = pipeline.generate(inputs, config).perf_metrics
         return {
