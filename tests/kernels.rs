@@ -90,7 +90,7 @@ fn products_equal_their_definition() {
             for (idx, row) in weights.chunks_exact_mut(n_in).enumerate() {
                 matrix.unpack_row(idx, row);
             }
-            for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 64] {
+            for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 24, 64] {
                 let x = random_numbers(random, n_rows * n_in);
                 for isa in isas() {
                     let products = [Weighted { matrix: &matrix, bias: None }];
@@ -125,7 +125,7 @@ fn a_row_has_the_same_products_in_every_batch() {
         for isa in isas() {
             let products = |x: &[f32]| linear(isa, x, n_in, norm(), &Products::SideBySide(&weighted), None);
             let alone: Vec<f32> = x.chunks_exact(n_in).flat_map(products).collect();
-            for n_rows in [2, 3, 6, 8, 11, 64] {
+            for n_rows in [2, 3, 6, 8, 11, 25, 64] {
                 let found: Vec<f32> = x.chunks(n_rows * n_in).flat_map(products).collect();
                 assert!(found == alone, "{format:?} {isa} {n_rows}");
             }

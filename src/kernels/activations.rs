@@ -170,7 +170,7 @@ impl Kernel for FillRow<'_> {
 }
 
 /// A norm whose sums over the row are known: `(x - mean) * factor * weight + bias`.
-struct Transform<'a, S: Simd> {
+pub(super) struct Transform<'a, S: Simd> {
     mean: S::Floats,
     factor: S::Floats,
     weight: Option<&'a [f32]>,
@@ -179,7 +179,7 @@ struct Transform<'a, S: Simd> {
 
 impl<'a, S: Simd> Transform<'a, S> {
     #[inline(always)]
-    unsafe fn of(x: &[f32], norm: Option<&Norm<'a>>) -> Self {
+    pub(super) unsafe fn of(x: &[f32], norm: Option<&Norm<'a>>) -> Self {
         // SAFETY: the processor has the instructions.
         unsafe {
             let n = x.len() as f32;
@@ -207,7 +207,7 @@ impl<'a, S: Simd> Transform<'a, S> {
 
     /// Sixteen numbers of the row, or as many as there are, followed by whatever.
     #[inline(always)]
-    unsafe fn apply(&self, x: &[f32], start: usize) -> S::Floats {
+    pub(super) unsafe fn apply(&self, x: &[f32], start: usize) -> S::Floats {
         // SAFETY: the processor has the instructions.
         unsafe {
             let x = load_part::<S>(x, start);
@@ -262,26 +262,35 @@ pub(super) unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
     }
 }
 
-/// 32 numbers as whole ones. Numbers that are not finite make the scale so.
+/// What 32 numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
+/// so small, or they are not finite and neither is their scale.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(halves: [S::Floats; 2]) -> ActivationGroup {
-    // SAFETY: a group has room for the quads of two vectors.
+pub(super) unsafe fn scale_of<S: Simd>(halves: [S::Floats; 2]) -> (f32, Option<f32>) {
+    // SAFETY: the processor has the instructions.
     unsafe {
         let magnitude = |x| S::max(x, S::sub(S::splat(0.0), x));
         let [first, second] = halves;
         let largest = S::reduce_max(S::max(magnitude(first), magnitude(second)));
         let sum = S::reduce_add(S::mul(S::add(first, second), S::splat(0.0)));
-        let mut group = ActivationGroup::default();
         if !(largest.is_finite() && sum == 0.0) {
-            group.scale = f32::NAN;
-            return group;
+            return (f32::NAN, None);
         }
-        // Numbers so small that their scale has no inverse are zeros.
         if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
-            return group;
+            return (0.0, None);
         }
-        group.scale = largest / ACTIVATION_MAX;
-        let inverse = S::splat(ACTIVATION_MAX / largest);
+        (largest / ACTIVATION_MAX, Some(ACTIVATION_MAX / largest))
+    }
+}
+
+/// 32 numbers as whole ones.
+#[inline(always)]
+unsafe fn quantize<S: Simd>(halves: [S::Floats; 2]) -> ActivationGroup {
+    // SAFETY: a group has room for the quads of two vectors.
+    unsafe {
+        let [first, second] = halves;
+        let (scale, inverse) = scale_of::<S>(halves);
+        let mut group = ActivationGroup { scale, ..ActivationGroup::default() };
+        let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else { return group };
         group.half_sums = [
             S::quantize(S::mul(first, inverse), group.quads[0].as_mut_ptr()),
             S::quantize(S::mul(second, inverse), group.quads[1].as_mut_ptr()),

@@ -1,12 +1,16 @@
 //! Products of rows of activations with matrices, with what comes before and after them in the same
 //! go: a norm in front, a bias, a gate or a residual behind.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use super::activations::{Activations, Norm};
 use super::isa::Isa;
 use super::pool::{self, Claims};
 use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
 use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix};
+use super::wide;
 
 /// A matrix and what is added to its products.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +50,9 @@ const BLOCK_BYTES: usize = 512 << 10;
 /// always equally fast.
 const PIECES_PER_THREAD: usize = 8;
 
+/// Rows from which on it pays to expand panels for them.
+const MANY_ROWS: usize = 24;
+
 impl Products<'_> {
     pub(super) fn matrices(&self) -> impl Iterator<Item = &Weighted<'_>> {
         let (first, second, several) = match self {
@@ -72,6 +79,40 @@ impl Products<'_> {
             Self::Added(weighted) => weighted.matrix.n_panels(),
         }
     }
+
+    /// Pairs of panels: neighbours, or those of gate and up.
+    fn n_pairs(&self) -> usize {
+        match self {
+            Self::Gated { gate, .. } => gate.matrix.n_panels(),
+            _ => self.matrices().map(|weighted| weighted.matrix.n_panels().div_ceil(2)).sum(),
+        }
+    }
+
+    /// A pair's first column of the result, and its panels; a matrix's last may be alone.
+    fn pair(&self, mut idx: usize) -> (usize, (&Weighted<'_>, usize), Option<(&Weighted<'_>, usize)>) {
+        if let Self::Gated { gate, up, .. } = self {
+            return (idx * PANEL_ROWS, (gate, idx), Some((up, idx)));
+        }
+        let mut column = 0;
+        for weighted in self.matrices() {
+            let n_panels = weighted.matrix.n_panels();
+            let panel = 2 * idx;
+            if panel < n_panels {
+                let second = (panel + 1 < n_panels).then_some((weighted, panel + 1));
+                return (column + panel * PANEL_ROWS, (weighted, panel), second);
+            }
+            idx -= n_panels.div_ceil(2);
+            column += weighted.matrix.n_out();
+        }
+        unreachable!("a pair beyond the last matrix")
+    }
+
+    /// Whether many rows may meet two panels at a time.
+    fn suit_many_rows(&self) -> bool {
+        let same = |gate: &Weighted, up: &Weighted| gate.matrix.format() == up.matrix.format();
+        self.matrices().all(|weighted| weighted.matrix.format().is_quantized())
+            && !matches!(self, Self::Gated { gate, up, .. } if !same(gate, up))
+    }
 }
 
 /// `products` of the rows of `x`, each `n_in` long and first passed through `norm`; the result is
@@ -88,7 +129,7 @@ pub fn linear(
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
     let n_rows = x.len() / n_in;
-    let (n_out, n_panels) = (products.n_out(), products.n_panels());
+    let n_out = products.n_out();
     assert!(x.len() == n_rows * n_in, "{} numbers are no rows of {n_in}", x.len());
     assert!(
         products.matrices().all(|weighted| weighted.bias.is_none_or(|b| b.len() == weighted.matrix.n_out()))
@@ -97,18 +138,108 @@ pub fn linear(
         assert_eq!(gate.matrix.n_out(), up.matrix.n_out());
     }
     assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
+    let mut y = Vec::with_capacity(n_rows * n_out);
+    let result =
+        Product { n_out, numbers: SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_out]), residual };
+    if n_rows >= MANY_ROWS && products.suit_many_rows() {
+        many_rows(isa, x, n_in, norm.as_ref(), products, &result);
+    } else {
+        few_rows(isa, x, n_in, norm.as_ref(), products, &result);
+    }
+    // SAFETY: every panel has been multiplied with every row, and all their numbers were written.
+    unsafe { y.set_len(n_rows * n_out) };
+    y
+}
 
+/// Where the products go.
+struct Product<'a> {
+    n_out: usize,
+    numbers: SharedMut<'a, MaybeUninit<f32>>,
+    residual: Option<&'a [f32]>,
+}
+
+impl Product<'_> {
+    /// Writes a panel's part of some rows, from `column` on.
+    ///
+    /// # Safety
+    /// Nobody else writes it.
+    unsafe fn write(&self, rows: Range<usize>, column: usize, width: usize, tile: &[[f32; LANES]]) {
+        for (row, tile) in rows.zip(tile) {
+            let start = row * self.n_out + column;
+            // SAFETY: the caller's promise.
+            let y = unsafe { self.numbers.slice(start, width) };
+            let residual = self.residual.map(|residual| &residual[start..start + width]);
+            // A whole panel's width is known beforehand, which is much faster.
+            match (<&mut [_; LANES]>::try_from(&mut *y), residual) {
+                (Ok(y), None) => *y = tile.map(MaybeUninit::new),
+                (Ok(y), Some(residual)) => {
+                    for i in 0..LANES {
+                        y[i].write(tile[i] + residual[i]);
+                    }
+                }
+                (Err(_), None) => {
+                    y.write_copy_of_slice(&tile[..width]);
+                }
+                (Err(_), Some(residual)) => {
+                    for ((y, product), residual) in y.iter_mut().zip(tile).zip(residual) {
+                        y.write(product + residual);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Multiplies two panels at a time with all rows.
+fn many_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
+    let rows = wide::Rows::new(isa, x, n_in, norm);
+    let (n_blocks, n_pairs) = (rows.n_blocks(), products.n_pairs());
+    let claims = Claims::default();
+    pool::run(|team| {
+        let at_once = n_pairs.div_ceil(PIECES_PER_THREAD * team.n_threads());
+        for piece in claims.take(n_blocks * n_pairs, at_once).flatten() {
+            let (block, pair) = (piece / n_pairs, piece % n_pairs);
+            let (column, (first, panel), second) = products.pair(pair);
+            let mut panels = [(first.matrix, panel); 2];
+            let mut n_panels = 1;
+            if let Some((second, panel)) = second {
+                panels[1] = (second.matrix, panel);
+                n_panels = 2;
+            }
+            rows.products(isa, block, &panels[..n_panels], |rows, [tile, other]| {
+                first.add_bias(panel, tile);
+                if let Some((second, panel)) = second {
+                    second.add_bias(panel, other);
+                }
+                if let Products::Gated { function, .. } = *products {
+                    // SAFETY: the instructions are there.
+                    unsafe { dispatch(isa, GateTile { function, tile, factors: other }) };
+                } else if let Some((second, panel)) = second {
+                    // SAFETY: each pair of panels of each block is claimed once.
+                    unsafe { result.write(rows.clone(), column + PANEL_ROWS, second.width(panel), other) };
+                }
+                // SAFETY: as above.
+                unsafe { result.write(rows, column, first.width(panel), tile) };
+            });
+        }
+    });
+    rows.put_back();
+}
+
+/// Multiplies the weights as they are read.
+fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
+    let n_rows = x.len() / n_in;
+    let n_panels = products.n_panels();
     let wants = |quantized: bool| {
         products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
     };
     let mut activations = Activations::take(n_rows, n_in, wants(false), wants(true));
-    let mut y = Vec::with_capacity(n_rows * n_out);
     {
         let filling = activations.shared();
         let claims = Claims::default();
         let n_tiles = n_rows.div_ceil(MAX_TILE_ROWS);
         // SAFETY: each tile is filled once.
-        let fill = |tile| unsafe { filling.fill(isa, tile, x, norm.as_ref()) };
+        let fill = |tile| unsafe { filling.fill(isa, tile, x, norm) };
         if n_tiles == 1 {
             fill(0);
         } else {
@@ -117,7 +248,6 @@ pub fn linear(
     }
     let block_rows = (BLOCK_BYTES / (3 * n_in)).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
     let n_blocks = n_rows.div_ceil(block_rows.max(1));
-    let result = SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_out]);
     let claims = Claims::default();
     pool::run(|team| {
         let n_pieces = n_blocks * n_panels;
@@ -130,28 +260,12 @@ pub fn linear(
                 let mut tile = [[0.0; LANES]; MAX_TILE_ROWS];
                 let tile = &mut tile[..rows.len()];
                 let (column, width) = products.tile(isa, panel, &activations, rows.clone(), tile);
-                for (row, tile) in rows.zip(tile) {
-                    // SAFETY: each panel of each block is claimed once.
-                    let y = unsafe { result.slice(row * n_out + column, width) };
-                    match residual {
-                        None => {
-                            y.write_copy_of_slice(&tile[..width]);
-                        }
-                        Some(residual) => {
-                            let residual = &residual[row * n_out + column..][..width];
-                            for ((y, product), residual) in y.iter_mut().zip(tile).zip(residual) {
-                                y.write(*product + residual);
-                            }
-                        }
-                    }
-                }
+                // SAFETY: each panel of each block is claimed once.
+                unsafe { result.write(rows, column, width, tile) };
             }
         }
     });
     activations.put_back();
-    // SAFETY: every panel of every block of rows has been claimed, and all its numbers were written.
-    unsafe { y.set_len(n_rows * n_out) };
-    y
 }
 
 impl Products<'_> {
@@ -161,7 +275,7 @@ impl Products<'_> {
         isa: Isa,
         panel: usize,
         x: &Activations,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         tile: &mut [[f32; LANES]],
     ) -> (usize, usize) {
         match self {
@@ -197,20 +311,28 @@ impl Weighted<'_> {
         isa: Isa,
         panel: usize,
         x: &Activations,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         tile: &mut [[f32; LANES]],
     ) -> (usize, usize) {
         self.matrix.panel_products(isa, panel, x, rows, tile);
-        let start = panel * PANEL_ROWS;
-        let width = PANEL_ROWS.min(self.matrix.n_out() - start);
+        self.add_bias(panel, tile);
+        (panel * PANEL_ROWS, self.width(panel))
+    }
+
+    /// Rows that a panel has.
+    fn width(&self, panel: usize) -> usize {
+        PANEL_ROWS.min(self.matrix.n_out() - panel * PANEL_ROWS)
+    }
+
+    fn add_bias(&self, panel: usize, tile: &mut [[f32; LANES]]) {
         if let Some(bias) = self.bias {
+            let bias = &bias[panel * PANEL_ROWS..][..self.width(panel)];
             for row in tile {
-                for (product, bias) in row.iter_mut().zip(&bias[start..start + width]) {
+                for (product, bias) in row.iter_mut().zip(bias) {
                     *product += bias;
                 }
             }
         }
-        (start, width)
     }
 }
 

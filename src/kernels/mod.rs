@@ -21,3 +21,4 @@ pub mod sampling;
 mod shared_rows;
 mod simd;
 pub mod weights;
+mod wide;

@@ -14,14 +14,25 @@ unsafe fn each(a: Pair, b: Pair, f: impl Fn(__m256, __m256) -> __m256) -> Pair {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
+#[inline(always)]
+unsafe fn reduce_add_integers(a: __m256i, b: __m256i) -> i32 {
+    let eight = _mm256_add_epi32(a, b);
+    let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+    let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+}
+
 impl Simd for Avx2 {
     const TILE_ROWS: usize = 3;
+    const WIDE_TILE_ROWS: usize = 2;
 
     type Floats = Pair;
     /// 32 bytes of eight rows each.
     type Codes = [__m256i; 2];
     /// Four rows each; of each row two sums, which belong together.
     type Sums = [__m256i; 4];
+    type Words = [__m256i; 2];
+    type WordSums = [__m256i; 2];
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
@@ -214,10 +225,51 @@ impl Simd for Avx2 {
         let [a, b] = x.map(|x| _mm256_cvtps_epi32(x));
         let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
         _mm256_storeu_si256(quads.cast(), packed);
-        let eight = _mm256_add_epi32(a, b);
-        let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
-        let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+        reduce_add_integers(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(codes: [__m256i; 2], zero: i16, to: *mut i16) {
+        let (mask, zero) = (_mm256_set1_epi16(0xFF), _mm256_set1_epi16(zero));
+        for (idx, codes) in codes.into_iter().enumerate() {
+            let even = _mm256_and_si256(codes, mask);
+            let odd = _mm256_srli_epi16::<8>(codes);
+            _mm256_storeu_si256(to.add(16 * idx).cast(), _mm256_sub_epi16(even, zero));
+            _mm256_storeu_si256(to.add(32 + 16 * idx).cast(), _mm256_sub_epi16(odd, zero));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> [__m256i; 2] {
+        Self::codes_8(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn word_sums() -> [__m256i; 2] {
+        [_mm256_setzero_si256(); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(sums: [__m256i; 2], words: [__m256i; 2], pair: *const i16) -> [__m256i; 2] {
+        let pair = _mm256_set1_epi32(pair.cast::<i32>().read_unaligned());
+        [
+            _mm256_add_epi32(sums[0], _mm256_madd_epi16(words[0], pair)),
+            _mm256_add_epi32(sums[1], _mm256_madd_epi16(words[1], pair)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn finish_words(sums: [__m256i; 2]) -> Pair {
+        sums.map(|sums| _mm256_cvtepi32_ps(sums))
+    }
+
+    #[inline(always)]
+    unsafe fn quantize_words(x: Pair, words: *mut i16) -> i32 {
+        let [a, b] = x.map(|x| _mm256_cvtps_epi32(x));
+        let ordered = |x| _mm256_shuffle_epi32::<0b11_01_10_00>(x);
+        let packed = _mm256_packs_epi32(ordered(a), ordered(b));
+        _mm256_storeu_si256(words.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        reduce_add_integers(a, b)
     }
 
     #[inline(always)]

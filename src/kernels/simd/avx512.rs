@@ -16,10 +16,13 @@ pub struct Planes {
 
 impl Simd for Avx512 {
     const TILE_ROWS: usize = 8;
+    const WIDE_TILE_ROWS: usize = 6;
 
     type Floats = __m512;
     type Codes = __m512i;
     type Sums = Planes;
+    type Words = __m512i;
+    type WordSums = __m512i;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
@@ -182,6 +185,43 @@ impl Simd for Avx512 {
         let (low, high) = (_mm512_cvtepi32_epi8(numbers), _mm512_cvtepi32_epi8(high));
         _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
         _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
+        _mm512_reduce_add_epi32(numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(codes: __m512i, zero: i16, to: *mut i16) {
+        let (mask, zero) = (_mm512_set1_epi16(0xFF), _mm512_set1_epi16(zero));
+        let even = _mm512_and_si512(codes, mask);
+        let odd = _mm512_srli_epi16::<8>(codes);
+        _mm512_storeu_si512(to.cast(), _mm512_sub_epi16(even, zero));
+        _mm512_storeu_si512(to.add(32).cast(), _mm512_sub_epi16(odd, zero));
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn word_sums() -> __m512i {
+        _mm512_setzero_si512()
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(sums: __m512i, words: __m512i, pair: *const i16) -> __m512i {
+        _mm512_dpwssd_epi32(sums, words, _mm512_set1_epi32(pair.cast::<i32>().read_unaligned()))
+    }
+
+    #[inline(always)]
+    unsafe fn finish_words(sums: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(sums)
+    }
+
+    #[inline(always)]
+    unsafe fn quantize_words(x: __m512, words: *mut i16) -> i32 {
+        let numbers = _mm512_cvtps_epi32(x);
+        let ordered = _mm512_shuffle_epi32::<0b11_01_10_00>(numbers);
+        _mm256_storeu_si256(words.cast(), _mm512_cvtepi32_epi16(ordered));
         _mm512_reduce_add_epi32(numbers)
     }
 

@@ -39,6 +39,8 @@ pub const ACTIVATION_MAX: f32 = 32_639.0;
 pub trait Simd: Copy + 'static {
     /// Rows of activations whose sums the registers hold beside what else a product needs.
     const TILE_ROWS: usize;
+    /// The same for products of two panels with [`Simd::dot_words`].
+    const WIDE_TILE_ROWS: usize;
 
     /// Sixteen float32.
     type Floats: Copy;
@@ -47,6 +49,10 @@ pub trait Simd: Copy + 'static {
     type Codes: Copy;
     /// Sixteen sums of products in progress, one for each row.
     type Sums: Copy;
+    /// Two whole numbers of 16 bits for each of sixteen rows.
+    type Words: Copy;
+    /// Sixteen sums of products of such, one for each row.
+    type WordSums: Copy;
 
     /// Runs a kernel compiled for this instruction set.
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output;
@@ -91,6 +97,18 @@ pub trait Simd: Copy + 'static {
     unsafe fn finish(sums: Self::Sums) -> Self::Floats;
     /// Rounds sixteen numbers and stores them as four quads; gives their sum.
     unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32;
+
+    /// Stores 64 codes less `zero` as two times [`Simd::Words`]: first inner elements 0 and 2 of each row,
+    /// then 1 and 3.
+    unsafe fn store_words(codes: Self::Codes, zero: i16, to: *mut i16);
+    unsafe fn load_words(from: *const i16) -> Self::Words;
+    unsafe fn word_sums() -> Self::WordSums;
+    /// Adds the products of words with two activations.
+    unsafe fn dot_words(sums: Self::WordSums, words: Self::Words, pair: *const i16) -> Self::WordSums;
+    unsafe fn finish_words(sums: Self::WordSums) -> Self::Floats;
+    /// Rounds sixteen numbers and stores them as words, of each four the first and third before the second
+    /// and fourth; gives their sum.
+    unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32;
 
     unsafe fn prefetch(from: *const u8);
 }

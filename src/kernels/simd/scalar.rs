@@ -33,10 +33,13 @@ unsafe fn activations(quad: *const u8) -> [i32; 4] {
 
 impl Simd for Scalar {
     const TILE_ROWS: usize = 1;
+    const WIDE_TILE_ROWS: usize = 4;
 
     type Floats = [f32; LANES];
     type Codes = [u8; 64];
     type Sums = [i32; LANES];
+    type Words = [i16; 2 * LANES];
+    type WordSums = [i32; LANES];
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
@@ -190,6 +193,45 @@ impl Simd for Scalar {
         for (i, quad) in numbers.as_chunks::<4>().0.iter().enumerate() {
             quads.add(i * QUAD_BYTES).cast::<[i16; 4]>().write_unaligned(*quad);
         }
+        numbers.into_iter().map(i32::from).sum()
+    }
+
+    #[inline(always)]
+    unsafe fn store_words(codes: Self::Codes, zero: i16, to: *mut i16) {
+        let word = |row: usize, i: usize| i16::from(codes[4 * row + i]) - zero;
+        let words =
+            |first: usize| std::array::from_fn::<i16, { 2 * LANES }, _>(|i| word(i / 2, first + 2 * (i % 2)));
+        to.cast::<[[i16; 2 * LANES]; 2]>().write_unaligned([words(0), words(1)]);
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const i16) -> Self::Words {
+        from.cast::<Self::Words>().read_unaligned()
+    }
+
+    #[inline(always)]
+    unsafe fn word_sums() -> Self::WordSums {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(sums: Self::WordSums, words: Self::Words, pair: *const i16) -> Self::WordSums {
+        let [a, b] = pair.cast::<[i16; 2]>().read_unaligned().map(i32::from);
+        std::array::from_fn(|row| {
+            sums[row] + i32::from(words[2 * row]) * a + i32::from(words[2 * row + 1]) * b
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn finish_words(sums: Self::WordSums) -> Self::Floats {
+        sums.map(|sum| sum as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32 {
+        let numbers = x.map(|x| x.round_ties_even() as i16);
+        let ordered: [i16; LANES] = std::array::from_fn(|i| numbers[i / 4 * 4 + [0, 2, 1, 3][i % 4]]);
+        words.cast::<[i16; LANES]>().write_unaligned(ordered);
         numbers.into_iter().map(i32::from).sum()
     }
 

@@ -43,14 +43,24 @@ pub struct ActivationGroup {
     pub scaled_half_sums: [f32; 2],
 }
 
-/// One way to store weights.
-pub trait Format {
+/// How weights are laid out in blocks.
+pub trait Packing {
     /// Inner elements of a block.
     const BLOCK_LEN: usize;
     /// Bytes that a block of one row takes where it comes from.
     const SOURCE_BYTES: usize;
     /// Bytes of a block of a panel.
     const PACKED_BYTES: usize;
+
+    /// Puts a block of row `row` of the panel into its places.
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]);
+
+    /// The weights of row `row`.
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]);
+}
+
+/// How weights are multiplied as they are read.
+pub trait Format: Packing {
     /// What stands for the activations of a block: [`ActivationGroup`]s or float32.
     type Activation;
     /// How many of them.
@@ -58,12 +68,6 @@ pub trait Format {
 
     /// The activations that it multiplies with.
     fn of(x: &Activations) -> &[Self::Activation];
-
-    /// Puts a block of row `row` of the panel into its places.
-    fn pack(source: &[u8], row: usize, packed: &mut [u8]);
-
-    /// The weights of row `row`.
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]);
 
     /// Adds the products of a block's sixteen rows with each of `M` rows of activations.
     ///
@@ -73,9 +77,117 @@ pub trait Format {
     unsafe fn accumulate<S: Simd, const M: usize>(
         packed: *const u8,
         x: [*const Self::Activation; M],
-        _: usize,
+        stride: usize,
         sums: &mut [S::Floats; M],
     );
+}
+
+/// Weights that are codes: a weight is its code, less that of zero, times a scale, plus a
+/// minimum where there is one.
+///
+/// # Safety
+/// Of all unsafe functions: as [`Simd`], and `packed` points to a block.
+pub trait Quantized: Packing {
+    /// The code of zero.
+    const ZERO: i32 = 0;
+    /// Scales, and minimums, that a group has of each row: one, or one for each half.
+    const SCALES_PER_GROUP: usize = 1;
+    const HAS_MINS: bool = true;
+
+    /// The codes of two quads: the first or second `pair` of a `half` of a group.
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2];
+
+    /// A scale of a group.
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats;
+
+    /// A minimum of a group.
+    unsafe fn min<S: Simd>(_packed: *const u8, _group: usize, _idx: usize) -> S::Floats {
+        S::splat(0.0)
+    }
+}
+
+impl<Q: Quantized> Format for Q {
+    type Activation = ActivationGroup;
+    const N_ACTIVATIONS: usize = Q::BLOCK_LEN / GROUP_LEN;
+
+    fn of(x: &Activations) -> &[ActivationGroup] {
+        x.groups()
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, const M: usize>(
+        packed: *const u8,
+        mut x: [*const ActivationGroup; M],
+        stride: usize,
+        sums: &mut [S::Floats; M],
+    ) {
+        for group in 0..Self::N_ACTIVATIONS {
+            for idx in 0..Q::SCALES_PER_GROUP {
+                let is_whole = Q::SCALES_PER_GROUP == 1;
+                let mut products = [S::sums(0); M];
+                if Q::ZERO != 0 {
+                    for m in 0..M {
+                        let sum = if is_whole { (*x[m]).sum } else { (*x[m]).half_sums[idx] };
+                        products[m] = S::sums(-Q::ZERO * sum);
+                    }
+                }
+                for half in if is_whole { 0..2 } else { idx..idx + 1 } {
+                    // Two quads at a time, so that codes and the sums of all rows stay in registers.
+                    for pair in 0..2 {
+                        let codes = Q::codes::<S>(packed, group, half, pair);
+                        for (quad, codes) in codes.into_iter().enumerate() {
+                            for m in 0..M {
+                                let quads = x[m].cast::<u8>().add((4 * half + 2 * pair + quad) * QUAD_BYTES);
+                                products[m] = S::dot(products[m], codes, quads);
+                            }
+                        }
+                    }
+                }
+                let scale = Q::scale::<S>(packed, group, idx);
+                for m in 0..M {
+                    let product = S::mul(S::finish(products[m]), S::splat((*x[m]).scale));
+                    sums[m] = S::mul_add(product, scale, sums[m]);
+                }
+                if Q::HAS_MINS {
+                    let min = Q::min::<S>(packed, group, idx);
+                    for m in 0..M {
+                        let sum = if is_whole { (*x[m]).scaled_sum } else { (*x[m]).scaled_half_sums[idx] };
+                        sums[m] = S::mul_add(min, S::splat(sum), sums[m]);
+                    }
+                }
+            }
+            for x in &mut x {
+                *x = x.wrapping_add(stride);
+            }
+        }
+    }
+}
+
+/// Expands a group of a block: of each two inner elements the codes, less that of zero, of sixteen rows,
+/// in the order in which [`Simd::dot_words`] takes them; scales and minimums as numbers.
+///
+/// # Safety
+/// As [`Quantized`]; there is room behind the pointers.
+#[inline(always)]
+pub unsafe fn expand<S: Simd, Q: Quantized>(
+    packed: *const u8,
+    group: usize,
+    words: *mut i16,
+    scales: *mut f32,
+    mins: *mut f32,
+) {
+    for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for (quad, codes) in Q::codes::<S>(packed, group, half, pair).into_iter().enumerate() {
+            let place = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
+            S::store_words(codes, Q::ZERO as i16, words.add(place));
+        }
+    }
+    for idx in 0..Q::SCALES_PER_GROUP {
+        S::store(Q::scale::<S>(packed, group, idx), scales.add(idx * PANEL_ROWS));
+        if Q::HAS_MINS {
+            S::store(Q::min::<S>(packed, group, idx), mins.add(idx * PANEL_ROWS));
+        }
+    }
 }
 
 /// Where the code of an inner element of a group stands among those of a panel with a byte each.
@@ -147,80 +259,13 @@ unsafe fn codes_8<S: Simd>(codes: *const u8, half: usize, pair: usize) -> [S::Co
     [S::codes_8(codes), S::codes_8(codes.add(64))]
 }
 
-/// The products of half a group's codes with `M` rows of activations, added to `sums`. Codes are
-/// taken two quads at a time, so that they and the sums of all rows stay in registers.
-#[inline(always)]
-unsafe fn dot_half<S: Simd, const M: usize>(
-    codes: impl Fn(usize) -> [S::Codes; 2],
-    half: usize,
-    x: &[*const ActivationGroup; M],
-    sums: &mut [S::Sums; M],
-) {
-    for pair in 0..2 {
-        for (quad, codes) in codes(pair).into_iter().enumerate() {
-            for m in 0..M {
-                let activations = x[m].cast::<u8>().add((4 * half + 2 * pair + quad) * QUAD_BYTES);
-                sums[m] = S::dot(sums[m], codes, activations);
-            }
-        }
-    }
-}
-
-/// Sums of products that start at minus `zero`, the code for zero, times the sum of the activations.
-#[inline(always)]
-unsafe fn start<S: Simd, const M: usize>(
-    zero: i32,
-    x: &[*const ActivationGroup; M],
-    sum: impl Fn(&ActivationGroup) -> i32,
-) -> [S::Sums; M] {
-    let mut products = [S::sums(0); M];
-    if zero != 0 {
-        for m in 0..M {
-            products[m] = S::sums(-zero * sum(&*x[m]));
-        }
-    }
-    products
-}
-
-/// The activations of a later group of a block.
-#[inline(always)]
-unsafe fn group_of<const M: usize>(
-    mut x: [*const ActivationGroup; M],
-    offset: usize,
-) -> [*const ActivationGroup; M] {
-    for row in &mut x {
-        *row = row.add(offset);
-    }
-    x
-}
-
-/// Adds products to float sums: `sums += products * activation scale * weight scale`.
-#[inline(always)]
-unsafe fn add_scaled<S: Simd, const M: usize>(
-    products: [S::Sums; M],
-    x: &[*const ActivationGroup; M],
-    scale: S::Floats,
-    sums: &mut [S::Floats; M],
-) {
-    for m in 0..M {
-        let product = S::mul(S::finish(products[m]), S::splat((*x[m]).scale));
-        sums[m] = S::mul_add(product, scale, sums[m]);
-    }
-}
-
 /// Q4_0: 4 bits, zero is 8, a scale in half precision for 32 weights.
 pub struct Q4_0;
 
-impl Format for Q4_0 {
+impl Packing for Q4_0 {
     const BLOCK_LEN: usize = GROUP_LEN;
     const SOURCE_BYTES: usize = 18;
     const PACKED_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = 1;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         pack_nibbles(&source[2..], row, packed);
@@ -233,20 +278,20 @@ impl Format for Q4_0 {
             *weight = scale * (f32::from(low(packed, row, i)) - 8.0);
         }
     }
+}
+
+impl Quantized for Q4_0 {
+    const ZERO: i32 = 8;
+    const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        _: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let mut products = start::<S, M>(8, &x, |group| group.sum);
-        for half in 0..2 {
-            dot_half::<S, M>(|pair| codes_4::<S>(packed, half, pair), half, &x, &mut products);
-        }
-        let scale = S::load_f16(packed.add(LOW_BYTES).cast());
-        add_scaled::<S, M>(products, &x, scale, sums);
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed, half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES).cast())
     }
 }
 
@@ -261,16 +306,10 @@ fn pack_nibbles(nibbles: &[u8], row: usize, packed: &mut [u8]) {
 /// Q4_1: 4 bits, a scale and a minimum in half precision for 32 weights.
 pub struct Q4_1;
 
-impl Format for Q4_1 {
+impl Packing for Q4_1 {
     const BLOCK_LEN: usize = GROUP_LEN;
     const SOURCE_BYTES: usize = 20;
     const PACKED_BYTES: usize = LOW_BYTES + 4 * PANEL_ROWS;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = 1;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         pack_nibbles(&source[4..], row, packed);
@@ -285,24 +324,22 @@ impl Format for Q4_1 {
             *weight = scale * f32::from(low(packed, row, i)) + min;
         }
     }
+}
+
+impl Quantized for Q4_1 {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed, half, pair)
+    }
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        _: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let mut products = start::<S, M>(0, &x, |group| group.sum);
-        for half in 0..2 {
-            dot_half::<S, M>(|pair| codes_4::<S>(packed, half, pair), half, &x, &mut products);
-        }
-        let scale = S::load_f16(packed.add(LOW_BYTES).cast());
-        let min = S::load_f16(packed.add(LOW_BYTES + 2 * PANEL_ROWS).cast());
-        add_scaled::<S, M>(products, &x, scale, sums);
-        for m in 0..M {
-            sums[m] = S::mul_add(min, S::splat((*x[m]).scaled_sum), sums[m]);
-        }
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES + 2 * PANEL_ROWS).cast())
     }
 }
 
@@ -314,16 +351,10 @@ impl Q5_1 {
     const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
 }
 
-impl Format for Q5_1 {
+impl Packing for Q5_1 {
     const BLOCK_LEN: usize = GROUP_LEN;
     const SOURCE_BYTES: usize = 24;
     const PACKED_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = 1;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         pack_nibbles(&source[8..], row, packed);
@@ -341,24 +372,22 @@ impl Format for Q5_1 {
             *weight = scale * f32::from(six_bits(packed, row, i)) + min;
         }
     }
+}
+
+impl Quantized for Q5_1 {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        _: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let mut products = start::<S, M>(0, &x, |group| group.sum);
-        for half in 0..2 {
-            let codes = |pair| codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair);
-            dot_half::<S, M>(codes, half, &x, &mut products);
-        }
-        add_scaled::<S, M>(products, &x, S::load_f16(packed.add(Self::SCALES).cast()), sums);
-        let min = S::load_f16(packed.add(Self::MINS).cast());
-        for m in 0..M {
-            sums[m] = S::mul_add(min, S::splat((*x[m]).scaled_sum), sums[m]);
-        }
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(Self::SCALES).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(Self::MINS).cast())
     }
 }
 
@@ -367,16 +396,10 @@ pub struct Q8_0;
 
 const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
 
-impl Format for Q8_0 {
+impl Packing for Q8_0 {
     const BLOCK_LEN: usize = GROUP_LEN;
     const SOURCE_BYTES: usize = 34;
     const PACKED_BYTES: usize = BYTE_CODES + 2 * PANEL_ROWS;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = 1;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         for (i, &byte) in source[2..].iter().enumerate() {
@@ -392,20 +415,20 @@ impl Format for Q8_0 {
             *weight = scale * (f32::from(packed[code_position(row, i)]) - 128.0);
         }
     }
+}
+
+impl Quantized for Q8_0 {
+    const ZERO: i32 = 128;
+    const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        _: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let mut products = start::<S, M>(128, &x, |group| group.sum);
-        for half in 0..2 {
-            dot_half::<S, M>(|pair| codes_8::<S>(packed, half, pair), half, &x, &mut products);
-        }
-        let scale = S::load_f16(packed.add(BYTE_CODES).cast());
-        add_scaled::<S, M>(products, &x, scale, sums);
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_8::<S>(packed, half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(BYTE_CODES).cast())
     }
 }
 
@@ -424,6 +447,11 @@ impl Q4K {
     const FACTORS: usize = 4 * PANEL_ROWS;
     const GROUP_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
 
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
+
     /// Scale and minimum of a group, out of 12 bytes for all eight.
     pub fn scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
         if group < 4 {
@@ -435,16 +463,10 @@ impl Q4K {
     }
 }
 
-impl Format for Q4K {
+impl Packing for Q4K {
     const BLOCK_LEN: usize = K_LEN;
     const SOURCE_BYTES: usize = 144;
     const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = K_GROUPS;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         let (factors, groups) = packed.split_at_mut(Self::FACTORS);
@@ -473,30 +495,24 @@ impl Format for Q4K {
             }
         }
     }
+}
+
+impl Quantized for Q4K {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed.add(Self::group(group)), half, pair)
+    }
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        stride: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let scale_factor = S::load_f16(packed.cast());
-        let min_factor = S::sub(S::splat(0.0), S::load_f16(packed.add(2 * PANEL_ROWS).cast()));
-        for group in 0..K_GROUPS {
-            let packed = packed.add(Self::FACTORS + group * Self::GROUP_BYTES);
-            let x = group_of::<M>(x, group * stride);
-            let mut products = start::<S, M>(0, &x, |group| group.sum);
-            for half in 0..2 {
-                dot_half::<S, M>(|pair| codes_4::<S>(packed, half, pair), half, &x, &mut products);
-            }
-            let scale = S::mul(S::load_u8(packed.add(LOW_BYTES)), scale_factor);
-            let min = S::mul(S::load_u8(packed.add(LOW_BYTES + PANEL_ROWS)), min_factor);
-            add_scaled::<S, M>(products, &x, scale, sums);
-            for m in 0..M {
-                sums[m] = S::mul_add(min, S::splat((*x[m]).scaled_sum), sums[m]);
-            }
-        }
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let scale = S::load_u8(packed.add(Self::group(group) + LOW_BYTES));
+        S::mul(scale, S::load_f16(packed.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let min = S::load_u8(packed.add(Self::group(group) + LOW_BYTES + PANEL_ROWS));
+        S::mul(min, S::sub(S::splat(0.0), S::load_f16(packed.add(2 * PANEL_ROWS).cast())))
     }
 }
 
@@ -511,19 +527,17 @@ impl Q6K {
     const FACTORS: usize = 2 * PANEL_ROWS;
     const GROUP_BYTES: usize = LOW_BYTES + HIGH_BYTES + 2 * PANEL_ROWS;
     const SCALES: usize = LOW_BYTES + HIGH_BYTES;
-    const ZERO: i32 = 32;
+
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
 }
 
-impl Format for Q6K {
+impl Packing for Q6K {
     const BLOCK_LEN: usize = K_LEN;
     const SOURCE_BYTES: usize = 210;
     const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = K_GROUPS;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         let (low, rest) = source.split_at(128);
@@ -557,26 +571,23 @@ impl Format for Q6K {
             }
         }
     }
+}
+
+impl Quantized for Q6K {
+    const ZERO: i32 = 32;
+    const SCALES_PER_GROUP: usize = 2;
+    const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        stride: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let factor = S::load_f16(packed.cast());
-        for group in 0..K_GROUPS {
-            let packed = packed.add(Self::FACTORS + group * Self::GROUP_BYTES);
-            let x = group_of::<M>(x, group * stride);
-            for half in 0..2 {
-                let mut products = start::<S, M>(Self::ZERO, &x, |group| group.half_sums[half]);
-                let codes = |pair| codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair);
-                dot_half::<S, M>(codes, half, &x, &mut products);
-                let scale = S::load_i8(packed.add(Self::SCALES + half * PANEL_ROWS).cast());
-                add_scaled::<S, M>(products, &x, S::mul(scale, factor), sums);
-            }
-        }
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        let packed = packed.add(Self::group(group));
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        let scale = S::load_i8(packed.add(Self::group(group) + Self::SCALES + idx * PANEL_ROWS).cast());
+        S::mul(scale, S::load_f16(packed.cast()))
     }
 }
 
@@ -593,18 +604,17 @@ impl General6 {
     const SCALES: usize = LOW_BYTES + HIGH_BYTES;
     const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
     const GROUP_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
+
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
 }
 
-impl Format for General6 {
+impl Packing for General6 {
     const BLOCK_LEN: usize = K_LEN;
     const SOURCE_BYTES: usize = K_LEN + 36;
     const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
-    type Activation = ActivationGroup;
-    const N_ACTIVATIONS: usize = K_GROUPS;
-
-    fn of(x: &Activations) -> &[ActivationGroup] {
-        x.groups()
-    }
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
         let (codes, rest) = source.split_at(K_LEN);
@@ -637,31 +647,27 @@ impl Format for General6 {
             }
         }
     }
+}
+
+impl Quantized for General6 {
+    const SCALES_PER_GROUP: usize = 2;
 
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, const M: usize>(
-        packed: *const u8,
-        x: [*const ActivationGroup; M],
-        stride: usize,
-        sums: &mut [S::Floats; M],
-    ) {
-        let scale_factor = S::load_f16(packed.cast());
-        let min_factor = S::load_f16(packed.add(2 * PANEL_ROWS).cast());
-        for group in 0..K_GROUPS {
-            let packed = packed.add(Self::FACTORS + group * Self::GROUP_BYTES);
-            let x = group_of::<M>(x, group * stride);
-            for half in 0..2 {
-                let mut products = start::<S, M>(0, &x, |group| group.sum);
-                let codes = |pair| codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair);
-                dot_half::<S, M>(codes, half, &x, &mut products);
-                let of_half = |at: usize| S::load_i8(packed.add(at + half * PANEL_ROWS).cast());
-                add_scaled::<S, M>(products, &x, S::mul(of_half(Self::SCALES), scale_factor), sums);
-                let min = S::mul(of_half(Self::MINS), min_factor);
-                for m in 0..M {
-                    sums[m] = S::mul_add(min, S::splat((*x[m]).scaled_half_sums[half]), sums[m]);
-                }
-            }
-        }
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        let packed = packed.add(Self::group(group));
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        let scale = S::load_i8(packed.add(Self::group(group) + Self::SCALES + idx * PANEL_ROWS).cast());
+        S::mul(scale, S::load_f16(packed.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        let min = S::load_i8(packed.add(Self::group(group) + Self::MINS + idx * PANEL_ROWS).cast());
+        S::mul(min, S::load_f16(packed.add(2 * PANEL_ROWS).cast()))
     }
 }
 
@@ -671,16 +677,10 @@ macro_rules! float_format {
         #[doc = $about]
         pub struct $name;
 
-        impl Format for $name {
+        impl Packing for $name {
             const BLOCK_LEN: usize = 1;
             const SOURCE_BYTES: usize = $bytes;
             const PACKED_BYTES: usize = $bytes * PANEL_ROWS;
-            type Activation = f32;
-            const N_ACTIVATIONS: usize = 1;
-
-            fn of(x: &Activations) -> &[f32] {
-                x.floats()
-            }
 
             fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
                 packed[$bytes * row..$bytes * (row + 1)].copy_from_slice(source);
@@ -690,6 +690,15 @@ macro_rules! float_format {
                 if let Some(&bytes) = packed[$bytes * row..].first_chunk::<$bytes>() {
                     weights[0] = $read(bytes);
                 }
+            }
+        }
+
+        impl Format for $name {
+            type Activation = f32;
+            const N_ACTIVATIONS: usize = 1;
+
+            fn of(x: &Activations) -> &[f32] {
+                x.floats()
             }
 
             #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod format;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 pub use format::PANEL_ROWS;
 pub(super) use format::{ActivationGroup, GROUP_LEN};
 
-use self::format::{Bf16, F16, F32, Format, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use self::format::{Bf16, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized};
 use super::activations::Activations;
 use super::bytes::PageBytes;
 use super::isa::Isa;
@@ -33,22 +34,10 @@ pub enum WeightFormat {
     General6,
 }
 
-/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`].
-macro_rules! with_format {
+/// Calls `$then` with `$F` standing for the [`Quantized`] format of a [`WeightFormat`], if it is of codes.
+macro_rules! with_quantized_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
-            WeightFormat::F32 => {
-                type $F = F32;
-                $then
-            }
-            WeightFormat::F16 => {
-                type $F = F16;
-                $then
-            }
-            WeightFormat::Bf16 => {
-                type $F = Bf16;
-                $then
-            }
             WeightFormat::Q4_0 => {
                 type $F = Q4_0;
                 $then
@@ -77,6 +66,28 @@ macro_rules! with_format {
                 type $F = General6;
                 $then
             }
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => unreachable!("a format of codes"),
+        }
+    };
+}
+
+/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`].
+macro_rules! with_format {
+    ($format:expr, $F:ident => $then:expr) => {
+        match $format {
+            WeightFormat::F32 => {
+                type $F = F32;
+                $then
+            }
+            WeightFormat::F16 => {
+                type $F = F16;
+                $then
+            }
+            WeightFormat::Bf16 => {
+                type $F = Bf16;
+                $then
+            }
+            quantized => with_quantized_format!(quantized, $F => $then),
         }
     };
 }
@@ -195,6 +206,24 @@ impl PackedMatrix {
         });
     }
 
+    /// Expands groups of a panel into the beginning of `expanded`.
+    ///
+    /// # Panics
+    /// When panel or groups are not there, there are too many, or the format is not of codes.
+    pub(super) fn expand(&self, isa: Isa, panel: usize, groups: Range<usize>, expanded: &mut Expanded) {
+        assert!(panel < self.n_panels() && groups.end <= self.n_in / GROUP_LEN);
+        assert!(groups.len() <= STRETCH_GROUPS);
+        let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
+        with_quantized_format!(self.format, Q => {
+            expanded.scales_per_group = Q::SCALES_PER_GROUP;
+            expanded.has_mins = Q::HAS_MINS;
+            let kernel = Expand::<Q> { panel, groups, expanded, format: PhantomData };
+            // SAFETY: `Isa::choose` and `detect` give only what the processor has; the groups are there,
+            // and so is room for them.
+            unsafe { dispatch(isa, kernel) }
+        });
+    }
+
     /// The products of a panel's rows with rows of activations, up to [`MAX_TILE_ROWS`] of them:
     /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel.
     ///
@@ -223,6 +252,69 @@ impl PackedMatrix {
             // with all its blocks, and so are the rows of activations, as asserted.
             unsafe { dispatch(isa, tile) }
         });
+    }
+}
+
+/// Groups of a panel that are expanded at once: two panels' stay in the first-level cache.
+pub(super) const STRETCH_GROUPS: usize = 16;
+
+/// Groups of a panel as whole numbers of 16 bits, for [`Simd::dot_words`].
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(super) struct Expanded {
+    /// Of each two inner elements of a group those of sixteen rows.
+    pub words: [[i16; GROUP_LEN * PANEL_ROWS]; STRETCH_GROUPS],
+    /// One or two for each group.
+    pub scales: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
+    pub mins: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
+    pub scales_per_group: usize,
+    pub has_mins: bool,
+}
+
+impl Expanded {
+    pub const EMPTY: Self = Self {
+        words: [[0; _]; _],
+        scales: [[0.0; _]; _],
+        mins: [[0.0; _]; _],
+        scales_per_group: 1,
+        has_mins: false,
+    };
+}
+
+struct Expand<'a, Q> {
+    panel: *const u8,
+    groups: Range<usize>,
+    expanded: &'a mut Expanded,
+    format: PhantomData<Q>,
+}
+
+impl<Q: Quantized> Kernel for Expand<'_, Q> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { panel, groups, expanded, .. } = self;
+        let n_groups = Q::BLOCK_LEN / GROUP_LEN;
+        for (idx, group) in groups.enumerate() {
+            let (words, at) = (&mut expanded.words[idx], idx * Q::SCALES_PER_GROUP);
+            let scales = &mut expanded.scales[at..at + Q::SCALES_PER_GROUP];
+            let mins = &mut expanded.mins[at..at + Q::SCALES_PER_GROUP];
+            // SAFETY: the caller's promise; the slices have room for a group.
+            unsafe {
+                let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
+                for line in 0..Q::PACKED_BYTES.div_ceil(64 * n_groups) {
+                    // Past the end of the matrix there is nothing to fetch, which does no harm.
+                    S::prefetch(packed.wrapping_add(PREFETCH_BYTES + 64 * (line + group % n_groups)));
+                }
+                format::expand::<S, Q>(
+                    packed,
+                    group % n_groups,
+                    words.as_mut_ptr(),
+                    scales.as_mut_ptr().cast(),
+                    mins.as_mut_ptr().cast(),
+                );
+            }
+        }
     }
 }
 

@@ -1,0 +1,361 @@
+//! Products of many rows of activations with quantized matrices.
+//!
+//! A few rows are multiplied as the weights are read ([`super::weights`]). Where there are many, two
+//! panels are expanded to whole numbers of 16 bits, a stretch of their inner dimension at a time, into
+//! the first-level cache: all rows share that work, and a tile of them, once read, meets both panels.
+//! The whole numbers are the same in both ways and are rounded to float32 at the same places, so the
+//! results are the same bit by bit.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::activations::{Norm, Transform, scale_of};
+use super::isa::Isa;
+use super::pool::{self, Claims};
+use super::shared_rows::SharedMut;
+use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::weights::{Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUPS};
+
+/// A matrix's panel.
+pub type Panel<'a> = (&'a PackedMatrix, usize);
+
+/// Rows that share an expanded panel at most: so many sums stay in the second-level cache.
+pub const BLOCK_ROWS: usize = 256;
+
+/// 32 activations as whole numbers, in the order in which [`Simd::dot_words`] takes them.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Words([i16; GROUP_LEN]);
+
+/// What goes with them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Factors {
+    /// What the whole numbers are multiplied by.
+    scale: f32,
+    /// The sum of all, scaled, and of each half.
+    sum: f32,
+    half_sums: [f32; 2],
+}
+
+/// Rows of activations, in the order in which they are read: stretch by stretch, of a stretch tile by tile,
+/// of a tile the first group of each row, then the second.
+#[derive(Debug, Default)]
+pub struct Rows {
+    n_rows: usize,
+    n_tiles: usize,
+    n_groups: usize,
+    words: Vec<Words>,
+    factors: Vec<Factors>,
+}
+
+thread_local! {
+    /// Buffers for the next rows, for panels, and for sums.
+    static SPARE_ROWS: RefCell<Rows> = RefCell::default();
+    static PANELS: RefCell<Box<[Expanded; 2]>> = RefCell::new(Box::new([Expanded::EMPTY; 2]));
+    static SUMS: RefCell<[Vec<[f32; LANES]>; 2]> = RefCell::default();
+}
+
+impl Rows {
+    /// What `norm` makes of the rows of `x`, each `n_in` long.
+    pub fn new(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>) -> Self {
+        struct TileRows;
+        impl Kernel for TileRows {
+            type Output = usize;
+
+            unsafe fn run<S: Simd>(self) -> usize {
+                S::WIDE_TILE_ROWS
+            }
+        }
+        // SAFETY: `Isa::choose` and `detect` give only what the processor has.
+        let tile_rows = unsafe { dispatch(isa, TileRows) };
+        let (n_rows, n_groups) = (x.len() / n_in, n_in / GROUP_LEN);
+        let mut rows = Self { n_rows, n_tiles: n_rows.div_ceil(tile_rows), n_groups, ..SPARE_ROWS.take() };
+        let n = n_rows * n_groups;
+        // They only grow: what is there need not be written again.
+        rows.words.resize(rows.words.len().max(n), Words([0; GROUP_LEN]));
+        rows.factors.resize(rows.factors.len().max(n), Factors::default());
+        {
+            let tiles = Tiles { n_rows, n_tiles: rows.n_tiles };
+            let words = SharedMut::new(&mut rows.words[..n]);
+            let factors = SharedMut::new(&mut rows.factors[..n]);
+            let claims = Claims::default();
+            pool::run(|_| {
+                for tile in claims.take(tiles.n_tiles, 1).flatten() {
+                    let of_tile = tiles.rows(tile);
+                    for (row, idx) in of_tile.clone().enumerate() {
+                        let x = &x[idx * n_in..][..n_in];
+                        let fill = FillRow { x, norm, row, of_tile: of_tile.clone(), n_rows, words, factors };
+                        // SAFETY: the processor has the instructions; each tile is claimed once.
+                        unsafe { dispatch(isa, fill) };
+                    }
+                }
+            });
+        }
+        rows
+    }
+
+    /// Leaves the room to the next.
+    pub fn put_back(self) {
+        SPARE_ROWS.replace(self);
+    }
+
+    /// How many pieces the rows are cut into.
+    pub fn n_blocks(&self) -> usize {
+        self.n_rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Computes the products of a block of the rows with one or two panels of as many inner elements; `then`
+    /// gets some of the rows and for each panel their products with its rows, until it has had all of the
+    /// block.
+    ///
+    /// # Panics
+    /// When a panel is not there, of another length, or of another format than the other.
+    pub fn products(
+        &self,
+        isa: Isa,
+        block: usize,
+        panels: &[Panel],
+        mut then: impl FnMut(Range<usize>, [&mut [[f32; LANES]]; 2]),
+    ) {
+        assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
+        assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_groups * GROUP_LEN));
+        assert!(panels.iter().all(|(matrix, _)| matrix.format() == panels[0].0.format()));
+        let tiles = Tiles { n_rows: self.n_rows, n_tiles: self.n_tiles };
+        let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
+        let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
+        PANELS.with_borrow_mut(|expanded| {
+            SUMS.with_borrow_mut(|sums| {
+                for sums in sums.iter_mut().take(panels.len()) {
+                    sums.clear();
+                    sums.resize(n_rows, [0.0; LANES]);
+                }
+                let [first, second] = sums;
+                for groups in stretches(self.n_groups) {
+                    for ((matrix, panel), expanded) in panels.iter().zip(expanded.iter_mut()) {
+                        matrix.expand(isa, *panel, groups.clone(), expanded);
+                    }
+                    let kernel = Stretch {
+                        rows: self,
+                        tiles,
+                        of_block: of_block.clone(),
+                        panels: &expanded[..panels.len()],
+                        then: (groups.end == self.n_groups).then_some(&mut then),
+                        groups,
+                        sums: [&mut *first, &mut *second],
+                    };
+                    // SAFETY: the processor has the instructions; the panels hold the groups, which the
+                    // rows have, and there are sums for each row.
+                    unsafe { dispatch(isa, kernel) };
+                }
+            });
+        });
+    }
+}
+
+/// Groups of a row, evenly cut.
+fn stretches(n_groups: usize) -> impl Iterator<Item = Range<usize>> {
+    let n = n_groups.div_ceil(STRETCH_GROUPS);
+    (0..n).map(move |idx| idx * n_groups / n..(idx + 1) * n_groups / n)
+}
+
+/// How rows are shared out among tiles: evenly.
+#[derive(Debug, Clone, Copy)]
+struct Tiles {
+    n_rows: usize,
+    n_tiles: usize,
+}
+
+impl Tiles {
+    fn rows(&self, tile: usize) -> Range<usize> {
+        tile * self.n_rows / self.n_tiles..(tile + 1) * self.n_rows / self.n_tiles
+    }
+}
+
+struct FillRow<'a> {
+    x: &'a [f32],
+    norm: Option<&'a Norm<'a>>,
+    /// Which row of its tile it is, and that tile's among how many rows.
+    row: usize,
+    of_tile: Range<usize>,
+    n_rows: usize,
+    words: SharedMut<'a, Words>,
+    factors: SharedMut<'a, Factors>,
+}
+
+impl Kernel for FillRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, norm, row, of_tile, n_rows, words, factors } = self;
+        // SAFETY: the processor has the instructions, and nobody else has the places of this row.
+        unsafe {
+            let transform = Transform::<S>::of(x, norm);
+            for groups in stretches(x.len() / GROUP_LEN) {
+                let place = groups.start * n_rows + of_tile.start * groups.len() + row;
+                for (idx, group) in groups.enumerate() {
+                    let place = place + idx * of_tile.len();
+                    let words = &mut words.slice(place, 1)[0].0;
+                    let factors = &mut factors.slice(place, 1)[0];
+                    let start = group * GROUP_LEN;
+                    let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
+                    let (scale, inverse) = scale_of::<S>(halves);
+                    *factors = Factors { scale, ..Factors::default() };
+                    let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else {
+                        *words = [0; GROUP_LEN];
+                        continue;
+                    };
+                    let (first, second) = words.split_at_mut(LANES);
+                    let sums = [
+                        S::quantize_words(S::mul(halves[0], inverse), first.as_mut_ptr()),
+                        S::quantize_words(S::mul(halves[1], inverse), second.as_mut_ptr()),
+                    ];
+                    factors.sum = (sums[0] + sums[1]) as f32 * scale;
+                    factors.half_sums = sums.map(|sum| sum as f32 * scale);
+                }
+            }
+        }
+    }
+}
+
+/// The products of some tiles with a stretch of one or two panels.
+struct Stretch<'a, F> {
+    rows: &'a Rows,
+    tiles: Tiles,
+    of_block: Range<usize>,
+    panels: &'a [Expanded],
+    /// Which groups of the rows the panels hold.
+    groups: Range<usize>,
+    /// Of each panel those of each row of the block.
+    sums: [&'a mut [[f32; LANES]]; 2],
+    /// Gets them, if this stretch is the last.
+    then: Option<&'a mut F>,
+}
+
+impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { rows, tiles, of_block, panels, groups, sums: [mut first, mut second], mut then } = self;
+        for tile in of_block {
+            let of_tile = tiles.rows(tile);
+            let m = of_tile.len();
+            let place = groups.start * rows.n_rows + of_tile.start * groups.len();
+            let x =
+                Tile { words: &rows.words[place..], factors: &rows.factors[place..], n_groups: groups.len() };
+            let sums;
+            (sums, first) = first.split_at_mut(m);
+            let others;
+            (others, second) = second.split_at_mut(m.min(second.len()));
+            // SAFETY: the caller's promise.
+            unsafe {
+                match panels {
+                    [a, b] => by_rows::<S, 2>(m, x, [a, b], [sums, others]),
+                    _ => by_rows::<S, 1>(m, x, [&panels[0]], [sums]),
+                }
+            }
+            if let Some(then) = &mut then {
+                then(of_tile, [sums, others]);
+            }
+        }
+    }
+}
+
+const AHEAD: usize = 4;
+
+/// Groups of the rows of a tile.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    words: &'a [Words],
+    factors: &'a [Factors],
+    n_groups: usize,
+}
+
+#[inline(always)]
+unsafe fn by_rows<S: Simd, const P: usize>(
+    m: usize,
+    x: Tile,
+    panels: [&Expanded; P],
+    sums: [&mut [[f32; LANES]]; P],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match m {
+            1 => tile::<S, 1, P>(x, panels, sums),
+            2 => tile::<S, 2, P>(x, panels, sums),
+            3 => tile::<S, 3, P>(x, panels, sums),
+            4 => tile::<S, 4, P>(x, panels, sums),
+            5 => tile::<S, 5, P>(x, panels, sums),
+            _ => tile::<S, 6, P>(x, panels, sums),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const M: usize, const P: usize>(
+    x: Tile,
+    panels: [&Expanded; P],
+    all_sums: [&mut [[f32; LANES]]; P],
+) {
+    assert!(x.words.len() >= M * x.n_groups && x.factors.len() >= M * x.n_groups);
+    assert!(all_sums.iter().all(|sums| sums.len() == M) && x.n_groups <= STRETCH_GROUPS);
+    let (words, factors) = (x.words.as_ptr(), x.factors.as_ptr());
+    let (n_parts, has_mins) = (panels[0].scales_per_group, panels[0].has_mins);
+    let n_pairs = GROUP_LEN / 2 / n_parts;
+    // SAFETY: the processor has the instructions; the lengths are as asserted.
+    unsafe {
+        let mut sums = [[S::splat(0.0); M]; P];
+        for p in 0..P {
+            for m in 0..M {
+                sums[p][m] = S::load(all_sums[p][m].as_ptr());
+            }
+        }
+        for group in 0..x.n_groups {
+            let (words, factors) = (words.add(group * M), factors.add(group * M));
+            for m in 0..M {
+                S::prefetch(words.wrapping_add(AHEAD * M + m).cast());
+            }
+            S::prefetch(factors.wrapping_add(AHEAD * M).cast());
+            S::prefetch(factors.wrapping_add(AHEAD * M + 4).cast());
+            for part in 0..n_parts {
+                let mut products = [[S::word_sums(); M]; P];
+                for pair in part * n_pairs..(part + 1) * n_pairs {
+                    let mut weights =
+                        [S::load_words(panels[0].words[group].as_ptr().add(pair * 2 * LANES)); P];
+                    for p in 1..P {
+                        weights[p] = S::load_words(panels[p].words[group].as_ptr().add(pair * 2 * LANES));
+                    }
+                    for m in 0..M {
+                        let activations = words.add(m).cast::<i16>().add(2 * pair);
+                        for p in 0..P {
+                            products[p][m] = S::dot_words(products[p][m], weights[p], activations);
+                        }
+                    }
+                }
+                for p in 0..P {
+                    let at = group * n_parts + part;
+                    let scale = S::load(panels[p].scales[at].as_ptr());
+                    for m in 0..M {
+                        let product =
+                            S::mul(S::finish_words(products[p][m]), S::splat((*factors.add(m)).scale));
+                        sums[p][m] = S::mul_add(product, scale, sums[p][m]);
+                    }
+                    if has_mins {
+                        let min = S::load(panels[p].mins[at].as_ptr());
+                        for m in 0..M {
+                            let Factors { sum, half_sums, .. } = &*factors.add(m);
+                            let sum = if n_parts == 1 { *sum } else { half_sums[part] };
+                            sums[p][m] = S::mul_add(min, S::splat(sum), sums[p][m]);
+                        }
+                    }
+                }
+            }
+        }
+        for p in 0..P {
+            for m in 0..M {
+                S::store(sums[p][m], all_sums[p][m].as_mut_ptr());
+            }
+        }
+    }
+}
