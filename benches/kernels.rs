@@ -135,9 +135,7 @@ fn logits(criterion: &mut Criterion) {
 fn pool_costs(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pool");
     group.bench_function("run", |b| b.iter(|| pool::run(|_| {})));
-    group.bench_function("run and 100 barriers", |b| {
-        b.iter(|| pool::run(|team| (0..100).for_each(|_| team.barrier())));
-    });
+    group.bench_function("share", |b| b.iter(|| pool::run(|team| team.share(16, 1).for_each(drop))));
     group.finish();
 }
 

@@ -103,6 +103,9 @@ pub struct BenchArgs {
     /// Tokens before those that one sequence alone decodes
     #[arg(long, value_delimiter = ',', default_value = "100,1000,4000")]
     pub depths: Vec<usize>,
+    /// Say of each figure where the time goes
+    #[arg(long)]
+    pub profile: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,

@@ -12,6 +12,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::kv::KvFormat;
 use crate::kernels::{limits, pool};
 use crate::models::decoder::{CausalLm, Cost};
+use crate::models::profile::Op;
 use crate::models::{Arithmetic, Decoder, ForwardInput, KvStore, SequenceId};
 use crate::registry::{ModelKind, Registry};
 
@@ -48,6 +49,8 @@ struct Prefill {
     tok_s: f64,
     /// Of the time that the products would take at the machine's limit.
     share: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<Part>,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +62,19 @@ struct Decode {
     /// Of the time that reading weights, keys and values would take at the machine's limit, or the
     /// products where they take longer.
     share: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<Part>,
+}
+
+/// A part of a forward pass.
+#[derive(Debug, Serialize)]
+struct Part {
+    op: String,
+    /// Milliseconds of a run.
+    ms: f64,
+    /// Of the time that reading its matrices, or the products with them, would take at the machine's limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<f64>,
 }
 
 /// Measures and writes a table, or one JSON object, to `out`.
@@ -75,11 +91,15 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let load_s = start.elapsed().as_secs_f64();
     let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
 
+    let mut cost = Cost::default();
+    model.costs().into_iter().for_each(|(_, of_op)| cost += of_op);
     let bench = Bench {
-        cost: model.cost(),
-        read: limits::read_bytes_per_second(isa, model.cost().weight_bytes),
+        cost,
+        head: model.costs()[Op::Head as usize].1,
+        read: limits::read_bytes_per_second(isa, cost.weight_bytes),
         products: limits::product_operations_per_second(isa),
         kv_format: kv_format(args.compute.kv_format),
+        profiles: args.profile,
     };
     let most = model.config().context_length;
     let fits = |&n: &usize| (1..=most).contains(&n);
@@ -116,17 +136,21 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
 
 /// The yardsticks for one model.
 struct Bench {
+    /// Of all operations, and of the head alone.
     cost: Cost,
+    head: Cost,
     /// Bytes per second.
     read: f64,
     /// Operations per second.
     products: f64,
     kv_format: KvFormat,
+    profiles: bool,
 }
 
 impl Bench {
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
         let mut times = Vec::new();
+        model.profile().take();
         for _ in 0..RUNS {
             let mut kv = KvStore::new(model.config(), self.kv_format);
             let start = Instant::now();
@@ -134,11 +158,14 @@ impl Bench {
             times.push(start.elapsed());
         }
         let seconds = median(times).as_secs_f64();
-        let operations = 2.0 * (self.cost.layer_products * n_tokens + self.cost.head_products) as f64;
+        let in_layers = self.cost.products - self.head.products;
+        let operations = 2.0 * (in_layers * n_tokens + self.head.products) as f64;
+        let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
         Ok(Prefill {
             tokens: n_tokens,
             tok_s: n_tokens as f64 / seconds,
             share: operations / self.products / seconds,
+            profile: self.parts(model, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
         })
     }
 
@@ -155,6 +182,7 @@ impl Bench {
             fill(model, &mut kv, id, depth)?;
         }
         let mut times = Vec::new();
+        model.profile().take();
         for _ in 0..RUNS {
             let mut last: Vec<u32> = vec![0; n_streams];
             let start = Instant::now();
@@ -172,14 +200,34 @@ impl Bench {
         let n_keys = n_streams * (depth + n_tokens / 2);
         let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
         let reading = (self.cost.weight_bytes + kv_bytes) as f64 / self.read;
-        let products = self.cost.layer_products + self.cost.head_products;
-        let multiplying = 2.0 * (n_streams * products) as f64 / self.products;
+        let multiplying = 2.0 * (n_streams * self.cost.products) as f64 / self.products;
         Ok(Decode {
             streams: n_streams,
             depth,
             tok_s: n_streams as f64 * steps_per_second,
             share: reading.max(multiplying) * steps_per_second,
+            profile: self.parts(model, n_tokens, |_| n_streams * n_tokens),
         })
+    }
+
+    /// Where the time of [`RUNS`] runs went, each of `n_passes` with `n_rows` in all.
+    fn parts(&self, model: &CausalLm, n_passes: usize, n_rows: impl Fn(Op) -> usize) -> Vec<Part> {
+        let costs = model.costs().into_iter().map(|(_, cost)| cost);
+        let parts = model
+            .profile()
+            .take()
+            .into_iter()
+            .zip(costs)
+            .filter(|((_, time), _)| self.profiles && !time.is_zero());
+        parts
+            .map(|((op, time), cost)| {
+                let seconds = time.as_secs_f64() / RUNS as f64;
+                let reading = (cost.weight_bytes * n_passes) as f64 / self.read;
+                let multiplying = 2.0 * (cost.products * n_rows(op)) as f64 / self.products;
+                let share = (cost.products > 0).then(|| reading.max(multiplying) / seconds);
+                Part { op: format!("{op:?}"), ms: 1e3 * seconds, share }
+            })
+            .collect()
     }
 }
 
@@ -222,14 +270,19 @@ fn table(report: &Report) -> String {
         String::new(),
         format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "", "streams", "tokens", "tokens/s", "of limit"),
     ];
-    let mut line = |what: &str, streams: usize, tokens: usize, tok_s: f64, share: f64| {
+    let mut line = |what: &str, streams: usize, tokens: usize, tok_s: f64, share: f64, profile: &[Part]| {
         lines.push(format!("{what:<8}{streams:>8}{tokens:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
+        let total: f64 = profile.iter().map(|part| part.ms).sum();
+        for Part { op, ms, share } in profile {
+            let of_limit = share.map(|share| format!("{:>9.0}%", 100.0 * share)).unwrap_or_default();
+            lines.push(format!("  {op:<14}{:>7.0}%{ms:>10.2} ms{of_limit}", 100.0 * ms / total));
+        }
     };
-    for Prefill { tokens, tok_s, share } in &report.prefill {
-        line("prefill", 1, *tokens, *tok_s, *share);
+    for Prefill { tokens, tok_s, share, profile } in &report.prefill {
+        line("prefill", 1, *tokens, *tok_s, *share, profile);
     }
-    for Decode { streams, depth, tok_s, share } in &report.decode {
-        line("decode", *streams, *depth, *tok_s, *share);
+    for Decode { streams, depth, tok_s, share, profile } in &report.decode {
+        line("decode", *streams, *depth, *tok_s, *share, profile);
     }
     lines.join("\n")
 }

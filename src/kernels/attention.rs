@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::isa::Isa;
 use super::kv::{self, BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
-use super::pool::{self, Claims};
+use super::pool;
 use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
 
@@ -230,12 +230,9 @@ impl Attention<'_> {
         };
         match pieces.as_slice() {
             [single] => do_piece(single),
-            several => {
-                let claims = Claims::default();
-                pool::run(|_| {
-                    claims.take(several.len(), 1).flatten().for_each(|piece| do_piece(&several[piece]))
-                });
-            }
+            several => pool::run(|team| {
+                team.share(several.len(), 1).flatten().for_each(|piece| do_piece(&several[piece]))
+            }),
         }
         if n_parts > 0 {
             let combine = Combine {
@@ -298,10 +295,9 @@ impl Attention<'_> {
         if places.len() <= 2 {
             (0..places.len()).for_each(prepare);
         } else {
-            let claims = Claims::default();
             pool::run(|team| {
                 let at_once = places.len().div_ceil(8 * team.n_threads());
-                claims.take(places.len(), at_once).flatten().for_each(prepare);
+                team.share(places.len(), at_once).flatten().for_each(prepare);
             });
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::activations::{Activations, Norm};
 use super::isa::Isa;
-use super::pool::{self, Claims};
+use super::pool;
 use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
 use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix};
@@ -194,10 +194,9 @@ impl Product<'_> {
 fn many_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
     let rows = wide::Rows::new(isa, x, n_in, norm);
     let (n_blocks, n_pairs) = (rows.n_blocks(), products.n_pairs());
-    let claims = Claims::default();
     pool::run(|team| {
         let at_once = n_pairs.div_ceil(PIECES_PER_THREAD * team.n_threads());
-        for piece in claims.take(n_blocks * n_pairs, at_once).flatten() {
+        for piece in team.share(n_blocks * n_pairs, at_once).flatten() {
             let (block, pair) = (piece / n_pairs, piece % n_pairs);
             let (column, (first, panel), second) = products.pair(pair);
             let mut panels = [(first.matrix, panel); 2];
@@ -236,23 +235,21 @@ fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Pr
     let mut activations = Activations::take(n_rows, n_in, wants(false), wants(true));
     {
         let filling = activations.shared();
-        let claims = Claims::default();
         let n_tiles = n_rows.div_ceil(MAX_TILE_ROWS);
         // SAFETY: each tile is filled once.
         let fill = |tile| unsafe { filling.fill(isa, tile, x, norm) };
         if n_tiles == 1 {
             fill(0);
         } else {
-            pool::run(|_| claims.take(n_tiles, 1).flatten().for_each(fill));
+            pool::run(|team| team.share(n_tiles, 1).flatten().for_each(fill));
         }
     }
     let block_rows = (BLOCK_BYTES / (3 * n_in)).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
     let n_blocks = n_rows.div_ceil(block_rows.max(1));
-    let claims = Claims::default();
     pool::run(|team| {
         let n_pieces = n_blocks * n_panels;
         let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
-        for piece in claims.take(n_pieces, at_once).flatten() {
+        for piece in team.share(n_pieces, at_once).flatten() {
             let (block, panel) = (piece / n_panels, piece % n_panels);
             let end = n_rows.min((block + 1) * block_rows);
             for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {

@@ -1,9 +1,8 @@
 //! The compute pool: threads that do one piece of work together, in step.
 //!
-//! [`run`] gives all threads the same closure; inside it they share out the work by [`Claims`] and
-//! wait for each other at [`Team::barrier`]. The caller is one of them. Between two pieces of work
-//! the others spin for a moment, since a forward pass brings hundreds of pieces in a row, and then
-//! sleep.
+//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::share`].
+//! The caller is one of them. Between two pieces of work the others spin for a moment, since a forward
+//! pass brings hundreds of pieces in a row, and then sleep.
 //!
 //! candle multiplies matrices on rayon's global pool and on a pool of its own, which are used where
 //! models are loaded and by its plain operations; both read their size from the environment when
@@ -14,8 +13,8 @@ use std::env;
 use std::fs;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,32 +121,22 @@ impl Team<'_> {
         self.shared.n_threads
     }
 
-    /// Waits until all threads are here; what they did before can then be read.
-    pub fn barrier(&self) {
-        let Shared { n_threads, arrived, passed, is_poisoned, .. } = self.shared;
-        let turn = passed.load(Ordering::Relaxed);
-        if arrived.fetch_add(1, Ordering::AcqRel) + 1 == *n_threads {
-            arrived.store(0, Ordering::Relaxed);
-            passed.store(turn.wrapping_add(1), Ordering::Release);
-            return;
-        }
-        wait_for(|| {
-            assert!(!is_poisoned.load(Ordering::Relaxed), "another compute thread has panicked");
-            passed.load(Ordering::Acquire) != turn
-        });
-    }
-}
-
-/// Shares out numbered pieces of work: whoever has time takes the next few.
-#[derive(Debug, Default)]
-pub struct Claims(AtomicUsize);
-
-impl Claims {
-    /// Takes the next up to `at_once` of `n` pieces, until there are none.
-    pub fn take(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    /// Shares out pieces `0..n`, up to `at_once` at a time; once for each [`run`]. Each thread goes through
+    /// a stretch of its own, so that it reads memory in order, and then helps the others with theirs.
+    pub fn share(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        let n_threads = self.n_threads();
+        let mut owners = (0..n_threads).map(move |idx| (self.index + idx) % n_threads);
+        let mut owner = owners.next();
         std::iter::from_fn(move || {
-            let start = self.0.fetch_add(at_once, Ordering::Relaxed);
-            (start < n).then(|| start..n.min(start + at_once))
+            while let Some(idx) = owner {
+                let (start, end) = (idx * n / n_threads, (idx + 1) * n / n_threads);
+                let place = start + self.shared.taken[idx].0.fetch_add(at_once, Ordering::Relaxed);
+                if place < end {
+                    return Some(place..end.min(place + at_once));
+                }
+                owner = owners.next();
+            }
+            None
         })
     }
 }
@@ -159,24 +148,27 @@ struct Pool {
 }
 
 /// The closure of [`run`], whose lifetime is not known to the threads.
-#[derive(Clone, Copy)]
-struct Work(NonNull<dyn Fn(&Team) + Sync>);
+type Work = NonNull<dyn Fn(&Team) + Sync>;
 
-// SAFETY: what it points to is `Sync`; `Pool::run` keeps it alive while threads use it.
-unsafe impl Send for Work {}
+/// What is on a cache line of its own, and its neighbour, which processors fetch along with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
 
 struct Shared {
     n_threads: usize,
-    /// The current work, and the number of those that sleep.
-    work: Mutex<(Option<Work>, usize)>,
-    wake: Condvar,
+    /// The current work: where its caller has the pointer to it.
+    work: AtomicPtr<Work>,
     /// Pieces of work begun so far.
-    begun: AtomicUsize,
+    begun: Apart<AtomicUsize>,
     /// Threads, other than the caller's, that have finished the current one.
-    finished: AtomicUsize,
-    /// Threads at the barrier, and barriers passed.
-    arrived: AtomicUsize,
-    passed: AtomicUsize,
+    finished: Apart<AtomicUsize>,
+    /// Of each thread's stretch of the current one, how much has been taken.
+    taken: Box<[Apart<AtomicUsize>]>,
+    /// How many threads sleep.
+    n_asleep: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
     is_poisoned: AtomicBool,
 }
 
@@ -184,12 +176,13 @@ impl Pool {
     fn start(n_threads: usize) -> Self {
         let shared = Arc::new(Shared {
             n_threads,
-            work: Mutex::new((None, 0)),
+            work: AtomicPtr::new(ptr::null_mut()),
+            begun: Apart::default(),
+            finished: Apart::default(),
+            taken: (0..n_threads).map(|_| Apart::default()).collect(),
+            n_asleep: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
             wake: Condvar::new(),
-            begun: AtomicUsize::new(0),
-            finished: AtomicUsize::new(0),
-            arrived: AtomicUsize::new(0),
-            passed: AtomicUsize::new(0),
             is_poisoned: AtomicBool::new(false),
         });
         for index in 1..n_threads {
@@ -206,26 +199,23 @@ impl Pool {
     fn run<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        shared.finished.store(0, Ordering::Relaxed);
+        shared.finished.0.store(0, Ordering::Relaxed);
+        shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         // SAFETY: only the lifetime changes; the pointer is not used after this function, which waits
         // for every thread.
-        let unbounded = unsafe {
-            std::mem::transmute::<NonNull<dyn Fn(&Team) + Sync + 'a>, NonNull<dyn Fn(&Team) + Sync + 'static>>(
-                NonNull::from(work),
-            )
-        };
-        {
-            let mut slot = shared.work.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.0 = Some(Work(unbounded));
-            shared.begun.fetch_add(1, Ordering::Release);
-            if slot.1 > 0 {
-                shared.wake.notify_all();
-            }
+        let mut unbounded =
+            unsafe { std::mem::transmute::<NonNull<dyn Fn(&Team) + Sync + 'a>, Work>(NonNull::from(work)) };
+        shared.work.store(&raw mut unbounded, Ordering::Relaxed);
+        // A thread that is about to sleep counts itself and looks at `begun`, here it is the other way
+        // round; in whatever order, one of the two sees the other.
+        shared.begun.0.fetch_add(1, Ordering::SeqCst);
+        if shared.n_asleep.load(Ordering::SeqCst) > 0 {
+            drop(shared.sleep.lock());
+            shared.wake.notify_all();
         }
         let own = shared.caught(0, work);
-        wait_for(|| shared.finished.load(Ordering::Acquire) == shared.n_threads - 1);
+        wait_for(|| shared.finished.0.load(Ordering::Acquire) == shared.n_threads - 1);
         if shared.is_poisoned.swap(false, Ordering::Relaxed) {
-            shared.arrived.store(0, Ordering::Relaxed);
             match own {
                 Err(panic) => resume_unwind(panic),
                 Ok(()) => panic!("a compute thread has panicked"),
@@ -239,38 +229,33 @@ impl Shared {
     fn serve(&self, index: usize) {
         lower_priority();
         for n in 1.. {
-            let work = self.next_work(n);
-            // SAFETY: `Pool::run` waits for `finished` before the closure goes.
-            let work = unsafe { work.0.as_ref() };
+            self.wait_for_work(n);
+            // SAFETY: `Pool::run` waits for `finished` before pointer and closure go.
+            let work = unsafe { (*self.work.load(Ordering::Relaxed)).as_ref() };
             // The caller reports it.
             let _ = self.caught(index, work);
-            self.finished.fetch_add(1, Ordering::Release);
+            self.finished.0.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// The `n`th piece of work, once it has begun.
-    fn next_work(&self, n: usize) -> Work {
-        let has_begun = || self.begun.load(Ordering::Acquire) >= n;
+    /// Waits until the `n`th piece of work has begun.
+    fn wait_for_work(&self, n: usize) {
+        let has_begun = || self.begun.0.load(Ordering::SeqCst) >= n;
         let start = Instant::now();
-        while !has_begun() && start.elapsed() < SPIN {
+        while start.elapsed() < SPIN {
             for _ in 0..TURNS_PER_LOOK {
                 if has_begun() {
-                    break;
+                    return;
                 }
                 std::hint::spin_loop();
             }
         }
-        let mut slot = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match slot.0 {
-                Some(work) if has_begun() => return work,
-                _ => {
-                    slot.1 += 1;
-                    slot = self.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
-                    slot.1 -= 1;
-                }
-            }
+        let mut sleep = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.n_asleep.fetch_add(1, Ordering::SeqCst);
+        while !has_begun() {
+            sleep = self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
         }
+        self.n_asleep.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn caught(&self, index: usize, work: &(dyn Fn(&Team) + Sync)) -> thread::Result<()> {
@@ -301,21 +286,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_piece_is_done_once_and_barriers_order_them() {
-        let (first, second) = (Claims::default(), Claims::default());
-        let done: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+    fn every_piece_is_done_once() {
+        for (n, at_once) in [(0, 1), (1, 1), (5, 3), (1000, 7), (1000, 1), (3, 100)] {
+            let done: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            run(|team| {
+                for pieces in team.share(n, at_once) {
+                    assert!(pieces.len() <= at_once);
+                    pieces.for_each(|piece| {
+                        done[piece].fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+            });
+            assert!(done.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{n} {at_once}");
+        }
+    }
+
+    #[test]
+    fn whoever_has_time_does_what_another_has_not_begun() {
+        let slow = AtomicUsize::new(usize::MAX);
+        let done: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(usize::MAX)).collect();
         run(|team| {
-            for piece in first.take(1000, 7).flatten() {
-                done[piece].fetch_add(1, Ordering::Relaxed);
-            }
-            team.barrier();
-            assert!(done.iter().all(|n| n.load(Ordering::Relaxed) >= 1));
-            team.barrier();
-            for piece in second.take(1000, 3).flatten() {
-                done[piece].fetch_add(1, Ordering::Relaxed);
+            for piece in team.share(100, 1).flatten() {
+                done[piece].store(team.index(), Ordering::Relaxed);
+                // The first to come waits until the others have done all the rest.
+                if slow.compare_exchange(usize::MAX, piece, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    wait_for(|| {
+                        let n_left =
+                            done.iter().filter(|by| by.load(Ordering::Relaxed) == usize::MAX).count();
+                        n_left == 0 || team.n_threads() == 1
+                    });
+                }
             }
         });
-        assert!(done.iter().all(|n| n.load(Ordering::Relaxed) == 2));
+        assert!(done.iter().all(|by| by.load(Ordering::Relaxed) < n_threads()));
+    }
+
+    #[test]
+    fn threads_that_sleep_are_woken() {
+        for _ in 0..5 {
+            thread::sleep(3 * SPIN);
+            let n = AtomicUsize::new(0);
+            run(|_| {
+                n.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(n.into_inner(), n_threads());
+        }
     }
 
     #[test]
@@ -335,7 +350,6 @@ mod tests {
                         run(|team| {
                             let others = running.fetch_add(1, Ordering::AcqRel);
                             assert!(others < team.n_threads());
-                            team.barrier();
                             running.fetch_sub(1, Ordering::AcqRel);
                         });
                     }
@@ -350,7 +364,6 @@ mod tests {
             let caught = catch_unwind(|| {
                 run(|team| {
                     assert!(team.index() != culprit, "on purpose");
-                    team.barrier();
                 });
             });
             assert!(caught.is_err());

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::activations::{Norm, Transform, scale_of};
 use super::isa::Isa;
-use super::pool::{self, Claims};
+use super::pool;
 use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use super::weights::{Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUPS};
@@ -78,9 +78,8 @@ impl Rows {
             let tiles = Tiles { n_rows, n_tiles: rows.n_tiles };
             let words = SharedMut::new(&mut rows.words[..n]);
             let factors = SharedMut::new(&mut rows.factors[..n]);
-            let claims = Claims::default();
-            pool::run(|_| {
-                for tile in claims.take(tiles.n_tiles, 1).flatten() {
+            pool::run(|team| {
+                for tile in team.share(tiles.n_tiles, 1).flatten() {
                     let of_tile = tiles.rows(tile);
                     for (row, idx) in of_tile.clone().enumerate() {
                         let x = &x[idx * n_in..][..n_in];

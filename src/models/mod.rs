@@ -11,6 +11,7 @@ mod fields;
 pub mod kv_store;
 mod layers;
 pub mod load;
+pub mod profile;
 mod rope;
 
 use std::ops::Range;

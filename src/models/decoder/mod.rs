@@ -26,6 +26,7 @@ use super::layers::mlp::{GatedMlp, Mixture};
 use super::layers::norm::RmsNorm;
 use super::layers::rope::Rotation;
 use super::load::{Rows, Weights};
+use super::profile::{Op, Profile};
 use super::rope::Rope;
 use super::{Arithmetic, Decoder, ForwardInput, KvStore};
 use crate::error::{Error, Result};
@@ -43,16 +44,23 @@ pub struct CausalLm {
     kinds: Vec<LayerKind>,
     /// Which of them each layer has.
     kind_of_layer: Vec<usize>,
+    profile: Profile,
 }
 
-/// What a token takes, attention aside.
+/// What the matrices of an operation take, in all layers together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Multiplications in the layers, and in the head.
-    pub layer_products: usize,
-    pub head_products: usize,
-    /// Bytes of weights that are read for one token, the head's among them.
+    /// Multiplications for one token.
+    pub products: usize,
+    /// Bytes of weights that are read for one token.
     pub weight_bytes: usize,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.products += other.products;
+        self.weight_bytes += other.weight_bytes;
+    }
 }
 
 /// A rotation and a window.
@@ -97,7 +105,17 @@ impl CausalLm {
                 })
             })
             .collect();
-        Ok(Self { arithmetic, embedding, layers, norm, head, kinds, kind_of_layer, config })
+        Ok(Self {
+            arithmetic,
+            embedding,
+            layers,
+            norm,
+            head,
+            kinds,
+            kind_of_layer,
+            profile: Profile::new(),
+            config,
+        })
     }
 }
 
@@ -107,6 +125,7 @@ impl Decoder for CausalLm {
     }
 
     fn forward(&mut self, kv: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
+        self.profile.start();
         let mut x = self.embedding.rows(&input.token_ids)?;
         if let Some(scale) = self.config.embedding_scale {
             x = (x * scale)?;
@@ -114,6 +133,7 @@ impl Decoder for CausalLm {
         let kinds = self.kinds.iter().map(|kind| self.context_of(kind, input)).collect::<Result<Vec<_>>>()?;
         let kv_layout = kv.layout();
         let mut sequences = kv.extend(&input.spans)?;
+        self.profile.lap(Op::Embedding);
         for (idx, (layer, &kind)) in self.layers.iter().zip(&self.kind_of_layer).enumerate() {
             let (rotation, biases) = &kinds[kind];
             let context = LayerContext {
@@ -124,29 +144,36 @@ impl Decoder for CausalLm {
                 window: self.kinds[kind].1,
                 rotation: rotation.as_ref(),
                 biases,
+                profile: &self.profile,
             };
             x = layer.forward(&x, &mut sequences, &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
         let logits = side_by_side(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
-        match self.config.logit_softcap {
-            Some(cap) => softcap(&logits, cap),
-            None => Ok(logits),
-        }
+        let logits = match self.config.logit_softcap {
+            Some(cap) => softcap(&logits, cap)?,
+            None => logits,
+        };
+        self.profile.lap(Op::Head);
+        Ok(logits)
     }
 }
 
 impl CausalLm {
-    /// What a token takes.
-    pub fn cost(&self) -> Cost {
-        let (head_products, head_bytes) = self.head.size();
-        let mut cost = Cost { layer_products: 0, head_products, weight_bytes: head_bytes };
-        for (linear, times) in self.layers.iter().flat_map(DecoderLayer::matrices) {
+    /// What each operation takes, attention aside.
+    pub fn costs(&self) -> [(Op, Cost); Op::ALL.len()] {
+        let mut costs = Op::ALL.map(|op| (op, Cost::default()));
+        let of_layers = self.layers.iter().flat_map(DecoderLayer::matrices);
+        for (op, linear, times) in of_layers.chain([(Op::Head, &self.head, 1)]) {
             let (products, bytes) = linear.size();
-            cost.layer_products += times * products;
-            cost.weight_bytes += times * bytes;
+            costs[op as usize].1 += Cost { products: times * products, weight_bytes: times * bytes };
         }
-        cost
+        costs
+    }
+
+    /// Where the time of forward passes goes.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// What is the same for a batch in every layer of a kind: its rotations and, for plain tensor

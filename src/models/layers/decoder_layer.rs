@@ -14,6 +14,7 @@ use candle_core::{D, Tensor};
 use super::super::Arithmetic;
 use super::super::decoder::ModelConfig;
 use super::super::kv_store::append;
+use super::super::profile::{Op, Profile};
 use super::attention::{Scores, attention};
 use super::linear::{Linear, added, side_by_side};
 use super::mlp::{GatedMlp, Mixture};
@@ -60,6 +61,7 @@ pub struct LayerContext<'a> {
     /// For each sequence the bias over the keys that its queries see ([`first_key`]), where they are
     /// computed by plain tensor operations.
     pub biases: &'a [Option<Tensor>],
+    pub profile: &'a Profile,
 }
 
 /// The first key that a query at position `start` or later may see.
@@ -70,18 +72,27 @@ pub fn first_key(start: usize, window: Option<usize>) -> usize {
 impl DecoderLayer {
     /// `x` and the result are `[n_tokens, hidden]`, the new tokens of all `sequences`.
     pub fn forward(&self, x: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+        let profile = context.profile;
         let qkv = side_by_side(Some(&self.attention_norm), &[&self.query, &self.key, &self.value], x)?;
+        profile.lap(Op::Qkv);
         let mixed = self.attention_of(&qkv, sequences, context)?;
+        profile.lap(Op::Attention);
         let x = added(&self.output, self.attention_post_norm.as_ref(), &mixed, x)?;
+        profile.lap(Op::Output);
         match &self.mlp {
             Mlp::Dense(mlp) => {
                 let inner = mlp.gate_up(Some(&self.mlp_norm), &x)?;
-                added(&mlp.down, self.mlp_post_norm.as_ref(), &inner, &x)
+                profile.lap(Op::GateUp);
+                let y = added(&mlp.down, self.mlp_post_norm.as_ref(), &inner, &x)?;
+                profile.lap(Op::Down);
+                Ok(y)
             }
             Mlp::Mixture(mixture) => {
                 let y = mixture.forward(&self.mlp_norm.forward(&x)?)?;
                 let y = self.mlp_post_norm.as_ref().map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))?;
-                Ok((y + x)?)
+                let y = (y + x)?;
+                profile.lap(Op::Experts);
+                Ok(y)
             }
         }
     }
@@ -101,17 +112,24 @@ impl DecoderLayer {
         }
     }
 
-    /// The matrices that a token goes through, by how many of each.
-    pub fn matrices(&self) -> Vec<(&Linear, usize)> {
-        let mut matrices = vec![(&self.query, 1), (&self.key, 1), (&self.value, 1), (&self.output, 1)];
-        let (mlp, times) = match &self.mlp {
-            Mlp::Dense(mlp) => (Some(mlp), 1),
-            Mlp::Mixture(mixture) => {
-                matrices.push((&mixture.router, 1));
-                (mixture.experts.first(), mixture.n_used)
+    /// The matrices that a token goes through, by operation and by how many of each.
+    pub fn matrices(&self) -> Vec<(Op, &Linear, usize)> {
+        let mut matrices = vec![
+            (Op::Qkv, &self.query, 1),
+            (Op::Qkv, &self.key, 1),
+            (Op::Qkv, &self.value, 1),
+            (Op::Output, &self.output, 1),
+        ];
+        match &self.mlp {
+            Mlp::Dense(GatedMlp { gate, up, down, .. }) => {
+                matrices.extend([(Op::GateUp, gate, 1), (Op::GateUp, up, 1), (Op::Down, down, 1)]);
             }
-        };
-        matrices.extend(mlp.into_iter().flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]).map(|m| (m, times)));
+            Mlp::Mixture(mixture) => {
+                matrices.push((Op::Experts, &mixture.router, 1));
+                let expert = mixture.experts.iter().take(1).flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
+                matrices.extend(expert.map(|matrix| (Op::Experts, matrix, mixture.n_used)));
+            }
+        }
         matrices
     }
 
@@ -270,6 +288,7 @@ mod tests {
                 window,
                 rotation: rotation.as_ref(),
                 biases: &biases,
+                profile: &Profile::new(),
             };
             let mut sequences = kv.extend(&input.spans).unwrap();
             let y = layer.attention_of(&qkv.unwrap(), &mut sequences, &context).unwrap();
