@@ -624,6 +624,8 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                 // room for the rows.
                 unsafe {
                     let keys_of = |block: usize| sequence.blocks[block].0.add(of_head).cast_const();
+                    let ahead_of =
+                        |block| (block + BLOCKS_AHEAD < end_block).then(|| keys_of(block + BLOCKS_AHEAD));
                     let scales_of = |block: usize, idx: usize| {
                         let scales = keys_of(block).add(layout.scales_offset()).cast::<f32>();
                         S::load(scales.add(idx * BLOCK_TOKENS))
@@ -634,20 +636,22 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                         let queries = &queries[rows.start * padded..];
                         let scores = &mut scores[pair * step_stride..];
                         if is_memory_bound {
-                            for n in pair..n_blocks.min(pair + 2) {
-                                if block + n + BLOCKS_AHEAD < end_block {
-                                    let ahead = keys_of(block + n + BLOCKS_AHEAD);
-                                    for line in (0..layout.values_offset()).step_by(64) {
-                                        S::prefetch(ahead.add(line));
-                                    }
-                                }
-                            }
-                            products::<S, N>(queries, padded, keys, head_dim, scores, step_stride);
+                            let ahead = [pair, pair + 1].map(|n| ahead_of(block + n));
+                            products::<S, N>(queries, padded, keys, ahead, head_dim, scores, step_stride);
                         } else {
                             for (keys, to) in keys.iter_mut().zip(expanded.chunks_exact_mut(padded * LANES)) {
                                 *keys = expand::<S, N>(*keys, &mut to[..head_dim * LANES]);
                             }
-                            products::<S, kv::F32>(queries, padded, keys, head_dim, scores, step_stride);
+                            let no_more = [None; 2];
+                            products::<S, kv::F32>(
+                                queries,
+                                padded,
+                                keys,
+                                no_more,
+                                head_dim,
+                                scores,
+                                step_stride,
+                            );
                         }
                     }
                     for n in 0..n_blocks {
@@ -676,12 +680,6 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                         );
                     }
                     for n in 0..n_blocks {
-                        if is_memory_bound && block + n + BLOCKS_AHEAD < end_block {
-                            let ahead = keys_of(block + n + BLOCKS_AHEAD);
-                            for line in (layout.values_offset()..layout.head_bytes()).step_by(64) {
-                                S::prefetch(ahead.add(line));
-                            }
-                        }
                         let scores = &mut scores[n * step_stride..][..step_stride];
                         if N::HAS_SCALES {
                             for scores in scores.chunks_exact_mut(LANES) {
@@ -693,10 +691,11 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                         let block_values = keys_of(block + n).add(layout.values_offset());
                         let values = &mut values[rows.start * padded..];
                         if is_memory_bound {
-                            add_values::<S, N>(scores, n_keys, block_values, padded, values);
+                            let ahead = ahead_of(block + n).map(|keys| keys.add(layout.values_offset()));
+                            add_values::<S, N>(scores, n_keys, block_values, ahead, padded, values);
                         } else {
                             let block_values = expand::<S, N>(block_values, &mut expanded[..padded * LANES]);
-                            add_values::<S, kv::F32>(scores, n_keys, block_values, padded, values);
+                            add_values::<S, kv::F32>(scores, n_keys, block_values, None, padded, values);
                         }
                     }
                 }
@@ -767,12 +766,13 @@ unsafe fn expand<S: Simd, N: KvNumber>(from: *const u8, to: &mut [f32]) -> *cons
 }
 
 /// Scores of the keys of blocks for each row: `scores[row][key] = query[row] · key`, those of the second
-/// block `stride` behind those of the first.
+/// block `stride` behind those of the first. Fetches the keys of blocks `ahead` meanwhile.
 #[inline(always)]
 unsafe fn products<S: Simd, N: KvNumber>(
     queries: &[f32],
     padded: usize,
     keys: &[*const u8],
+    mut ahead: [Option<*const u8>; 2],
     head_dim: usize,
     scores: &mut [f32],
     stride: usize,
@@ -789,14 +789,15 @@ unsafe fn products<S: Simd, N: KvNumber>(
                 ($($m:literal),*) => {
                     match (m, keys) {
                         $(
-                            ($m, &[a]) => product_rows::<S, N, $m, 1>(queries, padded, [a], head_dim, scores, stride),
-                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(queries, padded, [a, b], head_dim, scores, stride),
+                            ($m, &[a]) => product_rows::<S, N, $m, 1>(queries, padded, [a], ahead, head_dim, scores, stride),
+                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(queries, padded, [a, b], ahead, head_dim, scores, stride),
                         )*
                         _ => unreachable!("one or two blocks"),
                     }
                 };
             }
             product!(1, 2, 3, 4);
+            ahead = [None; 2];
             row += m;
         }
     }
@@ -810,6 +811,7 @@ unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize, const B: usize>(
     queries: *const f32,
     padded: usize,
     keys: [*const u8; B],
+    ahead: [Option<*const u8>; 2],
     head_dim: usize,
     scores: *mut f32,
     stride: usize,
@@ -819,6 +821,9 @@ unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize, const B: usize>(
         let mut sums = [[[S::splat(0.0); SUMS]; B]; M];
         let n_whole = head_dim / SUMS * SUMS;
         for start in (0..n_whole).step_by(SUMS) {
+            for ahead in ahead.into_iter().flatten() {
+                fetch::<S>(ahead.add(start * BLOCK_TOKENS * N::BYTES), SUMS * BLOCK_TOKENS * N::BYTES);
+            }
             for n in 0..SUMS {
                 let i = start + n;
                 let mut of_blocks = [S::splat(0.0); B];
@@ -916,12 +921,22 @@ unsafe fn outside<S: Simd>(table: &Outside, seen: &Range<usize>) -> S::Floats {
     }
 }
 
-/// Adds the weighted values of a block's keys to each row's sums.
+/// Fetches bytes from memory: a few at a time, in between, since many at once keep other loads waiting.
+#[inline(always)]
+unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {
+    for line in (0..n_bytes).step_by(64) {
+        // SAFETY: the caller's promise; fetching does no harm anywhere.
+        unsafe { S::prefetch(from.wrapping_add(line)) };
+    }
+}
+
+/// Adds the weighted values of a block's keys to each row's sums. Fetches the values `ahead` meanwhile.
 #[inline(always)]
 unsafe fn add_values<S: Simd, N: KvNumber>(
     weights: &[f32],
     n_keys: usize,
     block_values: *const u8,
+    ahead: Option<*const u8>,
     padded: usize,
     values: &mut [f32],
 ) {
@@ -931,6 +946,7 @@ unsafe fn add_values<S: Simd, N: KvNumber>(
         for column in (0..padded).step_by(4 * LANES) {
             let block_values = block_values.add(column * N::BYTES);
             let n_vectors = (padded - column).min(4 * LANES) / LANES;
+            let mut ahead = ahead.map(|ahead| ahead.add(column * N::BYTES));
             let mut row = 0;
             while row < n_rows {
                 let weights = weights.as_ptr().add(row * LANES);
@@ -939,12 +955,13 @@ unsafe fn add_values<S: Simd, N: KvNumber>(
                 macro_rules! add {
                     ($($m:literal $v:literal),*) => {
                         match (m, n_vectors) {
-                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, n_keys, block_values, padded, values),)*
+                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, n_keys, block_values, ahead, padded, values),)*
                             _ => {}
                         }
                     };
                 }
                 add!(1 1, 1 2, 1 3, 1 4, 2 1, 2 2, 2 3, 2 4, 3 1, 3 2, 3 3, 3 4, 4 1, 4 2, 4 3, 4 4);
+                ahead = None;
                 row += m;
             }
         }
@@ -956,6 +973,7 @@ unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
     weights: *const f32,
     n_keys: usize,
     block_values: *const u8,
+    ahead: Option<*const u8>,
     padded: usize,
     values: *mut f32,
 ) {
@@ -968,6 +986,9 @@ unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
             }
         }
         for key in 0..n_keys {
+            if let Some(ahead) = ahead {
+                fetch::<S>(ahead.add(key * padded * N::BYTES), V * LANES * N::BYTES);
+            }
             let mut of_key = [S::splat(0.0); V];
             for v in 0..V {
                 of_key[v] = N::load::<S>(block_values.add((key * padded + v * LANES) * N::BYTES));
