@@ -122,7 +122,7 @@ pub struct ComputeArgs {
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Instructions that the kernels use [default: the fastest that the processor has]
-    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512"])]
+    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512", "amx"])]
     pub isa: Option<String>,
     /// How keys and values are kept: int8 takes half the memory and is faster in long contexts, at some
     /// cost in accuracy

@@ -15,13 +15,15 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// The same, and AMX for bytes.
+    Amx,
 }
 
 /// The choice of this process.
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
 
     /// The fastest that this processor has.
     pub fn detect() -> Self {
@@ -48,7 +50,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Self::Avx512.is_available() && super::amx::is_available(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             _ => false,
         }
     }
@@ -83,6 +87,7 @@ impl fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         })
     }
 }
@@ -92,7 +97,8 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
-            let message = format!("`{name}` is not an instruction set; there are scalar, avx2 and avx512");
+            let message =
+                format!("`{name}` is not an instruction set; there are scalar, avx2, avx512 and amx");
             Error::new(Kind::Config, message)
         })
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::bytes::PageBytes;
+use super::bytes::Slab;
 use super::simd::{LANES, Simd};
 
 /// Tokens of a block.
@@ -68,9 +68,7 @@ impl KvLayout {
     /// New blocks of zeros, side by side in memory.
     pub fn blocks(&self) -> Vec<KvBlock> {
         let n_blocks = self.blocks_of_slab();
-        let mut bytes = PageBytes::zeroed(n_blocks * self.block_bytes());
-        let start = SlabStart(bytes.as_mut_ptr());
-        let slab = Arc::new(Slab { start, _bytes: bytes });
+        let slab = Arc::new(Slab::zeroed(n_blocks * self.block_bytes()));
         (0..n_blocks).map(|slot| KvBlock { slab: slab.clone(), slot, layout: *self }).collect()
     }
 
@@ -138,22 +136,6 @@ pub struct KvBlock {
     layout: KvLayout,
 }
 
-#[derive(Debug)]
-struct Slab {
-    start: SlabStart,
-    /// What `start` points to.
-    _bytes: PageBytes,
-}
-
-/// Where a slab begins.
-#[derive(Debug)]
-struct SlabStart(*mut u8);
-
-// SAFETY: blocks reach only what belongs to them, so that each can be used by another thread.
-unsafe impl Send for SlabStart {}
-// SAFETY: as above; shared references to a block only read.
-unsafe impl Sync for SlabStart {}
-
 impl KvBlock {
     /// Where its bytes begin: layers are [`KvLayout::keys_at`] apart.
     ///
@@ -166,7 +148,7 @@ impl KvBlock {
 
     fn start(&self) -> *mut u8 {
         // SAFETY: the slab has as many slots as blocks were made of it.
-        unsafe { self.slab.start.0.add(self.slot * self.layout.layer_bytes()) }
+        unsafe { self.slab.start().add(self.slot * self.layout.layer_bytes()) }
     }
 
     /// What belongs to it of a layer.

@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
 use super::bytes::PageBytes;
 use super::isa::Isa;
 use super::pool;
@@ -32,6 +34,12 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 /// Operations per second, a multiplication and an addition being two, of all compute threads together,
 /// with the instructions that the kernels multiply quantized weights with, on registers.
 pub fn product_operations_per_second(isa: Isa) -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if isa == Isa::Amx {
+        // SAFETY: `isa` is available.
+        let work = || pool::run(|_| unsafe { amx::multiply(TURNS) });
+        return median_rate((pool::n_threads() * 2 * TURNS * amx::PRODUCTS_PER_TURN) as f64, work);
+    }
     let n_threads = pool::n_threads() as f64;
     median_rate(n_threads * (TURNS * OPERATIONS_PER_TURN) as f64, || {
         pool::run(|_| {

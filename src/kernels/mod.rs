@@ -7,6 +7,8 @@
 #![allow(clippy::needless_range_loop)] // Registers are arrays here, of which several are gone through in step.
 
 pub mod activations;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub mod attention;
 mod bytes;
 pub mod isa;

@@ -5,16 +5,20 @@
 //! the first-level cache: all rows share that work, and a tile of them, once read, meets both panels.
 //! The whole numbers are the same in both ways and are rounded to float32 at the same places, so the
 //! results are the same bit by bit.
+//!
+//! With AMX a tile is larger, and codes and activations are bytes; the rest is the same.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::{Norm, Transform, scale_of};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
 use super::isa::Isa;
 use super::pool;
 use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch};
-use super::weights::{Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUPS};
+use super::weights::{CodeWidth, Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUPS};
 
 /// A matrix's panel.
 pub type Panel<'a> = (&'a PackedMatrix, usize);
@@ -22,19 +26,57 @@ pub type Panel<'a> = (&'a PackedMatrix, usize);
 /// Rows that share an expanded panel at most: so many sums stay in the second-level cache.
 pub const BLOCK_ROWS: usize = 256;
 
-/// 32 activations as whole numbers, in the order in which [`Simd::dot_words`] takes them.
+/// 32 activations as whole numbers, in the order in which [`Simd::dot_words`] takes them; or as many bytes
+/// of those of a tile, whose high bytes, row by row, come before the low.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Words([i16; GROUP_LEN]);
+pub(super) struct Words([i16; GROUP_LEN]);
+
+/// The bytes of a tile's rows of a group.
+fn bytes_of(tile: &mut [Words]) -> &mut [i8] {
+    // SAFETY: whole numbers of 16 bits are two bytes each, and any bytes are such numbers.
+    unsafe { std::slice::from_raw_parts_mut(tile.as_mut_ptr().cast(), size_of_val(tile)) }
+}
 
 /// What goes with them.
 #[derive(Debug, Clone, Copy, Default)]
-struct Factors {
+pub(super) struct Factors {
     /// What the whole numbers are multiplied by.
-    scale: f32,
+    pub scale: f32,
     /// The sum of all, scaled, and of each half.
     sum: f32,
     half_sums: [f32; 2],
+}
+
+impl Factors {
+    /// The sum of one of `n_parts` of the group.
+    #[inline(always)]
+    pub fn sum_of(&self, part: usize, n_parts: usize) -> f32 {
+        if n_parts == 1 { self.sum } else { self.half_sums[part] }
+    }
+}
+
+/// What differs with AMX.
+fn code_width(isa: Isa) -> CodeWidth {
+    if isa == Isa::Amx { CodeWidth::Byte } else { CodeWidth::Word }
+}
+
+/// Rows of a tile.
+fn tile_rows(isa: Isa) -> usize {
+    struct TileRows;
+    impl Kernel for TileRows {
+        type Output = usize;
+
+        unsafe fn run<S: Simd>(self) -> usize {
+            S::WIDE_TILE_ROWS
+        }
+    }
+    match isa {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Isa::Amx => amx::TILE_ROWS,
+        // SAFETY: `Isa::choose` and `detect` give only what the processor has.
+        _ => unsafe { dispatch(isa, TileRows) },
+    }
 }
 
 /// Rows of activations, in the order in which they are read: stretch by stretch, of a stretch tile by tile,
@@ -58,21 +100,13 @@ thread_local! {
 impl Rows {
     /// What `norm` makes of the rows of `x`, each `n_in` long.
     pub fn new(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>) -> Self {
-        struct TileRows;
-        impl Kernel for TileRows {
-            type Output = usize;
-
-            unsafe fn run<S: Simd>(self) -> usize {
-                S::WIDE_TILE_ROWS
-            }
-        }
-        // SAFETY: `Isa::choose` and `detect` give only what the processor has.
-        let tile_rows = unsafe { dispatch(isa, TileRows) };
+        let tile_rows = tile_rows(isa);
         let (n_rows, n_groups) = (x.len() / n_in, n_in / GROUP_LEN);
         let mut rows = Self { n_rows, n_tiles: n_rows.div_ceil(tile_rows), n_groups, ..SPARE_ROWS.take() };
         let n = n_rows * n_groups;
-        // They only grow: what is there need not be written again.
-        rows.words.resize(rows.words.len().max(n), Words([0; GROUP_LEN]));
+        // They only grow: what is there need not be written again. Tiles of AMX are read as if they were
+        // full.
+        rows.words.resize(rows.words.len().max(n + tile_rows), Words([0; GROUP_LEN]));
         rows.factors.resize(rows.factors.len().max(n), Factors::default());
         {
             let tiles = Tiles { n_rows, n_tiles: rows.n_tiles };
@@ -83,7 +117,16 @@ impl Rows {
                     let of_tile = tiles.rows(tile);
                     for (row, idx) in of_tile.clone().enumerate() {
                         let x = &x[idx * n_in..][..n_in];
-                        let fill = FillRow { x, norm, row, of_tile: of_tile.clone(), n_rows, words, factors };
+                        let fill = FillRow {
+                            x,
+                            norm,
+                            row,
+                            of_tile: of_tile.clone(),
+                            n_rows,
+                            width: code_width(isa),
+                            words,
+                            factors,
+                        };
                         // SAFETY: the processor has the instructions; each tile is claimed once.
                         unsafe { dispatch(isa, fill) };
                     }
@@ -122,6 +165,9 @@ impl Rows {
         let tiles = Tiles { n_rows: self.n_rows, n_tiles: self.n_tiles };
         let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
         let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        // SAFETY: AMX is available if it was chosen.
+        let amx = (isa == Isa::Amx).then(|| unsafe { amx::Configured::new(panels[0].0.n_scaled()) });
         PANELS.with_borrow_mut(|expanded| {
             SUMS.with_borrow_mut(|sums| {
                 for sums in sums.iter_mut().take(panels.len()) {
@@ -131,7 +177,7 @@ impl Rows {
                 let [first, second] = sums;
                 for groups in stretches(self.n_groups) {
                     for ((matrix, panel), expanded) in panels.iter().zip(expanded.iter_mut()) {
-                        matrix.expand(isa, *panel, groups.clone(), expanded);
+                        matrix.expand(isa, *panel, groups.clone(), code_width(isa), expanded);
                     }
                     let kernel = Stretch {
                         rows: self,
@@ -140,6 +186,8 @@ impl Rows {
                         panels: &expanded[..panels.len()],
                         then: (groups.end == self.n_groups).then_some(&mut then),
                         groups,
+                        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                        amx: amx.as_ref(),
                         sums: [&mut *first, &mut *second],
                     };
                     // SAFETY: the processor has the instructions; the panels hold the groups, which the
@@ -177,6 +225,7 @@ struct FillRow<'a> {
     row: usize,
     of_tile: Range<usize>,
     n_rows: usize,
+    width: CodeWidth,
     words: SharedMut<'a, Words>,
     factors: SharedMut<'a, Factors>,
 }
@@ -186,35 +235,68 @@ impl Kernel for FillRow<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { x, norm, row, of_tile, n_rows, words, factors } = self;
+        let Self { x, norm, row, of_tile, n_rows, width, words, factors } = self;
         // SAFETY: the processor has the instructions, and nobody else has the places of this row.
         unsafe {
             let transform = Transform::<S>::of(x, norm);
             for groups in stretches(x.len() / GROUP_LEN) {
-                let place = groups.start * n_rows + of_tile.start * groups.len() + row;
+                let first_place = groups.start * n_rows + of_tile.start * groups.len();
                 for (idx, group) in groups.enumerate() {
-                    let place = place + idx * of_tile.len();
-                    let words = &mut words.slice(place, 1)[0].0;
-                    let factors = &mut factors.slice(place, 1)[0];
+                    let place = first_place + idx * of_tile.len();
+                    let factors = &mut factors.slice(place + row, 1)[0];
                     let start = group * GROUP_LEN;
                     let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
                     let (scale, inverse) = scale_of::<S>(halves);
-                    *factors = Factors { scale, ..Factors::default() };
-                    let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else {
-                        *words = [0; GROUP_LEN];
-                        continue;
+                    let inverse = inverse.map(|inverse| S::splat(inverse));
+                    let numbers = inverse.map(|inverse| halves.map(|half| S::mul(half, inverse)));
+                    let numbers = numbers.unwrap_or([S::splat(0.0); 2]);
+                    // SAFETY: other threads have other tiles.
+                    let sums = match width {
+                        CodeWidth::Word => store_words::<S>(numbers, &mut words.slice(place + row, 1)[0]),
+                        CodeWidth::Byte => store_bytes::<S>(numbers, row, words.slice(place, of_tile.len())),
                     };
-                    let (first, second) = words.split_at_mut(LANES);
-                    let sums = [
-                        S::quantize_words(S::mul(halves[0], inverse), first.as_mut_ptr()),
-                        S::quantize_words(S::mul(halves[1], inverse), second.as_mut_ptr()),
-                    ];
-                    factors.sum = (sums[0] + sums[1]) as f32 * scale;
-                    factors.half_sums = sums.map(|sum| sum as f32 * scale);
+                    *factors = Factors { scale, ..Factors::default() };
+                    if inverse.is_some() {
+                        factors.sum = (sums[0] + sums[1]) as f32 * scale;
+                        factors.half_sums = sums.map(|sum| sum as f32 * scale);
+                    }
                 }
             }
         }
     }
+}
+
+/// Rounds 32 numbers into whole ones; gives the sum of each half.
+#[inline(always)]
+unsafe fn store_words<S: Simd>([first, second]: [S::Floats; 2], to: &mut Words) -> [i32; 2] {
+    let (of_first, of_second) = to.0.split_at_mut(LANES);
+    // SAFETY: the processor has the instructions; there is room for a vector in each half.
+    unsafe {
+        [S::quantize_words(first, of_first.as_mut_ptr()), S::quantize_words(second, of_second.as_mut_ptr())]
+    }
+}
+
+/// The same into the bytes of a row of a tile.
+#[inline(always)]
+unsafe fn store_bytes<S: Simd>(halves: [S::Floats; 2], row: usize, tile: &mut [Words]) -> [i32; 2] {
+    let n_bytes = tile.len() * GROUP_LEN;
+    let (high_plane, low_plane) = bytes_of(tile).split_at_mut(n_bytes);
+    let place = row * GROUP_LEN..(row + 1) * GROUP_LEN;
+    let places =
+        high_plane[place.clone()].chunks_exact_mut(LANES).zip(low_plane[place].chunks_exact_mut(LANES));
+    let mut sums = [0; 2];
+    for ((half, (high, low)), sum) in halves.into_iter().zip(places).zip(&mut sums) {
+        let mut numbers = [0.0f32; LANES];
+        // SAFETY: the processor has the instructions; the array has room for a vector.
+        unsafe { S::store(S::round(half), numbers.as_mut_ptr()) };
+        for ((number, high), low) in numbers.into_iter().zip(high).zip(low) {
+            let number = number as i32;
+            // The low byte is signed, so the high one takes what rounding to 256 leaves.
+            (*low, *high) = (number as i8, ((number + 128) >> 8) as i8);
+            *sum += number;
+        }
+    }
+    sums
 }
 
 /// The products of some tiles with a stretch of one or two panels.
@@ -225,6 +307,8 @@ struct Stretch<'a, F> {
     panels: &'a [Expanded],
     /// Which groups of the rows the panels hold.
     groups: Range<usize>,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    amx: Option<&'a amx::Configured>,
     /// Of each panel those of each row of the block.
     sums: [&'a mut [[f32; LANES]]; 2],
     /// Gets them, if this stretch is the last.
@@ -236,7 +320,9 @@ impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F>
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { rows, tiles, of_block, panels, groups, sums: [mut first, mut second], mut then } = self;
+        let Self {
+            rows, tiles, of_block, panels, ref groups, sums: [mut first, mut second], mut then, ..
+        } = self;
         for tile in of_block {
             let of_tile = tiles.rows(tile);
             let m = of_tile.len();
@@ -249,6 +335,17 @@ impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F>
             (others, second) = second.split_at_mut(m.min(second.len()));
             // SAFETY: the caller's promise.
             unsafe {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                if let Some(configured) = self.amx {
+                    match panels {
+                        [a, b] => amx::tile(configured, m, x, [a, b], [&mut *sums, &mut *others]),
+                        _ => amx::tile(configured, m, x, [&panels[0]], [&mut *sums]),
+                    }
+                    if let Some(then) = &mut then {
+                        then(of_tile, [sums, others]);
+                    }
+                    continue;
+                }
                 match panels {
                     [a, b] => by_rows::<S, 2>(m, x, [a, b], [sums, others]),
                     _ => by_rows::<S, 1>(m, x, [&panels[0]], [sums]),
@@ -265,10 +362,10 @@ const AHEAD: usize = 4;
 
 /// Groups of the rows of a tile.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
-    words: &'a [Words],
-    factors: &'a [Factors],
-    n_groups: usize,
+pub(super) struct Tile<'a> {
+    pub words: &'a [Words],
+    pub factors: &'a [Factors],
+    pub n_groups: usize,
 }
 
 #[inline(always)]
@@ -320,10 +417,11 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
             for part in 0..n_parts {
                 let mut products = [[S::word_sums(); M]; P];
                 for pair in part * n_pairs..(part + 1) * n_pairs {
-                    let mut weights =
-                        [S::load_words(panels[0].words[group].as_ptr().add(pair * 2 * LANES)); P];
+                    let of_panel =
+                        |p: usize| panels[p].codes[group].as_ptr().cast::<i16>().add(pair * 2 * LANES);
+                    let mut weights = [S::load_words(of_panel(0)); P];
                     for p in 1..P {
-                        weights[p] = S::load_words(panels[p].words[group].as_ptr().add(pair * 2 * LANES));
+                        weights[p] = S::load_words(of_panel(p));
                     }
                     for m in 0..M {
                         let activations = words.add(m).cast::<i16>().add(2 * pair);
@@ -343,8 +441,7 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
                     if has_mins {
                         let min = S::load(panels[p].mins[at].as_ptr());
                         for m in 0..M {
-                            let Factors { sum, half_sums, .. } = &*factors.add(m);
-                            let sum = if n_parts == 1 { *sum } else { half_sums[part] };
+                            let sum = (*factors.add(m)).sum_of(part, n_parts);
                             sums[p][m] = S::mul_add(min, S::splat(sum), sums[p][m]);
                         }
                     }

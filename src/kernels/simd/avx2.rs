@@ -240,6 +240,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(codes: [__m256i; 2], zero: i8, to: *mut i8) {
+        for (idx, codes) in codes.into_iter().enumerate() {
+            _mm256_storeu_si256(to.add(32 * idx).cast(), _mm256_sub_epi8(codes, _mm256_set1_epi8(zero)));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_words(from: *const i16) -> [__m256i; 2] {
         Self::codes_8(from.cast())
     }

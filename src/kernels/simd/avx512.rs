@@ -14,6 +14,18 @@ pub struct Planes {
     low: __m512i,
 }
 
+impl Avx512 {
+    /// Sixteen sums of products with high bytes and as many with low bytes, together as numbers.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    #[inline(always)]
+    pub unsafe fn join(high: *const i32, low: *const i32) -> __m512 {
+        let [high, low] = [high, low].map(|sums| _mm512_loadu_si512(sums.cast()));
+        Self::finish(Planes { high, low })
+    }
+}
+
 impl Simd for Avx512 {
     const TILE_ROWS: usize = 8;
     const WIDE_TILE_ROWS: usize = 6;
@@ -195,6 +207,11 @@ impl Simd for Avx512 {
         let odd = _mm512_srli_epi16::<8>(codes);
         _mm512_storeu_si512(to.cast(), _mm512_sub_epi16(even, zero));
         _mm512_storeu_si512(to.add(32).cast(), _mm512_sub_epi16(odd, zero));
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(codes: __m512i, zero: i8, to: *mut i8) {
+        _mm512_storeu_si512(to.cast(), _mm512_sub_epi8(codes, _mm512_set1_epi8(zero)));
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-use avx512::Avx512;
+pub use avx512::Avx512;
 pub use scalar::Scalar;
 
 use super::isa::Isa;
@@ -101,6 +101,8 @@ pub trait Simd: Copy + 'static {
     /// Stores 64 codes less `zero` as two times [`Simd::Words`]: first inner elements 0 and 2 of each row,
     /// then 1 and 3.
     unsafe fn store_words(codes: Self::Codes, zero: i16, to: *mut i16);
+    /// Stores 64 codes less `zero`.
+    unsafe fn store_bytes(codes: Self::Codes, zero: i8, to: *mut i8);
     unsafe fn load_words(from: *const i16) -> Self::Words;
     unsafe fn word_sums() -> Self::WordSums;
     /// Adds the products of words with two activations.
@@ -131,7 +133,7 @@ pub trait Kernel {
 pub unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Avx512::run(kernel),
+        Isa::Avx512 | Isa::Amx => Avx512::run(kernel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => Avx2::run(kernel),
         _ => Scalar::run(kernel),

@@ -205,6 +205,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn store_bytes(codes: Self::Codes, zero: i8, to: *mut i8) {
+        to.cast::<[i8; 4 * LANES]>()
+            .write_unaligned(codes.map(|code| code.wrapping_sub_signed(zero).cast_signed()));
+    }
+
+    #[inline(always)]
     unsafe fn load_words(from: *const i16) -> Self::Words {
         from.cast::<Self::Words>().read_unaligned()
     }

@@ -163,8 +163,17 @@ impl<Q: Quantized> Format for Q {
     }
 }
 
-/// Expands a group of a block: of each two inner elements the codes, less that of zero, of sixteen rows,
-/// in the order in which [`Simd::dot_words`] takes them; scales and minimums as numbers.
+/// What the codes of an expanded group, less that of zero, become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeWidth {
+    /// Bytes: of each four inner elements those of sixteen rows.
+    Byte,
+    /// Whole numbers of 16 bits, in the order in which [`Simd::dot_words`] takes them: of each two inner
+    /// elements those of sixteen rows.
+    Word,
+}
+
+/// Expands a group of a block; scales and minimums as numbers.
 ///
 /// # Safety
 /// As [`Quantized`]; there is room behind the pointers.
@@ -172,14 +181,18 @@ impl<Q: Quantized> Format for Q {
 pub unsafe fn expand<S: Simd, Q: Quantized>(
     packed: *const u8,
     group: usize,
-    words: *mut i16,
+    width: CodeWidth,
+    expanded: *mut u8,
     scales: *mut f32,
     mins: *mut f32,
 ) {
     for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
         for (quad, codes) in Q::codes::<S>(packed, group, half, pair).into_iter().enumerate() {
             let place = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
-            S::store_words(codes, Q::ZERO as i16, words.add(place));
+            match width {
+                CodeWidth::Byte => S::store_bytes(codes, Q::ZERO as i8, expanded.add(place).cast()),
+                CodeWidth::Word => S::store_words(codes, Q::ZERO as i16, expanded.add(2 * place).cast()),
+            }
         }
     }
     for idx in 0..Q::SCALES_PER_GROUP {

@@ -8,11 +8,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub use format::PANEL_ROWS;
-pub(super) use format::{ActivationGroup, GROUP_LEN};
+pub(super) use format::{ActivationGroup, CodeWidth, GROUP_LEN};
 
 use self::format::{Bf16, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized};
 use super::activations::Activations;
-use super::bytes::PageBytes;
+use super::bytes::SlabBytes;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use crate::error::{Error, Result};
@@ -125,7 +125,7 @@ pub struct PackedMatrix {
     format: WeightFormat,
     n_out: usize,
     n_in: usize,
-    panels: PageBytes,
+    panels: SlabBytes,
 }
 
 impl PackedMatrix {
@@ -147,7 +147,7 @@ impl PackedMatrix {
         }
         let n_blocks = n_in / format.block_len();
         let panel_bytes = n_blocks * format.packed_bytes();
-        let mut panels = PageBytes::zeroed(format.matrix_bytes(n_out, n_in));
+        let mut panels = SlabBytes::zeroed(format.matrix_bytes(n_out, n_in));
         with_format!(format, F => {
             panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
                 for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
@@ -183,6 +183,11 @@ impl PackedMatrix {
         self.panels.len()
     }
 
+    /// Inner elements that share a scale, if the format is of codes.
+    pub(super) fn n_scaled(&self) -> usize {
+        with_quantized_format!(self.format, Q => GROUP_LEN / Q::SCALES_PER_GROUP)
+    }
+
     pub(super) fn n_panels(&self) -> usize {
         self.n_out.div_ceil(PANEL_ROWS)
     }
@@ -210,14 +215,21 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// When panel or groups are not there, there are too many, or the format is not of codes.
-    pub(super) fn expand(&self, isa: Isa, panel: usize, groups: Range<usize>, expanded: &mut Expanded) {
+    pub(super) fn expand(
+        &self,
+        isa: Isa,
+        panel: usize,
+        groups: Range<usize>,
+        width: CodeWidth,
+        expanded: &mut Expanded,
+    ) {
         assert!(panel < self.n_panels() && groups.end <= self.n_in / GROUP_LEN);
         assert!(groups.len() <= STRETCH_GROUPS);
         let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
         with_quantized_format!(self.format, Q => {
             expanded.scales_per_group = Q::SCALES_PER_GROUP;
             expanded.has_mins = Q::HAS_MINS;
-            let kernel = Expand::<Q> { panel, groups, expanded, format: PhantomData };
+            let kernel = Expand::<Q> { panel, groups, width, expanded, format: PhantomData };
             // SAFETY: `Isa::choose` and `detect` give only what the processor has; the groups are there,
             // and so is room for them.
             unsafe { dispatch(isa, kernel) }
@@ -258,12 +270,12 @@ impl PackedMatrix {
 /// Groups of a panel that are expanded at once: two panels' stay in the first-level cache.
 pub(super) const STRETCH_GROUPS: usize = 16;
 
-/// Groups of a panel as whole numbers of 16 bits, for [`Simd::dot_words`].
+/// Groups of a panel as whole numbers.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Expanded {
-    /// Of each two inner elements of a group those of sixteen rows.
-    pub words: [[i16; GROUP_LEN * PANEL_ROWS]; STRETCH_GROUPS],
+    /// Of a group the codes in whichever [`CodeWidth`]; bytes leave half of the room.
+    pub codes: [[u8; 2 * GROUP_LEN * PANEL_ROWS]; STRETCH_GROUPS],
     /// One or two for each group.
     pub scales: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
     pub mins: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
@@ -273,7 +285,7 @@ pub(super) struct Expanded {
 
 impl Expanded {
     pub const EMPTY: Self = Self {
-        words: [[0; _]; _],
+        codes: [[0; _]; _],
         scales: [[0.0; _]; _],
         mins: [[0.0; _]; _],
         scales_per_group: 1,
@@ -284,6 +296,7 @@ impl Expanded {
 struct Expand<'a, Q> {
     panel: *const u8,
     groups: Range<usize>,
+    width: CodeWidth,
     expanded: &'a mut Expanded,
     format: PhantomData<Q>,
 }
@@ -293,10 +306,10 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { panel, groups, expanded, .. } = self;
+        let Self { panel, groups, width, expanded, .. } = self;
         let n_groups = Q::BLOCK_LEN / GROUP_LEN;
         for (idx, group) in groups.enumerate() {
-            let (words, at) = (&mut expanded.words[idx], idx * Q::SCALES_PER_GROUP);
+            let (codes, at) = (&mut expanded.codes[idx], idx * Q::SCALES_PER_GROUP);
             let scales = &mut expanded.scales[at..at + Q::SCALES_PER_GROUP];
             let mins = &mut expanded.mins[at..at + Q::SCALES_PER_GROUP];
             // SAFETY: the caller's promise; the slices have room for a group.
@@ -309,7 +322,8 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
                 format::expand::<S, Q>(
                     packed,
                     group % n_groups,
-                    words.as_mut_ptr(),
+                    width,
+                    codes.as_mut_ptr(),
                     scales.as_mut_ptr().cast(),
                     mins.as_mut_ptr().cast(),
                 );
