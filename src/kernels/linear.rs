@@ -50,9 +50,6 @@ const BLOCK_BYTES: usize = 512 << 10;
 /// always equally fast.
 const PIECES_PER_THREAD: usize = 8;
 
-/// Rows from which on it pays to expand panels for them.
-const MANY_ROWS: usize = 24;
-
 impl Products<'_> {
     pub(super) fn matrices(&self) -> impl Iterator<Item = &Weighted<'_>> {
         let (first, second, several) = match self {
@@ -141,7 +138,7 @@ pub fn linear(
     let mut y = Vec::with_capacity(n_rows * n_out);
     let result =
         Product { n_out, numbers: SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_out]), residual };
-    if n_rows >= MANY_ROWS && products.suit_many_rows() {
+    if wide::pays(isa, n_rows) && products.suit_many_rows() {
         many_rows(isa, x, n_in, norm.as_ref(), products, &result);
     } else {
         few_rows(isa, x, n_in, norm.as_ref(), products, &result);

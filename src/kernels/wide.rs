@@ -61,22 +61,28 @@ fn code_width(isa: Isa) -> CodeWidth {
     if isa == Isa::Amx { CodeWidth::Byte } else { CodeWidth::Word }
 }
 
-/// Rows of a tile.
-fn tile_rows(isa: Isa) -> usize {
-    struct TileRows;
-    impl Kernel for TileRows {
-        type Output = usize;
+/// Rows of a tile, and rows from which on it pays to expand panels.
+fn rows_of(isa: Isa) -> (usize, usize) {
+    struct RowsOf;
+    impl Kernel for RowsOf {
+        type Output = (usize, usize);
 
-        unsafe fn run<S: Simd>(self) -> usize {
-            S::WIDE_TILE_ROWS
+        unsafe fn run<S: Simd>(self) -> (usize, usize) {
+            (S::WIDE_TILE_ROWS, S::MANY_ROWS)
         }
     }
     match isa {
+        // A tile takes the same time however few rows it has.
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Isa::Amx => amx::TILE_ROWS,
+        Isa::Amx => (amx::TILE_ROWS, amx::TILE_ROWS),
         // SAFETY: `Isa::choose` and `detect` give only what the processor has.
-        _ => unsafe { dispatch(isa, TileRows) },
+        _ => unsafe { dispatch(isa, RowsOf) },
     }
+}
+
+/// Whether so many rows are better multiplied here than as the weights are read.
+pub fn pays(isa: Isa, n_rows: usize) -> bool {
+    n_rows >= rows_of(isa).1
 }
 
 /// Rows of activations, in the order in which they are read: stretch by stretch, of a stretch tile by tile,
@@ -100,7 +106,7 @@ thread_local! {
 impl Rows {
     /// What `norm` makes of the rows of `x`, each `n_in` long.
     pub fn new(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>) -> Self {
-        let tile_rows = tile_rows(isa);
+        let (tile_rows, _) = rows_of(isa);
         let (n_rows, n_groups) = (x.len() / n_in, n_in / GROUP_LEN);
         let mut rows = Self { n_rows, n_tiles: n_rows.div_ceil(tile_rows), n_groups, ..SPARE_ROWS.take() };
         let n = n_rows * n_groups;

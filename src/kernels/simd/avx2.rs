@@ -25,6 +25,7 @@ unsafe fn reduce_add_integers(a: __m256i, b: __m256i) -> i32 {
 impl Simd for Avx2 {
     const TILE_ROWS: usize = 3;
     const WIDE_TILE_ROWS: usize = 2;
+    const MANY_ROWS: usize = 24;
 
     type Floats = Pair;
     /// 32 bytes of eight rows each.

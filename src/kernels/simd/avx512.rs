@@ -29,6 +29,8 @@ impl Avx512 {
 impl Simd for Avx512 {
     const TILE_ROWS: usize = 8;
     const WIDE_TILE_ROWS: usize = 6;
+    // Codes are multiplied as they are read, in as many instructions.
+    const MANY_ROWS: usize = usize::MAX;
 
     type Floats = __m512;
     type Codes = __m512i;

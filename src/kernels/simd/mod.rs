@@ -41,6 +41,8 @@ pub trait Simd: Copy + 'static {
     const TILE_ROWS: usize;
     /// The same for products of two panels with [`Simd::dot_words`].
     const WIDE_TILE_ROWS: usize;
+    /// Rows from which on it pays to expand panels for that.
+    const MANY_ROWS: usize;
 
     /// Sixteen float32.
     type Floats: Copy;

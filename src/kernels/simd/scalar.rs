@@ -34,6 +34,7 @@ unsafe fn activations(quad: *const u8) -> [i32; 4] {
 impl Simd for Scalar {
     const TILE_ROWS: usize = 1;
     const WIDE_TILE_ROWS: usize = 4;
+    const MANY_ROWS: usize = 24;
 
     type Floats = [f32; LANES];
     type Codes = [u8; 64];
