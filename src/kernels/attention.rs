@@ -612,7 +612,7 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
 
         let softcap = attention.softcap.map(|cap| Softcap { cap, inverse: 1.0 / cap });
         let is_memory_bound = rows_of_head <= FEW_ROWS;
-        let mut expanded = vec![0.0f32; if is_memory_bound { 0 } else { 2 * padded * LANES }];
+        let mut expanded = vec![0.0f32; if is_memory_bound { 0 } else { STEP_BLOCKS * padded * LANES }];
         let end_block = piece.keys.end.div_ceil(BLOCK_TOKENS);
         let mut block = piece.keys.start / BLOCK_TOKENS;
         while block < end_block {
@@ -679,24 +679,34 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                             &mut values[row * padded..(row + 1) * padded],
                         );
                     }
+                    let mut step = StepValues {
+                        blocks: [std::ptr::null(); STEP_BLOCKS],
+                        ahead: [None; STEP_BLOCKS],
+                        n_keys: (n_blocks * BLOCK_TOKENS).min(piece.keys.end - block * BLOCK_TOKENS),
+                        padded,
+                    };
                     for n in 0..n_blocks {
-                        let scores = &mut scores[n * step_stride..][..step_stride];
                         if N::HAS_SCALES {
+                            let scores = &mut scores[n * step_stride..][..step_stride];
                             for scores in scores.chunks_exact_mut(LANES) {
                                 let scaled = S::mul(S::load(scores.as_ptr()), scales_of(block + n, 1));
                                 S::store(scaled, scores.as_mut_ptr());
                             }
                         }
-                        let n_keys = BLOCK_TOKENS.min(piece.keys.end - (block + n) * BLOCK_TOKENS);
-                        let block_values = keys_of(block + n).add(layout.values_offset());
-                        let values = &mut values[rows.start * padded..];
+                        let values_of = |keys: *const u8| keys.add(layout.values_offset());
+                        step.blocks[n] = values_of(keys_of(block + n));
                         if is_memory_bound {
-                            let ahead = ahead_of(block + n).map(|keys| keys.add(layout.values_offset()));
-                            add_values::<S, N>(scores, n_keys, block_values, ahead, padded, values);
+                            step.ahead[n] = ahead_of(block + n).map(values_of);
                         } else {
-                            let block_values = expand::<S, N>(block_values, &mut expanded[..padded * LANES]);
-                            add_values::<S, kv::F32>(scores, n_keys, block_values, None, padded, values);
+                            let to = &mut expanded[n * padded * LANES..(n + 1) * padded * LANES];
+                            step.blocks[n] = expand::<S, N>(step.blocks[n], to);
                         }
+                    }
+                    let values = &mut values[rows.start * padded..];
+                    if is_memory_bound {
+                        add_values::<S, N>(&scores, step_stride, &step, values);
+                    } else {
+                        add_values::<S, kv::F32>(&scores, step_stride, &step, values);
                     }
                 }
             }
@@ -930,23 +940,31 @@ unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {
     }
 }
 
-/// Adds the weighted values of a block's keys to each row's sums. Fetches the values `ahead` meanwhile.
+/// The values of a step's blocks.
+struct StepValues {
+    blocks: [*const u8; STEP_BLOCKS],
+    /// Values to fetch meanwhile.
+    ahead: [Option<*const u8>; STEP_BLOCKS],
+    /// Keys of all the blocks; only the last may have fewer than there is room for.
+    n_keys: usize,
+    padded: usize,
+}
+
+/// Adds the weighted values of a step's keys to each row's sums; the weights of a block are `stride` behind
+/// those of the one before it. Fetches the values ahead meanwhile.
 #[inline(always)]
 unsafe fn add_values<S: Simd, N: KvNumber>(
     weights: &[f32],
-    n_keys: usize,
-    block_values: *const u8,
-    ahead: Option<*const u8>,
-    padded: usize,
+    stride: usize,
+    step: &StepValues,
     values: &mut [f32],
 ) {
-    let n_rows = weights.len() / LANES;
+    let n_rows = stride / LANES;
+    let padded = step.padded;
     // SAFETY: the caller's promise: as many rows of values as of weights.
     unsafe {
         for column in (0..padded).step_by(4 * LANES) {
-            let block_values = block_values.add(column * N::BYTES);
             let n_vectors = (padded - column).min(4 * LANES) / LANES;
-            let mut ahead = ahead.map(|ahead| ahead.add(column * N::BYTES));
             let mut row = 0;
             while row < n_rows {
                 let weights = weights.as_ptr().add(row * LANES);
@@ -955,13 +973,12 @@ unsafe fn add_values<S: Simd, N: KvNumber>(
                 macro_rules! add {
                     ($($m:literal $v:literal),*) => {
                         match (m, n_vectors) {
-                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, n_keys, block_values, ahead, padded, values),)*
+                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, stride, step, column, row == 0, values),)*
                             _ => {}
                         }
                     };
                 }
                 add!(1 1, 1 2, 1 3, 1 4, 2 1, 2 2, 2 3, 2 4, 3 1, 3 2, 3 3, 3 4, 4 1, 4 2, 4 3, 4 4);
-                ahead = None;
                 row += m;
             }
         }
@@ -971,12 +988,13 @@ unsafe fn add_values<S: Simd, N: KvNumber>(
 #[inline(always)]
 unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
     weights: *const f32,
-    n_keys: usize,
-    block_values: *const u8,
-    ahead: Option<*const u8>,
-    padded: usize,
+    stride: usize,
+    step: &StepValues,
+    column: usize,
+    fetches: bool,
     values: *mut f32,
 ) {
+    let padded = step.padded;
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; M];
@@ -985,18 +1003,24 @@ unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
                 sums[m][v] = S::load(values.add(m * padded + v * LANES));
             }
         }
-        for key in 0..n_keys {
-            if let Some(ahead) = ahead {
-                fetch::<S>(ahead.add(key * padded * N::BYTES), V * LANES * N::BYTES);
-            }
-            let mut of_key = [S::splat(0.0); V];
-            for v in 0..V {
-                of_key[v] = N::load::<S>(block_values.add((key * padded + v * LANES) * N::BYTES));
-            }
-            for m in 0..M {
-                let weight = S::splat(*weights.add(m * LANES + key));
+        for n in 0..step.n_keys.div_ceil(BLOCK_TOKENS) {
+            let weights = weights.add(n * stride);
+            let of_block = step.blocks[n].add(column * N::BYTES);
+            let ahead = step.ahead[n].filter(|_| fetches).map(|ahead| ahead.add(column * N::BYTES));
+            for key in 0..BLOCK_TOKENS.min(step.n_keys - n * BLOCK_TOKENS) {
+                let place = key * padded * N::BYTES;
+                if let Some(ahead) = ahead {
+                    fetch::<S>(ahead.add(place), V * LANES * N::BYTES);
+                }
+                let mut of_key = [S::splat(0.0); V];
                 for v in 0..V {
-                    sums[m][v] = S::mul_add(weight, of_key[v], sums[m][v]);
+                    of_key[v] = N::load::<S>(of_block.add(place + v * LANES * N::BYTES));
+                }
+                for m in 0..M {
+                    let weight = S::splat(*weights.add(m * LANES + key));
+                    for v in 0..V {
+                        sums[m][v] = S::mul_add(weight, of_key[v], sums[m][v]);
+                    }
                 }
             }
         }
