@@ -315,10 +315,7 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
             // SAFETY: the caller's promise; the slices have room for a group.
             unsafe {
                 let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
-                for line in 0..Q::PACKED_BYTES.div_ceil(64 * n_groups) {
-                    // Past the end of the matrix there is nothing to fetch, which does no harm.
-                    S::prefetch(packed.wrapping_add(PREFETCH_BYTES + 64 * (line + group % n_groups)));
-                }
+                format::fetch::<S, Q>(packed, group % n_groups, n_groups);
                 format::expand::<S, Q>(
                     packed,
                     group % n_groups,
@@ -334,9 +331,6 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
 
 /// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
 pub(super) const MAX_TILE_ROWS: usize = 8;
-
-/// How far ahead of its use a panel is fetched from memory.
-const PREFETCH_BYTES: usize = 4096;
 
 struct Tile<'a, F: Format> {
     panel: *const u8,
@@ -389,10 +383,6 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
         let mut sums = [S::splat(0.0); M];
         for block in 0..n_blocks {
             let packed = panel.add(block * F::PACKED_BYTES);
-            for line in 0..F::PACKED_BYTES.div_ceil(64) {
-                // Past the end of the matrix there is nothing to fetch, which does no harm.
-                S::prefetch(packed.wrapping_add(PREFETCH_BYTES + 64 * line));
-            }
             let mut activations = [x; M];
             for (m, activations) in activations.iter_mut().enumerate() {
                 *activations = x.add(m + block * F::N_ACTIVATIONS * stride);
