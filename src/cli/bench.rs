@@ -1,5 +1,6 @@
 //! `bench`: what the machine can do at most, and how much of that a model gets out of it.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -35,12 +36,24 @@ struct Report {
     decode: Vec<Decode>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize)]
 struct MeasuredLimits {
     /// Reading as many bytes as the model has weights.
     read_gb_s: f64,
     /// Products of the instructions in use.
     matrix_tflop_s: f64,
+}
+
+impl MeasuredLimits {
+    /// Seconds that reading takes.
+    fn reading(&self, n_bytes: usize) -> f64 {
+        n_bytes as f64 / (1e9 * self.read_gb_s)
+    }
+
+    /// Seconds that operations of products take.
+    fn multiplying(&self, n_operations: f64) -> f64 {
+        n_operations / (1e12 * self.matrix_tflop_s)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -96,8 +109,8 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let bench = Bench {
         cost,
         head: model.costs()[Op::Head as usize].1,
-        read: limits::read_bytes_per_second(isa, cost.weight_bytes),
-        products: limits::product_operations_per_second(isa),
+        isa,
+        measured: RefCell::default(),
         kv_format: kv_format(args.compute.kv_format),
         profiles: args.profile,
     };
@@ -120,7 +133,7 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
         model: files.id.clone(),
         threads: pool::n_threads(),
         isa: isa.to_string(),
-        limits: MeasuredLimits { read_gb_s: bench.read / 1e9, matrix_tflop_s: bench.products / 1e12 },
+        limits: bench.limits(),
         load_s,
         rss_mb,
         prefill,
@@ -139,16 +152,42 @@ struct Bench {
     /// Of all operations, and of the head alone.
     cost: Cost,
     head: Cost,
-    /// Bytes per second.
-    read: f64,
-    /// Operations per second.
-    products: f64,
+    isa: Isa,
+    /// The limits as they were before each figure, since machines that are shared drift.
+    measured: RefCell<Vec<MeasuredLimits>>,
     kv_format: KvFormat,
     profiles: bool,
 }
 
 impl Bench {
+    /// Measures the limits: the yardstick of the next figure.
+    fn measure(&self) -> MeasuredLimits {
+        let limits = MeasuredLimits {
+            read_gb_s: limits::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
+            matrix_tflop_s: limits::product_operations_per_second(self.isa) / 1e12,
+        };
+        self.measured.borrow_mut().push(limits);
+        limits
+    }
+
+    /// The median of the limits measured so far.
+    fn limits(&self) -> MeasuredLimits {
+        if self.measured.borrow().is_empty() {
+            return self.measure();
+        }
+        let of = |limit: fn(&MeasuredLimits) -> f64| {
+            let mut all: Vec<f64> = self.measured.borrow().iter().map(limit).collect();
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        MeasuredLimits {
+            read_gb_s: of(|limits| limits.read_gb_s),
+            matrix_tflop_s: of(|limits| limits.matrix_tflop_s),
+        }
+    }
+
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
+        let limits = self.measure();
         let mut times = Vec::new();
         model.profile().take();
         for _ in 0..RUNS {
@@ -164,8 +203,8 @@ impl Bench {
         Ok(Prefill {
             tokens: n_tokens,
             tok_s: n_tokens as f64 / seconds,
-            share: operations / self.products / seconds,
-            profile: self.parts(model, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
+            share: limits.multiplying(operations) / seconds,
+            profile: self.parts(model, limits, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
         })
     }
 
@@ -181,6 +220,7 @@ impl Bench {
         for &id in &ids {
             fill(model, &mut kv, id, depth)?;
         }
+        let limits = self.measure();
         let mut times = Vec::new();
         model.profile().take();
         for _ in 0..RUNS {
@@ -199,19 +239,25 @@ impl Bench {
         let steps_per_second = n_tokens as f64 / median(times).as_secs_f64();
         let n_keys = n_streams * (depth + n_tokens / 2);
         let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
-        let reading = (self.cost.weight_bytes + kv_bytes) as f64 / self.read;
-        let multiplying = 2.0 * (n_streams * self.cost.products) as f64 / self.products;
+        let reading = limits.reading(self.cost.weight_bytes + kv_bytes);
+        let multiplying = limits.multiplying(2.0 * (n_streams * self.cost.products) as f64);
         Ok(Decode {
             streams: n_streams,
             depth,
             tok_s: n_streams as f64 * steps_per_second,
             share: reading.max(multiplying) * steps_per_second,
-            profile: self.parts(model, n_tokens, |_| n_streams * n_tokens),
+            profile: self.parts(model, limits, n_tokens, |_| n_streams * n_tokens),
         })
     }
 
     /// Where the time of [`RUNS`] runs went, each of `n_passes` with `n_rows` in all.
-    fn parts(&self, model: &CausalLm, n_passes: usize, n_rows: impl Fn(Op) -> usize) -> Vec<Part> {
+    fn parts(
+        &self,
+        model: &CausalLm,
+        limits: MeasuredLimits,
+        n_passes: usize,
+        n_rows: impl Fn(Op) -> usize,
+    ) -> Vec<Part> {
         let costs = model.costs().into_iter().map(|(_, cost)| cost);
         let parts = model
             .profile()
@@ -222,8 +268,8 @@ impl Bench {
         parts
             .map(|((op, time), cost)| {
                 let seconds = time.as_secs_f64() / RUNS as f64;
-                let reading = (cost.weight_bytes * n_passes) as f64 / self.read;
-                let multiplying = 2.0 * (cost.products * n_rows(op)) as f64 / self.products;
+                let reading = limits.reading(cost.weight_bytes * n_passes);
+                let multiplying = limits.multiplying(2.0 * (cost.products * n_rows(op)) as f64);
                 let share = (cost.products > 0).then(|| reading.max(multiplying) / seconds);
                 Part { op: format!("{op:?}"), ms: 1e3 * seconds, share }
             })

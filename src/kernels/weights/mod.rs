@@ -12,7 +12,7 @@ pub(super) use format::{ActivationGroup, CodeWidth, GROUP_LEN};
 
 use self::format::{Bf16, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized};
 use super::activations::Activations;
-use super::bytes::SlabBytes;
+use super::bytes::PageBytes;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use crate::error::{Error, Result};
@@ -125,7 +125,7 @@ pub struct PackedMatrix {
     format: WeightFormat,
     n_out: usize,
     n_in: usize,
-    panels: SlabBytes,
+    panels: PageBytes,
 }
 
 impl PackedMatrix {
@@ -147,7 +147,7 @@ impl PackedMatrix {
         }
         let n_blocks = n_in / format.block_len();
         let panel_bytes = n_blocks * format.packed_bytes();
-        let mut panels = SlabBytes::zeroed(format.matrix_bytes(n_out, n_in));
+        let mut panels = PageBytes::zeroed(format.matrix_bytes(n_out, n_in));
         with_format!(format, F => {
             panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
                 for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
