@@ -693,10 +693,10 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                                 S::store(scaled, scores.as_mut_ptr());
                             }
                         }
-                        let values_of = |keys: *const u8| keys.add(layout.values_offset());
-                        step.blocks[n] = values_of(keys_of(block + n));
+                        let offset = layout.values_offset();
+                        step.blocks[n] = keys_of(block + n).add(offset);
                         if is_memory_bound {
-                            step.ahead[n] = ahead_of(block + n).map(values_of);
+                            step.ahead[n] = ahead_of(block + n).map(|keys| keys.add(offset));
                         } else {
                             let to = &mut expanded[n * padded * LANES..(n + 1) * padded * LANES];
                             step.blocks[n] = expand::<S, N>(step.blocks[n], to);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use super::amx;
 use crate::error::{Error, Kind, Result};
 
 /// An instruction set, from the most portable to the fastest.
@@ -50,9 +51,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => Self::Avx512.is_available() && super::amx::is_available(),
-            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+            Self::Amx => Self::Avx512.is_available() && amx::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }

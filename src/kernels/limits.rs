@@ -3,7 +3,6 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
 use super::bytes::PageBytes;
 use super::isa::Isa;
@@ -34,7 +33,6 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 /// Operations per second, a multiplication and an addition being two, of all compute threads together,
 /// with the instructions that the kernels multiply quantized weights with, on registers.
 pub fn product_operations_per_second(isa: Isa) -> f64 {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if isa == Isa::Amx {
         // SAFETY: `isa` is available.
         let work = || pool::run(|_| unsafe { amx::multiply(TURNS) });

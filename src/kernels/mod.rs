@@ -7,7 +7,7 @@
 #![allow(clippy::needless_range_loop)] // Registers are arrays here, of which several are gone through in step.
 
 pub mod activations;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "amx/absent.rs")]
 mod amx;
 pub mod attention;
 mod bytes;

@@ -12,7 +12,6 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::{Norm, Transform, scale_of};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
 use super::isa::Isa;
 use super::pool;
@@ -73,7 +72,6 @@ fn rows_of(isa: Isa) -> (usize, usize) {
     }
     match isa {
         // A tile takes the same time however few rows it has.
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Isa::Amx => (amx::TILE_ROWS, amx::TILE_ROWS),
         // SAFETY: `Isa::choose` and `detect` give only what the processor has.
         _ => unsafe { dispatch(isa, RowsOf) },
@@ -171,7 +169,6 @@ impl Rows {
         let tiles = Tiles { n_rows: self.n_rows, n_tiles: self.n_tiles };
         let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
         let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         // SAFETY: AMX is available if it was chosen.
         let amx = (isa == Isa::Amx).then(|| unsafe { amx::Configured::new(panels[0].0.n_scaled()) });
         PANELS.with_borrow_mut(|expanded| {
@@ -192,7 +189,6 @@ impl Rows {
                         panels: &expanded[..panels.len()],
                         then: (groups.end == self.n_groups).then_some(&mut then),
                         groups,
-                        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                         amx: amx.as_ref(),
                         sums: [&mut *first, &mut *second],
                     };
@@ -313,7 +309,6 @@ struct Stretch<'a, F> {
     panels: &'a [Expanded],
     /// Which groups of the rows the panels hold.
     groups: Range<usize>,
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     amx: Option<&'a amx::Configured>,
     /// Of each panel those of each row of the block.
     sums: [&'a mut [[f32; LANES]]; 2],
@@ -326,9 +321,8 @@ impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F>
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self {
-            rows, tiles, of_block, panels, ref groups, sums: [mut first, mut second], mut then, ..
-        } = self;
+        let Self { rows, tiles, of_block, panels, groups, amx, sums: [mut first, mut second], mut then } =
+            self;
         for tile in of_block {
             let of_tile = tiles.rows(tile);
             let m = of_tile.len();
@@ -341,20 +335,11 @@ impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F>
             (others, second) = second.split_at_mut(m.min(second.len()));
             // SAFETY: the caller's promise.
             unsafe {
-                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                if let Some(configured) = self.amx {
-                    match panels {
-                        [a, b] => amx::tile(configured, m, x, [a, b], [&mut *sums, &mut *others]),
-                        _ => amx::tile(configured, m, x, [&panels[0]], [&mut *sums]),
-                    }
-                    if let Some(then) = &mut then {
-                        then(of_tile, [sums, others]);
-                    }
-                    continue;
-                }
-                match panels {
-                    [a, b] => by_rows::<S, 2>(m, x, [a, b], [sums, others]),
-                    _ => by_rows::<S, 1>(m, x, [&panels[0]], [sums]),
+                match (amx, panels) {
+                    (Some(amx), [a, b]) => amx::tile(amx, m, x, [a, b], [&mut *sums, &mut *others]),
+                    (Some(amx), _) => amx::tile(amx, m, x, [&panels[0]], [&mut *sums]),
+                    (None, [a, b]) => by_rows::<S, 2>(m, x, [a, b], [&mut *sums, &mut *others]),
+                    (None, _) => by_rows::<S, 1>(m, x, [&panels[0]], [&mut *sums]),
                 }
             }
             if let Some(then) = &mut then {

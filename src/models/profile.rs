@@ -44,11 +44,13 @@ pub struct Profile {
     times: [Cell<Duration>; Op::ALL.len()],
 }
 
-impl Profile {
-    pub fn new() -> Self {
+impl Default for Profile {
+    fn default() -> Self {
         Self { last: Cell::new(Instant::now()), times: Default::default() }
     }
+}
 
+impl Profile {
     /// A forward pass begins.
     pub fn start(&self) {
         self.last.set(Instant::now());

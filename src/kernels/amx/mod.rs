@@ -291,7 +291,7 @@ mod tests {
                 let n_bytes = n_in / format.block_len() * format.source_bytes();
                 // Any bytes are codes; small ones are small numbers in half precision, too.
                 let bytes: Vec<u8> = (0..n_out * n_bytes)
-                    .map(|i| ((i * 31 + seed) * 2_654_435_761 >> 7) as u8 & 0x3B)
+                    .map(|i| (((i * 31 + seed) * 2_654_435_761) >> 7) as u8 & 0x3B)
                     .collect();
                 PackedMatrix::pack(format, n_out, n_in, |idx| &bytes[idx * n_bytes..][..n_bytes]).unwrap()
             };

@@ -14,6 +14,7 @@ pub struct Planes {
     low: __m512i,
 }
 
+#[cfg(target_os = "linux")] // Where there is AMX.
 impl Avx512 {
     /// Sixteen sums of products with high bytes and as many with low bytes, together as numbers.
     ///

@@ -113,7 +113,7 @@ impl CausalLm {
             head,
             kinds,
             kind_of_layer,
-            profile: Profile::new(),
+            profile: Profile::default(),
             config,
         })
     }

@@ -288,7 +288,7 @@ mod tests {
                 window,
                 rotation: rotation.as_ref(),
                 biases: &biases,
-                profile: &Profile::new(),
+                profile: &Profile::default(),
             };
             let mut sequences = kv.extend(&input.spans).unwrap();
             let y = layer.attention_of(&qkv.unwrap(), &mut sequences, &context).unwrap();

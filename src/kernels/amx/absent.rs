@@ -1,0 +1,41 @@
+//! What stands for AMX where there never is any: other processors and systems.
+
+use super::simd::LANES;
+use super::weights::Expanded;
+use super::wide::Tile;
+
+pub const TILE_ROWS: usize = 16;
+pub const PRODUCTS_PER_TURN: usize = 1;
+
+pub fn is_available() -> bool {
+    false
+}
+
+/// There can be none.
+pub enum Configured {}
+
+impl Configured {
+    /// # Safety
+    /// AMX is available.
+    pub unsafe fn new(_n_inner: usize) -> Self {
+        unreachable!("AMX is never available here")
+    }
+}
+
+/// # Safety
+/// As where there is AMX.
+pub unsafe fn tile<const P: usize>(
+    configured: &Configured,
+    _n_rows: usize,
+    _x: Tile,
+    _panels: [&Expanded; P],
+    _sums: [&mut [[f32; LANES]]; P],
+) {
+    match *configured {}
+}
+
+/// # Safety
+/// AMX is available.
+pub unsafe fn multiply(_n_turns: usize) {
+    unreachable!("AMX is never available here")
+}
