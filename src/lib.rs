@@ -62,7 +62,8 @@
 //! - Weights keep the type that the file has ([`kernels::weights`]) instead of being turned into a few
 //!   internal ones: nothing is rounded twice, memory is the file's size, and a format is a few lines.
 //! - Every number of rows goes through the same arithmetic, whole numbers of 16 bits times the
-//!   weights' codes, so that a token's logits do not depend on what is computed beside it.
+//!   weights' codes, so that a token's logits do not depend on what is computed beside it. AMX, too,
+//!   multiplies these, as two planes of bytes, and not bfloat16.
 
 pub mod app;
 pub mod chat;
