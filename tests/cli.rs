@@ -119,6 +119,30 @@ fn a_bench_prints_one_object_or_a_table() {
     assert_eq!(table.lines().filter(|line| line.starts_with("decode")).count(), 3, "{table}");
 }
 
+#[test]
+fn a_bench_says_where_the_time_goes() {
+    let args = ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--profile"];
+    let sizes = ["--threads", "1", "-p", "24", "-n", "4", "--streams", "2", "--depths", "0"];
+    let done = output(&[&args[..], &sizes, &["--json"]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    for row in ["prefill", "decode"].map(|what| &report[what][0]) {
+        let parts = row["profile"].as_array().unwrap();
+        let ops: Vec<&str> = parts.iter().map(|part| part["op"].as_str().unwrap()).collect();
+        assert_eq!(ops, ["Embedding", "Qkv", "Attention", "Output", "GateUp", "Down", "Head"], "{row}");
+        for part in parts {
+            assert!(part["ms"].as_f64().unwrap() > 0.0, "{part}");
+            // What multiplies with no matrix has no limit to be measured by.
+            let has_matrix = !["Embedding", "Attention"].contains(&part["op"].as_str().unwrap());
+            assert_eq!(part["share"].as_f64().is_some_and(|share| share > 0.0), has_matrix, "{part}");
+        }
+    }
+
+    let done = output(&[&args[..], &sizes].concat());
+    let table = text(&done.stdout);
+    assert_eq!(table.lines().filter(|line| line.trim_start().starts_with("Attention")).count(), 3, "{table}");
+}
+
 /// A server process; killed if the test ends before it does.
 struct Running {
     child: Child,
