@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -104,11 +104,12 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let load_s = start.elapsed().as_secs_f64();
     let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
 
+    let costs = model.costs();
     let mut cost = Cost::default();
-    model.costs().into_iter().for_each(|(_, of_op)| cost += of_op);
+    costs.into_iter().for_each(|of_op| cost += of_op);
     let bench = Bench {
         cost,
-        head: model.costs()[Op::Head as usize].1,
+        head: costs[Op::Head as usize],
         isa,
         measured: RefCell::default(),
         kv_format: kv_format(args.compute.kv_format),
@@ -175,11 +176,8 @@ impl Bench {
         if self.measured.borrow().is_empty() {
             return self.measure();
         }
-        let of = |limit: fn(&MeasuredLimits) -> f64| {
-            let mut all: Vec<f64> = self.measured.borrow().iter().map(limit).collect();
-            all.sort_by(f64::total_cmp);
-            all[all.len() / 2]
-        };
+        let of =
+            |limit: fn(&MeasuredLimits) -> f64| median(self.measured.borrow().iter().map(limit).collect());
         MeasuredLimits {
             read_gb_s: of(|limits| limits.read_gb_s),
             matrix_tflop_s: of(|limits| limits.matrix_tflop_s),
@@ -194,9 +192,9 @@ impl Bench {
             let mut kv = KvStore::new(model.config(), self.kv_format);
             let start = Instant::now();
             fill(model, &mut kv, SequenceId(0), n_tokens)?;
-            times.push(start.elapsed());
+            times.push(start.elapsed().as_secs_f64());
         }
-        let seconds = median(times).as_secs_f64();
+        let seconds = median(times);
         let in_layers = self.cost.products - self.head.products;
         let operations = 2.0 * (in_layers * n_tokens + self.head.products) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
@@ -234,9 +232,9 @@ impl Bench {
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
             }
-            times.push(start.elapsed());
+            times.push(start.elapsed().as_secs_f64());
         }
-        let steps_per_second = n_tokens as f64 / median(times).as_secs_f64();
+        let steps_per_second = n_tokens as f64 / median(times);
         let n_keys = n_streams * (depth + n_tokens / 2);
         let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
         let reading = limits.reading(self.cost.weight_bytes + kv_bytes);
@@ -258,14 +256,9 @@ impl Bench {
         n_passes: usize,
         n_rows: impl Fn(Op) -> usize,
     ) -> Vec<Part> {
-        let costs = model.costs().into_iter().map(|(_, cost)| cost);
-        let parts = model
-            .profile()
-            .take()
-            .into_iter()
-            .zip(costs)
-            .filter(|((_, time), _)| self.profiles && !time.is_zero());
+        let parts = model.profile().take().into_iter().zip(model.costs());
         parts
+            .filter(|((_, time), _)| self.profiles && !time.is_zero())
             .map(|((op, time), cost)| {
                 let seconds = time.as_secs_f64() / RUNS as f64;
                 let reading = limits.reading(cost.weight_bytes * n_passes);
@@ -292,9 +285,9 @@ fn fill(model: &mut CausalLm, kv: &mut KvStore, id: SequenceId, n_tokens: usize)
     Ok(())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 /// Memory of this process, where the system tells.

@@ -657,10 +657,7 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                     for n in 0..n_blocks {
                         if N::HAS_SCALES {
                             let scores = &mut scores[n * step_stride..][..step_stride];
-                            for scores in scores.chunks_exact_mut(LANES) {
-                                let scaled = S::mul(S::load(scores.as_ptr()), scales_of(block + n, 0));
-                                S::store(scaled, scores.as_mut_ptr());
-                            }
+                            multiply_rows::<S>(scores, scales_of(block + n, 0));
                         }
                     }
                     for row in 0..rows_of_head {
@@ -688,10 +685,7 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                     for n in 0..n_blocks {
                         if N::HAS_SCALES {
                             let scores = &mut scores[n * step_stride..][..step_stride];
-                            for scores in scores.chunks_exact_mut(LANES) {
-                                let scaled = S::mul(S::load(scores.as_ptr()), scales_of(block + n, 1));
-                                S::store(scaled, scores.as_mut_ptr());
-                            }
+                            multiply_rows::<S>(scores, scales_of(block + n, 1));
                         }
                         let offset = layout.values_offset();
                         step.blocks[n] = keys_of(block + n).add(offset);
@@ -762,6 +756,15 @@ impl<N> PieceKernel<'_, N> {
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
         let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
         first.saturating_sub(start).min(end)..end
+    }
+}
+
+/// Multiplies each row, of a vector, with the scales of its keys or values.
+#[inline(always)]
+unsafe fn multiply_rows<S: Simd>(rows: &mut [f32], scales: S::Floats) {
+    for row in rows.chunks_exact_mut(LANES) {
+        // SAFETY: the caller's promise; a row is a vector.
+        unsafe { S::store(S::mul(S::load(row.as_ptr()), scales), row.as_mut_ptr()) };
     }
 }
 

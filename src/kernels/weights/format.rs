@@ -290,6 +290,12 @@ unsafe fn codes_8<S: Simd>(codes: *const u8, half: usize, pair: usize) -> [S::Co
     [S::codes_8(codes), S::codes_8(codes.add(64))]
 }
 
+/// Sixteen scales or minimums: signed bytes at one place of a block times their factors at another.
+#[inline(always)]
+unsafe fn scale_i8<S: Simd>(packed: *const u8, at: usize, factors_at: usize) -> S::Floats {
+    S::mul(S::load_i8(packed.add(at).cast()), S::load_f16(packed.add(factors_at).cast()))
+}
+
 /// Q4_0: 4 bits, zero is 8, a scale in half precision for 32 weights.
 pub struct Q4_0;
 
@@ -617,8 +623,7 @@ impl Quantized for Q6K {
 
     #[inline(always)]
     unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        let scale = S::load_i8(packed.add(Self::group(group) + Self::SCALES + idx * PANEL_ROWS).cast());
-        S::mul(scale, S::load_f16(packed.cast()))
+        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
     }
 }
 
@@ -691,14 +696,12 @@ impl Quantized for General6 {
 
     #[inline(always)]
     unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        let scale = S::load_i8(packed.add(Self::group(group) + Self::SCALES + idx * PANEL_ROWS).cast());
-        S::mul(scale, S::load_f16(packed.cast()))
+        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
     }
 
     #[inline(always)]
     unsafe fn min<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        let min = S::load_i8(packed.add(Self::group(group) + Self::MINS + idx * PANEL_ROWS).cast());
-        S::mul(min, S::load_f16(packed.add(2 * PANEL_ROWS).cast()))
+        scale_i8::<S>(packed, Self::group(group) + Self::MINS + idx * PANEL_ROWS, 2 * PANEL_ROWS)
     }
 }
 

@@ -160,13 +160,13 @@ impl Decoder for CausalLm {
 }
 
 impl CausalLm {
-    /// What each operation takes, attention aside.
-    pub fn costs(&self) -> [(Op, Cost); Op::ALL.len()] {
-        let mut costs = Op::ALL.map(|op| (op, Cost::default()));
+    /// What each of [`Op::ALL`] takes, attention aside.
+    pub fn costs(&self) -> [Cost; Op::ALL.len()] {
+        let mut costs = [Cost::default(); Op::ALL.len()];
         let of_layers = self.layers.iter().flat_map(DecoderLayer::matrices);
         for (op, linear, times) in of_layers.chain([(Op::Head, &self.head, 1)]) {
             let (products, bytes) = linear.size();
-            costs[op as usize].1 += Cost { products: times * products, weight_bytes: times * bytes };
+            costs[op as usize] += Cost { products: times * products, weight_bytes: times * bytes };
         }
         costs
     }
