@@ -939,7 +939,7 @@ unsafe fn outside<S: Simd>(table: &Outside, seen: &Range<usize>) -> S::Floats {
 unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {
     for line in (0..n_bytes).step_by(64) {
         // SAFETY: the caller's promise; fetching does no harm anywhere.
-        unsafe { S::prefetch(from.wrapping_add(line)) };
+        unsafe { S::prefetch_l2(from.wrapping_add(line)) };
     }
 }
 

@@ -74,7 +74,7 @@ impl Kernel for Read<'_> {
             let mut sums = [S::splat(0.0); 4];
             for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
                 // As the products do, since otherwise what is measured is less than what they reach.
-                S::prefetch(vector.as_ptr().wrapping_add(4096));
+                S::prefetch_l1(vector.as_ptr().wrapping_add(4096));
                 sums[idx % 4] = S::add(sums[idx % 4], S::load(vector.as_ptr().cast()));
             }
             S::reduce_add(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))

@@ -253,7 +253,9 @@ fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Pr
                 let rows = start..end.min(start + MAX_TILE_ROWS);
                 let mut tile = [[0.0; LANES]; MAX_TILE_ROWS];
                 let tile = &mut tile[..rows.len()];
-                let (column, width) = products.tile(isa, panel, &activations, rows.clone(), tile);
+                // Whoever comes after finds the panel in the cache.
+                let fetches = start == block * block_rows;
+                let (column, width) = products.tile(isa, panel, &activations, rows.clone(), tile, fetches);
                 // SAFETY: each panel of each block is claimed once.
                 unsafe { result.write(rows, column, width, tile) };
             }
@@ -271,13 +273,14 @@ impl Products<'_> {
         x: &Activations,
         rows: Range<usize>,
         tile: &mut [[f32; LANES]],
+        fetches: bool,
     ) -> (usize, usize) {
         match self {
             Self::SideBySide(several) => {
                 let (mut panel, mut column) = (panel, 0);
                 for weighted in *several {
                     if panel < weighted.matrix.n_panels() {
-                        let (start, width) = weighted.tile(isa, panel, x, rows, tile);
+                        let (start, width) = weighted.tile(isa, panel, x, rows, tile, fetches);
                         return (column + start, width);
                     }
                     panel -= weighted.matrix.n_panels();
@@ -286,15 +289,15 @@ impl Products<'_> {
                 unreachable!("a panel beyond the last matrix")
             }
             Self::Gated { gate, up, function } => {
-                let place = gate.tile(isa, panel, x, rows.clone(), tile);
+                let place = gate.tile(isa, panel, x, rows.clone(), tile, fetches);
                 let mut factors = [[0.0; LANES]; MAX_TILE_ROWS];
                 let factors = &mut factors[..tile.len()];
-                up.tile(isa, panel, x, rows, factors);
+                up.tile(isa, panel, x, rows, factors, fetches);
                 // SAFETY: the instructions are there.
                 unsafe { dispatch(isa, GateTile { function: *function, tile, factors }) };
                 place
             }
-            Self::Added(weighted) => weighted.tile(isa, panel, x, rows, tile),
+            Self::Added(weighted) => weighted.tile(isa, panel, x, rows, tile, fetches),
         }
     }
 }
@@ -307,8 +310,9 @@ impl Weighted<'_> {
         x: &Activations,
         rows: Range<usize>,
         tile: &mut [[f32; LANES]],
+        fetches: bool,
     ) -> (usize, usize) {
-        self.matrix.panel_products(isa, panel, x, rows, tile);
+        self.matrix.panel_products(isa, panel, x, rows, tile, fetches);
         self.add_bias(panel, tile);
         (panel * PANEL_ROWS, self.width(panel))
     }

@@ -401,10 +401,10 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
         for group in 0..x.n_groups {
             let (words, factors) = (words.add(group * M), factors.add(group * M));
             for m in 0..M {
-                S::prefetch(words.wrapping_add(AHEAD * M + m).cast());
+                S::prefetch_l1(words.wrapping_add(AHEAD * M + m).cast());
             }
-            S::prefetch(factors.wrapping_add(AHEAD * M).cast());
-            S::prefetch(factors.wrapping_add(AHEAD * M + 4).cast());
+            S::prefetch_l1(factors.wrapping_add(AHEAD * M).cast());
+            S::prefetch_l1(factors.wrapping_add(AHEAD * M + 4).cast());
             for part in 0..n_parts {
                 let mut products = [[S::word_sums(); M]; P];
                 for pair in part * n_pairs..(part + 1) * n_pairs {

@@ -246,7 +246,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn prefetch(from: *const u8) {
+    unsafe fn prefetch_l1(from: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_l2(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
 }

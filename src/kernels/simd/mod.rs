@@ -114,7 +114,10 @@ pub trait Simd: Copy + 'static {
     /// and fourth; gives their sum.
     unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32;
 
-    unsafe fn prefetch(from: *const u8);
+    /// Fetches a line into the first-level cache; any address will do.
+    unsafe fn prefetch_l1(from: *const u8);
+    /// Fetches a line into the second-level cache; any address will do.
+    unsafe fn prefetch_l2(from: *const u8);
 }
 
 /// A piece of work that is compiled for every instruction set.

@@ -69,8 +69,8 @@ pub trait Format: Packing {
     /// The activations that it multiplies with.
     fn of(x: &Activations) -> &[Self::Activation];
 
-    /// Adds the products of a block's sixteen rows with each of `M` rows of activations. Fetches what
-    /// follows meanwhile.
+    /// Adds the products of a block's sixteen rows with each of `M` rows of activations. Where it `fetches`,
+    /// it fetches what follows meanwhile.
     ///
     /// # Safety
     /// As [`Simd`]; `packed` points to a block, each of `x` to the activations of its inner elements, which
@@ -80,6 +80,7 @@ pub trait Format: Packing {
         x: [*const Self::Activation; M],
         stride: usize,
         sums: &mut [S::Floats; M],
+        fetches: bool,
     );
 }
 
@@ -121,9 +122,12 @@ impl<Q: Quantized> Format for Q {
         mut x: [*const ActivationGroup; M],
         stride: usize,
         sums: &mut [S::Floats; M],
+        fetches: bool,
     ) {
         for group in 0..Self::N_ACTIVATIONS {
-            fetch::<S, Q>(packed, group, Self::N_ACTIVATIONS);
+            if fetches {
+                fetch::<S, Q>(packed, group, Self::N_ACTIVATIONS);
+            }
             for idx in 0..Q::SCALES_PER_GROUP {
                 let is_whole = Q::SCALES_PER_GROUP == 1;
                 let mut products = [S::sums(0); M];
@@ -166,7 +170,7 @@ impl<Q: Quantized> Format for Q {
 }
 
 /// How far ahead of its use a panel is fetched from memory.
-const FETCH_BYTES: usize = 4096;
+const FETCH_BYTES: usize = 8192;
 
 /// Fetches the part of what follows a block that falls to one of its `n_groups`: a few lines at a time,
 /// since many at once keep other loads waiting.
@@ -177,7 +181,7 @@ const FETCH_BYTES: usize = 4096;
 pub unsafe fn fetch<S: Simd, P: Packing>(packed: *const u8, group: usize, n_groups: usize) {
     let n_lines = P::PACKED_BYTES.div_ceil(64);
     for line in group * n_lines / n_groups..(group + 1) * n_lines / n_groups {
-        S::prefetch(packed.wrapping_add(FETCH_BYTES + 64 * line));
+        S::prefetch_l2(packed.wrapping_add(FETCH_BYTES + 64 * line));
     }
 }
 
@@ -741,8 +745,11 @@ macro_rules! float_format {
                 x: [*const f32; M],
                 _: usize,
                 sums: &mut [S::Floats; M],
+                fetches: bool,
             ) {
-                fetch::<S, Self>(packed, 0, 1);
+                if fetches {
+                    fetch::<S, Self>(packed, 0, 1);
+                }
                 let weights = S::$load(packed.cast());
                 for m in 0..M {
                     sums[m] = S::mul_add(weights, S::splat(*x[m]), sums[m]);

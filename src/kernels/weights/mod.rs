@@ -237,7 +237,8 @@ impl PackedMatrix {
     }
 
     /// The products of a panel's rows with rows of activations, up to [`MAX_TILE_ROWS`] of them:
-    /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel.
+    /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel. The first to use a panel
+    /// also fetches what follows it.
     ///
     /// # Panics
     /// When panel or rows are not there, or the activations are of another length or kind.
@@ -248,6 +249,7 @@ impl PackedMatrix {
         x: &Activations,
         rows: Range<usize>,
         products: &mut [[f32; LANES]],
+        fetches: bool,
     ) {
         assert!(panel < self.n_panels() && rows.end <= x.n_rows() && rows.len() == products.len());
         assert!(x.n_in() == self.n_in);
@@ -259,7 +261,8 @@ impl PackedMatrix {
             // The rows are those of a tile, or the first of them.
             assert!(rows.start.is_multiple_of(stride) && rows.len() <= stride);
             assert!(all.len() >= (rows.start + stride) * per_row);
-            let tile = Tile::<F> { panel, n_blocks, x: all[rows.start * per_row..].as_ptr(), stride, products };
+            let x = all[rows.start * per_row..].as_ptr();
+            let tile = Tile::<F> { panel, n_blocks, x, stride, products, fetches };
             // SAFETY: `Isa::choose` and `detect` give only what the processor has; the panel is there
             // with all its blocks, and so are the rows of activations, as asserted.
             unsafe { dispatch(isa, tile) }
@@ -339,6 +342,7 @@ struct Tile<'a, F: Format> {
     /// Activations from one of a row to its next; those of the next row are beside it.
     stride: usize,
     products: &'a mut [[f32; LANES]],
+    fetches: bool,
 }
 
 impl<F: Format> Kernel for Tile<'_, F> {
@@ -346,23 +350,24 @@ impl<F: Format> Kernel for Tile<'_, F> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { panel, n_blocks, x, stride, products } = self;
+        let Self { panel, n_blocks, x, stride, products, fetches } = self;
         let n_rows = products.len();
         let mut row = 0;
         // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
         unsafe {
             while row < n_rows {
                 let (x, products) = (x.add(row), &mut products[row..]);
+                let fetches = fetches && row == 0;
                 let m = (n_rows - row).min(S::TILE_ROWS);
                 match m {
-                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products),
-                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products),
-                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products),
-                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products),
-                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products),
-                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products),
-                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products),
-                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products),
+                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
+                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
+                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
+                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
+                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
+                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
+                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
+                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
                 }
                 row += m;
             }
@@ -377,6 +382,7 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
     x: *const F::Activation,
     stride: usize,
     products: &mut [[f32; LANES]],
+    fetches: bool,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -387,7 +393,7 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
             for (m, activations) in activations.iter_mut().enumerate() {
                 *activations = x.add(m + block * F::N_ACTIVATIONS * stride);
             }
-            F::accumulate::<S, M>(packed, activations, stride, &mut sums);
+            F::accumulate::<S, M>(packed, activations, stride, &mut sums, fetches);
         }
         for (sums, products) in sums.into_iter().zip(products) {
             S::store(sums, products.as_mut_ptr());
