@@ -262,16 +262,19 @@ pub(super) unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
     }
 }
 
-/// What 32 numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
+/// What numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
 /// so small, or they are not finite and neither is their scale.
 #[inline(always)]
-pub(super) unsafe fn scale_of<S: Simd>(halves: [S::Floats; 2]) -> (f32, Option<f32>) {
+pub(super) unsafe fn scale_of<S: Simd>(vectors: impl Iterator<Item = S::Floats>) -> (f32, Option<f32>) {
     // SAFETY: the processor has the instructions.
     unsafe {
-        let magnitude = |x| S::max(x, S::sub(S::splat(0.0), x));
-        let [first, second] = halves;
-        let largest = S::reduce_max(S::max(magnitude(first), magnitude(second)));
-        let sum = S::reduce_add(S::mul(S::add(first, second), S::splat(0.0)));
+        let zero = S::splat(0.0);
+        let (mut largest, mut sum) = (zero, zero);
+        for x in vectors {
+            largest = S::max(largest, S::max(x, S::sub(zero, x)));
+            sum = S::add(sum, S::mul(x, zero));
+        }
+        let (largest, sum) = (S::reduce_max(largest), S::reduce_add(sum));
         if !(largest.is_finite() && sum == 0.0) {
             return (f32::NAN, None);
         }
@@ -288,7 +291,7 @@ unsafe fn quantize<S: Simd>(halves: [S::Floats; 2]) -> ActivationGroup {
     // SAFETY: a group has room for the quads of two vectors.
     unsafe {
         let [first, second] = halves;
-        let (scale, inverse) = scale_of::<S>(halves);
+        let (scale, inverse) = scale_of::<S>(halves.into_iter());
         let mut group = ActivationGroup { scale, ..ActivationGroup::default() };
         let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else { return group };
         group.half_sums = [

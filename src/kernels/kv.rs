@@ -2,15 +2,17 @@
 //!
 //! A block holds those of [`BLOCK_TOKENS`] tokens for every layer and key head: first the keys,
 //! `[head_dim][tokens]`, so that a query meets all tokens of a block at once, then the values,
-//! `[tokens][head_dim]`, rows filled up to whole vectors; last, where numbers are whole, a scale for
-//! each token's key and one for its value.
+//! `[tokens][head_dim]`, rows filled up to whole vectors. Where numbers are whole, the four of a quad lie
+//! side by side, so that they are multiplied as the weights of a matrix are: keys
+//! `[head_dim / 4][tokens][4]`, values `[tokens / 4][head_dim][4 tokens]`; and last stand a scale for each
+//! token's key and one for its value.
 
 use std::sync::Arc;
 
 use half::f16;
 
 use super::bytes::Slab;
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, QUAD_LEN, Simd};
 
 /// Tokens of a block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -23,7 +25,8 @@ const SLAB_BYTES: usize = 64 << 20;
 pub enum KvFormat {
     F32,
     F16,
-    /// Whole numbers of a byte; a float32 scale for each token's key and value of each head.
+    /// Whole numbers of a byte, above [`Int8::ZERO`]; a float32 scale for each token's key and value of each
+    /// head.
     Int8,
 }
 
@@ -41,15 +44,15 @@ macro_rules! with_kv_number {
     ($format:expr, $N:ident => $then:expr) => {
         match $format {
             KvFormat::F32 => {
-                type $N = kv::F32;
+                type $N = $crate::kernels::kv::F32;
                 $then
             }
             KvFormat::F16 => {
-                type $N = kv::F16;
+                type $N = $crate::kernels::kv::F16;
                 $then
             }
             KvFormat::Int8 => {
-                type $N = kv::Int8;
+                type $N = $crate::kernels::kv::Int8;
                 $then
             }
         }
@@ -97,6 +100,14 @@ impl KvLayout {
         self.head_dim.next_multiple_of(LANES)
     }
 
+    /// A key's length, filled up to whole quads where numbers are whole.
+    pub(super) fn key_dim(&self) -> usize {
+        match self.format {
+            KvFormat::F32 | KvFormat::F16 => self.head_dim,
+            KvFormat::Int8 => self.head_dim.next_multiple_of(QUAD_LEN),
+        }
+    }
+
     /// Where the keys of a head begin, from the block's start on.
     pub(super) fn keys_at(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_stride() + head * self.head_bytes()
@@ -104,12 +115,12 @@ impl KvLayout {
 
     /// Where the values of a head begin, from its keys on.
     pub(super) fn values_offset(&self) -> usize {
-        BLOCK_TOKENS * self.head_dim * self.number_bytes()
+        BLOCK_TOKENS * self.key_dim() * self.number_bytes()
     }
 
     /// Where the scales of a head's keys begin, from its keys on; those of its values follow.
     pub(super) fn scales_offset(&self) -> usize {
-        BLOCK_TOKENS * (self.head_dim + self.padded_dim()) * self.number_bytes()
+        BLOCK_TOKENS * (self.key_dim() + self.padded_dim()) * self.number_bytes()
     }
 
     /// Bytes of a head's keys and values.
@@ -192,7 +203,7 @@ impl KvBlock {
                 * match self.layout.format {
                     KvFormat::F32 => number(bytes),
                     KvFormat::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-                    KvFormat::Int8 => f32::from(bytes[0].cast_signed()),
+                    KvFormat::Int8 => f32::from(bytes[0]) - f32::from(Int8::ZERO),
                 };
         }
     }
@@ -214,7 +225,9 @@ impl KvBlock {
             match format {
                 KvFormat::F32 => bytes[at..at + 4].copy_from_slice(&x.to_le_bytes()),
                 KvFormat::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(*x).to_le_bytes()),
-                KvFormat::Int8 => bytes[at] = ((x * inverse).round_ties_even() as i8).cast_unsigned(),
+                KvFormat::Int8 => {
+                    bytes[at] = ((x * inverse).round_ties_even() as i8).cast_unsigned() ^ Int8::ZERO;
+                }
             }
         }
     }
@@ -223,10 +236,10 @@ impl KvBlock {
     fn place(&self, head: usize, slot: usize, row: Row, i: usize) -> usize {
         let layout = &self.layout;
         assert!(head < layout.n_kv_heads && slot < BLOCK_TOKENS && i < layout.head_dim);
-        let of_head = match row {
-            Row::Key => (i * BLOCK_TOKENS + slot) * layout.number_bytes(),
-            Row::Value => layout.values_offset() + (slot * layout.padded_dim() + i) * layout.number_bytes(),
-        };
+        let of_head = with_kv_number!(layout.format, N => match row {
+            Row::Key => N::key_place(slot, i),
+            Row::Value => layout.values_offset() + N::value_place(layout.padded_dim(), slot, i),
+        });
         head * layout.head_bytes() + of_head
     }
 
@@ -245,16 +258,29 @@ fn number(bytes: &[u8]) -> f32 {
 pub(super) trait KvNumber {
     const BYTES: usize;
 
-    /// Whether rows have a scale.
-    const HAS_SCALES: bool = false;
+    /// Whether they are whole, and rows have a scale.
+    const IS_WHOLE: bool = false;
 
-    /// # Safety
-    /// As [`Simd`]; `from` points to sixteen numbers.
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats;
+    /// Where the `i`th number of a key is, from those of its block on.
+    fn key_place(slot: usize, i: usize) -> usize {
+        (i * BLOCK_TOKENS + slot) * Self::BYTES
+    }
+
+    /// The same of a value.
+    fn value_place(padded_dim: usize, slot: usize, i: usize) -> usize {
+        (slot * padded_dim + i) * Self::BYTES
+    }
 
     /// # Safety
     /// As [`Simd`]; `to` points to room for sixteen numbers.
     unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8);
+}
+
+/// Those that become float32 where they are used.
+pub(super) trait KvFloat: KvNumber {
+    /// # Safety
+    /// As [`Simd`]; `from` points to sixteen numbers.
+    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats;
 }
 
 pub(super) struct F32;
@@ -263,15 +289,17 @@ impl KvNumber for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
-        // SAFETY: the caller's promise.
-        unsafe { S::load(from.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { S::store(x, to.cast()) }
+    }
+}
+
+impl KvFloat for F32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from.cast()) }
     }
 }
 
@@ -281,15 +309,17 @@ impl KvNumber for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
-        // SAFETY: the caller's promise.
-        unsafe { S::load_f16(from.cast()) }
-    }
-
-    #[inline(always)]
     unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe { S::store_f16(x, to.cast()) }
+    }
+}
+
+impl KvFloat for F16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(from.cast()) }
     }
 }
 
@@ -298,21 +328,31 @@ pub(super) struct Int8;
 impl Int8 {
     /// What the largest number of a row becomes.
     pub const LARGEST: f32 = 127.0;
+
+    /// What zero becomes: products are of unsigned bytes.
+    pub const ZERO: u8 = 128;
 }
 
 impl KvNumber for Int8 {
     const BYTES: usize = 1;
-    const HAS_SCALES: bool = true;
+    const IS_WHOLE: bool = true;
 
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
-        // SAFETY: the caller's promise.
-        unsafe { S::load_i8(from.cast()) }
+    fn key_place(slot: usize, i: usize) -> usize {
+        (i / QUAD_LEN * BLOCK_TOKENS + slot) * QUAD_LEN + i % QUAD_LEN
+    }
+
+    fn value_place(padded_dim: usize, slot: usize, i: usize) -> usize {
+        (slot / QUAD_LEN * padded_dim + i) * QUAD_LEN + slot % QUAD_LEN
     }
 
     #[inline(always)]
     unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { S::store_i8(x, to.cast()) }
+        unsafe {
+            S::store_i8(x, to.cast());
+            for i in 0..LANES {
+                *to.add(i) ^= Self::ZERO;
+            }
+        }
     }
 }

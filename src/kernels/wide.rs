@@ -248,7 +248,7 @@ impl Kernel for FillRow<'_> {
                     let factors = &mut factors.slice(place + row, 1)[0];
                     let start = group * GROUP_LEN;
                     let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
-                    let (scale, inverse) = scale_of::<S>(halves);
+                    let (scale, inverse) = scale_of::<S>(halves.into_iter());
                     let inverse = inverse.map(|inverse| S::splat(inverse));
                     let numbers = inverse.map(|inverse| halves.map(|half| S::mul(half, inverse)));
                     let numbers = numbers.unwrap_or([S::splat(0.0); 2]);

@@ -24,7 +24,10 @@ use super::isa::Isa;
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// Bytes that four activations take, in the form in which [`Simd::dot`] multiplies them.
+/// Activations that are multiplied with as many neighbours of a row at once.
+pub const QUAD_LEN: usize = 4;
+
+/// Bytes that a quad of activations takes, in the form in which [`Simd::dot`] multiplies them.
 pub const QUAD_BYTES: usize = 8;
 
 /// The largest whole number that stands for an activation: two signed bytes hold it, the high one

@@ -14,7 +14,7 @@
 use half::{bf16, f16};
 
 use super::super::activations::Activations;
-use super::super::simd::{LANES, QUAD_BYTES, Simd};
+use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd};
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = LANES;
@@ -23,7 +23,6 @@ pub const PANEL_ROWS: usize = LANES;
 pub const GROUP_LEN: usize = 32;
 
 /// Activations to a [`Simd::dot`].
-const QUAD_LEN: usize = 4;
 
 /// Bytes of a group's activations.
 pub const GROUP_QUAD_BYTES: usize = GROUP_LEN / QUAD_LEN * QUAD_BYTES;

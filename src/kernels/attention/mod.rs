@@ -6,10 +6,15 @@
 //! The query heads that share a key head are rows of one small product. Long sequences with few new
 //! tokens are cut into ranges of keys that several threads sum apart.
 
+mod float;
+mod whole;
+
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use self::float::FloatRows;
+use self::whole::WholeRows;
 use super::isa::Isa;
 use super::kv::{self, BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
 use super::pool;
@@ -224,9 +229,13 @@ impl Attention<'_> {
         let do_piece = |piece: &Piece| {
             // SAFETY: the instructions are there; the blocks are of this layout and have room for every
             // key; each piece writes rows or parts of its own.
-            with_kv_number!(layout.format, N => unsafe {
-                dispatch(isa, PieceKernel::<N> { work: &work, piece, number: PhantomData });
-            });
+            unsafe {
+                match layout.format {
+                    KvFormat::F32 => dispatch(isa, PieceKernel::<FloatRows<kv::F32>>::new(&work, piece)),
+                    KvFormat::F16 => dispatch(isa, PieceKernel::<FloatRows<kv::F16>>::new(&work, piece)),
+                    KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece)),
+                }
+            }
         };
         match pieces.as_slice() {
             [single] => do_piece(single),
@@ -458,16 +467,24 @@ impl<N: KvNumber> Kernel for PrepareAs<'_, N> {
                     let mut numbers = [0u8; LANES * 4];
                     N::store::<S>(S::mul(S::load(whole.as_ptr().add(start)), inverse), numbers.as_mut_ptr());
                     for i in 0..LANES.min(head_dim - start) {
-                        let to = keys.add(((start + i) * BLOCK_TOKENS + slot) * N::BYTES);
+                        let to = keys.add(N::key_place(slot, start + i));
                         to.copy_from_nonoverlapping(numbers.as_ptr().add(i * N::BYTES), N::BYTES);
                     }
                 }
                 whole[..head_dim].copy_from_slice(&value[of_head]);
                 let inverse = S::splat(scaled::<S, N>(&whole, scales.add(BLOCK_TOKENS + slot)));
-                let values = keys.add(attention.layout.values_offset() + slot * padded * N::BYTES);
+                let values = keys.add(attention.layout.values_offset());
                 for start in (0..padded).step_by(LANES) {
                     let x = S::mul(S::load(whole.as_ptr().add(start)), inverse);
-                    N::store::<S>(x, values.add(start * N::BYTES));
+                    if N::IS_WHOLE {
+                        let mut numbers = [0u8; LANES];
+                        N::store::<S>(x, numbers.as_mut_ptr());
+                        for (i, number) in numbers.into_iter().enumerate() {
+                            *values.add(N::value_place(padded, slot, start + i)) = number;
+                        }
+                    } else {
+                        N::store::<S>(x, values.add(N::value_place(padded, slot, start)));
+                    }
                 }
             }
         }
@@ -477,7 +494,7 @@ impl<N: KvNumber> Kernel for PrepareAs<'_, N> {
 /// Writes the scale of a row, where rows have one; gives what its numbers are to be multiplied with.
 #[inline(always)]
 unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
-    if !N::HAS_SCALES {
+    if !N::IS_WHOLE {
         return 1.0;
     }
     let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -532,10 +549,47 @@ struct Work<'a> {
     part_values: SharedMut<'a, f32>,
 }
 
-struct PieceKernel<'a, N> {
+struct PieceKernel<'a, R> {
     work: &'a Work<'a>,
     piece: &'a Piece,
-    number: PhantomData<N>,
+    rows: PhantomData<R>,
+}
+
+/// The rows of a piece, as keys and values of some format meet them.
+///
+/// # Safety
+/// Of all unsafe functions: as [`Simd`], the step's blocks are there with all their numbers, and slices
+/// have room for its rows.
+trait Rows {
+    /// `queries` are `[n_rows, padded_dim]`; those of `n_rows_of_head` rows meet the same key head.
+    unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self;
+
+    /// The scores of a step's keys for its rows, `[n_blocks, n_rows, BLOCK_TOKENS]`.
+    unsafe fn scores<S: Simd>(&mut self, step: &Step, scores: &mut [f32]);
+
+    /// Adds to each row's `values`, `[n_rows, padded_dim]`, those of a step's keys times their `weights`, which
+    /// stand where the scores stood and may change.
+    unsafe fn add_values<S: Simd>(&mut self, step: &Step, weights: &mut [f32], values: &mut [f32]);
+}
+
+/// A few blocks of one key head, and the rows that meet them.
+struct Step<'a> {
+    layout: &'a KvLayout,
+    /// The keys of each block.
+    blocks: [*const u8; STEP_BLOCKS],
+    /// Those to fetch from memory meanwhile.
+    ahead: [Option<*const u8>; STEP_BLOCKS],
+    n_blocks: usize,
+    /// Keys of all blocks; only the last may have fewer than there is room for.
+    n_keys: usize,
+    rows: Range<usize>,
+}
+
+impl Step<'_> {
+    /// Numbers from the scores of a block to those of the next.
+    fn stride(&self) -> usize {
+        self.rows.len() * LANES
+    }
 }
 
 /// Sixteen times a number between sixteen times a smaller one: read from some place on, the smaller one
@@ -571,13 +625,10 @@ struct Softcap {
     inverse: f32,
 }
 
-/// Rows up to which keys and values come from memory more slowly than they are used.
-const FEW_ROWS: usize = 16;
-
 /// How many blocks ahead of their use keys and values are fetched from memory.
 const BLOCKS_AHEAD: usize = 4;
 
-impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
+impl<R: Rows> Kernel for PieceKernel<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -611,61 +662,34 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
         let mut scores = vec![0.0f32; STEP_BLOCKS * step_stride];
 
         let softcap = attention.softcap.map(|cap| Softcap { cap, inverse: 1.0 / cap });
-        let is_memory_bound = rows_of_head <= FEW_ROWS;
-        let mut expanded = vec![0.0f32; if is_memory_bound { 0 } else { STEP_BLOCKS * padded * LANES }];
+        // SAFETY: the caller's promise.
+        let mut of_format = unsafe { R::new::<S>(&layout, queries, rows_of_head) };
         let end_block = piece.keys.end.div_ceil(BLOCK_TOKENS);
         let mut block = piece.keys.start / BLOCK_TOKENS;
         while block < end_block {
             let n_blocks = (end_block - block).min(STEP_BLOCKS - block % STEP_BLOCKS);
             for head in 0..n_heads {
-                let rows = head * rows_of_head..(head + 1) * rows_of_head;
                 let of_head = layout.keys_at(attention.layer, piece.kv_heads.start + head);
-                // SAFETY: the caller's promise: the sequence has blocks for all its keys; all buffers have
-                // room for the rows.
+                // SAFETY: the sequence has blocks for all its keys.
+                let keys_of = |block: usize| unsafe { sequence.blocks[block].0.add(of_head).cast_const() };
+                let ahead_of = |block| (block < end_block).then(|| keys_of(block));
+                let step = Step {
+                    layout: &layout,
+                    blocks: std::array::from_fn(|n| keys_of(block + n.min(n_blocks - 1))),
+                    ahead: std::array::from_fn(|n| ahead_of(block + n + BLOCKS_AHEAD)),
+                    n_blocks,
+                    n_keys: (n_blocks * BLOCK_TOKENS).min(piece.keys.end - block * BLOCK_TOKENS),
+                    rows: head * rows_of_head..(head + 1) * rows_of_head,
+                };
+                // SAFETY: the caller's promise; all buffers have room for the rows.
                 unsafe {
-                    let keys_of = |block: usize| sequence.blocks[block].0.add(of_head).cast_const();
-                    let ahead_of =
-                        |block| (block + BLOCKS_AHEAD < end_block).then(|| keys_of(block + BLOCKS_AHEAD));
-                    let scales_of = |block: usize, idx: usize| {
-                        let scales = keys_of(block).add(layout.scales_offset()).cast::<f32>();
-                        S::load(scales.add(idx * BLOCK_TOKENS))
-                    };
-                    for pair in (0..n_blocks).step_by(2) {
-                        let mut keys = [pair, (pair + 1).min(n_blocks - 1)].map(|n| keys_of(block + n));
-                        let keys = &mut keys[..(n_blocks - pair).min(2)];
-                        let queries = &queries[rows.start * padded..];
-                        let scores = &mut scores[pair * step_stride..];
-                        if is_memory_bound {
-                            let ahead = [pair, pair + 1].map(|n| ahead_of(block + n));
-                            products::<S, N>(queries, padded, keys, ahead, head_dim, scores, step_stride);
-                        } else {
-                            for (keys, to) in keys.iter_mut().zip(expanded.chunks_exact_mut(padded * LANES)) {
-                                *keys = expand::<S, N>(*keys, &mut to[..head_dim * LANES]);
-                            }
-                            let no_more = [None; 2];
-                            products::<S, kv::F32>(
-                                queries,
-                                padded,
-                                keys,
-                                no_more,
-                                head_dim,
-                                scores,
-                                step_stride,
-                            );
-                        }
-                    }
-                    for n in 0..n_blocks {
-                        if N::HAS_SCALES {
-                            let scores = &mut scores[n * step_stride..][..step_stride];
-                            multiply_rows::<S>(scores, scales_of(block + n, 0));
-                        }
-                    }
+                    of_format.scores::<S>(&step, &mut scores);
                     for row in 0..rows_of_head {
                         let position = sequence.start + piece.tokens.start + row / group;
                         let seen: [Range<usize>; STEP_BLOCKS] =
                             std::array::from_fn(|n| self.seen(position, block + n));
                         let scores = &mut scores[row * LANES..];
-                        let row = rows.start + row;
+                        let row = step.rows.start + row;
                         weigh::<S>(
                             softcap,
                             &seen[..n_blocks],
@@ -676,32 +700,8 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
                             &mut values[row * padded..(row + 1) * padded],
                         );
                     }
-                    let mut step = StepValues {
-                        blocks: [std::ptr::null(); STEP_BLOCKS],
-                        ahead: [None; STEP_BLOCKS],
-                        n_keys: (n_blocks * BLOCK_TOKENS).min(piece.keys.end - block * BLOCK_TOKENS),
-                        padded,
-                    };
-                    for n in 0..n_blocks {
-                        if N::HAS_SCALES {
-                            let scores = &mut scores[n * step_stride..][..step_stride];
-                            multiply_rows::<S>(scores, scales_of(block + n, 1));
-                        }
-                        let offset = layout.values_offset();
-                        step.blocks[n] = keys_of(block + n).add(offset);
-                        if is_memory_bound {
-                            step.ahead[n] = ahead_of(block + n).map(|keys| keys.add(offset));
-                        } else {
-                            let to = &mut expanded[n * padded * LANES..(n + 1) * padded * LANES];
-                            step.blocks[n] = expand::<S, N>(step.blocks[n], to);
-                        }
-                    }
-                    let values = &mut values[rows.start * padded..];
-                    if is_memory_bound {
-                        add_values::<S, N>(&scores, step_stride, &step, values);
-                    } else {
-                        add_values::<S, kv::F32>(&scores, step_stride, &step, values);
-                    }
+                    let values = &mut values[step.rows.start * padded..step.rows.end * padded];
+                    of_format.add_values::<S>(&step, &mut scores, values);
                 }
             }
             block += n_blocks;
@@ -748,7 +748,11 @@ impl<N: KvNumber> Kernel for PieceKernel<'_, N> {
     }
 }
 
-impl<N> PieceKernel<'_, N> {
+impl<'a, R> PieceKernel<'a, R> {
+    fn new(work: &'a Work<'a>, piece: &'a Piece) -> Self {
+        Self { work, piece, rows: PhantomData }
+    }
+
     /// Which lanes of a block a query at `position` sees.
     fn seen(&self, position: usize, block: usize) -> Range<usize> {
         let start = block * BLOCK_TOKENS;
@@ -756,115 +760,6 @@ impl<N> PieceKernel<'_, N> {
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
         let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
         first.saturating_sub(start).min(end)..end
-    }
-}
-
-/// Multiplies each row, of a vector, with the scales of its keys or values.
-#[inline(always)]
-unsafe fn multiply_rows<S: Simd>(rows: &mut [f32], scales: S::Floats) {
-    for row in rows.chunks_exact_mut(LANES) {
-        // SAFETY: the caller's promise; a row is a vector.
-        unsafe { S::store(S::mul(S::load(row.as_ptr()), scales), row.as_mut_ptr()) };
-    }
-}
-
-/// Numbers as float32; gives where they are.
-#[inline(always)]
-unsafe fn expand<S: Simd, N: KvNumber>(from: *const u8, to: &mut [f32]) -> *const u8 {
-    for (idx, to) in to.chunks_exact_mut(LANES).enumerate() {
-        // SAFETY: the caller's promise: as many numbers as there is room for.
-        unsafe { S::store(N::load::<S>(from.add(idx * LANES * N::BYTES)), to.as_mut_ptr()) };
-    }
-    to.as_ptr().cast()
-}
-
-/// Scores of the keys of blocks for each row: `scores[row][key] = query[row] · key`, those of the second
-/// block `stride` behind those of the first. Fetches the keys of blocks `ahead` meanwhile.
-#[inline(always)]
-unsafe fn products<S: Simd, N: KvNumber>(
-    queries: &[f32],
-    padded: usize,
-    keys: &[*const u8],
-    mut ahead: [Option<*const u8>; 2],
-    head_dim: usize,
-    scores: &mut [f32],
-    stride: usize,
-) {
-    let n_rows = stride / LANES;
-    let mut row = 0;
-    // SAFETY: the caller's promise: as many rows of queries as of scores.
-    unsafe {
-        while row < n_rows {
-            let queries = queries.as_ptr().add(row * padded);
-            let scores = scores.as_mut_ptr().add(row * LANES);
-            let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
-            macro_rules! product {
-                ($($m:literal),*) => {
-                    match (m, keys) {
-                        $(
-                            ($m, &[a]) => product_rows::<S, N, $m, 1>(queries, padded, [a], ahead, head_dim, scores, stride),
-                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(queries, padded, [a, b], ahead, head_dim, scores, stride),
-                        )*
-                        _ => unreachable!("one or two blocks"),
-                    }
-                };
-            }
-            product!(1, 2, 3, 4);
-            ahead = [None; 2];
-            row += m;
-        }
-    }
-}
-
-/// Sums of a score that are built up side by side, since an addition waits for the one before it.
-const SUMS: usize = 2;
-
-#[inline(always)]
-unsafe fn product_rows<S: Simd, N: KvNumber, const M: usize, const B: usize>(
-    queries: *const f32,
-    padded: usize,
-    keys: [*const u8; B],
-    ahead: [Option<*const u8>; 2],
-    head_dim: usize,
-    scores: *mut f32,
-    stride: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[[S::splat(0.0); SUMS]; B]; M];
-        let n_whole = head_dim / SUMS * SUMS;
-        for start in (0..n_whole).step_by(SUMS) {
-            for ahead in ahead.into_iter().flatten() {
-                fetch::<S>(ahead.add(start * BLOCK_TOKENS * N::BYTES), SUMS * BLOCK_TOKENS * N::BYTES);
-            }
-            for n in 0..SUMS {
-                let i = start + n;
-                let mut of_blocks = [S::splat(0.0); B];
-                for b in 0..B {
-                    of_blocks[b] = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
-                }
-                for m in 0..M {
-                    let query = S::splat(*queries.add(m * padded + i));
-                    for b in 0..B {
-                        sums[m][b][n] = S::mul_add(query, of_blocks[b], sums[m][b][n]);
-                    }
-                }
-            }
-        }
-        for i in n_whole..head_dim {
-            for b in 0..B {
-                let keys = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
-                for m in 0..M {
-                    sums[m][b][0] = S::mul_add(S::splat(*queries.add(m * padded + i)), keys, sums[m][b][0]);
-                }
-            }
-        }
-        for m in 0..M {
-            for b in 0..B {
-                let [first, second] = sums[m][b];
-                S::store(S::add(first, second), scores.add(m * LANES + b * stride));
-            }
-        }
     }
 }
 
@@ -940,97 +835,5 @@ unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {
     for line in (0..n_bytes).step_by(64) {
         // SAFETY: the caller's promise; fetching does no harm anywhere.
         unsafe { S::prefetch_l2(from.wrapping_add(line)) };
-    }
-}
-
-/// The values of a step's blocks.
-struct StepValues {
-    blocks: [*const u8; STEP_BLOCKS],
-    /// Values to fetch meanwhile.
-    ahead: [Option<*const u8>; STEP_BLOCKS],
-    /// Keys of all the blocks; only the last may have fewer than there is room for.
-    n_keys: usize,
-    padded: usize,
-}
-
-/// Adds the weighted values of a step's keys to each row's sums; the weights of a block are `stride` behind
-/// those of the one before it. Fetches the values ahead meanwhile.
-#[inline(always)]
-unsafe fn add_values<S: Simd, N: KvNumber>(
-    weights: &[f32],
-    stride: usize,
-    step: &StepValues,
-    values: &mut [f32],
-) {
-    let n_rows = stride / LANES;
-    let padded = step.padded;
-    // SAFETY: the caller's promise: as many rows of values as of weights.
-    unsafe {
-        for column in (0..padded).step_by(4 * LANES) {
-            let n_vectors = (padded - column).min(4 * LANES) / LANES;
-            let mut row = 0;
-            while row < n_rows {
-                let weights = weights.as_ptr().add(row * LANES);
-                let values = values.as_mut_ptr().add(row * padded + column);
-                let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
-                macro_rules! add {
-                    ($($m:literal $v:literal),*) => {
-                        match (m, n_vectors) {
-                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, stride, step, column, row == 0, values),)*
-                            _ => {}
-                        }
-                    };
-                }
-                add!(1 1, 1 2, 1 3, 1 4, 2 1, 2 2, 2 3, 2 4, 3 1, 3 2, 3 3, 3 4, 4 1, 4 2, 4 3, 4 4);
-                row += m;
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn add_rows<S: Simd, N: KvNumber, const M: usize, const V: usize>(
-    weights: *const f32,
-    stride: usize,
-    step: &StepValues,
-    column: usize,
-    fetches: bool,
-    values: *mut f32,
-) {
-    let padded = step.padded;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[S::splat(0.0); V]; M];
-        for m in 0..M {
-            for v in 0..V {
-                sums[m][v] = S::load(values.add(m * padded + v * LANES));
-            }
-        }
-        for n in 0..step.n_keys.div_ceil(BLOCK_TOKENS) {
-            let weights = weights.add(n * stride);
-            let of_block = step.blocks[n].add(column * N::BYTES);
-            let ahead = step.ahead[n].filter(|_| fetches).map(|ahead| ahead.add(column * N::BYTES));
-            for key in 0..BLOCK_TOKENS.min(step.n_keys - n * BLOCK_TOKENS) {
-                let place = key * padded * N::BYTES;
-                if let Some(ahead) = ahead {
-                    fetch::<S>(ahead.add(place), V * LANES * N::BYTES);
-                }
-                let mut of_key = [S::splat(0.0); V];
-                for v in 0..V {
-                    of_key[v] = N::load::<S>(of_block.add(place + v * LANES * N::BYTES));
-                }
-                for m in 0..M {
-                    let weight = S::splat(*weights.add(m * LANES + key));
-                    for v in 0..V {
-                        sums[m][v] = S::mul_add(weight, of_key[v], sums[m][v]);
-                    }
-                }
-            }
-        }
-        for m in 0..M {
-            for v in 0..V {
-                S::store(sums[m][v], values.add(m * padded + v * LANES));
-            }
-        }
     }
 }
