@@ -497,9 +497,16 @@ unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
     if !N::IS_WHOLE {
         return 1.0;
     }
-    let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    // SAFETY: the caller's promise: there is room for a scale.
-    unsafe { scale.write(largest / kv::Int8::LARGEST) };
+    // SAFETY: the caller's promise: rows are whole vectors, and there is room for a scale.
+    let largest = unsafe {
+        let magnitudes = row.chunks_exact(LANES).map(|x| {
+            let x = S::load(x.as_ptr());
+            S::max(x, S::sub(S::splat(0.0), x))
+        });
+        let largest = S::reduce_max(magnitudes.fold(S::splat(0.0), |largest, x| S::max(largest, x)));
+        scale.write(largest / kv::Int8::LARGEST);
+        largest
+    };
     if largest > 0.0 { kv::Int8::LARGEST / largest } else { 0.0 }
 }
 

@@ -14,6 +14,9 @@ const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
 /// Bytes of a quad of sixteen rows of a matrix.
 const CODE_BYTES: usize = LANES * QUAD_LEN;
 
+/// Bytes of the scales of a block's keys and values.
+const SCALE_BYTES: usize = 2 * BLOCK_TOKENS * size_of::<f32>();
+
 /// Vectors whose products are summed as whole numbers: of more, the sums might be too large.
 const SUM_VECTORS: usize = 8;
 
@@ -92,6 +95,10 @@ impl Rows for WholeRows {
         let stride = step.stride();
         for n in 0..step.n_blocks {
             let scores = &mut scores[n * stride..(n + 1) * stride];
+            if let Some(ahead) = step.ahead[n] {
+                // SAFETY: the caller's promise.
+                unsafe { fetch::<S>(ahead.wrapping_add(step.layout.scales_offset()), SCALE_BYTES) };
+            }
             let mut row = 0;
             while row < step.rows.len() {
                 let m = (step.rows.len() - row).min(at_once::<S>());
