@@ -10,12 +10,6 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-/// Bytes of a large page, and where it has to begin.
-const LARGE_PAGE: usize = 2 << 20;
-
-/// Bytes that no other piece's lines lie among: those that a processor fetches along with each other.
-const ALIGNMENT: usize = 128;
-
 /// Bytes that go back to the system once all that share their map are dropped. What is never touched
 /// takes no memory.
 ///
@@ -68,6 +62,12 @@ fn map(len: usize) -> MmapMut {
 mod shared_map {
     use super::*;
     use std::sync::{Mutex, PoisonError};
+
+    /// Bytes of a large page, and where it has to begin.
+    const LARGE_PAGE: usize = 2 << 20;
+
+    /// Bytes that no other piece's lines lie among: those that a processor fetches along with each other.
+    const ALIGNMENT: usize = 128;
 
     /// Bytes of a map, where no piece needs more.
     const LEN: usize = 16 * LARGE_PAGE;

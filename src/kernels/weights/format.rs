@@ -22,8 +22,6 @@ pub const PANEL_ROWS: usize = LANES;
 /// Activations that share a scale.
 pub const GROUP_LEN: usize = 32;
 
-/// Activations to a [`Simd::dot`].
-
 /// Bytes of a group's activations.
 pub const GROUP_QUAD_BYTES: usize = GROUP_LEN / QUAD_LEN * QUAD_BYTES;
 
