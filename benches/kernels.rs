@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use predict_otron_9000::kernels::activations::Norm;
-use predict_otron_9000::kernels::attention::{Attention, Sequence};
+use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear};
@@ -112,7 +112,11 @@ fn attention(criterion: &mut Criterion) {
                 b.iter(|| {
                     let mut sequences: Vec<Sequence> = blocks
                         .iter_mut()
-                        .map(|blocks| Sequence { start, len, blocks: blocks.iter_mut().collect() })
+                        .map(|blocks| Sequence {
+                            start,
+                            len,
+                            blocks: blocks.iter_mut().map(KvRef::Own).collect(),
+                        })
                         .collect();
                     attention.forward(isa, &qkv, &mut sequences)
                 });

@@ -79,6 +79,17 @@ pub struct ServeArgs {
     /// Memory for the weights of chat models, such as 800M or 6G; idle ones are unloaded for others
     #[arg(long, env = "PREDICT_OTRON_MEMORY_BUDGET", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
+    /// Chat requests that are computed at once
+    #[arg(long, env = "PREDICT_OTRON_MAX_CONCURRENT", default_value_t = 32,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub max_concurrent: u16,
+    /// Chat requests that wait beyond those; more are refused with 429
+    #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE", default_value_t = 256)]
+    pub max_queue: u16,
+    /// Memory for keys and values of each chat model, such as 800M or 6G [default: a quarter of what is free
+    /// at start, 4G at most]
+    #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
+    pub kv_memory: Option<u64>,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -207,7 +218,7 @@ pub struct Limits {
     pub queued_requests: usize,
     /// Chat requests the engine works on at once.
     pub running_requests: usize,
-    /// Prompt tokens of one request computed before other requests get their turn.
+    /// Prompt tokens computed in one batch.
     pub prefill_chunk_tokens: usize,
     /// Bytes that the keys and values of all running requests may take. What does not fit waits; a
     /// context that does not fit alone is cut to what does.
@@ -237,9 +248,9 @@ impl Default for Limits {
         Self {
             body_bytes: 2 << 20,
             queued_requests: 256,
-            running_requests: 8,
+            running_requests: 32,
             prefill_chunk_tokens: 256,
-            kv_bytes: 4 << 30,
+            kv_bytes: MOST_KV_BYTES,
             kv_format: KvPrecision::F16,
             embedding_requests: 64,
             embedding_inputs: 2048,
@@ -251,6 +262,22 @@ impl Default for Limits {
             shutdown_grace: Duration::from_secs(30),
         }
     }
+}
+
+/// Most memory that keys and values take unless more is asked for.
+const MOST_KV_BYTES: usize = 4 << 30;
+
+/// A quarter of the memory that is free, where the system tells.
+fn default_kv_bytes() -> usize {
+    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|info| {
+        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
+    });
+    free.map_or(MOST_KV_BYTES, |kib| (kib << 10) / 4).min(MOST_KV_BYTES)
+}
+
+fn as_usize(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 impl Args {
@@ -293,7 +320,13 @@ impl Config {
             preload: args.preload,
             residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
             registry: RegistryConfig::resolve(args.registry)?,
-            limits: Limits { kv_format: args.compute.kv_format, ..Limits::default() },
+            limits: Limits {
+                kv_format: args.compute.kv_format,
+                running_requests: usize::from(args.max_concurrent),
+                queued_requests: usize::from(args.max_queue),
+                kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_usize),
+                ..Limits::default()
+            },
         })
     }
 }

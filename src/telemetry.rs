@@ -9,6 +9,8 @@ use tracing_subscriber::EnvFilter;
 pub const REQUESTS_CANCELLED: &str = "predict_otron_requests_cancelled_total";
 /// Tokens of prompts computed.
 pub const PROMPT_TOKENS: &str = "predict_otron_prompt_tokens_total";
+/// Tokens of prompts whose keys and values were there already.
+pub const PREFIX_CACHE_TOKENS: &str = "predict_otron_prefix_cache_tokens_total";
 /// Tokens generated.
 pub const COMPLETION_TOKENS: &str = "predict_otron_completion_tokens_total";
 /// Sampling steps that reused the cached repeat-penalty tensor.
@@ -42,6 +44,7 @@ pub fn start_metrics() -> PrometheusHandle {
     let descriptions = [
         (REQUESTS_CANCELLED, "Requests whose client went away before the answer was whole"),
         (PROMPT_TOKENS, "Tokens of prompts computed"),
+        (PREFIX_CACHE_TOKENS, "Tokens of prompts whose keys and values were there already"),
         (COMPLETION_TOKENS, "Tokens generated"),
         (REPEAT_PENALTY_HITS, "Sampling steps that reused the cached repeat-penalty tensor"),
         (REPEAT_PENALTY_UPDATES, "Elements of the cached repeat-penalty tensor that changed"),

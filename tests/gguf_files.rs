@@ -11,7 +11,9 @@ use predict_otron_9000::gguf::{Header, TensorType};
 use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, Rows, Weights};
-use predict_otron_9000::models::{Arithmetic, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::models::{
+    Arithmetic, BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+};
 use support::gguf::{Gguf, tiny_llama_keys, tiny_llama_tensors};
 use support::reference::arithmetics;
 
@@ -97,7 +99,7 @@ fn logits(file: GgufFile, arithmetic: Arithmetic) -> Vec<f32> {
     let config = ModelConfig::from_gguf(&file).unwrap();
     let mut model = CausalLm::load(config, &Weights::Gguf(file), arithmetic).unwrap();
     let mut input = ForwardInput::default();
-    input.push(SequenceId(1), 5, 0, &[1, 5, 2, 9, 3], true);
+    input.push(SequenceId(1), 5, 0, &[BlockId(0)], &[1, 5, 2, 9, 3], true);
     let mut kv = KvStore::new(model.config(), KvFormat::F32);
     numbers(&model.forward(&mut kv, &input).unwrap())
 }

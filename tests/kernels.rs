@@ -3,7 +3,7 @@
 
 use half::f16;
 use predict_otron_9000::kernels::activations::Norm;
-use predict_otron_9000::kernels::attention::{Attention, Sequence};
+use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::linear::{Products, Weighted, linear};
@@ -202,7 +202,7 @@ impl Store {
         let mut sequences = Vec::new();
         for (idx, blocks) in self.blocks.iter_mut().enumerate() {
             if let Some(&(_, start, len)) = spans.iter().find(|span| span.0 == idx) {
-                sequences.push(Sequence { start, len, blocks: blocks.iter_mut().collect() });
+                sequences.push(Sequence { start, len, blocks: blocks.iter_mut().map(KvRef::Own).collect() });
             }
         }
         sequences

@@ -9,7 +9,9 @@ use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
-use predict_otron_9000::models::{Arithmetic, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::models::{
+    Arithmetic, BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+};
 use support::reference::{self, DecoderReference};
 
 fn weights(folder: &Path) -> Weights {
@@ -68,7 +70,8 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
     while generated.len() < reference.greedy.len() {
         let mut input = ForwardInput::default();
         for ((id, n_prompt, tokens), computed) in sequences.iter().zip(&mut n_computed) {
-            input.push(*id, *n_prompt, *computed, &tokens[*computed..], true);
+            let blocks = BlockId::run(100 * id.0 as u32, tokens.len());
+            input.push(*id, *n_prompt, *computed, &blocks, &tokens[*computed..], true);
             *computed = tokens.len();
         }
         let logits = model.forward(&mut kv, &input).unwrap();

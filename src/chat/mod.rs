@@ -88,7 +88,7 @@ impl ChatModel {
         self.engine.admit()
     }
 
-    /// Starts to answer a conversation that has a place.
+    /// Starts to answer a conversation that has a place, for `tenant`.
     ///
     /// # Errors
     /// When a parameter is out of its range, the template refuses the messages, or the prompt does
@@ -97,9 +97,10 @@ impl ChatModel {
         self: &Arc<Self>,
         admission: Admission,
         request: &ChatCompletionRequest,
+        tenant: Arc<str>,
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
-        let mut generation = request::generation_request(request)?;
+        let mut generation = request::generation_request(request, tenant)?;
         let ignored_fields;
         (generation.prompt, ignored_fields) = self.prompt(request)?;
         let generation = self.engine.submit(admission, generation)?;
@@ -185,7 +186,7 @@ impl ChatStream {
                     prompt_tokens: finished.prompt_tokens,
                     completion_tokens: finished.completion_tokens,
                     total_tokens: finished.prompt_tokens + finished.completion_tokens,
-                    prompt_tokens_details: PromptTokensDetails::default(),
+                    prompt_tokens_details: PromptTokensDetails { cached_tokens: finished.cached_tokens },
                     completion_tokens_details: CompletionTokensDetails::default(),
                 },
                 figures: Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty },

@@ -1,5 +1,7 @@
 //! From a chat request to what the template and the engine take: messages, ranges, defaults.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::template::TemplateMessage;
@@ -127,7 +129,7 @@ fn text_of(message: &Message, index: usize) -> Result<String> {
 ///
 /// # Errors
 /// When a parameter is out of its range; the error names it.
-pub fn generation_request(request: &ChatCompletionRequest) -> Result<GenerationRequest> {
+pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> Result<GenerationRequest> {
     let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
         (Some(n), _) => Some(("max_completion_tokens", n)),
         (None, Some(n)) => Some(("max_tokens", n)),
@@ -168,6 +170,8 @@ pub fn generation_request(request: &ChatCompletionRequest) -> Result<GenerationR
         stop,
         ignore_eos: request.ignore_eos.unwrap_or(false),
         top_logprobs: top_logprobs(request)?,
+        tenant,
+        cache_salt: request.cache_salt.clone(),
     })
 }
 
@@ -263,7 +267,7 @@ mod tests {
     fn request(fields: Value) -> Result<GenerationRequest> {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        generation_request(&openai::from_value(body)?)
+        generation_request(&openai::from_value(body)?, "".into())
     }
 
     fn messages(messages: Value) -> Result<Vec<TemplateMessage>> {

@@ -10,11 +10,11 @@ use crate::app::{kv_format, read_headers};
 use crate::config::{BenchArgs, Limits, RegistryConfig};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
-use crate::kernels::kv::KvFormat;
+use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::{limits, pool};
 use crate::models::decoder::{CausalLm, Cost};
 use crate::models::profile::Op;
-use crate::models::{Arithmetic, Decoder, ForwardInput, KvStore, SequenceId};
+use crate::models::{Arithmetic, BlockId, Decoder, ForwardInput, KvStore, SequenceId};
 use crate::registry::{ModelKind, Registry};
 
 /// Tokens before those that several sequences decode.
@@ -191,7 +191,7 @@ impl Bench {
         for _ in 0..RUNS {
             let mut kv = KvStore::new(model.config(), self.kv_format);
             let start = Instant::now();
-            fill(model, &mut kv, SequenceId(0), n_tokens)?;
+            fill(model, &mut kv, SequenceId(0), &BlockId::run(0, n_tokens), n_tokens)?;
             times.push(start.elapsed().as_secs_f64());
         }
         let seconds = median(times);
@@ -214,9 +214,15 @@ impl Bench {
         n_tokens: usize,
     ) -> Result<Decode> {
         let mut kv = KvStore::new(model.config(), self.kv_format);
-        let ids: Vec<SequenceId> = (0..n_streams as u64).map(SequenceId).collect();
-        for &id in &ids {
-            fill(model, &mut kv, id, depth)?;
+        let n_blocks = (depth + n_tokens).div_ceil(BLOCK_TOKENS);
+        let streams: Vec<(SequenceId, Vec<BlockId>)> = (0..n_streams)
+            .map(|n| {
+                let first = (n * n_blocks) as u32;
+                (SequenceId(n as u64), BlockId::run(first, n_blocks * BLOCK_TOKENS))
+            })
+            .collect();
+        for (id, blocks) in &streams {
+            fill(model, &mut kv, *id, blocks, depth)?;
         }
         let limits = self.measure();
         let mut times = Vec::new();
@@ -226,8 +232,8 @@ impl Bench {
             let start = Instant::now();
             for position in depth..depth + n_tokens {
                 let mut input = ForwardInput::default();
-                for (&id, token) in ids.iter().zip(&last) {
-                    input.push(id, depth, position, &[*token], true);
+                for ((id, blocks), token) in streams.iter().zip(&last) {
+                    input.push(*id, depth, position, blocks, &[*token], true);
                 }
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
@@ -271,7 +277,13 @@ impl Bench {
 }
 
 /// Computes the first `n_tokens` tokens of a sequence, in chunks as the server does.
-fn fill(model: &mut CausalLm, kv: &mut KvStore, id: SequenceId, n_tokens: usize) -> Result<()> {
+fn fill(
+    model: &mut CausalLm,
+    kv: &mut KvStore,
+    id: SequenceId,
+    blocks: &[BlockId],
+    n_tokens: usize,
+) -> Result<()> {
     // Any tokens take the same time.
     let n_vocab = model.config().n_vocab;
     let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * 7919 % n_vocab) as u32).collect();
@@ -279,7 +291,7 @@ fn fill(model: &mut CausalLm, kv: &mut KvStore, id: SequenceId, n_tokens: usize)
     for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
         let start = idx * chunk_len;
         let mut input = ForwardInput::default();
-        input.push(id, n_tokens, start, chunk, start + chunk.len() == n_tokens);
+        input.push(id, n_tokens, start, blocks, chunk, start + chunk.len() == n_tokens);
         model.forward(kv, &input)?;
     }
     Ok(())

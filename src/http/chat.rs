@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -31,6 +34,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn completions(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
@@ -46,7 +50,8 @@ pub async fn completions(
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
     let logprobs = request.logprobs.unwrap_or(false).then(ChoiceLogprobs::default);
     let admission = model.admit()?;
-    let answer = app.compute(move || model.answer(admission, &request)).await??;
+    let tenant = tenant(&headers);
+    let answer = app.compute(move || model.answer(admission, &request, tenant)).await??;
     ignored.extend(answer.ignored_fields());
     let log = RequestLog { request_id, ended: false };
     let mut response = if streams {
@@ -56,6 +61,12 @@ pub async fn completions(
     };
     ignored.name_in(&mut response);
     Ok(response)
+}
+
+/// Whose request it is: whoever sends the same key. What the key is worth is not asked here.
+fn tenant(headers: &HeaderMap) -> Arc<str> {
+    let key = headers.get(AUTHORIZATION).map(|key| String::from_utf8_lossy(key.as_bytes()));
+    key.unwrap_or_default().into()
 }
 
 /// What every object of one answer carries.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
-use super::scheduler::{Batch, Scheduler};
+use super::scheduler::{Batch, NewSequence, Scheduler, SchedulerOptions};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
@@ -31,7 +31,7 @@ pub struct EngineOptions {
     pub queued_requests: usize,
     /// Requests computed at once.
     pub running_requests: usize,
-    /// Prompt tokens of one request computed per batch.
+    /// Prompt tokens computed per batch.
     pub prefill_chunk_tokens: usize,
     /// Bytes that keys and values may take, all requests together.
     pub kv_bytes: usize,
@@ -64,13 +64,12 @@ impl EngineOptions {
     /// Most tokens of one sequence of this model: its context, or as much of it as the memory for
     /// keys and values holds.
     pub fn context_length(&self, config: &ModelConfig) -> usize {
-        config.context_length.min(self.room(config))
+        config.context_length.min(self.n_blocks(config) * BLOCK_TOKENS)
     }
 
-    /// Tokens whose keys and values fit into memory, all sequences together.
-    fn room(&self, config: &ModelConfig) -> usize {
-        let room = self.kv_bytes / KvStore::bytes_per_token(config, self.kv_format).max(1);
-        room / BLOCK_TOKENS * BLOCK_TOKENS
+    /// Blocks of keys and values that fit into memory, all sequences together.
+    fn n_blocks(&self, config: &ModelConfig) -> usize {
+        self.kv_bytes / (BLOCK_TOKENS * KvStore::bytes_per_token(config, self.kv_format)).max(1)
     }
 }
 
@@ -116,10 +115,19 @@ impl Engine {
                 "memory for keys and values limits the context"
             );
         }
-        let room = options.room(model.config());
+        let n_blocks = options.n_blocks(model.config());
+        tracing::info!(
+            sequences = n_blocks * BLOCK_TOKENS / context_length.max(1),
+            tokens = context_length,
+            "memory for keys and values has room for this many sequences of this length"
+        );
         let kv = KvStore::new(model.config(), options.kv_format);
         let worker = Worker {
-            scheduler: Scheduler::new(options.running_requests, options.prefill_chunk_tokens, room),
+            scheduler: Scheduler::new(SchedulerOptions {
+                max_running: options.running_requests.max(1),
+                prefill_chunk: options.prefill_chunk_tokens.max(1),
+                n_blocks,
+            }),
             model,
             tokenizer,
             kv,
@@ -242,11 +250,9 @@ struct Worker {
 
 /// A request the thread knows of.
 struct Sequence {
-    prompt: Vec<u32>,
+    n_prompt: usize,
     generation: TextGeneration,
     events: events::Sender<Event>,
-    /// The newest token, whose keys and values are not computed yet.
-    last_token: Option<u32>,
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -292,12 +298,20 @@ impl Worker {
                 self.n_sequences_seen += 1;
                 let id = SequenceId(self.n_sequences_seen);
                 let n_prompt = request.prompt.len();
-                self.scheduler.add(id, n_prompt, KvStore::room(n_prompt + request.max_tokens));
-                let sequence = Sequence {
+                let is_long = self.model.config().rotates_as_long(n_prompt);
+                let salt = request.cache_salt.as_deref().unwrap_or_default();
+                self.scheduler.add(NewSequence {
+                    id,
                     prompt: request.prompt,
+                    // Nothing in front of a bar can have one.
+                    shares_with: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)
+                        .into(),
+                    tenant: request.tenant,
+                });
+                let sequence = Sequence {
+                    n_prompt,
                     generation,
                     events,
-                    last_token: None,
                     arrived,
                     started: None,
                     first_token: None,
@@ -318,13 +332,13 @@ impl Worker {
             .collect();
         for id in gone {
             metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
-            self.remove(id);
+            self.remove(id, false);
         }
     }
 
     fn end_all(&mut self, reason: &Error) {
         for id in self.sequences.keys().copied().collect::<Vec<_>>() {
-            self.finish(id, Event::Failed(reason.clone()));
+            self.finish(id, Event::Failed(reason.clone()), false);
         }
     }
 
@@ -360,65 +374,76 @@ impl Worker {
         })
     }
 
-    fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) {
-        for (id, logits) in input.sampled().zip(logits) {
-            self.advance(id, logits);
-        }
-    }
-
     fn fail(&mut self, input: &ForwardInput, e: &Error) {
         tracing::error!(error = %e, "a sequence failed");
         for span in &input.spans {
-            self.finish(span.sequence, Event::Failed(e.clone()));
+            self.finish(span.sequence, Event::Failed(e.clone()), true);
         }
     }
 
     /// The batch as the model wants it.
     fn forward_input(&mut self, batch: &Batch) -> ForwardInput {
         let mut input = ForwardInput::default();
-        for &id in &batch.decode {
-            if let Some(sequence) = self.sequences.get(&id)
-                && let Some(token) = sequence.last_token
-            {
-                // The newest token comes after the prompt and all tokens before it.
-                let n_prompt = sequence.prompt.len();
-                let start = n_prompt + sequence.generation.n_generated() - 1;
-                input.push(id, n_prompt, start, &[token], true);
+        for part in &batch.parts {
+            if let Some(sequence) = self.sequences.get_mut(&part.id) {
+                sequence.started.get_or_insert_with(Instant::now);
             }
-        }
-        if let Some((id, range)) = &batch.prefill
-            && let Some(sequence) = self.sequences.get_mut(id)
-        {
-            sequence.started.get_or_insert_with(Instant::now);
-            let n_prompt = sequence.prompt.len();
-            let is_last = range.end == n_prompt;
-            input.push(*id, n_prompt, range.start, &sequence.prompt[range.clone()], is_last);
+            input.push(part.id, part.n_prompt, part.start, &part.blocks, &part.tokens, part.is_last);
         }
         input
     }
 
-    /// Samples a sequence's next token and reports what it adds.
-    fn advance(&mut self, id: SequenceId, logits: &Tensor) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        sequence.first_token.get_or_insert_with(Instant::now);
-        match caught("sampling", || sequence.generation.advance(logits)) {
-            Ok(Step { token, delta, finish }) => {
-                sequence.last_token = Some(token);
-                if !delta.text.is_empty() || !delta.logprobs.is_empty() {
-                    send(&sequence.events, Event::Text(delta));
-                }
-                if let Some(reason) = finish {
-                    let finished = sequence.finished(reason);
-                    self.finish(id, Event::Finished(finished));
-                }
+    /// Samples each sequence's next token, on all compute threads, and reports what they add.
+    fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) {
+        let of_sequence: HashMap<SequenceId, &Tensor> = input.sampled().zip(logits).collect();
+        let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
+            sequence.first_token.get_or_insert_with(Instant::now);
+            Some(Mutex::new((*id, &mut sequence.generation, *of_sequence.get(id)?, None)))
+        });
+        let advancing: Vec<_> = advancing.collect();
+        let advance = |idx: usize| {
+            let mut advancing = advancing[idx].lock().unwrap_or_else(PoisonError::into_inner);
+            let (_, generation, logits, step) = &mut *advancing;
+            *step = Some(caught("sampling", || generation.advance(logits)));
+        };
+        match advancing.len() {
+            0 => return,
+            1 => advance(0),
+            n => pool::run(|team| team.share(n, 1).flatten().for_each(advance)),
+        }
+        let steps: Vec<_> = advancing
+            .into_iter()
+            .map(|advancing| advancing.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .map(|(id, _, _, step)| (id, step))
+            .collect();
+        for (id, step) in steps {
+            match step {
+                Some(Ok(step)) => self.report(id, step),
+                Some(Err(e)) => self.finish(id, Event::Failed(e), true),
+                None => {}
             }
-            Err(e) => self.finish(id, Event::Failed(e)),
         }
     }
 
-    fn finish(&mut self, id: SequenceId, last: Event) {
+    /// Reports what a step came to.
+    fn report(&mut self, id: SequenceId, Step { token, delta, finish }: Step) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if !delta.text.is_empty() || !delta.logprobs.is_empty() {
+            send(&sequence.events, Event::Text(delta));
+        }
+        match finish {
+            None => self.scheduler.push(id, token),
+            Some(reason) => {
+                let finished = sequence.finished(reason, self.scheduler.n_cached(id));
+                self.finish(id, Event::Finished(finished), false);
+            }
+        }
+    }
+
+    /// Ends a sequence; `failed` says that the last batch did not compute it.
+    fn finish(&mut self, id: SequenceId, last: Event, failed: bool) {
         // Whoever reads the last event finds the counts complete.
-        if let Some(sequence) = self.remove(id) {
+        if let Some(sequence) = self.remove(id, failed) {
             send(&sequence.events, last);
         }
         if let Some(last) = self.last_finish.replace(Instant::now()) {
@@ -427,30 +452,31 @@ impl Worker {
         }
     }
 
-    fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+    fn remove(&mut self, id: SequenceId, failed: bool) -> Option<Sequence> {
         let sequence = self.sequences.remove(&id);
         if let Some(sequence) = &sequence {
             let stats = sequence.generation.repeat_penalty_stats();
             metrics::counter!(telemetry::REPEAT_PENALTY_HITS).increment(stats.hits);
             metrics::counter!(telemetry::REPEAT_PENALTY_UPDATES).increment(stats.updates);
             metrics::counter!(telemetry::REPEAT_PENALTY_SKIPPED).increment(stats.skipped);
-            metrics::counter!(telemetry::PROMPT_TOKENS).increment(sequence.prompt.len() as u64);
+            metrics::counter!(telemetry::PROMPT_TOKENS).increment(sequence.n_prompt as u64);
+            metrics::counter!(telemetry::PREFIX_CACHE_TOKENS).increment(self.scheduler.n_cached(id) as u64);
             metrics::counter!(telemetry::COMPLETION_TOKENS)
                 .increment(sequence.generation.n_generated() as u64);
         }
-        self.scheduler.remove(id);
-        self.kv.remove(id);
+        self.scheduler.remove(id, failed);
         sequence
     }
 }
 
 impl Sequence {
-    fn finished(&self, reason: FinishReason) -> Finished {
+    fn finished(&self, reason: FinishReason, n_cached: usize) -> Finished {
         let started = self.started.unwrap_or(self.arrived);
         let first_token = self.first_token.unwrap_or(started);
         Finished {
             reason,
-            prompt_tokens: self.prompt.len(),
+            prompt_tokens: self.n_prompt,
+            cached_tokens: n_cached,
             completion_tokens: self.generation.n_generated(),
             timings: Timings {
                 queue: started - self.arrived,

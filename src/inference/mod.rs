@@ -5,12 +5,14 @@
 //! the next batch holds, the model computes it, and each sequence's [`TextGeneration`] turns its
 //! logits into the next token. This module never sees a message, a template or a socket.
 
+mod block_pool;
 pub mod engine;
 pub mod sampling;
 pub mod scheduler;
 mod stop;
 mod text_generation;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use engine::{Admission, Engine, EngineOptions, Generation};
@@ -34,6 +36,10 @@ pub struct GenerationRequest {
     /// How many of the likeliest tokens to report with each token; `None` reports no
     /// probabilities at all.
     pub top_logprobs: Option<usize>,
+    /// Who sent it: tenants get their turns alike, and share nothing.
+    pub tenant: Arc<str>,
+    /// Requests with different ones share nothing either.
+    pub cache_salt: Option<String>,
 }
 
 /// What a generation reports, in order: [`Event::Text`] any number of times, then exactly one of
@@ -79,6 +85,8 @@ impl TokenLogprob {
 pub struct Finished {
     pub reason: FinishReason,
     pub prompt_tokens: usize,
+    /// Tokens of the prompt whose keys and values were there already.
+    pub cached_tokens: usize,
     /// Generated tokens, the one that ended the text included.
     pub completion_tokens: usize,
     pub timings: Timings,

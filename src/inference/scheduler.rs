@@ -1,73 +1,177 @@
-//! What the next batch holds. Pure: ids and counts in, a [`Batch`] out; no tensor, clock, channel
-//! or string is known here.
+//! What the next batch holds, and in which blocks. Pure: tokens and names in, a [`Batch`] out; no tensor,
+//! clock, channel or string of text is known here.
 //!
-//! Every running sequence whose prompt is computed gets one token per batch. One chunk of one
-//! unfinished prompt rides along; prompts take turns, so a long one cannot keep short ones
-//! waiting. Sequences start in the order they came, when there is room for all of their tokens.
+//! Every running sequence whose tokens are all computed but the newest gets that one computed. With what is
+//! left of the batch's bound prompts are computed, in turn, so that a long one cannot keep short ones
+//! waiting, and only a little at a time while others generate, so that it cannot make those stutter. Before
+//! a part of a prompt is computed, the blocks of any earlier or simultaneous sequence that began alike are
+//! taken over.
+//!
+//! Sequences start in the order they came, but of several tenants the one with the fewest running goes
+//! first. When no block is left for a running one, the youngest gives its blocks back and is computed again
+//! later: what it has said stays said.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::sync::Arc;
 
-use crate::models::SequenceId;
+use super::block_pool::{BlockPool, Parent};
+use crate::kernels::kv::BLOCK_TOKENS;
+use crate::models::{BlockId, SequenceId};
+
+/// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few
+/// times as long as alone.
+const PROMPT_TOKENS_PER_DECODE: usize = 4;
+
+/// Prompt tokens of a batch however few sequences generate.
+const LEAST_PROMPT_TOKENS: usize = 32;
+
+/// Bounds of a scheduler.
+#[derive(Debug, Clone, Copy)]
+pub struct SchedulerOptions {
+    /// Sequences at once.
+    pub max_running: usize,
+    /// Prompt tokens of a batch.
+    pub prefill_chunk: usize,
+    /// Blocks for keys and values.
+    pub n_blocks: usize,
+}
+
+/// A sequence to be computed.
+#[derive(Debug, Clone)]
+pub struct NewSequence {
+    pub id: SequenceId,
+    pub prompt: Vec<u32>,
+    /// Who sent it: tenants get their turns alike.
+    pub tenant: Arc<str>,
+    /// Those with the same name may share blocks.
+    pub shares_with: Arc<str>,
+}
 
 /// Decides what is computed together.
 #[derive(Debug)]
 pub struct Scheduler {
-    max_running: usize,
-    prefill_chunk: usize,
-    /// Tokens that no running sequence has a claim to.
-    free_room: usize,
+    options: SchedulerOptions,
+    pool: BlockPool,
+    /// Oldest first; those that had to give their blocks back before all others.
     waiting: VecDeque<Sequence>,
-    /// In turn order: the first unfinished prompt is the next to get a chunk.
-    running: VecDeque<Sequence>,
+    /// Oldest first.
+    running: Vec<Sequence>,
+    /// The last to have had a part of its prompt computed: the next is whose turn it is.
+    last_turn: u64,
+    n_added: u64,
+    n_preempted: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 struct Sequence {
     id: SequenceId,
+    /// Its place among all that ever came.
+    number: u64,
+    tenant: Arc<str>,
+    shares_with: Arc<str>,
+    /// Prompt and what was generated.
+    tokens: Vec<u32>,
     n_prompt: usize,
-    /// Tokens it may come to need room for.
-    room: usize,
-    /// Prompt tokens computed so far.
+    /// Tokens whose keys and values are there, or will be after the current batch.
     n_computed: usize,
+    blocks: Vec<BlockId>,
+    /// Blocks that others can find, and what comes after the last of them.
+    n_published: usize,
+    parent: Parent,
+    /// Tokens of its prompt that never had to be computed.
+    n_cached: usize,
+    /// Whether any of it was ever computed.
+    has_begun: bool,
 }
 
 /// One turn's work.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Sequences that get their next token computed.
-    pub decode: Vec<SequenceId>,
-    /// A sequence and the part of its prompt to compute.
-    pub prefill: Option<(SequenceId, Range<usize>)>,
+    pub parts: Vec<Part>,
+}
+
+/// Tokens of a sequence to be computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub id: SequenceId,
+    pub n_prompt: usize,
+    /// Position of the first.
+    pub start: usize,
+    pub tokens: Vec<u32>,
+    /// All blocks of the sequence.
+    pub blocks: Vec<BlockId>,
+    /// Whether the last of them is to be followed by a new token.
+    pub is_last: bool,
+}
+
+/// How busy a scheduler is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    pub n_running: usize,
+    pub n_waiting: usize,
+    pub n_blocks: usize,
+    /// Blocks that running sequences use.
+    pub n_used_blocks: usize,
+    /// Sequences that ever had to give their blocks back.
+    pub n_preempted: u64,
 }
 
 impl Scheduler {
-    /// At most `max_running` sequences at once, which together need room for at most `room` tokens;
-    /// at most `prefill_chunk` prompt tokens a batch.
-    pub fn new(max_running: usize, prefill_chunk: usize, room: usize) -> Self {
+    pub fn new(options: SchedulerOptions) -> Self {
         Self {
-            max_running: max_running.max(1),
-            prefill_chunk: prefill_chunk.max(1),
-            free_room: room,
+            options,
+            pool: BlockPool::new(options.n_blocks),
             waiting: VecDeque::new(),
-            running: VecDeque::new(),
+            running: Vec::new(),
+            last_turn: 0,
+            n_added: 0,
+            n_preempted: 0,
         }
     }
 
-    /// Queues a sequence with a prompt of `n_prompt` tokens that may need room for `room` in all: no
-    /// more than the scheduler was given.
-    pub fn add(&mut self, id: SequenceId, n_prompt: usize, room: usize) {
-        self.waiting.push_back(Sequence { id, n_prompt, room, n_computed: 0 });
+    /// Queues a sequence, which must not come to need more blocks than there are.
+    pub fn add(&mut self, new: NewSequence) {
+        let NewSequence { id, prompt, tenant, shares_with } = new;
+        self.n_added += 1;
+        self.waiting.push_back(Sequence {
+            id,
+            number: self.n_added,
+            tenant,
+            n_prompt: prompt.len(),
+            tokens: prompt,
+            n_computed: 0,
+            blocks: Vec::new(),
+            n_published: 0,
+            parent: Parent::Root(shares_with.clone()),
+            shares_with,
+            n_cached: 0,
+            has_begun: false,
+        });
     }
 
-    /// Forgets a sequence, wherever it is.
-    pub fn remove(&mut self, id: SequenceId) {
+    /// Adds a generated token to a running sequence.
+    pub fn push(&mut self, id: SequenceId, token: u32) {
+        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
+            sequence.tokens.push(token);
+        }
+    }
+
+    /// Forgets a sequence, wherever it is. What it has computed stays to be found, unless `failed` says that
+    /// the last batch did not compute it.
+    pub fn remove(&mut self, id: SequenceId, failed: bool) {
         self.waiting.retain(|sequence| sequence.id != id);
-        self.running.retain(|sequence| {
-            let stays = sequence.id != id;
-            self.free_room += if stays { 0 } else { sequence.room };
-            stays
-        });
+        if let Some(idx) = self.running.iter().position(|sequence| sequence.id == id) {
+            let mut sequence = self.running.remove(idx);
+            if !failed {
+                sequence.publish(&mut self.pool);
+            }
+            self.pool.release(&sequence.blocks);
+        }
+    }
+
+    /// Tokens of a running sequence's prompt that did not have to be computed.
+    pub fn n_cached(&self, id: SequenceId) -> usize {
+        self.running.iter().find(|sequence| sequence.id == id).map_or(0, |sequence| sequence.n_cached)
     }
 
     /// Whether nothing waits and nothing runs.
@@ -75,36 +179,189 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    pub fn load(&self) -> Load {
+        Load {
+            n_running: self.running.len(),
+            n_waiting: self.waiting.len(),
+            n_blocks: self.pool.n_blocks(),
+            n_used_blocks: self.pool.n_blocks() - self.pool.n_available(),
+            n_preempted: self.n_preempted,
+        }
+    }
+
     /// The next batch; its work counts as done. Empty only when idle.
     pub fn next_batch(&mut self) -> Batch {
-        while self.running.len() < self.max_running
-            && let Some(sequence) = self.waiting.pop_front_if(|next| next.room <= self.free_room)
-        {
-            self.free_room -= sequence.room;
-            self.running.push_back(sequence);
+        for sequence in &mut self.running {
+            sequence.publish(&mut self.pool);
         }
-        let decode = self
-            .running
-            .iter()
-            .filter(|sequence| sequence.is_decoding())
-            .map(|sequence| sequence.id)
-            .collect();
-        let turn = self.running.iter().position(|sequence| !sequence.is_decoding());
-        let prefill = turn.and_then(|turn| self.running.remove(turn)).map(|mut sequence| {
-            let start = sequence.n_computed;
-            let end = sequence.n_prompt.min(start + self.prefill_chunk);
-            sequence.n_computed = end;
-            let chunk = (sequence.id, start..end);
-            self.running.push_back(sequence);
-            chunk
-        });
-        Batch { decode, prefill }
+        self.start_waiting();
+        let mut batch = Batch::default();
+        self.decode(&mut batch);
+        let n_decoding = batch.parts.len();
+        let bound = if n_decoding == 0 {
+            self.options.prefill_chunk
+        } else {
+            (n_decoding * PROMPT_TOKENS_PER_DECODE).max(LEAST_PROMPT_TOKENS).min(self.options.prefill_chunk)
+        };
+        self.prefill(&mut batch, bound);
+        while batch.parts.is_empty() && self.running.len() > 1 {
+            // Unfinished prompts hold all blocks.
+            self.preempt_youngest();
+            self.prefill(&mut batch, bound);
+        }
+        batch
+    }
+
+    /// Starts what waits, as long as there is room for all of its tokens so far.
+    fn start_waiting(&mut self) {
+        while self.running.len() < self.options.max_running {
+            let n_running = |tenant: &Arc<str>| self.running.iter().filter(|r| r.tenant == *tenant).count();
+            let next = (0..self.waiting.len()).min_by_key(|&idx| {
+                let sequence = &self.waiting[idx];
+                (!sequence.has_begun, n_running(&sequence.tenant), sequence.number)
+            });
+            let Some(next) = next else { return };
+            // What those that run still lack of their own tokens is theirs.
+            let n_lacking: usize = self.running.iter().map(Sequence::n_lacking_blocks).sum();
+            let needed = n_lacking + self.waiting[next].n_lacking_blocks() + self.running.len();
+            if needed > self.pool.n_available() && !self.running.is_empty() {
+                return;
+            }
+            if let Some(mut sequence) = self.waiting.remove(next) {
+                sequence.has_begun = true;
+                let place = self.running.partition_point(|other| other.number < sequence.number);
+                self.running.insert(place, sequence);
+            }
+        }
+    }
+
+    /// Adds the newest token of each sequence of which only that is left.
+    fn decode(&mut self, batch: &mut Batch) {
+        let mut idx = 0;
+        // Those that are preempted are the last.
+        while idx < self.running.len() {
+            if self.running[idx].n_left() != 1 {
+                idx += 1;
+                continue;
+            }
+            while self.running[idx].make_room(&mut self.pool, 1) == 0 {
+                self.preempt_youngest();
+                if idx >= self.running.len() {
+                    return;
+                }
+            }
+            batch.parts.push(self.running[idx].take(1));
+            idx += 1;
+        }
+    }
+
+    /// Adds parts of prompts, up to `bound` tokens in all.
+    fn prefill(&mut self, batch: &mut Batch, bound: usize) {
+        let mut n_left = bound;
+        let first = self.running.partition_point(|sequence| sequence.number <= self.last_turn);
+        for turn in 0..self.running.len() {
+            let idx = (first + turn) % self.running.len();
+            let sequence = &mut self.running[idx];
+            if sequence.n_left() <= 1 && sequence.n_computed > 0 || n_left == 0 {
+                continue;
+            }
+            if batch.parts.iter().any(|part| part.id == sequence.id) {
+                continue;
+            }
+            sequence.find_computed(&mut self.pool);
+            let n = sequence.make_room(&mut self.pool, n_left.min(sequence.n_left()));
+            if n > 0 {
+                self.last_turn = sequence.number;
+                n_left -= n;
+                batch.parts.push(sequence.take(n));
+            }
+        }
+    }
+
+    /// Takes the blocks of the youngest that runs; it waits until there is room again.
+    fn preempt_youngest(&mut self) {
+        if let Some(mut sequence) = self.running.pop() {
+            self.n_preempted += 1;
+            self.pool.release(&sequence.blocks);
+            sequence.blocks.clear();
+            sequence.n_computed = 0;
+            sequence.n_published = 0;
+            sequence.parent = Parent::Root(sequence.shares_with.clone());
+            if sequence.tokens.len() == sequence.n_prompt {
+                sequence.n_cached = 0;
+            }
+            self.waiting.push_front(sequence);
+        }
     }
 }
 
 impl Sequence {
-    fn is_decoding(&self) -> bool {
-        self.n_computed >= self.n_prompt
+    /// Tokens to be computed.
+    fn n_left(&self) -> usize {
+        self.tokens.len() - self.n_computed
+    }
+
+    /// Blocks that its tokens so far still need.
+    fn n_lacking_blocks(&self) -> usize {
+        self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len())
+    }
+
+    fn block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
+        self.tokens.get(idx * BLOCK_TOKENS..)?.first_chunk()
+    }
+
+    /// Lets others find what has been computed.
+    fn publish(&mut self, pool: &mut BlockPool) {
+        while (self.n_published + 1) * BLOCK_TOKENS <= self.n_computed
+            && let Some(tokens) = self.block(self.n_published)
+        {
+            self.parent = pool.publish(self.blocks[self.n_published], &self.parent, tokens);
+            self.n_published += 1;
+        }
+    }
+
+    /// Takes over blocks that hold what comes next; the last token is always computed, for what follows it.
+    fn find_computed(&mut self, pool: &mut BlockPool) {
+        let n_known = self.n_published * BLOCK_TOKENS;
+        if n_known != self.n_computed || self.blocks.len() != self.n_published {
+            return;
+        }
+        while (self.n_published + 1) * BLOCK_TOKENS < self.tokens.len()
+            && let Some(tokens) = self.block(self.n_published)
+            && let Some((id, parent)) = pool.find(&self.parent, tokens)
+        {
+            self.blocks.push(id);
+            self.parent = parent;
+            self.n_published += 1;
+            self.n_computed += BLOCK_TOKENS;
+        }
+        if self.tokens.len() == self.n_prompt {
+            self.n_cached += self.n_computed - n_known;
+        }
+    }
+
+    /// Makes room for up to `n` tokens more; gives for how many there is.
+    fn make_room(&mut self, pool: &mut BlockPool, n: usize) -> usize {
+        while self.blocks.len() * BLOCK_TOKENS < self.n_computed + n
+            && let Some(id) = pool.allocate()
+        {
+            self.blocks.push(id);
+        }
+        n.min(self.blocks.len() * BLOCK_TOKENS - self.n_computed)
+    }
+
+    /// Its next `n` tokens, which count as computed.
+    fn take(&mut self, n: usize) -> Part {
+        let start = self.n_computed;
+        self.n_computed += n;
+        Part {
+            id: self.id,
+            n_prompt: self.n_prompt,
+            start,
+            tokens: self.tokens[start..self.n_computed].to_vec(),
+            blocks: self.blocks.clone(),
+            is_last: self.n_computed == self.tokens.len(),
+        }
     }
 }
 
@@ -112,89 +369,246 @@ impl Sequence {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     fn id(n: u64) -> SequenceId {
         SequenceId(n)
     }
 
-    fn batch(decode: &[u64], prefill: Option<(u64, Range<usize>)>) -> Batch {
-        Batch {
-            decode: decode.iter().copied().map(SequenceId).collect(),
-            prefill: prefill.map(|(n, range)| (id(n), range)),
+    fn scheduler(max_running: usize, prefill_chunk: usize, n_blocks: usize) -> Scheduler {
+        Scheduler::new(SchedulerOptions { max_running, prefill_chunk, n_blocks })
+    }
+
+    /// A prompt of `len` tokens that no other begins like.
+    fn prompt(n: u64, len: usize) -> Vec<u32> {
+        (0..len as u32).map(|i| n as u32 * 1000 + i).collect()
+    }
+
+    fn add(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {
+        scheduler.add(NewSequence { id: id(n), prompt, tenant: "".into(), shares_with: "".into() });
+    }
+
+    /// Of each part the sequence, where it starts, and how many tokens it has.
+    fn parts(batch: &Batch) -> Vec<(u64, usize, usize)> {
+        batch.parts.iter().map(|part| (part.id.0, part.start, part.tokens.len())).collect()
+    }
+
+    /// Takes a batch and lets every sequence that is due say something.
+    fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize)> {
+        let batch = scheduler.next_batch();
+        for part in batch.parts.iter().filter(|part| part.is_last) {
+            scheduler.push(part.id, 7);
         }
+        check(scheduler);
+        parts(&batch)
+    }
+
+    fn check(scheduler: &Scheduler) {
+        scheduler.pool.check_integrity(scheduler.running.iter().map(|sequence| &sequence.blocks[..]));
+        assert!(scheduler.waiting.iter().all(|sequence| sequence.blocks.is_empty()));
     }
 
     #[test]
     fn prompts_take_turns_and_decodes_never_wait() {
-        let mut scheduler = Scheduler::new(2, 10, 100);
-        scheduler.add(id(1), 25, 30);
-        scheduler.add(id(2), 4, 30);
-        scheduler.add(id(3), 1, 30);
-        assert_eq!(scheduler.next_batch(), batch(&[], Some((1, 0..10))));
-        assert_eq!(scheduler.next_batch(), batch(&[], Some((2, 0..4))));
-        assert_eq!(scheduler.next_batch(), batch(&[2], Some((1, 10..20))));
-        assert_eq!(scheduler.next_batch(), batch(&[2], Some((1, 20..25))));
-        assert_eq!(scheduler.next_batch(), batch(&[2, 1], None));
-        scheduler.remove(id(2));
-        assert_eq!(scheduler.next_batch(), batch(&[1], Some((3, 0..1))));
-        scheduler.remove(id(1));
-        scheduler.remove(id(3));
-        assert!(scheduler.is_idle());
-        assert_eq!(scheduler.next_batch(), Batch::default());
+        let mut s = scheduler(3, 40, 100);
+        add(&mut s, 1, prompt(1, 90));
+        add(&mut s, 2, prompt(2, 10));
+        add(&mut s, 3, prompt(3, 70));
+        assert_eq!(step(&mut s), [(1, 0, 40)]);
+        assert_eq!(step(&mut s), [(2, 0, 10), (3, 0, 30)]);
+        // One generates: the others' prompts get no more than 32 tokens.
+        assert_eq!(step(&mut s), [(2, 10, 1), (1, 40, 32)]);
+        assert_eq!(step(&mut s), [(2, 11, 1), (3, 30, 32)]);
+        assert_eq!(step(&mut s), [(2, 12, 1), (1, 72, 18), (3, 62, 8)]);
+        assert_eq!(step(&mut s), [(1, 90, 1), (2, 13, 1), (3, 70, 1)]);
+        (1..=3).for_each(|n| s.remove(id(n), false));
+        assert!(s.is_idle());
+        assert_eq!(s.next_batch(), Batch::default());
     }
 
     #[test]
-    fn a_waiting_sequence_can_be_removed() {
-        let mut scheduler = Scheduler::new(1, 10, 100);
-        scheduler.add(id(1), 1, 30);
-        scheduler.add(id(2), 1, 30);
-        scheduler.next_batch();
-        scheduler.remove(id(2));
-        scheduler.remove(id(1));
-        assert!(scheduler.is_idle());
+    fn a_beginning_is_computed_once() {
+        let mut s = scheduler(4, 64, 100);
+        let shared = prompt(0, 50);
+        let with_end = |n: u64| [&shared[..], &prompt(n, 20)].concat();
+        add(&mut s, 1, with_end(1));
+        add(&mut s, 2, with_end(2));
+        assert_eq!(step(&mut s), [(1, 0, 64)], "the second waits for its turn");
+        // Three blocks of sixteen are alike.
+        assert_eq!(step(&mut s), [(2, 48, 22), (1, 64, 6)]);
+        assert_eq!((s.n_cached(id(1)), s.n_cached(id(2))), (0, 48));
+        s.remove(id(1), false);
+        s.remove(id(2), false);
+        // What has ended is still there, but the last token is always computed.
+        add(&mut s, 3, with_end(1)[..64].to_vec());
+        assert_eq!(step(&mut s), [(3, 48, 16)]);
+        // Others' is not.
+        s.add(NewSequence { id: id(4), prompt: with_end(1), tenant: "".into(), shares_with: "salt".into() });
+        assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 32)]);
     }
 
     #[test]
-    fn a_sequence_waits_for_room_and_keeps_its_place() {
-        let mut scheduler = Scheduler::new(8, 10, 100);
-        scheduler.add(id(1), 1, 60);
-        scheduler.add(id(2), 1, 60);
-        scheduler.add(id(3), 1, 10);
-        assert_eq!(scheduler.next_batch(), batch(&[], Some((1, 0..1))));
-        assert_eq!(scheduler.next_batch(), batch(&[1], None), "3 does not overtake 2");
-        scheduler.remove(id(1));
-        assert_eq!(scheduler.next_batch(), batch(&[], Some((2, 0..1))));
-        assert_eq!(scheduler.next_batch(), batch(&[2], Some((3, 0..1))));
+    fn what_failed_is_not_found() {
+        let mut s = scheduler(4, 64, 100);
+        add(&mut s, 1, prompt(1, 40));
+        step(&mut s);
+        s.remove(id(1), true);
+        add(&mut s, 2, prompt(1, 40));
+        assert_eq!(step(&mut s), [(2, 0, 40)]);
+    }
+
+    #[test]
+    fn the_youngest_gives_way_and_goes_on_later() {
+        let mut s = scheduler(4, 64, 5);
+        add(&mut s, 1, prompt(1, 30));
+        add(&mut s, 2, prompt(2, 16));
+        assert_eq!(step(&mut s), [(1, 0, 30), (2, 0, 16)]);
+        for n in 0..16 {
+            assert_eq!(step(&mut s), [(1, 30 + n, 1), (2, 16 + n, 1)]);
+        }
+        // All five blocks are full; the younger one's two go to the older.
+        assert_eq!(s.load().n_used_blocks, 5);
+        assert_eq!(step(&mut s), [(1, 46, 1)]);
+        assert_eq!(step(&mut s), [(1, 47, 1)]);
+        assert_eq!(step(&mut s), [(1, 48, 1)]);
+        assert_eq!((s.load().n_preempted, s.load().n_waiting), (1, 1));
+        s.remove(id(1), false);
+        // It has 33 tokens by now, of which the first block is still there.
+        assert_eq!(step(&mut s), [(2, 16, 17)]);
+        assert_eq!(step(&mut s), [(2, 33, 1)]);
+        assert_eq!(s.n_cached(id(2)), 0, "its own work is no saving");
+    }
+
+    #[test]
+    fn tenants_get_their_turns_alike() {
+        let mut s = scheduler(2, 64, 100);
+        for (n, tenant) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
+            let shares_with = tenant.into();
+            s.add(NewSequence { id: id(n), prompt: prompt(n, 5), tenant: tenant.into(), shares_with });
+        }
+        assert_eq!(step(&mut s), [(1, 0, 5), (4, 0, 5)]);
+        s.remove(id(1), false);
+        assert_eq!(step(&mut s), [(4, 5, 1), (2, 0, 5)]);
+    }
+
+    #[derive(Debug, Clone)]
+    struct Arrival {
+        /// Batches before it comes.
+        pause: usize,
+        prompt: Vec<u32>,
+        n_generated: usize,
+        tenant: &'static str,
+        /// Batches after which its client leaves.
+        patience: usize,
+    }
+
+    fn arrival() -> impl Strategy<Value = Arrival> {
+        // Few different tokens, so that beginnings are alike.
+        let prompt = (1usize..4, 1usize..70).prop_map(|(kind, len)| {
+            (0..len).map(|i| if i < 35 { kind as u32 % 2 } else { (i * kind) as u32 }).collect::<Vec<u32>>()
+        });
+        (0usize..4, prompt, 1usize..40, prop::sample::select(vec!["a", "b"]), 1usize..400).prop_map(
+            |(pause, prompt, n_generated, tenant, patience)| Arrival {
+                pause,
+                prompt,
+                n_generated,
+                tenant,
+                patience,
+            },
+        )
     }
 
     proptest! {
+        /// Whatever comes and goes, every sequence computes its own tokens, in order and without gaps, in
+        /// blocks that hold just what came before, and ends in bounded time; no block is lost.
         #[test]
-        fn every_prompt_is_computed_once_in_order_within_bounded_turns(
-            prompts in prop::collection::vec(1usize..60, 1..12),
-            max_running in 1usize..5,
-            chunk in 1usize..20,
+        fn every_sequence_is_computed_and_no_block_is_lost(
+            arrivals in prop::collection::vec(arrival(), 1..14),
+            max_running in 1usize..6,
+            chunk in 1usize..50,
+            n_blocks in 7usize..30,
         ) {
-            let mut scheduler = Scheduler::new(max_running, chunk, 100);
-            for (n, &prompt) in prompts.iter().enumerate() {
-                scheduler.add(id(n as u64), prompt, prompt);
-            }
-            let mut computed = vec![0usize; prompts.len()];
-            let bound: usize = prompts.iter().map(|p| p.div_ceil(chunk) + 1).sum();
-            for _ in 0..bound {
-                let batch = scheduler.next_batch();
-                prop_assert!(batch.decode.len() + usize::from(batch.prefill.is_some()) <= max_running);
-                for decoding in batch.decode {
-                    prop_assert_eq!(computed[decoding.0 as usize], prompts[decoding.0 as usize]);
-                    scheduler.remove(decoding);
+            let mut s = scheduler(max_running, chunk, n_blocks);
+            // What each block holds, as the model would have written it.
+            let mut memory: HashMap<BlockId, Vec<u32>> = HashMap::new();
+            let mut alive: HashMap<u64, (Arrival, Vec<u32>, usize)> = HashMap::new();
+            let mut to_come = arrivals.iter().enumerate();
+            let (mut next, mut pause) = (to_come.next(), 0);
+            let mut n_batches = 0;
+            loop {
+                while let Some((n, arrival)) = next && pause >= arrival.pause {
+                    s.add(NewSequence {
+                        id: id(n as u64),
+                        prompt: arrival.prompt.clone(),
+                        tenant: arrival.tenant.into(),
+                        shares_with: arrival.tenant.into(),
+                    });
+                    alive.insert(n as u64, (arrival.clone(), arrival.prompt.clone(), 0));
+                    (next, pause) = (to_come.next(), 0);
                 }
-                if let Some((SequenceId(n), range)) = batch.prefill {
-                    prop_assert_eq!(range.start, computed[n as usize]);
-                    prop_assert!(range.len() <= chunk && !range.is_empty());
-                    computed[n as usize] = range.end;
+                pause += 1;
+                if next.is_none() && s.is_idle() {
+                    break;
                 }
+                n_batches += 1;
+                prop_assert!(n_batches < 5000, "it goes on for ever");
+                let batch = s.next_batch();
+                check(&s);
+                prop_assert!(!batch.parts.is_empty() || s.is_idle());
+                prop_assert!(batch.parts.len() <= max_running);
+                let written: Vec<BlockId> = batch
+                    .parts
+                    .iter()
+                    .flat_map(|part| &part.blocks[part.start / BLOCK_TOKENS..])
+                    .copied()
+                    .collect();
+                for part in &batch.parts {
+                    let (_, tokens, _) = &alive[&part.id.0];
+                    let end = part.start + part.tokens.len();
+                    prop_assert_eq!(&part.tokens[..], &tokens[part.start..end]);
+                    prop_assert!(part.blocks.len() * BLOCK_TOKENS >= end);
+                    prop_assert_eq!(part.is_last, end == tokens.len());
+                    for (position, token) in tokens[..part.start].iter().enumerate() {
+                        let block = &memory[&part.blocks[position / BLOCK_TOKENS]];
+                        prop_assert_eq!(block[position % BLOCK_TOKENS], *token);
+                    }
+                    for block in &part.blocks[part.start / BLOCK_TOKENS..] {
+                        prop_assert_eq!(written.iter().filter(|other| *other == block).count(), 1);
+                    }
+                }
+                for part in &batch.parts {
+                    for (position, token) in (part.start..).zip(&part.tokens) {
+                        let block = memory.entry(part.blocks[position / BLOCK_TOKENS]).or_default();
+                        block.resize(BLOCK_TOKENS, u32::MAX);
+                        block[position % BLOCK_TOKENS] = *token;
+                    }
+                }
+                for part in batch.parts.iter().filter(|part| part.is_last) {
+                    let (arrival, tokens, _) = alive.get_mut(&part.id.0).unwrap();
+                    let token = tokens.len() as u32 % 3;
+                    if tokens.len() - arrival.prompt.len() + 1 >= arrival.n_generated {
+                        alive.remove(&part.id.0);
+                        s.remove(part.id, false);
+                    } else {
+                        tokens.push(token);
+                        s.push(part.id, token);
+                    }
+                }
+                let mut leaving = Vec::new();
+                for (n, (arrival, _, n_seen)) in &mut alive {
+                    *n_seen += 1;
+                    if *n_seen > arrival.patience {
+                        leaving.push(*n);
+                    }
+                }
+                for n in leaving {
+                    alive.remove(&n);
+                    s.remove(id(n), false);
+                }
+                check(&s);
             }
-            prop_assert!(scheduler.is_idle());
-            prop_assert_eq!(scheduler.free_room, 100);
+            prop_assert!(alive.is_empty());
+            prop_assert_eq!(s.load().n_used_blocks, 0);
         }
     }
 }

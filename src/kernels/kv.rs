@@ -152,7 +152,7 @@ impl KvBlock {
     ///
     /// # Panics
     /// When it is of another layout.
-    pub(super) fn start_of(&mut self, layout: &KvLayout) -> *mut u8 {
+    pub(super) fn start_of(&self, layout: &KvLayout) -> *mut u8 {
         assert!(self.layout == *layout);
         self.start()
     }
@@ -184,10 +184,9 @@ impl KvBlock {
         }
     }
 
-    /// The same block, of zeros.
-    pub fn cleared(mut self) -> Self {
+    /// Makes all its numbers zeros.
+    pub fn clear(&mut self) {
         (0..self.layout.n_layers).for_each(|layer| self.layer_mut(layer).fill(0));
-        self
     }
 
     /// A head's key or value of the token in `slot`.

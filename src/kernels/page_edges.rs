@@ -2,7 +2,7 @@
 //! page may not be touched.
 
 use super::activations::Norm;
-use super::attention::{Attention, HeadNorms, Rotation, Sequence};
+use super::attention::{Attention, HeadNorms, KvRef, Rotation, Sequence};
 use super::bytes::PageBytes;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, KvFormat, KvLayout};
@@ -95,7 +95,8 @@ fn attention_stays_within_blocks_and_rows() {
             // What the last block of a slab holds of the last layer ends where a page does.
             let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.blocks()).collect();
             for isa in isas() {
-                let blocks = slabs.iter_mut().filter_map(|blocks| blocks.last_mut()).collect();
+                let blocks =
+                    slabs.iter_mut().filter_map(|blocks| blocks.last_mut()).map(KvRef::Own).collect();
                 let mut sequences = [Sequence { start, len, blocks }];
                 let y = attention.forward(isa, qkv.get(), &mut sequences);
                 assert!(y.iter().all(|y| y.is_finite()), "{format:?} {isa} {head_dim} {start} {len}");

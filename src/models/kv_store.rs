@@ -1,39 +1,42 @@
-//! The keys and values of the sequences in flight.
+//! The keys and values of all sequences, in numbered blocks of [`BLOCK_TOKENS`] tokens.
 //!
-//! They lie in blocks of [`BLOCK_TOKENS`] tokens that belong to one sequence each: a token is written
-//! in place, and what came before is never copied. Blocks of a sequence that is removed serve others.
-
-use std::collections::HashMap;
+//! Which blocks a sequence has is decided elsewhere: sequences that begin alike may read the same ones. A
+//! token is written in place, and what came before is never copied.
 
 use candle_core::{Device, Tensor};
 
-use super::{ModelConfig, Span};
+use super::{ForwardInput, ModelConfig};
 use crate::error::{Error, Result};
-use crate::kernels::attention::Sequence;
+use crate::kernels::attention::{KvRef, Sequence};
 use crate::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, Row};
 
 /// Names a sequence within one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// Blocks by sequence.
+/// Names a block within one [`KvStore`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// As many blocks in a row as `n_tokens` tokens take, from `first` on: for who has a few sequences and
+    /// a place for each.
+    pub fn run(first: u32, n_tokens: usize) -> Vec<Self> {
+        (first..).map(Self).take(n_tokens.div_ceil(BLOCK_TOKENS)).collect()
+    }
+}
+
+/// Blocks, which take memory from when they are first used.
 #[derive(Debug)]
 pub struct KvStore {
     layout: KvLayout,
-    sequences: HashMap<SequenceId, Blocks>,
-    free: Vec<KvBlock>,
-}
-
-#[derive(Debug, Default)]
-struct Blocks {
     blocks: Vec<KvBlock>,
-    n_tokens: usize,
 }
 
 impl KvStore {
     /// A store for a model of this configuration.
     pub fn new(config: &ModelConfig, format: KvFormat) -> Self {
-        Self { layout: layout(config, format), sequences: HashMap::new(), free: Vec::new() }
+        Self { layout: layout(config, format), blocks: Vec::new() }
     }
 
     /// What the blocks look like.
@@ -41,63 +44,56 @@ impl KvStore {
         self.layout
     }
 
-    /// Makes room for the new tokens of a batch and gives each span's blocks.
+    /// The blocks of each sequence of a batch; those that its first new tokens go to are emptied.
     ///
     /// # Errors
-    /// When a sequence has fewer tokens than its span starts at, or more than one span.
-    pub fn extend(&mut self, spans: &[Span]) -> Result<Vec<Sequence<'_>>> {
-        for span in spans {
-            let sequence = self.sequences.entry(span.sequence).or_default();
-            if span.start > sequence.n_tokens {
-                return Err(Error::internal(format!(
-                    "sequence {:?} has no tokens before position {}",
-                    span.sequence, span.start
-                )));
-            }
-            sequence.n_tokens = span.start + span.len;
-            let n_blocks = sequence.n_tokens.div_ceil(BLOCK_TOKENS);
-            while sequence.blocks.len() < n_blocks {
-                if self.free.is_empty() {
-                    // The last is taken first, and neighbours in memory are to follow each other.
-                    self.free.extend(self.layout.blocks().into_iter().rev());
-                }
-                sequence.blocks.extend(self.free.pop());
-            }
+    /// When a sequence has too few blocks, or one that is written belongs to another as well.
+    pub fn sequences(&mut self, input: &ForwardInput) -> Result<Vec<Sequence<'_>>> {
+        let used = input.block_tables.iter().flatten().map(|id| id.0 as usize + 1).max().unwrap_or(0);
+        while self.blocks.len() < used {
+            self.blocks.extend(self.layout.blocks());
         }
-        let mut of_sequence: HashMap<_, _> = self.sequences.iter_mut().collect();
-        spans
-            .iter()
-            .map(|span| {
-                let sequence = of_sequence.remove(&span.sequence).ok_or_else(|| {
-                    Error::internal(format!("sequence {:?} has two spans in a batch", span.sequence))
-                })?;
-                let blocks = sequence.blocks.iter_mut().collect();
+        let mut blocks: Vec<Option<&mut KvBlock>> = self.blocks[..used].iter_mut().map(Some).collect();
+        // First what is written, which is left for nobody else.
+        let mut own = Vec::with_capacity(input.spans.len());
+        for (span, table) in input.spans.iter().zip(&input.block_tables) {
+            let n_blocks = (span.start + span.len).div_ceil(BLOCK_TOKENS);
+            let written = table.get(span.start / BLOCK_TOKENS..n_blocks).ok_or_else(|| {
+                let (n, id) = (table.len(), span.sequence);
+                Error::internal(format!("sequence {id:?} has {n} blocks and needs {n_blocks}"))
+            })?;
+            let mut of_sequence = Vec::with_capacity(written.len());
+            for (idx, id) in written.iter().enumerate() {
+                let block = blocks[id.0 as usize].take().ok_or_else(|| taken(*id))?;
+                if (span.start / BLOCK_TOKENS + idx) * BLOCK_TOKENS >= span.start {
+                    // What no token has been written to must be numbers.
+                    block.clear();
+                }
+                of_sequence.push(KvRef::Own(block));
+            }
+            own.push(of_sequence);
+        }
+        let shared: Vec<Option<&KvBlock>> = blocks.into_iter().map(|block| block.map(|b| &*b)).collect();
+        let tables = input.spans.iter().zip(&input.block_tables).zip(own);
+        tables
+            .map(|((span, table), own)| {
+                let past = table[..span.start / BLOCK_TOKENS].iter();
+                let past = past.map(|id| shared[id.0 as usize].map(KvRef::Shared).ok_or_else(|| taken(*id)));
+                let mut blocks = past.collect::<Result<Vec<_>>>()?;
+                blocks.extend(own);
                 Ok(Sequence { start: span.start, len: span.len, blocks })
             })
             .collect()
-    }
-
-    /// Forgets a sequence.
-    pub fn remove(&mut self, sequence: SequenceId) {
-        let blocks = self.sequences.remove(&sequence).unwrap_or_default().blocks;
-        // What no token has been written to must be numbers.
-        self.free.extend(blocks.into_iter().map(KvBlock::cleared));
-    }
-
-    /// How many sequences have tokens here.
-    pub fn n_sequences(&self) -> usize {
-        self.sequences.len()
-    }
-
-    /// Tokens that a sequence of at most `n_tokens` may take room for.
-    pub fn room(n_tokens: usize) -> usize {
-        n_tokens.next_multiple_of(BLOCK_TOKENS)
     }
 
     /// Bytes that room for one token takes in a model of this shape.
     pub fn bytes_per_token(config: &ModelConfig, format: KvFormat) -> usize {
         layout(config, format).block_bytes() / BLOCK_TOKENS
     }
+}
+
+fn taken(id: BlockId) -> Error {
+    Error::internal(format!("{id:?} is written by one sequence and used by another"))
 }
 
 fn layout(config: &ModelConfig, format: KvFormat) -> KvLayout {
@@ -130,12 +126,14 @@ pub fn append(
         for head in 0..n_kv_heads {
             for position in 0..end {
                 let (block, slot) = (&mut sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
-                if let Some(token) = position.checked_sub(sequence.start) {
+                if let Some(token) = position.checked_sub(sequence.start)
+                    && let Some(block) = block.get_mut()
+                {
                     let new = &new[(head * sequence.len + token) * head_dim..][..head_dim];
                     block.write(layer, head, slot, row, new);
                 }
                 let numbers = &mut all[(head * end + position) * head_dim..][..head_dim];
-                block.read(layer, head, slot, row, numbers);
+                block.get().read(layer, head, slot, row, numbers);
             }
         }
     }

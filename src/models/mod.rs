@@ -19,7 +19,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 pub use decoder::ModelConfig;
-pub use kv_store::{KvStore, SequenceId};
+pub use kv_store::{BlockId, KvStore, SequenceId};
 
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
@@ -94,6 +94,9 @@ pub struct ForwardInput {
     pub token_ids: Vec<u32>,
     /// Which sequence each stretch of `token_ids` continues; together they cover it.
     pub spans: Vec<Span>,
+    /// Of each span the blocks of its sequence's keys and values, from the first on, with room for the new
+    /// tokens.
+    pub block_tables: Vec<Vec<BlockId>>,
     /// Rows (indices into `token_ids`) whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -112,17 +115,19 @@ pub struct Span {
 
 impl ForwardInput {
     /// Adds the next tokens of a sequence whose prompt has `n_prompt` tokens and that has `start`
-    /// tokens already; `wants_logits` asks for the logits of the last of them.
+    /// tokens already, in `blocks`; `wants_logits` asks for the logits of the last of them.
     pub fn push(
         &mut self,
         sequence: SequenceId,
         n_prompt: usize,
         start: usize,
+        blocks: &[BlockId],
         token_ids: &[u32],
         wants_logits: bool,
     ) {
         self.token_ids.extend_from_slice(token_ids);
         self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
+        self.block_tables.push(blocks.to_vec());
         if wants_logits && !token_ids.is_empty() {
             self.logit_rows.push(self.token_ids.len() as u32 - 1);
         }
@@ -140,15 +145,16 @@ impl ForwardInput {
 
     /// The same batch as one for each sequence.
     pub fn split(&self) -> Vec<Self> {
-        let alone = |(span, rows): (Span, Range<usize>)| {
+        let alone = |((span, rows), table): ((Span, Range<usize>), &Vec<BlockId>)| {
             let of_span = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
             Self {
                 token_ids: self.token_ids[rows.clone()].to_vec(),
                 spans: vec![span],
+                block_tables: vec![table.clone()],
                 logit_rows: of_span.map(|row| row - rows.start as u32).collect(),
             }
         };
-        self.parts().map(alone).collect()
+        self.parts().zip(&self.block_tables).map(alone).collect()
     }
 
     /// Each span with its rows.
@@ -175,9 +181,10 @@ mod tests {
     #[test]
     fn a_batch_splits_into_its_sequences() {
         let mut input = ForwardInput::default();
-        input.push(SequenceId(3), 5, 0, &[1, 2], false);
-        input.push(SequenceId(1), 4, 7, &[3], true);
-        input.push(SequenceId(2), 3, 0, &[4, 5, 6], true);
+        let blocks = [BlockId(4)];
+        input.push(SequenceId(3), 5, 0, &blocks, &[1, 2], false);
+        input.push(SequenceId(1), 4, 7, &blocks, &[3], true);
+        input.push(SequenceId(2), 3, 0, &[BlockId(7)], &[4, 5, 6], true);
         assert_eq!(input.logit_rows, [2, 5]);
         assert_eq!(input.sampled().collect::<Vec<_>>(), [SequenceId(1), SequenceId(2)]);
         let parts = input.split();
@@ -186,6 +193,7 @@ mod tests {
             [&[1, 2][..], &[3], &[4, 5, 6]]
         );
         assert_eq!(parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(), [&[][..], &[0], &[2]]);
+        assert_eq!(parts[2].block_tables, [[BlockId(7)]]);
         assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
     }
 }

@@ -128,6 +128,11 @@ impl Rope {
             .collect()
     }
 
+    /// Whether a prompt of `n_prompt` tokens is rotated as a long one.
+    pub fn is_long(&self, n_prompt: usize) -> bool {
+        matches!(self.scaling, RopeScaling::Long { original_context, .. } if n_prompt > original_context)
+    }
+
     /// Whether the length of the prompt changes the rotation.
     pub fn depends_on_prompt(&self) -> bool {
         matches!(self.scaling, RopeScaling::Long { .. })

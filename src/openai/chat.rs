@@ -34,6 +34,8 @@ pub struct ChatCompletionRequest {
     /// Tokens the repeat penalty looks back on; -1 is all of them.
     pub repeat_last_n: Option<i64>,
     pub ignore_eos: Option<bool>,
+    /// Only requests with the same one may share what was computed of their prompts.
+    pub cache_salt: Option<String>,
 }
 
 /// One message of a conversation.

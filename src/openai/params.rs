@@ -83,6 +83,7 @@ pub const CHAT: &[Row] = &[
     ("repetition_penalty", Honoured),
     ("repeat_last_n", Honoured),
     ("ignore_eos", Honoured),
+    ("cache_salt", Honoured),
     ("min_tokens", OnlyDefault { is_default: |v| v == 0, reason: "a minimum length is not supported" }),
     ("stop_token_ids", OnlyDefault { is_default: is_empty, reason: "use `stop` with the token's text" }),
     (

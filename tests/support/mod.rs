@@ -22,8 +22,8 @@ use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
-use predict_otron_9000::kernels::kv::KvFormat;
-use predict_otron_9000::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
+use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -81,6 +81,8 @@ impl Script {
 pub struct ScriptedModel {
     script: Script,
     config: ModelConfig,
+    /// What a real model would have the keys and values of.
+    blocks: HashMap<BlockId, Vec<u32>>,
 }
 
 impl ScriptedModel {
@@ -97,7 +99,7 @@ impl ScriptedModel {
             "eos_token_id": END,
         });
         let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
-        Self { script, config }
+        Self { script, config, blocks: HashMap::new() }
     }
 }
 
@@ -112,14 +114,19 @@ impl Decoder for ScriptedModel {
         self.script.widest.fetch_max(input.spans.len(), Ordering::SeqCst);
         let mut rows = Vec::new();
         let mut row = 0;
-        for span in &input.spans {
+        for (span, table) in input.spans.iter().zip(&input.block_tables) {
             let tokens = &input.token_ids[row..row + span.len];
             let mut prompts = self.script.prompts.lock().unwrap();
-            let seen = prompts.entry(span.sequence).or_default();
+            let mut seen: Vec<u32> =
+                table.iter().flat_map(|block| self.blocks.get(block).cloned().unwrap_or_default()).collect();
             assert!(seen.len() >= span.start, "tokens come without gaps");
-            // After a fault they come again.
+            // After a fault they come again, and a block may have had others.
             seen.truncate(span.start);
             seen.extend(tokens);
+            for (block, tokens) in table.iter().zip(seen.chunks(BLOCK_TOKENS)) {
+                self.blocks.insert(*block, tokens.to_vec());
+            }
+            prompts.insert(span.sequence, seen);
             drop(prompts);
             if let Some(byte) = self.script.panic_on {
                 assert!(!tokens.contains(&u32::from(byte)), "the script says to panic");

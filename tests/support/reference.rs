@@ -8,7 +8,7 @@ use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::TextEncoder;
 use predict_otron_9000::models::{
-    Arithmetic, Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId,
+    Arithmetic, BlockId, Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId,
 };
 use serde::Deserialize;
 
@@ -85,7 +85,8 @@ fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -
     let mut logits = Vec::new();
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let mut input = ForwardInput::default();
-        input.push(SequenceId(1), ids.len(), index * chunk, tokens, false);
+        let blocks = BlockId::run(0, ids.len());
+        input.push(SequenceId(1), ids.len(), index * chunk, &blocks, tokens, false);
         input.logit_rows = (0..tokens.len() as u32).collect();
         logits.extend(model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap());
     }

@@ -62,8 +62,34 @@ pub struct Sequence<'a> {
     pub start: usize,
     /// How many new tokens.
     pub len: usize,
-    /// The sequence's blocks, with room for the new tokens.
-    pub blocks: Vec<&'a mut KvBlock>,
+    /// The sequence's blocks, with room for the new tokens; those that new tokens are written to are
+    /// its own.
+    pub blocks: Vec<KvRef<'a>>,
+}
+
+/// A block of a sequence.
+#[derive(Debug)]
+pub enum KvRef<'a> {
+    /// Only read; other sequences may read it too.
+    Shared(&'a KvBlock),
+    Own(&'a mut KvBlock),
+}
+
+impl KvRef<'_> {
+    pub fn get(&self) -> &KvBlock {
+        match self {
+            Self::Shared(block) => block,
+            Self::Own(block) => block,
+        }
+    }
+
+    /// The block, if it may be written.
+    pub fn get_mut(&mut self) -> Option<&mut KvBlock> {
+        match self {
+            Self::Shared(_) => None,
+            Self::Own(block) => Some(block),
+        }
+    }
 }
 
 /// A [`Sequence`] as the threads see it.
@@ -73,12 +99,12 @@ struct Place {
     blocks: Vec<BlockPtr>,
 }
 
-/// Where a block is. Threads write different tokens of it, then all read it.
+/// Where a block is. Threads write different tokens of it, if it is its sequence's own, then all read it.
 #[derive(Clone, Copy)]
 struct BlockPtr(*mut u8);
 
-// SAFETY: the block is borrowed exclusively for as long as `Attention::forward` runs, which sees to it
-// that no two threads write the same place, nor one while another reads.
+// SAFETY: the block is borrowed for as long as `Attention::forward` runs: exclusively if it is written, and
+// then no two threads write the same place, nor one while another reads.
 unsafe impl Send for BlockPtr {}
 // SAFETY: as above.
 unsafe impl Sync for BlockPtr {}
@@ -189,7 +215,7 @@ impl Attention<'_> {
         let n_tokens: usize = sequences.iter().map(|sequence| sequence.len).sum();
         assert_eq!(qkv.len(), n_tokens * row_len);
         assert!(self.layer < layout.n_layers && n_heads.is_multiple_of(n_kv_heads));
-        let sequences: Vec<Place> = sequences.iter_mut().map(|sequence| self.place(sequence)).collect();
+        let sequences: Vec<Place> = sequences.iter().map(|sequence| self.place(sequence)).collect();
         if let Some(Rotation { cos, sin, n_pairs }) = self.rotation {
             assert!(2 * n_pairs <= head_dim);
             assert!(cos.len() == n_tokens * n_pairs && sin.len() == n_tokens * n_pairs);
@@ -261,16 +287,19 @@ impl Attention<'_> {
     }
 
     /// Checks a sequence's blocks, which what follows relies on.
-    fn place(&self, sequence: &mut Sequence) -> Place {
-        let Sequence { start, len, ref mut blocks } = *sequence;
+    fn place(&self, sequence: &Sequence) -> Place {
+        let Sequence { start, len, ref blocks } = *sequence;
         assert!(
             blocks.len() * BLOCK_TOKENS >= start + len,
             "{} blocks for {} tokens",
             blocks.len(),
             start + len
         );
-        let pointer = |block: &mut &mut KvBlock| BlockPtr(block.start_of(&self.layout));
-        Place { start, len, blocks: blocks.iter_mut().map(pointer).collect() }
+        let written = start / BLOCK_TOKENS..(start + len).div_ceil(BLOCK_TOKENS);
+        let is_own = |block: &KvRef| matches!(block, KvRef::Own(_));
+        assert!(blocks[written].iter().all(is_own), "new tokens would be written to a shared block");
+        let pointer = |block: &KvRef| BlockPtr(block.get().start_of(&self.layout));
+        Place { start, len, blocks: blocks.iter().map(pointer).collect() }
     }
 
     /// Norms and rotates queries and keys; scales the queries, stores keys and values.

@@ -81,6 +81,12 @@ pub(super) const FULL_ATTENTION: &str = "full_attention";
 pub(super) const SLIDING_ATTENTION: &str = "sliding_attention";
 
 impl ModelConfig {
+    /// Whether some layer rotates the tokens of a prompt of `n_prompt` tokens otherwise than those of a
+    /// short one, so that the two have no keys in common.
+    pub fn rotates_as_long(&self, n_prompt: usize) -> bool {
+        self.layers.iter().filter_map(|layer| layer.rope.as_ref()).any(|rope| rope.is_long(n_prompt))
+    }
+
     /// Reads what a GGUF file says of its model.
     ///
     /// # Errors

@@ -132,7 +132,7 @@ impl Decoder for CausalLm {
         }
         let kinds = self.kinds.iter().map(|kind| self.context_of(kind, input)).collect::<Result<Vec<_>>>()?;
         let kv_layout = kv.layout();
-        let mut sequences = kv.extend(&input.spans)?;
+        let mut sequences = kv.sequences(input)?;
         self.profile.lap(Op::Embedding);
         for (idx, (layer, &kind)) in self.layers.iter().zip(&self.kind_of_layer).enumerate() {
             let (rotation, biases) = &kinds[kind];

@@ -203,7 +203,7 @@ mod tests {
     use crate::models::layers::attention::causal_bias;
     use crate::models::layers::linear::Weight;
     use crate::models::rope::{Rope, RopeScaling};
-    use crate::models::{ForwardInput, KvStore, SequenceId};
+    use crate::models::{BlockId, ForwardInput, KvStore, SequenceId};
 
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 500.0 - 2.0).collect()
@@ -267,7 +267,8 @@ mod tests {
             for (idx, &len) in lengths.iter().enumerate() {
                 let start: usize =
                     [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
-                input.push(SequenceId(idx as u64), 7, start, &vec![0; len], false);
+                let blocks = BlockId::run(100 * idx as u32, start + len);
+                input.push(SequenceId(idx as u64), 7, start, &blocks, &vec![0; len], false);
             }
             let n_tokens = input.token_ids.len();
             let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
@@ -290,7 +291,7 @@ mod tests {
                 biases: &biases,
                 profile: &Profile::default(),
             };
-            let mut sequences = kv.extend(&input.spans).unwrap();
+            let mut sequences = kv.sequences(&input).unwrap();
             let y = layer.attention_of(&qkv.unwrap(), &mut sequences, &context).unwrap();
             all.extend(y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         }
