@@ -397,8 +397,9 @@ impl Worker {
     fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) {
         let of_sequence: HashMap<SequenceId, &Tensor> = input.sampled().zip(logits).collect();
         let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
+            let logits = *of_sequence.get(id)?;
             sequence.first_token.get_or_insert_with(Instant::now);
-            Some(Mutex::new((*id, &mut sequence.generation, *of_sequence.get(id)?, None)))
+            Some(Mutex::new((*id, &mut sequence.generation, logits, None)))
         });
         let advancing: Vec<_> = advancing.collect();
         let advance = |idx: usize| {

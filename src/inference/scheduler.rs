@@ -2,8 +2,9 @@
 //! clock, channel or string of text is known here.
 //!
 //! Every running sequence whose tokens are all computed but the newest gets that one computed. With what is
-//! left of the batch's bound prompts are computed, in turn, so that a long one cannot keep short ones
-//! waiting, and only a little at a time while others generate, so that it cannot make those stutter. Before
+//! left of the batch's bound prompts are computed, one after the other, but a long one lets others go first
+//! after each full chunk, and only a little at a time while others generate, so that those do not stutter.
+//! Before
 //! a part of a prompt is computed, the blocks of any earlier or simultaneous sequence that began alike are
 //! taken over.
 //!
@@ -30,7 +31,7 @@ const LEAST_PROMPT_TOKENS: usize = 32;
 pub struct SchedulerOptions {
     /// Sequences at once.
     pub max_running: usize,
-    /// Prompt tokens of a batch.
+    /// Prompt tokens of a batch, and of a sequence's turn.
     pub prefill_chunk: usize,
     /// Blocks for keys and values.
     pub n_blocks: usize,
@@ -56,7 +57,7 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Sequence>,
-    /// The last to have had a part of its prompt computed: the next is whose turn it is.
+    /// The last whose turn to have its prompt computed has ended: the next is whose turn it is.
     last_turn: u64,
     n_added: u64,
     n_preempted: u64,
@@ -78,6 +79,8 @@ struct Sequence {
     /// Blocks that others can find, and what comes after the last of them.
     n_published: usize,
     parent: Parent,
+    /// Tokens computed of its prompt since its turn began.
+    n_of_turn: usize,
     /// Tokens of its prompt that never had to be computed.
     n_cached: usize,
     /// Whether any of it was ever computed.
@@ -144,6 +147,7 @@ impl Scheduler {
             n_published: 0,
             parent: Parent::Root(shares_with.clone()),
             shares_with,
+            n_of_turn: 0,
             n_cached: 0,
             has_begun: false,
         });
@@ -269,11 +273,17 @@ impl Scheduler {
                 continue;
             }
             sequence.find_computed(&mut self.pool);
-            let n = sequence.make_room(&mut self.pool, n_left.min(sequence.n_left()));
-            if n > 0 {
+            let most = n_left.min(sequence.n_left()).min(self.options.prefill_chunk - sequence.n_of_turn);
+            let n = sequence.make_room(&mut self.pool, most);
+            if n == 0 {
+                continue;
+            }
+            n_left -= n;
+            sequence.n_of_turn += n;
+            batch.parts.push(sequence.take(n));
+            if sequence.n_left() == 0 || sequence.n_of_turn == self.options.prefill_chunk {
                 self.last_turn = sequence.number;
-                n_left -= n;
-                batch.parts.push(sequence.take(n));
+                sequence.n_of_turn = 0;
             }
         }
     }
@@ -417,9 +427,9 @@ mod tests {
         assert_eq!(step(&mut s), [(1, 0, 40)]);
         assert_eq!(step(&mut s), [(2, 0, 10), (3, 0, 30)]);
         // One generates: the others' prompts get no more than 32 tokens.
-        assert_eq!(step(&mut s), [(2, 10, 1), (1, 40, 32)]);
-        assert_eq!(step(&mut s), [(2, 11, 1), (3, 30, 32)]);
-        assert_eq!(step(&mut s), [(2, 12, 1), (1, 72, 18), (3, 62, 8)]);
+        assert_eq!(step(&mut s), [(2, 10, 1), (3, 30, 10), (1, 40, 22)]);
+        assert_eq!(step(&mut s), [(2, 11, 1), (1, 62, 18), (3, 40, 14)]);
+        assert_eq!(step(&mut s), [(2, 12, 1), (3, 54, 16), (1, 80, 10)]);
         assert_eq!(step(&mut s), [(1, 90, 1), (2, 13, 1), (3, 70, 1)]);
         (1..=3).for_each(|n| s.remove(id(n), false));
         assert!(s.is_idle());
