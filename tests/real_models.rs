@@ -203,3 +203,47 @@ async fn base64_and_dimensions() {
         assert_eq!(body(response).await["error"]["param"], "dimensions");
     }
 }
+
+/// What a model says to a request depends on the request only: not on who else is answered at the same
+/// time, nor on what was computed before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
+    let server = server().await;
+    let server = &server;
+    let systems = ["You are a pirate. Answer in the words of a pirate, and never break character.", "Be brief."];
+    let tasks = ["Name a colour.", "What is the capital of France?", "Count to ten.", "Write a poem on rain."];
+    let request = |n: usize, salt: Option<usize>| {
+        let padding = "and so on ".repeat(n * n % 37);
+        let mut request = json!({
+            "messages": [
+                {"role": "system", "content": systems[n % systems.len()]},
+                {"role": "user", "content": format!("{} {padding}{}", tasks[n % 3 + n % 2], n / 4)}
+            ],
+            "temperature": 0, "max_tokens": 3 + n % 11, "logprobs": true
+        });
+        if let Some(salt) = salt {
+            request["cache_salt"] = json!(salt.to_string());
+        }
+        request
+    };
+    let choice = async |request: Value| {
+        let answer = body(server.post("/v1/chat/completions", &request).await).await;
+        (answer["choices"][0].clone(), answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone())
+    };
+    const N: usize = 200;
+    let mut alone = Vec::new();
+    for n in 0..N {
+        // Nobody else has this salt.
+        let (choice, n_cached) = choice(request(n, Some(n))).await;
+        assert_eq!(n_cached, 0);
+        alone.push(choice);
+    }
+    for round in ["together", "together again"] {
+        let found = futures_util::future::join_all((0..N).map(|n| choice(request(n, None)))).await;
+        for (n, ((found, _), alone)) in found.iter().zip(&alone).enumerate() {
+            assert_eq!(found, alone, "{round}: request {n}");
+        }
+        let n_cached = found.iter().filter(|(_, n_cached)| *n_cached != 0).count();
+        assert!(n_cached > N / 2, "{round}: {n_cached} found something of theirs");
+    }
+}

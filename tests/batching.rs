@@ -1,0 +1,59 @@
+//! Many requests at once, and what they share, against a scripted model that reads its prompts out of the
+//! blocks it is given.
+
+mod support;
+
+use futures_util::future::join_all;
+use predict_otron_9000::config::Limits;
+use predict_otron_9000::inference::EngineOptions;
+use serde_json::{Value, json};
+use support::{ENGINE_OPTIONS, Script, json as body, scripted_server};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn request(content: &str, fields: Value) -> Value {
+    let mut request = json!({"messages": [{"role": "user", "content": content}]});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+}
+
+fn cached_tokens(answer: &Value) -> u64 {
+    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_prompt_that_begins_like_an_earlier_one_is_computed_in_part() {
+    let server = scripted_server(Script::saying("yes"), Limits::default(), ENGINE_OPTIONS).await;
+    let beginning = "Once upon a time there was a king who had three daughters. ".repeat(2);
+    let ask = async |end: &str, fields: Value| {
+        let response = server.post(CHAT, &request(&format!("{beginning}{end}"), fields)).await;
+        let answer = body(response).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], "yes");
+        answer
+    };
+    assert_eq!(cached_tokens(&ask("Who was the first?", json!({})).await), 0);
+    let second = ask("And the second?", json!({})).await;
+    // Whole blocks of sixteen tokens, here bytes, of what comes before the question.
+    let n_before = "user:".len() + 1 + beginning.len();
+    let n_cached = cached_tokens(&second);
+    assert_eq!(n_cached, n_before as u64 / 16 * 16, "{second}");
+    assert_eq!(cached_tokens(&ask("And the third?", json!({"cache_salt": "mine"})).await), 0);
+    assert_eq!(cached_tokens(&ask("Who was the last?", json!({"cache_salt": "mine"})).await), n_cached);
+}
+
+#[tokio::test]
+async fn requests_that_do_not_fit_together_wait_and_lose_nothing() {
+    // Room for 12 blocks of 16 tokens; each request comes to need six or seven.
+    let block_bytes = 16 * 2 * (2 + 16);
+    let options = EngineOptions { kv_bytes: 12 * block_bytes, ..ENGINE_OPTIONS };
+    let text = "a long answer of many words, which no one block holds, nor three ";
+    let server = scripted_server(Script::saying(text), Limits::default(), options).await;
+    let contents: Vec<String> = (0..8).map(|n| format!("{n} tell me")).collect();
+    let answers = join_all(contents.iter().map(|content| async {
+        body(server.post(CHAT, &request(content, json!({}))).await).await
+    }));
+    for answer in answers.await {
+        assert_eq!(answer["choices"][0]["message"]["content"], text, "{answer}");
+        assert_eq!(answer["usage"]["completion_tokens"], text.len() + 1);
+    }
+}
