@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use predict_otron_9000::config::Limits;
 use predict_otron_9000::inference::EngineOptions;
@@ -49,11 +51,48 @@ async fn requests_that_do_not_fit_together_wait_and_lose_nothing() {
     let text = "a long answer of many words, which no one block holds, nor three ";
     let server = scripted_server(Script::saying(text), Limits::default(), options).await;
     let contents: Vec<String> = (0..8).map(|n| format!("{n} tell me")).collect();
-    let answers = join_all(contents.iter().map(|content| async {
-        body(server.post(CHAT, &request(content, json!({}))).await).await
-    }));
+    let answers = join_all(
+        contents
+            .iter()
+            .map(|content| async { body(server.post(CHAT, &request(content, json!({}))).await).await }),
+    );
     for answer in answers.await {
         assert_eq!(answer["choices"][0]["message"]["content"], text, "{answer}");
         assert_eq!(answer["usage"]["completion_tokens"], text.len() + 1);
     }
+}
+
+#[tokio::test]
+async fn probes_and_metrics_say_how_busy_it_is() {
+    let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
+    let options = EngineOptions { running_requests: 1, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    for probe in ["/livez", "/readyz", "/health"] {
+        assert_eq!(body(server.get(probe).await).await, json!({"status": "ok"}), "{probe}");
+    }
+    let stream = json!({"stream": true});
+    let (a, b) = (request("first", stream.clone()), request("second", stream));
+    let running = [server.post(CHAT, &a).await, server.post(CHAT, &b).await];
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    let loads = body(server.get("/v1/loads").await).await;
+    let load = &loads["loads"][0];
+    assert_eq!(loads["dp_rank_count"], 1);
+    let counts = ["num_running_reqs", "num_waiting_reqs", "num_total_reqs", "max_running_requests"];
+    assert_eq!(counts.map(|name| load[name].as_u64().unwrap()), [1, 1, 2, 1], "{loads}");
+    for share in ["token_usage", "utilization", "cache_hit_rate"] {
+        assert!((0.0..=1.0).contains(&load[share].as_f64().unwrap()), "{loads}");
+    }
+    assert!(load["gen_throughput"].as_f64().unwrap() > 1.0, "{loads}");
+
+    let metrics = server.get("/metrics").await.text().await.unwrap();
+    for line in [
+        "vllm:num_requests_running{model_name=\"scripted\"} 1",
+        "vllm:num_requests_waiting{model_name=\"scripted\"} 1",
+        "vllm:cache_config_info{model_name=\"scripted\",block_size=\"16\"",
+        "predict_otron_batch_sequences_bucket{le=\"1\"}",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    drop(running);
 }

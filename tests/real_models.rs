@@ -210,8 +210,10 @@ async fn base64_and_dimensions() {
 async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
     let server = server().await;
     let server = &server;
-    let systems = ["You are a pirate. Answer in the words of a pirate, and never break character.", "Be brief."];
-    let tasks = ["Name a colour.", "What is the capital of France?", "Count to ten.", "Write a poem on rain."];
+    let systems =
+        ["You are a pirate. Answer in the words of a pirate, and never break character.", "Be brief."];
+    let tasks =
+        ["Name a colour.", "What is the capital of France?", "Count to ten.", "Write a poem on rain."];
     let request = |n: usize, salt: Option<usize>| {
         let padding = "and so on ".repeat(n * n % 37);
         let mut request = json!({

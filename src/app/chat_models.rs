@@ -14,6 +14,7 @@ use super::{ModelInfo, ServedModel};
 use crate::chat::ChatModel;
 use crate::config::Residency;
 use crate::error::{Error, Kind, Result};
+use crate::inference::Status;
 
 /// All chat models, the default first.
 pub struct ChatModels {
@@ -138,6 +139,15 @@ impl ChatModels {
             return Err(e.clone());
         }
         self.load_now(slot).inspect_err(|e| slot.state().failed = Some((Instant::now(), e.clone())))
+    }
+
+    /// How busy each model in memory is.
+    pub fn status(&self) -> Vec<(&ServedModel, Status)> {
+        let of_slot = |slot: &'_ Arc<ChatSlot>| {
+            let state = slot.state();
+            state.loaded.as_ref().map(|loaded| loaded.model.engine().status())
+        };
+        self.slots.iter().filter_map(|slot| Some((&slot.served, of_slot(slot)?))).collect()
     }
 
     /// Ends every generation that still runs, with an error.

@@ -18,6 +18,8 @@ use crate::chat::ChatModel;
 use crate::config::{Config, Limits};
 use crate::embeddings::{Embedder, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Kind, Result};
+use crate::inference::Status;
+use crate::kernels::kv::BLOCK_TOKENS;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::telemetry;
 
@@ -241,7 +243,25 @@ impl App {
 
     /// Counters in Prometheus' text format.
     pub fn render_metrics(&self) -> String {
+        for (model, Status { load, .. }) in self.parts.chat_models.status() {
+            let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id.clone()).set(value);
+            gauge(telemetry::WAITING, load.n_waiting as f64);
+            gauge(telemetry::RUNNING, load.n_running as f64);
+            gauge(telemetry::KV_USAGE, load.n_used_blocks as f64 / load.n_blocks.max(1) as f64);
+            metrics::gauge!(
+                telemetry::KV_CONFIG,
+                "model_name" => model.id.clone(),
+                "block_size" => BLOCK_TOKENS.to_string(),
+                "num_gpu_blocks" => load.n_blocks.to_string()
+            )
+            .set(1.0);
+        }
         self.parts.metrics.render()
+    }
+
+    /// How busy each chat model in memory is.
+    pub fn chat_status(&self) -> Vec<(&ServedModel, Status)> {
+        self.parts.chat_models.status()
     }
 
     /// From now on the server is not healthy, so that new clients go elsewhere.

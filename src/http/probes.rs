@@ -1,12 +1,14 @@
-//! What operators and browsers look at: `/`, `/health`, `/metrics`.
+//! What operators, routers and browsers look at.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use crate::app::App;
+use crate::inference::Status;
+use crate::kernels::kv::BLOCK_TOKENS;
 
 /// A short page that says what this is and where.
 pub async fn page(State(app): State<App>) -> Html<String> {
@@ -23,7 +25,7 @@ pub async fn page(State(app): State<App>) -> Html<String> {
          <li><code>POST /v1/chat/completions</code></li>\
          <li><code>POST /v1/embeddings</code></li>\
          <li><a href=\"/v1/models\"><code>GET /v1/models</code></a>, <code>GET /v1/models/{{id}}</code></li>\
-         <li><a href=\"/health\"><code>GET /health</code></a>, <a href=\"/metrics\"><code>GET /metrics</code></a></li>\
+         <li><a href=\"/health\"><code>GET /health</code></a>, <a href=\"/v1/loads\"><code>GET /v1/loads</code></a>, <a href=\"/metrics\"><code>GET /metrics</code></a></li>\
          </ul></html>",
         version = env!("CARGO_PKG_VERSION"),
     ))
@@ -35,6 +37,41 @@ pub async fn health(State(app): State<App>) -> Response {
         Ok(()) => Json(json!({ "status": "ok" })).into_response(),
         Err(e) => ApiError::from(e).into_response(),
     }
+}
+
+/// 200 while the process answers at all.
+pub async fn alive() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// How busy the server is, as routers read it from workers of any make.
+pub async fn loads(State(app): State<App>) -> Json<Value> {
+    let loads: Vec<Value> =
+        app.chat_status().into_iter().enumerate().map(|(rank, (_, status))| of(rank, &status)).collect();
+    Json(json!({
+        "timestamp": jiff::Timestamp::now().to_string(),
+        "dp_rank_count": loads.len(),
+        "loads": loads,
+    }))
+}
+
+fn of(rank: usize, status: &Status) -> Value {
+    let Status { load, max_running, tokens_per_second, n_prompt_tokens, n_cached_tokens } = *status;
+    let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+    json!({
+        "dp_rank": rank,
+        "num_running_reqs": load.n_running,
+        "num_waiting_reqs": load.n_waiting,
+        "num_waiting_uncached_tokens": load.n_waiting_tokens,
+        "num_total_reqs": load.n_running + load.n_waiting,
+        "num_used_tokens": load.n_used_blocks * BLOCK_TOKENS,
+        "max_total_num_tokens": load.n_blocks * BLOCK_TOKENS,
+        "token_usage": share(load.n_used_blocks as f64, load.n_blocks as f64),
+        "gen_throughput": tokens_per_second,
+        "cache_hit_rate": share(n_cached_tokens as f64, n_prompt_tokens as f64),
+        "utilization": share(load.n_running as f64, max_running as f64),
+        "max_running_requests": max_running,
+    })
 }
 
 /// Counters in Prometheus' text format.

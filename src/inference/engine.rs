@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
-use super::scheduler::{Batch, NewSequence, Scheduler, SchedulerOptions};
+use super::scheduler::{Batch, Load, NewSequence, Scheduler, SchedulerOptions};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
@@ -58,6 +58,26 @@ struct Shared {
     stopping: AtomicBool,
     /// Moving average of the time between two finished requests.
     time_per_request: Mutex<Duration>,
+    status: Mutex<Status>,
+}
+
+/// How busy an engine is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Status {
+    pub load: Load,
+    /// Requests computed at most at once.
+    pub max_running: usize,
+    /// Tokens generated a second, of late.
+    pub tokens_per_second: f64,
+    /// Tokens of all prompts so far, and of those what did not have to be computed.
+    pub n_prompt_tokens: u64,
+    pub n_cached_tokens: u64,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl EngineOptions {
@@ -105,6 +125,7 @@ impl Engine {
             alive: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
+            status: Mutex::new(Status { max_running: options.running_requests, ..Status::default() }),
         });
         let n_vocab = model.config().n_vocab;
         let context_length = options.context_length(model.config());
@@ -151,6 +172,7 @@ impl Engine {
         let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
         let bound = queued_requests + running_requests;
         let place = self.shared.places.clone().try_acquire_owned().map_err(|_| {
+            metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
             let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
             let retry_after = each
                 .saturating_mul(u32::try_from(bound).unwrap_or(u32::MAX))
@@ -197,6 +219,11 @@ impl Engine {
     /// Most tokens of a prompt and its answer together.
     pub fn context_length(&self) -> usize {
         self.context_length
+    }
+
+    /// How busy it is.
+    pub fn status(&self) -> Status {
+        *self.shared.status()
     }
 
     /// Whether the thread still works.
@@ -265,8 +292,10 @@ impl Worker {
         // Seen by the handles even when this thread unwinds.
         let _alive = OnDrop(self.shared.clone());
         loop {
+            self.shared.status().load = self.scheduler.load();
             if self.scheduler.is_idle() {
                 self.last_finish = None;
+                self.shared.status().tokens_per_second = 0.0;
                 match arrivals.recv() {
                     Ok(arrival) => self.accept(arrival),
                     Err(mpsc::RecvError) => return,
@@ -283,8 +312,18 @@ impl Worker {
                 ));
                 continue;
             }
+            let n_preempted = self.scheduler.load().n_preempted;
             let batch = self.scheduler.next_batch();
+            let load = self.scheduler.load();
+            metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - n_preempted);
+            metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
+            self.shared.status().load = load;
+            let start = Instant::now();
             self.step(&batch);
+            let n_generated = batch.parts.iter().filter(|part| part.is_last).count();
+            let rate = n_generated as f64 / start.elapsed().as_secs_f64().max(1e-9);
+            let average = &mut self.shared.status().tokens_per_second;
+            *average = if *average == 0.0 { rate } else { 0.9 * *average + 0.1 * rate };
         }
     }
 
@@ -436,6 +475,7 @@ impl Worker {
             None => self.scheduler.push(id, token),
             Some(reason) => {
                 let finished = sequence.finished(reason, self.scheduler.n_cached(id));
+                record(&finished);
                 self.finish(id, Event::Finished(finished), false);
             }
         }
@@ -461,7 +501,11 @@ impl Worker {
             metrics::counter!(telemetry::REPEAT_PENALTY_UPDATES).increment(stats.updates);
             metrics::counter!(telemetry::REPEAT_PENALTY_SKIPPED).increment(stats.skipped);
             metrics::counter!(telemetry::PROMPT_TOKENS).increment(sequence.n_prompt as u64);
-            metrics::counter!(telemetry::PREFIX_CACHE_TOKENS).increment(self.scheduler.n_cached(id) as u64);
+            let n_cached = self.scheduler.n_cached(id) as u64;
+            metrics::counter!(telemetry::PREFIX_CACHE_TOKENS).increment(n_cached);
+            let mut status = self.shared.status();
+            status.n_prompt_tokens += sequence.n_prompt as u64;
+            status.n_cached_tokens += n_cached;
             metrics::counter!(telemetry::COMPLETION_TOKENS)
                 .increment(sequence.generation.n_generated() as u64);
         }
@@ -486,6 +530,21 @@ impl Sequence {
             },
             repeat_penalty: self.generation.repeat_penalty_stats(),
         }
+    }
+}
+
+/// Measures of a request that has been answered.
+fn record(finished: &Finished) {
+    let Finished { timings, completion_tokens, prompt_tokens, .. } = finished;
+    let first = timings.queue + timings.prefill;
+    metrics::histogram!(telemetry::QUEUE_SECONDS).record(timings.queue.as_secs_f64());
+    metrics::histogram!(telemetry::FIRST_TOKEN_SECONDS).record(first.as_secs_f64());
+    metrics::histogram!(telemetry::REQUEST_SECONDS).record((first + timings.decode).as_secs_f64());
+    metrics::histogram!(telemetry::REQUEST_PROMPT_TOKENS).record(*prompt_tokens as f64);
+    metrics::histogram!(telemetry::REQUEST_COMPLETION_TOKENS).record(*completion_tokens as f64);
+    if *completion_tokens > 1 {
+        let each = timings.decode.as_secs_f64() / (completion_tokens - 1) as f64;
+        metrics::histogram!(telemetry::TOKEN_SECONDS).record(each);
     }
 }
 

@@ -15,7 +15,7 @@ mod text_generation;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use engine::{Admission, Engine, EngineOptions, Generation};
+pub use engine::{Admission, Engine, EngineOptions, Generation, Status};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use text_generation::TextGeneration;
 

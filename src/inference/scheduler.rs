@@ -112,6 +112,8 @@ pub struct Part {
 pub struct Load {
     pub n_running: usize,
     pub n_waiting: usize,
+    /// Tokens of those that wait.
+    pub n_waiting_tokens: usize,
     pub n_blocks: usize,
     /// Blocks that running sequences use.
     pub n_used_blocks: usize,
@@ -187,6 +189,7 @@ impl Scheduler {
         Load {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
+            n_waiting_tokens: self.waiting.iter().map(|sequence| sequence.tokens.len()).sum(),
             n_blocks: self.pool.n_blocks(),
             n_used_blocks: self.pool.n_blocks() - self.pool.n_available(),
             n_preempted: self.n_preempted,
