@@ -32,7 +32,7 @@
 //!    come back. The first bytes of a stream go out here, before the prompt is computed.
 //! 6. The engine's thread asks [`inference::scheduler`] what the next batch holds, and the
 //!    [`models::Decoder`] computes it: one token for every running sequence and a bounded part of
-//!    one new prompt.
+//!    new prompts, of which what another sequence has computed is taken over.
 //! 7. Each sequence's [`inference::TextGeneration`] samples its next token (with
 //!    [`inference::sampling::CachedRepeatPenalty`]), and gives out text that is whole in UTF-8 and
 //!    certainly not part of a stop string.
