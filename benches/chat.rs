@@ -29,7 +29,7 @@ fn request(n_words: usize) -> ChatCompletionRequest {
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
     let model = app.chat_model(app.chat_slot(None).unwrap()).await.unwrap();
     let mut events = model.answer(model.admit().unwrap(), request, "".into()).unwrap();
-    while let Some(event) = events.next().await {
+    while let Some((_, event)) = events.next().await {
         match event {
             ChatEvent::Finished { usage, .. } => return usage,
             ChatEvent::Failed(e) => panic!("{e}"),

@@ -64,6 +64,8 @@
 //! - Every number of rows goes through the same arithmetic, whole numbers of 16 bits times the
 //!   weights' codes, so that a token's logits do not depend on what is computed beside it. AMX, too,
 //!   multiplies these, as two planes of bytes, and not bfloat16.
+//! - Blocks of keys and values are known by their tokens, not by a hash of them: two contents are never
+//!   mistaken for each other.
 
 pub mod app;
 pub mod chat;

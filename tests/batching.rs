@@ -3,13 +3,14 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use predict_otron_9000::config::Limits;
 use predict_otron_9000::inference::EngineOptions;
 use serde_json::{Value, json};
-use support::{ENGINE_OPTIONS, Script, json as body, scripted_server};
+use support::{ENGINE_OPTIONS, Script, events, json as body, scripted_server};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -95,4 +96,37 @@ async fn probes_and_metrics_say_how_busy_it_is() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     drop(running);
+}
+
+#[tokio::test]
+async fn several_answers_to_one_prompt() {
+    let script = Script::saying("yes");
+    let prompts = script.prompts.clone();
+    let n_batches = script.n_batches.clone();
+    let server = scripted_server(script, Limits::default(), ENGINE_OPTIONS).await;
+    let content = "a prompt of more than three blocks of sixteen tokens each, which is computed once";
+    let answer = body(server.post(CHAT, &request(content, json!({"n": 3, "seed": 1}))).await).await;
+    let choices = answer["choices"].as_array().unwrap();
+    assert_eq!(choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(choices.iter().all(|choice| choice["message"]["content"] == "yes"), "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 3 * 4);
+    assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(prompts.lock().unwrap().len(), 3);
+    // 96 tokens in chunks of 64, then what is left of the others' and all answers.
+    assert!(n_batches.load(Ordering::SeqCst) <= 8, "{n_batches:?}");
+
+    let fields = json!({"n": 2, "stream": true, "stream_options": {"include_usage": true}});
+    let mut events = events(server.post(CHAT, &request(content, fields)).await).await;
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let chunks: Vec<Value> = events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+    assert_eq!(chunks.last().unwrap()["usage"]["completion_tokens"], 2 * 4);
+    for index in 0..2 {
+        let of_choice = chunks.iter().filter_map(|chunk| chunk["choices"].get(0));
+        let of_choice: Vec<&Value> = of_choice.filter(|choice| choice["index"] == index).collect();
+        assert_eq!(of_choice[0]["delta"]["role"], "assistant");
+        let text: String =
+            of_choice.iter().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+        assert_eq!(text, "yes");
+        assert_eq!(of_choice.last().unwrap()["finish_reason"], "stop");
+    }
 }

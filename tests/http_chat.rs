@@ -304,7 +304,8 @@ async fn bad_requests_get_the_envelope() {
         (json!({"messages": "hi"}), 400, json!("messages"), Value::Null),
         (json!({"temperature": 3}), 400, json!("temperature"), Value::Null),
         (json!({"tools": [{}]}), 400, json!("tools"), Value::Null),
-        (json!({"n": 2}), 400, json!("n"), Value::Null),
+        (json!({"n": 9}), 400, json!("n"), Value::Null),
+        (json!({"n": 0}), 400, json!("n"), Value::Null),
         (
             json!({"messages": [{"role": "user", "content": "x".repeat(600)}]}),
             400,

@@ -7,7 +7,9 @@ mod request;
 mod shown;
 pub mod template;
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 pub use template::{ChatTemplate, TemplateSource};
 use template::{TemplateInput, TemplateMessage};
@@ -37,9 +39,11 @@ pub struct ChatModel {
     fingerprint: String,
 }
 
-/// An answer in the making. Dropping it cancels the generation.
+/// An answer in the making, of one choice or several. Dropping it cancels the generations.
 pub struct ChatStream {
-    generation: Generation,
+    generations: Vec<Generation>,
+    /// Whose turn it is to be asked first.
+    turn: usize,
     ignored_fields: Vec<String>,
     /// Keeps the model in memory.
     _model: Arc<ChatModel>,
@@ -101,10 +105,21 @@ impl ChatModel {
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
         let mut generation = request::generation_request(request, tenant)?;
+        let n_choices = request::n_choices(request)?;
         let ignored_fields;
         (generation.prompt, ignored_fields) = self.prompt(request)?;
-        let generation = self.engine.submit(admission, generation)?;
-        Ok(ChatStream { generation, ignored_fields, _model: self.clone() })
+        let mut admissions = vec![admission];
+        while admissions.len() < n_choices {
+            admissions.push(self.admit()?);
+        }
+        let generations = admissions.into_iter().enumerate().map(|(choice, admission)| {
+            let mut generation = generation.clone();
+            // Each draws its own way, and the same way again.
+            generation.sampling.seed = generation.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
+            self.engine.submit(admission, generation)
+        });
+        let generations = generations.collect::<Result<_>>()?;
+        Ok(ChatStream { generations, turn: 0, ignored_fields, _model: self.clone() })
     }
 
     /// The engine behind this model.
@@ -167,9 +182,36 @@ impl ChatStream {
         &self.ignored_fields
     }
 
-    /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<ChatEvent> {
-        Some(match self.generation.next().await? {
+    /// How many choices there are.
+    pub fn n_choices(&self) -> usize {
+        self.generations.len()
+    }
+
+    /// The next event and its choice; `None` after the last of all.
+    pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
+        let n_choices = self.generations.len();
+        poll_fn(|context| {
+            let mut has_more = false;
+            for turn in self.turn..self.turn + n_choices {
+                let choice = turn % n_choices;
+                match self.generations[choice].poll_next(context) {
+                    Poll::Ready(Some(event)) => {
+                        self.turn = choice + 1;
+                        return Poll::Ready(Some((choice, ChatEvent::from(event))));
+                    }
+                    Poll::Ready(None) => {}
+                    Poll::Pending => has_more = true,
+                }
+            }
+            if has_more { Poll::Pending } else { Poll::Ready(None) }
+        })
+        .await
+    }
+}
+
+impl From<Event> for ChatEvent {
+    fn from(event: Event) -> Self {
+        match event {
             Event::Text(delta) => ChatEvent::Content {
                 text: delta.text,
                 logprobs: (!delta.logprobs.is_empty()).then(|| ChoiceLogprobs {
@@ -192,7 +234,7 @@ impl ChatStream {
                 figures: Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty },
             },
             Event::Failed(e) => ChatEvent::Failed(e),
-        })
+        }
     }
 }
 

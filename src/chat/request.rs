@@ -12,6 +12,8 @@ use crate::openai::chat::{ChatCompletionRequest, Content, Message, OneOrMany, Ro
 /// OpenAI's bounds.
 const MAX_STOPS: usize = 4;
 const MAX_TOP_LOGPROBS: u64 = 20;
+/// Answers to one request.
+const MAX_CHOICES: u64 = 8;
 const MAX_LOGIT_BIAS: f32 = 100.0;
 
 /// Longest stop string. The end of the text is held back while it could be the beginning of one.
@@ -173,6 +175,17 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
         tenant,
         cache_salt: request.cache_salt.clone(),
     })
+}
+
+/// How many answers are asked for.
+///
+/// # Errors
+/// When they are none or too many.
+pub fn n_choices(request: &ChatCompletionRequest) -> Result<usize> {
+    match request.n.unwrap_or(1) {
+        n @ 1..=MAX_CHOICES => Ok(n as usize),
+        n => Err(Error::invalid("n", format!("`n` is {n}; it must be from 1 to {MAX_CHOICES}"))),
+    }
 }
 
 fn top_logprobs(request: &ChatCompletionRequest) -> Result<Option<usize>> {

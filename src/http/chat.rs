@@ -48,12 +48,12 @@ pub async fn completions(
     };
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
-    let logprobs = request.logprobs.unwrap_or(false).then(ChoiceLogprobs::default);
+    let logprobs = request.logprobs.unwrap_or(false);
     let admission = model.admit()?;
     let tenant = tenant(&headers);
     let answer = app.compute(move || model.answer(admission, &request, tenant)).await??;
     ignored.extend(answer.ignored_fields());
-    let log = RequestLog { request_id, ended: false };
+    let log = RequestLog { request_id, n_running: answer.n_choices() };
     let mut response = if streams {
         stream(answer, envelope, include_usage, log)
     } else {
@@ -78,57 +78,86 @@ struct Envelope {
     system_fingerprint: String,
 }
 
-/// `logprobs` is where those of the answer go, if they were asked for.
+/// Whether the answer reports probabilities is what `logprobs` says.
 async fn whole(
     mut answer: ChatStream,
     envelope: Envelope,
-    mut logprobs: Option<ChoiceLogprobs>,
+    logprobs: bool,
     mut log: RequestLog,
 ) -> Result<ChatCompletion> {
-    let mut content = String::new();
-    while let Some(event) = answer.next().await {
+    let mut choices: Vec<Choice> = (0..answer.n_choices())
+        .map(|index| Choice {
+            index,
+            message: AssistantMessage { role: "assistant", content: Some(String::new()), refusal: None },
+            logprobs: logprobs.then(ChoiceLogprobs::default),
+            finish_reason: FinishReason::Stop,
+        })
+        .collect();
+    let mut total = Usage::default();
+    while let Some((idx, event)) = answer.next().await {
+        let choice = &mut choices[idx];
         match event {
             ChatEvent::Content { text, logprobs: more } => {
-                content += &text;
-                if let (Some(all), Some(more)) = (&mut logprobs, more) {
+                choice.message.content.get_or_insert_default().push_str(&text);
+                if let (Some(all), Some(more)) = (&mut choice.logprobs, more) {
                     all.content.extend(more.content);
                 }
             }
             ChatEvent::Finished { reason, usage, figures } => {
-                log.finished(&usage, &figures);
-                let message = AssistantMessage { role: "assistant", content: Some(content), refusal: None };
-                return Ok(ChatCompletion {
-                    id: envelope.id,
-                    object: "chat.completion",
-                    created: envelope.created,
-                    model: envelope.model,
-                    choices: vec![Choice { index: 0, message, logprobs, finish_reason: reason }],
-                    usage,
-                    system_fingerprint: envelope.system_fingerprint,
-                });
+                choice.finish_reason = reason;
+                add(&mut total, &usage);
+                if log.finished(&usage, &figures) {
+                    return Ok(ChatCompletion {
+                        id: envelope.id,
+                        object: "chat.completion",
+                        created: envelope.created,
+                        model: envelope.model,
+                        choices,
+                        usage: total,
+                        system_fingerprint: envelope.system_fingerprint,
+                    });
+                }
             }
             ChatEvent::Failed(e) => {
-                log.ended = true;
+                log.n_running = 0;
                 return Err(e);
             }
         }
     }
-    log.ended = true;
+    log.n_running = 0;
     Err(Error::internal("the engine ended without an answer"))
 }
 
-/// Server-sent events: the role at once, before the prompt is computed; then content; then the
-/// reason it ended, usage where it was asked for, and `[DONE]`.
+/// Adds what another choice of the same request took: the prompt is one, and cached as far as it was for the
+/// first choice that ended.
+fn add(total: &mut Usage, usage: &Usage) {
+    if total.prompt_tokens == 0 {
+        total.prompt_tokens = usage.prompt_tokens;
+        total.prompt_tokens_details = usage.prompt_tokens_details;
+    }
+    let cached = &mut total.prompt_tokens_details.cached_tokens;
+    *cached = usage.prompt_tokens_details.cached_tokens.min(*cached);
+    total.completion_tokens += usage.completion_tokens;
+    total.total_tokens = total.prompt_tokens + total.completion_tokens;
+}
+
+/// Server-sent events: the roles at once, before the prompt is computed; then content; then the
+/// reasons it ended, usage where it was asked for, and `[DONE]`.
 fn stream(answer: ChatStream, envelope: Envelope, include_usage: bool, log: RequestLog) -> Response {
+    let usage = Usage::default();
     let mut state =
-        StreamState { answer, envelope, include_usage, log, pending: VecDeque::new(), ended: false };
-    let role = Delta { role: Some("assistant"), content: Some(String::new()) };
-    state.push_choice(role, None, None);
+        StreamState { answer, envelope, include_usage, usage, log, pending: VecDeque::new(), ended: false };
+    for index in 0..state.answer.n_choices() {
+        let role = Delta { role: Some("assistant"), content: Some(String::new()) };
+        state.push_choice(index, role, None, None);
+    }
     let events = stream::unfold(state, |mut state| async move {
         while state.pending.is_empty() && !state.ended {
             match state.answer.next().await {
-                Some(event) => state.take(event),
-                None => state.take(ChatEvent::Failed(Error::internal("the engine ended without an answer"))),
+                Some((index, event)) => state.take(index, event),
+                None => {
+                    state.take(0, ChatEvent::Failed(Error::internal("the engine ended without an answer")));
+                }
             }
         }
         let event = state.pending.pop_front()?;
@@ -141,22 +170,27 @@ struct StreamState {
     answer: ChatStream,
     envelope: Envelope,
     include_usage: bool,
+    /// Of the choices that have ended.
+    usage: Usage,
     log: RequestLog,
     pending: VecDeque<Event>,
     ended: bool,
 }
 
 impl StreamState {
-    fn take(&mut self, event: ChatEvent) {
+    fn take(&mut self, index: usize, event: ChatEvent) {
         match event {
             ChatEvent::Content { text, logprobs } => {
-                self.push_choice(Delta { role: None, content: Some(text) }, logprobs, None);
+                self.push_choice(index, Delta { role: None, content: Some(text) }, logprobs, None);
             }
             ChatEvent::Finished { reason, usage, figures } => {
-                self.log.finished(&usage, &figures);
-                self.push_choice(Delta::default(), None, Some(reason));
+                add(&mut self.usage, &usage);
+                self.push_choice(index, Delta::default(), None, Some(reason));
+                if !self.log.finished(&usage, &figures) {
+                    return;
+                }
                 if self.include_usage {
-                    self.push_chunk(Vec::new(), Some(usage));
+                    self.push_chunk(Vec::new(), Some(self.usage));
                 }
                 self.pending.push_back(Event::default().data("[DONE]"));
                 self.ended = true;
@@ -171,11 +205,12 @@ impl StreamState {
 
     fn push_choice(
         &mut self,
+        index: usize,
         delta: Delta,
         logprobs: Option<ChoiceLogprobs>,
         finish_reason: Option<FinishReason>,
     ) {
-        self.push_chunk(vec![ChunkChoice { index: 0, delta, logprobs, finish_reason }], None);
+        self.push_chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason }], None);
     }
 
     fn push_chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<Usage>) {
@@ -193,19 +228,21 @@ impl StreamState {
     }
 }
 
-/// One line per request, when its answer ends: finished, failed, or left by its client.
+/// One line for each choice, when it ends: finished, failed, or left by its client.
 ///
 /// hyper drops an answer, and this with it, when the client's side of the connection ends, even if
 /// only its sending side. It does not look while another request of the same client waits: then the
 /// answer goes on until a write fails.
 struct RequestLog {
     request_id: RequestId,
-    ended: bool,
+    /// Choices that have not ended.
+    n_running: usize,
 }
 
 impl RequestLog {
-    fn finished(&mut self, usage: &Usage, figures: &Figures) {
-        self.ended = true;
+    /// A choice has ended; says whether it was the last.
+    fn finished(&mut self, usage: &Usage, figures: &Figures) -> bool {
+        self.n_running -= 1;
         let Figures { timings, repeat_penalty } = figures;
         let rate = |n: usize, time: Duration| (n as f64 / time.as_secs_f64().max(1e-9)).round();
         let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
@@ -223,19 +260,20 @@ impl RequestLog {
             repeat_penalty_updates = repeat_penalty.updates,
             "chat"
         );
+        self.n_running == 0
     }
 
     /// An error after the stream has begun; one before is an answer of its own, which is logged as
     /// such.
     fn failed(&mut self, e: &Error) {
-        self.ended = true;
+        self.n_running = 0;
         tracing::error!(id = self.request_id.as_str(), error = %e, "chat failed in mid-stream");
     }
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.n_running > 0 {
             tracing::info!(id = self.request_id.as_str(), "chat cancelled: the client has gone away");
         }
     }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -247,9 +248,9 @@ impl Engine {
 }
 
 impl Generation {
-    /// The next event; `None` after the last.
-    pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+    /// The next event, if there is one; `None` after the last.
+    pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
     }
 
     /// The next event, waiting on an ordinary thread.

@@ -81,7 +81,7 @@ struct Sequence {
     parent: Parent,
     /// Tokens computed of its prompt since its turn began.
     n_of_turn: usize,
-    /// Tokens of its prompt that never had to be computed.
+    /// Tokens of its prompt that were there before it began.
     n_cached: usize,
     /// Whether any of it was ever computed.
     has_begun: bool,
@@ -175,7 +175,7 @@ impl Scheduler {
         }
     }
 
-    /// Tokens of a running sequence's prompt that did not have to be computed.
+    /// Tokens of a running sequence's prompt that were there before it began.
     pub fn n_cached(&self, id: SequenceId) -> usize {
         self.running.iter().find(|sequence| sequence.id == id).map_or(0, |sequence| sequence.n_cached)
     }
@@ -234,8 +234,7 @@ impl Scheduler {
             if needed > self.pool.n_available() && !self.running.is_empty() {
                 return;
             }
-            if let Some(mut sequence) = self.waiting.remove(next) {
-                sequence.has_begun = true;
+            if let Some(sequence) = self.waiting.remove(next) {
                 let place = self.running.partition_point(|other| other.number < sequence.number);
                 self.running.insert(place, sequence);
             }
@@ -300,9 +299,6 @@ impl Scheduler {
             sequence.n_computed = 0;
             sequence.n_published = 0;
             sequence.parent = Parent::Root(sequence.shares_with.clone());
-            if sequence.tokens.len() == sequence.n_prompt {
-                sequence.n_cached = 0;
-            }
             self.waiting.push_front(sequence);
         }
     }
@@ -348,8 +344,8 @@ impl Sequence {
             self.n_published += 1;
             self.n_computed += BLOCK_TOKENS;
         }
-        if self.tokens.len() == self.n_prompt {
-            self.n_cached += self.n_computed - n_known;
+        if !self.has_begun {
+            self.n_cached = self.n_computed;
         }
     }
 
@@ -367,6 +363,7 @@ impl Sequence {
     fn take(&mut self, n: usize) -> Part {
         let start = self.n_computed;
         self.n_computed += n;
+        self.has_begun = true;
         Part {
             id: self.id,
             n_prompt: self.n_prompt,

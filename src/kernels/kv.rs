@@ -25,8 +25,7 @@ const SLAB_BYTES: usize = 64 << 20;
 pub enum KvFormat {
     F32,
     F16,
-    /// Whole numbers of a byte, above [`Int8::ZERO`]; a float32 scale for each token's key and value of each
-    /// head.
+    /// Whole numbers of a byte; a float32 scale for each token's key and value of each head.
     Int8,
 }
 

@@ -11,6 +11,8 @@ use serde_json::Value;
 pub struct ChatCompletionRequest {
     pub model: Option<String>,
     pub messages: Vec<Message>,
+    /// How many answers to give.
+    pub n: Option<u64>,
     pub max_tokens: Option<u64>,
     /// Wins over `max_tokens`.
     pub max_completion_tokens: Option<u64>,
@@ -114,7 +116,7 @@ pub struct ChatCompletion {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Choice {
-    pub index: u32,
+    pub index: usize,
     pub message: AssistantMessage,
     pub logprobs: Option<ChoiceLogprobs>,
     pub finish_reason: FinishReason,
@@ -143,7 +145,7 @@ pub struct ChatCompletionChunk {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ChunkChoice {
-    pub index: u32,
+    pub index: usize,
     pub delta: Delta,
     pub logprobs: Option<ChoiceLogprobs>,
     pub finish_reason: Option<FinishReason>,

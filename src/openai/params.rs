@@ -39,7 +39,7 @@ pub const CHAT: &[Row] = &[
     ("logit_bias", Honoured),
     ("logprobs", Honoured),
     ("top_logprobs", Honoured),
-    ("n", OnlyDefault { is_default: |v| v == 1, reason: "one answer is generated per request" }),
+    ("n", Honoured),
     ("tools", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
     (
         "tool_choice",
@@ -215,7 +215,6 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (name, value) in [
-            ("n", json!(2)),
             ("tools", json!([{"type": "function"}])),
             ("response_format", json!({"type": "json_object"})),
             ("audio", json!({})),

@@ -349,7 +349,7 @@ describe("errors", () => {
     for (const [param, value] of Object.entries({
       temperature: 3,
       top_p: 2,
-      n: 2,
+      n: 9,
       tools: [tool],
       max_completion_tokens: 0,
       messages: [],

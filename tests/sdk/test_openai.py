@@ -131,6 +131,19 @@ class Chat(TestCase):
             chat("Say hi to me").usage.prompt_tokens,
         )
 
+    def test_several_answers(self):
+        whole = chat()
+        answer = chat(n=2)
+        self.assertEqual([choice.index for choice in answer.choices], [0, 1])
+        self.assertEqual({choice.message.content for choice in answer.choices}, {text_of(whole)})
+        self.assertEqual(answer.usage.prompt_tokens, whole.usage.prompt_tokens)
+        self.assertEqual(answer.usage.completion_tokens, 2 * whole.usage.completion_tokens)
+        chunks = [chunk for chunk in chat_chunks(n=2) if chunk.choices]
+        for index in range(2):
+            of_choice = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+            self.assertEqual("".join(choice.delta.content or "" for choice in of_choice), text_of(whole))
+            self.assertEqual(of_choice[-1].finish_reason, whole.choices[0].finish_reason)
+
     def test_null_means_default(self):
         nulls = dict.fromkeys(["stop", "seed", "top_p", "logprobs", "n", "stream", "max_tokens"])
         self.assertEqual(text_of(chat(**nulls)), text_of(chat()))
@@ -355,7 +368,7 @@ class Errors(TestCase):
         for param, value in [
             ("temperature", 3),
             ("top_p", 2),
-            ("n", 2),
+            ("n", 9),
             ("tools", [tool]),
             ("max_completion_tokens", 0),
             ("messages", []),
@@ -399,7 +412,7 @@ class Headers(TestCase):
         self.assertTrue(all(made))
         self.assertNotEqual(*made)
         with self.assertRaises(openai.APIStatusError) as caught:
-            chat(n=2)
+            chat(n=9)
         self.assertTrue(caught.exception.request_id)
 
     def test_ignored_parameters_are_named(self):
