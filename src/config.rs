@@ -86,6 +86,9 @@ pub struct ServeArgs {
     /// Chat requests that wait beyond those; more are refused with 429
     #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE", default_value_t = 256)]
     pub max_queue: u16,
+    /// How long a chat request waits at most before it is refused with 429, such as 90s or 10m
+    #[arg(long, env = "PREDICT_OTRON_QUEUE_TIMEOUT", value_parser = parse_duration, default_value = "5m")]
+    pub queue_timeout: Duration,
     /// Memory for keys and values of each chat model, such as 800M or 6G [default: a quarter of what is free
     /// at start, 4G at most]
     #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
@@ -216,6 +219,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Chat requests waiting for the engine beyond those running.
     pub queued_requests: usize,
+    /// For how long they wait at most.
+    pub queue_timeout: Duration,
     /// Chat requests the engine works on at once.
     pub running_requests: usize,
     /// Prompt tokens computed in one batch.
@@ -248,6 +253,7 @@ impl Default for Limits {
         Self {
             body_bytes: 2 << 20,
             queued_requests: 256,
+            queue_timeout: Duration::from_secs(300),
             running_requests: 32,
             prefill_chunk_tokens: 256,
             kv_bytes: MOST_KV_BYTES,
@@ -324,6 +330,7 @@ impl Config {
                 kv_format: args.compute.kv_format,
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),
+                queue_timeout: args.queue_timeout,
                 kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_usize),
                 ..Limits::default()
             },

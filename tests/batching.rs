@@ -130,3 +130,19 @@ async fn several_answers_to_one_prompt() {
         assert_eq!(of_choice.last().unwrap()["finish_reason"], "stop");
     }
 }
+
+#[tokio::test]
+async fn what_waits_for_too_long_is_refused() {
+    let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
+    let queue_timeout = Duration::from_millis(200);
+    let options = EngineOptions { running_requests: 1, queue_timeout, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    let first = server.post(CHAT, &request("first", json!({"stream": true}))).await;
+    let late = server.post(CHAT, &request("late", json!({}))).await;
+    assert_eq!(late.status(), 429);
+    assert!(late.headers().contains_key("retry-after"));
+    let error = body(late).await;
+    assert!(error["error"]["message"].as_str().unwrap().contains("waited for 0.2 s"), "{error}");
+    let events = events(first).await;
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "what runs goes on");
+}

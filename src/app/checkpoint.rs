@@ -33,6 +33,7 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
     let (config, weights) = read_headers(&files).map_err(|e| in_model(&files.id, e))?;
     let options = EngineOptions {
         queued_requests: limits.queued_requests,
+        queue_timeout: limits.queue_timeout,
         running_requests: limits.running_requests,
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,

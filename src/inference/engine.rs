@@ -30,6 +30,8 @@ use crate::tokenizer::Tokenizer;
 pub struct EngineOptions {
     /// Requests waiting beyond those running.
     pub queued_requests: usize,
+    /// For how long a request waits at most.
+    pub queue_timeout: Duration,
     /// Requests computed at once.
     pub running_requests: usize,
     /// Prompt tokens computed per batch.
@@ -76,6 +78,15 @@ pub struct Status {
 }
 
 impl Shared {
+    /// How long it takes to finish all requests there are, at the rate of late.
+    fn time_to_drain(&self) -> Duration {
+        let EngineOptions { queued_requests, running_requests, .. } = self.options;
+        let n_requests = queued_requests + running_requests - self.places.available_permits();
+        let each = *self.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
+        each.saturating_mul(u32::try_from(n_requests).unwrap_or(u32::MAX))
+            .clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,12 +185,8 @@ impl Engine {
         let bound = queued_requests + running_requests;
         let place = self.shared.places.clone().try_acquire_owned().map_err(|_| {
             metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
-            let each = *self.shared.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
-            let retry_after = each
-                .saturating_mul(u32::try_from(bound).unwrap_or(u32::MAX))
-                .clamp(Duration::from_secs(1), Duration::from_secs(60));
             Error::new(
-                Kind::Overloaded { retry_after },
+                Kind::Overloaded { retry_after: self.shared.time_to_drain() },
                 format!("{bound} requests are queued or running, and that is the limit; try again later"),
             )
         })?;
@@ -306,6 +313,7 @@ impl Worker {
                 self.accept(arrival);
             }
             self.drop_cancelled();
+            self.refuse_late();
             if self.shared.stopping.load(Ordering::Acquire) {
                 self.end_all(&Error::new(
                     Kind::Unavailable,
@@ -373,6 +381,27 @@ impl Worker {
         for id in gone {
             metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
             self.remove(id, false);
+        }
+    }
+
+    /// Refuses what has waited for too long.
+    fn refuse_late(&mut self) {
+        let limit = self.shared.options.queue_timeout;
+        let is_late = |sequence: &Sequence| sequence.started.is_none() && sequence.arrived.elapsed() > limit;
+        let late: Vec<SequenceId> =
+            self.sequences.iter().filter(|(_, sequence)| is_late(sequence)).map(|(&id, _)| id).collect();
+        for id in late {
+            metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
+            let error = Error::new(
+                Kind::Overloaded { retry_after: self.shared.time_to_drain() },
+                format!(
+                    "the request waited for {} s, and that is the limit; try again later",
+                    limit.as_secs_f64()
+                ),
+            );
+            if let Some(sequence) = self.remove(id, false) {
+                send(&sequence.events, Event::Failed(error));
+            }
         }
     }
 

@@ -157,6 +157,7 @@ pub fn scripted_engine(script: Script, context_length: usize, options: EngineOpt
 
 pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     queued_requests: 8,
+    queue_timeout: Duration::from_secs(60),
     running_requests: 4,
     prefill_chunk_tokens: 64,
     kv_bytes: 1 << 20,
