@@ -67,6 +67,8 @@ pub struct Script {
     /// Counts batches, and the widest batch.
     pub n_batches: Arc<AtomicUsize>,
     pub widest: Arc<AtomicUsize>,
+    /// Counts tokens.
+    pub n_tokens: Arc<AtomicUsize>,
     /// Prompts as the model saw them.
     pub prompts: Arc<Mutex<HashMap<SequenceId, Vec<u32>>>>,
 }
@@ -112,6 +114,7 @@ impl Decoder for ScriptedModel {
         std::thread::sleep(self.script.step);
         self.script.n_batches.fetch_add(1, Ordering::SeqCst);
         self.script.widest.fetch_max(input.spans.len(), Ordering::SeqCst);
+        self.script.n_tokens.fetch_add(input.token_ids.len(), Ordering::SeqCst);
         let mut rows = Vec::new();
         let mut row = 0;
         for (span, table) in input.spans.iter().zip(&input.block_tables) {
