@@ -275,15 +275,14 @@ const MOST_KV_BYTES: usize = 4 << 30;
 
 /// A quarter of the memory that is free, where the system tells.
 fn default_kv_bytes() -> usize {
-    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|info| {
-        let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
-    });
-    free.map_or(MOST_KV_BYTES, |kib| (kib << 10) / 4).min(MOST_KV_BYTES)
+    system_bytes("/proc/meminfo", "MemAvailable:").map_or(MOST_KV_BYTES, |free| free / 4).min(MOST_KV_BYTES)
 }
 
-fn as_usize(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
+/// Bytes that the system tells of in a line of a file, where it does.
+pub fn system_bytes(file: &str, line: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|found| found.strip_prefix(line))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
 }
 
 impl Args {
@@ -331,7 +330,9 @@ impl Config {
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),
                 queue_timeout: args.queue_timeout,
-                kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_usize),
+                kv_bytes: args
+                    .kv_memory
+                    .map_or_else(default_kv_bytes, |n| usize::try_from(n).unwrap_or(usize::MAX)),
                 ..Limits::default()
             },
         })

@@ -243,11 +243,11 @@ impl App {
 
     /// Counters in Prometheus' text format.
     pub fn render_metrics(&self) -> String {
-        for (model, Status { load, .. }) in self.parts.chat_models.status() {
+        for (model, Status { load, .. }) in self.chat_status() {
             let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id.clone()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
             gauge(telemetry::RUNNING, load.n_running as f64);
-            gauge(telemetry::KV_USAGE, load.n_used_blocks as f64 / load.n_blocks.max(1) as f64);
+            gauge(telemetry::KV_USAGE, load.kv_usage());
             metrics::gauge!(
                 telemetry::KV_CONFIG,
                 "model_name" => model.id.clone(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::app::{kv_format, read_headers};
-use crate::config::{BenchArgs, Limits, RegistryConfig};
+use crate::config::{BenchArgs, Limits, RegistryConfig, system_bytes};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
@@ -304,9 +304,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 
 /// Memory of this process, where the system tells.
 fn resident_bytes() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+    system_bytes("/proc/self/status", "VmRSS:")
 }
 
 fn table(report: &Report) -> String {

@@ -128,8 +128,8 @@ async fn whole(
     Err(Error::internal("the engine ended without an answer"))
 }
 
-/// Adds what another choice of the same request took: the prompt is one, and cached as far as it was for the
-/// first choice that ended.
+/// Adds what another choice of the same request took: the prompt is one, and cached as far as it was for
+/// every choice.
 fn add(total: &mut Usage, usage: &Usage) {
     if total.prompt_tokens == 0 {
         total.prompt_tokens = usage.prompt_tokens;

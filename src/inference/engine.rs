@@ -351,7 +351,7 @@ impl Worker {
                 self.scheduler.add(NewSequence {
                     id,
                     prompt: request.prompt,
-                    // Nothing in front of a bar can have one.
+                    // The length tells where the key ends, whatever is in it.
                     shares_with: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)
                         .into(),
                     tenant: request.tenant,
@@ -371,14 +371,13 @@ impl Worker {
         }
     }
 
+    /// The sequences of which something is true.
+    fn those(&self, is_one: impl Fn(&Sequence) -> bool) -> Vec<SequenceId> {
+        self.sequences.iter().filter(|(_, sequence)| is_one(sequence)).map(|(&id, _)| id).collect()
+    }
+
     fn drop_cancelled(&mut self) {
-        let gone: Vec<SequenceId> = self
-            .sequences
-            .iter()
-            .filter(|(_, sequence)| sequence.events.is_closed())
-            .map(|(&id, _)| id)
-            .collect();
-        for id in gone {
+        for id in self.those(|sequence| sequence.events.is_closed()) {
             metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
             self.remove(id, false);
         }
@@ -388,9 +387,7 @@ impl Worker {
     fn refuse_late(&mut self) {
         let limit = self.shared.options.queue_timeout;
         let is_late = |sequence: &Sequence| sequence.started.is_none() && sequence.arrived.elapsed() > limit;
-        let late: Vec<SequenceId> =
-            self.sequences.iter().filter(|(_, sequence)| is_late(sequence)).map(|(&id, _)| id).collect();
-        for id in late {
+        for id in self.those(is_late) {
             metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
             let error = Error::new(
                 Kind::Overloaded { retry_after: self.shared.time_to_drain() },
@@ -406,7 +403,7 @@ impl Worker {
     }
 
     fn end_all(&mut self, reason: &Error) {
-        for id in self.sequences.keys().copied().collect::<Vec<_>>() {
+        for id in self.those(|_| true) {
             self.finish(id, Event::Failed(reason.clone()), false);
         }
     }

@@ -121,6 +121,13 @@ pub struct Load {
     pub n_preempted: u64,
 }
 
+impl Load {
+    /// Share of the blocks that running sequences use.
+    pub fn kv_usage(&self) -> f64 {
+        self.n_used_blocks as f64 / self.n_blocks.max(1) as f64
+    }
+}
+
 impl Scheduler {
     pub fn new(options: SchedulerOptions) -> Self {
         Self {

@@ -130,25 +130,15 @@ impl DerefMut for PageBytes {
 
 /// Bytes that are shared out among several owners, each of which reaches its own part only.
 #[derive(Debug)]
-pub struct Slab {
-    start: *mut u8,
-    /// What `start` points to.
-    _bytes: PageBytes,
-}
-
-// SAFETY: owners reach only what belongs to them, so that each can be used by another thread.
-unsafe impl Send for Slab {}
-// SAFETY: as above; `Slab` itself touches nothing.
-unsafe impl Sync for Slab {}
+pub struct Slab(PageBytes);
 
 impl Slab {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        let mut bytes = PageBytes::zeroed(len);
-        Self { start: bytes.as_mut_ptr(), _bytes: bytes }
+        Self(PageBytes::zeroed(len))
     }
 
     pub fn start(&self) -> *mut u8 {
-        self.start
+        self.0.start
     }
 }

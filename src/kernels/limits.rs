@@ -73,7 +73,7 @@ impl Kernel for Read<'_> {
         unsafe {
             let mut sums = [S::splat(0.0); 4];
             for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
-                // As the products do, since otherwise what is measured is less than what they reach.
+                // Without it less would be measured than the products reach.
                 S::prefetch_l1(vector.as_ptr().wrapping_add(4096));
                 sums[idx % 4] = S::add(sums[idx % 4], S::load(vector.as_ptr().cast()));
             }

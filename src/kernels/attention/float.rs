@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::kv::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
 use super::super::simd::{LANES, Simd};
-use super::{Rows, STEP_BLOCKS, Step, fetch};
+use super::{Rows, STEP_BLOCKS, Step, fetch, rows_at_once};
 
 /// Rows up to which keys and values come from memory more slowly than they are used. With more, each number
 /// is made float32 once for all rows.
@@ -115,7 +115,7 @@ unsafe fn products<S: Simd, N: KvFloat>(
         while row < n_rows {
             let queries = queries.as_ptr().add(row * padded);
             let scores = scores.as_mut_ptr().add(row * LANES);
-            let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
+            let m = (n_rows - row).min(rows_at_once::<S>());
             macro_rules! product {
                 ($($m:literal),*) => {
                     match (m, keys) {
@@ -205,7 +205,7 @@ unsafe fn add_values<S: Simd, N: KvFloat>(
             while row < n_rows {
                 let weights = weights.as_ptr().add(row * LANES);
                 let values = values.as_mut_ptr().add(row * padded + column);
-                let m = (n_rows - row).min(if S::TILE_ROWS >= 8 { 4 } else { 1 });
+                let m = (n_rows - row).min(rows_at_once::<S>());
                 macro_rules! add {
                     ($($m:literal $v:literal),*) => {
                         match (m, n_vectors) {

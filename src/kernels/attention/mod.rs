@@ -865,6 +865,11 @@ unsafe fn outside<S: Simd>(table: &Outside, seen: &Range<usize>) -> S::Floats {
     }
 }
 
+/// Rows that meet keys or values at once: their sums stay in registers.
+const fn rows_at_once<S: Simd>() -> usize {
+    if S::TILE_ROWS >= 8 { 4 } else { 1 }
+}
+
 /// Fetches bytes from memory: a few at a time, in between, since many at once keep other loads waiting.
 #[inline(always)]
 unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {

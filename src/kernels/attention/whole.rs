@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::super::activations::scale_of;
 use super::super::kv::{BLOCK_TOKENS, Int8, KvLayout};
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd};
-use super::{Rows, STEP_BLOCKS, Step, fetch};
+use super::{Rows, STEP_BLOCKS, Step, fetch, rows_at_once};
 
 /// Bytes of the quads of a vector.
 const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
@@ -101,7 +101,7 @@ impl Rows for WholeRows {
             }
             let mut row = 0;
             while row < step.rows.len() {
-                let m = (step.rows.len() - row).min(at_once::<S>());
+                let m = (step.rows.len() - row).min(rows_at_once::<S>());
                 let rows = step.rows.start + row;
                 let ahead = step.ahead[n].filter(|_| row == 0);
                 let to = &mut scores[row * LANES..(row + m) * LANES];
@@ -134,7 +134,7 @@ impl Rows for WholeRows {
             for column in (0..padded).step_by(2 * LANES) {
                 let mut row = 0;
                 while row < n_rows {
-                    let m = (n_rows - row).min(at_once::<S>());
+                    let m = (n_rows - row).min(rows_at_once::<S>());
                     let has_two = column + LANES < padded;
                     let values = &mut values[row * padded + column..];
                     match (m, has_two) {
@@ -242,11 +242,6 @@ impl WholeRows {
             }
         }
     }
-}
-
-/// Rows that are multiplied at once.
-const fn at_once<S: Simd>() -> usize {
-    if S::TILE_ROWS >= 8 { 4 } else { 1 }
 }
 
 /// The scales of a block's keys, or its values.
