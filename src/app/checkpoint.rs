@@ -38,6 +38,7 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,
         kv_format: kv_format(limits.kv_format),
+        speculates: limits.speculates,
     };
     let info = ModelInfo {
         family: config.family.name.to_owned(),

@@ -233,7 +233,7 @@ impl Bench {
             for position in depth..depth + n_tokens {
                 let mut input = ForwardInput::default();
                 for ((id, blocks), token) in streams.iter().zip(&last) {
-                    input.push(*id, depth, position, blocks, &[*token], true);
+                    input.push(*id, depth, position, blocks, &[*token], 1);
                 }
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
@@ -291,7 +291,7 @@ fn fill(
     for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
         let start = idx * chunk_len;
         let mut input = ForwardInput::default();
-        input.push(id, n_tokens, start, blocks, chunk, start + chunk.len() == n_tokens);
+        input.push(id, n_tokens, start, blocks, chunk, usize::from(start + chunk.len() == n_tokens));
         model.forward(kv, &input)?;
     }
     Ok(())

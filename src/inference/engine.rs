@@ -40,6 +40,8 @@ pub struct EngineOptions {
     pub kv_bytes: usize,
     /// How they are stored.
     pub kv_format: KvFormat,
+    /// Whether what comes next is guessed at from the text itself, where that makes answers come faster.
+    pub speculates: bool,
 }
 
 /// The handle to an engine's thread, which ends with it.
@@ -160,6 +162,7 @@ impl Engine {
                 max_running: options.running_requests.max(1),
                 prefill_chunk: options.prefill_chunk_tokens.max(1),
                 n_blocks,
+                speculates: options.speculates,
             }),
             model,
             tokenizer,
@@ -328,9 +331,10 @@ impl Worker {
             metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
             self.shared.status().load = load;
             let start = Instant::now();
-            self.step(&batch);
-            let n_generated = batch.parts.iter().filter(|part| part.is_last).count();
-            let rate = n_generated as f64 / start.elapsed().as_secs_f64().max(1e-9);
+            let n_generated = self.step(&batch);
+            let seconds = start.elapsed().as_secs_f64();
+            self.scheduler.learn(&batch, seconds);
+            let rate = n_generated as f64 / seconds.max(1e-9);
             let average = &mut self.shared.status().tokens_per_second;
             *average = if *average == 0.0 { rate } else { 0.9 * *average + 0.1 * rate };
         }
@@ -351,6 +355,7 @@ impl Worker {
                 self.scheduler.add(NewSequence {
                     id,
                     prompt: request.prompt,
+                    max_tokens: request.max_tokens,
                     // The length tells where the key ends, whatever is in it.
                     shares_with: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)
                         .into(),
@@ -408,25 +413,30 @@ impl Worker {
         }
     }
 
-    /// Computes one batch and gives each sequence its logits. After a fault, even a panic in the
-    /// model, each sequence is computed alone, so that only the one at fault ends.
-    fn step(&mut self, batch: &Batch) {
+    /// Computes one batch and gives each sequence its logits; says how many tokens came of it. After a fault,
+    /// even a panic in the model, each sequence is computed alone, so that only the one at fault ends.
+    fn step(&mut self, batch: &Batch) -> usize {
         let input = self.forward_input(batch);
         if input.token_ids.is_empty() {
-            return;
+            return 0;
         }
         match self.forward(&input) {
             Ok(logits) => self.advance_all(&input, &logits),
-            Err(e) if input.spans.len() == 1 => self.fail(&input, &e),
+            Err(e) if input.spans.len() == 1 => {
+                self.fail(&input, &e);
+                0
+            }
             Err(e) => {
                 tracing::warn!(error = %e, "a batch failed; its sequences are computed one by one");
                 // What the batch wrote of keys and values is written again.
-                for alone in input.split() {
-                    match self.forward(&alone) {
-                        Ok(logits) => self.advance_all(&alone, &logits),
-                        Err(e) => self.fail(&alone, &e),
+                let compute_alone = |alone: ForwardInput| match self.forward(&alone) {
+                    Ok(logits) => self.advance_all(&alone, &logits),
+                    Err(e) => {
+                        self.fail(&alone, &e);
+                        0
                     }
-                }
+                };
+                input.split().into_iter().map(compute_alone).sum()
             }
         }
     }
@@ -454,58 +464,76 @@ impl Worker {
             if let Some(sequence) = self.sequences.get_mut(&part.id) {
                 sequence.started.get_or_insert_with(Instant::now);
             }
-            input.push(part.id, part.n_prompt, part.start, &part.blocks, &part.tokens, part.is_last);
+            input.push(part.id, part.n_prompt, part.start, &part.blocks, &part.tokens, part.n_logits());
         }
         input
     }
 
-    /// Samples each sequence's next token, on all compute threads, and reports what they add.
-    fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) {
-        let of_sequence: HashMap<SequenceId, &Tensor> = input.sampled().zip(logits).collect();
+    /// Samples each sequence's next token, on all compute threads, and the one after it as long as what was
+    /// guessed is what is sampled; reports what they add and says how many there are.
+    fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) -> usize {
+        let mut sampled: HashMap<SequenceId, _> =
+            input.sampled().map(|(id, rows, guesses)| (id, (&logits[rows], guesses))).collect();
         let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
-            let logits = *of_sequence.get(id)?;
+            let (logits, guesses) = sampled.remove(id)?;
             sequence.first_token.get_or_insert_with(Instant::now);
-            Some(Mutex::new((*id, &mut sequence.generation, logits, None)))
+            Some(Mutex::new((*id, &mut sequence.generation, logits, guesses, Vec::new())))
         });
         let advancing: Vec<_> = advancing.collect();
         let advance = |idx: usize| {
             let mut advancing = advancing[idx].lock().unwrap_or_else(PoisonError::into_inner);
-            let (_, generation, logits, step) = &mut *advancing;
-            *step = Some(caught("sampling", || generation.advance(logits)));
+            let (_, generation, logits, guesses, steps) = &mut *advancing;
+            let mut guesses = guesses.iter();
+            for logits in *logits {
+                let step = caught("sampling", || generation.advance(logits));
+                let goes_on =
+                    matches!(&step, Ok(step) if step.finish.is_none() && guesses.next() == Some(&step.token));
+                steps.push(step);
+                if !goes_on {
+                    break;
+                }
+            }
         };
         match advancing.len() {
-            0 => return,
+            0 => return 0,
             1 => advance(0),
             n => pool::run(|team| team.share(n, 1).flatten().for_each(advance)),
         }
         let steps: Vec<_> = advancing
             .into_iter()
             .map(|advancing| advancing.into_inner().unwrap_or_else(PoisonError::into_inner))
-            .map(|(id, _, _, step)| (id, step))
+            .map(|(id, _, _, guesses, steps)| (id, guesses.len(), steps))
             .collect();
-        for (id, step) in steps {
-            match step {
-                Some(Ok(step)) => self.report(id, step),
-                Some(Err(e)) => self.finish(id, Event::Failed(e), true),
-                None => {}
-            }
+        let n_generated = steps.iter().map(|(_, _, steps)| steps.len()).sum();
+        for (id, n_drafts, steps) in steps {
+            metrics::counter!(telemetry::DRAFT_TOKENS).increment(n_drafts as u64);
+            metrics::counter!(telemetry::ACCEPTED_DRAFT_TOKENS)
+                .increment(steps.len().saturating_sub(1) as u64);
+            self.report(id, steps);
         }
+        n_generated
     }
 
-    /// Reports what a step came to.
-    fn report(&mut self, id: SequenceId, Step { token, delta, finish }: Step) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        if !delta.text.is_empty() || !delta.logprobs.is_empty() {
-            send(&sequence.events, Event::Text(delta));
-        }
-        match finish {
-            None => self.scheduler.push(id, token),
-            Some(reason) => {
+    /// Reports what steps of a sequence came to.
+    fn report(&mut self, id: SequenceId, steps: Vec<Result<Step>>) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let mut tokens = Vec::with_capacity(steps.len());
+        for step in steps {
+            let Step { token, delta, finish } = match step {
+                Ok(step) => step,
+                Err(e) => return self.finish(id, Event::Failed(e), true),
+            };
+            tokens.push(token);
+            if !delta.text.is_empty() || !delta.logprobs.is_empty() {
+                send(&sequence.events, Event::Text(delta));
+            }
+            if let Some(reason) = finish {
                 let finished = sequence.finished(reason, self.scheduler.n_cached(id));
                 record(&finished);
-                self.finish(id, Event::Finished(finished), false);
+                return self.finish(id, Event::Finished(finished), false);
             }
         }
+        self.scheduler.push(id, &tokens);
     }
 
     /// Ends a sequence; `failed` says that the last batch did not compute it.

@@ -6,6 +6,7 @@
 //! logits into the next token. This module never sees a message, a template or a socket.
 
 mod block_pool;
+mod drafts;
 pub mod engine;
 pub mod sampling;
 pub mod scheduler;

@@ -11,11 +11,14 @@
 //! Sequences start in the order they came, but of several tenants the one with the fewest running goes
 //! first. When no block is left for a running one, the youngest gives its blocks back and is computed again
 //! later: what it has said stays said.
+//!
+//! Where the text itself suggests what comes next, a few guesses are computed along, as many as pay.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::block_pool::{BlockPool, Parent};
+use super::drafts::{PromptLookup, RowCost};
 use crate::kernels::kv::BLOCK_TOKENS;
 use crate::models::{BlockId, SequenceId};
 
@@ -35,6 +38,8 @@ pub struct SchedulerOptions {
     pub prefill_chunk: usize,
     /// Blocks for keys and values.
     pub n_blocks: usize,
+    /// Whether what comes next is guessed at.
+    pub speculates: bool,
 }
 
 /// A sequence to be computed.
@@ -42,6 +47,8 @@ pub struct SchedulerOptions {
 pub struct NewSequence {
     pub id: SequenceId,
     pub prompt: Vec<u32>,
+    /// Most tokens that are generated.
+    pub max_tokens: usize,
     /// Who sent it: tenants get their turns alike.
     pub tenant: Arc<str>,
     /// Those with the same name may share blocks.
@@ -53,6 +60,7 @@ pub struct NewSequence {
 pub struct Scheduler {
     options: SchedulerOptions,
     pool: BlockPool,
+    row_cost: RowCost,
     /// Oldest first; those that had to give their blocks back before all others.
     waiting: VecDeque<Sequence>,
     /// Oldest first.
@@ -73,6 +81,8 @@ struct Sequence {
     /// Prompt and what was generated.
     tokens: Vec<u32>,
     n_prompt: usize,
+    max_tokens: usize,
+    lookup: PromptLookup,
     /// Tokens whose keys and values are there, or will be after the current batch.
     n_computed: usize,
     blocks: Vec<BlockId>,
@@ -103,8 +113,17 @@ pub struct Part {
     pub tokens: Vec<u32>,
     /// All blocks of the sequence.
     pub blocks: Vec<BlockId>,
-    /// Whether the last of them is to be followed by a new token.
+    /// How many of the last of them are guesses.
+    pub n_drafts: usize,
+    /// Whether the last of the others is to be followed by a new token.
     pub is_last: bool,
+}
+
+impl Part {
+    /// Tokens that are each to be followed by a new one: the last, and the guesses after it.
+    pub fn n_logits(&self) -> usize {
+        if self.is_last { 1 + self.n_drafts } else { 0 }
+    }
 }
 
 /// How busy a scheduler is.
@@ -133,6 +152,7 @@ impl Scheduler {
         Self {
             options,
             pool: BlockPool::new(options.n_blocks),
+            row_cost: RowCost::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             last_turn: 0,
@@ -143,7 +163,7 @@ impl Scheduler {
 
     /// Queues a sequence, which must not come to need more blocks than there are.
     pub fn add(&mut self, new: NewSequence) {
-        let NewSequence { id, prompt, tenant, shares_with } = new;
+        let NewSequence { id, prompt, max_tokens, tenant, shares_with } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
@@ -151,6 +171,8 @@ impl Scheduler {
             tenant,
             n_prompt: prompt.len(),
             tokens: prompt,
+            max_tokens,
+            lookup: PromptLookup::default(),
             n_computed: 0,
             blocks: Vec::new(),
             n_published: 0,
@@ -162,10 +184,18 @@ impl Scheduler {
         });
     }
 
-    /// Adds a generated token to a running sequence.
-    pub fn push(&mut self, id: SequenceId, token: u32) {
+    /// Adds generated tokens to a running sequence: the new one, and before it the guesses that were right.
+    pub fn push(&mut self, id: SequenceId, tokens: &[u32]) {
         if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
-            sequence.tokens.push(token);
+            sequence.tokens.extend(tokens);
+            sequence.n_computed += tokens.len().saturating_sub(1);
+        }
+    }
+
+    /// Learns how long a batch took.
+    pub fn learn(&mut self, batch: &Batch, seconds: f64) {
+        if batch.parts.iter().all(|part| part.tokens.len() == part.n_logits()) {
+            self.row_cost.learn(batch.parts.iter().map(Part::n_logits).sum(), seconds);
         }
     }
 
@@ -218,6 +248,9 @@ impl Scheduler {
             (n_decoding * PROMPT_TOKENS_PER_DECODE).max(LEAST_PROMPT_TOKENS).min(self.options.prefill_chunk)
         };
         self.prefill(&mut batch, bound);
+        if self.options.speculates && batch.parts.len() == n_decoding {
+            self.guess(&mut batch);
+        }
         while batch.parts.is_empty() && self.running.len() > 1 {
             // Unfinished prompts hold all blocks.
             self.preempt_youngest();
@@ -297,6 +330,38 @@ impl Scheduler {
         }
     }
 
+    /// Adds guesses to sequences that generate, the likeliest first, as long as they pay.
+    fn guess(&mut self, batch: &mut Batch) {
+        let mut n_rows = batch.parts.len();
+        let mut n_tokens = n_rows as f64;
+        // Parts are in the order of their sequences.
+        let mut parts = batch.parts.iter_mut().peekable();
+        let drafts = self.running.iter_mut().filter_map(|sequence| {
+            let part = parts.next_if(|part| part.id == sequence.id)?;
+            let (guesses, right) = sequence.guesses();
+            Some(Draft { part, sequence, guesses: guesses.into_iter(), right, likelihood: right })
+        });
+        let mut drafts: Vec<Draft> = drafts.collect();
+        loop {
+            let open = drafts.iter_mut().filter(|draft| !draft.guesses.as_slice().is_empty());
+            let Some(draft) = open.max_by(|a, b| a.likelihood.total_cmp(&b.likelihood)) else { return };
+            if draft.likelihood <= self.row_cost.least_likelihood(n_rows, n_tokens) {
+                return;
+            }
+            if draft.sequence.make_room(&mut self.pool, 1 + draft.part.n_drafts) <= draft.part.n_drafts {
+                // Nobody gives way to a guess.
+                draft.guesses = Vec::new().into_iter();
+                continue;
+            }
+            draft.part.tokens.extend(draft.guesses.next());
+            draft.part.n_drafts += 1;
+            draft.part.blocks.clone_from(&draft.sequence.blocks);
+            n_rows += 1;
+            n_tokens += draft.likelihood;
+            draft.likelihood *= draft.right;
+        }
+    }
+
     /// Takes the blocks of the youngest that runs; it waits until there is room again.
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
@@ -311,7 +376,29 @@ impl Scheduler {
     }
 }
 
+/// Guesses for a part of a batch.
+struct Draft<'a> {
+    part: &'a mut Part,
+    sequence: &'a mut Sequence,
+    /// Those that are not in the part yet.
+    guesses: std::vec::IntoIter<u32>,
+    /// How likely each is right if those before it are.
+    right: f64,
+    /// How likely the next one is reached and right.
+    likelihood: f64,
+}
+
 impl Sequence {
+    /// What may come next, and how likely each is right if those before it are.
+    fn guesses(&mut self) -> (Vec<u32>, f64) {
+        self.lookup.read(&self.tokens, self.n_prompt);
+        let (mut guesses, right) = self.lookup.guess(&self.tokens);
+        // Where all are right, a token more comes out of the batch.
+        let n_generated = self.tokens.len() - self.n_prompt;
+        guesses.truncate(self.max_tokens.saturating_sub(n_generated + 1));
+        (guesses, right)
+    }
+
     /// Tokens to be computed.
     fn n_left(&self) -> usize {
         self.tokens.len() - self.n_computed
@@ -376,6 +463,7 @@ impl Sequence {
             n_prompt: self.n_prompt,
             start,
             tokens: self.tokens[start..self.n_computed].to_vec(),
+            n_drafts: 0,
             blocks: self.blocks.clone(),
             is_last: self.n_computed == self.tokens.len(),
         }
@@ -393,7 +481,7 @@ mod tests {
     }
 
     fn scheduler(max_running: usize, prefill_chunk: usize, n_blocks: usize) -> Scheduler {
-        Scheduler::new(SchedulerOptions { max_running, prefill_chunk, n_blocks })
+        Scheduler::new(SchedulerOptions { max_running, prefill_chunk, n_blocks, speculates: false })
     }
 
     /// A prompt of `len` tokens that no other begins like.
@@ -401,8 +489,12 @@ mod tests {
         (0..len as u32).map(|i| n as u32 * 1000 + i).collect()
     }
 
+    fn new(n: u64, prompt: Vec<u32>) -> NewSequence {
+        NewSequence { id: id(n), prompt, max_tokens: 1000, tenant: "".into(), shares_with: "".into() }
+    }
+
     fn add(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {
-        scheduler.add(NewSequence { id: id(n), prompt, tenant: "".into(), shares_with: "".into() });
+        scheduler.add(new(n, prompt));
     }
 
     /// Of each part the sequence, where it starts, and how many tokens it has.
@@ -414,7 +506,7 @@ mod tests {
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize)> {
         let batch = scheduler.next_batch();
         for part in batch.parts.iter().filter(|part| part.is_last) {
-            scheduler.push(part.id, 7);
+            scheduler.push(part.id, &[7]);
         }
         check(scheduler);
         parts(&batch)
@@ -460,7 +552,7 @@ mod tests {
         add(&mut s, 3, with_end(1)[..64].to_vec());
         assert_eq!(step(&mut s), [(3, 48, 16)]);
         // Others' is not.
-        s.add(NewSequence { id: id(4), prompt: with_end(1), tenant: "".into(), shares_with: "salt".into() });
+        s.add(NewSequence { shares_with: "salt".into(), ..new(4, with_end(1)) });
         assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 32)]);
     }
 
@@ -497,11 +589,42 @@ mod tests {
     }
 
     #[test]
+    fn guesses_ride_along_as_long_as_they_pay() {
+        let mut s = scheduler(2, 64, 5);
+        s.options.speculates = true;
+        let text = [1, 2, 3, 4, 5, 6];
+        s.add(NewSequence { max_tokens: 9, ..new(1, text.repeat(2)) });
+        assert_eq!(parts(&s.next_batch()), [(1, 0, 12)], "a prompt is not guessed at");
+        s.push(id(1), &[1]);
+        let batch = s.next_batch();
+        let part = &batch.parts[0];
+        assert_eq!((&part.tokens[..], part.n_drafts, part.n_logits()), (&[1, 2, 3][..], 2, 3));
+        s.push(id(1), &[2, 3, 4]);
+        // It repeats itself, so more is worth a try, but it has 4 of 9 tokens, and one comes for nothing.
+        let part = &s.next_batch().parts[0];
+        assert_eq!((part.start, &part.tokens[..], part.n_drafts), (15, &[4, 5, 6, 1][..], 3));
+        // All wrong.
+        s.push(id(1), &[9]);
+        assert_eq!(parts(&s.next_batch()), [(1, 16, 1)], "it has not stood there before");
+        s.push(id(1), &[1]);
+        check(&s);
+
+        // Nobody gives way to a guess.
+        let mut s = scheduler(1, 64, 1);
+        s.options.speculates = true;
+        add(&mut s, 1, text.repeat(2));
+        s.next_batch();
+        s.push(id(1), &[1]);
+        assert_eq!(parts(&s.next_batch()), [(1, 12, 3)]);
+        s.push(id(1), &[2, 3, 4]);
+        assert_eq!(parts(&s.next_batch()), [(1, 15, 1)], "the block is full");
+    }
+
+    #[test]
     fn tenants_get_their_turns_alike() {
         let mut s = scheduler(2, 64, 100);
         for (n, tenant) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
-            let shares_with = tenant.into();
-            s.add(NewSequence { id: id(n), prompt: prompt(n, 5), tenant: tenant.into(), shares_with });
+            s.add(NewSequence { tenant: tenant.into(), ..new(n, prompt(n, 5)) });
         }
         assert_eq!(step(&mut s), [(1, 0, 5), (4, 0, 5)]);
         s.remove(id(1), false);
@@ -544,8 +667,10 @@ mod tests {
             max_running in 1usize..6,
             chunk in 1usize..50,
             n_blocks in 7usize..30,
+            speculates: bool,
         ) {
             let mut s = scheduler(max_running, chunk, n_blocks);
+            s.options.speculates = speculates;
             // What each block holds, as the model would have written it.
             let mut memory: HashMap<BlockId, Vec<u32>> = HashMap::new();
             let mut alive: HashMap<u64, (Arrival, Vec<u32>, usize)> = HashMap::new();
@@ -555,10 +680,10 @@ mod tests {
             loop {
                 while let Some((n, arrival)) = next && pause >= arrival.pause {
                     s.add(NewSequence {
-                        id: id(n as u64),
-                        prompt: arrival.prompt.clone(),
+                        max_tokens: arrival.n_generated,
                         tenant: arrival.tenant.into(),
                         shares_with: arrival.tenant.into(),
+                        ..new(n as u64, arrival.prompt.clone())
                     });
                     alive.insert(n as u64, (arrival.clone(), arrival.prompt.clone(), 0));
                     (next, pause) = (to_come.next(), 0);
@@ -580,11 +705,14 @@ mod tests {
                     .copied()
                     .collect();
                 for part in &batch.parts {
-                    let (_, tokens, _) = &alive[&part.id.0];
-                    let end = part.start + part.tokens.len();
-                    prop_assert_eq!(&part.tokens[..], &tokens[part.start..end]);
-                    prop_assert!(part.blocks.len() * BLOCK_TOKENS >= end);
+                    let (arrival, tokens, _) = &alive[&part.id.0];
+                    let (known, guessed) = part.tokens.split_at(part.tokens.len() - part.n_drafts);
+                    let end = part.start + known.len();
+                    prop_assert_eq!(known, &tokens[part.start..end]);
                     prop_assert_eq!(part.is_last, end == tokens.len());
+                    prop_assert!(guessed.is_empty() || part.is_last);
+                    prop_assert!(part.n_logits() <= arrival.n_generated - (tokens.len() - part.n_prompt));
+                    prop_assert!(part.blocks.len() * BLOCK_TOKENS >= end + guessed.len());
                     for (position, token) in tokens[..part.start].iter().enumerate() {
                         let block = &memory[&part.blocks[position / BLOCK_TOKENS]];
                         prop_assert_eq!(block[position % BLOCK_TOKENS], *token);
@@ -602,13 +730,18 @@ mod tests {
                 }
                 for part in batch.parts.iter().filter(|part| part.is_last) {
                     let (arrival, tokens, _) = alive.get_mut(&part.id.0).unwrap();
-                    let token = tokens.len() as u32 % 3;
-                    if tokens.len() - arrival.prompt.len() + 1 >= arrival.n_generated {
+                    // It says 0, 1, 2 over and over, as far as its guesses allow at once.
+                    let mut guesses = part.tokens[part.tokens.len() - part.n_drafts..].iter();
+                    let mut said = vec![tokens.len() as u32 % 3];
+                    while guesses.next() == said.last() {
+                        said.push((tokens.len() + said.len()) as u32 % 3);
+                    }
+                    tokens.extend(&said);
+                    if tokens.len() - arrival.prompt.len() >= arrival.n_generated {
                         alive.remove(&part.id.0);
                         s.remove(part.id, false);
                     } else {
-                        tokens.push(token);
-                        s.push(part.id, token);
+                        s.push(part.id, &said);
                     }
                 }
                 let mut leaving = Vec::new();

@@ -115,7 +115,7 @@ pub struct Span {
 
 impl ForwardInput {
     /// Adds the next tokens of a sequence whose prompt has `n_prompt` tokens and that has `start`
-    /// tokens already, in `blocks`; `wants_logits` asks for the logits of the last of them.
+    /// tokens already, in `blocks`; the logits of the last `n_logits` of them are wanted.
     pub fn push(
         &mut self,
         sequence: SequenceId,
@@ -123,23 +123,25 @@ impl ForwardInput {
         start: usize,
         blocks: &[BlockId],
         token_ids: &[u32],
-        wants_logits: bool,
+        n_logits: usize,
     ) {
         self.token_ids.extend_from_slice(token_ids);
         self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
         self.block_tables.push(blocks.to_vec());
-        if wants_logits && !token_ids.is_empty() {
-            self.logit_rows.push(self.token_ids.len() as u32 - 1);
-        }
+        let end = self.token_ids.len() as u32;
+        self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
     }
 }
 
 impl ForwardInput {
-    /// The sequences whose logits are wanted, in the order of their rows.
-    pub fn sampled(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.parts().flat_map(|(span, rows)| {
-            let wanted = self.logit_rows.iter().filter(move |&&row| rows.contains(&(row as usize)));
-            wanted.map(move |_| span.sequence)
+    /// Each sequence whose logits are wanted, with which of all wanted rows are its own, and the tokens of the
+    /// batch that come after the first of them.
+    pub fn sampled(&self) -> impl Iterator<Item = (SequenceId, Range<usize>, &[u32])> + '_ {
+        self.parts().filter_map(|(span, rows)| {
+            let place = |row: usize| self.logit_rows.partition_point(|&wanted| (wanted as usize) < row);
+            let wanted = place(rows.start)..place(rows.end);
+            let first = *self.logit_rows[wanted.clone()].first()? as usize;
+            Some((span.sequence, wanted, &self.token_ids[first + 1..rows.end]))
         })
     }
 
@@ -182,17 +184,21 @@ mod tests {
     fn a_batch_splits_into_its_sequences() {
         let mut input = ForwardInput::default();
         let blocks = [BlockId(4)];
-        input.push(SequenceId(3), 5, 0, &blocks, &[1, 2], false);
-        input.push(SequenceId(1), 4, 7, &blocks, &[3], true);
-        input.push(SequenceId(2), 3, 0, &[BlockId(7)], &[4, 5, 6], true);
-        assert_eq!(input.logit_rows, [2, 5]);
-        assert_eq!(input.sampled().collect::<Vec<_>>(), [SequenceId(1), SequenceId(2)]);
+        input.push(SequenceId(3), 5, 0, &blocks, &[1, 2], 0);
+        input.push(SequenceId(1), 4, 7, &blocks, &[3], 1);
+        input.push(SequenceId(2), 3, 0, &[BlockId(7)], &[4, 5, 6], 2);
+        assert_eq!(input.logit_rows, [2, 4, 5]);
+        let sampled = [(SequenceId(1), 0..1, &[][..]), (SequenceId(2), 1..3, &[6][..])];
+        assert_eq!(input.sampled().collect::<Vec<_>>(), sampled);
         let parts = input.split();
         assert_eq!(
             parts.iter().map(|part| &part.token_ids[..]).collect::<Vec<_>>(),
             [&[1, 2][..], &[3], &[4, 5, 6]]
         );
-        assert_eq!(parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(), [&[][..], &[0], &[2]]);
+        assert_eq!(
+            parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(),
+            [&[][..], &[0], &[1, 2]]
+        );
         assert_eq!(parts[2].block_tables, [[BlockId(7)]]);
         assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
     }

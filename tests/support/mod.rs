@@ -134,9 +134,11 @@ impl Decoder for ScriptedModel {
             if let Some(byte) = self.script.panic_on {
                 assert!(!tokens.contains(&u32::from(byte)), "the script says to panic");
             }
-            row += span.len;
-            if input.logit_rows.contains(&(row as u32 - 1)) {
-                let n_said = span.start + span.len - span.n_prompt;
+            for (offset, row) in (row..row + span.len).enumerate() {
+                if !input.logit_rows.contains(&(row as u32)) {
+                    continue;
+                }
+                let n_said = span.start + offset + 1 - span.n_prompt;
                 let next = self.script.answer.get(n_said).copied().unwrap_or(END);
                 // The script's token is certain, its neighbour the next likeliest.
                 let mut logits = vec![-20.0f32; N_VOCAB];
@@ -144,6 +146,7 @@ impl Decoder for ScriptedModel {
                 logits[next as usize] = 10.0;
                 rows.extend(logits);
             }
+            row += span.len;
         }
         if rows.is_empty() {
             return Ok(Tensor::zeros((0, N_VOCAB), candle_core::DType::F32, &Device::Cpu)?);
@@ -165,6 +168,7 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     prefill_chunk_tokens: 64,
     kv_bytes: 1 << 20,
     kv_format: KvFormat::F16,
+    speculates: false,
 };
 
 /// A template that shows who said what.

@@ -268,7 +268,7 @@ mod tests {
                 let start: usize =
                     [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
                 let blocks = BlockId::run(100 * idx as u32, start + len);
-                input.push(SequenceId(idx as u64), 7, start, &blocks, &vec![0; len], false);
+                input.push(SequenceId(idx as u64), 7, start, &blocks, &vec![0; len], 0);
             }
             let n_tokens = input.token_ids.len();
             let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
