@@ -9,13 +9,16 @@ shared       24 chats of 8 clients that share a system prompt of 600 words
 long-prompt  8 streams while a prompt of 2,000 words arrives
 overload     ten times as many clients as are let in, for a while
 probes       /livez, /readyz and /metrics while every core computes
+speculation  one client that chats, has code edited and texts summarised, with guesses and without
+responses    the same question over and over, with a cache of answers
 
 Each starts a server of its own on a free port of this machine, with the models that are on disk, and ends it
-again. Every request asks for the same number of tokens at temperature 0. Needs nothing beyond Python.
+again. Every request asks at temperature 0, and most for the same number of tokens. Needs nothing beyond
+Python.
 """
 
 import argparse
-import http.client
+import asyncio
 import json
 import pathlib
 import random
@@ -26,12 +29,13 @@ import threading
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--workload", choices=["clients", "shared", "long-prompt", "overload", "probes"])
+parser.add_argument("--workload", action="append", help="all of them unless some are named")
 parser.add_argument("--clients", default="1,4,8,16,32")
 parser.add_argument("--rounds", type=int, default=1)
 parser.add_argument("--max-tokens", type=int, default=64)
-parser.add_argument("--seconds", type=float, default=10.0, help="of overload and probes")
+parser.add_argument("--seconds", type=float, default=30.0, help="of overload and probes")
 parser.add_argument("--model", help="as the server's")
+parser.add_argument("--binary", type=pathlib.Path, help="the server; the release build unless named")
 args = parser.parse_args()
 
 BINARY = pathlib.Path(__file__).resolve().parent.parent / "target" / "release" / "predict-otron-9000"
@@ -49,33 +53,40 @@ class Server:
 
     def __init__(self, *options):
         model = ["--model", args.model] if args.model else []
-        self.command = [str(BINARY), "--offline", "--port", "0", *model, *options]
+        self.command = [str(args.binary or BINARY), "--offline", "--port", "0", *model, *options]
 
-    def __enter__(self):
+    async def __aenter__(self):
         self.process = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
-        while self.get("/readyz")[0] != 200:
-            time.sleep(0.05)
-        chat(self, "warm up", 8)
+        while (await self.get("/readyz"))[0] != 200:
+            await asyncio.sleep(0.05)
+        await chat(self, "warm up", 8)
         return self
 
-    def __exit__(self, *_):
+    async def __aexit__(self, *_):
         self.process.kill()
         self.process.wait()
 
-    def get(self, path):
+    async def lines(self, method, path, body=""):
+        """The lines of an answer, the status first."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write((head + body).encode())
+        yield int((await reader.readline()).split()[1])
+        async for line in reader:
+            yield line
+        writer.close()
+
+    async def get(self, path):
         """Status and seconds."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         started = time.perf_counter()
-        connection.request("GET", path)
-        response = connection.getresponse()
-        response.read()
-        connection.close()
-        return response.status, time.perf_counter() - started
+        status, *_ = [line async for line in self.lines("GET", path)]
+        return status, time.perf_counter() - started
 
     def resident_mb(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
@@ -85,11 +96,11 @@ class Server:
 class Answer:
     """What a client saw: the status; when each piece of text came, in seconds from the start; token counts."""
 
-    def __init__(self, status):
-        self.status, self.stamps, self.prompt, self.tokens, self.seconds = status, [], 0, 0, 0.0
+    def __init__(self):
+        self.status, self.stamps, self.prompt, self.tokens, self.seconds = None, [], 0, 0, 0.0
 
 
-def chat(server, content, max_tokens=None, system=None):
+async def chat(server, content, max_tokens=None, system=None, **fields):
     messages = [{"role": "system", "content": system}] if system else []
     body = {
         "messages": [*messages, {"role": "user", "content": content}],
@@ -98,46 +109,33 @@ def chat(server, content, max_tokens=None, system=None):
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **fields,
     }
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
+    answer = Answer()
     started = time.perf_counter()
-    headers = {"content-type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    response = connection.getresponse()
-    answer = Answer(response.status)
-    for line in response:
-        if not line.startswith(b"data: {"):
-            continue
-        chunk = json.loads(line[len(b"data: ") :])
-        if usage := chunk.get("usage"):
+    async for line in server.lines("POST", "/v1/chat/completions", json.dumps(body)):
+        if answer.status is None:
+            answer.status = line
+        elif b'"usage":{' in line:
+            usage = json.loads(line[len(b"data: ") :])["usage"]
             answer.prompt, answer.tokens = usage["prompt_tokens"], usage["completion_tokens"]
-        if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+        elif b'"delta":{"content":' in line:
             answer.stamps.append(time.perf_counter() - started)
     answer.seconds = time.perf_counter() - started
-    connection.close()
     return answer
 
 
-def together(jobs, n_clients):
-    """Does jobs with so many clients; gives what each came to, and the seconds that all took."""
-    jobs, results, lock = iter(jobs), [], threading.Lock()
+async def together(jobs, n_clients):
+    """Does jobs, functions that give something to wait for, with so many clients; gives what each came to, and
+    the seconds that all took."""
+    jobs, results = iter(jobs), []
 
-    def client():
-        while True:
-            with lock:
-                job = next(jobs, None)
-            if job is None:
-                return
-            result = job()
-            with lock:
-                results.append(result)
+    async def client():
+        for job in jobs:
+            results.append(await job())
 
-    threads = [threading.Thread(target=client) for _ in range(n_clients)]
     started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    await asyncio.gather(*[client() for _ in range(n_clients)])
     return results, time.perf_counter() - started
 
 
@@ -166,58 +164,62 @@ def figures(answers, wall):
     }
 
 
-def clients():
+async def clients():
     for n in map(int, args.clients.split(",")):
-        with Server() as server:
-            contents = [f"{i}: tell a story about {words(i, 80)}" for i in range(max(3, 3 * n))]
-            answers, wall = together([lambda c=c: chat(server, c) for c in contents], n)
+        async with Server() as server:
+            contents = [f"{i}: write a long story about {words(i, 80)}" for i in range(max(3, 3 * n))]
+            answers, wall = await together([lambda c=c: chat(server, c) for c in contents], n)
             yield {"clients": n, **figures(answers, wall)}
 
 
-def shared():
-    with Server() as server:
+async def shared():
+    async with Server() as server:
         system = words("system", 600)
-        contents = [f"{i}: tell a story about {words(i, 80)}" for i in range(24)]
-        answers, wall = together([lambda c=c: chat(server, c, system=system) for c in contents], 8)
+        contents = [f"{i}: write a long story about {words(i, 80)}" for i in range(24)]
+        answers, wall = await together([lambda c=c: chat(server, c, system=system) for c in contents], 8)
         yield {"clients": 8, **figures(answers, wall)}
 
 
-def long_prompt():
-    with Server() as server:
+async def long_prompt():
+    async with Server() as server:
         jobs = [lambda i=i: chat(server, f"{i}: tell a story", 300) for i in range(8)]
-        quiet, _ = together(jobs, 8)
+        quiet, _ = await together(jobs, 8)
 
-        def late():
-            time.sleep(1.5)
-            chat(server, words("long", 2000), 1)
+        async def late():
+            await asyncio.sleep(1.5)
+            await chat(server, words("long", 2000), 1)
 
-        disturbed, _ = together([*jobs, late], 9)
+        disturbed, _ = await together([*jobs, late], 9)
         before, after = (quantile(gaps(filter(None, some)), 0.99) for some in (quiet, disturbed))
         yield {"gap_p99_quiet_ms": ms(before), "gap_p99_ms": ms(after), "times": round(after / before, 1)}
 
 
-def overload():
-    with Server("--max-concurrent", "8", "--max-queue", "8") as server:
-        end = time.perf_counter() + args.seconds
+async def overload():
+    async with Server("--max-concurrent", "8", "--max-queue", "8", "--kv-memory", "100M") as server:
         answers, refusals, other = [], [], []
+        ask = lambda i, n: chat(server, f"{i} {n}: write a story about {words(i, 20)}", 32)
+        alone, wall = await together([lambda i=i: ask(i, 0) for i in range(96)], 16)
+        before = server.resident_mb()
+        end = time.perf_counter() + args.seconds
 
-        def insist(i):
+        async def insist(i):
+            # Clients of a real server do not all come at the same moment.
+            await asyncio.sleep(random.Random(i).random())
             n = 0
             while time.perf_counter() < end:
                 n += 1
-                answer = chat(server, f"{i} {n}: tell a story about {words(i, 20)}", 32)
+                answer = await ask(i, n)
                 {200: answers, 429: refusals}.get(answer.status, other).append(answer)
                 if answer.status == 429:
-                    time.sleep(1)
+                    await asyncio.sleep(1)
 
-        alone, wall = together([lambda i=i: chat(server, f"{i}: {words(i, 20)}", 32) for i in range(48)], 16)
-        before = server.resident_mb()
-        _, seconds = together([lambda i=i: insist(i) for i in range(160)], 160)
+        _, seconds = await together([lambda i=i: insist(i) for i in range(160)], 160)
         tokens = lambda some: sum(answer.tokens for answer in some)
         yield {
             "answered": len(answers),
             "refused_429": len(refusals),
             "other": len(other),
+            "refusal_p50_ms": ms(quantile([answer.seconds for answer in refusals], 0.5)),
             "refusal_p99_ms": ms(quantile([answer.seconds for answer in refusals], 0.99)),
             "output_tok_s": round(tokens(answers) / seconds, 1),
             "output_tok_s_at_capacity": round(tokens(alone) / wall, 1),
@@ -225,26 +227,82 @@ def overload():
         }
 
 
-def probes():
-    with Server() as server:
+async def probes():
+    async with Server() as server:
         end = time.perf_counter() + args.seconds
         times = {"/livez": [], "/readyz": [], "/metrics": []}
 
-        def ask():
+        async def ask():
             while time.perf_counter() < end:
                 for path, seconds in times.items():
-                    seconds.append(server.get(path)[1])
-                time.sleep(0.01)
+                    seconds.append((await server.get(path))[1])
+                await asyncio.sleep(0.01)
 
-        def compute(i):
+        async def compute(i):
             n = 0
             while time.perf_counter() < end:
                 n += 1
-                chat(server, f"{i} {n}: tell a story about {words(i, 80)}", 200)
+                await chat(server, f"{i} {n}: write a story about {words(i, 80)}", 200)
 
-        together([ask, *[lambda i=i: compute(i) for i in range(8)]], 9)
+        await together([ask, *[lambda i=i: compute(i) for i in range(8)]], 9)
         for path, seconds in times.items():
             yield {"path": path, "p50_ms": ms(statistics.median(seconds)), "p99_ms": ms(quantile(seconds, 0.99))}
+
+
+CODE = """class Account:
+    def __init__(self, owner, balance):
+        self.owner = owner
+        self.balance = balance
+
+    def deposit(self, amount):
+        if amount <= 0:
+            raise ValueError("amount must be positive")
+        self.balance = self.balance + amount
+        return self.balance
+
+    def withdraw(self, amount):
+        if amount > self.balance:
+            raise ValueError("not enough money")
+        self.balance = self.balance - amount
+        return self.balance
+"""
+REPORT = (
+    "The town council met on Tuesday to discuss the old bridge over the river. Mayor Ellen Marsh said that the "
+    "bridge was no longer safe for heavy trucks. Two engineers had found cracks in the northern pillar. Repairs "
+    "would take eight months and cost four million dollars. Shop owners feared that they would lose customers "
+    "during that time. The council decided to open a small ferry and to begin the repairs in the spring."
+)
+TASKS = {
+    "chat": ["What is a black hole?", "Why is the sky blue?", "How do I bake bread?", "Who was Napoleon?"],
+    "code": [
+        f"Rename balance to money in this code and print all of it:\n{CODE}",
+        f"Add a docstring to each method of this class:\n{CODE}",
+    ],
+    "quotes": [
+        f"Summarise this report and quote its most important sentences word for word:\n{REPORT}",
+        f"List what the mayor and the council said, with quotes from the report:\n{REPORT}",
+    ],
+}
+
+
+async def speculation():
+    rates = {}
+    for options in [[], ["--no-speculation"]]:
+        async with Server(*options) as server:
+            for task, contents in TASKS.items():
+                answers = [await chat(server, content, 200, ignore_eos=False) for content in contents]
+                seconds = sum(answer.stamps[-1] - answer.stamps[0] for answer in answers)
+                rates.setdefault(task, []).append(sum(answer.tokens - 1 for answer in answers) / seconds)
+    for task, (with_guesses, without) in rates.items():
+        rate = {"tok_s": round(with_guesses, 1), "tok_s_without": round(without, 1)}
+        yield {"task": task, **rate, "times": round(with_guesses / without, 2)}
+
+
+async def responses():
+    async with Server("--response-cache", "64M") as server:
+        first, *others = [await chat(server, "What is a black hole?") for _ in range(50)]
+        seconds = [answer.seconds for answer in others]
+        yield {"first_ms": ms(first.seconds), "p50_ms": ms(statistics.median(seconds)), "max_ms": ms(max(seconds))}
 
 
 WORKLOADS = {
@@ -253,9 +311,16 @@ WORKLOADS = {
     "long-prompt": long_prompt,
     "overload": overload,
     "probes": probes,
+    "speculation": speculation,
+    "responses": responses,
 }
-for _ in range(args.rounds):
-    for name, workload in WORKLOADS.items():
-        if args.workload in (None, name):
-            for line in workload():
+
+
+async def main():
+    for _ in range(args.rounds):
+        for name in args.workload or WORKLOADS:
+            async for line in WORKLOADS[name]():
                 print(json.dumps({"workload": name, **line}), flush=True)
+
+
+asyncio.run(main())
