@@ -97,6 +97,13 @@ pub struct ServeArgs {
     /// repeat what was said
     #[arg(long, env = "PREDICT_OTRON_NO_SPECULATION", value_parser = BoolishValueParser::new())]
     pub no_speculation: bool,
+    /// Memory for whole answers, such as 64M: a request at temperature 0 or with a seed that comes again gets
+    /// the same answer at once
+    #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE", value_parser = parse_bytes, default_value = "0")]
+    pub response_cache: u64,
+    /// How long an answer is kept there at most, such as 90s, 10m or 2h
+    #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
+    pub response_cache_ttl: Duration,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -236,6 +243,10 @@ pub struct Limits {
     pub kv_format: KvPrecision,
     /// Whether guesses at what comes next are computed along with it, where they pay.
     pub speculates: bool,
+    /// Bytes of whole answers that are kept to be given again; none is where there is no room.
+    pub response_cache_bytes: usize,
+    /// How long they are kept at most.
+    pub response_cache_ttl: Duration,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Items in one embeddings request; OpenAI's own limit.
@@ -265,6 +276,8 @@ impl Default for Limits {
             kv_bytes: MOST_KV_BYTES,
             kv_format: KvPrecision::F16,
             speculates: true,
+            response_cache_bytes: 0,
+            response_cache_ttl: Duration::from_secs(3600),
             embedding_requests: 64,
             embedding_inputs: 2048,
             keep_alive_idle: Duration::from_secs(90),
@@ -338,9 +351,9 @@ impl Config {
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),
                 queue_timeout: args.queue_timeout,
-                kv_bytes: args
-                    .kv_memory
-                    .map_or_else(default_kv_bytes, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+                kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_bytes),
+                response_cache_bytes: as_bytes(args.response_cache),
+                response_cache_ttl: args.response_cache_ttl,
                 ..Limits::default()
             },
         })
@@ -408,6 +421,11 @@ fn parse_alias(text: &str) -> Result<(String, String), String> {
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text.parse().map_err(|_| "write a time such as 90s, 10m or 2h")?;
     Duration::try_from(span).map_err(|_| "write a time that is not negative".to_owned())
+}
+
+/// As much of it as this machine can address.
+fn as_bytes(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 /// Bytes, with a suffix for powers of 1024.

@@ -14,7 +14,7 @@
 //! 4. [`chat`]
 //! 5. [`inference`], [`embeddings`]
 //! 6. [`models`], [`tokenizer`], [`registry`]
-//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`]
+//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`]
 //! 8. [`config`]
 //! 9. [`error`]
 //!
@@ -68,6 +68,7 @@
 //!   mistaken for each other.
 
 pub mod app;
+pub mod cache;
 pub mod chat;
 pub mod cli;
 pub mod config;

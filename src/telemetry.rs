@@ -39,6 +39,11 @@ pub const PREFIX_CACHE_TOKENS: &str = "predict_otron_prefix_cache_tokens_total";
 /// Tokens that were guessed and computed along, and of those what was right.
 pub const DRAFT_TOKENS: &str = "predict_otron_draft_tokens_total";
 pub const ACCEPTED_DRAFT_TOKENS: &str = "predict_otron_accepted_draft_tokens_total";
+/// Chat requests that an earlier answer served, and those that it could have served had there been one.
+pub const RESPONSE_HITS: &str = "predict_otron_response_cache_hits_total";
+pub const RESPONSE_MISSES: &str = "predict_otron_response_cache_misses_total";
+/// Bytes that the answers take which are kept.
+pub const RESPONSE_BYTES: &str = "predict_otron_response_cache_bytes";
 /// Tokens generated.
 pub const COMPLETION_TOKENS: &str = "predict_otron_completion_tokens_total";
 /// Sampling steps that reused the cached repeat-penalty tensor.
@@ -95,6 +100,8 @@ pub fn start_metrics() -> PrometheusHandle {
         (PREFIX_CACHE_TOKENS, "Tokens of prompts whose keys and values were there already"),
         (DRAFT_TOKENS, "Tokens that were guessed from the text so far and computed along"),
         (ACCEPTED_DRAFT_TOKENS, "Guessed tokens that were right"),
+        (RESPONSE_HITS, "Chat requests that an earlier answer served"),
+        (RESPONSE_MISSES, "Chat requests that no earlier answer was there for"),
         (COMPLETION_TOKENS, "Tokens generated"),
         (REPEAT_PENALTY_HITS, "Sampling steps that reused the cached repeat-penalty tensor"),
         (REPEAT_PENALTY_UPDATES, "Elements of the cached repeat-penalty tensor that changed"),
@@ -121,6 +128,7 @@ pub fn start_metrics() -> PrometheusHandle {
             (WAITING, "Chat requests that wait"),
             (RUNNING, "Chat requests that are computed"),
             (KV_USAGE, "Share of the room for keys and values that running requests use"),
+            (RESPONSE_BYTES, "Bytes that the answers take which are kept to be given again"),
             (KV_CONFIG, "Size of the room for keys and values, in its labels"),
         ] {
             metrics::describe_gauge!(name, description);

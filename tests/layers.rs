@@ -12,7 +12,7 @@ const LAYERS: [&[&str]; 9] = [
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["kernels", "openai", "telemetry", "gguf"],
+    &["kernels", "openai", "telemetry", "gguf", "cache"],
     &["config"],
     &["error"],
 ];

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 pub use chat_models::{ChatModels, ChatSlot, Found};
 pub use checkpoint::{kv_format, read_headers};
 
-use crate::chat::ChatModel;
+use crate::chat::{ChatModel, ResponseCache};
 use crate::config::{Config, Limits};
 use crate::embeddings::{Embedder, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Kind, Result};
@@ -29,6 +29,8 @@ pub struct App {
     parts: Arc<Parts>,
     /// Permits to compute on a request outside the engines: one per core.
     preparing: Arc<Semaphore>,
+    /// Answers that were given before, where they are kept.
+    responses: Option<Arc<ResponseCache>>,
     phase: Arc<Phase>,
 }
 
@@ -116,7 +118,14 @@ impl App {
 
     pub fn from_parts(parts: Parts) -> Self {
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
-        Self { parts: Arc::new(parts), preparing: Arc::new(Semaphore::new(n_cores)), phase: Arc::default() }
+        let Limits { response_cache_bytes, response_cache_ttl, .. } = parts.limits;
+        let responses = || Arc::new(ResponseCache::new(response_cache_bytes, response_cache_ttl));
+        Self {
+            responses: (response_cache_bytes > 0).then(responses),
+            parts: Arc::new(parts),
+            preparing: Arc::new(Semaphore::new(n_cores)),
+            phase: Arc::default(),
+        }
     }
 
     /// Loads the first chat model, so that a mistake shows at once, and with `all` the others too;
@@ -231,6 +240,11 @@ impl App {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))
+    }
+
+    /// Answers that were given before, if the server keeps them.
+    pub fn responses(&self) -> Option<&Arc<ResponseCache>> {
+        self.responses.as_ref()
     }
 
     pub fn embedder(&self) -> &Embedder {

@@ -4,6 +4,7 @@
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
 mod request;
+mod responses;
 mod shown;
 pub mod template;
 
@@ -11,6 +12,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
+pub use responses::ResponseCache;
+use responses::{Answer, Recording};
 pub use template::{ChatTemplate, TemplateSource};
 use template::{TemplateInput, TemplateMessage};
 
@@ -39,21 +42,45 @@ pub struct ChatModel {
     fingerprint: String,
 }
 
-/// An answer in the making, of one choice or several. Dropping it cancels the generations.
+/// An answer of one choice or several, in the making or given before. Dropping it cancels what is in the
+/// making.
 pub struct ChatStream {
-    generations: Vec<Generation>,
-    /// Whose turn it is to be asked first.
-    turn: usize,
+    source: Source,
+    fingerprint: String,
     ignored_fields: Vec<String>,
-    /// Keeps the model in memory.
-    _model: Arc<ChatModel>,
+    n_choices: usize,
+    recording: Option<Recording>,
+}
+
+/// Where an answer comes from.
+enum Source {
+    Model {
+        generations: Vec<Generation>,
+        /// Whose turn it is to be asked first.
+        turn: usize,
+        /// Keeps the model in memory.
+        _model: Arc<ChatModel>,
+    },
+    Cache {
+        answer: Arc<Answer>,
+        /// Events already given.
+        n_given: usize,
+    },
 }
 
 /// What an answer is made of: [`ChatEvent::Content`] any number of times, then one of the others.
 #[derive(Debug, Clone)]
 pub enum ChatEvent {
-    Content { text: String, logprobs: Option<ChoiceLogprobs> },
-    Finished { reason: FinishReason, usage: Usage, figures: Figures },
+    Content {
+        text: String,
+        logprobs: Option<ChoiceLogprobs>,
+    },
+    /// There are no figures of what was not computed.
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+        figures: Option<Figures>,
+    },
     Failed(Error),
 }
 
@@ -73,10 +100,6 @@ impl ChatModel {
         fingerprint: String,
     ) -> Self {
         Self { template, tokenizer, engine, fingerprint }
-    }
-
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
     }
 
     /// Ends the engine and waits until the model's memory is free.
@@ -119,7 +142,13 @@ impl ChatModel {
             self.engine.submit(admission, generation)
         });
         let generations = generations.collect::<Result<_>>()?;
-        Ok(ChatStream { generations, turn: 0, ignored_fields, _model: self.clone() })
+        Ok(ChatStream {
+            source: Source::Model { generations, turn: 0, _model: self.clone() },
+            fingerprint: self.fingerprint.clone(),
+            ignored_fields,
+            n_choices,
+            recording: None,
+        })
     }
 
     /// The engine behind this model.
@@ -184,19 +213,69 @@ impl ChatStream {
 
     /// How many choices there are.
     pub fn n_choices(&self) -> usize {
-        self.generations.len()
+        self.n_choices
+    }
+
+    /// Changes when the same request may be answered differently.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Whether it was given before.
+    pub fn is_cached(&self) -> bool {
+        matches!(self.source, Source::Cache { .. })
+    }
+
+    /// The answer kept under `key`, if there is one.
+    pub fn find(responses: &ResponseCache, key: &str) -> Option<Self> {
+        let answer = responses.find(key)?;
+        Some(Self {
+            fingerprint: answer.fingerprint.clone(),
+            ignored_fields: answer.ignored_fields.clone(),
+            n_choices: answer.n_choices,
+            source: Source::Cache { answer, n_given: 0 },
+            recording: None,
+        })
+    }
+
+    /// Keeps the answer under `key` once it is whole.
+    pub fn record(&mut self, responses: &Arc<ResponseCache>, key: Arc<str>) {
+        self.recording = Some(responses.record(key));
     }
 
     /// The next event and its choice; `None` after the last of all.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
-        let n_choices = self.generations.len();
+        let (choice, event) = self.source.next().await?;
+        if let Some(mut recording) = self.recording.take_if(|_| !matches!(event, ChatEvent::Failed(_))) {
+            recording.push(choice, &event);
+            if recording.n_finished() < self.n_choices {
+                self.recording = Some(recording);
+            } else {
+                recording.keep(&self.fingerprint, &self.ignored_fields);
+            }
+        }
+        Some((choice, event))
+    }
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<(usize, ChatEvent)> {
+        let (generations, first) = match self {
+            Self::Cache { answer, n_given } => {
+                let (choice, event) = answer.events.get(*n_given)?;
+                *n_given += 1;
+                return Some((*choice, event.again()));
+            }
+            Self::Model { generations, turn, .. } => (generations, turn),
+        };
+        let n_choices = generations.len();
         poll_fn(|context| {
             let mut has_more = false;
-            for turn in self.turn..self.turn + n_choices {
+            for turn in *first..*first + n_choices {
                 let choice = turn % n_choices;
-                match self.generations[choice].poll_next(context) {
+                match generations[choice].poll_next(context) {
                     Poll::Ready(Some(event)) => {
-                        self.turn = choice + 1;
+                        *first = choice + 1;
                         return Poll::Ready(Some((choice, ChatEvent::from(event))));
                     }
                     Poll::Ready(None) => {}
@@ -206,6 +285,18 @@ impl ChatStream {
             if has_more { Poll::Pending } else { Poll::Ready(None) }
         })
         .await
+    }
+}
+
+impl ChatEvent {
+    /// The event of an answer that is given again: nothing of the prompt had to be computed.
+    fn again(&self) -> Self {
+        let mut event = self.clone();
+        if let Self::Finished { usage, figures, .. } = &mut event {
+            usage.prompt_tokens_details.cached_tokens = usage.prompt_tokens;
+            *figures = None;
+        }
+        event
     }
 }
 
@@ -231,7 +322,7 @@ impl From<Event> for ChatEvent {
                     prompt_tokens_details: PromptTokensDetails { cached_tokens: finished.cached_tokens },
                     completion_tokens_details: CompletionTokensDetails::default(),
                 },
-                figures: Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty },
+                figures: Some(Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty }),
             },
             Event::Failed(e) => ChatEvent::Failed(e),
         }

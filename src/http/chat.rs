@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -19,7 +19,7 @@ use super::error::ApiError;
 use super::extract::JsonObject;
 use super::request_id::RequestId;
 use crate::app::{App, unix_time};
-use crate::chat::{ChatEvent, ChatStream, Figures};
+use crate::chat::{ChatEvent, ChatStream, Figures, ResponseCache};
 use crate::error::{Error, Result};
 use crate::openai::chat::{
     AssistantMessage, ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Choice, ChoiceLogprobs,
@@ -30,6 +30,9 @@ use crate::openai::params;
 /// A comment this often keeps a silent stream alive; both SDKs skip comments.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Says, where answers are kept, whether this one was given before: `hit` or `miss`.
+const CACHE: &str = "x-cache";
+
 /// Answers a conversation, whole or as a stream.
 pub async fn completions(
     State(app): State<App>,
@@ -39,20 +42,33 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
     let slot = app.chat_slot(request.model.as_deref())?;
-    let model = app.chat_model(slot).await?;
-    let envelope = Envelope {
-        id: format!("chatcmpl-{}", Uuid::new_v4().simple()),
-        created: unix_time(),
-        model: slot.served().id().to_owned(),
-        system_fingerprint: model.fingerprint().to_owned(),
-    };
+    let model_id = slot.served().id().to_owned();
+    let tenant = tenant(&headers);
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
     let logprobs = request.logprobs.unwrap_or(false);
-    let admission = model.admit()?;
-    let tenant = tenant(&headers);
-    let answer = app.compute(move || model.answer(admission, &request, tenant)).await??;
+    let kept =
+        app.responses().and_then(|kept| Some((kept, ResponseCache::key(&tenant, &model_id, &request)?)));
+    let answer = match kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key)) {
+        Some(answer) => answer,
+        None => {
+            let model = app.chat_model(slot).await?;
+            let admission = model.admit()?;
+            let mut answer = app.compute(move || model.answer(admission, &request, tenant)).await??;
+            if let Some((kept, key)) = &kept {
+                answer.record(kept, key.clone());
+            }
+            answer
+        }
+    };
     ignored.extend(answer.ignored_fields());
+    let envelope = Envelope {
+        id: format!("chatcmpl-{}", Uuid::new_v4().simple()),
+        created: unix_time(),
+        model: model_id,
+        system_fingerprint: answer.fingerprint().to_owned(),
+    };
+    let cache = kept.map(|_| HeaderValue::from_static(if answer.is_cached() { "hit" } else { "miss" }));
     let log = RequestLog { request_id, n_running: answer.n_choices() };
     let mut response = if streams {
         stream(answer, envelope, include_usage, log)
@@ -60,6 +76,9 @@ pub async fn completions(
         Json(whole(answer, envelope, logprobs, log).await?).into_response()
     };
     ignored.name_in(&mut response);
+    if let Some(cache) = cache {
+        response.headers_mut().insert(CACHE, cache);
+    }
     Ok(response)
 }
 
@@ -106,7 +125,7 @@ async fn whole(
             ChatEvent::Finished { reason, usage, figures } => {
                 choice.finish_reason = reason;
                 add(&mut total, &usage);
-                if log.finished(&usage, &figures) {
+                if log.finished(&usage, figures) {
                     return Ok(ChatCompletion {
                         id: envelope.id,
                         object: "chat.completion",
@@ -186,7 +205,7 @@ impl StreamState {
             ChatEvent::Finished { reason, usage, figures } => {
                 add(&mut self.usage, &usage);
                 self.push_choice(index, Delta::default(), None, Some(reason));
-                if !self.log.finished(&usage, &figures) {
+                if !self.log.finished(&usage, figures) {
                     return;
                 }
                 if self.include_usage {
@@ -241,26 +260,32 @@ struct RequestLog {
 
 impl RequestLog {
     /// A choice has ended; says whether it was the last.
-    fn finished(&mut self, usage: &Usage, figures: &Figures) -> bool {
+    fn finished(&mut self, usage: &Usage, figures: Option<Figures>) -> bool {
         self.n_running -= 1;
-        let Figures { timings, repeat_penalty } = figures;
+        let is_last = self.n_running == 0;
+        let id = self.request_id.as_str();
+        let Usage { prompt_tokens, completion_tokens, .. } = *usage;
+        let Some(Figures { timings, repeat_penalty }) = figures else {
+            tracing::info!(id, prompt_tokens, completion_tokens, "chat, as answered before");
+            return is_last;
+        };
         let rate = |n: usize, time: Duration| (n as f64 / time.as_secs_f64().max(1e-9)).round();
         let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
         tracing::info!(
-            id = self.request_id.as_str(),
+            id,
             queue_ms = ms(timings.queue),
-            prompt_tokens = usage.prompt_tokens,
+            prompt_tokens,
             prefill_ms = ms(timings.prefill),
-            prefill_tok_s = rate(usage.prompt_tokens, timings.prefill),
-            completion_tokens = usage.completion_tokens,
+            prefill_tok_s = rate(prompt_tokens, timings.prefill),
+            completion_tokens,
             decode_ms = ms(timings.decode),
             // The first token came out of the prefill.
-            decode_tok_s = rate(usage.completion_tokens.saturating_sub(1), timings.decode),
+            decode_tok_s = rate(completion_tokens.saturating_sub(1), timings.decode),
             repeat_penalty_hits = repeat_penalty.hits,
             repeat_penalty_updates = repeat_penalty.updates,
             "chat"
         );
-        self.n_running == 0
+        is_last
     }
 
     /// An error after the stream has begun; one before is an answer of its own, which is logged as

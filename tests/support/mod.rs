@@ -261,8 +261,14 @@ impl Server {
     }
 
     pub async fn post(&self, path: &str, body: &serde_json::Value) -> reqwest::Response {
+        self.post_as("anybody", path, body).await
+    }
+
+    /// As a client with this key.
+    pub async fn post_as(&self, key: &str, path: &str, body: &serde_json::Value) -> reqwest::Response {
         self.client
             .post(self.url(path))
+            .bearer_auth(key)
             .header("content-type", "application/json")
             .body(body.to_string())
             .send()

@@ -1,0 +1,165 @@
+//! Answers that were given before, for the same request of the same client: only where the model would say the
+//! same again, which it does at temperature 0 or with a seed.
+
+use std::mem::size_of;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::ChatEvent;
+use crate::cache::Cache;
+use crate::openai::chat::{ChatCompletionRequest, TokenLogprob};
+use crate::telemetry;
+
+/// Whole answers, by what they are answers to.
+pub struct ResponseCache {
+    answers: Mutex<Cache<Arc<str>, Arc<Answer>>>,
+}
+
+/// An answer as it was given.
+pub struct Answer {
+    pub fingerprint: String,
+    pub ignored_fields: Vec<String>,
+    pub n_choices: usize,
+    /// Each with its choice.
+    pub events: Vec<(usize, ChatEvent)>,
+}
+
+/// An answer in the making, and where it is to be kept.
+pub struct Recording {
+    cache: Arc<ResponseCache>,
+    key: Arc<str>,
+    events: Vec<(usize, ChatEvent)>,
+}
+
+/// All that an answer depends on.
+#[derive(Serialize)]
+struct Key<'a> {
+    tenant: &'a str,
+    model: &'a str,
+    request: &'a ChatCompletionRequest,
+    /// Templates may tell the model.
+    date: String,
+}
+
+impl ResponseCache {
+    pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
+        Self { answers: Mutex::new(Cache::new(max_bytes, time_to_live)) }
+    }
+
+    /// The name under which the answer to a request is kept; none if another try might be answered otherwise.
+    pub fn key(tenant: &str, model: &str, request: &ChatCompletionRequest) -> Option<Arc<str>> {
+        let is_certain = request.temperature == Some(0.0) || request.seed.is_some();
+        let streams = request.stream.unwrap_or(false);
+        // What is to be refused is not known here, but this is of no interest otherwise.
+        let is_sound = streams || request.stream_options.is_none();
+        if !is_certain || !is_sound {
+            return None;
+        }
+        // How it is sent does not change what it says.
+        let request = &ChatCompletionRequest { stream: None, stream_options: None, ..request.clone() };
+        let date = jiff::Zoned::now().date().to_string();
+        serde_json::to_string(&Key { tenant, model, request, date }).ok().map(Arc::from)
+    }
+
+    /// The answer that is kept under a key.
+    pub fn find(&self, key: &str) -> Option<Arc<Answer>> {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = answers.get(key, Instant::now());
+        let counter = if found.is_some() { telemetry::RESPONSE_HITS } else { telemetry::RESPONSE_MISSES };
+        metrics::counter!(counter).increment(1);
+        found
+    }
+
+    /// Keeps the events of an answer that is about to be given, once it is whole.
+    pub fn record(self: &Arc<Self>, key: Arc<str>) -> Recording {
+        Recording { cache: self.clone(), key, events: Vec::new() }
+    }
+}
+
+impl Recording {
+    pub fn push(&mut self, choice: usize, event: &ChatEvent) {
+        self.events.push((choice, event.clone()));
+    }
+
+    /// How many choices have ended.
+    pub fn n_finished(&self) -> usize {
+        self.events.iter().filter(|(_, event)| matches!(event, ChatEvent::Finished { .. })).count()
+    }
+
+    /// Keeps it for those who ask again.
+    pub fn keep(self, fingerprint: &str, ignored_fields: &[String]) {
+        let n_choices = self.n_finished();
+        let Self { cache, key, events } = self;
+        let n_bytes = 2 * key.len() + events.iter().map(|(_, event)| n_bytes(event)).sum::<usize>();
+        let answer = Answer {
+            fingerprint: fingerprint.to_owned(),
+            ignored_fields: ignored_fields.to_vec(),
+            n_choices,
+            events,
+        };
+        let mut answers = cache.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.insert(key, Arc::new(answer), n_bytes, Instant::now());
+        metrics::gauge!(telemetry::RESPONSE_BYTES).set(answers.n_bytes() as f64);
+    }
+}
+
+/// Bytes that an event takes.
+fn n_bytes(event: &ChatEvent) -> usize {
+    let of_token = |entry: &TokenLogprob| {
+        let top = entry.top_logprobs.iter().map(|top| size_of_val(top) + top.token.len() + top.bytes.len());
+        size_of_val(entry) + entry.token.len() + entry.bytes.len() + top.sum::<usize>()
+    };
+    size_of::<(usize, ChatEvent)>()
+        + match event {
+            ChatEvent::Content { text, logprobs } => {
+                text.len()
+                    + logprobs.iter().flat_map(|logprobs| &logprobs.content).map(of_token).sum::<usize>()
+            }
+            ChatEvent::Finished { .. } | ChatEvent::Failed(_) => 0,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai;
+    use serde_json::{Value, json};
+
+    fn key(tenant: &str, fields: Value) -> Option<Arc<str>> {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}], "temperature": 0});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        ResponseCache::key(tenant, "m", &openai::from_value(body).unwrap())
+    }
+
+    #[test]
+    fn only_what_is_certain_has_a_key() {
+        assert!(key("", json!({})).is_some());
+        assert!(key("", json!({"temperature": 1})).is_none());
+        assert!(key("", json!({"temperature": null})).is_none());
+        assert!(key("", json!({"temperature": 1, "seed": 3})).is_some());
+        assert!(key("", json!({"stream_options": {"include_usage": true}})).is_none());
+    }
+
+    #[test]
+    fn what_changes_the_answer_changes_the_key() {
+        let plain = key("", json!({}));
+        for same in [json!({"stream": true}), json!({"stream": false, "seed": null}), json!({"user": "u"})] {
+            assert_eq!(key("", same), plain);
+        }
+        for other in [
+            json!({"seed": 1}),
+            json!({"max_tokens": 3}),
+            json!({"n": 2}),
+            json!({"logprobs": true}),
+            json!({"stop": "x"}),
+            json!({"cache_salt": "x"}),
+            json!({"messages": [{"role": "system", "content": "hi"}]}),
+            json!({"logit_bias": {"1": 1}}),
+        ] {
+            assert_ne!(key("", other.clone()), plain, "{other}");
+        }
+        assert_ne!(key("somebody", json!({})), plain);
+    }
+}
