@@ -86,6 +86,10 @@ pub struct ServeArgs {
     /// Chat requests that wait beyond those; more are refused with 429
     #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE", default_value_t = 256)]
     pub max_queue: u16,
+    /// Prompt tokens of all chat requests that wait; more are refused with 429
+    #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE_TOKENS", default_value_t = 262_144,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_queue_tokens: u32,
     /// How long a chat request waits at most before it is refused with 429, such as 90s or 10m
     #[arg(long, env = "PREDICT_OTRON_QUEUE_TIMEOUT", value_parser = parse_duration, default_value = "5m")]
     pub queue_timeout: Duration,
@@ -93,6 +97,10 @@ pub struct ServeArgs {
     /// at start, 4G at most]
     #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
     pub kv_memory: Option<u64>,
+    /// What becomes of a prompt or an answer that is too long for the context: refuse prompts and end answers,
+    /// or shift: go on with its beginning and its end
+    #[arg(long, env = "PREDICT_OTRON_CONTEXT_OVERFLOW", value_enum, default_value_t = ContextOverflow::Refuse)]
+    pub context_overflow: ContextOverflow,
     /// Never compute guesses at what comes next along with it; answers are the same, only slower where they
     /// repeat what was said
     #[arg(long, env = "PREDICT_OTRON_NO_SPECULATION", value_parser = BoolishValueParser::new())]
@@ -164,6 +172,15 @@ pub enum KvPrecision {
     Int8,
 }
 
+/// What becomes of what is too long for the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ContextOverflow {
+    /// A prompt is refused, an answer ends.
+    Refuse,
+    /// Its middle is left out: the first few tokens and the last ones stay, half a context in all.
+    Shift,
+}
+
 /// Options about where models come from, shared by every command.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct RegistryArgs {
@@ -230,10 +247,14 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Chat requests waiting for the engine beyond those running.
     pub queued_requests: usize,
+    /// Prompt tokens of those that wait; one alone may have more.
+    pub queued_tokens: usize,
     /// For how long they wait at most.
     pub queue_timeout: Duration,
     /// Chat requests the engine works on at once.
     pub running_requests: usize,
+    /// Time for one batch: a server that is busy with one for longer is not healthy.
+    pub batch_time: Duration,
     /// Prompt tokens computed in one batch.
     pub prefill_chunk_tokens: usize,
     /// Bytes that the keys and values of all running requests may take. What does not fit waits; a
@@ -241,6 +262,8 @@ pub struct Limits {
     pub kv_bytes: usize,
     /// How they are kept.
     pub kv_format: KvPrecision,
+    /// What becomes of what is too long for the context.
+    pub context_overflow: ContextOverflow,
     /// Whether guesses at what comes next are computed along with it, where they pay.
     pub speculates: bool,
     /// Bytes of whole answers that are kept to be given again; none is where there is no room.
@@ -270,11 +293,14 @@ impl Default for Limits {
         Self {
             body_bytes: 2 << 20,
             queued_requests: 256,
+            queued_tokens: 262_144,
             queue_timeout: Duration::from_secs(300),
             running_requests: 32,
+            batch_time: Duration::from_secs(10),
             prefill_chunk_tokens: 256,
             kv_bytes: MOST_KV_BYTES,
             kv_format: KvPrecision::F16,
+            context_overflow: ContextOverflow::Refuse,
             speculates: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),
@@ -350,7 +376,9 @@ impl Config {
                 speculates: !args.no_speculation,
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),
+                queued_tokens: usize::try_from(args.max_queue_tokens).unwrap_or(usize::MAX),
                 queue_timeout: args.queue_timeout,
+                context_overflow: args.context_overflow,
                 kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_bytes),
                 response_cache_bytes: as_bytes(args.response_cache),
                 response_cache_ttl: args.response_cache_ttl,

@@ -173,3 +173,93 @@ async fn guesses_save_batches_and_change_nothing() {
         assert_eq!(answer["choices"][0]["message"]["content"], text[..text.find("mat, and").unwrap()]);
     }
 }
+
+#[tokio::test]
+async fn more_prompt_tokens_than_may_wait_are_refused() {
+    let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
+    let options = EngineOptions { running_requests: 1, queued_tokens: 150, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    // Alone, a prompt may be longer; what runs does not wait.
+    let stream = json!({"stream": true});
+    let running = server.post(CHAT, &request(&"long ".repeat(40), stream.clone())).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let waiting = server.post(CHAT, &request(&"a".repeat(80), stream.clone())).await;
+    assert_eq!(waiting.status(), 200);
+    let refused = server.post(CHAT, &request(&"b".repeat(80), stream.clone())).await;
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    let error = body(refused).await;
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains("150") && error["error"]["code"] == "queue_full", "{error}");
+    assert_eq!(server.post(CHAT, &request("short", stream)).await.status(), 200);
+    assert_eq!(events(running).await.last().map(String::as_str), Some("[DONE]"));
+    assert_eq!(events(waiting).await.last().map(String::as_str), Some("[DONE]"));
+}
+
+#[tokio::test]
+async fn a_server_that_stands_still_is_not_ready() {
+    let script = Script { step: Duration::from_millis(700), ..Script::saying("x") };
+    let options = EngineOptions { batch_time: Duration::from_millis(200), ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    let running = server.post(CHAT, &request("go", json!({"stream": true}))).await;
+    assert_eq!(server.get("/readyz").await.status(), 200, "it has only begun");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let stuck = server.get("/readyz").await;
+    assert_eq!(stuck.status(), 503);
+    let error = body(stuck).await;
+    assert!(error["error"]["message"].as_str().unwrap().contains("one batch"), "{error}");
+    assert_eq!(server.get("/livez").await.status(), 200);
+    events(running).await;
+    assert_eq!(server.get("/readyz").await.status(), 200, "without work nothing is late");
+}
+
+/// Clients that go away, in whatever phase, take nothing with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_cancels_leave_nothing_behind() {
+    let text: String = ('a'..='z').cycle().take(2000).collect();
+    let script =
+        Script { step: Duration::from_millis(1), context_length: Some(4096), ..Script::saying(&text) };
+    let options = EngineOptions {
+        queued_requests: 64,
+        queued_tokens: 100_000,
+        running_requests: 6,
+        kv_bytes: 4 << 20,
+        ..ENGINE_OPTIONS
+    };
+    let server = scripted_server(script, Limits::default(), options).await;
+    let server = &server;
+    let neighbours = async {
+        let ask = |n: usize| async move {
+            body(server.post(CHAT, &request(&format!("neighbour {n}"), json!({"max_tokens": 1500}))).await)
+                .await
+        };
+        join_all((0..2).map(ask)).await
+    };
+    // More at a time than run, so that some are cancelled while they wait, some in their prompts and some
+    // while they talk.
+    let cancels = async {
+        for round in 0..25 {
+            let cancel = |n: usize| async move {
+                let content = format!("{round} {n} {}", "and so on ".repeat(n * 5));
+                let response = server.post(CHAT, &request(&content, json!({"stream": true}))).await;
+                assert_eq!(response.status(), 200);
+                tokio::time::sleep(Duration::from_millis((n % 8) as u64 * 4)).await;
+                drop(response);
+            };
+            join_all((0..40).map(cancel)).await;
+        }
+    };
+    let (neighbours, ()) = tokio::join!(neighbours, cancels);
+    for answer in neighbours {
+        assert_eq!(answer["choices"][0]["message"]["content"], text[..1500]);
+    }
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let load = body(server.get("/v1/loads").await).await["loads"][0].clone();
+    for count in ["num_running_reqs", "num_waiting_reqs", "num_waiting_uncached_tokens", "num_used_tokens"] {
+        assert_eq!(load[count], 0, "{load}");
+    }
+    // All places are free again.
+    let short = request("again", json!({"max_tokens": 1}));
+    let again = join_all((0..70).map(|_| server.post(CHAT, &short))).await;
+    assert!(again.iter().all(|response| response.status() == 200));
+}

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use predict_otron_9000::kernels::kv::KvFormat;
+use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
@@ -83,6 +83,37 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
         }
     }
     generated
+}
+
+/// What a window has left behind can be taken away.
+#[test]
+fn decoder_reference_windows_need_no_blocks_out_of_sight() {
+    let windowed = reference::decoders().into_iter().filter(|folder| folder.ends_with("mistral"));
+    for folder in windowed {
+        let reference: DecoderReference = reference::read(&folder);
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            let window = model.config().window().unwrap();
+            let tokens = reference.input_ids.repeat(3);
+            let mut last_logits = |drops: bool| {
+                let mut kv = KvStore::new(model.config(), KvFormat::F32);
+                let mut logits = Vec::new();
+                for (idx, chunk) in tokens.chunks(7).enumerate() {
+                    let start = 7 * idx;
+                    let mut blocks = BlockId::run(0, tokens.len());
+                    if drops {
+                        blocks[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
+                    }
+                    let mut input = ForwardInput::default();
+                    input.push(SequenceId(1), tokens.len(), start, &blocks, chunk, 1);
+                    logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+                }
+                logits
+            };
+            assert!(tokens.len() > window + 2 * BLOCK_TOKENS);
+            assert_eq!(last_logits(true), last_logits(false), "{arithmetic:?}");
+        }
+    }
 }
 
 fn likeliest(logits: &[f32], but: &[u32]) -> u32 {

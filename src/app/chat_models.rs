@@ -150,6 +150,18 @@ impl ChatModels {
         self.slots.iter().filter_map(|slot| Some((&slot.served, of_slot(slot)?))).collect()
     }
 
+    /// Whether each model in memory gets on with its work.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub fn check_health(&self) -> Result<()> {
+        self.slots.iter().try_for_each(|slot| {
+            let state = slot.state();
+            let Some(loaded) = &state.loaded else { return Ok(()) };
+            loaded.model.engine().check_health().map_err(|e| e.context(slot.served.id()))
+        })
+    }
+
     /// Ends every generation that still runs, with an error.
     pub fn stop_generating(&self) {
         for slot in &self.slots {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Found, ModelInfo};
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
-use crate::config::{KvPrecision, Limits};
+use crate::config::{ContextOverflow, KvPrecision, Limits};
 use crate::error::{Error, Result};
 use crate::inference::{Engine, EngineOptions};
 use crate::kernels::isa::Isa;
@@ -35,10 +35,13 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         queued_requests: limits.queued_requests,
         queue_timeout: limits.queue_timeout,
         running_requests: limits.running_requests,
+        batch_time: limits.batch_time,
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,
         kv_format: kv_format(limits.kv_format),
         speculates: limits.speculates,
+        queued_tokens: limits.queued_tokens,
+        shifts_context: limits.context_overflow == ContextOverflow::Shift,
     };
     let info = ModelInfo {
         family: config.family.name.to_owned(),

@@ -292,7 +292,7 @@ impl App {
     /// Whether requests can be answered at once.
     ///
     /// # Errors
-    /// When the server is shutting down, or its models are still being loaded.
+    /// When the server is shutting down, its models are still being loaded, or one stands still.
     pub fn check_health(&self) -> Result<()> {
         if self.phase.draining.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
@@ -300,7 +300,7 @@ impl App {
         if self.phase.loading.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is loading its models; try again later"));
         }
-        Ok(())
+        self.parts.chat_models.check_health()
     }
 
     fn unknown(&self, name: &str) -> Error {

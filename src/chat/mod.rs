@@ -34,6 +34,18 @@ const MIN_PIECE_BYTES: usize = 1 << 14;
 /// its ends.
 const CUT_TOKENS: usize = 128;
 
+/// Bytes that more than `n_tokens` tokens take in most texts.
+fn piece_bytes(n_tokens: usize) -> usize {
+    n_tokens.saturating_mul(PIECE_BYTES_PER_TOKEN).max(MIN_PIECE_BYTES)
+}
+
+/// How a prompt of more than `most` tokens is cut: so many of the first and of the last stay.
+struct Cut {
+    most: usize,
+    n_first: usize,
+    n_last: usize,
+}
+
 /// A chat model that is ready to answer.
 pub struct ChatModel {
     template: ChatTemplate,
@@ -130,18 +142,12 @@ impl ChatModel {
         let mut generation = request::generation_request(request, tenant)?;
         let n_choices = request::n_choices(request)?;
         let ignored_fields;
-        (generation.prompt, ignored_fields) = self.prompt(request)?;
-        let mut admissions = vec![admission];
-        while admissions.len() < n_choices {
-            admissions.push(self.admit()?);
+        (generation.prompt, ignored_fields) = self.prompt(request, generation.max_tokens)?;
+        let mut places = vec![admission];
+        while places.len() < n_choices {
+            places.push(self.admit()?);
         }
-        let generations = admissions.into_iter().enumerate().map(|(choice, admission)| {
-            let mut generation = generation.clone();
-            // Each draws its own way, and the same way again.
-            generation.sampling.seed = generation.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
-            self.engine.submit(admission, generation)
-        });
-        let generations = generations.collect::<Result<_>>()?;
+        let generations = self.engine.submit(places, generation)?;
         Ok(ChatStream {
             source: Source::Model { generations, turn: 0, _model: self.clone() },
             fingerprint: self.fingerprint.clone(),
@@ -156,9 +162,12 @@ impl ChatModel {
         &self.engine
     }
 
-    /// Token ids of the prompt, and what of the messages it does not show. Whatever a message says stays text: special tokens in it are
-    /// broken up before the template runs and put together again, as text, after.
-    fn prompt(&self, request: &ChatCompletionRequest) -> Result<(Vec<u32>, Vec<String>)> {
+    /// Token ids of the prompt, for an answer of up to `max_tokens`, and what of the messages it does not show.
+    /// Whatever a message says stays text: special tokens in it are broken up before the template runs and put
+    /// together again, as text, after.
+    fn prompt(&self, request: &ChatCompletionRequest, max_tokens: usize) -> Result<(Vec<u32>, Vec<String>)> {
+        let context_length = self.engine.context_length();
+        let most = request::most_prompt_tokens(request, context_length, max_tokens)?;
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
         let texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
         let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
@@ -182,16 +191,54 @@ impl ChatModel {
             })
         };
         let prompt = render(&messages)?;
-        self.check_length(&prompt, marker)?;
-        let ignored_fields = shown::ignored_fields(&messages, &prompt, render)?;
-        Ok((self.tokenizer.encode_prompt(&prompt, Some(marker))?, ignored_fields))
+        let mut ignored_fields = shown::ignored_fields(&messages, &prompt, render)?;
+        let tokens = match (most, self.engine.shift()) {
+            (Some(most), _) => self.encode_cut(&prompt, marker, Cut { most, n_first: 0, n_last: most })?.0,
+            (None, Some(shift)) => {
+                let (n_first, n_last) = shift.kept();
+                let cut = Cut { most: context_length - 1, n_first, n_last };
+                let (tokens, is_cut) = self.encode_cut(&prompt, marker, cut)?;
+                if is_cut {
+                    // Their middle, to which the client has not agreed.
+                    ignored_fields.push("messages".to_owned());
+                }
+                tokens
+            }
+            (None, None) => {
+                self.check_length(&prompt, marker)?;
+                self.tokenizer.encode_prompt(&prompt, Some(marker))?
+            }
+        };
+        Ok((tokens, ignored_fields))
+    }
+
+    /// Token ids of a prompt, cut if it is too long, and whether it was. Of a long one only as much is encoded as
+    /// stays.
+    fn encode_cut(&self, prompt: &str, marker: char, cut: Cut) -> Result<(Vec<u32>, bool)> {
+        let Cut { most, n_first, n_last } = cut;
+        let mut n_bytes = piece_bytes(most);
+        let tokens = loop {
+            let start = prompt.ceil_char_boundary(prompt.len().saturating_sub(n_bytes));
+            let tokens = self.tokenizer.encode_prompt(&prompt[start..], Some(marker))?;
+            if start == 0 && tokens.len() <= most {
+                return Ok((tokens, false));
+            }
+            if start == 0 || tokens.len() >= most + CUT_TOKENS {
+                break tokens;
+            }
+            n_bytes *= 2;
+        };
+        let head = &prompt[..prompt.floor_char_boundary(MIN_PIECE_BYTES)];
+        let head = if n_first > 0 { self.tokenizer.encode_prompt(head, Some(marker))? } else { Vec::new() };
+        let first = head.get(..n_first).unwrap_or(&head);
+        Ok(([first, &tokens[tokens.len() - n_last..]].concat(), true))
     }
 
     /// Refuses a prompt that is far too long piece by piece: the tokens of a whole one could take a
     /// thousand times its own memory.
     fn check_length(&self, prompt: &str, marker: char) -> Result<()> {
         let context_length = self.engine.context_length();
-        let piece_bytes = (PIECE_BYTES_PER_TOKEN * context_length).max(MIN_PIECE_BYTES);
+        let piece_bytes = piece_bytes(context_length);
         let (mut n_tokens, mut rest) = (0, prompt);
         while rest.len() > piece_bytes || (n_tokens > 0 && !rest.is_empty()) {
             let (piece, after) = rest.split_at(rest.floor_char_boundary(piece_bytes));

@@ -188,6 +188,33 @@ pub fn n_choices(request: &ChatCompletionRequest) -> Result<usize> {
     }
 }
 
+/// Most tokens of the prompt, where the client wants the rest left out: as many as it says, or for -1 as many as
+/// leave room for an answer of `max_tokens`, or of half the context.
+///
+/// # Errors
+/// When they are none, or do not fit the context.
+pub fn most_prompt_tokens(
+    request: &ChatCompletionRequest,
+    context_length: usize,
+    max_tokens: usize,
+) -> Result<Option<usize>> {
+    let most = context_length.saturating_sub(1);
+    match request.truncate_prompt_tokens {
+        None => Ok(None),
+        Some(-1) => Ok(Some(context_length - max_tokens.min(context_length / 2))),
+        Some(n) => match usize::try_from(n) {
+            Ok(n) if (1..=most).contains(&n) => Ok(Some(n)),
+            _ => Err(Error::invalid(
+                "truncate_prompt_tokens",
+                format!(
+                    "`truncate_prompt_tokens` is {n}; it must be -1 (as many as fit) or from 1 to {most}, since the \
+                     context is {context_length} tokens, prompt and answer together"
+                ),
+            )),
+        },
+    }
+}
+
 fn top_logprobs(request: &ChatCompletionRequest) -> Result<Option<usize>> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (_, Some(n)) if n > MAX_TOP_LOGPROBS => Err(Error::invalid(
@@ -353,6 +380,23 @@ mod tests {
             let error = request(json!({ param: value.clone() })).unwrap_err();
             assert_eq!(error.param(), Some(param), "{value}: {error}");
             assert!(error.to_string().contains(param), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_cut_to_what_fits() {
+        let most = |n: i64, max_tokens: usize| {
+            let request = openai::from_value(json!({"messages": [], "truncate_prompt_tokens": n})).unwrap();
+            most_prompt_tokens(&request, 100, max_tokens)
+        };
+        assert_eq!(most_prompt_tokens(&ChatCompletionRequest::default(), 100, 5).unwrap(), None);
+        assert_eq!(most(7, 50).unwrap(), Some(7));
+        assert_eq!(most(-1, 30).unwrap(), Some(70));
+        assert_eq!(most(-1, usize::MAX).unwrap(), Some(50), "half, where the answer has no limit");
+        for n in [0, -2, 100, i64::MAX] {
+            let error = most(n, 5).unwrap_err();
+            assert_eq!(error.param(), Some("truncate_prompt_tokens"));
+            assert!(error.to_string().contains("from 1 to 99"), "{error}");
         }
     }
 

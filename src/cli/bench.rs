@@ -215,7 +215,7 @@ impl Bench {
     ) -> Result<Decode> {
         let mut kv = KvStore::new(model.config(), self.kv_format);
         let n_blocks = (depth + n_tokens).div_ceil(BLOCK_TOKENS);
-        let streams: Vec<(SequenceId, Vec<BlockId>)> = (0..n_streams)
+        let streams: Vec<(SequenceId, Vec<Option<BlockId>>)> = (0..n_streams)
             .map(|n| {
                 let first = (n * n_blocks) as u32;
                 (SequenceId(n as u64), BlockId::run(first, n_blocks * BLOCK_TOKENS))
@@ -281,7 +281,7 @@ fn fill(
     model: &mut CausalLm,
     kv: &mut KvStore,
     id: SequenceId,
-    blocks: &[BlockId],
+    blocks: &[Option<BlockId>],
     n_tokens: usize,
 ) -> Result<()> {
     // Any tokens take the same time.

@@ -56,7 +56,7 @@ pub async fn loads(State(app): State<App>) -> Json<Value> {
 }
 
 fn of(rank: usize, status: &Status) -> Value {
-    let Status { load, max_running, tokens_per_second, n_prompt_tokens, n_cached_tokens } = *status;
+    let Status { load, max_running, tokens_per_second, n_prompt_tokens, n_cached_tokens, .. } = *status;
     let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
     json!({
         "dp_rank": rank,

@@ -114,30 +114,30 @@ impl BlockPool {
         Parent::Block(self.n_published)
     }
 
-    /// Gives back a sequence's blocks. Its last are forgotten before its first, without which nobody would
-    /// find them.
-    pub fn release(&mut self, blocks: &[BlockId]) {
-        for id in blocks.iter().rev() {
+    /// Gives back blocks of a sequence, in order. The last are forgotten before the first, without which nobody
+    /// would find them.
+    pub fn release(&mut self, blocks: impl DoubleEndedIterator<Item = BlockId>) {
+        for id in blocks.rev() {
             let block = &mut self.blocks[id.0 as usize];
             block.n_users -= 1;
             if block.n_users > 0 {
                 continue;
             }
             if block.content.is_none() {
-                self.free.push(Reverse(*id));
+                self.free.push(Reverse(id));
                 continue;
             }
             self.n_releases += 1;
             block.unused_since = self.n_releases;
-            self.unused.insert(self.n_releases, *id);
+            self.unused.insert(self.n_releases, id);
         }
     }
 
     /// Whether each block is in exactly one place, given what is in use.
     #[cfg(test)]
-    pub fn check_integrity<'a>(&self, in_use: impl Iterator<Item = &'a [BlockId]>) {
+    pub fn check_integrity<'a>(&self, in_use: impl Iterator<Item = &'a BlockId>) {
         let mut n_users = vec![0; self.n_blocks()];
-        in_use.flatten().for_each(|id| n_users[id.0 as usize] += 1);
+        in_use.for_each(|id| n_users[id.0 as usize] += 1);
         let mut n_free = vec![0; self.n_blocks()];
         self.free.iter().for_each(|Reverse(id)| n_free[id.0 as usize] += 1);
         self.unused.values().for_each(|id| n_free[id.0 as usize] += 1);
@@ -167,14 +167,14 @@ mod tests {
         let (a, b) = (pool.allocate().unwrap(), pool.allocate().unwrap());
         let after_a = pool.publish(a, &root, &tokens(1));
         pool.publish(b, &after_a, &tokens(2));
-        pool.release(&[a, b]);
-        pool.check_integrity([].into_iter());
+        pool.release([a, b].into_iter());
+        pool.check_integrity([].iter());
 
         assert_eq!(pool.find(&root, &tokens(1)), Some((a, after_a.clone())));
         assert_eq!(pool.find(&after_a, &tokens(2)).map(|(id, _)| id), Some(b));
         assert_eq!(pool.find(&root, &tokens(2)), None, "another beginning");
         assert_eq!(pool.find(&Parent::Root("other".into()), &tokens(1)), None, "another's");
-        pool.check_integrity([&[a, b][..]].into_iter());
+        pool.check_integrity([a, b].iter());
     }
 
     #[test]
@@ -186,14 +186,14 @@ mod tests {
         let after_a = pool.publish(a, &root, &tokens(1));
         pool.publish(b, &after_a, &tokens(2));
         pool.publish(c, &root, &tokens(3));
-        pool.release(&[a, b]);
-        pool.release(&[c]);
+        pool.release([a, b].into_iter());
+        pool.release([c].into_iter());
         assert_eq!(pool.n_available(), 3);
         assert_eq!(pool.allocate(), Some(b));
         assert_eq!(pool.find(&after_a, &tokens(2)), None);
         assert_eq!(pool.allocate(), Some(a));
         assert_eq!(pool.find(&root, &tokens(3)).map(|(id, _)| id), Some(c));
-        pool.check_integrity([&[a, b, c][..]].into_iter());
+        pool.check_integrity([a, b, c].iter());
     }
 
     #[test]
@@ -203,8 +203,8 @@ mod tests {
         let (a, b) = (pool.allocate().unwrap(), pool.allocate().unwrap());
         let after = pool.publish(a, &root, &tokens(1));
         assert_eq!(pool.publish(b, &root, &tokens(1)), after);
-        pool.release(&[b]);
-        pool.check_integrity([&[a][..]].into_iter());
+        pool.release([b].into_iter());
+        pool.check_integrity([a].iter());
         assert_eq!(pool.allocate(), Some(b), "it was not kept");
     }
 }

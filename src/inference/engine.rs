@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
-use super::scheduler::{Batch, Load, NewSequence, Scheduler, SchedulerOptions};
+use super::scheduler::{Batch, ContextShift, Load, NewSequence, Scheduler, SchedulerOptions};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
@@ -25,15 +25,25 @@ use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
+/// Tokens that one answer has at most, whatever is asked for and however it is cut.
+const MAX_TOKENS: usize = 1 << 30;
+
+/// More cannot be counted.
+const MAX_QUEUED_TOKENS: usize = u32::MAX as usize >> 3;
+
 /// Bounds of an engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
     /// Requests waiting beyond those running.
     pub queued_requests: usize,
+    /// Prompt tokens of all requests that wait; one alone may have more.
+    pub queued_tokens: usize,
     /// For how long a request waits at most.
     pub queue_timeout: Duration,
     /// Requests computed at once.
     pub running_requests: usize,
+    /// Time for a batch: an engine that is busy with one for longer counts as stuck.
+    pub batch_time: Duration,
     /// Prompt tokens computed per batch.
     pub prefill_chunk_tokens: usize,
     /// Bytes that keys and values may take, all requests together.
@@ -42,6 +52,8 @@ pub struct EngineOptions {
     pub kv_format: KvFormat,
     /// Whether what comes next is guessed at from the text itself, where that makes answers come faster.
     pub speculates: bool,
+    /// Whether an answer goes on when the context is full, without the middle of what came before.
+    pub shifts_context: bool,
 }
 
 /// The handle to an engine's thread, which ends with it.
@@ -58,6 +70,8 @@ struct Shared {
     options: EngineOptions,
     /// One for each request accepted and not finished.
     places: Arc<Semaphore>,
+    /// One for each prompt token that may wait.
+    waiting_tokens: Arc<Semaphore>,
     alive: AtomicBool,
     /// Set once: every generation is to end now.
     stopping: AtomicBool,
@@ -74,6 +88,8 @@ pub struct Status {
     pub max_running: usize,
     /// Tokens generated a second, of late.
     pub tokens_per_second: f64,
+    /// When the current batch began, if there is work.
+    pub batch_began: Option<Instant>,
     /// Tokens of all prompts so far, and of those what did not have to be computed.
     pub n_prompt_tokens: u64,
     pub n_cached_tokens: u64,
@@ -98,7 +114,23 @@ impl EngineOptions {
     /// Most tokens of one sequence of this model: its context, or as much of it as the memory for
     /// keys and values holds.
     pub fn context_length(&self, config: &ModelConfig) -> usize {
-        config.context_length.min(self.n_blocks(config) * BLOCK_TOKENS)
+        let n_blocks = self.n_blocks(config);
+        if n_blocks >= self.scheduler(config, config.context_length).most_blocks() {
+            return config.context_length;
+        }
+        config.context_length.min(n_blocks * BLOCK_TOKENS)
+    }
+
+    /// Those of the scheduler of a model with this context.
+    fn scheduler(&self, config: &ModelConfig, context_length: usize) -> SchedulerOptions {
+        SchedulerOptions {
+            max_running: self.running_requests.max(1),
+            prefill_chunk: self.prefill_chunk_tokens.max(1),
+            n_blocks: self.n_blocks(config),
+            speculates: self.speculates,
+            window: config.window(),
+            shift: self.shifts_context.then_some(ContextShift { context_length }),
+        }
     }
 
     /// Blocks of keys and values that fit into memory, all sequences together.
@@ -118,6 +150,7 @@ struct Arrival {
     events: events::Sender<Event>,
     arrived: Instant,
     admission: Admission,
+    waiting_tokens: Arc<OwnedSemaphorePermit>,
 }
 
 /// A place in the engine's queue, taken before any work is done for a request; given back when
@@ -136,6 +169,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             options,
             places: Arc::new(Semaphore::new(options.queued_requests + options.running_requests)),
+            waiting_tokens: Arc::new(Semaphore::new(options.queued_tokens.min(MAX_QUEUED_TOKENS))),
             alive: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
@@ -150,20 +184,16 @@ impl Engine {
                 "memory for keys and values limits the context"
             );
         }
-        let n_blocks = options.n_blocks(model.config());
+        let scheduler = options.scheduler(model.config(), context_length);
+        let blocks_of_sequence = context_length.div_ceil(BLOCK_TOKENS).clamp(1, scheduler.most_blocks());
         tracing::info!(
-            sequences = n_blocks * BLOCK_TOKENS / context_length.max(1),
+            sequences = scheduler.n_blocks / blocks_of_sequence,
             tokens = context_length,
             "memory for keys and values has room for this many sequences of this length"
         );
         let kv = KvStore::new(model.config(), options.kv_format);
         let worker = Worker {
-            scheduler: Scheduler::new(SchedulerOptions {
-                max_running: options.running_requests.max(1),
-                prefill_chunk: options.prefill_chunk_tokens.max(1),
-                n_blocks,
-                speculates: options.speculates,
-            }),
+            scheduler: Scheduler::new(scheduler),
             model,
             tokenizer,
             kv,
@@ -196,12 +226,12 @@ impl Engine {
         Ok(Admission { _place: place })
     }
 
-    /// Hands in a request that has a place.
+    /// Hands in a request that has a place, to be answered once for each place it has.
     ///
     /// # Errors
-    /// When the prompt is empty or does not fit the context, the bias names an unknown token, or
-    /// the engine has died.
-    pub fn submit(&self, admission: Admission, mut request: GenerationRequest) -> Result<Generation> {
+    /// When the prompt is empty or does not fit the context, the bias names an unknown token, too many tokens
+    /// wait already, or the engine has died.
+    pub fn submit(&self, places: Vec<Admission>, mut request: GenerationRequest) -> Result<Vec<Generation>> {
         let n_prompt = request.prompt.len();
         if n_prompt == 0 {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
@@ -210,11 +240,39 @@ impl Engine {
             return Err(self.too_long(&n_prompt.to_string()));
         }
         request.sampling.check(self.n_vocab)?;
-        request.max_tokens = request.max_tokens.clamp(1, self.context_length - n_prompt);
-        let (sender, receiver) = events::channel(request.max_tokens + 1);
-        let arrival = Arrival { request, events: sender, arrived: Instant::now(), admission };
-        self.sender.send(arrival).map_err(|_| engine_died())?;
-        Ok(Generation { events: receiver })
+        let room = self.context_length - n_prompt;
+        // Who names no limit does not ask for an endless answer.
+        let has_no_end = self.shared.options.shifts_context && request.max_tokens < usize::MAX;
+        request.max_tokens = request.max_tokens.clamp(1, if has_no_end { MAX_TOKENS } else { room });
+        let waiting_tokens = Arc::new(self.wait_with(n_prompt)?);
+        let arrived = Instant::now();
+        let submit = |(choice, admission): (usize, Admission)| {
+            let mut request = request.clone();
+            // Each draws its own way, and the same way again.
+            request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
+            let (sender, receiver) = events::channel(request.max_tokens + 1);
+            let waiting_tokens = waiting_tokens.clone();
+            let arrival = Arrival { request, events: sender, arrived, admission, waiting_tokens };
+            self.sender.send(arrival).map_err(|_| engine_died())?;
+            Ok(Generation { events: receiver })
+        };
+        places.into_iter().enumerate().map(submit).collect()
+    }
+
+    /// Takes room in the queue for a prompt.
+    fn wait_with(&self, n_prompt: usize) -> Result<OwnedSemaphorePermit> {
+        let most = self.shared.options.queued_tokens.min(MAX_QUEUED_TOKENS);
+        let n_tokens = u32::try_from(n_prompt.min(most)).unwrap_or(u32::MAX);
+        self.shared.waiting_tokens.clone().try_acquire_many_owned(n_tokens).map_err(|_| {
+            metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
+            Error::new(
+                Kind::Overloaded { retry_after: self.shared.time_to_drain() },
+                format!(
+                    "there is no room for {n_prompt} prompt tokens more in the queue, which holds {most}; try again \
+                     later"
+                ),
+            )
+        })
     }
 
     /// The error of a prompt of `n_tokens` tokens, too many for the context.
@@ -230,6 +288,27 @@ impl Engine {
     /// Most tokens of a prompt and its answer together.
     pub fn context_length(&self) -> usize {
         self.context_length
+    }
+
+    /// How texts that are too long are cut, if they are not refused.
+    pub fn shift(&self) -> Option<ContextShift> {
+        let shift = ContextShift { context_length: self.context_length };
+        self.shared.options.shifts_context.then_some(shift)
+    }
+
+    /// Whether it gets on with its work.
+    ///
+    /// # Errors
+    /// When it has been busy with one batch for too long.
+    pub fn check_health(&self) -> Result<()> {
+        let busy = self.status().batch_began.map(|began| began.elapsed()).unwrap_or_default();
+        if busy <= self.shared.options.batch_time {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("the engine has been busy with one batch for {} s; try again later", busy.as_secs()),
+        ))
     }
 
     /// How busy it is.
@@ -295,6 +374,8 @@ struct Sequence {
     started: Option<Instant>,
     first_token: Option<Instant>,
     _admission: Admission,
+    /// Held until it starts.
+    waiting_tokens: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Worker {
@@ -306,7 +387,9 @@ impl Worker {
             self.shared.status().load = self.scheduler.load();
             if self.scheduler.is_idle() {
                 self.last_finish = None;
-                self.shared.status().tokens_per_second = 0.0;
+                let mut status = self.shared.status();
+                (status.tokens_per_second, status.batch_began) = (0.0, None);
+                drop(status);
                 match arrivals.recv() {
                     Ok(arrival) => self.accept(arrival),
                     Err(mpsc::RecvError) => return,
@@ -329,8 +412,10 @@ impl Worker {
             let load = self.scheduler.load();
             metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - n_preempted);
             metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
-            self.shared.status().load = load;
             let start = Instant::now();
+            let mut status = self.shared.status();
+            (status.load, status.batch_began) = (load, Some(start));
+            drop(status);
             let n_generated = self.step(&batch);
             let seconds = start.elapsed().as_secs_f64();
             self.scheduler.learn(&batch, seconds);
@@ -341,7 +426,7 @@ impl Worker {
     }
 
     fn accept(&mut self, arrival: Arrival) {
-        let Arrival { request, events, arrived, admission } = arrival;
+        let Arrival { request, events, arrived, admission, waiting_tokens } = arrival;
         let n_vocab = self.model.config().n_vocab;
         let generation =
             caught("a request", || TextGeneration::new(&request, self.tokenizer.clone(), n_vocab));
@@ -369,6 +454,7 @@ impl Worker {
                     started: None,
                     first_token: None,
                     _admission: admission,
+                    waiting_tokens: Some(waiting_tokens),
                 };
                 self.sequences.insert(id, sequence);
             }
@@ -463,6 +549,7 @@ impl Worker {
         for part in &batch.parts {
             if let Some(sequence) = self.sequences.get_mut(&part.id) {
                 sequence.started.get_or_insert_with(Instant::now);
+                sequence.waiting_tokens = None;
             }
             input.push(part.id, part.n_prompt, part.start, &part.blocks, &part.tokens, part.n_logits());
         }

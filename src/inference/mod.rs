@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use engine::{Admission, Engine, EngineOptions, Generation, Status};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
+pub use scheduler::ContextShift;
 pub use text_generation::TextGeneration;
 
 use crate::error::Error;

@@ -12,6 +12,9 @@
 //! first. When no block is left for a running one, the youngest gives its blocks back and is computed again
 //! later: what it has said stays said.
 //!
+//! A sequence whose context is full may go on without the middle of its past, and blocks that no layer sees any
+//! more are given back.
+//!
 //! Where the text itself suggests what comes next, a few guesses are computed along, as many as pay.
 
 use std::collections::VecDeque;
@@ -40,6 +43,30 @@ pub struct SchedulerOptions {
     pub n_blocks: usize,
     /// Whether what comes next is guessed at.
     pub speculates: bool,
+    /// How many tokens back any layer sees, if not all.
+    pub window: Option<usize>,
+    /// What becomes of sequences that grow beyond the context, if they may.
+    pub shift: Option<ContextShift>,
+}
+
+/// How a text that is longer than the context is cut: the beginning, on which attention rests however far away
+/// it is (Xiao and others, "Efficient Streaming Language Models with Attention Sinks", 2023), and the end stay.
+/// What stays is computed anew, since every token has seen those that go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextShift {
+    /// Most tokens of a sequence.
+    pub context_length: usize,
+}
+
+impl ContextShift {
+    /// How many of the first tokens stay.
+    const N_FIRST: usize = 4;
+
+    /// How many tokens stay in front, and how many at the end: so many that there is room for as many more.
+    pub fn kept(&self) -> (usize, usize) {
+        let n_first = Self::N_FIRST.min(self.context_length / 2);
+        (n_first, self.context_length / 2 - n_first)
+    }
 }
 
 /// A sequence to be computed.
@@ -81,11 +108,13 @@ struct Sequence {
     /// Prompt and what was generated.
     tokens: Vec<u32>,
     n_prompt: usize,
+    n_generated: usize,
     max_tokens: usize,
     lookup: PromptLookup,
     /// Tokens whose keys and values are there, or will be after the current batch.
     n_computed: usize,
-    blocks: Vec<BlockId>,
+    /// Those that no layer sees any more are given back.
+    blocks: Vec<Option<BlockId>>,
     /// Blocks that others can find, and what comes after the last of them.
     n_published: usize,
     parent: Parent,
@@ -111,8 +140,8 @@ pub struct Part {
     /// Position of the first.
     pub start: usize,
     pub tokens: Vec<u32>,
-    /// All blocks of the sequence.
-    pub blocks: Vec<BlockId>,
+    /// All blocks of the sequence, but those that no layer sees any more.
+    pub blocks: Vec<Option<BlockId>>,
     /// How many of the last of them are guesses.
     pub n_drafts: usize,
     /// Whether the last of the others is to be followed by a new token.
@@ -147,6 +176,16 @@ impl Load {
     }
 }
 
+impl SchedulerOptions {
+    /// Most blocks that one sequence ever has at once, however long it is: those that its layers see, and those
+    /// that a chunk of it is written to.
+    pub fn most_blocks(&self) -> usize {
+        let of_window =
+            |window: usize| window.div_ceil(BLOCK_TOKENS) + self.prefill_chunk.div_ceil(BLOCK_TOKENS) + 2;
+        self.window.map_or(usize::MAX, of_window)
+    }
+}
+
 impl Scheduler {
     pub fn new(options: SchedulerOptions) -> Self {
         Self {
@@ -171,6 +210,7 @@ impl Scheduler {
             tenant,
             n_prompt: prompt.len(),
             tokens: prompt,
+            n_generated: 0,
             max_tokens,
             lookup: PromptLookup::default(),
             n_computed: 0,
@@ -185,10 +225,17 @@ impl Scheduler {
     }
 
     /// Adds generated tokens to a running sequence: the new one, and before it the guesses that were right.
+    /// Where there is no room for them in the context, the sequence goes on without the middle of its past.
     pub fn push(&mut self, id: SequenceId, tokens: &[u32]) {
-        if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) {
-            sequence.tokens.extend(tokens);
-            sequence.n_computed += tokens.len().saturating_sub(1);
+        let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { return };
+        sequence.tokens.extend(tokens);
+        sequence.n_generated += tokens.len();
+        sequence.n_computed += tokens.len().saturating_sub(1);
+        if let Some(shift) = self.options.shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
+            let (n_first, n_last) = shift.kept();
+            sequence.forget_computed(&mut self.pool);
+            sequence.tokens.drain(n_first..sequence.tokens.len() - n_last);
+            sequence.lookup = PromptLookup::default();
         }
     }
 
@@ -208,7 +255,7 @@ impl Scheduler {
             if !failed {
                 sequence.publish(&mut self.pool);
             }
-            self.pool.release(&sequence.blocks);
+            sequence.forget_computed(&mut self.pool);
         }
     }
 
@@ -269,8 +316,9 @@ impl Scheduler {
             });
             let Some(next) = next else { return };
             // What those that run still lack of their own tokens is theirs.
-            let n_lacking: usize = self.running.iter().map(Sequence::n_lacking_blocks).sum();
-            let needed = n_lacking + self.waiting[next].n_lacking_blocks() + self.running.len();
+            let lacking = |sequence: &Sequence| sequence.n_lacking_blocks(self.options.most_blocks());
+            let n_lacking: usize = self.running.iter().map(lacking).sum();
+            let needed = n_lacking + lacking(&self.waiting[next]) + self.running.len();
             if needed > self.pool.n_available() && !self.running.is_empty() {
                 return;
             }
@@ -290,6 +338,7 @@ impl Scheduler {
                 idx += 1;
                 continue;
             }
+            self.running[idx].drop_unseen(&mut self.pool, self.options.window);
             while self.running[idx].make_room(&mut self.pool, 1) == 0 {
                 self.preempt_youngest();
                 if idx >= self.running.len() {
@@ -315,6 +364,7 @@ impl Scheduler {
                 continue;
             }
             sequence.find_computed(&mut self.pool);
+            sequence.drop_unseen(&mut self.pool, self.options.window);
             let most = n_left.min(sequence.n_left()).min(self.options.prefill_chunk - sequence.n_of_turn);
             let n = sequence.make_room(&mut self.pool, most);
             if n == 0 {
@@ -366,11 +416,7 @@ impl Scheduler {
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
             self.n_preempted += 1;
-            self.pool.release(&sequence.blocks);
-            sequence.blocks.clear();
-            sequence.n_computed = 0;
-            sequence.n_published = 0;
-            sequence.parent = Parent::Root(sequence.shares_with.clone());
+            sequence.forget_computed(&mut self.pool);
             self.waiting.push_front(sequence);
         }
     }
@@ -394,8 +440,7 @@ impl Sequence {
         self.lookup.read(&self.tokens, self.n_prompt);
         let (mut guesses, right) = self.lookup.guess(&self.tokens);
         // Where all are right, a token more comes out of the batch.
-        let n_generated = self.tokens.len() - self.n_prompt;
-        guesses.truncate(self.max_tokens.saturating_sub(n_generated + 1));
+        guesses.truncate(self.max_tokens.saturating_sub(self.n_generated + 1));
         (guesses, right)
     }
 
@@ -404,9 +449,29 @@ impl Sequence {
         self.tokens.len() - self.n_computed
     }
 
-    /// Blocks that its tokens so far still need.
-    fn n_lacking_blocks(&self) -> usize {
-        self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len())
+    /// Blocks that its tokens so far still need, if it needs no more than `most` at once.
+    fn n_lacking_blocks(&self, most: usize) -> usize {
+        let n_held = self.blocks.iter().flatten().count();
+        let n_to_come = self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len());
+        n_to_come.min(most.saturating_sub(n_held))
+    }
+
+    /// Gives its blocks back; it is as if nothing had been computed.
+    fn forget_computed(&mut self, pool: &mut BlockPool) {
+        pool.release(self.blocks.drain(..).flatten());
+        self.n_computed = 0;
+        self.n_published = 0;
+        self.parent = Parent::Root(self.shares_with.clone());
+    }
+
+    /// Gives back the blocks that its next tokens do not see.
+    fn drop_unseen(&mut self, pool: &mut BlockPool, window: Option<usize>) {
+        let Some(window) = window else { return };
+        let first_seen = (self.n_computed + 1).saturating_sub(window) / BLOCK_TOKENS;
+        // In front of them stands what was dropped before.
+        let unseen = self.blocks.iter_mut().take(first_seen.min(self.n_published)).rev();
+        let unseen: Vec<BlockId> = unseen.map_while(Option::take).collect();
+        pool.release(unseen.into_iter().rev());
     }
 
     fn block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
@@ -417,8 +482,9 @@ impl Sequence {
     fn publish(&mut self, pool: &mut BlockPool) {
         while (self.n_published + 1) * BLOCK_TOKENS <= self.n_computed
             && let Some(tokens) = self.block(self.n_published)
+            && let Some(id) = self.blocks[self.n_published]
         {
-            self.parent = pool.publish(self.blocks[self.n_published], &self.parent, tokens);
+            self.parent = pool.publish(id, &self.parent, tokens);
             self.n_published += 1;
         }
     }
@@ -433,7 +499,7 @@ impl Sequence {
             && let Some(tokens) = self.block(self.n_published)
             && let Some((id, parent)) = pool.find(&self.parent, tokens)
         {
-            self.blocks.push(id);
+            self.blocks.push(Some(id));
             self.parent = parent;
             self.n_published += 1;
             self.n_computed += BLOCK_TOKENS;
@@ -448,7 +514,7 @@ impl Sequence {
         while self.blocks.len() * BLOCK_TOKENS < self.n_computed + n
             && let Some(id) = pool.allocate()
         {
-            self.blocks.push(id);
+            self.blocks.push(Some(id));
         }
         n.min(self.blocks.len() * BLOCK_TOKENS - self.n_computed)
     }
@@ -481,7 +547,14 @@ mod tests {
     }
 
     fn scheduler(max_running: usize, prefill_chunk: usize, n_blocks: usize) -> Scheduler {
-        Scheduler::new(SchedulerOptions { max_running, prefill_chunk, n_blocks, speculates: false })
+        Scheduler::new(SchedulerOptions {
+            max_running,
+            prefill_chunk,
+            n_blocks,
+            speculates: false,
+            window: None,
+            shift: None,
+        })
     }
 
     /// A prompt of `len` tokens that no other begins like.
@@ -513,7 +586,9 @@ mod tests {
     }
 
     fn check(scheduler: &Scheduler) {
-        scheduler.pool.check_integrity(scheduler.running.iter().map(|sequence| &sequence.blocks[..]));
+        scheduler
+            .pool
+            .check_integrity(scheduler.running.iter().flat_map(|sequence| sequence.blocks.iter().flatten()));
         assert!(scheduler.waiting.iter().all(|sequence| sequence.blocks.is_empty()));
     }
 
@@ -621,6 +696,46 @@ mod tests {
     }
 
     #[test]
+    fn blocks_out_of_sight_are_given_back() {
+        let mut s = scheduler(2, 32, 8);
+        s.options.window = Some(20);
+        add(&mut s, 1, prompt(1, 200));
+        let mut n_held = Vec::new();
+        for start in (0..192).step_by(32) {
+            let batch = s.next_batch();
+            assert_eq!(parts(&batch), [(1, start, 32)]);
+            check(&s);
+            let n_unseen = batch.parts[0].blocks.iter().take_while(|block| block.is_none()).count();
+            assert_eq!(n_unseen, (start + 1).saturating_sub(20) / 16);
+            n_held.push(s.load().n_used_blocks);
+        }
+        assert_eq!(n_held, [2, 4, 4, 4, 4, 4], "eight blocks are enough for two hundred tokens");
+        assert_eq!(step(&mut s), [(1, 192, 8)]);
+        assert_eq!(step(&mut s), [(1, 200, 1)]);
+        // What was given back and is not needed yet is still found.
+        add(&mut s, 2, prompt(1, 200)[..50].to_vec());
+        s.remove(id(1), false);
+        assert_eq!(step(&mut s).len(), 1);
+    }
+
+    #[test]
+    fn a_full_context_goes_on_without_its_middle() {
+        let mut s = scheduler(1, 64, 100);
+        s.options.shift = Some(ContextShift { context_length: 40 });
+        let beginning = prompt(1, 38);
+        add(&mut s, 1, beginning.clone());
+        assert_eq!(step(&mut s), [(1, 0, 38)]);
+        assert_eq!(step(&mut s), [(1, 38, 1)]);
+        assert_eq!(step(&mut s), [(1, 39, 1)], "there is room for forty");
+        let batch = s.next_batch();
+        let expected = [&beginning[..4], &beginning[25..], &[7; 3]].concat();
+        assert_eq!((batch.parts[0].start, &batch.parts[0].tokens), (0, &expected));
+        assert_eq!((expected.len(), batch.parts[0].n_prompt), (20, 38));
+        s.push(id(1), &[7]);
+        assert_eq!(step(&mut s), [(1, 20, 1)]);
+    }
+
+    #[test]
     fn tenants_get_their_turns_alike() {
         let mut s = scheduler(2, 64, 100);
         for (n, tenant) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
@@ -640,6 +755,15 @@ mod tests {
         tenant: &'static str,
         /// Batches after which its client leaves.
         patience: usize,
+    }
+
+    /// A sequence as it should be.
+    struct Alive<'a> {
+        arrival: &'a Arrival,
+        tokens: Vec<u32>,
+        n_said: usize,
+        /// Batches since it came.
+        n_seen: usize,
     }
 
     fn arrival() -> impl Strategy<Value = Arrival> {
@@ -668,12 +792,16 @@ mod tests {
             chunk in 1usize..50,
             n_blocks in 7usize..30,
             speculates: bool,
+            window in prop::option::of(1usize..60),
+            context_length in prop::option::of(75usize..112),
         ) {
             let mut s = scheduler(max_running, chunk, n_blocks);
             s.options.speculates = speculates;
+            s.options.window = window;
+            s.options.shift = context_length.map(|context_length| ContextShift { context_length });
             // What each block holds, as the model would have written it.
             let mut memory: HashMap<BlockId, Vec<u32>> = HashMap::new();
-            let mut alive: HashMap<u64, (Arrival, Vec<u32>, usize)> = HashMap::new();
+            let mut alive: HashMap<u64, Alive> = HashMap::new();
             let mut to_come = arrivals.iter().enumerate();
             let (mut next, mut pause) = (to_come.next(), 0);
             let mut n_batches = 0;
@@ -685,7 +813,8 @@ mod tests {
                         shares_with: arrival.tenant.into(),
                         ..new(n as u64, arrival.prompt.clone())
                     });
-                    alive.insert(n as u64, (arrival.clone(), arrival.prompt.clone(), 0));
+                    let tokens = arrival.prompt.clone();
+                    alive.insert(n as u64, Alive { arrival, tokens, n_said: 0, n_seen: 0 });
                     (next, pause) = (to_come.next(), 0);
                 }
                 pause += 1;
@@ -702,42 +831,49 @@ mod tests {
                     .parts
                     .iter()
                     .flat_map(|part| &part.blocks[part.start / BLOCK_TOKENS..])
-                    .copied()
+                    .map(|block| block.unwrap())
                     .collect();
                 for part in &batch.parts {
-                    let (arrival, tokens, _) = &alive[&part.id.0];
+                    let Alive { arrival, tokens, n_said, .. } = &alive[&part.id.0];
                     let (known, guessed) = part.tokens.split_at(part.tokens.len() - part.n_drafts);
                     let end = part.start + known.len();
                     prop_assert_eq!(known, &tokens[part.start..end]);
                     prop_assert_eq!(part.is_last, end == tokens.len());
                     prop_assert!(guessed.is_empty() || part.is_last);
-                    prop_assert!(part.n_logits() <= arrival.n_generated - (tokens.len() - part.n_prompt));
+                    prop_assert!(part.n_logits() <= arrival.n_generated - n_said);
                     prop_assert!(part.blocks.len() * BLOCK_TOKENS >= end + guessed.len());
                     for (position, token) in tokens[..part.start].iter().enumerate() {
-                        let block = &memory[&part.blocks[position / BLOCK_TOKENS]];
-                        prop_assert_eq!(block[position % BLOCK_TOKENS], *token);
+                        match part.blocks[position / BLOCK_TOKENS] {
+                            Some(block) => prop_assert_eq!(memory[&block][position % BLOCK_TOKENS], *token),
+                            None => prop_assert!(position + window.unwrap() <= part.start),
+                        }
                     }
                     for block in &part.blocks[part.start / BLOCK_TOKENS..] {
-                        prop_assert_eq!(written.iter().filter(|other| *other == block).count(), 1);
+                        prop_assert_eq!(written.iter().filter(|other| Some(**other) == *block).count(), 1);
                     }
                 }
                 for part in &batch.parts {
                     for (position, token) in (part.start..).zip(&part.tokens) {
-                        let block = memory.entry(part.blocks[position / BLOCK_TOKENS]).or_default();
+                        let block = memory.entry(part.blocks[position / BLOCK_TOKENS].unwrap()).or_default();
                         block.resize(BLOCK_TOKENS, u32::MAX);
                         block[position % BLOCK_TOKENS] = *token;
                     }
                 }
                 for part in batch.parts.iter().filter(|part| part.is_last) {
-                    let (arrival, tokens, _) = alive.get_mut(&part.id.0).unwrap();
+                    let Alive { arrival, tokens, n_said, .. } = alive.get_mut(&part.id.0).unwrap();
                     // It says 0, 1, 2 over and over, as far as its guesses allow at once.
                     let mut guesses = part.tokens[part.tokens.len() - part.n_drafts..].iter();
-                    let mut said = vec![tokens.len() as u32 % 3];
+                    let mut said = vec![*n_said as u32 % 3];
                     while guesses.next() == said.last() {
-                        said.push((tokens.len() + said.len()) as u32 % 3);
+                        said.push((*n_said + said.len()) as u32 % 3);
                     }
                     tokens.extend(&said);
-                    if tokens.len() - arrival.prompt.len() >= arrival.n_generated {
+                    *n_said += said.len();
+                    if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
+                        // The first four tokens and the end are half of what there is room for.
+                        tokens.drain(4..tokens.len() + 4 - length / 2);
+                    }
+                    if *n_said >= arrival.n_generated {
                         alive.remove(&part.id.0);
                         s.remove(part.id, false);
                     } else {
@@ -745,7 +881,7 @@ mod tests {
                     }
                 }
                 let mut leaving = Vec::new();
-                for (n, (arrival, _, n_seen)) in &mut alive {
+                for (n, Alive { arrival, n_seen, .. }) in &mut alive {
                     *n_seen += 1;
                     if *n_seen > arrival.patience {
                         leaving.push(*n);

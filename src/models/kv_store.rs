@@ -21,8 +21,8 @@ pub struct BlockId(pub u32);
 impl BlockId {
     /// As many blocks in a row as `n_tokens` tokens take, from `first` on: for who has a few sequences and
     /// a place for each.
-    pub fn run(first: u32, n_tokens: usize) -> Vec<Self> {
-        (first..).map(Self).take(n_tokens.div_ceil(BLOCK_TOKENS)).collect()
+    pub fn run(first: u32, n_tokens: usize) -> Vec<Option<Self>> {
+        (first..).map(|id| Some(Self(id))).take(n_tokens.div_ceil(BLOCK_TOKENS)).collect()
     }
 }
 
@@ -49,7 +49,8 @@ impl KvStore {
     /// # Errors
     /// When a sequence has too few blocks, or one that is written belongs to another as well.
     pub fn sequences(&mut self, input: &ForwardInput) -> Result<Vec<Sequence<'_>>> {
-        let used = input.block_tables.iter().flatten().map(|id| id.0 as usize + 1).max().unwrap_or(0);
+        let used =
+            input.block_tables.iter().flatten().flatten().map(|id| id.0 as usize + 1).max().unwrap_or(0);
         while self.blocks.len() < used {
             self.blocks.extend(self.layout.blocks());
         }
@@ -64,7 +65,8 @@ impl KvStore {
             })?;
             let mut of_sequence = Vec::with_capacity(written.len());
             for (idx, id) in written.iter().enumerate() {
-                let block = blocks[id.0 as usize].take().ok_or_else(|| taken(*id))?;
+                let id = id.ok_or_else(|| Error::internal("a block that is to be written is not there"))?;
+                let block = blocks[id.0 as usize].take().ok_or_else(|| taken(id))?;
                 if (span.start / BLOCK_TOKENS + idx) * BLOCK_TOKENS >= span.start {
                     // What no token has been written to must be numbers.
                     block.clear();
@@ -78,7 +80,10 @@ impl KvStore {
         tables
             .map(|((span, table), own)| {
                 let past = table[..span.start / BLOCK_TOKENS].iter();
-                let past = past.map(|id| shared[id.0 as usize].map(KvRef::Shared).ok_or_else(|| taken(*id)));
+                let past = past.map(|id| match id {
+                    Some(id) => shared[id.0 as usize].map(KvRef::Shared).ok_or_else(|| taken(*id)),
+                    None => Ok(KvRef::Unseen),
+                });
                 let mut blocks = past.collect::<Result<Vec<_>>>()?;
                 blocks.extend(own);
                 Ok(Sequence { start: span.start, len: span.len, blocks })
@@ -106,8 +111,8 @@ fn layout(config: &ModelConfig, format: KvFormat) -> KvLayout {
 }
 
 /// Writes the `keys` and `values` of a sequence's new tokens, each `[n_kv_heads, n_new, head_dim]`, into a
-/// layer and gives all of them up to the end, `[n_kv_heads, n_tokens, head_dim]`: what the kernel for
-/// attention does, for plain tensor operations.
+/// layer and gives all of them up to the end, `[n_kv_heads, n_tokens, head_dim]`, and zeros for those that
+/// nothing sees: what the kernel for attention does, for plain tensor operations.
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -133,7 +138,9 @@ pub fn append(
                     block.write(layer, head, slot, row, new);
                 }
                 let numbers = &mut all[(head * end + position) * head_dim..][..head_dim];
-                block.get().read(layer, head, slot, row, numbers);
+                if let Some(block) = block.get() {
+                    block.read(layer, head, slot, row, numbers);
+                }
             }
         }
     }

@@ -95,8 +95,8 @@ pub struct ForwardInput {
     /// Which sequence each stretch of `token_ids` continues; together they cover it.
     pub spans: Vec<Span>,
     /// Of each span the blocks of its sequence's keys and values, from the first on, with room for the new
-    /// tokens.
-    pub block_tables: Vec<Vec<BlockId>>,
+    /// tokens; none where no layer sees any of a block's tokens from the new ones.
+    pub block_tables: Vec<Vec<Option<BlockId>>>,
     /// Rows (indices into `token_ids`) whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -121,7 +121,7 @@ impl ForwardInput {
         sequence: SequenceId,
         n_prompt: usize,
         start: usize,
-        blocks: &[BlockId],
+        blocks: &[Option<BlockId>],
         token_ids: &[u32],
         n_logits: usize,
     ) {
@@ -147,7 +147,7 @@ impl ForwardInput {
 
     /// The same batch as one for each sequence.
     pub fn split(&self) -> Vec<Self> {
-        let alone = |((span, rows), table): ((Span, Range<usize>), &Vec<BlockId>)| {
+        let alone = |((span, rows), table): ((Span, Range<usize>), &Vec<Option<BlockId>>)| {
             let of_span = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
             Self {
                 token_ids: self.token_ids[rows.clone()].to_vec(),
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn a_batch_splits_into_its_sequences() {
         let mut input = ForwardInput::default();
-        let blocks = [BlockId(4)];
+        let blocks = [Some(BlockId(4))];
         input.push(SequenceId(3), 5, 0, &blocks, &[1, 2], 0);
         input.push(SequenceId(1), 4, 7, &blocks, &[3], 1);
-        input.push(SequenceId(2), 3, 0, &[BlockId(7)], &[4, 5, 6], 2);
+        input.push(SequenceId(2), 3, 0, &[Some(BlockId(7))], &[4, 5, 6], 2);
         assert_eq!(input.logit_rows, [2, 4, 5]);
         let sampled = [(SequenceId(1), 0..1, &[][..]), (SequenceId(2), 1..3, &[6][..])];
         assert_eq!(input.sampled().collect::<Vec<_>>(), sampled);
@@ -199,7 +199,7 @@ mod tests {
             parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(),
             [&[][..], &[0], &[1, 2]]
         );
-        assert_eq!(parts[2].block_tables, [[BlockId(7)]]);
+        assert_eq!(parts[2].block_tables, [[Some(BlockId(7))]]);
         assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
     }
 }

@@ -38,6 +38,8 @@ pub struct ChatCompletionRequest {
     pub ignore_eos: Option<bool>,
     /// Only requests with the same one may share what was computed of their prompts.
     pub cache_salt: Option<String>,
+    /// Leave all but the last so many tokens of the prompt out; -1 leaves out what does not fit.
+    pub truncate_prompt_tokens: Option<i64>,
 }
 
 /// One message of a conversation.

@@ -60,6 +60,8 @@ pub fn byte_tokenizer() -> Tokenizer {
 pub struct Script {
     /// What every answer says, token by token; the end token follows.
     pub answer: Vec<u32>,
+    /// Tokens of its context, if not 512.
+    pub context_length: Option<usize>,
     /// How long each batch takes.
     pub step: Duration,
     /// Prompts that hold this byte make the model panic.
@@ -120,13 +122,16 @@ impl Decoder for ScriptedModel {
         for (span, table) in input.spans.iter().zip(&input.block_tables) {
             let tokens = &input.token_ids[row..row + span.len];
             let mut prompts = self.script.prompts.lock().unwrap();
-            let mut seen: Vec<u32> =
-                table.iter().flat_map(|block| self.blocks.get(block).cloned().unwrap_or_default()).collect();
+            let mut seen: Vec<u32> = table
+                .iter()
+                .flatten()
+                .flat_map(|block| self.blocks.get(block).cloned().unwrap_or_default())
+                .collect();
             assert!(seen.len() >= span.start, "tokens come without gaps");
             // After a fault they come again, and a block may have had others.
             seen.truncate(span.start);
             seen.extend(tokens);
-            for (block, tokens) in table.iter().zip(seen.chunks(BLOCK_TOKENS)) {
+            for (block, tokens) in table.iter().flatten().zip(seen.chunks(BLOCK_TOKENS)) {
                 self.blocks.insert(*block, tokens.to_vec());
             }
             prompts.insert(span.sequence, seen);
@@ -138,7 +143,7 @@ impl Decoder for ScriptedModel {
                 if !input.logit_rows.contains(&(row as u32)) {
                     continue;
                 }
-                let n_said = span.start + offset + 1 - span.n_prompt;
+                let n_said = (span.start + offset + 1).saturating_sub(span.n_prompt);
                 let next = self.script.answer.get(n_said).copied().unwrap_or(END);
                 // The script's token is certain, its neighbour the next likeliest.
                 let mut logits = vec![-20.0f32; N_VOCAB];
@@ -165,10 +170,13 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     queued_requests: 8,
     queue_timeout: Duration::from_secs(60),
     running_requests: 4,
+    batch_time: Duration::from_secs(10),
     prefill_chunk_tokens: 64,
     kv_bytes: 1 << 20,
     kv_format: KvFormat::F16,
     speculates: false,
+    queued_tokens: 10_000,
+    shifts_context: false,
 };
 
 /// A template that shows who said what.
@@ -191,15 +199,16 @@ pub const SCRIPTED_BYTES: u64 = 1000;
 
 /// What finding a scripted model's files leads to.
 pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
+    let context_length = script.context_length.unwrap_or(512);
     let info = ModelInfo {
         family: "scripted".to_owned(),
         format: "gguf",
-        context_length: 512,
+        context_length,
         license: Some("MIT".to_owned()),
     };
     let load = move || {
         let template = ChatTemplate::new(TEMPLATE).unwrap();
-        let engine = scripted_engine(script, 512, options);
+        let engine = scripted_engine(script, context_length, options);
         Ok(ChatModel::new(template, Arc::new(byte_tokenizer()), engine, "fp_test".into()))
     };
     Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }

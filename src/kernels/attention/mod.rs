@@ -73,20 +73,24 @@ pub enum KvRef<'a> {
     /// Only read; other sequences may read it too.
     Shared(&'a KvBlock),
     Own(&'a mut KvBlock),
+    /// Not there: all its tokens are out of sight of the new ones.
+    Unseen,
 }
 
 impl KvRef<'_> {
-    pub fn get(&self) -> &KvBlock {
+    /// The block, if it is there.
+    pub fn get(&self) -> Option<&KvBlock> {
         match self {
-            Self::Shared(block) => block,
-            Self::Own(block) => block,
+            Self::Shared(block) => Some(block),
+            Self::Own(block) => Some(block),
+            Self::Unseen => None,
         }
     }
 
     /// The block, if it may be written.
     pub fn get_mut(&mut self) -> Option<&mut KvBlock> {
         match self {
-            Self::Shared(_) => None,
+            Self::Shared(_) | Self::Unseen => None,
             Self::Own(block) => Some(block),
         }
     }
@@ -202,6 +206,11 @@ impl Attention<'_> {
         self.n_heads / self.layout.n_kv_heads
     }
 
+    /// The first key that a query at `position` sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
     /// Attention of new tokens: `qkv` holds the queries, keys and values of each, `[n_tokens,
     /// (n_heads + 2 * n_kv_heads) * head_dim]`, those of the sequences one after the other. Writes
     /// keys and values into the blocks; the result is `[n_tokens, n_heads * head_dim]`.
@@ -298,7 +307,15 @@ impl Attention<'_> {
         let written = start / BLOCK_TOKENS..(start + len).div_ceil(BLOCK_TOKENS);
         let is_own = |block: &KvRef| matches!(block, KvRef::Own(_));
         assert!(blocks[written].iter().all(is_own), "new tokens would be written to a shared block");
-        let pointer = |block: &KvRef| BlockPtr(block.get().start_of(&self.layout));
+        let n_unseen = self.first_key(start) / BLOCK_TOKENS;
+        assert!(
+            blocks[n_unseen..].iter().all(|block| block.get().is_some()),
+            "a block is not there whose tokens are seen"
+        );
+        // What is not there is never asked for.
+        let pointer = |block: &KvRef| {
+            BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_of(&self.layout)))
+        };
         Place { start, len, blocks: blocks.iter().map(pointer).collect() }
     }
 
@@ -347,10 +364,8 @@ impl Attention<'_> {
         let n_products: usize =
             sequences.iter().map(|sequence| sequence.len * (sequence.start + sequence.len)).sum();
         let is_small = sequences.len() == 1 && n_products * self.n_heads * self.layout.head_dim <= SMALL;
-        let first_key =
-            |position: usize| self.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let ranges_of = |sequence: &Place| {
-            first_key(sequence.start) / RANGE_KEYS..(sequence.start + sequence.len).div_ceil(RANGE_KEYS)
+            self.first_key(sequence.start) / RANGE_KEYS..(sequence.start + sequence.len).div_ceil(RANGE_KEYS)
         };
         let n_ranges: usize = sequences.iter().map(|sequence| ranges_of(sequence).len()).sum();
         // The heads of a block lie side by side, so it is better to share out keys.
@@ -363,7 +378,7 @@ impl Attention<'_> {
         for (idx, sequence) in sequences.iter().enumerate() {
             let end = sequence.start + sequence.len;
             if sequence.len <= FEW_TOKENS {
-                let first = first_key(sequence.start);
+                let first = self.first_key(sequence.start);
                 let ranges = ranges_of(sequence);
                 for head in (0..n_kv_heads).step_by(heads_at_once) {
                     let piece = |keys, part| Piece {
@@ -391,7 +406,7 @@ impl Attention<'_> {
             for start in (0..sequence.len).step_by(tile).rev() {
                 let tokens = start..sequence.len.min(start + tile);
                 for head in 0..n_kv_heads {
-                    let keys = first_key(sequence.start + tokens.start)..sequence.start + tokens.end;
+                    let keys = self.first_key(sequence.start + tokens.start)..sequence.start + tokens.end;
                     let kv_heads = head..head + 1;
                     pieces.push(Piece { sequence: idx, tokens: tokens.clone(), kv_heads, keys, part: None });
                 }
@@ -706,7 +721,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
             let n_blocks = (end_block - block).min(STEP_BLOCKS - block % STEP_BLOCKS);
             for head in 0..n_heads {
                 let of_head = layout.keys_at(attention.layer, piece.kv_heads.start + head);
-                // SAFETY: the sequence has blocks for all its keys.
+                // SAFETY: the sequence has blocks for all keys that are seen.
                 let keys_of = |block: usize| unsafe { sequence.blocks[block].0.add(of_head).cast_const() };
                 let ahead_of = |block| (block < end_block).then(|| keys_of(block));
                 let step = Step {
@@ -792,8 +807,7 @@ impl<'a, R> PieceKernel<'a, R> {
     /// Which lanes of a block a query at `position` sees.
     fn seen(&self, position: usize, block: usize) -> Range<usize> {
         let start = block * BLOCK_TOKENS;
-        let window = self.work.attention.window;
-        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = self.work.attention.first_key(position);
         let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
         first.saturating_sub(start).min(end)..end
     }

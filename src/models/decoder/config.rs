@@ -191,6 +191,12 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// How many tokens back any layer sees, the token itself among them, if none sees all.
+    pub fn window(&self) -> Option<usize> {
+        let windows: Option<Vec<usize>> = self.layers.iter().map(|layer| layer.window).collect();
+        windows?.into_iter().max()
+    }
+
     /// Gives the checkpoint's window, if it has one, to the layers that it calls sliding, or to
     /// those that are by their index where it does not say.
     ///
