@@ -5,7 +5,7 @@
     python3 benches/serve.py --workload clients   # one of them
 
 clients      streamed chats of 1, 4, 8, 16 and 32 clients, each prompt of its own
-shared       24 chats of 8 clients that share a system prompt of 600 words
+shared       24 chats that share a system prompt of 600 words: one, then the others by 8 clients
 long-prompt  8 streams while a prompt of 2,000 words arrives
 overload     ten times as many clients as are let in, for a while
 probes       /livez, /readyz and /metrics while every core computes
@@ -175,9 +175,15 @@ async def clients():
 async def shared():
     async with Server() as server:
         system = words("system", 600)
-        contents = [f"{i}: write a long story about {words(i, 80)}" for i in range(24)]
-        answers, wall = await together([lambda c=c: chat(server, c, system=system) for c in contents], 8)
-        yield {"clients": 8, **figures(answers, wall)}
+        jobs = [lambda i=i: chat(server, f"{i}: write a long story about {words(i, 80)}", system=system) for i in range(24)]
+        [first], alone = await together(jobs[:1], 1)
+        answers, wall = await together(jobs[1:], 8)
+        yield {
+            "clients": 8,
+            **figures(answers, wall),
+            "ttft_first_ms": ms(first.stamps[0]),
+            "output_tok_s_all": round(sum(answer.tokens for answer in [first, *answers]) / (alone + wall), 1),
+        }
 
 
 async def long_prompt():

@@ -32,6 +32,10 @@ const PROMPT_TOKENS_PER_DECODE: usize = 4;
 /// Prompt tokens of a batch however few sequences generate.
 const LEAST_PROMPT_TOKENS: usize = 32;
 
+/// Tokens of a prompt that a batch computes at once even while others generate: it is over sooner, and in large
+/// batches each token takes less time.
+const SHORT_PROMPT: usize = 128;
+
 /// Bounds of a scheduler.
 #[derive(Debug, Clone, Copy)]
 pub struct SchedulerOptions {
@@ -365,6 +369,10 @@ impl Scheduler {
             }
             sequence.find_computed(&mut self.pool);
             sequence.drop_unseen(&mut self.pool, self.options.window);
+            // What is soon done is done at once.
+            if n_left == bound && sequence.n_left() <= SHORT_PROMPT {
+                n_left = n_left.max(sequence.n_left());
+            }
             let most = n_left.min(sequence.n_left()).min(self.options.prefill_chunk - sequence.n_of_turn);
             let n = sequence.make_room(&mut self.pool, most);
             if n == 0 {
