@@ -370,15 +370,14 @@ impl Scheduler {
             sequence.find_computed(&mut self.pool);
             sequence.drop_unseen(&mut self.pool, self.options.window);
             // What is soon done is done at once.
-            if n_left == bound && sequence.n_left() <= SHORT_PROMPT {
-                n_left = n_left.max(sequence.n_left());
-            }
-            let most = n_left.min(sequence.n_left()).min(self.options.prefill_chunk - sequence.n_of_turn);
+            let is_short = n_left == bound && sequence.n_left() <= SHORT_PROMPT;
+            let most = if is_short { sequence.n_left() } else { n_left.min(sequence.n_left()) };
+            let most = most.min(self.options.prefill_chunk - sequence.n_of_turn);
             let n = sequence.make_room(&mut self.pool, most);
             if n == 0 {
                 continue;
             }
-            n_left -= n;
+            n_left = n_left.saturating_sub(n);
             sequence.n_of_turn += n;
             batch.parts.push(sequence.take(n));
             if sequence.n_left() == 0 || sequence.n_of_turn == self.options.prefill_chunk {
@@ -602,17 +601,21 @@ mod tests {
 
     #[test]
     fn prompts_take_turns_and_decodes_never_wait() {
-        let mut s = scheduler(3, 40, 100);
-        add(&mut s, 1, prompt(1, 90));
+        let mut s = scheduler(4, 40, 100);
+        add(&mut s, 1, prompt(1, 250));
         add(&mut s, 2, prompt(2, 10));
-        add(&mut s, 3, prompt(3, 70));
+        add(&mut s, 3, prompt(3, 230));
         assert_eq!(step(&mut s), [(1, 0, 40)]);
         assert_eq!(step(&mut s), [(2, 0, 10), (3, 0, 30)]);
         // One generates: the others' prompts get no more than 32 tokens.
         assert_eq!(step(&mut s), [(2, 10, 1), (3, 30, 10), (1, 40, 22)]);
         assert_eq!(step(&mut s), [(2, 11, 1), (1, 62, 18), (3, 40, 14)]);
-        assert_eq!(step(&mut s), [(2, 12, 1), (3, 54, 16), (1, 80, 10)]);
-        assert_eq!(step(&mut s), [(1, 90, 1), (2, 13, 1), (3, 70, 1)]);
+        assert_eq!(step(&mut s), [(2, 12, 1), (3, 54, 26), (1, 80, 6)]);
+        // A short prompt is computed at once when its turn comes.
+        add(&mut s, 4, prompt(4, 36));
+        assert_eq!(step(&mut s), [(2, 13, 1), (4, 0, 36)]);
+        assert_eq!(step(&mut s), [(2, 14, 1), (4, 36, 1), (1, 86, 32)]);
+        s.remove(id(4), false);
         (1..=3).for_each(|n| s.remove(id(n), false));
         assert!(s.is_idle());
         assert_eq!(s.next_batch(), Batch::default());
@@ -636,7 +639,7 @@ mod tests {
         assert_eq!(step(&mut s), [(3, 48, 16)]);
         // Others' is not.
         s.add(NewSequence { shares_with: "salt".into(), ..new(4, with_end(1)) });
-        assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 32)]);
+        assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 64)]);
     }
 
     #[test]
