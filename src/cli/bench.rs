@@ -154,47 +154,49 @@ struct Bench {
     cost: Cost,
     head: Cost,
     isa: Isa,
-    /// The limits as they were before each figure, since machines that are shared drift.
+    /// The limits as they were around each run, since machines that are shared drift.
     measured: RefCell<Vec<MeasuredLimits>>,
     kv_format: KvFormat,
     profiles: bool,
 }
 
 impl Bench {
-    /// Measures the limits: the yardstick of the next figure.
-    fn measure(&self) -> MeasuredLimits {
-        let limits = MeasuredLimits {
+    /// Measures the limits.
+    fn measure(&self) {
+        self.measured.borrow_mut().push(MeasuredLimits {
             read_gb_s: limits::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
             matrix_tflop_s: limits::product_operations_per_second(self.isa) / 1e12,
-        };
-        self.measured.borrow_mut().push(limits);
-        limits
+        });
+    }
+
+    /// The seconds that `work` takes, the median of some runs, and the limits as they were before each and after
+    /// the last: the yardstick.
+    fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<(f64, MeasuredLimits)> {
+        let n_before = self.measured.borrow().len();
+        let mut times = Vec::new();
+        for _ in 0..RUNS {
+            self.measure();
+            let start = Instant::now();
+            work()?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        self.measure();
+        Ok((median(times), median_limits(&self.measured.borrow()[n_before..])))
     }
 
     /// The median of the limits measured so far.
     fn limits(&self) -> MeasuredLimits {
         if self.measured.borrow().is_empty() {
-            return self.measure();
+            self.measure();
         }
-        let of =
-            |limit: fn(&MeasuredLimits) -> f64| median(self.measured.borrow().iter().map(limit).collect());
-        MeasuredLimits {
-            read_gb_s: of(|limits| limits.read_gb_s),
-            matrix_tflop_s: of(|limits| limits.matrix_tflop_s),
-        }
+        median_limits(&self.measured.borrow())
     }
 
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
-        let limits = self.measure();
-        let mut times = Vec::new();
         model.profile().take();
-        for _ in 0..RUNS {
-            let mut kv = KvStore::new(model.config(), self.kv_format);
-            let start = Instant::now();
-            fill(model, &mut kv, SequenceId(0), &BlockId::run(0, n_tokens), n_tokens)?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        let seconds = median(times);
+        let mut kv = KvStore::new(model.config(), self.kv_format);
+        let blocks = BlockId::run(0, n_tokens);
+        let (seconds, limits) = self.time(|| fill(model, &mut kv, SequenceId(0), &blocks, n_tokens))?;
         let in_layers = self.cost.products - self.head.products;
         let operations = 2.0 * (in_layers * n_tokens + self.head.products) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
@@ -224,12 +226,9 @@ impl Bench {
         for (id, blocks) in &streams {
             fill(model, &mut kv, *id, blocks, depth)?;
         }
-        let limits = self.measure();
-        let mut times = Vec::new();
         model.profile().take();
-        for _ in 0..RUNS {
+        let (seconds, limits) = self.time(|| {
             let mut last: Vec<u32> = vec![0; n_streams];
-            let start = Instant::now();
             for position in depth..depth + n_tokens {
                 let mut input = ForwardInput::default();
                 for ((id, blocks), token) in streams.iter().zip(&last) {
@@ -238,9 +237,9 @@ impl Bench {
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
             }
-            times.push(start.elapsed().as_secs_f64());
-        }
-        let steps_per_second = n_tokens as f64 / median(times);
+            Ok(())
+        })?;
+        let steps_per_second = n_tokens as f64 / seconds;
         let n_keys = n_streams * (depth + n_tokens / 2);
         let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
         let reading = limits.reading(self.cost.weight_bytes + kv_bytes);
@@ -295,6 +294,14 @@ fn fill(
         model.forward(kv, &input)?;
     }
     Ok(())
+}
+
+fn median_limits(measured: &[MeasuredLimits]) -> MeasuredLimits {
+    let of = |limit: fn(&MeasuredLimits) -> f64| median(measured.iter().map(limit).collect());
+    MeasuredLimits {
+        read_gb_s: of(|limits| limits.read_gb_s),
+        matrix_tflop_s: of(|limits| limits.matrix_tflop_s),
+    }
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {

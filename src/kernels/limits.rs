@@ -10,7 +10,7 @@ use super::pool;
 use super::simd::{Kernel, LANES, QUAD_BYTES, Simd, dispatch};
 
 /// For how long each limit is measured.
-const TIME: Duration = Duration::from_millis(400);
+const TIME: Duration = Duration::from_millis(100);
 
 /// Bytes per second that all compute threads together read from a buffer of `n_bytes`, over and over:
 /// the median of the passes.
