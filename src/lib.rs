@@ -25,16 +25,19 @@
 //! 2. The body becomes an [`openai::chat::ChatCompletionRequest`]; [`openai::params`] says of every
 //!    field whether it is honoured, refused or ignored, and the last are named in the answer.
 //! 3. [`app::App`] finds the model that answers to the name, and has it loaded if it is not in
-//!    memory ([`app::ChatModels`]).
+//!    memory ([`app::ChatModels`]). Where answers are kept and one is there, that is all
+//!    ([`chat::ResponseCache`]).
 //! 4. [`chat::ChatModel`] renders the model's own template and encodes the prompt with the
 //!    [`tokenizer`]; what a message says can never become a special token.
 //! 5. [`inference::Engine`] takes a place in its bounded queue, or refuses at once and says when to
 //!    come back. The first bytes of a stream go out here, before the prompt is computed.
 //! 6. The engine's thread asks [`inference::scheduler`] what the next batch holds, and the
-//!    [`models::Decoder`] computes it: one token for every running sequence and a bounded part of
-//!    new prompts, of which what another sequence has computed is taken over.
+//!    [`models::Decoder`] computes it: one token for every running sequence, guesses at those after
+//!    it where they pay, and a bounded part of new prompts, of which what another sequence has
+//!    computed is taken over.
 //! 7. Each sequence's [`inference::TextGeneration`] samples its next token (with
-//!    [`inference::sampling::CachedRepeatPenalty`]), and gives out text that is whole in UTF-8 and
+//!    [`inference::sampling::CachedRepeatPenalty`]), then the one after each guess that was right, and
+//!    gives out text that is whole in UTF-8 and
 //!    certainly not part of a stop string.
 //! 8. The events become chunks or one answer; the figures of the request become a line of the log.
 //!    A client that goes away drops its receiver, and the engine drops the sequence before the next

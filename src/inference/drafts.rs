@@ -48,13 +48,14 @@ impl<const N: usize> Places<N> {
         self.ends.get(tokens.last_chunk::<N>()?).copied()
     }
 
-    /// Reads on to the end of `tokens`; what comes from `first_judged` on tells how good guesses are.
-    fn read(&mut self, tokens: &[u32], first_judged: usize) {
+    /// Reads on to the end of `tokens`. What comes after the first reading tells how good guesses are.
+    fn read(&mut self, tokens: &[u32]) {
+        let is_prompt = self.n_read == 0;
         for end in self.n_read..tokens.len() {
             // The run before this token is only now known to have something after it.
             let Some(run) = tokens[..end].last_chunk::<N>() else { continue };
             let before = self.ends.insert(*run, end);
-            if let Some(before) = before.filter(|_| end >= first_judged) {
+            if let Some(before) = before.filter(|_| !is_prompt) {
                 let is_right = f64::from(tokens[before] == tokens[end]);
                 self.right += NEWEST * (is_right - self.right);
             }
@@ -64,11 +65,10 @@ impl<const N: usize> Places<N> {
 }
 
 impl PromptLookup {
-    /// Reads on to the end of a text, which has grown since the last time; what comes from `first_judged` on
-    /// tells how good guesses are.
-    pub fn read(&mut self, tokens: &[u32], first_judged: usize) {
-        self.long.read(tokens, first_judged);
-        self.short.read(tokens, first_judged);
+    /// Reads on to the end of a text, which has grown since the last time.
+    pub fn read(&mut self, tokens: &[u32]) {
+        self.long.read(tokens);
+        self.short.read(tokens);
     }
 
     /// What may come after `tokens`, which have been read, and how likely each token is right if those before
@@ -136,21 +136,21 @@ mod tests {
     fn what_followed_before_is_guessed_and_judged() {
         let mut lookup = PromptLookup::default();
         let mut text = vec![1, 2, 3, 4, 5, 6, 7, 9, 1, 2];
-        lookup.read(&text, text.len());
+        lookup.read(&text);
         assert_eq!(lookup.guess(&text), (vec![3, 4, 5, 6, 7, 9, 1, 2], 0.5));
         text.push(3);
-        lookup.read(&text, 10);
+        lookup.read(&text);
         let (guess, likely) = lookup.guess(&text);
         assert_eq!(guess, [4, 5, 6, 7, 9, 1, 2, 3]);
         assert!(likely > 0.5, "{likely}");
         text.extend([8, 2, 3]);
-        lookup.read(&text, 10);
+        lookup.read(&text);
         // The newest place counts.
         let (guess, likely) = lookup.guess(&text);
         assert_eq!(guess, [8, 2, 3, 8, 2, 3, 8, 2]);
         assert!(likely < 0.55, "a wrong guess counts: {likely}");
         text.push(77);
-        lookup.read(&text, 10);
+        lookup.read(&text);
         assert_eq!(lookup.guess(&text), (vec![], 0.0));
         assert_eq!(lookup.guess(&[]), (vec![], 0.0));
     }

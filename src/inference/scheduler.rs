@@ -395,7 +395,7 @@ impl Scheduler {
         let mut parts = batch.parts.iter_mut().peekable();
         let drafts = self.running.iter_mut().filter_map(|sequence| {
             let part = parts.next_if(|part| part.id == sequence.id)?;
-            let (guesses, right) = sequence.guesses();
+            let (guesses, right) = sequence.guesses(self.options.shift);
             Some(Draft { part, sequence, guesses: guesses.into_iter(), right, likelihood: right })
         });
         let mut drafts: Vec<Draft> = drafts.collect();
@@ -443,11 +443,15 @@ struct Draft<'a> {
 
 impl Sequence {
     /// What may come next, and how likely each is right if those before it are.
-    fn guesses(&mut self) -> (Vec<u32>, f64) {
-        self.lookup.read(&self.tokens, self.n_prompt);
+    fn guesses(&mut self, shift: Option<ContextShift>) -> (Vec<u32>, f64) {
+        self.lookup.read(&self.tokens);
         let (mut guesses, right) = self.lookup.guess(&self.tokens);
         // Where all are right, a token more comes out of the batch.
         guesses.truncate(self.max_tokens.saturating_sub(self.n_generated + 1));
+        if let Some(ContextShift { context_length }) = shift {
+            // A context is full at the same token with guesses and without.
+            guesses.truncate(context_length.saturating_sub(self.tokens.len()));
+        }
         (guesses, right)
     }
 
@@ -681,19 +685,19 @@ mod tests {
         let text = [1, 2, 3, 4, 5, 6];
         s.add(NewSequence { max_tokens: 9, ..new(1, text.repeat(2)) });
         assert_eq!(parts(&s.next_batch()), [(1, 0, 12)], "a prompt is not guessed at");
-        s.push(id(1), &[1]);
-        let batch = s.next_batch();
-        let part = &batch.parts[0];
-        assert_eq!((&part.tokens[..], part.n_drafts, part.n_logits()), (&[1, 2, 3][..], 2, 3));
-        s.push(id(1), &[2, 3, 4]);
-        // It repeats itself, so more is worth a try, but it has 4 of 9 tokens, and one comes for nothing.
-        let part = &s.next_batch().parts[0];
-        assert_eq!((part.start, &part.tokens[..], part.n_drafts), (15, &[4, 5, 6, 1][..], 3));
-        // All wrong.
-        s.push(id(1), &[9]);
-        assert_eq!(parts(&s.next_batch()), [(1, 16, 1)], "it has not stood there before");
-        s.push(id(1), &[1]);
-        check(&s);
+        let mut next = |said: &[u32]| {
+            s.push(id(1), said);
+            let Part { start, tokens, n_drafts, .. } = s.next_batch().parts.remove(0);
+            check(&s);
+            (start, tokens, n_drafts)
+        };
+        assert_eq!(next(&[1]), (12, vec![1, 2], 1));
+        // It repeats itself, so more is worth a try.
+        assert_eq!(next(&[2, 3]), (14, vec![3, 4, 5], 2));
+        // It has six of nine tokens, and one comes for nothing.
+        assert_eq!(next(&[4, 5, 6]), (17, vec![6, 1, 2], 2));
+        // All wrong, and this has not stood there before.
+        assert_eq!(next(&[9]), (18, vec![9], 0));
 
         // Nobody gives way to a guess.
         let mut s = scheduler(1, 64, 1);
@@ -701,9 +705,9 @@ mod tests {
         add(&mut s, 1, text.repeat(2));
         s.next_batch();
         s.push(id(1), &[1]);
-        assert_eq!(parts(&s.next_batch()), [(1, 12, 3)]);
-        s.push(id(1), &[2, 3, 4]);
-        assert_eq!(parts(&s.next_batch()), [(1, 15, 1)], "the block is full");
+        assert_eq!(parts(&s.next_batch()), [(1, 12, 2)]);
+        s.push(id(1), &[2, 3]);
+        assert_eq!(parts(&s.next_batch()), [(1, 14, 2)], "then the block is full");
     }
 
     #[test]
@@ -881,6 +885,7 @@ mod tests {
                     tokens.extend(&said);
                     *n_said += said.len();
                     if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
+                        prop_assert_eq!(tokens.len(), length + 1);
                         // The first four tokens and the end are half of what there is room for.
                         tokens.drain(4..tokens.len() + 4 - length / 2);
                     }

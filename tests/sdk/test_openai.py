@@ -144,6 +144,10 @@ class Chat(TestCase):
             self.assertEqual("".join(choice.delta.content or "" for choice in of_choice), text_of(whole))
             self.assertEqual(of_choice[-1].finish_reason, whole.choices[0].finish_reason)
 
+    def test_a_long_prompt_is_cut_where_asked(self):
+        completion = chat("word " * 20_000, extra_body={"truncate_prompt_tokens": 50})
+        self.assertEqual(completion.usage.prompt_tokens, 50)
+
     def test_null_means_default(self):
         nulls = dict.fromkeys(["stop", "seed", "top_p", "logprobs", "n", "stream", "max_tokens"])
         self.assertEqual(text_of(chat(**nulls)), text_of(chat()))
