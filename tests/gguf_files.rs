@@ -99,7 +99,7 @@ fn logits(file: GgufFile, arithmetic: Arithmetic) -> Vec<f32> {
     let config = ModelConfig::from_gguf(&file).unwrap();
     let mut model = CausalLm::load(config, &Weights::Gguf(file), arithmetic).unwrap();
     let mut input = ForwardInput::default();
-    input.push(SequenceId(1), 5, 0, &[Some(BlockId(0))], &[1, 5, 2, 9, 3], 1);
+    input.push(SequenceId(1), 5, 0, &[BlockId::run(0, 16)], &[1, 5, 2, 9, 3], 1);
     let mut kv = KvStore::new(model.config(), KvFormat::F32);
     numbers(&model.forward(&mut kv, &input).unwrap())
 }

@@ -261,7 +261,7 @@ impl App {
             let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id.clone()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
             gauge(telemetry::RUNNING, load.n_running as f64);
-            gauge(telemetry::KV_USAGE, load.kv_usage());
+            gauge(telemetry::KV_USAGE, load.kv_usage);
             metrics::gauge!(
                 telemetry::KV_CONFIG,
                 "model_name" => model.id.clone(),

@@ -14,7 +14,7 @@ use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::{limits, pool};
 use crate::models::decoder::{CausalLm, Cost};
 use crate::models::profile::Op;
-use crate::models::{Arithmetic, BlockId, Decoder, ForwardInput, KvStore, SequenceId};
+use crate::models::{Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, SequenceId};
 use crate::registry::{ModelKind, Registry};
 
 /// Tokens before those that several sequences decode.
@@ -195,8 +195,8 @@ impl Bench {
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
         model.profile().take();
         let mut kv = KvStore::new(model.config(), self.kv_format);
-        let blocks = BlockId::run(0, n_tokens);
-        let (seconds, limits) = self.time(|| fill(model, &mut kv, SequenceId(0), &blocks, n_tokens))?;
+        let tables = [BlockId::run(0, n_tokens)];
+        let (seconds, limits) = self.time(|| fill(model, &mut kv, SequenceId(0), &tables, n_tokens))?;
         let in_layers = self.cost.products - self.head.products;
         let operations = 2.0 * (in_layers * n_tokens + self.head.products) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
@@ -217,22 +217,22 @@ impl Bench {
     ) -> Result<Decode> {
         let mut kv = KvStore::new(model.config(), self.kv_format);
         let n_blocks = (depth + n_tokens).div_ceil(BLOCK_TOKENS);
-        let streams: Vec<(SequenceId, Vec<Option<BlockId>>)> = (0..n_streams)
+        let streams: Vec<(SequenceId, [BlockTable; 1])> = (0..n_streams)
             .map(|n| {
                 let first = (n * n_blocks) as u32;
-                (SequenceId(n as u64), BlockId::run(first, n_blocks * BLOCK_TOKENS))
+                (SequenceId(n as u64), [BlockId::run(first, n_blocks * BLOCK_TOKENS)])
             })
             .collect();
-        for (id, blocks) in &streams {
-            fill(model, &mut kv, *id, blocks, depth)?;
+        for (id, tables) in &streams {
+            fill(model, &mut kv, *id, tables, depth)?;
         }
         model.profile().take();
         let (seconds, limits) = self.time(|| {
             let mut last: Vec<u32> = vec![0; n_streams];
             for position in depth..depth + n_tokens {
                 let mut input = ForwardInput::default();
-                for ((id, blocks), token) in streams.iter().zip(&last) {
-                    input.push(*id, depth, position, blocks, &[*token], 1);
+                for ((id, tables), token) in streams.iter().zip(&last) {
+                    input.push(*id, depth, position, tables, &[*token], 1);
                 }
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
@@ -241,7 +241,8 @@ impl Bench {
         })?;
         let steps_per_second = n_tokens as f64 / seconds;
         let n_keys = n_streams * (depth + n_tokens / 2);
-        let kv_bytes = n_keys * KvStore::bytes_per_token(model.config(), self.kv_format);
+        let block_bytes: usize = KvStore::block_bytes(model.config(), self.kv_format).iter().sum();
+        let kv_bytes = n_keys * block_bytes / BLOCK_TOKENS;
         let reading = limits.reading(self.cost.weight_bytes + kv_bytes);
         let multiplying = limits.multiplying(2.0 * (n_streams * self.cost.products) as f64);
         Ok(Decode {
@@ -280,7 +281,7 @@ fn fill(
     model: &mut CausalLm,
     kv: &mut KvStore,
     id: SequenceId,
-    blocks: &[Option<BlockId>],
+    tables: &[BlockTable],
     n_tokens: usize,
 ) -> Result<()> {
     // Any tokens take the same time.
@@ -290,7 +291,7 @@ fn fill(
     for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
         let start = idx * chunk_len;
         let mut input = ForwardInput::default();
-        input.push(id, n_tokens, start, blocks, chunk, usize::from(start + chunk.len() == n_tokens));
+        input.push(id, n_tokens, start, tables, chunk, usize::from(start + chunk.len() == n_tokens));
         model.forward(kv, &input)?;
     }
     Ok(())

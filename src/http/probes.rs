@@ -66,7 +66,7 @@ fn of(rank: usize, status: &Status) -> Value {
         "num_total_reqs": load.n_running + load.n_waiting,
         "num_used_tokens": load.n_used_blocks * BLOCK_TOKENS,
         "max_total_num_tokens": load.n_blocks * BLOCK_TOKENS,
-        "token_usage": load.kv_usage(),
+        "token_usage": load.kv_usage,
         "gen_throughput": tokens_per_second,
         "cache_hit_rate": share(n_cached_tokens as f64, n_prompt_tokens as f64),
         "utilization": share(load.n_running as f64, max_running as f64),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
-use super::scheduler::{Batch, ContextShift, Load, NewSequence, Scheduler, SchedulerOptions};
+use super::scheduler::{Batch, BlockGroup, ContextShift, Load, NewSequence, Scheduler, SchedulerOptions};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
@@ -114,11 +114,32 @@ impl EngineOptions {
     /// Most tokens of one sequence of this model: its context, or as much of it as the memory for
     /// keys and values holds.
     pub fn context_length(&self, config: &ModelConfig) -> usize {
-        let n_blocks = self.n_blocks(config);
-        if n_blocks >= self.scheduler(config, config.context_length).most_blocks() {
-            return config.context_length;
+        let limits = self.groups(config).into_iter().map(|group| {
+            let is_enough =
+                group.n_blocks >= BlockGroup::most_blocks(group.window, self.prefill_chunk_tokens);
+            if is_enough { usize::MAX } else { group.n_blocks * BLOCK_TOKENS }
+        });
+        limits.fold(config.context_length, usize::min)
+    }
+
+    /// Blocks of keys and values that fit into memory, all sequences together: where layers have a window as many
+    /// as those see that run at once, and the rest for the layers that see farthest.
+    fn groups(&self, config: &ModelConfig) -> Vec<BlockGroup> {
+        let block_bytes = KvStore::block_bytes(config, self.kv_format);
+        let n_alike = self.kv_bytes / block_bytes.iter().sum::<usize>().max(1);
+        let windows = config.kv_groups().into_iter().map(|group| group.window);
+        let mut groups: Vec<BlockGroup> = windows
+            .map(|window| {
+                let most = BlockGroup::most_blocks(window, self.prefill_chunk_tokens);
+                BlockGroup { n_blocks: n_alike.min(most.saturating_mul(self.running_requests)), window }
+            })
+            .collect();
+        let others = groups.iter().zip(&block_bytes).skip(1).map(|(group, bytes)| group.n_blocks * bytes);
+        let rest = self.kv_bytes - others.sum::<usize>().min(self.kv_bytes);
+        if let (Some(first), Some(bytes)) = (groups.first_mut(), block_bytes.first()) {
+            first.n_blocks = rest / (*bytes).max(1);
         }
-        config.context_length.min(n_blocks * BLOCK_TOKENS)
+        groups
     }
 
     /// Those of the scheduler of a model with this context.
@@ -126,16 +147,10 @@ impl EngineOptions {
         SchedulerOptions {
             max_running: self.running_requests.max(1),
             prefill_chunk: self.prefill_chunk_tokens.max(1),
-            n_blocks: self.n_blocks(config),
+            groups: self.groups(config),
             speculates: self.speculates,
-            window: config.window(),
             shift: self.shifts_context.then_some(ContextShift { context_length }),
         }
-    }
-
-    /// Blocks of keys and values that fit into memory, all sequences together.
-    fn n_blocks(&self, config: &ModelConfig) -> usize {
-        self.kv_bytes / (BLOCK_TOKENS * KvStore::bytes_per_token(config, self.kv_format)).max(1)
     }
 }
 
@@ -185,9 +200,12 @@ impl Engine {
             );
         }
         let scheduler = options.scheduler(model.config(), context_length);
-        let blocks_of_sequence = context_length.div_ceil(BLOCK_TOKENS).clamp(1, scheduler.most_blocks());
+        let n_sequences = scheduler.groups.iter().map(|group| {
+            let most = BlockGroup::most_blocks(group.window, options.prefill_chunk_tokens);
+            group.n_blocks / context_length.div_ceil(BLOCK_TOKENS).clamp(1, most)
+        });
         tracing::info!(
-            sequences = scheduler.n_blocks / blocks_of_sequence,
+            sequences = n_sequences.min(),
             tokens = context_length,
             "memory for keys and values has room for this many sequences of this length"
         );
@@ -551,7 +569,7 @@ impl Worker {
                 sequence.started.get_or_insert_with(Instant::now);
                 sequence.waiting_tokens = None;
             }
-            input.push(part.id, part.n_prompt, part.start, &part.blocks, &part.tokens, part.n_logits());
+            input.push(part.id, part.n_prompt, part.start, &part.tables, &part.tokens, part.n_logits());
         }
         input
     }
@@ -709,5 +727,52 @@ struct OnDrop(Arc<Shared>);
 impl Drop for OnDrop {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_with_a_window_take_what_they_see_and_the_others_the_rest() {
+        let config = |window: Option<usize>| {
+            // Two numbers of two bytes for each key and value of a layer, and five of six layers slide.
+            let fields = serde_json::json!({
+                "model_type": "gemma3_text", "hidden_size": 2, "intermediate_size": 2, "head_dim": 16,
+                "num_hidden_layers": 6, "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 8,
+                "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 16,
+                "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": window,
+                "sliding_window_pattern": 6, "hidden_activation": "gelu_pytorch_tanh",
+            });
+            ModelConfig::from_json(fields.to_string().as_bytes()).unwrap()
+        };
+        let options = EngineOptions {
+            queued_requests: 1,
+            queued_tokens: 1,
+            queue_timeout: Duration::ZERO,
+            running_requests: 2,
+            batch_time: Duration::ZERO,
+            prefill_chunk_tokens: 64,
+            kv_bytes: 1 << 19,
+            kv_format: KvFormat::F16,
+            speculates: false,
+            shifts_context: false,
+        };
+        let sliding = config(Some(128));
+        let layer_bytes = KvStore::block_bytes(&sliding, KvFormat::F16)[0];
+        assert_eq!(KvStore::block_bytes(&sliding, KvFormat::F16), [layer_bytes, 5 * layer_bytes]);
+        let groups = options.groups(&sliding);
+        assert_eq!(groups.iter().map(|group| group.window).collect::<Vec<_>>(), [None, Some(128)]);
+        // Each of two sequences sees eight blocks, writes four, and begins and ends within one.
+        assert_eq!(groups[1].n_blocks, 2 * 14);
+        assert_eq!(groups[0].n_blocks, (1 << 19) / layer_bytes - 5 * 28);
+        // In the same memory six layers that see all have room for a fraction of that.
+        let whole = config(None);
+        assert_eq!(options.groups(&whole)[0].n_blocks, (1 << 19) / (6 * layer_bytes));
+        assert!(options.context_length(&whole) * 4 < options.context_length(&sliding));
+        // Too little for a window is too little for the context.
+        let tight = EngineOptions { kv_bytes: 6 * layer_bytes * 10, ..options };
+        assert_eq!(tight.context_length(&sliding), 160);
     }
 }

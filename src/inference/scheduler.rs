@@ -20,10 +20,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::block_pool::{BlockPool, Parent};
+use super::block_pool::{BlockPool, Parent, Prefixes};
 use super::drafts::{PromptLookup, RowCost};
 use crate::kernels::kv::BLOCK_TOKENS;
-use crate::models::{BlockId, SequenceId};
+use crate::models::{BlockId, BlockTable, SequenceId};
 
 /// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few
 /// times as long as alone.
@@ -37,20 +37,36 @@ const LEAST_PROMPT_TOKENS: usize = 32;
 const SHORT_PROMPT: usize = 128;
 
 /// Bounds of a scheduler.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SchedulerOptions {
     /// Sequences at once.
     pub max_running: usize,
     /// Prompt tokens of a batch, and of a sequence's turn.
     pub prefill_chunk: usize,
-    /// Blocks for keys and values.
-    pub n_blocks: usize,
+    /// Blocks for keys and values, of each group of layers; those that see farthest first.
+    pub groups: Vec<BlockGroup>,
     /// Whether what comes next is guessed at.
     pub speculates: bool,
-    /// How many tokens back any layer sees, if not all.
-    pub window: Option<usize>,
     /// What becomes of sequences that grow beyond the context, if they may.
     pub shift: Option<ContextShift>,
+}
+
+/// Blocks of layers that see equally far.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockGroup {
+    pub n_blocks: usize,
+    /// How many tokens back the layers see, if not all.
+    pub window: Option<usize>,
+}
+
+impl BlockGroup {
+    /// Most blocks that one sequence ever has at once, however long it is: those that its layers see, and those
+    /// that `prefill_chunk` tokens are written to.
+    pub fn most_blocks(window: Option<usize>, prefill_chunk: usize) -> usize {
+        let of_window =
+            |window: usize| window.div_ceil(BLOCK_TOKENS) + prefill_chunk.div_ceil(BLOCK_TOKENS) + 2;
+        window.map_or(usize::MAX, of_window)
+    }
 }
 
 /// How a text that is longer than the context is cut: the beginning, on which attention rests however far away
@@ -90,7 +106,7 @@ pub struct NewSequence {
 #[derive(Debug)]
 pub struct Scheduler {
     options: SchedulerOptions,
-    pool: BlockPool,
+    blocks: Blocks,
     row_cost: RowCost,
     /// Oldest first; those that had to give their blocks back before all others.
     waiting: VecDeque<Sequence>,
@@ -117,8 +133,8 @@ struct Sequence {
     lookup: PromptLookup,
     /// Tokens whose keys and values are there, or will be after the current batch.
     n_computed: usize,
-    /// Those that no layer sees any more are given back.
-    blocks: Vec<Option<BlockId>>,
+    /// Of each group of layers.
+    tables: Vec<Table>,
     /// Blocks that others can find, and what comes after the last of them.
     n_published: usize,
     parent: Parent,
@@ -128,6 +144,59 @@ struct Sequence {
     n_cached: usize,
     /// Whether any of it was ever computed.
     has_begun: bool,
+}
+
+/// A sequence's blocks in a group of layers; those that are out of sight are given back.
+#[derive(Debug, Clone, Default)]
+struct Table {
+    blocks: BlockTable,
+    n_unseen: usize,
+}
+
+/// All blocks there are.
+#[derive(Debug)]
+struct Blocks {
+    prefixes: Prefixes,
+    pools: Vec<BlockPool>,
+    windows: Vec<Option<usize>>,
+}
+
+impl Blocks {
+    /// A block of a group, if there is one.
+    fn allocate(&mut self, group: usize) -> Option<BlockId> {
+        let allocated = self.pools[group].allocate()?;
+        // What is known lies in the first group; the others may know less of it.
+        if let Some(content) = allocated.forgotten.filter(|_| group == 0) {
+            self.prefixes.forget(content);
+        }
+        Some(allocated.id)
+    }
+
+    /// The first block of which the token at `position` sees anything in a group.
+    fn first_seen(&self, group: usize, position: usize) -> usize {
+        self.windows[group].map_or(0, |window| (position + 1).saturating_sub(window) / BLOCK_TOKENS)
+    }
+
+    /// How many of `contents`, which come after `n_before` blocks, can be taken over: so many that in each group
+    /// all that the next token sees is there.
+    fn n_usable(&self, n_before: usize, contents: &[u64]) -> usize {
+        // Of each group how many of the last are there.
+        let mut runs = vec![0; self.pools.len()];
+        let mut n_usable = 0;
+        for (idx, &content) in contents.iter().enumerate() {
+            let n = idx + 1;
+            let mut is_usable = true;
+            for (group, run) in runs.iter_mut().enumerate() {
+                *run = if self.pools[group].knows(content) { *run + 1 } else { 0 };
+                let n_unseen = self.first_seen(group, (n_before + n) * BLOCK_TOKENS).saturating_sub(n_before);
+                is_usable &= *run + n_unseen >= n;
+            }
+            if is_usable {
+                n_usable = n;
+            }
+        }
+        n_usable
+    }
 }
 
 /// One turn's work.
@@ -144,8 +213,8 @@ pub struct Part {
     /// Position of the first.
     pub start: usize,
     pub tokens: Vec<u32>,
-    /// All blocks of the sequence, but those that no layer sees any more.
-    pub blocks: Vec<Option<BlockId>>,
+    /// All blocks of the sequence, in each group of layers.
+    pub tables: Vec<BlockTable>,
     /// How many of the last of them are guesses.
     pub n_drafts: usize,
     /// Whether the last of the others is to be followed by a new token.
@@ -160,41 +229,30 @@ impl Part {
 }
 
 /// How busy a scheduler is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Load {
     pub n_running: usize,
     pub n_waiting: usize,
     /// Tokens of those that wait.
     pub n_waiting_tokens: usize,
+    /// Blocks of the layers that see farthest, and how many of them running sequences use.
     pub n_blocks: usize,
-    /// Blocks that running sequences use.
     pub n_used_blocks: usize,
+    /// Share of the blocks that running sequences use, in the group of layers that has the fewest left.
+    pub kv_usage: f64,
     /// Sequences that ever had to give their blocks back.
     pub n_preempted: u64,
-}
-
-impl Load {
-    /// Share of the blocks that running sequences use.
-    pub fn kv_usage(&self) -> f64 {
-        self.n_used_blocks as f64 / self.n_blocks.max(1) as f64
-    }
-}
-
-impl SchedulerOptions {
-    /// Most blocks that one sequence ever has at once, however long it is: those that its layers see, and those
-    /// that a chunk of it is written to.
-    pub fn most_blocks(&self) -> usize {
-        let of_window =
-            |window: usize| window.div_ceil(BLOCK_TOKENS) + self.prefill_chunk.div_ceil(BLOCK_TOKENS) + 2;
-        self.window.map_or(usize::MAX, of_window)
-    }
 }
 
 impl Scheduler {
     pub fn new(options: SchedulerOptions) -> Self {
         Self {
+            blocks: Blocks {
+                prefixes: Prefixes::default(),
+                pools: options.groups.iter().map(|group| BlockPool::new(group.n_blocks)).collect(),
+                windows: options.groups.iter().map(|group| group.window).collect(),
+            },
             options,
-            pool: BlockPool::new(options.n_blocks),
             row_cost: RowCost::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -218,7 +276,7 @@ impl Scheduler {
             max_tokens,
             lookup: PromptLookup::default(),
             n_computed: 0,
-            blocks: Vec::new(),
+            tables: vec![Table::default(); self.options.groups.len()],
             n_published: 0,
             parent: Parent::Root(shares_with.clone()),
             shares_with,
@@ -237,7 +295,7 @@ impl Scheduler {
         sequence.n_computed += tokens.len().saturating_sub(1);
         if let Some(shift) = self.options.shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
             let (n_first, n_last) = shift.kept();
-            sequence.forget_computed(&mut self.pool);
+            sequence.forget_computed(&mut self.blocks);
             sequence.tokens.drain(n_first..sequence.tokens.len() - n_last);
             sequence.lookup = PromptLookup::default();
         }
@@ -257,9 +315,9 @@ impl Scheduler {
         if let Some(idx) = self.running.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.running.remove(idx);
             if !failed {
-                sequence.publish(&mut self.pool);
+                sequence.publish(&mut self.blocks);
             }
-            sequence.forget_computed(&mut self.pool);
+            sequence.forget_computed(&mut self.blocks);
         }
     }
 
@@ -274,12 +332,16 @@ impl Scheduler {
     }
 
     pub fn load(&self) -> Load {
+        let pools = &self.blocks.pools;
+        let n_used = |pool: &BlockPool| pool.n_blocks() - pool.n_available();
+        let usages = pools.iter().map(|pool| n_used(pool) as f64 / pool.n_blocks().max(1) as f64);
         Load {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
             n_waiting_tokens: self.waiting.iter().map(|sequence| sequence.tokens.len()).sum(),
-            n_blocks: self.pool.n_blocks(),
-            n_used_blocks: self.pool.n_blocks() - self.pool.n_available(),
+            n_blocks: pools.first().map_or(0, BlockPool::n_blocks),
+            n_used_blocks: pools.first().map_or(0, n_used),
+            kv_usage: usages.fold(0.0, f64::max),
             n_preempted: self.n_preempted,
         }
     }
@@ -287,7 +349,7 @@ impl Scheduler {
     /// The next batch; its work counts as done. Empty only when idle.
     pub fn next_batch(&mut self) -> Batch {
         for sequence in &mut self.running {
-            sequence.publish(&mut self.pool);
+            sequence.publish(&mut self.blocks);
         }
         self.start_waiting();
         let mut batch = Batch::default();
@@ -320,10 +382,14 @@ impl Scheduler {
             });
             let Some(next) = next else { return };
             // What those that run still lack of their own tokens is theirs.
-            let lacking = |sequence: &Sequence| sequence.n_lacking_blocks(self.options.most_blocks());
-            let n_lacking: usize = self.running.iter().map(lacking).sum();
-            let needed = n_lacking + lacking(&self.waiting[next]) + self.running.len();
-            if needed > self.pool.n_available() && !self.running.is_empty() {
+            let has_room = |(group, pool): (usize, &BlockPool)| {
+                let window = self.blocks.windows[group];
+                let most = BlockGroup::most_blocks(window, self.options.prefill_chunk);
+                let all = self.running.iter().chain([&self.waiting[next]]);
+                let n_lacking: usize = all.map(|sequence| sequence.n_lacking_blocks(group, most)).sum();
+                n_lacking + self.running.len() <= pool.n_available()
+            };
+            if !self.running.is_empty() && !self.blocks.pools.iter().enumerate().all(has_room) {
                 return;
             }
             if let Some(sequence) = self.waiting.remove(next) {
@@ -342,8 +408,8 @@ impl Scheduler {
                 idx += 1;
                 continue;
             }
-            self.running[idx].drop_unseen(&mut self.pool, self.options.window);
-            while self.running[idx].make_room(&mut self.pool, 1) == 0 {
+            self.running[idx].drop_unseen(&mut self.blocks);
+            while self.running[idx].make_room(&mut self.blocks, 1) == 0 {
                 self.preempt_youngest();
                 if idx >= self.running.len() {
                     return;
@@ -367,13 +433,13 @@ impl Scheduler {
             if batch.parts.iter().any(|part| part.id == sequence.id) {
                 continue;
             }
-            sequence.find_computed(&mut self.pool);
-            sequence.drop_unseen(&mut self.pool, self.options.window);
+            sequence.find_computed(&mut self.blocks);
+            sequence.drop_unseen(&mut self.blocks);
             // What is soon done is done at once.
             let is_short = n_left == bound && sequence.n_left() <= SHORT_PROMPT;
             let most = if is_short { sequence.n_left() } else { n_left.min(sequence.n_left()) };
             let most = most.min(self.options.prefill_chunk - sequence.n_of_turn);
-            let n = sequence.make_room(&mut self.pool, most);
+            let n = sequence.make_room(&mut self.blocks, most);
             if n == 0 {
                 continue;
             }
@@ -405,14 +471,14 @@ impl Scheduler {
             if draft.likelihood <= self.row_cost.least_likelihood(n_rows, n_tokens) {
                 return;
             }
-            if draft.sequence.make_room(&mut self.pool, 1 + draft.part.n_drafts) <= draft.part.n_drafts {
+            if draft.sequence.make_room(&mut self.blocks, 1 + draft.part.n_drafts) <= draft.part.n_drafts {
                 // Nobody gives way to a guess.
                 draft.guesses = Vec::new().into_iter();
                 continue;
             }
             draft.part.tokens.extend(draft.guesses.next());
             draft.part.n_drafts += 1;
-            draft.part.blocks.clone_from(&draft.sequence.blocks);
+            draft.part.tables = draft.sequence.block_tables();
             n_rows += 1;
             n_tokens += draft.likelihood;
             draft.likelihood *= draft.right;
@@ -423,7 +489,7 @@ impl Scheduler {
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
             self.n_preempted += 1;
-            sequence.forget_computed(&mut self.pool);
+            sequence.forget_computed(&mut self.blocks);
             self.waiting.push_front(sequence);
         }
     }
@@ -460,29 +526,32 @@ impl Sequence {
         self.tokens.len() - self.n_computed
     }
 
-    /// Blocks that its tokens so far still need, if it needs no more than `most` at once.
-    fn n_lacking_blocks(&self, most: usize) -> usize {
-        let n_held = self.blocks.iter().flatten().count();
-        let n_to_come = self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len());
-        n_to_come.min(most.saturating_sub(n_held))
+    /// Blocks of a group that its tokens so far still need, if it needs no more than `most` at once.
+    fn n_lacking_blocks(&self, group: usize, most: usize) -> usize {
+        let Table { blocks, n_unseen } = &self.tables[group];
+        let n_to_come = self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(blocks.len());
+        n_to_come.min(most.saturating_sub(blocks.len() - n_unseen))
     }
 
     /// Gives its blocks back; it is as if nothing had been computed.
-    fn forget_computed(&mut self, pool: &mut BlockPool) {
-        pool.release(self.blocks.drain(..).flatten());
+    fn forget_computed(&mut self, blocks: &mut Blocks) {
+        for (table, pool) in self.tables.iter_mut().zip(&mut blocks.pools) {
+            pool.release(std::mem::take(table).blocks.into_iter().flatten());
+        }
         self.n_computed = 0;
         self.n_published = 0;
         self.parent = Parent::Root(self.shares_with.clone());
     }
 
     /// Gives back the blocks that its next tokens do not see.
-    fn drop_unseen(&mut self, pool: &mut BlockPool, window: Option<usize>) {
-        let Some(window) = window else { return };
-        let first_seen = (self.n_computed + 1).saturating_sub(window) / BLOCK_TOKENS;
-        // In front of them stands what was dropped before.
-        let unseen = self.blocks.iter_mut().take(first_seen.min(self.n_published)).rev();
-        let unseen: Vec<BlockId> = unseen.map_while(Option::take).collect();
-        pool.release(unseen.into_iter().rev());
+    fn drop_unseen(&mut self, blocks: &mut Blocks) {
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            let n_unseen =
+                blocks.first_seen(group, self.n_computed).min(self.n_published).max(table.n_unseen);
+            let unseen = table.blocks[table.n_unseen..n_unseen].iter_mut().filter_map(Option::take);
+            blocks.pools[group].release(unseen);
+            table.n_unseen = n_unseen;
+        }
     }
 
     fn block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
@@ -490,30 +559,48 @@ impl Sequence {
     }
 
     /// Lets others find what has been computed.
-    fn publish(&mut self, pool: &mut BlockPool) {
+    fn publish(&mut self, blocks: &mut Blocks) {
         while (self.n_published + 1) * BLOCK_TOKENS <= self.n_computed
             && let Some(tokens) = self.block(self.n_published)
-            && let Some(id) = self.blocks[self.n_published]
         {
-            self.parent = pool.publish(id, &self.parent, tokens);
+            let content = blocks.prefixes.number(&self.parent, tokens);
+            for (table, pool) in self.tables.iter().zip(&mut blocks.pools) {
+                if let Some(id) = table.blocks[self.n_published] {
+                    pool.publish(id, content);
+                }
+            }
+            self.parent = Parent::Content(content);
             self.n_published += 1;
         }
     }
 
     /// Takes over blocks that hold what comes next; the last token is always computed, for what follows it.
-    fn find_computed(&mut self, pool: &mut BlockPool) {
-        let n_known = self.n_published * BLOCK_TOKENS;
-        if n_known != self.n_computed || self.blocks.len() != self.n_published {
+    fn find_computed(&mut self, blocks: &mut Blocks) {
+        let n_before = self.n_published;
+        let has_more = self.tables.iter().any(|table| table.blocks.len() != n_before);
+        if n_before * BLOCK_TOKENS != self.n_computed || has_more {
             return;
         }
-        while (self.n_published + 1) * BLOCK_TOKENS < self.tokens.len()
-            && let Some(tokens) = self.block(self.n_published)
-            && let Some((id, parent)) = pool.find(&self.parent, tokens)
+        let (mut contents, mut parent) = (Vec::new(), self.parent.clone());
+        while (n_before + contents.len() + 1) * BLOCK_TOKENS < self.tokens.len()
+            && let Some(tokens) = self.block(n_before + contents.len())
+            && let Some(content) = blocks.prefixes.find(&parent, tokens)
         {
-            self.blocks.push(Some(id));
-            self.parent = parent;
-            self.n_published += 1;
-            self.n_computed += BLOCK_TOKENS;
+            parent = Parent::Content(content);
+            contents.push(content);
+        }
+        contents.truncate(blocks.n_usable(n_before, &contents));
+        if let Some(&last) = contents.last() {
+            self.parent = Parent::Content(last);
+            self.n_published += contents.len();
+            self.n_computed = self.n_published * BLOCK_TOKENS;
+        }
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            let first_seen = blocks.first_seen(group, self.n_computed);
+            for (idx, &content) in (n_before..).zip(&contents) {
+                let is_seen = idx >= first_seen;
+                table.blocks.push(if is_seen { blocks.pools[group].find(content) } else { None });
+            }
         }
         if !self.has_begun {
             self.n_cached = self.n_computed;
@@ -521,13 +608,21 @@ impl Sequence {
     }
 
     /// Makes room for up to `n` tokens more; gives for how many there is.
-    fn make_room(&mut self, pool: &mut BlockPool, n: usize) -> usize {
-        while self.blocks.len() * BLOCK_TOKENS < self.n_computed + n
-            && let Some(id) = pool.allocate()
-        {
-            self.blocks.push(Some(id));
+    fn make_room(&mut self, blocks: &mut Blocks, n: usize) -> usize {
+        let mut room = n;
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            while table.blocks.len() * BLOCK_TOKENS < self.n_computed + n
+                && let Some(id) = blocks.allocate(group)
+            {
+                table.blocks.push(Some(id));
+            }
+            room = room.min(table.blocks.len() * BLOCK_TOKENS - self.n_computed);
         }
-        n.min(self.blocks.len() * BLOCK_TOKENS - self.n_computed)
+        room
+    }
+
+    fn block_tables(&self) -> Vec<BlockTable> {
+        self.tables.iter().map(|table| table.blocks.clone()).collect()
     }
 
     /// Its next `n` tokens, which count as computed.
@@ -541,7 +636,7 @@ impl Sequence {
             start,
             tokens: self.tokens[start..self.n_computed].to_vec(),
             n_drafts: 0,
-            blocks: self.blocks.clone(),
+            tables: self.block_tables(),
             is_last: self.n_computed == self.tokens.len(),
         }
     }
@@ -561,9 +656,8 @@ mod tests {
         Scheduler::new(SchedulerOptions {
             max_running,
             prefill_chunk,
-            n_blocks,
+            groups: vec![BlockGroup { n_blocks, window: None }],
             speculates: false,
-            window: None,
             shift: None,
         })
     }
@@ -597,10 +691,19 @@ mod tests {
     }
 
     fn check(scheduler: &Scheduler) {
-        scheduler
-            .pool
-            .check_integrity(scheduler.running.iter().flat_map(|sequence| sequence.blocks.iter().flatten()));
-        assert!(scheduler.waiting.iter().all(|sequence| sequence.blocks.is_empty()));
+        for (group, pool) in scheduler.blocks.pools.iter().enumerate() {
+            let tables = scheduler.running.iter().map(|sequence| &sequence.tables[group].blocks);
+            pool.check_integrity(tables.flatten().flatten());
+        }
+        let mut waiting = scheduler.waiting.iter().flat_map(|sequence| &sequence.tables);
+        assert!(waiting.all(|table| table.blocks.is_empty()));
+    }
+
+    /// Another group of layers for a scheduler without sequences.
+    fn with_group(scheduler: Scheduler, n_blocks: usize, window: usize) -> Scheduler {
+        let mut options = scheduler.options;
+        options.groups.push(BlockGroup { n_blocks, window: Some(window) });
+        Scheduler::new(options)
     }
 
     #[test]
@@ -712,15 +815,16 @@ mod tests {
 
     #[test]
     fn blocks_out_of_sight_are_given_back() {
-        let mut s = scheduler(2, 32, 8);
-        s.options.window = Some(20);
+        let mut options = scheduler(2, 32, 0).options;
+        options.groups = vec![BlockGroup { n_blocks: 8, window: Some(20) }];
+        let mut s = Scheduler::new(options);
         add(&mut s, 1, prompt(1, 200));
         let mut n_held = Vec::new();
         for start in (0..192).step_by(32) {
             let batch = s.next_batch();
             assert_eq!(parts(&batch), [(1, start, 32)]);
             check(&s);
-            let n_unseen = batch.parts[0].blocks.iter().take_while(|block| block.is_none()).count();
+            let n_unseen = batch.parts[0].tables[0].iter().take_while(|block| block.is_none()).count();
             assert_eq!(n_unseen, (start + 1).saturating_sub(20) / 16);
             n_held.push(s.load().n_used_blocks);
         }
@@ -731,6 +835,28 @@ mod tests {
         add(&mut s, 2, prompt(1, 200)[..50].to_vec());
         s.remove(id(1), false);
         assert_eq!(step(&mut s).len(), 1);
+    }
+
+    #[test]
+    fn layers_with_a_window_need_no_more_of_a_beginning_than_they_see() {
+        let mut s = with_group(scheduler(1, 32, 40), 6, 20);
+        let text = prompt(1, 200);
+        add(&mut s, 1, text.clone());
+        (0..7).for_each(|_| drop(step(&mut s)));
+        s.remove(id(1), false);
+        // Of the windowed layers' blocks the last six are there: it ends within what they know, or begins anew.
+        let mut cached = |n_tokens: usize| {
+            add(&mut s, n_tokens as u64, text[..n_tokens].to_vec());
+            step(&mut s);
+            let n_cached = s.n_cached(id(n_tokens as u64));
+            let part = &s.running[0].tables;
+            let n_seen = part.iter().map(|table| table.blocks.iter().flatten().count()).collect::<Vec<_>>();
+            s.remove(id(n_tokens as u64), false);
+            (n_cached, n_seen)
+        };
+        // The next token, the 192nd, sees the one block before it and a part of another.
+        assert_eq!(cached(200), (192, vec![13, 3]));
+        assert_eq!(cached(50).0, 0, "what it would need is there no more");
     }
 
     #[test]
@@ -808,14 +934,17 @@ mod tests {
             n_blocks in 7usize..30,
             speculates: bool,
             window in prop::option::of(1usize..60),
+            other in prop::option::of((7usize..30, 1usize..60)),
             context_length in prop::option::of(75usize..112),
         ) {
-            let mut s = scheduler(max_running, chunk, n_blocks);
+            let mut options = scheduler(max_running, chunk, n_blocks).options;
+            options.groups[0].window = window;
+            options.groups.extend(other.map(|(n_blocks, window)| BlockGroup { n_blocks, window: Some(window) }));
+            let mut s = Scheduler::new(options);
             s.options.speculates = speculates;
-            s.options.window = window;
             s.options.shift = context_length.map(|context_length| ContextShift { context_length });
             // What each block holds, as the model would have written it.
-            let mut memory: HashMap<BlockId, Vec<u32>> = HashMap::new();
+            let mut memory: HashMap<(usize, BlockId), Vec<u32>> = HashMap::new();
             let mut alive: HashMap<u64, Alive> = HashMap::new();
             let mut to_come = arrivals.iter().enumerate();
             let (mut next, mut pause) = (to_come.next(), 0);
@@ -842,12 +971,14 @@ mod tests {
                 check(&s);
                 prop_assert!(!batch.parts.is_empty() || s.is_idle());
                 prop_assert!(batch.parts.len() <= max_running);
-                let written: Vec<BlockId> = batch
-                    .parts
-                    .iter()
-                    .flat_map(|part| &part.blocks[part.start / BLOCK_TOKENS..])
-                    .map(|block| block.unwrap())
-                    .collect();
+                let blocks_from = |part: &Part, first: usize| -> Vec<(usize, BlockId)> {
+                    let of_group = |(group, table): (usize, &BlockTable)| {
+                        table[first..].iter().map(move |block| (group, block.unwrap())).collect::<Vec<_>>()
+                    };
+                    part.tables.iter().enumerate().flat_map(of_group).collect()
+                };
+                let written: Vec<(usize, BlockId)> =
+                    batch.parts.iter().flat_map(|part| blocks_from(part, part.start / BLOCK_TOKENS)).collect();
                 for part in &batch.parts {
                     let Alive { arrival, tokens, n_said, .. } = &alive[&part.id.0];
                     let (known, guessed) = part.tokens.split_at(part.tokens.len() - part.n_drafts);
@@ -856,22 +987,32 @@ mod tests {
                     prop_assert_eq!(part.is_last, end == tokens.len());
                     prop_assert!(guessed.is_empty() || part.is_last);
                     prop_assert!(part.n_logits() <= arrival.n_generated - n_said);
-                    prop_assert!(part.blocks.len() * BLOCK_TOKENS >= end + guessed.len());
-                    for (position, token) in tokens[..part.start].iter().enumerate() {
-                        match part.blocks[position / BLOCK_TOKENS] {
-                            Some(block) => prop_assert_eq!(memory[&block][position % BLOCK_TOKENS], *token),
-                            None => prop_assert!(position + window.unwrap() <= part.start),
+                    for (group, table) in part.tables.iter().enumerate() {
+                        prop_assert!(table.len() * BLOCK_TOKENS >= end + guessed.len());
+                        for (position, token) in tokens[..part.start].iter().enumerate() {
+                            match table[position / BLOCK_TOKENS] {
+                                Some(block) => {
+                                    prop_assert_eq!(memory[&(group, block)][position % BLOCK_TOKENS], *token);
+                                }
+                                None => {
+                                    let window = s.options.groups[group].window.unwrap();
+                                    prop_assert!(position + window <= part.start);
+                                }
+                            }
                         }
                     }
-                    for block in &part.blocks[part.start / BLOCK_TOKENS..] {
-                        prop_assert_eq!(written.iter().filter(|other| Some(**other) == *block).count(), 1);
+                    for block in blocks_from(part, part.start / BLOCK_TOKENS) {
+                        prop_assert_eq!(written.iter().filter(|other| **other == block).count(), 1);
                     }
                 }
                 for part in &batch.parts {
                     for (position, token) in (part.start..).zip(&part.tokens) {
-                        let block = memory.entry(part.blocks[position / BLOCK_TOKENS].unwrap()).or_default();
-                        block.resize(BLOCK_TOKENS, u32::MAX);
-                        block[position % BLOCK_TOKENS] = *token;
+                        for (group, table) in part.tables.iter().enumerate() {
+                            let id = table[position / BLOCK_TOKENS].unwrap();
+                            let block = memory.entry((group, id)).or_default();
+                            block.resize(BLOCK_TOKENS, u32::MAX);
+                            block[position % BLOCK_TOKENS] = *token;
+                        }
                     }
                 }
                 for part in batch.parts.iter().filter(|part| part.is_last) {

@@ -19,7 +19,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 pub use decoder::ModelConfig;
-pub use kv_store::{BlockId, KvStore, SequenceId};
+pub use kv_store::{BlockId, BlockTable, KvStore, SequenceId};
 
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
@@ -94,9 +94,9 @@ pub struct ForwardInput {
     pub token_ids: Vec<u32>,
     /// Which sequence each stretch of `token_ids` continues; together they cover it.
     pub spans: Vec<Span>,
-    /// Of each span the blocks of its sequence's keys and values, from the first on, with room for the new
-    /// tokens; none where no layer sees any of a block's tokens from the new ones.
-    pub block_tables: Vec<Vec<Option<BlockId>>>,
+    /// Of each span the blocks of its sequence's keys and values with room for the new tokens: a table for each
+    /// of [`ModelConfig::kv_groups`], or one for all.
+    pub block_tables: Vec<Vec<BlockTable>>,
     /// Rows (indices into `token_ids`) whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -115,19 +115,19 @@ pub struct Span {
 
 impl ForwardInput {
     /// Adds the next tokens of a sequence whose prompt has `n_prompt` tokens and that has `start`
-    /// tokens already, in `blocks`; the logits of the last `n_logits` of them are wanted.
+    /// tokens already, in the blocks of `tables`; the logits of the last `n_logits` of them are wanted.
     pub fn push(
         &mut self,
         sequence: SequenceId,
         n_prompt: usize,
         start: usize,
-        blocks: &[Option<BlockId>],
+        tables: &[BlockTable],
         token_ids: &[u32],
         n_logits: usize,
     ) {
         self.token_ids.extend_from_slice(token_ids);
         self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
-        self.block_tables.push(blocks.to_vec());
+        self.block_tables.push(tables.to_vec());
         let end = self.token_ids.len() as u32;
         self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
     }
@@ -147,12 +147,12 @@ impl ForwardInput {
 
     /// The same batch as one for each sequence.
     pub fn split(&self) -> Vec<Self> {
-        let alone = |((span, rows), table): ((Span, Range<usize>), &Vec<Option<BlockId>>)| {
+        let alone = |((span, rows), tables): ((Span, Range<usize>), &Vec<BlockTable>)| {
             let of_span = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
             Self {
                 token_ids: self.token_ids[rows.clone()].to_vec(),
                 spans: vec![span],
-                block_tables: vec![table.clone()],
+                block_tables: vec![tables.clone()],
                 logit_rows: of_span.map(|row| row - rows.start as u32).collect(),
             }
         };
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn a_batch_splits_into_its_sequences() {
         let mut input = ForwardInput::default();
-        let blocks = [Some(BlockId(4))];
+        let blocks = [BlockId::run(4, 16)];
         input.push(SequenceId(3), 5, 0, &blocks, &[1, 2], 0);
         input.push(SequenceId(1), 4, 7, &blocks, &[3], 1);
-        input.push(SequenceId(2), 3, 0, &[Some(BlockId(7))], &[4, 5, 6], 2);
+        input.push(SequenceId(2), 3, 0, &[BlockId::run(7, 16)], &[4, 5, 6], 2);
         assert_eq!(input.logit_rows, [2, 4, 5]);
         let sampled = [(SequenceId(1), 0..1, &[][..]), (SequenceId(2), 1..3, &[6][..])];
         assert_eq!(input.sampled().collect::<Vec<_>>(), sampled);
@@ -199,7 +199,7 @@ mod tests {
             parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(),
             [&[][..], &[0], &[1, 2]]
         );
-        assert_eq!(parts[2].block_tables, [[Some(BlockId(7))]]);
+        assert_eq!(parts[2].block_tables, [[[Some(BlockId(7))]]]);
         assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
     }
 }

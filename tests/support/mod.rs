@@ -119,7 +119,8 @@ impl Decoder for ScriptedModel {
         self.script.n_tokens.fetch_add(input.token_ids.len(), Ordering::SeqCst);
         let mut rows = Vec::new();
         let mut row = 0;
-        for (span, table) in input.spans.iter().zip(&input.block_tables) {
+        for (span, tables) in input.spans.iter().zip(&input.block_tables) {
+            let table = &tables[0];
             let tokens = &input.token_ids[row..row + span.len];
             let mut prompts = self.script.prompts.lock().unwrap();
             let mut seen: Vec<u32> = table

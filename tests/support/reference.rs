@@ -86,7 +86,7 @@ fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let mut input = ForwardInput::default();
         let blocks = BlockId::run(0, ids.len());
-        input.push(SequenceId(1), ids.len(), index * chunk, &blocks, tokens, tokens.len());
+        input.push(SequenceId(1), ids.len(), index * chunk, &[blocks], tokens, tokens.len());
         logits.extend(model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap());
     }
     logits.split_off(logits.len() - n)

@@ -1,5 +1,7 @@
 //! What a decoder is: sizes, limits and the constants of its arithmetic.
 
+use std::cmp::Reverse;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -79,6 +81,14 @@ const WINDOW: Key = Key { json: "sliding_window", gguf: "attention.sliding_windo
 /// What `layer_types` of a `config.json` calls its kinds of layers.
 pub(super) const FULL_ATTENTION: &str = "full_attention";
 pub(super) const SLIDING_ATTENTION: &str = "sliding_attention";
+
+/// Layers that see equally far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvGroup {
+    /// How many tokens back, the token itself among them; `None` is all.
+    pub window: Option<usize>,
+    pub n_layers: usize,
+}
 
 impl ModelConfig {
     /// Whether some layer rotates the tokens of a prompt of `n_prompt` tokens otherwise than those of a
@@ -191,10 +201,25 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// How many tokens back any layer sees, the token itself among them, if none sees all.
-    pub fn window(&self) -> Option<usize> {
-        let windows: Option<Vec<usize>> = self.layers.iter().map(|layer| layer.window).collect();
-        windows?.into_iter().max()
+    /// The layers by how far they see, those that see farthest first: keys and values of a group are kept
+    /// equally long.
+    pub fn kv_groups(&self) -> Vec<KvGroup> {
+        let mut windows: Vec<Option<usize>> = self.layers.iter().map(|layer| layer.window).collect();
+        windows.sort_by_key(|window| Reverse(window.unwrap_or(usize::MAX)));
+        let of_window = |group: &[Option<usize>]| KvGroup { window: group[0], n_layers: group.len() };
+        windows.chunk_by(|a, b| a == b).map(of_window).collect()
+    }
+
+    /// Of each layer its group, and its place among the group's layers.
+    pub fn kv_places(&self) -> Vec<(usize, usize)> {
+        let groups = self.kv_groups();
+        let mut n_placed = vec![0; groups.len()];
+        let place = |layer: &LayerConfig| {
+            let group = groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
+            n_placed[group] += 1;
+            (group, n_placed[group] - 1)
+        };
+        self.layers.iter().map(place).collect()
     }
 
     /// Gives the checkpoint's window, if it has one, to the layers that it calls sliding, or to

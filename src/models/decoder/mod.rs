@@ -15,7 +15,7 @@ mod smollm3;
 
 use candle_core::{Device, Tensor};
 
-pub use config::{Experts, LayerConfig, ModelConfig};
+pub use config::{Experts, KvGroup, LayerConfig, ModelConfig};
 pub use family::Family;
 
 use self::family::{ExpertNames, GateUp, Layout, Qkv};
@@ -30,6 +30,7 @@ use super::profile::{Op, Profile};
 use super::rope::Rope;
 use super::{Arithmetic, Decoder, ForwardInput, KvStore};
 use crate::error::{Error, Result};
+use crate::kernels::kv::KvLayout;
 
 /// A causal language model with its weights.
 pub struct CausalLm {
@@ -44,6 +45,8 @@ pub struct CausalLm {
     kinds: Vec<LayerKind>,
     /// Which of them each layer has.
     kind_of_layer: Vec<usize>,
+    /// Of each layer the group of keys and values, and its place in it.
+    kv_places: Vec<(usize, usize)>,
     profile: Profile,
 }
 
@@ -113,6 +116,7 @@ impl CausalLm {
             head,
             kinds,
             kind_of_layer,
+            kv_places: config.kv_places(),
             profile: Profile::default(),
             config,
         })
@@ -131,22 +135,24 @@ impl Decoder for CausalLm {
             x = (x * scale)?;
         }
         let kinds = self.kinds.iter().map(|kind| self.context_of(kind, input)).collect::<Result<Vec<_>>>()?;
-        let kv_layout = kv.layout();
+        let kv_layouts: Vec<KvLayout> = (0..kv.n_groups()).map(|group| kv.layout(group)).collect();
         let mut sequences = kv.sequences(input)?;
         self.profile.lap(Op::Embedding);
-        for (idx, (layer, &kind)) in self.layers.iter().zip(&self.kind_of_layer).enumerate() {
+        for ((layer, &kind), &(group, place)) in
+            self.layers.iter().zip(&self.kind_of_layer).zip(&self.kv_places)
+        {
             let (rotation, biases) = &kinds[kind];
             let context = LayerContext {
                 config: &self.config,
                 arithmetic: self.arithmetic,
-                kv_layout,
-                layer: idx,
+                kv_layout: kv_layouts[group],
+                layer: place,
                 window: self.kinds[kind].1,
                 rotation: rotation.as_ref(),
                 biases,
                 profile: &self.profile,
             };
-            x = layer.forward(&x, &mut sequences, &context)?;
+            x = layer.forward(&x, &mut sequences[group], &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
         let logits = side_by_side(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;

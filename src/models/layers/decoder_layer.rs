@@ -53,7 +53,7 @@ pub struct LayerContext<'a> {
     pub arithmetic: Arithmetic,
     /// How keys and values lie.
     pub kv_layout: KvLayout,
-    /// Index of this layer.
+    /// The place of this layer among those that share blocks.
     pub layer: usize,
     /// How far this layer's attention reaches.
     pub window: Option<usize>,
@@ -268,7 +268,7 @@ mod tests {
                 let start: usize =
                     [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
                 let blocks = BlockId::run(100 * idx as u32, start + len);
-                input.push(SequenceId(idx as u64), 7, start, &blocks, &vec![0; len], 0);
+                input.push(SequenceId(idx as u64), 7, start, &[blocks], &vec![0; len], 0);
             }
             let n_tokens = input.token_ids.len();
             let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
@@ -284,7 +284,7 @@ mod tests {
             let context = LayerContext {
                 config,
                 arithmetic,
-                kv_layout: kv.layout(),
+                kv_layout: kv.layout(0),
                 layer: 0,
                 window,
                 rotation: rotation.as_ref(),
@@ -292,7 +292,7 @@ mod tests {
                 profile: &Profile::default(),
             };
             let mut sequences = kv.sequences(&input).unwrap();
-            let y = layer.attention_of(&qkv.unwrap(), &mut sequences, &context).unwrap();
+            let y = layer.attention_of(&qkv.unwrap(), &mut sequences[0], &context).unwrap();
             all.extend(y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         }
         all
