@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use predict_otron_9000::inference::scheduler::{BlockGroup, NewSequence, Scheduler, SchedulerOptions};
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
@@ -125,6 +126,74 @@ fn decoder_reference_windows_need_no_blocks_out_of_sight() {
         }
     }
     assert!(n_windowed >= 4, "{n_windowed}");
+}
+
+/// Sequences that share beginnings, guesses and few blocks say what each says alone with all of its own.
+#[test]
+fn decoder_reference_windows_say_the_same_in_shared_and_scarce_blocks() {
+    for folder in reference::decoders() {
+        let reference: DecoderReference = reference::read(&folder);
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            let groups = model.config().kv_groups();
+            if groups.iter().all(|group| group.window.is_none()) {
+                continue;
+            }
+            let beginning = reference.input_ids.repeat(3);
+            let prompts: Vec<Vec<u32>> =
+                (0..4).map(|n| [&beginning[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
+            let alone: Vec<Vec<u32>> = prompts
+                .iter()
+                .map(|prompt| answers(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
+                .collect();
+            assert_eq!(answers(&mut model, &groups, &prompts, 13), alone, "{folder:?} {arithmetic:?}");
+        }
+    }
+}
+
+/// Twenty tokens after each prompt, all at once, with so many blocks.
+fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blocks: usize) -> Vec<Vec<u32>> {
+    const N_TOKENS: usize = 20;
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut scheduler = Scheduler::new(SchedulerOptions {
+        max_running: 3,
+        prefill_chunk: 24,
+        groups: groups.iter().map(|group| BlockGroup { n_blocks, window: group.window }).collect(),
+        speculates: true,
+        shift: None,
+    });
+    for (n, prompt) in prompts.iter().enumerate() {
+        let id = SequenceId(n as u64);
+        let (tenant, shares_with) = ("".into(), "".into());
+        scheduler.add(NewSequence { id, prompt: prompt.clone(), max_tokens: N_TOKENS, tenant, shares_with });
+    }
+    let mut said = vec![Vec::new(); prompts.len()];
+    while !scheduler.is_idle() {
+        let batch = scheduler.next_batch();
+        let mut input = ForwardInput::default();
+        for part in &batch.parts {
+            input.push(part.id, part.n_prompt, part.start, &part.tables, &part.tokens, part.n_logits());
+        }
+        let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+        for (id, rows, guesses) in input.sampled() {
+            let mut guesses = guesses.iter();
+            let mut new = Vec::new();
+            for logits in &logits[rows] {
+                new.push(likeliest(logits, &[]));
+                if guesses.next() != new.last() {
+                    break;
+                }
+            }
+            let said = &mut said[id.0 as usize];
+            said.extend(&new);
+            if said.len() < N_TOKENS {
+                scheduler.push(id, &new);
+            } else {
+                scheduler.remove(id, false);
+            }
+        }
+    }
+    said
 }
 
 fn likeliest(logits: &[f32], but: &[u32]) -> u32 {
