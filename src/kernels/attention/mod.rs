@@ -148,6 +148,15 @@ impl Piece {
         self.keys.start / RANGE_KEYS..self.keys.end.div_ceil(RANGE_KEYS)
     }
 
+    /// The first block of its keys, and the one after the last.
+    fn first_block(&self) -> usize {
+        self.keys.start / BLOCK_TOKENS
+    }
+
+    fn end_block(&self) -> usize {
+        self.keys.end.div_ceil(BLOCK_TOKENS)
+    }
+
     /// Where their sums go, if they are not all.
     fn parts(&self) -> Range<usize> {
         self.part.map_or(0..0, |first| first..first + self.ranges().len())
@@ -261,22 +270,25 @@ impl Attention<'_> {
             parts: SharedMut::new(&mut parts),
             part_values: SharedMut::new(&mut part_values),
         };
-        let do_piece = |piece: &Piece| {
+        let do_piece = |idx: usize| {
+            let (piece, next) = (&pieces[idx], pieces.get(idx + 1));
             // SAFETY: the instructions are there; the blocks are of this layout and have room for every
             // key; each piece writes rows or parts of its own.
             unsafe {
                 match layout.format {
-                    KvFormat::F32 => dispatch(isa, PieceKernel::<FloatRows<kv::F32>>::new(&work, piece)),
-                    KvFormat::F16 => dispatch(isa, PieceKernel::<FloatRows<kv::F16>>::new(&work, piece)),
-                    KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece)),
+                    KvFormat::F32 => {
+                        dispatch(isa, PieceKernel::<FloatRows<kv::F32>>::new(&work, piece, next))
+                    }
+                    KvFormat::F16 => {
+                        dispatch(isa, PieceKernel::<FloatRows<kv::F16>>::new(&work, piece, next))
+                    }
+                    KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece, next)),
                 }
             }
         };
-        match pieces.as_slice() {
-            [single] => do_piece(single),
-            several => pool::run(|team| {
-                team.share(several.len(), 1).flatten().for_each(|piece| do_piece(&several[piece]))
-            }),
+        match pieces.len() {
+            1 => do_piece(0),
+            n => pool::run(|team| team.share(n, 1).flatten().for_each(do_piece)),
         }
         if n_parts > 0 {
             let combine = Combine {
@@ -603,6 +615,8 @@ struct Work<'a> {
 struct PieceKernel<'a, R> {
     work: &'a Work<'a>,
     piece: &'a Piece,
+    /// The piece that its thread is likely to do next.
+    next: Option<&'a Piece>,
     rows: PhantomData<R>,
 }
 
@@ -676,9 +690,6 @@ struct Softcap {
     inverse: f32,
 }
 
-/// How many blocks ahead of their use keys and values are fetched from memory.
-const BLOCKS_AHEAD: usize = 4;
-
 impl<R: Rows> Kernel for PieceKernel<'_, R> {
     type Output = ();
 
@@ -715,19 +726,33 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
         let softcap = attention.softcap.map(|cap| Softcap { cap, inverse: 1.0 / cap });
         // SAFETY: the caller's promise.
         let mut of_format = unsafe { R::new::<S>(&layout, queries, rows_of_head) };
-        let end_block = piece.keys.end.div_ceil(BLOCK_TOKENS);
-        let mut block = piece.keys.start / BLOCK_TOKENS;
+        // SAFETY: a sequence has blocks for all keys that are seen.
+        let keys_of = |piece: &Piece, kv_head: usize, block: usize| unsafe {
+            let block = work.sequences[piece.sequence].blocks[block];
+            block.0.add(layout.keys_at(attention.layer, kv_head)).cast_const()
+        };
+        let end_block = piece.end_block();
+        let mut block = piece.first_block();
         while block < end_block {
             let n_blocks = (end_block - block).min(STEP_BLOCKS - block % STEP_BLOCKS);
             for head in 0..n_heads {
-                let of_head = layout.keys_at(attention.layer, piece.kv_heads.start + head);
-                // SAFETY: the sequence has blocks for all keys that are seen.
-                let keys_of = |block: usize| unsafe { sequence.blocks[block].0.add(of_head).cast_const() };
-                let ahead_of = |block| (block < end_block).then(|| keys_of(block));
+                let kv_head = piece.kv_heads.start + head;
+                // What comes next: the next head, the first one further on, or the next piece's first.
+                let ahead = if head + 1 < n_heads {
+                    Some((piece, kv_head + 1, block))
+                } else if block + n_blocks < end_block {
+                    Some((piece, piece.kv_heads.start, block + n_blocks))
+                } else {
+                    self.next.map(|next| (next, next.kv_heads.start, next.first_block()))
+                };
+                let ahead_of = |n| {
+                    let (piece, kv_head, first) = ahead?;
+                    (first + n < piece.end_block()).then(|| keys_of(piece, kv_head, first + n))
+                };
                 let step = Step {
                     layout: &layout,
-                    blocks: std::array::from_fn(|n| keys_of(block + n.min(n_blocks - 1))),
-                    ahead: std::array::from_fn(|n| ahead_of(block + n + BLOCKS_AHEAD)),
+                    blocks: std::array::from_fn(|n| keys_of(piece, kv_head, block + n.min(n_blocks - 1))),
+                    ahead: std::array::from_fn(ahead_of),
                     n_blocks,
                     n_keys: (n_blocks * BLOCK_TOKENS).min(piece.keys.end - block * BLOCK_TOKENS),
                     rows: head * rows_of_head..(head + 1) * rows_of_head,
@@ -800,8 +825,8 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
 }
 
 impl<'a, R> PieceKernel<'a, R> {
-    fn new(work: &'a Work<'a>, piece: &'a Piece) -> Self {
-        Self { work, piece, rows: PhantomData }
+    fn new(work: &'a Work<'a>, piece: &'a Piece, next: Option<&'a Piece>) -> Self {
+        Self { work, piece, next, rows: PhantomData }
     }
 
     /// Which lanes of a block a query at `position` sees.
