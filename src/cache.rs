@@ -1,5 +1,5 @@
-//! What was computed before and may be asked for again: the least recently used goes first, nothing stays for
-//! longer than its time, and all of it together takes no more bytes than it may.
+//! What was computed before and may be asked for again: the least recently used goes first, nothing is given
+//! out after its time, and all of it together takes no more bytes than it may.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_for_longer_than_its_time() {
+    fn nothing_is_given_out_after_its_time() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut cache = Cache::new(10, Duration::from_secs(60));

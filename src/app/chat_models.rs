@@ -275,6 +275,11 @@ impl ChatSlot {
         self.info.get()
     }
 
+    /// The fingerprint of the model, if it is in memory.
+    pub fn fingerprint(&self) -> Option<String> {
+        self.state().loaded.as_ref().map(|loaded| loaded.model.fingerprint().to_owned())
+    }
+
     pub fn is_loaded(&self) -> bool {
         self.state().loaded.is_some()
     }

@@ -114,6 +114,11 @@ impl ChatModel {
         Self { template, tokenizer, engine, fingerprint }
     }
 
+    /// Changes when the same request may be answered differently.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
     /// Ends the engine and waits until the model's memory is free.
     pub fn shut_down(self) {
         self.engine.shut_down();
@@ -273,9 +278,13 @@ impl ChatStream {
         matches!(self.source, Source::Cache { .. })
     }
 
-    /// The answer kept under `key`, if there is one.
-    pub fn find(responses: &ResponseCache, key: &str) -> Option<Self> {
+    /// The answer kept under `key`, if there is one, unless a model of another `fingerprint` has taken the place of
+    /// the one that gave it.
+    pub fn find(responses: &ResponseCache, key: &str, fingerprint: Option<&str>) -> Option<Self> {
         let answer = responses.find(key)?;
+        if fingerprint.is_some_and(|fingerprint| fingerprint != answer.fingerprint) {
+            return None;
+        }
         Some(Self {
             fingerprint: answer.fingerprint.clone(),
             ignored_fields: answer.ignored_fields.clone(),
@@ -293,13 +302,8 @@ impl ChatStream {
     /// The next event and its choice; `None` after the last of all.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
         let (choice, event) = self.source.next().await?;
-        if let Some(mut recording) = self.recording.take_if(|_| !matches!(event, ChatEvent::Failed(_))) {
-            recording.push(choice, &event);
-            if recording.n_finished() < self.n_choices {
-                self.recording = Some(recording);
-            } else {
-                recording.keep(&self.fingerprint, &self.ignored_fields);
-            }
+        if let Some(recording) = self.recording.take() {
+            self.recording = recording.push(choice, &event, self);
         }
         Some((choice, event))
     }

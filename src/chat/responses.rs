@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::ChatEvent;
+use super::request::{generation_request, n_choices};
+use super::{ChatEvent, ChatStream};
 use crate::cache::Cache;
 use crate::openai::chat::{ChatCompletionRequest, TokenLogprob};
 use crate::telemetry;
 
 /// Whole answers, by what they are answers to.
 pub struct ResponseCache {
+    max_bytes: usize,
     answers: Mutex<Cache<Arc<str>, Arc<Answer>>>,
 }
 
@@ -31,6 +33,9 @@ pub struct Recording {
     cache: Arc<ResponseCache>,
     key: Arc<str>,
     events: Vec<(usize, ChatEvent)>,
+    /// How many choices have ended.
+    n_finished: usize,
+    n_bytes: usize,
 }
 
 /// All that an answer depends on.
@@ -45,15 +50,14 @@ struct Key<'a> {
 
 impl ResponseCache {
     pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
-        Self { answers: Mutex::new(Cache::new(max_bytes, time_to_live)) }
+        Self { max_bytes, answers: Mutex::new(Cache::new(max_bytes, time_to_live)) }
     }
 
     /// The name under which the answer to a request is kept; none if another try might be answered otherwise.
     pub fn key(tenant: &str, model: &str, request: &ChatCompletionRequest) -> Option<Arc<str>> {
         let is_certain = request.temperature == Some(0.0) || request.seed.is_some();
-        let streams = request.stream.unwrap_or(false);
-        // What is to be refused is not known here, but this is of no interest otherwise.
-        let is_sound = streams || request.stream_options.is_none();
+        // What is to be refused is refused even if it looks like something that was answered.
+        let is_sound = generation_request(request, Arc::default()).is_ok() && n_choices(request).is_ok();
         if !is_certain || !is_sound {
             return None;
         }
@@ -67,32 +71,39 @@ impl ResponseCache {
     pub fn find(&self, key: &str) -> Option<Arc<Answer>> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         let found = answers.get(key, Instant::now());
-        let counter = if found.is_some() { telemetry::RESPONSE_HITS } else { telemetry::RESPONSE_MISSES };
-        metrics::counter!(counter).increment(1);
+        metrics::gauge!(telemetry::RESPONSE_BYTES).set(answers.n_bytes() as f64);
+        metrics::counter!(telemetry::RESPONSE_HITS).increment(u64::from(found.is_some()));
         found
     }
 
     /// Keeps the events of an answer that is about to be given, once it is whole.
     pub fn record(self: &Arc<Self>, key: Arc<str>) -> Recording {
-        Recording { cache: self.clone(), key, events: Vec::new() }
+        metrics::counter!(telemetry::RESPONSE_MISSES).increment(1);
+        let n_bytes = 2 * key.len();
+        Recording { cache: self.clone(), key, events: Vec::new(), n_finished: 0, n_bytes }
     }
 }
 
 impl Recording {
-    pub fn push(&mut self, choice: usize, event: &ChatEvent) {
+    /// Adds an event of a choice of an answer; gives the recording back if more is to come and it is worth
+    /// going on, which it is not after a failure, nor when there would be no room for it.
+    pub fn push(mut self, choice: usize, event: &ChatEvent, of: &ChatStream) -> Option<Self> {
+        self.n_finished += usize::from(matches!(event, ChatEvent::Finished { .. }));
+        self.n_bytes += n_bytes(event);
         self.events.push((choice, event.clone()));
-    }
-
-    /// How many choices have ended.
-    pub fn n_finished(&self) -> usize {
-        self.events.iter().filter(|(_, event)| matches!(event, ChatEvent::Finished { .. })).count()
+        if matches!(event, ChatEvent::Failed(_)) || self.n_bytes > self.cache.max_bytes {
+            return None;
+        }
+        if self.n_finished < of.n_choices {
+            return Some(self);
+        }
+        self.keep(&of.fingerprint, &of.ignored_fields);
+        None
     }
 
     /// Keeps it for those who ask again.
-    pub fn keep(self, fingerprint: &str, ignored_fields: &[String]) {
-        let n_choices = self.n_finished();
-        let Self { cache, key, events } = self;
-        let n_bytes = 2 * key.len() + events.iter().map(|(_, event)| n_bytes(event)).sum::<usize>();
+    fn keep(self, fingerprint: &str, ignored_fields: &[String]) {
+        let Self { cache, key, events, n_finished: n_choices, n_bytes } = self;
         let answer = Answer {
             fingerprint: fingerprint.to_owned(),
             ignored_fields: ignored_fields.to_vec(),
@@ -139,7 +150,9 @@ mod tests {
         assert!(key("", json!({"temperature": 1})).is_none());
         assert!(key("", json!({"temperature": null})).is_none());
         assert!(key("", json!({"temperature": 1, "seed": 3})).is_some());
-        assert!(key("", json!({"stream_options": {"include_usage": true}})).is_none());
+        let wrong =
+            [json!({"stream_options": {"include_usage": true}}), json!({"top_p": 1e40}), json!({"n": 9})];
+        assert!(wrong.into_iter().all(|wrong| key("", wrong).is_none()));
     }
 
     #[test]

@@ -49,7 +49,9 @@ pub async fn completions(
     let logprobs = request.logprobs.unwrap_or(false);
     let kept =
         app.responses().and_then(|kept| Some((kept, ResponseCache::key(&tenant, &model_id, &request)?)));
-    let answer = match kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key)) {
+    let fingerprint = slot.fingerprint();
+    let known = kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key, fingerprint.as_deref()));
+    let answer = match known {
         Some(answer) => answer,
         None => {
             let model = app.chat_model(slot).await?;

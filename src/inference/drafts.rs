@@ -95,6 +95,8 @@ pub struct RowCost {
 impl RowCost {
     /// What the last batch still counts after a next one.
     const FADING: f64 = 0.98;
+    /// How much of what was learnt a batch costs that teaches nothing.
+    const FORGETTING: f64 = 0.01;
     /// Below this variance of rows nothing can be learnt from them.
     const LEAST_VARIANCE: f64 = 0.1;
 
@@ -107,6 +109,8 @@ impl RowCost {
         let [n, rows, squares, seconds, products] = self.sums;
         let variance = squares / n - (rows / n).powi(2);
         if variance < Self::LEAST_VARIANCE {
+            // Slowly forgotten, so that it is tried again.
+            self.rows_worth += Self::FORGETTING * (Self::default().rows_worth - self.rows_worth);
             return;
         }
         // The line that runs nearest to the points.
@@ -174,5 +178,9 @@ mod tests {
             cost.learn(4, 0.004);
         }
         assert!(cost.least_likelihood(2, 2.0) > 0.99, "rows that cost as much as batches are never worth it");
+        for _ in 0..1000 {
+            cost.learn(1, 0.001);
+        }
+        assert!(cost.least_likelihood(1, 1.0) < 0.21, "but that may change");
     }
 }

@@ -26,7 +26,7 @@ use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens that one answer has at most, whatever is asked for and however it is cut.
-const MAX_TOKENS: usize = 1 << 30;
+const MAX_TOKENS: usize = 1 << 20;
 
 /// More cannot be counted.
 const MAX_QUEUED_TOKENS: usize = u32::MAX as usize >> 3;
@@ -42,7 +42,8 @@ pub struct EngineOptions {
     pub queue_timeout: Duration,
     /// Requests computed at once.
     pub running_requests: usize,
-    /// Time for a batch: an engine that is busy with one for longer counts as stuck.
+    /// Time for a batch: an engine that is busy with one for longer, and for three times as long as with any
+    /// before, counts as stuck.
     pub batch_time: Duration,
     /// Prompt tokens computed per batch.
     pub prefill_chunk_tokens: usize,
@@ -90,6 +91,8 @@ pub struct Status {
     pub tokens_per_second: f64,
     /// When the current batch began, if there is work.
     pub batch_began: Option<Instant>,
+    /// What a batch has taken at most.
+    pub longest_batch: Duration,
     /// Tokens of all prompts so far, and of those what did not have to be computed.
     pub n_prompt_tokens: u64,
     pub n_cached_tokens: u64,
@@ -131,7 +134,9 @@ impl EngineOptions {
         let mut groups: Vec<BlockGroup> = windows
             .map(|window| {
                 let most = BlockGroup::most_blocks(window, self.prefill_chunk_tokens);
-                BlockGroup { n_blocks: n_alike.min(most.saturating_mul(self.running_requests)), window }
+                // One more for each, which the scheduler wants to be free when another starts.
+                let n_blocks = n_alike.min(most.saturating_add(1).saturating_mul(self.running_requests));
+                BlockGroup { n_blocks, window }
             })
             .collect();
         let others = groups.iter().zip(&block_bytes).skip(1).map(|(group, bytes)| group.n_blocks * bytes);
@@ -319,8 +324,10 @@ impl Engine {
     /// # Errors
     /// When it has been busy with one batch for too long.
     pub fn check_health(&self) -> Result<()> {
-        let busy = self.status().batch_began.map(|began| began.elapsed()).unwrap_or_default();
-        if busy <= self.shared.options.batch_time {
+        let Status { batch_began, longest_batch, .. } = self.status();
+        let busy = batch_began.map(|began| began.elapsed()).unwrap_or_default();
+        // A large model may take its time.
+        if busy <= self.shared.options.batch_time.max(3 * longest_batch) {
             return Ok(());
         }
         Err(Error::new(
@@ -427,6 +434,9 @@ impl Worker {
             }
             let n_preempted = self.scheduler.load().n_preempted;
             let batch = self.scheduler.next_batch();
+            if batch.parts.is_empty() {
+                continue;
+            }
             let load = self.scheduler.load();
             metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - n_preempted);
             metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
@@ -435,10 +445,11 @@ impl Worker {
             (status.load, status.batch_began) = (load, Some(start));
             drop(status);
             let n_generated = self.step(&batch);
-            let seconds = start.elapsed().as_secs_f64();
-            self.scheduler.learn(&batch, seconds);
-            let rate = n_generated as f64 / seconds.max(1e-9);
-            let average = &mut self.shared.status().tokens_per_second;
+            let time = start.elapsed();
+            let rate = n_generated as f64 / time.as_secs_f64().max(1e-9);
+            let mut status = self.shared.status();
+            status.longest_batch = status.longest_batch.max(time);
+            let average = &mut status.tokens_per_second;
             *average = if *average == 0.0 { rate } else { 0.9 * *average + 0.1 * rate };
         }
     }
@@ -520,12 +531,14 @@ impl Worker {
     /// Computes one batch and gives each sequence its logits; says how many tokens came of it. After a fault,
     /// even a panic in the model, each sequence is computed alone, so that only the one at fault ends.
     fn step(&mut self, batch: &Batch) -> usize {
+        let start = Instant::now();
         let input = self.forward_input(batch);
-        if input.token_ids.is_empty() {
-            return 0;
-        }
         match self.forward(&input) {
-            Ok(logits) => self.advance_all(&input, &logits),
+            Ok(logits) => {
+                let n_generated = self.advance_all(&input, &logits);
+                self.scheduler.learn(batch, start.elapsed().as_secs_f64());
+                n_generated
+            }
             Err(e) if input.spans.len() == 1 => {
                 self.fail(&input, &e);
                 0
@@ -582,17 +595,18 @@ impl Worker {
         let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
             let (logits, guesses) = sampled.remove(id)?;
             sequence.first_token.get_or_insert_with(Instant::now);
-            Some(Mutex::new((*id, &mut sequence.generation, logits, guesses, Vec::new())))
+            Some(Mutex::new((*id, &mut sequence.generation, logits, guesses, 0, Vec::new())))
         });
         let advancing: Vec<_> = advancing.collect();
         let advance = |idx: usize| {
             let mut advancing = advancing[idx].lock().unwrap_or_else(PoisonError::into_inner);
-            let (_, generation, logits, guesses, steps) = &mut *advancing;
-            let mut guesses = guesses.iter();
-            for logits in *logits {
+            let (_, generation, logits, guesses, n_right, steps) = &mut *advancing;
+            for (row, logits) in logits.iter().enumerate() {
                 let step = caught("sampling", || generation.advance(logits));
-                let goes_on =
-                    matches!(&step, Ok(step) if step.finish.is_none() && guesses.next() == Some(&step.token));
+                let token = step.as_ref().ok().map(|step| step.token);
+                let is_right = token.is_some() && token.as_ref() == guesses.get(row);
+                let goes_on = is_right && step.as_ref().is_ok_and(|step| step.finish.is_none());
+                *n_right += u64::from(is_right);
                 steps.push(step);
                 if !goes_on {
                     break;
@@ -604,16 +618,15 @@ impl Worker {
             1 => advance(0),
             n => pool::run(|team| team.share(n, 1).flatten().for_each(advance)),
         }
-        let steps: Vec<_> = advancing
+        let advanced: Vec<_> = advancing
             .into_iter()
             .map(|advancing| advancing.into_inner().unwrap_or_else(PoisonError::into_inner))
-            .map(|(id, _, _, guesses, steps)| (id, guesses.len(), steps))
+            .map(|(id, _, _, guesses, n_right, steps)| (id, guesses.len() as u64, n_right, steps))
             .collect();
-        let n_generated = steps.iter().map(|(_, _, steps)| steps.len()).sum();
-        for (id, n_drafts, steps) in steps {
-            metrics::counter!(telemetry::DRAFT_TOKENS).increment(n_drafts as u64);
-            metrics::counter!(telemetry::ACCEPTED_DRAFT_TOKENS)
-                .increment(steps.len().saturating_sub(1) as u64);
+        let n_generated = advanced.iter().map(|(.., steps)| steps.len()).sum();
+        for (id, n_guesses, n_right, steps) in advanced {
+            metrics::counter!(telemetry::DRAFT_TOKENS).increment(n_guesses);
+            metrics::counter!(telemetry::ACCEPTED_DRAFT_TOKENS).increment(n_right);
             self.report(id, steps);
         }
         n_generated
@@ -727,6 +740,7 @@ struct OnDrop(Arc<Shared>);
 impl Drop for OnDrop {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
+        self.0.status().batch_began = None;
     }
 }
 
@@ -764,9 +778,9 @@ mod tests {
         assert_eq!(KvStore::block_bytes(&sliding, KvFormat::F16), [layer_bytes, 5 * layer_bytes]);
         let groups = options.groups(&sliding);
         assert_eq!(groups.iter().map(|group| group.window).collect::<Vec<_>>(), [None, Some(128)]);
-        // Each of two sequences sees eight blocks, writes four, and begins and ends within one.
-        assert_eq!(groups[1].n_blocks, 2 * 14);
-        assert_eq!(groups[0].n_blocks, (1 << 19) / layer_bytes - 5 * 28);
+        // Each of two sequences sees eight blocks, writes four, and begins and ends within one; one is to spare.
+        assert_eq!(groups[1].n_blocks, 2 * (14 + 1));
+        assert_eq!(groups[0].n_blocks, (1 << 19) / layer_bytes - 5 * 30);
         // In the same memory six layers that see all have room for a fraction of that.
         let whole = config(None);
         assert_eq!(options.groups(&whole)[0].n_blocks, (1 << 19) / (6 * layer_bytes));

@@ -84,7 +84,7 @@ impl ContextShift {
 
     /// How many tokens stay in front, and how many at the end: so many that there is room for as many more.
     pub fn kept(&self) -> (usize, usize) {
-        let n_first = Self::N_FIRST.min(self.context_length / 2);
+        let n_first = Self::N_FIRST.min(self.context_length / 4);
         (n_first, self.context_length / 2 - n_first)
     }
 }
@@ -455,6 +455,7 @@ impl Scheduler {
 
     /// Adds guesses to sequences that generate, the likeliest first, as long as they pay.
     fn guess(&mut self, batch: &mut Batch) {
+        let n_running = self.running.len();
         let mut n_rows = batch.parts.len();
         let mut n_tokens = n_rows as f64;
         // Parts are in the order of their sequences.
@@ -471,8 +472,12 @@ impl Scheduler {
             if draft.likelihood <= self.row_cost.least_likelihood(n_rows, n_tokens) {
                 return;
             }
-            if draft.sequence.make_room(&mut self.blocks, 1 + draft.part.n_drafts) <= draft.part.n_drafts {
-                // Nobody gives way to a guess.
+            // Nobody gives way to a guess, not in the next batch either.
+            let n = 1 + draft.part.n_drafts;
+            let is_spare = self.blocks.pools.iter().all(|pool| pool.n_available() > n_running);
+            let has_room =
+                draft.sequence.room() >= n || is_spare && draft.sequence.make_room(&mut self.blocks, n) >= n;
+            if !has_room {
                 draft.guesses = Vec::new().into_iter();
                 continue;
             }
@@ -609,16 +614,20 @@ impl Sequence {
 
     /// Makes room for up to `n` tokens more; gives for how many there is.
     fn make_room(&mut self, blocks: &mut Blocks, n: usize) -> usize {
-        let mut room = n;
         for (group, table) in self.tables.iter_mut().enumerate() {
             while table.blocks.len() * BLOCK_TOKENS < self.n_computed + n
                 && let Some(id) = blocks.allocate(group)
             {
                 table.blocks.push(Some(id));
             }
-            room = room.min(table.blocks.len() * BLOCK_TOKENS - self.n_computed);
         }
-        room
+        self.room().min(n)
+    }
+
+    /// For how many tokens more its blocks have room.
+    fn room(&self) -> usize {
+        let n_blocks = self.tables.iter().map(|table| table.blocks.len()).min().unwrap_or_default();
+        n_blocks * BLOCK_TOKENS - self.n_computed
     }
 
     fn block_tables(&self) -> Vec<BlockTable> {
