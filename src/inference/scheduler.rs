@@ -9,7 +9,7 @@
 //! taken over.
 //!
 //! Sequences start in the order they came, but of several tenants the one with the fewest running goes
-//! first. When no block is left for a running one, the youngest gives its blocks back and is computed again
+//! first, unless that has let too many pass already. When no block is left for a running one, the youngest gives its blocks back and is computed again
 //! later: what it has said stays said.
 //!
 //! A sequence whose context is full may go on without the middle of its past, and blocks that no layer sees any
@@ -144,6 +144,8 @@ struct Sequence {
     n_cached: usize,
     /// Whether any of it was ever computed.
     has_begun: bool,
+    /// Later ones that started before it.
+    n_overtaken: usize,
 }
 
 /// A sequence's blocks in a group of layers; those that are out of sight are given back.
@@ -283,6 +285,7 @@ impl Scheduler {
             n_of_turn: 0,
             n_cached: 0,
             has_begun: false,
+            n_overtaken: 0,
         });
     }
 
@@ -378,7 +381,8 @@ impl Scheduler {
             let n_running = |tenant: &Arc<str>| self.running.iter().filter(|r| r.tenant == *tenant).count();
             let next = (0..self.waiting.len()).min_by_key(|&idx| {
                 let sequence = &self.waiting[idx];
-                (!sequence.has_begun, n_running(&sequence.tenant), sequence.number)
+                let is_patient = sequence.n_overtaken < self.options.max_running;
+                (!sequence.has_begun, is_patient, n_running(&sequence.tenant), sequence.number)
             });
             let Some(next) = next else { return };
             // What those that run still lack of their own tokens is theirs.
@@ -393,6 +397,8 @@ impl Scheduler {
                 return;
             }
             if let Some(sequence) = self.waiting.remove(next) {
+                let earlier = self.waiting.iter_mut().filter(|other| other.number < sequence.number);
+                earlier.for_each(|other| other.n_overtaken += 1);
                 let place = self.running.partition_point(|other| other.number < sequence.number);
                 self.running.insert(place, sequence);
             }
@@ -894,6 +900,26 @@ mod tests {
         assert_eq!(step(&mut s), [(1, 0, 5), (4, 0, 5)]);
         s.remove(id(1), false);
         assert_eq!(step(&mut s), [(4, 5, 1), (2, 0, 5)]);
+    }
+
+    #[test]
+    fn nobody_is_overtaken_for_ever() {
+        let mut s = scheduler(2, 64, 100);
+        let add_for = |s: &mut Scheduler, n: u64, tenant: &str| {
+            s.add(NewSequence { tenant: tenant.into(), ..new(n, prompt(n, 5)) });
+        };
+        // One of a tenant runs, and its second waits while new tenants keep coming.
+        add_for(&mut s, 1, "a");
+        add_for(&mut s, 2, "a");
+        let mut started = Vec::new();
+        for n in 3..7 {
+            add_for(&mut s, n, &n.to_string());
+            let batch = step(&mut s);
+            let new = batch.iter().find(|(id, start, _)| *id > 1 && *start == 0).unwrap().0;
+            started.push(new);
+            s.remove(id(new), false);
+        }
+        assert_eq!(started, [3, 4, 2, 5], "after as many as run at once it is its turn");
     }
 
     #[derive(Debug, Clone)]
