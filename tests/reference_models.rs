@@ -89,66 +89,68 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
 /// What the windows of some layers have left behind can be taken away.
 #[test]
 fn decoder_reference_windows_need_no_blocks_out_of_sight() {
-    let mut n_windowed = 0;
-    for folder in reference::decoders() {
-        let reference: DecoderReference = reference::read(&folder);
-        for arithmetic in reference::arithmetics() {
-            let mut model = decoder(&folder, arithmetic);
-            let groups = model.config().kv_groups();
-            if groups.iter().all(|group| group.window.is_none()) {
-                continue;
-            }
-            n_windowed += 1;
-            let tokens = reference.input_ids.repeat(3);
-            let tables = |start: usize, drops: bool| -> Vec<BlockTable> {
-                let table = |group: &KvGroup| {
-                    let mut table = BlockId::run(0, tokens.len());
-                    if let Some(window) = group.window.filter(|_| drops) {
-                        table[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
-                    }
-                    table
-                };
-                groups.iter().map(table).collect()
-            };
-            let mut last_logits = |drops: bool| {
-                let mut kv = KvStore::new(model.config(), KvFormat::F32);
-                let mut logits = Vec::new();
-                for (idx, chunk) in tokens.chunks(7).enumerate() {
-                    let mut input = ForwardInput::default();
-                    input.push(SequenceId(1), tokens.len(), 7 * idx, &tables(7 * idx, drops), chunk, 1);
-                    logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+    let n_windowed = for_each_windowed(|what, mut model, reference| {
+        let groups = model.config().kv_groups();
+        let tokens = reference.input_ids.repeat(3);
+        let tables = |start: usize, drops: bool| -> Vec<BlockTable> {
+            let table = |group: &KvGroup| {
+                let mut table = BlockId::run(0, tokens.len());
+                if let Some(window) = group.window.filter(|_| drops) {
+                    table[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
                 }
-                logits
+                table
             };
-            assert_eq!(last_logits(true), last_logits(false), "{folder:?} {arithmetic:?}");
-            let n_unseen = tables(tokens.len() - 1, true).iter().flatten().filter(|id| id.is_none()).count();
-            assert!(n_unseen >= 2, "{folder:?}: nothing was taken away");
-        }
-    }
+            groups.iter().map(table).collect()
+        };
+        let mut last_logits = |drops: bool| {
+            let mut kv = KvStore::new(model.config(), KvFormat::F32);
+            let mut logits = Vec::new();
+            for (idx, chunk) in tokens.chunks(7).enumerate() {
+                let mut input = ForwardInput::default();
+                input.push(SequenceId(1), tokens.len(), 7 * idx, &tables(7 * idx, drops), chunk, 1);
+                logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+            }
+            logits
+        };
+        assert_eq!(last_logits(true), last_logits(false), "{what}");
+        let n_unseen = tables(tokens.len() - 1, true).iter().flatten().filter(|id| id.is_none()).count();
+        assert!(n_unseen >= 2, "{what}: nothing was taken away");
+    });
     assert!(n_windowed >= 4, "{n_windowed}");
 }
 
 /// Sequences that share beginnings, guesses and few blocks say what each says alone with all of its own.
 #[test]
 fn decoder_reference_windows_say_the_same_in_shared_and_scarce_blocks() {
+    let n_windowed = for_each_windowed(|what, mut model, reference| {
+        let groups = model.config().kv_groups();
+        let beginning = reference.input_ids.repeat(3);
+        let prompts: Vec<Vec<u32>> =
+            (0..4).map(|n| [&beginning[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
+        let alone: Vec<Vec<u32>> = prompts
+            .iter()
+            .map(|prompt| answers(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
+            .collect();
+        assert_eq!(answers(&mut model, &groups, &prompts, 13), alone, "{what}");
+    });
+    assert!(n_windowed >= 4, "{n_windowed}");
+}
+
+/// Does `test` with every model of which some layers have a window, computed in every way, and its name; says how
+/// many there were.
+fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) -> usize {
+    let mut n_windowed = 0;
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
         for arithmetic in reference::arithmetics() {
-            let mut model = decoder(&folder, arithmetic);
-            let groups = model.config().kv_groups();
-            if groups.iter().all(|group| group.window.is_none()) {
-                continue;
+            let model = decoder(&folder, arithmetic);
+            if model.config().kv_groups().iter().any(|group| group.window.is_some()) {
+                n_windowed += 1;
+                test(&format!("{folder:?} {arithmetic:?}"), model, &reference);
             }
-            let beginning = reference.input_ids.repeat(3);
-            let prompts: Vec<Vec<u32>> =
-                (0..4).map(|n| [&beginning[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
-            let alone: Vec<Vec<u32>> = prompts
-                .iter()
-                .map(|prompt| answers(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
-                .collect();
-            assert_eq!(answers(&mut model, &groups, &prompts, 13), alone, "{folder:?} {arithmetic:?}");
         }
     }
+    n_windowed
 }
 
 /// Twenty tokens after each prompt, all at once, with so many blocks.

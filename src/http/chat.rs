@@ -49,8 +49,8 @@ pub async fn completions(
     let logprobs = request.logprobs.unwrap_or(false);
     let kept =
         app.responses().and_then(|kept| Some((kept, ResponseCache::key(&tenant, &model_id, &request)?)));
-    let fingerprint = slot.fingerprint();
-    let known = kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key, fingerprint.as_deref()));
+    let known =
+        kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key, slot.fingerprint().as_deref()));
     let answer = match known {
         Some(answer) => answer,
         None => {

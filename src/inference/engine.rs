@@ -432,16 +432,15 @@ impl Worker {
                 ));
                 continue;
             }
-            let n_preempted = self.scheduler.load().n_preempted;
             let batch = self.scheduler.next_batch();
             if batch.parts.is_empty() {
                 continue;
             }
-            let load = self.scheduler.load();
-            metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - n_preempted);
             metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
             let start = Instant::now();
+            let load = self.scheduler.load();
             let mut status = self.shared.status();
+            metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - status.load.n_preempted);
             (status.load, status.batch_began) = (load, Some(start));
             drop(status);
             let n_generated = self.step(&batch);
@@ -595,24 +594,11 @@ impl Worker {
         let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
             let (logits, guesses) = sampled.remove(id)?;
             sequence.first_token.get_or_insert_with(Instant::now);
-            Some(Mutex::new((*id, &mut sequence.generation, logits, guesses, 0, Vec::new())))
+            let generation = &mut sequence.generation;
+            Some(Mutex::new(Advance { id: *id, generation, logits, guesses, n_right: 0, steps: Vec::new() }))
         });
         let advancing: Vec<_> = advancing.collect();
-        let advance = |idx: usize| {
-            let mut advancing = advancing[idx].lock().unwrap_or_else(PoisonError::into_inner);
-            let (_, generation, logits, guesses, n_right, steps) = &mut *advancing;
-            for (row, logits) in logits.iter().enumerate() {
-                let step = caught("sampling", || generation.advance(logits));
-                let token = step.as_ref().ok().map(|step| step.token);
-                let is_right = token.is_some() && token.as_ref() == guesses.get(row);
-                let goes_on = is_right && step.as_ref().is_ok_and(|step| step.finish.is_none());
-                *n_right += u64::from(is_right);
-                steps.push(step);
-                if !goes_on {
-                    break;
-                }
-            }
-        };
+        let advance = |idx: usize| advancing[idx].lock().unwrap_or_else(PoisonError::into_inner).run();
         match advancing.len() {
             0 => return 0,
             1 => advance(0),
@@ -621,7 +607,7 @@ impl Worker {
         let advanced: Vec<_> = advancing
             .into_iter()
             .map(|advancing| advancing.into_inner().unwrap_or_else(PoisonError::into_inner))
-            .map(|(id, _, _, guesses, n_right, steps)| (id, guesses.len() as u64, n_right, steps))
+            .map(|Advance { id, guesses, n_right, steps, .. }| (id, guesses.len() as u64, n_right, steps))
             .collect();
         let n_generated = advanced.iter().map(|(.., steps)| steps.len()).sum();
         for (id, n_guesses, n_right, steps) in advanced {
@@ -684,6 +670,33 @@ impl Worker {
         }
         self.scheduler.remove(id, failed);
         sequence
+    }
+}
+
+/// What a batch brings to a sequence.
+struct Advance<'a> {
+    id: SequenceId,
+    generation: &'a mut TextGeneration,
+    /// Of its newest token, and of each guess after it.
+    logits: &'a [Tensor],
+    guesses: &'a [u32],
+    n_right: u64,
+    steps: Vec<Result<Step>>,
+}
+
+impl Advance<'_> {
+    /// Samples as far as the guesses are right.
+    fn run(&mut self) {
+        for (row, logits) in self.logits.iter().enumerate() {
+            let step = caught("sampling", || self.generation.advance(logits));
+            let is_right = step.as_ref().is_ok_and(|step| self.guesses.get(row) == Some(&step.token));
+            let goes_on = is_right && step.as_ref().is_ok_and(|step| step.finish.is_none());
+            self.n_right += u64::from(is_right);
+            self.steps.push(step);
+            if !goes_on {
+                return;
+            }
+        }
     }
 }
 
@@ -751,7 +764,7 @@ mod tests {
     #[test]
     fn layers_with_a_window_take_what_they_see_and_the_others_the_rest() {
         let config = |window: Option<usize>| {
-            // Two numbers of two bytes for each key and value of a layer, and five of six layers slide.
+            // Five of six layers slide.
             let fields = serde_json::json!({
                 "model_type": "gemma3_text", "hidden_size": 2, "intermediate_size": 2, "head_dim": 16,
                 "num_hidden_layers": 6, "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 8,

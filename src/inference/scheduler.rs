@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use super::block_pool::{BlockPool, Parent, Prefixes};
 use super::drafts::{PromptLookup, RowCost};
+use crate::kernels::attention::first_key;
 use crate::kernels::kv::BLOCK_TOKENS;
 use crate::models::{BlockId, BlockTable, SequenceId};
 
@@ -176,7 +177,7 @@ impl Blocks {
 
     /// The first block of which the token at `position` sees anything in a group.
     fn first_seen(&self, group: usize, position: usize) -> usize {
-        self.windows[group].map_or(0, |window| (position + 1).saturating_sub(window) / BLOCK_TOKENS)
+        first_key(position, self.windows[group]) / BLOCK_TOKENS
     }
 
     /// How many of `contents`, which come after `n_before` blocks, can be taken over: so many that in each group

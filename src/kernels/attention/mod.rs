@@ -77,6 +77,11 @@ pub enum KvRef<'a> {
     Unseen,
 }
 
+/// The first key that a query at `position` sees, where it sees `window` keys at most, its own among them.
+pub fn first_key(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
 impl KvRef<'_> {
     /// The block, if it is there.
     pub fn get(&self) -> Option<&KvBlock> {
@@ -215,9 +220,8 @@ impl Attention<'_> {
         self.n_heads / self.layout.n_kv_heads
     }
 
-    /// The first key that a query at `position` sees.
     fn first_key(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        first_key(position, self.window)
     }
 
     /// Attention of new tokens: `qkv` holds the queries, keys and values of each, `[n_tokens,

@@ -20,7 +20,7 @@ pub use family::Family;
 
 use self::family::{ExpertNames, GateUp, Layout, Qkv};
 use super::layers::attention::{causal_bias, softcap};
-use super::layers::decoder_layer::{DecoderLayer, LayerContext, Mlp, first_key};
+use super::layers::decoder_layer::{DecoderLayer, LayerContext, Mlp};
 use super::layers::linear::{Linear, Weight, side_by_side};
 use super::layers::mlp::{GatedMlp, Mixture};
 use super::layers::norm::RmsNorm;
@@ -30,6 +30,7 @@ use super::profile::{Op, Profile};
 use super::rope::Rope;
 use super::{Arithmetic, Decoder, ForwardInput, KvStore};
 use crate::error::{Error, Result};
+use crate::kernels::attention::first_key;
 use crate::kernels::kv::KvLayout;
 
 /// A causal language model with its weights.

@@ -21,7 +21,7 @@ use super::mlp::{GatedMlp, Mixture};
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use crate::error::Result;
-use crate::kernels::attention::{Attention, HeadNorms, Sequence};
+use crate::kernels::attention::{Attention, HeadNorms, Sequence, first_key};
 use crate::kernels::kv::KvLayout;
 use crate::kernels::op::AttentionOp;
 
@@ -62,11 +62,6 @@ pub struct LayerContext<'a> {
     /// computed by plain tensor operations.
     pub biases: &'a [Option<Tensor>],
     pub profile: &'a Profile,
-}
-
-/// The first key that a query at position `start` or later may see.
-pub fn first_key(start: usize, window: Option<usize>) -> usize {
-    window.map_or(0, |window| (start + 1).saturating_sub(window))
 }
 
 impl DecoderLayer {
