@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{GgufFile, Weights};
@@ -63,8 +64,10 @@ fn encoders_in_files_equal_their_references() {
     for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
         let file = open(&as_gguf(&folder, &model_type(&folder)));
         let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-        let model = TextEncoder::load(config, &Weights::Gguf(file));
-        reference::assert_states_and_scores(&folder, &model.unwrap_or_else(|e| panic!("{folder:?}: {e}")));
+        let arithmetic = Arithmetic::Rounding(Isa::current());
+        let model = TextEncoder::load(config, &Weights::Gguf(file), arithmetic);
+        let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        reference::assert_states_and_scores(&folder, &model, arithmetic);
     }
 }
 

@@ -3,7 +3,9 @@
 
 use half::f16;
 use predict_otron_9000::kernels::activations::Norm;
-use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence};
+use predict_otron_9000::kernels::attention::{
+    Attention, DistanceBias, KvRef, Rotation, Sequence, TextAttention,
+};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::linear::{Products, Weighted, linear};
@@ -11,9 +13,9 @@ use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
-const FORMATS: [WeightFormat; 10] = [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6];
+const FORMATS: [WeightFormat; 11] = [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6];
 
 /// Activations of quantized weights are whole numbers up to this.
 const ACTIVATION_MAX: f64 = 32_639.0;
@@ -23,6 +25,11 @@ const GROUP_LEN: usize = 32;
 
 fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+/// Those that multiply with weights of a format.
+fn isas_for(format: WeightFormat) -> Vec<Isa> {
+    isas().into_iter().filter(|isa| format != Bf16Pairs || isa.has_bf16()).collect()
 }
 
 fn random_numbers(random: &mut StdRng, n: usize) -> Vec<f32> {
@@ -40,6 +47,12 @@ fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8>
                 &[]
             }
             F16 => &[0],
+            Bf16Pairs => {
+                for number in block.chunks_exact_mut(4) {
+                    number.copy_from_slice(&random.random_range(-1f32..1.0).to_le_bytes());
+                }
+                &[]
+            }
             Bf16 => {
                 let number = half::bf16::from_f32(random.random_range(-1.0..1.0));
                 block.copy_from_slice(&number.to_le_bytes());
@@ -63,9 +76,15 @@ fn random_matrix(random: &mut StdRng, format: WeightFormat, n_out: usize, n_in: 
     PackedMatrix::pack(format, n_out, n_in, |idx| &rows[idx]).unwrap()
 }
 
+fn to_bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
 /// The product of a row of weights with one of activations, and how far from it a kernel may be.
 fn definition(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, f64) {
-    let products = || weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+    let rounds = format == Bf16Pairs;
+    let x: Vec<f32> = x.iter().map(|&x| if rounds { to_bf16(x) } else { x }).collect();
+    let products = || weights.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
     let mut bound = 2e-5 * products().map(f64::abs).sum::<f64>() + 1e-9;
     if format.is_quantized() {
         for (weights, x) in weights.chunks(GROUP_LEN).zip(x.chunks(GROUP_LEN)) {
@@ -92,7 +111,7 @@ fn products_equal_their_definition() {
             }
             for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 24, 64] {
                 let x = random_numbers(random, n_rows * n_in);
-                for isa in isas() {
+                for isa in isas_for(format) {
                     let products = [Weighted { matrix: &matrix, bias: None }];
                     let found = linear(isa, &x, n_in, None, &Products::SideBySide(&products), None);
                     assert_eq!(found.len(), n_rows * n_out);
@@ -122,7 +141,7 @@ fn a_row_has_the_same_products_in_every_batch() {
         let x = random_numbers(random, 64 * n_in);
         let weight = random_numbers(random, n_in);
         let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
-        for isa in isas() {
+        for isa in isas_for(format) {
             let products = |x: &[f32]| linear(isa, x, n_in, norm(), &Products::SideBySide(&weighted), None);
             let alone: Vec<f32> = x.chunks_exact(n_in).flat_map(products).collect();
             for n_rows in [2, 3, 6, 8, 11, 25, 64] {
@@ -139,7 +158,9 @@ fn what_is_not_a_number_stays_in_its_row() {
     for format in FORMATS {
         let (n_in, n_out) = (256, 20);
         let matrix = random_matrix(random, format, n_out, n_in);
-        for (isa, wrong) in isas().into_iter().flat_map(|isa| [f32::NAN, f32::INFINITY].map(|x| (isa, x))) {
+        for (isa, wrong) in
+            isas_for(format).into_iter().flat_map(|isa| [f32::NAN, f32::INFINITY].map(|x| (isa, x)))
+        {
             let mut x = random_numbers(random, 3 * n_in);
             x[n_in + 77] = wrong;
             let products = [Weighted { matrix: &matrix, bias: None }];
@@ -281,6 +302,114 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
                         );
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Attention of one head of one text by its definition, `[n_tokens, head_dim]`.
+fn text_definition(
+    attention: &TextAttention,
+    row: &dyn Fn(usize, usize) -> Vec<f32>,
+    n: usize,
+    head: usize,
+) -> Vec<f64> {
+    let product =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+    (0..n)
+        .flat_map(|query| {
+            let sees = |key: &usize| attention.reach.is_none_or(|reach| key.abs_diff(query) <= reach);
+            let keys: Vec<usize> = (0..n).filter(sees).collect();
+            let score = |&key: &usize| {
+                let bias = attention.bias.map_or(0.0, |bias| {
+                    let of_head = &bias.numbers[head * (2 * bias.max_distance + 1)..];
+                    f64::from(of_head[bias.max_distance + key - query])
+                });
+                product(&row(query, 0), &row(key, 1)) * f64::from(attention.scale) + bias
+            };
+            let scores: Vec<f64> = keys.iter().map(score).collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            let values: Vec<Vec<f32>> = keys.iter().map(|&key| row(key, 2)).collect();
+            (0..attention.head_dim)
+                .map(|i| weights.iter().zip(&values).map(|(w, v)| w * f64::from(v[i])).sum::<f64>() / sum)
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn attention_within_texts_equals_its_definition() {
+    let random = &mut StdRng::seed_from_u64(9);
+    for (n_heads, head_dim, reach, turns, has_bias) in [
+        (3, 32, None, false, false),
+        (2, 64, Some(5), true, false),
+        (1, 20, None, true, true),
+        (4, 8, Some(70), false, true),
+        (2, 96, None, false, false),
+    ] {
+        let lengths = [1, 15, 16, 40, 130, 33, 7];
+        let (n_tokens, hidden) = (lengths.iter().sum::<usize>(), n_heads * head_dim);
+        let qkv = random_numbers(random, n_tokens * 3 * hidden);
+        let n_pairs = head_dim / 2 - 1;
+        let angles = random_numbers(random, n_tokens * n_pairs);
+        let [cos, sin] = [f32::cos, f32::sin].map(|f| angles.iter().map(|&x| f(x)).collect::<Vec<f32>>());
+        let max_distance = 140;
+        let biases = random_numbers(random, n_heads * (2 * max_distance + 1));
+        let attention = TextAttention {
+            n_heads,
+            head_dim,
+            scale: 0.3,
+            reach,
+            rotation: turns.then_some(Rotation { cos: &cos, sin: &sin, n_pairs }),
+            bias: has_bias.then_some(DistanceBias { numbers: &biases, max_distance }),
+            in_bf16: false,
+        };
+        let mut expected = vec![0.0; n_tokens * hidden];
+        let mut first_row = 0;
+        for n in lengths {
+            for head in 0..n_heads {
+                let row = |token: usize, third: usize| {
+                    let place = ((first_row + token) * 3 + third) * hidden + head * head_dim;
+                    let mut row = qkv[place..place + head_dim].to_vec();
+                    if turns && third < 2 {
+                        for i in 0..n_pairs {
+                            let at = (first_row + token) * n_pairs + i;
+                            let (a, b) = (row[i], row[n_pairs + i]);
+                            row[i] = a * cos[at] - b * sin[at];
+                            row[n_pairs + i] = b * cos[at] + a * sin[at];
+                        }
+                    }
+                    row
+                };
+                for (idx, y) in text_definition(&attention, &row, n, head).into_iter().enumerate() {
+                    let (token, i) = (idx / head_dim, idx % head_dim);
+                    expected[(first_row + token) * hidden + head * head_dim + i] = y;
+                }
+            }
+            first_row += n;
+        }
+        for (isa, in_bf16) in isas().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+            if in_bf16 && !isa.has_bf16() {
+                continue;
+            }
+            let attention = TextAttention { in_bf16, ..attention };
+            let found = attention.forward(isa, &qkv, &lengths);
+            // Scores are sums of up to 96 products of numbers up to two.
+            let bound = if in_bf16 { 0.1 } else { 2e-5 };
+            for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let difference = (f64::from(*found) - expected).abs();
+                assert!(difference <= bound, "{isa} {in_bf16} {head_dim}, {idx}: {found} is not {expected}");
+            }
+            let mut first_row = 0;
+            for n in lengths {
+                let rows = first_row * hidden..(first_row + n) * hidden;
+                if !turns {
+                    let alone = attention.forward(isa, &qkv[3 * rows.start..3 * rows.end], &[n]);
+                    assert!(alone == found[rows], "{isa}: a text's states depend on the others");
+                }
+                first_row += n;
             }
         }
     }

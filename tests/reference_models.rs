@@ -206,10 +206,12 @@ fn likeliest(logits: &[f32], but: &[u32]) -> u32 {
 #[test]
 fn encoder_reference_states_and_scores_alone_and_in_a_batch() {
     for folder in reference::encoders() {
-        let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
-        let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-        let model =
-            TextEncoder::load(config, &weights(&folder)).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-        reference::assert_states_and_scores(&folder, &model);
+        for arithmetic in reference::encoder_arithmetics() {
+            let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
+            let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            let model = TextEncoder::load(config, &weights(&folder), arithmetic);
+            let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            reference::assert_states_and_scores(&folder, &model, arithmetic);
+        }
     }
 }

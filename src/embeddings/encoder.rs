@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 use super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
 use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::models::{Encoder, EncoderInput};
+use crate::models::{Arithmetic, Encoder, EncoderInput};
 use crate::registry::{Format, Pooling};
 use crate::tokenizer::Tokenizer;
 
@@ -143,7 +144,7 @@ impl EncoderBackend {
         }
         let pooling = Pooling::agreed(source.pooling(), own).map_err(|e| e.context(source.id()))?;
         let family = config.family.name;
-        let encoder = Box::new(TextEncoder::load(config, &weights)?);
+        let encoder = Box::new(TextEncoder::load(config, &weights, Arithmetic::Rounding(Isa::current()))?);
         Ok((Self { family, encoder, pooling }, tokenizer))
     }
 }

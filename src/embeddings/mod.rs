@@ -25,7 +25,7 @@ use crate::tokenizer::Tokenizer;
 /// Tokens computed in one forward pass; bounds the memory that a large request takes, and the time
 /// that a new one waits for its turn. Larger batches are slower, too: OPTIMIZATIONS.md has the
 /// numbers of 2026-11-23.
-const BATCH_TOKENS: usize = 2048;
+const BATCH_TOKENS: usize = 512;
 
 /// An embedding model with its tokenizer.
 pub struct TextEmbedding {

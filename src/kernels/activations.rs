@@ -17,6 +17,20 @@ pub enum Norm<'a> {
     Layer { weight: &'a [f32], bias: &'a [f32], eps: f32 },
 }
 
+impl Norm<'_> {
+    /// Checks that it is for rows of `n` numbers, which the kernels rely on.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub(super) fn check(&self, n: usize) {
+        let (weight, bias) = match self {
+            Norm::Rms { weight, .. } => (weight, None),
+            Norm::Layer { weight, bias, .. } => (weight, Some(bias)),
+        };
+        assert!([Some(weight), bias].into_iter().flatten().all(|part| part.len() == n));
+    }
+}
+
 /// Rows to multiply with matrices, as float32, as whole numbers, or both.
 #[derive(Debug)]
 pub struct Activations {
@@ -110,12 +124,9 @@ impl ActivationsMut<'_> {
     /// # Panics
     /// When there is no such tile, or the norm is of another length.
     pub unsafe fn fill(&self, isa: Isa, idx: usize, x: &[f32], norm: Option<&Norm>) {
-        let (weight, bias) = match norm {
-            None => (None, None),
-            Some(Norm::Rms { weight, .. }) => (Some(*weight), None),
-            Some(Norm::Layer { weight, bias, .. }) => (Some(*weight), Some(*bias)),
-        };
-        assert!([weight, bias].into_iter().flatten().all(|part| part.len() == self.n_in));
+        if let Some(norm) = norm {
+            norm.check(self.n_in);
+        }
         let tile_len = self.tile_rows * self.n_in;
         let (n_floats, n_groups) = (tile_len, tile_len / GROUP_LEN);
         // SAFETY: the caller's promise.

@@ -57,6 +57,17 @@ impl Isa {
         }
     }
 
+    /// Whether numbers in bfloat16 are multiplied faster than float32, each product and sum being as exact.
+    pub fn has_bf16(self) -> bool {
+        match self {
+            Self::Scalar | Self::Avx2 => false,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Amx => is_x86_feature_detected!("avx512bf16"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Amx => false,
+        }
+    }
+
     /// What the kernels of this process use: the first choice made, else the fastest.
     pub fn current() -> Self {
         *CHOSEN.get_or_init(Self::detect)

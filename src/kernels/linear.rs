@@ -4,13 +4,14 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Activations, Norm};
+use super::activations::{Activations, Norm, load_part};
 use super::isa::Isa;
 use super::pool;
 use super::shared_rows::SharedMut;
-use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
-use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix};
-use super::wide;
+use super::simd::{Kernel, LANES, Simd, dispatch, exp_each, tanh};
+use super::units;
+use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix, WeightFormat};
+use super::wide::{self, Panel, Then};
 
 /// A matrix and what is added to its products.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +37,8 @@ pub enum Gate {
 pub enum Products<'a> {
     /// Those of several matrices, side by side.
     SideBySide(&'a [Weighted<'a>]),
+    /// Those of one matrix, through a function.
+    Through(Weighted<'a>, Gate),
     /// `gate(x) * up(x)`
     Gated { gate: Weighted<'a>, up: Weighted<'a>, function: Gate },
     /// Those of one matrix, to be added to something.
@@ -55,7 +58,7 @@ impl Products<'_> {
         let (first, second, several) = match self {
             Self::SideBySide(several) => (None, None, *several),
             Self::Gated { gate, up, .. } => (Some(gate), Some(up), &[][..]),
-            Self::Added(weighted) => (Some(weighted), None, &[][..]),
+            Self::Through(weighted, _) | Self::Added(weighted) => (Some(weighted), None, &[][..]),
         };
         several.iter().chain(first).chain(second)
     }
@@ -65,50 +68,68 @@ impl Products<'_> {
         match self {
             Self::SideBySide(several) => several.iter().map(|weighted| weighted.matrix.n_out()).sum(),
             Self::Gated { gate, .. } => gate.matrix.n_out(),
-            Self::Added(weighted) => weighted.matrix.n_out(),
+            Self::Through(weighted, _) | Self::Added(weighted) => weighted.matrix.n_out(),
         }
     }
 
-    fn n_panels(&self) -> usize {
-        match self {
-            Self::SideBySide(several) => several.iter().map(|weighted| weighted.matrix.n_panels()).sum(),
-            Self::Gated { gate, .. } => gate.matrix.n_panels(),
-            Self::Added(weighted) => weighted.matrix.n_panels(),
-        }
-    }
-
-    /// Pairs of panels: neighbours, or those of gate and up.
-    fn n_pairs(&self) -> usize {
+    /// Groups of `at_once` panels: neighbours of a matrix, whose last may be fewer; or those of gate and up.
+    fn n_groups(&self, at_once: usize) -> usize {
         match self {
             Self::Gated { gate, .. } => gate.matrix.n_panels(),
-            _ => self.matrices().map(|weighted| weighted.matrix.n_panels().div_ceil(2)).sum(),
+            _ => self.matrices().map(|weighted| weighted.matrix.n_panels().div_ceil(at_once)).sum(),
         }
     }
 
-    /// A pair's first column of the result, and its panels; a matrix's last may be alone.
-    fn pair(&self, mut idx: usize) -> (usize, (&Weighted<'_>, usize), Option<(&Weighted<'_>, usize)>) {
+    /// A group's first column of the result, and its one or two panels.
+    fn group(&self, mut idx: usize, at_once: usize) -> (usize, PanelOf<'_>, Option<PanelOf<'_>>) {
         if let Self::Gated { gate, up, .. } = self {
-            return (idx * PANEL_ROWS, (gate, idx), Some((up, idx)));
+            let of = |weighted| PanelOf { weighted, panel: idx };
+            return (idx * PANEL_ROWS, of(gate), Some(of(up)));
         }
         let mut column = 0;
         for weighted in self.matrices() {
             let n_panels = weighted.matrix.n_panels();
-            let panel = 2 * idx;
+            let panel = at_once * idx;
             if panel < n_panels {
-                let second = (panel + 1 < n_panels).then_some((weighted, panel + 1));
-                return (column + panel * PANEL_ROWS, (weighted, panel), second);
+                let second = (at_once > 1 && panel + 1 < n_panels).then_some(panel + 1);
+                let of = |panel| PanelOf { weighted, panel };
+                return (column + panel * PANEL_ROWS, of(panel), second.map(of));
             }
-            idx -= n_panels.div_ceil(2);
+            idx -= n_panels.div_ceil(at_once);
             column += weighted.matrix.n_out();
         }
-        unreachable!("a pair beyond the last matrix")
+        unreachable!("a group beyond the last matrix")
     }
 
-    /// Whether many rows may meet two panels at a time.
-    fn suit_many_rows(&self) -> bool {
+    /// Whether many rows may meet two panels at a time as whole numbers.
+    fn suit_whole_numbers(&self) -> bool {
         let same = |gate: &Weighted, up: &Weighted| gate.matrix.format() == up.matrix.format();
         self.matrices().all(|weighted| weighted.matrix.format().is_quantized())
             && !matches!(self, Self::Gated { gate, up, .. } if !same(gate, up))
+    }
+
+    /// Whether so many rows are multiplied in units, and then, whether these are of bfloat16.
+    fn units(&self, n_rows: usize) -> Option<bool> {
+        let all_are = |format| self.matrices().all(|weighted| weighted.matrix.format() == format);
+        let in_float32 = n_rows > MAX_TILE_ROWS && all_are(WeightFormat::F32);
+        if all_are(WeightFormat::Bf16Pairs) { Some(true) } else { in_float32.then_some(false) }
+    }
+
+    /// Gives the number of rows of `x`.
+    ///
+    /// # Panics
+    /// When a length does not fit the others.
+    fn check(&self, x: &[f32], n_in: usize) -> usize {
+        assert!(x.len().is_multiple_of(n_in), "{} numbers are no rows of {n_in}", x.len());
+        let fits = |weighted: &Weighted| {
+            weighted.matrix.n_in() == n_in
+                && weighted.bias.is_none_or(|bias| bias.len() == weighted.matrix.n_out())
+        };
+        assert!(self.matrices().all(fits));
+        if let Self::Gated { gate, up, .. } = self {
+            assert_eq!(gate.matrix.n_out(), up.matrix.n_out());
+        }
+        x.len() / n_in
     }
 }
 
@@ -125,107 +146,129 @@ pub fn linear(
     products: &Products,
     residual: Option<&[f32]>,
 ) -> Vec<f32> {
-    let n_rows = x.len() / n_in;
+    let n_rows = products.check(x, n_in);
     let n_out = products.n_out();
-    assert!(x.len() == n_rows * n_in, "{} numbers are no rows of {n_in}", x.len());
-    assert!(
-        products.matrices().all(|weighted| weighted.bias.is_none_or(|b| b.len() == weighted.matrix.n_out()))
-    );
-    if let Products::Gated { gate, up, .. } = products {
-        assert_eq!(gate.matrix.n_out(), up.matrix.n_out());
-    }
     assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
-    let mut y = Vec::with_capacity(n_rows * n_out);
-    let result =
-        Product { n_out, numbers: SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_out]), residual };
-    if wide::pays(isa, n_rows) && products.suit_many_rows() {
-        many_rows(isa, x, n_in, norm.as_ref(), products, &result);
-    } else {
-        few_rows(isa, x, n_in, norm.as_ref(), products, &result);
-    }
+    let norm = norm.as_ref();
+    written(n_rows * n_out, |numbers| {
+        let result = Product { n_out, stride: n_out, in_bf16: false, numbers, residual };
+        if let Some(in_bf16) = products.units(n_rows) {
+            let rows = units::Rows::new(isa, in_bf16, x, n_in, norm);
+            many_rows(isa, &rows, 0..rows.n_blocks(), products, &result);
+            rows.put_back();
+        } else if wide::pays(isa, n_rows) && products.suit_whole_numbers() {
+            let rows = wide::Rows::new(isa, x, n_in, norm);
+            many_rows(isa, &rows, 0..rows.n_blocks(), products, &result);
+            rows.put_back();
+        } else {
+            few_rows(isa, x, n_in, norm, products, &result);
+        }
+    })
+}
+
+/// The rows of `x`, passed through `norm` and two layers of products and added to themselves: `x +
+/// down(inner(norm(x)))`.
+///
+/// # Panics
+/// When a length does not fit the others.
+pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weighted) -> Vec<f32> {
+    let (n_in, n_inner) = (down.matrix.n_out(), inner.n_out());
+    let outer = Products::Added(down);
+    let n_rows = inner.check(x, n_in);
+    assert_eq!(down.matrix.n_in(), n_inner);
+    let Some(in_bf16) = inner.units(n_rows).filter(|_| inner.units(n_rows) == outer.units(n_rows)) else {
+        let y = linear(isa, x, n_in, norm, inner, None);
+        return linear(isa, &y, n_inner, None, &outer, Some(x));
+    };
+    let rows = units::Rows::new(isa, in_bf16, x, n_in, norm.as_ref());
+    let mut inner_rows = units::Rows::zeros(in_bf16, n_rows, n_inner);
+    let y = written(n_rows * n_in, |numbers| {
+        // A block's inner rows stay in the cache until they have been used.
+        for start in (0..rows.n_blocks()).step_by(units::BLOCKS_AT_ONCE) {
+            let blocks = start..rows.n_blocks().min(start + units::BLOCKS_AT_ONCE);
+            let (stride, units) = inner_rows.units_mut();
+            let result = Product { n_out: n_inner, stride, in_bf16, numbers: units, residual: None };
+            many_rows(isa, &rows, blocks.clone(), inner, &result);
+            let result = Product { n_out: n_in, stride: n_in, in_bf16: false, numbers, residual: Some(x) };
+            many_rows(isa, &inner_rows, blocks, &outer, &result);
+        }
+    });
+    inner_rows.put_back();
+    rows.put_back();
+    y
+}
+
+/// `n` numbers that `write` writes, all of them.
+fn written(n: usize, write: impl FnOnce(SharedMut<MaybeUninit<f32>>)) -> Vec<f32> {
+    let mut y = Vec::with_capacity(n);
+    write(SharedMut::new(&mut y.spare_capacity_mut()[..n]));
     // SAFETY: every panel has been multiplied with every row, and all their numbers were written.
-    unsafe { y.set_len(n_rows * n_out) };
+    unsafe { y.set_len(n) };
     y
 }
 
 /// Where the products go.
 struct Product<'a> {
     n_out: usize,
+    /// From a row to the next.
+    stride: usize,
+    /// Whether they become units of two bfloat16 instead of float32.
+    in_bf16: bool,
     numbers: SharedMut<'a, MaybeUninit<f32>>,
     residual: Option<&'a [f32]>,
 }
 
-impl Product<'_> {
-    /// Writes a panel's part of some rows, from `column` on.
-    ///
-    /// # Safety
-    /// Nobody else writes it.
-    unsafe fn write(&self, rows: Range<usize>, column: usize, width: usize, tile: &[[f32; LANES]]) {
-        for (row, tile) in rows.zip(tile) {
-            let start = row * self.n_out + column;
-            // SAFETY: the caller's promise.
-            let y = unsafe { self.numbers.slice(start, width) };
-            let residual = self.residual.map(|residual| &residual[start..start + width]);
-            // A whole panel's width is known beforehand, which is much faster.
-            match (<&mut [_; LANES]>::try_from(&mut *y), residual) {
-                (Ok(y), None) => *y = tile.map(MaybeUninit::new),
-                (Ok(y), Some(residual)) => {
-                    for i in 0..LANES {
-                        y[i].write(tile[i] + residual[i]);
-                    }
-                }
-                (Err(_), None) => {
-                    y.write_copy_of_slice(&tile[..width]);
-                }
-                (Err(_), Some(residual)) => {
-                    for ((y, product), residual) in y.iter_mut().zip(tile).zip(residual) {
-                        y.write(product + residual);
-                    }
-                }
+/// Rows of activations that meet two panels at a time.
+trait ManyRows: Sync {
+    /// Blocks that meet a panel before the next does.
+    const BLOCKS_AT_ONCE: usize;
+
+    /// See [`wide::Rows::products`].
+    fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then);
+}
+
+macro_rules! many_rows {
+    ($($rows:ty, $blocks_at_once:expr;)*) => {$(
+        impl ManyRows for $rows {
+            const BLOCKS_AT_ONCE: usize = $blocks_at_once;
+
+            fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then) {
+                self.products(isa, block, panels, then);
             }
         }
-    }
+    )*};
+}
+
+many_rows! {
+    wide::Rows, 1;
+    units::Rows, units::BLOCKS_AT_ONCE;
 }
 
 /// Multiplies two panels at a time with all rows.
-fn many_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
-    let rows = wide::Rows::new(isa, x, n_in, norm);
-    let (n_blocks, n_pairs) = (rows.n_blocks(), products.n_pairs());
+fn many_rows<R: ManyRows>(isa: Isa, rows: &R, blocks: Range<usize>, products: &Products, result: &Product) {
+    let n_pairs = products.n_groups(2);
+    let together = R::BLOCKS_AT_ONCE.min(blocks.len());
+    let n_pieces = blocks.len().next_multiple_of(together) * n_pairs;
     pool::run(|team| {
-        let at_once = n_pairs.div_ceil(PIECES_PER_THREAD * team.n_threads());
-        for piece in team.share(n_blocks * n_pairs, at_once).flatten() {
-            let (block, pair) = (piece / n_pairs, piece % n_pairs);
-            let (column, (first, panel), second) = products.pair(pair);
-            let mut panels = [(first.matrix, panel); 2];
-            let mut n_panels = 1;
-            if let Some((second, panel)) = second {
-                panels[1] = (second.matrix, panel);
-                n_panels = 2;
+        let at_once = (n_pairs / (PIECES_PER_THREAD * team.n_threads())).max(1);
+        for piece in team.share(n_pieces, at_once).flatten() {
+            let (of_pair, pair) = (piece % together, piece / together % n_pairs);
+            let block = blocks.start + piece / (n_pairs * together) * together + of_pair;
+            if block >= blocks.end {
+                continue;
             }
-            rows.products(isa, block, &panels[..n_panels], |rows, [tile, other]| {
-                first.add_bias(panel, tile);
-                if let Some((second, panel)) = second {
-                    second.add_bias(panel, other);
-                }
-                if let Products::Gated { function, .. } = *products {
-                    // SAFETY: the instructions are there.
-                    unsafe { dispatch(isa, GateTile { function, tile, factors: other }) };
-                } else if let Some((second, panel)) = second {
-                    // SAFETY: each pair of panels of each block is claimed once.
-                    unsafe { result.write(rows.clone(), column + PANEL_ROWS, second.width(panel), other) };
-                }
-                // SAFETY: as above.
-                unsafe { result.write(rows, column, first.width(panel), tile) };
-            });
+            let (column, first, second) = products.group(pair, 2);
+            let both = [first.key(), second.unwrap_or(first).key()];
+            let then = Finish { products, result, column, first, second };
+            rows.products(isa, block, &both[..1 + usize::from(second.is_some())], &then);
         }
     });
-    rows.put_back();
 }
 
 /// Multiplies the weights as they are read.
 fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
     let n_rows = x.len() / n_in;
-    let n_panels = products.n_panels();
+    let n_panels = products.n_groups(1);
     let wants = |quantized: bool| {
         products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
     };
@@ -248,115 +291,238 @@ fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Pr
         let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
         for piece in team.share(n_pieces, at_once).flatten() {
             let (block, panel) = (piece / n_panels, piece % n_panels);
+            let (column, first, second) = products.group(panel, 1);
             let end = n_rows.min((block + 1) * block_rows);
             for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {
                 let rows = start..end.min(start + MAX_TILE_ROWS);
-                let mut tile = [[0.0; LANES]; MAX_TILE_ROWS];
-                let tile = &mut tile[..rows.len()];
                 // Whoever comes after finds the panel in the cache.
                 let fetches = start == block * block_rows;
-                let (column, width) = products.tile(isa, panel, &activations, rows.clone(), tile, fetches);
-                // SAFETY: each panel of each block is claimed once.
-                unsafe { result.write(rows, column, width, tile) };
+                let mut tiles = [[[0.0; LANES]; MAX_TILE_ROWS]; 2];
+                let [tile, other] = tiles.each_mut().map(|tile| &mut tile[..rows.len()]);
+                first.products(isa, &activations, rows.clone(), tile, fetches);
+                if let Some(second) = second {
+                    second.products(isa, &activations, rows.clone(), other, fetches);
+                }
+                let finish = Finish { products, result, column, first, second };
+                // SAFETY: the instructions are there; each panel of each block is claimed once.
+                unsafe { dispatch(isa, Take { then: &finish, rows, products: [tile, other] }) };
             }
         }
     });
     activations.put_back();
 }
 
-impl Products<'_> {
-    /// Computes a panel's part of some rows; gives its first column of the result and its width.
-    fn tile(
-        &self,
+/// A panel of a matrix, with what is added to its products.
+#[derive(Clone, Copy)]
+struct PanelOf<'a> {
+    weighted: &'a Weighted<'a>,
+    panel: usize,
+}
+
+impl<'a> PanelOf<'a> {
+    fn key(self) -> Panel<'a> {
+        (self.weighted.matrix, self.panel)
+    }
+
+    /// Its products with some rows.
+    fn products(
+        self,
         isa: Isa,
-        panel: usize,
         x: &Activations,
         rows: Range<usize>,
         tile: &mut [[f32; LANES]],
         fetches: bool,
-    ) -> (usize, usize) {
-        match self {
-            Self::SideBySide(several) => {
-                let (mut panel, mut column) = (panel, 0);
-                for weighted in *several {
-                    if panel < weighted.matrix.n_panels() {
-                        let (start, width) = weighted.tile(isa, panel, x, rows, tile, fetches);
-                        return (column + start, width);
-                    }
-                    panel -= weighted.matrix.n_panels();
-                    column += weighted.matrix.n_out();
-                }
-                unreachable!("a panel beyond the last matrix")
-            }
-            Self::Gated { gate, up, function } => {
-                let place = gate.tile(isa, panel, x, rows.clone(), tile, fetches);
-                let mut factors = [[0.0; LANES]; MAX_TILE_ROWS];
-                let factors = &mut factors[..tile.len()];
-                up.tile(isa, panel, x, rows, factors, fetches);
-                // SAFETY: the instructions are there.
-                unsafe { dispatch(isa, GateTile { function: *function, tile, factors }) };
-                place
-            }
-            Self::Added(weighted) => weighted.tile(isa, panel, x, rows, tile, fetches),
-        }
+    ) {
+        self.weighted.matrix.panel_products(isa, self.panel, x, rows, tile, fetches);
+    }
+
+    /// Rows of the matrix that it has.
+    fn width(self) -> usize {
+        PANEL_ROWS.min(self.weighted.matrix.n_out() - self.panel * PANEL_ROWS)
+    }
+
+    fn bias(self) -> Option<&'a [f32]> {
+        self.weighted.bias.map(|bias| &bias[self.panel * PANEL_ROWS..][..self.width()])
     }
 }
 
-impl Weighted<'_> {
-    fn tile(
-        &self,
-        isa: Isa,
-        panel: usize,
-        x: &Activations,
-        rows: Range<usize>,
-        tile: &mut [[f32; LANES]],
-        fetches: bool,
-    ) -> (usize, usize) {
-        self.matrix.panel_products(isa, panel, x, rows, tile, fetches);
-        self.add_bias(panel, tile);
-        (panel * PANEL_ROWS, self.width(panel))
-    }
+/// Products of some rows with a panel.
+type PanelProducts<'a> = (PanelOf<'a>, &'a [[f32; LANES]]);
 
-    /// Rows that a panel has.
-    fn width(&self, panel: usize) -> usize {
-        PANEL_ROWS.min(self.matrix.n_out() - panel * PANEL_ROWS)
-    }
-
-    fn add_bias(&self, panel: usize, tile: &mut [[f32; LANES]]) {
-        if let Some(bias) = self.bias {
-            let bias = &bias[panel * PANEL_ROWS..][..self.width(panel)];
-            for row in tile {
-                for (product, bias) in row.iter_mut().zip(bias) {
-                    *product += bias;
-                }
-            }
-        }
-    }
+/// Makes results of products with one or two panels and writes them.
+struct Finish<'a> {
+    products: &'a Products<'a>,
+    result: &'a Product<'a>,
+    /// Where those of the first panel go.
+    column: usize,
+    first: PanelOf<'a>,
+    second: Option<PanelOf<'a>>,
 }
 
-/// `gate(tile) * factors`
-struct GateTile<'a> {
-    function: Gate,
-    tile: &'a mut [[f32; LANES]],
-    factors: &'a [[f32; LANES]],
+/// [`Then::take`] as a kernel.
+struct Take<'a, T> {
+    then: &'a T,
+    rows: Range<usize>,
+    products: [&'a [[f32; LANES]]; 2],
 }
 
-impl Kernel for GateTile<'_> {
+impl<T: Then> Kernel for Take<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for (gate, factors) in self.tile.iter_mut().zip(self.factors) {
-            // SAFETY: arrays of a vector's length.
-            unsafe {
-                let x = S::load(gate.as_ptr());
-                let passed = match self.function {
-                    Gate::Silu => silu::<S>(x),
-                    Gate::Gelu => gelu::<S>(x),
-                    Gate::GeluTanh => gelu_tanh::<S>(x),
-                    Gate::Tanh => tanh::<S>(x),
-                };
-                S::store(S::mul(passed, S::load(factors.as_ptr())), gate.as_mut_ptr());
+        // SAFETY: the caller's promise.
+        unsafe { self.then.take::<S>(self.rows, self.products) };
+    }
+}
+
+impl Then for Finish<'_> {
+    #[inline(always)]
+    unsafe fn take<S: Simd>(&self, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
+        let Self { products, column, first, second, .. } = *self;
+        // SAFETY: the caller's promise; products are vectors.
+        unsafe {
+            match (*products, second) {
+                (Products::Gated { function, .. }, Some(second)) => {
+                    let factors = Some((second, other));
+                    self.write::<S>(rows, column, (first, tile), Some(function), factors);
+                }
+                (products, second) => {
+                    let function = match products {
+                        Products::Through(_, function) => Some(function),
+                        _ => None,
+                    };
+                    self.write::<S>(rows.clone(), column, (first, tile), function, None);
+                    if let Some(second) = second {
+                        self.write::<S>(rows, column + PANEL_ROWS, (second, other), function, None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn bias_of<S: Simd>(panel: PanelOf) -> S::Floats {
+    // SAFETY: the caller's promise.
+    unsafe { panel.bias().map_or(S::splat(0.0), |bias| load_part::<S>(bias, 0)) }
+}
+
+impl Finish<'_> {
+    /// Writes a panel's products with some rows and its bias, through a function, times others.
+    ///
+    /// # Safety
+    /// As [`Then::take`].
+    #[inline(always)]
+    unsafe fn write<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        column: usize,
+        of: PanelProducts,
+        function: Option<Gate>,
+        factors: Option<PanelProducts>,
+    ) {
+        const AT_ONCE: usize = 4;
+        let mut row = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while row + AT_ONCE <= rows.len() {
+                self.write_rows::<S, AT_ONCE>(rows.start, row, column, of, function, factors);
+                row += AT_ONCE;
+            }
+            while row < rows.len() {
+                self.write_rows::<S, 1>(rows.start, row, column, of, function, factors);
+                row += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_rows<S: Simd, const N: usize>(
+        &self,
+        first_row: usize,
+        row: usize,
+        column: usize,
+        (panel, tile): PanelProducts,
+        function: Option<Gate>,
+        factors: Option<PanelProducts>,
+    ) {
+        let result = self.result;
+        let width = panel.width();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut x = [bias_of::<S>(panel); N];
+            for i in 0..N {
+                x[i] = S::add(S::load(tile[row + i].as_ptr()), x[i]);
+            }
+            if let Some(function) = function {
+                x = function.of::<S, N>(x);
+            }
+            if let Some((panel, factors)) = factors {
+                let bias = bias_of::<S>(panel);
+                for i in 0..N {
+                    x[i] = S::mul(x[i], S::add(S::load(factors[row + i].as_ptr()), bias));
+                }
+            }
+            for i in 0..N {
+                let row = first_row + row + i;
+                if let Some(residual) = result.residual {
+                    let of_row = &residual[row * result.n_out..(row + 1) * result.n_out];
+                    x[i] = S::add(x[i], load_part::<S>(of_row, column));
+                }
+                if width == LANES {
+                    let start = row * result.stride;
+                    if result.in_bf16 {
+                        let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
+                        S::store_units(x[i], y.as_mut_ptr().cast());
+                    } else {
+                        let y = result.numbers.slice(start + column, LANES);
+                        S::store(x[i], y.as_mut_ptr().cast());
+                    }
+                } else {
+                    self.write_part::<S>(x[i], row, column, width);
+                }
+            }
+        }
+    }
+
+    /// Writes a row of the last panel.
+    #[inline(always)]
+    unsafe fn write_part<S: Simd>(&self, x: S::Floats, row: usize, column: usize, width: usize) {
+        let result = self.result;
+        let start = row * result.stride;
+        let mut numbers = [0.0; LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            S::store(x, numbers.as_mut_ptr());
+            if result.in_bf16 {
+                numbers[width..].fill(0.0);
+                let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
+                S::store_units(S::load(numbers.as_ptr()), y.as_mut_ptr().cast());
+            } else {
+                result.numbers.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// Of several vectors in step, since each operation on one waits for the one before it.
+    #[inline(always)]
+    unsafe fn of<S: Simd, const N: usize>(self, x: [S::Floats; N]) -> [S::Floats; N] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Self::Silu => silu::<S, N>(x),
+                Self::Gelu => gelu::<S, N>(x),
+                Self::GeluTanh => gelu_tanh::<S, N>(x),
+                Self::Tanh => {
+                    let mut y = x;
+                    for i in 0..N {
+                        y[i] = tanh::<S>(x[i]);
+                    }
+                    y
+                }
             }
         }
     }
@@ -364,41 +530,73 @@ impl Kernel for GateTile<'_> {
 
 /// `x / (1 + e^-x)`
 #[inline(always)]
-unsafe fn silu<S: Simd>(x: S::Floats) -> S::Floats {
+unsafe fn silu<S: Simd, const N: usize>(x: [S::Floats; N]) -> [S::Floats; N] {
     // SAFETY: the processor has the instructions.
     unsafe {
-        let one = S::splat(1.0);
-        S::div(x, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+        let mut minus_x = x;
+        for i in 0..N {
+            minus_x[i] = S::sub(S::splat(0.0), x[i]);
+        }
+        over_one_plus_exp::<S, N>(x, minus_x)
     }
 }
 
 /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))`, which is `x / (1 + e^-2a)` for that `a`.
 #[inline(always)]
-unsafe fn gelu_tanh<S: Simd>(x: S::Floats) -> S::Floats {
+unsafe fn gelu_tanh<S: Simd, const N: usize>(x: [S::Floats; N]) -> [S::Floats; N] {
     // SAFETY: the processor has the instructions.
     unsafe {
-        let cubic = S::mul_add(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
-        let minus_2a = S::mul(S::mul(x, cubic), S::splat(-2.0 * 0.797_884_6));
-        S::div(x, S::add(S::splat(1.0), exp::<S>(minus_2a)))
+        let mut minus_2a = x;
+        for i in 0..N {
+            let cubic = S::mul_add(S::mul(x[i], x[i]), S::splat(0.044_715), S::splat(1.0));
+            minus_2a[i] = S::mul(S::mul(x[i], cubic), S::splat(-2.0 * 0.797_884_6));
+        }
+        over_one_plus_exp::<S, N>(x, minus_2a)
+    }
+}
+
+/// `x / (1 + e^y)`
+#[inline(always)]
+unsafe fn over_one_plus_exp<S: Simd, const N: usize>(
+    mut x: [S::Floats; N],
+    y: [S::Floats; N],
+) -> [S::Floats; N] {
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let powers = exp_each::<S, N>(y);
+        for i in 0..N {
+            x[i] = S::div(x[i], S::add(S::splat(1.0), powers[i]));
+        }
+        x
     }
 }
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`. The error function is formula 7.1.26 of Abramowitz and Stegun,
 /// "Handbook of Mathematical Functions", right to 1.5e-7.
 #[inline(always)]
-unsafe fn gelu<S: Simd>(x: S::Floats) -> S::Floats {
+unsafe fn gelu<S: Simd, const N: usize>(mut x: [S::Floats; N]) -> [S::Floats; N] {
     // SAFETY: the processor has the instructions.
     unsafe {
         let (zero, one) = (S::splat(0.0), S::splat(1.0));
-        let magnitude = S::mul(S::max(x, S::sub(zero, x)), S::splat(std::f32::consts::FRAC_1_SQRT_2));
-        let t = S::div(one, S::mul_add(magnitude, S::splat(0.327_591_1), one));
-        let mut sum = S::splat(1.061_405_4);
-        for coefficient in [-1.453_152_1, 1.421_413_7, -0.284_496_72, 0.254_829_6] {
-            sum = S::mul_add(sum, t, S::splat(coefficient));
+        let (mut magnitudes, mut t, mut minus_squares) = (x, x, x);
+        for i in 0..N {
+            magnitudes[i] = S::max(x[i], S::sub(zero, x[i]));
+            let scaled = S::mul(magnitudes[i], S::splat(std::f32::consts::FRAC_1_SQRT_2));
+            t[i] = S::div(one, S::mul_add(scaled, S::splat(0.327_591_1), one));
+            minus_squares[i] = S::mul(S::sub(zero, scaled), scaled);
         }
-        let square = S::mul(magnitude, magnitude);
-        // 1 - erf of the magnitude, halved: what is left of x, or of nothing where x is negative.
-        let rest = S::mul(S::mul(S::mul(sum, t), exp::<S>(S::sub(zero, square))), S::splat(0.5));
-        S::sub(S::max(x, zero), S::mul(S::mul(magnitude, S::splat(std::f32::consts::SQRT_2)), rest))
+        let powers = exp_each::<S, N>(minus_squares);
+        // Half of 1 - erf: what is left of x, or of nothing where x is negative.
+        let mut rest = [S::splat(0.5 * 1.061_405_4); N];
+        for coefficient in [-1.453_152_1, 1.421_413_7, -0.284_496_72, 0.254_829_6, 0.0] {
+            for i in 0..N {
+                rest[i] = S::mul_add(rest[i], t[i], S::splat(0.5 * coefficient));
+            }
+        }
+        for i in 0..N {
+            rest[i] = S::mul(rest[i], powers[i]);
+            x[i] = S::sub(S::max(x[i], zero), S::mul(magnitudes[i], rest[i]));
+        }
+        x
     }
 }

@@ -19,8 +19,10 @@ pub mod op;
 #[cfg(test)]
 mod page_edges;
 pub mod pool;
+pub mod rows;
 pub mod sampling;
 mod shared_rows;
 mod simd;
+mod units;
 pub mod weights;
 mod wide;

@@ -5,9 +5,10 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
 
 use super::activations::Norm;
-use super::attention::{Attention, Sequence};
+use super::attention::{Attention, Sequence, TextAttention};
 use super::isa::Isa;
-use super::linear::{Products, linear};
+use super::linear::{Products, Weighted, linear, mlp};
+use super::rows::normed;
 
 /// Products of `[n_rows, n_in]`; a second tensor is what they are added to.
 #[derive(Debug)]
@@ -55,6 +56,71 @@ impl CustomOp2 for LinearOp<'_> {
         residual_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.run(numbers(x, layout)?, layout.shape(), Some(numbers(residual, residual_layout)?))
+    }
+}
+
+/// Two layers of products of the norm of `[n_rows, n_in]`, added to it.
+#[derive(Debug)]
+pub struct MlpOp<'a> {
+    pub isa: Isa,
+    pub norm: Option<Norm<'a>>,
+    pub inner: Products<'a>,
+    pub down: Weighted<'a>,
+}
+
+impl CustomOp1 for MlpOp<'_> {
+    fn name(&self) -> &'static str {
+        "mlp"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, n_in) = layout.shape().dims2()?;
+        if self.down.matrix.n_out() != n_in || self.down.matrix.n_in() != self.inner.n_out() {
+            bail!("rows of {n_in} numbers, the inner and the outer matrices do not fit each other");
+        }
+        let y = mlp(self.isa, numbers(x, layout)?, self.norm, &self.inner, self.down);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
+
+/// The norm of each row of `[n_rows, n_columns]`.
+pub struct NormOp<'a> {
+    pub isa: Isa,
+    pub norm: Norm<'a>,
+}
+
+impl CustomOp1 for NormOp<'_> {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, n_columns) = layout.shape().dims2()?;
+        let y = normed(self.isa, numbers(x, layout)?, n_columns, &self.norm);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
+
+/// Attention within texts of some lengths, `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
+pub struct TextAttentionOp<'a> {
+    pub isa: Isa,
+    pub attention: TextAttention<'a>,
+    pub lengths: &'a [usize],
+}
+
+impl CustomOp1 for TextAttentionOp<'_> {
+    fn name(&self) -> &'static str {
+        "text-attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let hidden = self.attention.n_heads * self.attention.head_dim;
+        let (n_tokens, row_len) = layout.shape().dims2()?;
+        if row_len != 3 * hidden {
+            bail!("rows of {row_len} numbers are not those of three times {} heads", self.attention.n_heads);
+        }
+        let y = self.attention.forward(self.isa, numbers(qkv, layout)?, self.lengths);
+        Ok((CpuStorage::F32(y), (n_tokens, hidden).into()))
     }
 }
 

@@ -2,11 +2,11 @@
 //! page may not be touched.
 
 use super::activations::Norm;
-use super::attention::{Attention, HeadNorms, KvRef, Rotation, Sequence};
+use super::attention::{Attention, DistanceBias, HeadNorms, KvRef, Rotation, Sequence, TextAttention};
 use super::bytes::PageBytes;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, KvFormat, KvLayout};
-use super::linear::{Gate, Products, Weighted, linear};
+use super::linear::{Gate, Products, Weighted, linear, mlp};
 use super::weights::{PackedMatrix, WeightFormat};
 
 /// Numbers at the end of a page.
@@ -36,9 +36,9 @@ fn isas() -> impl Iterator<Item = Isa> {
 
 #[test]
 fn products_stay_within_weights_and_rows() {
-    use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+    use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
-    for format in [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
         let blocks: &[usize] = if format.block_len() == 1 { &[1, 33, 100] } else { &[1, 3] };
         for (n_in, n_out) in blocks.iter().flat_map(|n| [1, 17, 64].map(|out| (n * format.block_len(), out)))
         {
@@ -55,11 +55,16 @@ fn products_stay_within_weights_and_rows() {
             ];
             for n_rows in [1, 2, 7, 8, 9, 17] {
                 let (x, residual) = (Numbers::new(n_rows * n_in), Numbers::new(n_rows * n_out));
-                for (isa, norm) in isas().flat_map(|isa| norms.map(|norm| (isa, norm))) {
+                let isas = isas().filter(|isa| format != Bf16Pairs || isa.has_bf16());
+                for (isa, norm) in isas.flat_map(|isa| norms.map(|norm| (isa, norm))) {
                     linear(isa, x.get(), n_in, norm, &Products::SideBySide(&[gate, up]), None);
                     linear(isa, x.get(), n_in, norm, &Products::Added(gate), Some(residual.get()));
                     let gated = Products::Gated { gate, up, function: Gate::Silu };
                     linear(isa, x.get(), n_in, norm, &gated, None);
+                    if n_in == n_out {
+                        mlp(isa, x.get(), norm, &gated, gate);
+                        mlp(isa, x.get(), norm, &Products::Through(up, Gate::Gelu), gate);
+                    }
                 }
                 let mut found = vec![0.0; n_in];
                 first.unpack_row(n_out - 1, &mut found);
@@ -100,6 +105,31 @@ fn attention_stays_within_blocks_and_rows() {
                 let mut sequences = [Sequence { start, len, blocks }];
                 let y = attention.forward(isa, qkv.get(), &mut sequences);
                 assert!(y.iter().all(|y| y.is_finite()), "{format:?} {isa} {head_dim} {start} {len}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_within_texts_stays_within_rows() {
+    for (n_heads, head_dim, reach) in [(2, 64, None), (3, 20, Some(9)), (1, 8, None)] {
+        for n_tokens in [1, 15, 16, 17, 49, 100] {
+            let n_pairs = head_dim / 2 - 1;
+            let (angles, biases) =
+                (Numbers::new(n_tokens * n_pairs), Numbers::new(n_heads * (2 * n_tokens - 1)));
+            let qkv = Numbers::new(n_tokens * 3 * n_heads * head_dim);
+            for (isa, in_bf16) in isas().flat_map(|isa| [(isa, false), (isa, isa.has_bf16())]) {
+                let attention = TextAttention {
+                    n_heads,
+                    head_dim,
+                    scale: 0.1,
+                    reach,
+                    rotation: Some(Rotation { cos: angles.get(), sin: angles.get(), n_pairs }),
+                    bias: Some(DistanceBias { numbers: biases.get(), max_distance: n_tokens - 1 }),
+                    in_bf16,
+                };
+                let y = attention.forward(isa, qkv.get(), &[n_tokens]);
+                assert!(y.iter().all(|y| y.is_finite()), "{isa} {in_bf16} {head_dim} {n_tokens}");
             }
         }
     }

@@ -22,6 +22,15 @@ use super::weights::{CodeWidth, Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUP
 /// A matrix's panel.
 pub type Panel<'a> = (&'a PackedMatrix, usize);
 
+/// What becomes of products.
+pub trait Then: Sync {
+    /// Takes the products of some rows with one or two panels.
+    ///
+    /// # Safety
+    /// As [`Simd`], and nobody else takes those of these rows with these panels.
+    unsafe fn take<S: Simd>(&self, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
+}
+
 /// Rows that share an expanded panel at most: so many sums stay in the second-level cache.
 pub const BLOCK_ROWS: usize = 256;
 
@@ -156,13 +165,7 @@ impl Rows {
     ///
     /// # Panics
     /// When a panel is not there, of another length, or of another format than the other.
-    pub fn products(
-        &self,
-        isa: Isa,
-        block: usize,
-        panels: &[Panel],
-        mut then: impl FnMut(Range<usize>, [&mut [[f32; LANES]]; 2]),
-    ) {
+    pub fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then) {
         assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
         assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_groups * GROUP_LEN));
         assert!(panels.iter().all(|(matrix, _)| matrix.format() == panels[0].0.format()));
@@ -187,7 +190,7 @@ impl Rows {
                         tiles,
                         of_block: of_block.clone(),
                         panels: &expanded[..panels.len()],
-                        then: (groups.end == self.n_groups).then_some(&mut then),
+                        then: (groups.end == self.n_groups).then_some(then),
                         groups,
                         amx: amx.as_ref(),
                         sums: [&mut *first, &mut *second],
@@ -302,7 +305,7 @@ unsafe fn store_bytes<S: Simd>(halves: [S::Floats; 2], row: usize, tile: &mut [W
 }
 
 /// The products of some tiles with a stretch of one or two panels.
-struct Stretch<'a, F> {
+struct Stretch<'a, T> {
     rows: &'a Rows,
     tiles: Tiles,
     of_block: Range<usize>,
@@ -313,16 +316,15 @@ struct Stretch<'a, F> {
     /// Of each panel those of each row of the block.
     sums: [&'a mut [[f32; LANES]]; 2],
     /// Gets them, if this stretch is the last.
-    then: Option<&'a mut F>,
+    then: Option<&'a T>,
 }
 
-impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F> {
+impl<T: Then> Kernel for Stretch<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { rows, tiles, of_block, panels, groups, amx, sums: [mut first, mut second], mut then } =
-            self;
+        let Self { rows, tiles, of_block, panels, groups, amx, sums: [mut first, mut second], then } = self;
         for tile in of_block {
             let of_tile = tiles.rows(tile);
             let m = of_tile.len();
@@ -342,8 +344,9 @@ impl<F: FnMut(Range<usize>, [&mut [[f32; LANES]]; 2])> Kernel for Stretch<'_, F>
                     (None, _) => by_rows::<S, 1>(m, x, [&panels[0]], [&mut *sums]),
                 }
             }
-            if let Some(then) = &mut then {
-                then(of_tile, [sums, others]);
+            if let Some(then) = then {
+                // SAFETY: the caller's promise.
+                unsafe { then.take::<S>(of_tile, [sums, others]) };
             }
         }
     }

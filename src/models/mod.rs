@@ -31,6 +31,24 @@ pub enum Arithmetic {
     Reference,
     /// With the kernels for an instruction set, on weights as the checkpoint has them.
     Kernels(Isa),
+    /// The same, with weights in float32 and what meets them rounded to bfloat16 where the processor multiplies
+    /// that faster.
+    Rounding(Isa),
+}
+
+impl Arithmetic {
+    /// The instruction set of the kernels, where these are used.
+    pub fn isa(self) -> Option<Isa> {
+        match self {
+            Self::Reference => None,
+            Self::Kernels(isa) | Self::Rounding(isa) => Some(isa),
+        }
+    }
+
+    /// Whether floats are rounded to bfloat16.
+    pub fn rounds(self) -> bool {
+        matches!(self, Self::Rounding(isa) if isa.has_bf16())
+    }
 }
 
 /// A causal language model.

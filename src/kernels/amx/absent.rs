@@ -1,10 +1,13 @@
 //! What stands for AMX where there never is any: other processors and systems.
 
+use super::isa::Isa;
 use super::simd::LANES;
+use super::units::Factors;
 use super::weights::Expanded;
 use super::wide::Tile;
 
 pub const TILE_ROWS: usize = 16;
+pub const UNIT_ROWS: usize = 0;
 pub const PRODUCTS_PER_TURN: usize = 1;
 
 pub fn is_available() -> bool {
@@ -20,6 +23,10 @@ impl Configured {
     pub unsafe fn new(_n_inner: usize) -> Self {
         unreachable!("AMX is never available here")
     }
+
+    pub fn for_units(_isa: Isa, _in_bf16: bool) -> Option<Self> {
+        None
+    }
 }
 
 /// # Safety
@@ -29,6 +36,17 @@ pub unsafe fn tile<const P: usize>(
     _n_rows: usize,
     _x: Tile,
     _panels: [&Expanded; P],
+    _sums: [&mut [[f32; LANES]]; P],
+) {
+    match *configured {}
+}
+
+/// # Safety
+/// As where there is AMX.
+pub unsafe fn unit_products<const P: usize>(
+    configured: &Configured,
+    _x: Factors,
+    _panels: [*const f32; P],
     _sums: [&mut [[f32; LANES]]; P],
 ) {
     match *configured {}

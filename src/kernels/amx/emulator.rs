@@ -1,11 +1,13 @@
 //! AMX for processors that have none: a handler of the signal that its instructions raise there computes
 //! what they would. So its kernels can be tested everywhere, though not measured.
 //!
-//! Source of encodings and operations: Intel's "Software Developer's Manual", volume 2, TDPBSSD and the
-//! TILE instructions.
+//! Source of encodings and operations: Intel's "Software Developer's Manual", volume 2, TDPBSSD,
+//! TDPBF16PS and the TILE instructions.
 
 use std::cell::RefCell;
 use std::sync::Once;
+
+use half::bf16;
 
 /// A tile's rows, of which there may be fewer and shorter ones.
 type Rows = [[u8; 64]; 16];
@@ -180,6 +182,24 @@ impl Instruction {
                         };
                         let added: i32 = (0..4 * n_quads).map(product).sum();
                         *sum = i32::from_le_bytes(*sum).wrapping_add(added).to_le_bytes();
+                    }
+                }
+                state.tiles[self.reg] = sums;
+            }
+            (true, 0x5C, F3, true) => {
+                let (a, b) = (&state.tiles[self.rm], &state.tiles[self.third]);
+                let n_pairs = state.row_bytes[self.rm] / 4;
+                assert!(
+                    n_pairs == state.n_rows[self.third] && state.n_rows[self.reg] == state.n_rows[self.rm]
+                );
+                let number = |bytes: &[u8]| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+                let mut sums = state.tiles[self.reg];
+                for (sums, a) in sums.iter_mut().zip(a).take(state.n_rows[self.reg]) {
+                    for (column, sum) in sums.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                        let product =
+                            |i: usize| number(&a[2 * i..]) * number(&b[i / 2][4 * column + 2 * (i % 2)..]);
+                        let added: f32 = (0..2 * n_pairs).map(product).sum();
+                        *sum = (f32::from_le_bytes(*sum) + added).to_le_bytes();
                     }
                 }
                 state.tiles[self.reg] = sums;

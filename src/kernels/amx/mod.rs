@@ -1,8 +1,8 @@
-//! AMX: products of tiles of bytes, for many rows of activations at a time.
+//! AMX: products of tiles of bytes or of bfloat16, for many rows of activations at a time.
 //!
 //! An activation is two signed bytes here as in the planes of AVX-512, and a weight's code, less that of
 //! zero, is one. So a tile's sums are the same whole numbers that the other instruction sets come to;
-//! everything else is AVX-512's.
+//! everything else is AVX-512's. Units of two bfloat16 ([`super::units`]) are multiplied as they are.
 
 #[cfg(test)]
 mod emulator;
@@ -11,22 +11,28 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
+use super::isa::Isa;
 use super::simd::{Avx512, LANES, Simd};
+use super::units::{Factors, TILE_UNITS};
 use super::weights::{Expanded, GROUP_LEN, PANEL_ROWS};
 use super::wide::Tile;
 
 /// Rows of activations to a tile.
 pub const TILE_ROWS: usize = 16;
 
+/// Rows of units that are multiplied at once: two tiles, so that a tile of weights, once read, is used twice.
+pub const UNIT_ROWS: usize = 2 * TILE_ROWS;
+
 /// Bytes of a plane of one row's activations of a group; the low plane of a tile's rows follows the high.
 const PLANE_BYTES: usize = GROUP_LEN;
 
-/// Whether the processor has AMX for bytes, and the system lets this process use it.
+/// Whether the processor has AMX for bytes and for bfloat16, and the system lets this process use it.
 pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         /// Leaf 7: the system has switched on saving of extended states, tiles among them.
         const OSXSAVE: u32 = 1 << 27;
+        const AMX_BF16: u32 = 1 << 22;
         const AMX_TILE: u32 = 1 << 24;
         const AMX_INT8: u32 = 1 << 25;
         const TILE_STATES: u64 = 0b11 << 17;
@@ -37,7 +43,8 @@ pub fn is_available() -> bool {
         if __cpuid_count(0, 0).eax < 7 || __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
             return false;
         }
-        let has_amx = __cpuid_count(7, 0).edx & (AMX_TILE | AMX_INT8) == AMX_TILE | AMX_INT8;
+        let wanted = AMX_TILE | AMX_INT8 | AMX_BF16;
+        let has_amx = __cpuid_count(7, 0).edx & wanted == wanted;
         // SAFETY: the system has switched on the instruction.
         if !has_amx || unsafe { xgetbv() } & TILE_STATES != TILE_STATES {
             return false;
@@ -89,6 +96,12 @@ impl Configured {
         // bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack)) };
         Self { n_inner }
+    }
+
+    /// For products of units, if these are made with AMX.
+    pub fn for_units(isa: Isa, in_bf16: bool) -> Option<Self> {
+        // SAFETY: an instruction set that was chosen is available.
+        (isa == Isa::Amx && in_bf16).then(|| unsafe { Self::new(FULL_LEN) })
     }
 }
 
@@ -236,6 +249,137 @@ unsafe fn products_of_two(high: *const u8, low: *const u8, codes: [*const u8; 2]
     }
 }
 
+/// Sums of products of units, tile by tile: of the first rows with both panels, then of the others.
+#[repr(C, align(64))]
+struct UnitSums([[[[f32; PANEL_ROWS]; TILE_ROWS]; 2]; 2]);
+
+/// What [`Factors::products`] does.
+///
+/// # Safety
+/// AVX-512 and AMX are available; tiles are configured as [`Configured::for_units`] does it; whole tiles of
+/// rows and panels can be read.
+pub unsafe fn unit_products<const P: usize>(
+    _configured: &Configured,
+    x: Factors,
+    panels: [*const f32; P],
+    mut sums: [&mut [[f32; LANES]]; P],
+) {
+    assert!(sums.iter().all(|sums| sums.len() >= x.n_rows));
+    let n_steps = x.n_units.div_ceil(TILE_UNITS);
+    let stride = x.stride * size_of::<f32>();
+    let mut products = UnitSums([[[[0.0; _]; _]; _]; _]);
+    for start in (0..x.n_rows).step_by(UNIT_ROWS) {
+        let n_rows = (x.n_rows - start).min(UNIT_ROWS);
+        // SAFETY: the caller's promise. A single panel stands for both.
+        unsafe {
+            let rows = x.rows.add(start * x.stride);
+            let panels = [panels[0], panels[P - 1]];
+            if n_rows > TILE_ROWS {
+                units_two_by_two(rows, stride, panels, n_steps, &mut products);
+            } else {
+                units_one_by_two(rows, stride, panels, n_steps, &mut products.0[0]);
+            }
+        }
+        for (p, sums) in sums.iter_mut().enumerate() {
+            for (row, sums) in sums[start..start + n_rows].iter_mut().enumerate() {
+                *sums = products.0[row / TILE_ROWS][p][row % TILE_ROWS];
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`unit_products`].
+#[inline(always)]
+unsafe fn units_two_by_two(
+    rows: *const f32,
+    stride: usize,
+    panels: [*const f32; 2],
+    n_steps: usize,
+    sums: &mut UnitSums,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm6, [{first} + {line}*1]",
+            "tileloadd tmm4, [{rows} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{second} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{others} + {stride}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {rows}, 64",
+            "add {others}, 64",
+            "add {first}, 1024",
+            "add {second}, 1024",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            "tilestored [{sums} + {line}*1 + 2048], tmm2",
+            "tilestored [{sums} + {line}*1 + 3072], tmm3",
+            rows = inout(reg) rows => _,
+            others = inout(reg) rows.cast::<u8>().add(TILE_ROWS * stride) => _,
+            first = inout(reg) panels[0] => _,
+            second = inout(reg) panels[1] => _,
+            n = inout(reg) n_steps => _,
+            stride = in(reg) stride,
+            line = in(reg) 4 * PANEL_ROWS,
+            sums = in(reg) &raw mut *sums,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// # Safety
+/// As [`unit_products`].
+#[inline(always)]
+unsafe fn units_one_by_two(
+    rows: *const f32,
+    stride: usize,
+    panels: [*const f32; 2],
+    n_steps: usize,
+    sums: &mut [[[f32; PANEL_ROWS]; TILE_ROWS]; 2],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{rows} + {stride}*1]",
+            "tileloadd tmm6, [{first} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{second} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {rows}, 64",
+            "add {first}, 1024",
+            "add {second}, 1024",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            rows = inout(reg) rows => _,
+            first = inout(reg) panels[0] => _,
+            second = inout(reg) panels[1] => _,
+            n = inout(reg) n_steps => _,
+            stride = in(reg) stride,
+            line = in(reg) 4 * PANEL_ROWS,
+            sums = in(reg) sums.as_mut_ptr(),
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
 /// Multiplications of activations of two bytes that a turn of [`multiply`] takes the time of: as many as
 /// there would be in bfloat16.
 pub const PRODUCTS_PER_TURN: usize = 4 * TILE_ROWS * PANEL_ROWS * FULL_LEN / 2;
@@ -267,7 +411,7 @@ pub unsafe fn multiply(n_turns: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::isa::Isa;
+    use super::super::attention::TextAttention;
     use super::super::linear::{Gate, Products, Weighted, linear};
     use super::super::weights::{PackedMatrix, WeightFormat};
     use super::*;
@@ -314,6 +458,54 @@ mod tests {
                     assert!(of(Isa::Amx) == of(Isa::Avx512), "{format:?} {n_rows} x {n_in} x {n_out}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn products_of_units_are_those_of_avx512() {
+        if !Isa::Avx512.has_bf16() {
+            return;
+        }
+        if !is_available() {
+            emulator::install();
+        }
+        let numbers = |n: usize, seed: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 999.5 - 1.0).collect()
+        };
+        let assert_close = |found: &[f32], expected: &[f32], what: &str| {
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(
+                    (found - expected).abs() <= 1e-4 * expected.abs().max(1.0),
+                    "{what}: {found} {expected}"
+                );
+            }
+        };
+        for (n_rows, n_out, n_in) in [(1, 16, 32), (16, 40, 64), (17, 70, 96), (33, 32, 160), (70, 50, 32)] {
+            let rows: Vec<u8> = numbers(n_out * n_in, 1).into_iter().flat_map(f32::to_le_bytes).collect();
+            let row = |idx: usize| &rows[4 * idx * n_in..4 * (idx + 1) * n_in];
+            let matrix = PackedMatrix::pack(WeightFormat::Bf16Pairs, n_out, n_in, row).unwrap();
+            let weighted = [Weighted { matrix: &matrix, bias: None }];
+            let x = numbers(n_rows * n_in, 3);
+            let of = |isa| linear(isa, &x, n_in, None, &Products::SideBySide(&weighted), None);
+            assert_close(&of(Isa::Amx), &of(Isa::Avx512), &format!("{n_rows} x {n_in} x {n_out}"));
+        }
+        for (head_dim, reach) in [(32, None), (20, Some(9)), (64, Some(40))] {
+            let lengths = [1, 16, 33, 70];
+            let attention = TextAttention {
+                n_heads: 2,
+                head_dim,
+                scale: 0.3,
+                reach,
+                rotation: None,
+                bias: None,
+                in_bf16: true,
+            };
+            let qkv = numbers(120 * 3 * 2 * head_dim, 5);
+            let of = |isa| attention.forward(isa, &qkv, &lengths);
+            // Weights may round to another neighbour.
+            let (found, expected) = (of(Isa::Amx), of(Isa::Avx512));
+            let difference = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference <= 5e-3, "heads of {head_dim}: {difference}");
         }
     }
 }

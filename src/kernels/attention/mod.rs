@@ -7,11 +7,14 @@
 //! tokens are cut into ranges of keys that several threads sum apart.
 
 mod float;
+mod texts;
 mod whole;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+pub use self::texts::{DistanceBias, TextAttention};
 
 use self::float::FloatRows;
 use self::whole::WholeRows;
@@ -586,18 +589,25 @@ unsafe fn turn<S: Simd>(
             *x *= factor * weight;
         }
     }
-    if let Some(Rotation { cos, sin, n_pairs }) = attention.rotation {
-        let of_row = row * n_pairs..(row + 1) * n_pairs;
-        let (first, second) = head[..2 * n_pairs].split_at_mut(n_pairs);
-        let pairs = first.iter_mut().zip(second);
-        for ((a, b), (cos, sin)) in pairs.zip(cos[of_row.clone()].iter().zip(&sin[of_row])) {
-            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-        }
+    if let Some(rotation) = &attention.rotation {
+        rotate(rotation, row, head);
     }
     if scale != 1.0 {
         for x in head {
             *x *= scale;
         }
+    }
+}
+
+/// Rotates a head of a row of the batch in place.
+#[inline(always)]
+fn rotate(rotation: &Rotation, row: usize, head: &mut [f32]) {
+    let Rotation { cos, sin, n_pairs } = *rotation;
+    let of_row = row * n_pairs..(row + 1) * n_pairs;
+    let (first, second) = head[..2 * n_pairs].split_at_mut(n_pairs);
+    let pairs = first.iter_mut().zip(second);
+    for ((a, b), (cos, sin)) in pairs.zip(cos[of_row.clone()].iter().zip(&sin[of_row])) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
 

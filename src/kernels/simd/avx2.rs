@@ -26,6 +26,7 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 3;
     const WIDE_TILE_ROWS: usize = 2;
     const MANY_ROWS: usize = 24;
+    const UNIT_TILE: (usize, usize) = (6, 1);
 
     type Floats = Pair;
     /// 32 bytes of eight rows each.

@@ -1,11 +1,27 @@
-//! AVX-512 with VNNI: a vector is one register, an activation two signed bytes in a plane each.
+//! AVX-512 with VNNI: a vector is one register, an activation two signed bytes in a plane each. Newer
+//! processors also multiply pairs of bfloat16.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::{Kernel, Simd};
 
+/// With or without products of bfloat16.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512With<const BF16: bool>;
+
+pub type Avx512 = Avx512With<false>;
+pub type Avx512Bf16 = Avx512With<true>;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512Bf16>()
+}
 
 /// Sums of the products with the high and with the low bytes of the activations.
 #[derive(Clone, Copy)]
@@ -27,11 +43,13 @@ impl Avx512 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512With<BF16> {
     const TILE_ROWS: usize = 8;
     const WIDE_TILE_ROWS: usize = 6;
     // Codes are multiplied as they are read, in as many instructions.
     const MANY_ROWS: usize = usize::MAX;
+    const UNIT_TILE: (usize, usize) = (12, 2);
+    const UNIT_LEN: usize = if BF16 { 2 } else { 1 };
 
     type Floats = __m512;
     type Codes = __m512i;
@@ -39,9 +57,41 @@ impl Simd for Avx512 {
     type Words = __m512i;
     type WordSums = __m512i;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    #[inline(always)]
     unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run::<Self>()
+        if BF16 { run_bf16(kernel) } else { run(kernel) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_units(sums: __m512, units: __m512, unit: *const f32) -> __m512 {
+        let unit = _mm512_set1_ps(unit.read_unaligned());
+        if BF16 {
+            // SAFETY: all are 512 bits of numbers.
+            let [units, unit] = [units, unit].map(|pairs| transmute::<__m512, __m512bh>(pairs));
+            _mm512_dpbf16_ps(sums, units, unit)
+        } else {
+            _mm512_fmadd_ps(units, unit, sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_units(x: __m512, to: *mut f32) {
+        if BF16 {
+            _mm256_storeu_si256(to.cast(), transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)));
+        } else {
+            Self::store(x, to);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zip_units(first: __m512, second: __m512, to: *mut f32) {
+        if BF16 {
+            let [first, second] = [first, second]
+                .map(|x| _mm512_cvtepu16_epi32(transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))));
+            _mm512_storeu_si512(to.cast(), _mm512_or_si512(first, _mm512_slli_epi32::<16>(second)));
+        } else {
+            Self::store(first, to);
+        }
     }
 
     #[inline(always)]

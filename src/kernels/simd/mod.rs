@@ -16,7 +16,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub use avx512::Avx512;
+pub use avx512::{Avx512, Avx512Bf16};
 pub use scalar::Scalar;
 
 use super::isa::Isa;
@@ -46,6 +46,10 @@ pub trait Simd: Copy + 'static {
     const WIDE_TILE_ROWS: usize;
     /// Rows from which on it pays to expand panels for that.
     const MANY_ROWS: usize;
+    /// Rows whose sums the registers hold in products of units, and with how many panels at once.
+    const UNIT_TILE: (usize, usize);
+    /// Numbers of a unit: four bytes of what is multiplied as floats, one float32 or two bfloat16.
+    const UNIT_LEN: usize = 1;
 
     /// Sixteen float32.
     type Floats: Copy;
@@ -117,6 +121,24 @@ pub trait Simd: Copy + 'static {
     /// and fourth; gives their sum.
     unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32;
 
+    /// Adds the products of sixteen units, which are loaded as floats, with one unit.
+    #[inline(always)]
+    unsafe fn dot_units(sums: Self::Floats, units: Self::Floats, unit: *const f32) -> Self::Floats {
+        Self::mul_add(units, Self::splat(*unit), sums)
+    }
+
+    /// Stores sixteen numbers as units, one after the other.
+    #[inline(always)]
+    unsafe fn store_units(x: Self::Floats, to: *mut f32) {
+        Self::store(x, to);
+    }
+
+    /// Stores sixteen units, of which each holds a number of `first` and, if it holds two, one of `second`.
+    #[inline(always)]
+    unsafe fn zip_units(first: Self::Floats, _second: Self::Floats, to: *mut f32) {
+        Self::store(first, to);
+    }
+
     /// Fetches a line into the first-level cache; any address will do.
     unsafe fn prefetch_l1(from: *const u8);
     /// Fetches a line into the second-level cache; any address will do.
@@ -132,6 +154,19 @@ pub trait Kernel {
     /// # Safety
     /// The processor has the instructions of `S`; and what the kernel itself asks for.
     unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel on an instruction set; one that multiplies units of two bfloat16 if `in_bf16`.
+///
+/// # Safety
+/// As [`dispatch`]; and the processor multiplies bfloat16, if it is to ([`Isa::has_bf16`]).
+pub unsafe fn dispatch_units<K: Kernel>(isa: Isa, in_bf16: bool, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if in_bf16 {
+        return Avx512Bf16::run(kernel);
+    }
+    debug_assert!(!in_bf16);
+    dispatch(isa, kernel)
 }
 
 /// Runs a kernel on an instruction set.
@@ -154,18 +189,38 @@ pub unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn exp<S: Simd>(x: S::Floats) -> S::Floats {
+    let [y] = exp_each::<S, 1>([x]);
+    y
+}
+
+/// The same of several vectors in step: each operation on one waits for the one before it.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn exp_each<S: Simd, const N: usize>(mut x: [S::Floats; N]) -> [S::Floats; N] {
     // e^x = 2^n * e^r with |r| <= ln(2) / 2, n whole; e^r by its series, whose next term is less than
     // 2^-26.
-    let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
-    let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-    // ln(2) in two parts, the first of few bits, so that the subtraction is exact.
-    let r = S::mul_add(n, S::splat(-0.693_359_4), x);
-    let r = S::mul_add(n, S::splat(2.121_944_4e-4), r);
-    let mut sum = S::splat(1.0 / 5040.0);
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = S::mul_add(sum, r, S::splat(coefficient));
+    let (mut powers, mut sums) = (x, [S::splat(1.0 / 5040.0); N]);
+    for i in 0..N {
+        x[i] = S::min(S::max(x[i], S::splat(-87.0)), S::splat(88.0));
+        powers[i] = S::round(S::mul(x[i], S::splat(std::f32::consts::LOG2_E)));
     }
-    S::scale_by_power(sum, n)
+    // ln(2) in two parts, the first of few bits, so that the subtraction is exact.
+    for part in [-0.693_359_4, 2.121_944_4e-4] {
+        for i in 0..N {
+            x[i] = S::mul_add(powers[i], S::splat(part), x[i]);
+        }
+    }
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        for i in 0..N {
+            sums[i] = S::mul_add(sums[i], x[i], S::splat(coefficient));
+        }
+    }
+    for i in 0..N {
+        sums[i] = S::scale_by_power(sums[i], powers[i]);
+    }
+    sums
 }
 
 /// `(e^2x - 1) / (e^2x + 1)`

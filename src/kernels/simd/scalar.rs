@@ -35,6 +35,7 @@ impl Simd for Scalar {
     const TILE_ROWS: usize = 1;
     const WIDE_TILE_ROWS: usize = 4;
     const MANY_ROWS: usize = 24;
+    const UNIT_TILE: (usize, usize) = (4, 1);
 
     type Floats = [f32; LANES];
     type Codes = [u8; 64];

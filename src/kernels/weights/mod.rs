@@ -10,14 +10,16 @@ use rayon::prelude::*;
 pub use format::PANEL_ROWS;
 pub(super) use format::{ActivationGroup, CodeWidth, GROUP_LEN};
 
-use self::format::{Bf16, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized};
+use self::format::{
+    Bf16, Bf16Pairs, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized,
+};
 use super::activations::Activations;
 use super::bytes::PageBytes;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use crate::error::{Error, Result};
 
-/// How the weights of a matrix are stored. All but the last are GGUF's types of these names.
+/// How the weights of a matrix are stored. All but the last two are GGUF's types of these names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     F32,
@@ -32,6 +34,8 @@ pub enum WeightFormat {
     /// Up to 6 bits: what other K formats are turned into. A source block is 256 codes of a byte, 16
     /// scales and 16 minimums of a signed byte, and a factor in half precision for each of the two.
     General6,
+    /// float32 rounded to bfloat16, for rows of activations that are rounded as well.
+    Bf16Pairs,
 }
 
 /// Calls `$then` with `$F` standing for the [`Quantized`] format of a [`WeightFormat`], if it is of codes.
@@ -66,12 +70,14 @@ macro_rules! with_quantized_format {
                 type $F = General6;
                 $then
             }
-            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => unreachable!("a format of codes"),
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Bf16Pairs => {
+                unreachable!("a format of codes")
+            }
         }
     };
 }
 
-/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`].
+/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`] that is multiplied as it is read.
 macro_rules! with_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
@@ -92,20 +98,33 @@ macro_rules! with_format {
     };
 }
 
+/// Calls `$then` with `$P` standing for the [`Packing`] of a [`WeightFormat`].
+macro_rules! with_packing {
+    ($format:expr, $P:ident => $then:expr) => {
+        match $format {
+            WeightFormat::Bf16Pairs => {
+                type $P = Bf16Pairs;
+                $then
+            }
+            other => with_format!(other, $P => $then),
+        }
+    };
+}
+
 impl WeightFormat {
     /// Inner elements of a block.
     pub fn block_len(self) -> usize {
-        with_format!(self, F => F::BLOCK_LEN)
+        with_packing!(self, F => F::BLOCK_LEN)
     }
 
     /// Bytes of a block of one row where it comes from.
     pub fn source_bytes(self) -> usize {
-        with_format!(self, F => F::SOURCE_BYTES)
+        with_packing!(self, F => F::SOURCE_BYTES)
     }
 
     /// Whether activations are multiplied as whole numbers.
     pub fn is_quantized(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Bf16Pairs)
     }
 
     /// Bytes of a packed matrix `[n_out, n_in]`.
@@ -115,7 +134,7 @@ impl WeightFormat {
 
     /// Bytes of a block of a panel.
     fn packed_bytes(self) -> usize {
-        with_format!(self, F => F::PACKED_BYTES)
+        with_packing!(self, F => F::PACKED_BYTES)
     }
 }
 
@@ -148,7 +167,7 @@ impl PackedMatrix {
         let n_blocks = n_in / format.block_len();
         let panel_bytes = n_blocks * format.packed_bytes();
         let mut panels = PageBytes::zeroed(format.matrix_bytes(n_out, n_in));
-        with_format!(format, F => {
+        with_packing!(format, F => {
             panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
                 for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
                     let source = row(idx).chunks_exact(F::SOURCE_BYTES);
@@ -203,12 +222,22 @@ impl PackedMatrix {
     pub fn unpack_row(&self, idx: usize, weights: &mut [f32]) {
         assert!(idx < self.n_out && weights.len() == self.n_in, "row {idx} of {}", self.n_out);
         let panel = &self.panels[idx / PANEL_ROWS * self.panel_bytes()..][..self.panel_bytes()];
-        with_format!(self.format, F => {
+        with_packing!(self.format, F => {
             let blocks = panel.chunks_exact(F::PACKED_BYTES);
             for (packed, weights) in blocks.zip(weights.chunks_exact_mut(F::BLOCK_LEN)) {
                 F::unpack(packed, idx % PANEL_ROWS, weights);
             }
         });
+    }
+
+    /// The units of a panel: pairs of bfloat16, or float32.
+    ///
+    /// # Panics
+    /// When there is no such panel, or its numbers are others.
+    pub(super) fn panel_units(&self, panel: usize, in_bf16: bool) -> &[u8] {
+        let expected = if in_bf16 { WeightFormat::Bf16Pairs } else { WeightFormat::F32 };
+        assert!(panel < self.n_panels() && self.format == expected);
+        &self.panels[panel * self.panel_bytes()..][..self.panel_bytes()]
     }
 
     /// Expands groups of a panel into the beginning of `expanded`.

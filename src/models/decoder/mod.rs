@@ -188,7 +188,7 @@ impl CausalLm {
     fn context_of(&self, (rope, window): &LayerKind, input: &ForwardInput) -> Result<KindContext> {
         let rotation = rope.as_ref().map(|rope| Rotation::new(rope, &input.spans));
         let bias = |span: &super::Span| match self.arithmetic {
-            Arithmetic::Kernels(_) => Ok(None),
+            Arithmetic::Kernels(_) | Arithmetic::Rounding(_) => Ok(None),
             Arithmetic::Reference => {
                 let (first, end) = (first_key(span.start, *window), span.start + span.len);
                 causal_bias(span.start, span.len, first, end - first, *window)

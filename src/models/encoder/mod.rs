@@ -10,37 +10,46 @@ mod nomic_bert;
 mod relative_bias;
 mod roberta;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 pub use config::EncoderConfig;
 pub use family::EncoderFamily;
 
+use self::config::EncoderLayerConfig;
 use self::family::{EncoderLayout, GateUp, HeadLayout, NormPlacement, Positions, Qkv};
 use self::relative_bias::RelativeBias;
 use super::layers::activation::Activation;
 use super::layers::attention::{Scores, attention, local_bias};
-use super::layers::linear::Linear;
+use super::layers::linear::{Inner, Linear, added, mlp, side_by_side};
 use super::layers::mlp::GatedMlp;
-use super::layers::norm::LayerNorm;
+use super::layers::norm::{LayerNorm, RowNorm};
 use super::layers::rope::Rotation;
 use super::load::{Rows, Weights};
 use super::{Arithmetic, Encoder, EncoderInput, SequenceId, Span};
 use crate::error::{Error, Result};
+use crate::kernels::attention::{DistanceBias, TextAttention};
+use crate::kernels::isa::Isa;
+use crate::kernels::op::TextAttentionOp;
+use crate::kernels::rows::{Lookup, looked_up};
 
 /// A text encoder with its weights.
 pub struct TextEncoder {
     config: EncoderConfig,
-    /// `[n_vocab, hidden]`
-    words: Tensor,
-    /// `[n_positions, hidden]`
-    positions: Option<Tensor>,
-    /// `[n_types, hidden]`
-    types: Option<Tensor>,
+    arithmetic: Arithmetic,
+    words: Table,
+    positions: Option<Table>,
+    types: Option<Table>,
     embedding_norm: LayerNorm,
     relative_bias: Option<RelativeBias>,
     layers: Vec<Layer>,
     final_norm: Option<LayerNorm>,
     head: Option<Head>,
+}
+
+/// Rows to look up, `[n_rows, hidden]`.
+struct Table {
+    numbers: Vec<f32>,
+    n_rows: usize,
 }
 
 struct Layer {
@@ -69,14 +78,17 @@ struct Head {
     n_labels: usize,
 }
 
-/// What is the same for one text in every layer of a kind.
-struct TextContext {
-    /// First row of the text, and how many it has.
-    first_row: usize,
-    n_tokens: usize,
-    /// Added to its scores in layers whose attention reaches everywhere, and in the others.
-    full_bias: Option<Tensor>,
-    local_bias: Option<Tensor>,
+/// What is the same in every layer.
+struct Context {
+    /// Tokens of each text.
+    lengths: Vec<usize>,
+    /// For each of the model's ropes.
+    rotations: Vec<Rotation>,
+    /// Of the kernels: what is added to the scores, by distance, and the largest distance.
+    distance_bias: Option<(Vec<f32>, usize)>,
+    /// Of plain tensor operations: what is added to the scores of each text in layers whose attention reaches
+    /// everywhere, and in the others.
+    biases: Vec<[Option<Tensor>; 2]>,
 }
 
 impl TextEncoder {
@@ -84,14 +96,17 @@ impl TextEncoder {
     ///
     /// # Errors
     /// When a tensor is missing or of the wrong shape.
-    pub fn load(config: EncoderConfig, weights: &Weights) -> Result<Self> {
+    pub fn load(config: EncoderConfig, weights: &Weights, arithmetic: Arithmetic) -> Result<Self> {
         let layout = match weights {
             Weights::Gguf(_) => &config.family.gguf,
             Weights::Safetensors(_) => &config.family.safetensors,
         };
         let hidden = config.hidden_size;
-        let reader = Reader::new(&config, layout, weights);
-        let table = |name: &str, n_rows| weights.tensor(&reader.weight(name), &[n_rows, hidden]);
+        let reader = Reader::new(&config, layout, weights, arithmetic);
+        let table = |name: &str, n_rows| -> Result<Table> {
+            let numbers = weights.tensor(&reader.weight(name), &[n_rows, hidden])?;
+            Ok(Table { numbers: numbers.flatten_all()?.to_vec1()?, n_rows })
+        };
         let layers = (0..config.layers.len()).map(|idx| reader.layer(idx)).collect::<Result<Vec<_>>>()?;
         let relative_bias = layout
             .relative_bias
@@ -113,88 +128,154 @@ impl TextEncoder {
             layers,
             final_norm: layout.final_norm.map(|name| reader.norm(&reader.name(name))).transpose()?,
             head: reader.head()?,
+            arithmetic,
             config,
         })
     }
 
     /// The embeddings of all tokens, `[n_tokens, hidden]`.
     fn embed(&self, texts: &[EncoderInput]) -> Result<Tensor> {
-        let pick = |table: &Tensor, rows: Vec<u32>| {
-            let n_rows = rows.len();
-            table.index_select(&Tensor::from_vec(rows, n_rows, &Device::Cpu)?, 0)
-        };
-        let ids = texts.iter().flat_map(|text| text.token_ids.iter().copied()).collect();
-        let mut x = pick(&self.words, ids)?;
+        let of_texts = |ids: &dyn Fn(&EncoderInput) -> Vec<u32>| texts.iter().flat_map(ids).collect();
+        let mut lookups: Vec<(&Table, Vec<u32>)> =
+            vec![(&self.words, of_texts(&|text| text.token_ids.clone()))];
         if let Some(types) = &self.types {
-            let last = types.dims()[0] as u32 - 1;
+            let last = types.n_rows as u32 - 1;
             let type_of = |text: &EncoderInput, idx| u32::from(idx >= text.n_first).min(last);
-            let ids = texts
-                .iter()
-                .flat_map(|text| (0..text.token_ids.len()).map(move |idx| type_of(text, idx)))
-                .collect();
-            x = (x + pick(types, ids)?)?;
+            let of_text =
+                |text: &EncoderInput| (0..text.token_ids.len()).map(|idx| type_of(text, idx)).collect();
+            lookups.push((types, of_texts(&of_text)));
         }
         if let Some(positions) = &self.positions {
-            let ids = texts.iter().flat_map(|text| self.config.positions.of(&text.token_ids)).collect();
-            x = (x + pick(positions, ids)?)?;
+            lookups.push((positions, of_texts(&|text| self.config.positions.of(&text.token_ids))));
         }
-        self.embedding_norm.forward(&x)
+        for (table, rows) in &lookups {
+            if let Some(row) = rows.iter().find(|&&row| row as usize >= table.n_rows) {
+                return Err(Error::internal(format!("row {row} of a table of {}", table.n_rows)));
+            }
+        }
+        let (n_tokens, hidden) = (lookups[0].1.len(), self.config.hidden_size);
+        if let Some(isa) = self.arithmetic.isa() {
+            let lookups: Vec<Lookup> =
+                lookups.iter().map(|(table, rows)| Lookup { table: &table.numbers, rows }).collect();
+            let numbers = looked_up(isa, &lookups, hidden, &self.embedding_norm.kernel());
+            return Ok(Tensor::from_vec(numbers, (n_tokens, hidden), &Device::Cpu)?);
+        }
+        let mut sum = Tensor::zeros((n_tokens, hidden), DType::F32, &Device::Cpu)?;
+        for (table, rows) in lookups {
+            let table = Tensor::from_slice(&table.numbers, (table.n_rows, hidden), &Device::Cpu)?;
+            sum = (sum + table.index_select(&Tensor::from_vec(rows, n_tokens, &Device::Cpu)?, 0)?)?;
+        }
+        self.embedding_norm.forward(&sum)
     }
 
-    fn contexts(&self, texts: &[EncoderInput]) -> Result<Vec<TextContext>> {
-        let reach = self.config.layers.iter().find_map(|layer| layer.reach);
-        let mut first_row = 0;
-        texts
+    fn context(&self, texts: &[EncoderInput]) -> Result<Context> {
+        let lengths: Vec<usize> = texts.iter().map(|text| text.token_ids.len()).collect();
+        let spans: Vec<Span> = lengths
             .iter()
-            .map(|text| {
-                let n_tokens = text.token_ids.len();
-                let context = TextContext {
-                    first_row,
-                    n_tokens,
-                    full_bias: self.relative_bias.as_ref().map(|bias| bias.of(n_tokens)).transpose()?,
-                    local_bias: reach.map(|reach| local_bias(n_tokens, reach)).transpose()?.flatten(),
-                };
-                first_row += n_tokens;
-                Ok(context)
-            })
-            .collect()
+            .map(|&len| Span { sequence: SequenceId(0), start: 0, len, n_prompt: len })
+            .collect();
+        let uses_kernels = self.arithmetic.isa().is_some();
+        let distance_bias = self.relative_bias.as_ref().filter(|_| uses_kernels).map(|bias| {
+            let farthest = lengths.iter().max().map_or(0, |&longest| longest.saturating_sub(1));
+            (bias.by_distance(farthest), farthest)
+        });
+        let reach = self.config.layers.iter().find_map(|layer| layer.reach);
+        let of_text = |&len: &usize| -> Result<[Option<Tensor>; 2]> {
+            let full = self.relative_bias.as_ref().map(|bias| bias.of(len)).transpose()?;
+            Ok([full, reach.map(|reach| local_bias(len, reach)).transpose()?.flatten()])
+        };
+        let biases =
+            if uses_kernels { Vec::new() } else { lengths.iter().map(of_text).collect::<Result<_>>()? };
+        let rotations = self.config.ropes.iter().map(|rope| Rotation::new(rope, &spans)).collect();
+        Ok(Context { lengths, rotations, distance_bias, biases })
     }
 
-    /// Attention within each text; `[n_tokens, hidden]`.
-    fn attend(
+    /// A layer's output, from and to `[n_tokens, hidden]`.
+    fn layer(
         &self,
         layer: &Layer,
+        config: &EncoderLayerConfig,
         x: &Tensor,
-        texts: &[TextContext],
-        rotation: Option<&Rotation>,
-        is_local: bool,
+        context: &Context,
     ) -> Result<Tensor> {
-        let (n_tokens, hidden) = x.dims2()?;
-        let n_heads = self.config.n_heads;
-        let heads = |projection: &Linear| -> Result<Tensor> {
-            Ok(projection.forward(x)?.reshape((n_tokens, n_heads, hidden / n_heads))?)
+        let isa = self.arithmetic.isa();
+        let (norm, mlp_norm) = (layer.attention_norm.as_ref(), &layer.mlp_norm);
+        let mixed = |norm: Option<&dyn RowNorm>| -> Result<Tensor> {
+            let qkv = side_by_side(norm, &[&layer.query, &layer.key, &layer.value], x)?;
+            let mixed = match isa {
+                Some(isa) => self.attend_by_kernel(isa, &qkv, config, context)?,
+                None => self.attend(&qkv, config, context)?,
+            };
+            added(&layer.output, None, &mixed, x)
         };
-        let (mut query, mut key, value) = (heads(&layer.query)?, heads(&layer.key)?, heads(&layer.value)?);
-        if let Some(rotation) = rotation {
+        match self.config.family.norms {
+            NormPlacement::Before => {
+                let x = mixed(norm.map(|norm| norm as &dyn RowNorm))?;
+                layer.mlp.added(Some(mlp_norm), &x)
+            }
+            NormPlacement::After => {
+                let x = mixed(None)?;
+                let x = norm.map_or(Ok(x.clone()), |norm| norm.apply(isa, &x))?;
+                mlp_norm.apply(isa, &layer.mlp.added(None, &x)?)
+            }
+        }
+    }
+
+    fn attend_by_kernel(
+        &self,
+        isa: Isa,
+        qkv: &Tensor,
+        config: &EncoderLayerConfig,
+        context: &Context,
+    ) -> Result<Tensor> {
+        let attention = TextAttention {
+            n_heads: self.config.n_heads,
+            head_dim: self.config.head_dim(),
+            scale: self.scale() as f32,
+            reach: config.reach,
+            rotation: config.rope.map(|idx| context.rotations[idx].kernel()),
+            bias: context
+                .distance_bias
+                .as_ref()
+                .map(|(numbers, max_distance)| DistanceBias { numbers, max_distance: *max_distance }),
+            in_bf16: self.arithmetic.rounds(),
+        };
+        Ok(qkv.apply_op1_no_bwd(&TextAttentionOp { isa, attention, lengths: &context.lengths })?)
+    }
+
+    /// The same in plain tensor operations, text by text.
+    fn attend(&self, qkv: &Tensor, config: &EncoderLayerConfig, context: &Context) -> Result<Tensor> {
+        let (n_heads, head_dim, hidden) =
+            (self.config.n_heads, self.config.head_dim(), self.config.hidden_size);
+        let n_tokens = qkv.dims()[0];
+        let heads = |third: usize| -> Result<Tensor> {
+            let part = qkv.narrow(D::Minus1, third * hidden, hidden)?.contiguous()?;
+            Ok(part.reshape((n_tokens, n_heads, head_dim))?)
+        };
+        let (mut query, mut key, value) = (heads(0)?, heads(1)?, heads(2)?);
+        if let Some(rotation) = config.rope.map(|idx| &context.rotations[idx]) {
             (query, key) = (rotation.apply(&query)?, rotation.apply(&key)?);
         }
-        let scores = Scores { scale: 1.0 / ((hidden / n_heads) as f64).sqrt(), softcap: None };
-        let mixed = texts
+        let scores = Scores { scale: self.scale(), softcap: None };
+        let mut first_row = 0;
+        let mixed = context
+            .lengths
             .iter()
-            .map(|text| {
-                let heads_first =
-                    |x: &Tensor| x.narrow(0, text.first_row, text.n_tokens)?.transpose(0, 1)?.contiguous();
-                let bias = if is_local { &text.local_bias } else { &text.full_bias };
-                attention(
-                    &heads_first(&query)?,
-                    &heads_first(&key)?,
-                    &heads_first(&value)?,
-                    scores,
-                    bias.as_ref(),
-                )
+            .zip(&context.biases)
+            .map(|(&len, [full_bias, local_bias])| {
+                let heads_first = |x: &Tensor| x.narrow(0, first_row, len)?.transpose(0, 1)?.contiguous();
+                let bias = if config.reach.is_some() { local_bias } else { full_bias };
+                let [query, key, value] = [heads_first(&query)?, heads_first(&key)?, heads_first(&value)?];
+                first_row += len;
+                attention(&query, &key, &value, scores, bias.as_ref())
             })
             .collect::<Result<Vec<_>>>()?;
-        layer.output.forward(&Tensor::cat(&mixed, 0)?)
+        Ok(Tensor::cat(&mixed, 0)?)
+    }
+
+    /// What the product of a query and a key is multiplied by.
+    fn scale(&self) -> f64 {
+        1.0 / (self.config.head_dim() as f64).sqrt()
     }
 }
 
@@ -221,39 +302,13 @@ impl Encoder for TextEncoder {
                 )));
             }
         }
-        let contexts = self.contexts(texts)?;
-        let spans: Vec<Span> = contexts
-            .iter()
-            .map(|text| Span {
-                sequence: SequenceId(0),
-                start: 0,
-                len: text.n_tokens,
-                n_prompt: text.n_tokens,
-            })
-            .collect();
-        let rotations: Vec<Rotation> =
-            self.config.ropes.iter().map(|rope| Rotation::new(rope, &spans)).collect();
+        let context = self.context(texts)?;
         let mut x = self.embed(texts)?;
         for (layer, config) in self.layers.iter().zip(&self.config.layers) {
-            let rotation = config.rope.map(|idx| &rotations[idx]);
-            let attend = |x: &Tensor| self.attend(layer, x, &contexts, rotation, config.reach.is_some());
-            x = match self.config.family.norms {
-                NormPlacement::Before => {
-                    let normed =
-                        layer.attention_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))?;
-                    let x = (attend(&normed)? + x)?;
-                    (layer.mlp.forward(&layer.mlp_norm.forward(&x)?)? + &x)?
-                }
-                NormPlacement::After => {
-                    let sum = (attend(&x)? + x)?;
-                    let x =
-                        layer.attention_norm.as_ref().map_or(Ok(sum.clone()), |norm| norm.forward(&sum))?;
-                    layer.mlp_norm.forward(&(layer.mlp.forward(&x)? + &x)?)?
-                }
-            };
+            x = self.layer(layer, config, &x, &context)?;
         }
         match &self.final_norm {
-            Some(norm) => norm.forward(&x),
+            Some(norm) => norm.apply(self.arithmetic.isa(), &x),
             None => Ok(x),
         }
     }
@@ -281,10 +336,16 @@ impl Encoder for TextEncoder {
 }
 
 impl Mlp {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// What it makes of the norm of `x`, added to `x`.
+    fn added(&self, norm: Option<&LayerNorm>, x: &Tensor) -> Result<Tensor> {
+        let norm = norm.map(|norm| norm as &dyn RowNorm);
         match self {
-            Self::Plain { up, activation, down } => down.forward(&activation.forward(&up.forward(x)?)?),
-            Self::Gated(mlp) => mlp.forward(x),
+            Self::Plain { up, activation, down } => {
+                mlp(norm, Inner::Plain { up, activation: *activation }, down, x)
+            }
+            Self::Gated(GatedMlp { gate, up, down, activation }) => {
+                mlp(norm, Inner::Gated { gate, up, activation: *activation }, down, x)
+            }
         }
     }
 }
@@ -306,14 +367,20 @@ struct Reader<'a> {
     config: &'a EncoderConfig,
     layout: &'static EncoderLayout,
     weights: &'a Weights,
+    arithmetic: Arithmetic,
     /// What stands in front of the names in checkpoints of a model with a head.
     prefix: &'static str,
 }
 
 impl<'a> Reader<'a> {
-    fn new(config: &'a EncoderConfig, layout: &'static EncoderLayout, weights: &'a Weights) -> Self {
+    fn new(
+        config: &'a EncoderConfig,
+        layout: &'static EncoderLayout,
+        weights: &'a Weights,
+        arithmetic: Arithmetic,
+    ) -> Self {
         let is_bare = weights.contains(&format!("{}.weight", layout.words));
-        Self { config, layout, weights, prefix: if is_bare { "" } else { layout.prefix } }
+        Self { config, layout, weights, arithmetic, prefix: if is_bare { "" } else { layout.prefix } }
     }
 
     fn name(&self, name: &str) -> String {
@@ -325,20 +392,20 @@ impl<'a> Reader<'a> {
     }
 
     fn linear(&self, name: &str, rows: &Rows, n_in: usize) -> Result<Linear> {
-        self.weights.linear(name, rows, n_in, Arithmetic::Reference)
+        self.weights.linear(name, rows, n_in, self.arithmetic)
     }
 
     /// A norm, with a bias where the checkpoint has one.
     fn norm(&self, name: &str) -> Result<LayerNorm> {
         let shape = [self.config.hidden_size];
-        let weight = self.weights.tensor(&format!("{name}.weight"), &shape)?;
+        let weight = self.weights.tensor(&format!("{name}.weight"), &shape)?.to_vec1()?;
         let bias_name = format!("{name}.bias");
         let bias = if self.weights.contains(&bias_name) {
-            self.weights.tensor(&bias_name, &shape)?
+            self.weights.tensor(&bias_name, &shape)?.to_vec1()?
         } else {
-            weight.zeros_like()?
+            vec![0.0; self.config.hidden_size]
         };
-        Ok(LayerNorm::new(weight, bias, self.config.norm_eps))
+        Ok(LayerNorm { weight, bias, eps: self.config.norm_eps as f32 })
     }
 
     fn layer(&self, idx: usize) -> Result<Layer> {

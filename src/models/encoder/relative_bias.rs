@@ -21,14 +21,29 @@ impl RelativeBias {
 
     /// The biases of a text, `[n_heads, n_tokens, n_tokens]`.
     pub fn of(&self, n_tokens: usize) -> Result<Tensor> {
+        let farthest = n_tokens - 1;
+        let by_distance = self.by_distance(farthest);
+        let biases: Vec<f32> = by_distance
+            .chunks_exact(2 * farthest + 1)
+            .flat_map(|of_head| {
+                (0..n_tokens).flat_map(move |query| &of_head[farthest - query..2 * farthest + 1 - query])
+            })
+            .copied()
+            .collect();
+        Ok(Tensor::from_vec(
+            biases,
+            (by_distance.len() / (2 * farthest + 1), n_tokens, n_tokens),
+            &Device::Cpu,
+        )?)
+    }
+
+    /// The biases of every head by how far the key is behind the query, `[n_heads, 2 * farthest + 1]`, from
+    /// the farthest in front of it to the farthest behind.
+    pub fn by_distance(&self, farthest: usize) -> Vec<f32> {
         let n_heads = self.table.first().map_or(0, Vec::len);
-        let mut biases = Vec::with_capacity(n_heads * n_tokens * n_tokens);
-        for head in 0..n_heads {
-            for query in 0..n_tokens {
-                biases.extend((0..n_tokens).map(|key| self.table[self.bucket(query, key)][head]));
-            }
-        }
-        Ok(Tensor::from_vec(biases, (n_heads, n_tokens, n_tokens), &Device::Cpu)?)
+        let bucket = |place: usize| self.bucket(farthest, place);
+        let of_head = |head: usize| (0..=2 * farthest).map(move |place| self.table[bucket(place)][head]);
+        (0..n_heads).flat_map(of_head).collect()
     }
 
     /// Half of the buckets are for keys behind the query. Of each half, one half is for single

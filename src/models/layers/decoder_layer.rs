@@ -18,7 +18,7 @@ use super::super::profile::{Op, Profile};
 use super::attention::{Scores, attention};
 use super::linear::{Linear, added, side_by_side};
 use super::mlp::{GatedMlp, Mixture};
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, RowNorm};
 use super::rope::Rotation;
 use crate::error::Result;
 use crate::kernels::attention::{Attention, HeadNorms, Sequence, first_key};
@@ -101,7 +101,7 @@ impl DecoderLayer {
     ) -> Result<Tensor> {
         match context.arithmetic {
             Arithmetic::Reference => self.attend(qkv, sequences, context),
-            Arithmetic::Kernels(isa) => {
+            Arithmetic::Kernels(isa) | Arithmetic::Rounding(isa) => {
                 Ok(qkv.apply_op1_no_bwd(&AttentionOp::new(isa, self.attention(context), sequences))?)
             }
         }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 
 use super::activation::Activation;
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, RowNorm};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::kernels::linear::{Products, Weighted};
-use crate::kernels::op::LinearOp;
+use crate::kernels::op::{LinearOp, MlpOp};
 use crate::kernels::weights::PackedMatrix;
 
 /// `y = x Wᵀ + b`, `x` being `[n_rows, n_in]` and `y` `[n_rows, n_out]`.
@@ -100,7 +100,7 @@ impl Linear {
 }
 
 /// The norm of `x` through several matrices, their results side by side.
-pub fn side_by_side(norm: Option<&RmsNorm>, linears: &[&Linear], x: &Tensor) -> Result<Tensor> {
+pub fn side_by_side(norm: Option<&dyn RowNorm>, linears: &[&Linear], x: &Tensor) -> Result<Tensor> {
     let packed: Option<Vec<_>> = linears.iter().map(|linear| linear.packed()).collect();
     if let Some([(isa, _), ..]) = packed.as_deref() {
         let isa = *isa;
@@ -117,7 +117,7 @@ pub fn side_by_side(norm: Option<&RmsNorm>, linears: &[&Linear], x: &Tensor) -> 
 
 /// `activation(gate(x)) * up(x)` of the norm of `x`.
 pub fn gated(
-    norm: Option<&RmsNorm>,
+    norm: Option<&dyn RowNorm>,
     gate: &Linear,
     up: &Linear,
     activation: Activation,
@@ -128,6 +128,36 @@ pub fn gated(
     }
     let x = normed(norm, x)?;
     Ok((activation.forward(&gate.forward(&x)?)? * up.forward(&x)?)?)
+}
+
+/// The first products of an MLP.
+#[derive(Debug, Clone, Copy)]
+pub enum Inner<'a> {
+    /// `activation(up(x))`
+    Plain { up: &'a Linear, activation: Activation },
+    /// `activation(gate(x)) * up(x)`
+    Gated { gate: &'a Linear, up: &'a Linear, activation: Activation },
+}
+
+/// `x + down(inner(norm(x)))`
+pub fn mlp(norm: Option<&dyn RowNorm>, inner: Inner, down: &Linear, x: &Tensor) -> Result<Tensor> {
+    let products = match inner {
+        Inner::Plain { up, activation } => {
+            up.packed().map(|(_, up)| Products::Through(up, activation.gate()))
+        }
+        Inner::Gated { gate, up, activation } => gate
+            .packed()
+            .zip(up.packed())
+            .map(|((_, gate), (_, up))| Products::Gated { gate, up, function: activation.gate() }),
+    };
+    if let (Some(inner), Some((isa, down))) = (products, down.packed()) {
+        return Ok(x.apply_op1_no_bwd(&MlpOp { isa, norm: norm.map(RowNorm::kernel), inner, down })?);
+    }
+    let y = match inner {
+        Inner::Plain { up, activation } => activation.forward(&up.forward(&normed(norm, x)?)?)?,
+        Inner::Gated { gate, up, activation } => gated(norm, gate, up, activation, x)?,
+    };
+    added(down, None, &y, x)
 }
 
 /// `residual + norm(linear(x))`
@@ -142,16 +172,17 @@ pub fn added(linear: &Linear, norm: Option<&RmsNorm>, x: &Tensor, residual: &Ten
     }
 }
 
-fn normed(norm: Option<&RmsNorm>, x: &Tensor) -> Result<Tensor> {
+fn normed(norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-fn kernel(isa: Isa, norm: Option<&RmsNorm>, products: Products, x: &Tensor) -> Result<Tensor> {
-    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RmsNorm::kernel), products })?)
+fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, products: Products, x: &Tensor) -> Result<Tensor> {
+    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel), products })?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::norm::LayerNorm;
     use super::*;
     use crate::kernels::weights::WeightFormat;
 
@@ -176,8 +207,9 @@ mod tests {
         assert_eq!(reference.dims(), kernel.dims());
         let [reference, kernel] =
             [reference, kernel].map(|y| y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let largest = reference.iter().fold(1f32, |largest, a| largest.max(a.abs()));
         for (a, b) in reference.iter().zip(&kernel) {
-            assert!((a - b).abs() <= 2e-5 * a.abs().max(1.0), "{what}: {b} is not {a}");
+            assert!((a - b).abs() <= 2e-5 * largest, "{what}: {b} is not {a}");
         }
     }
 
@@ -185,16 +217,19 @@ mod tests {
     fn kernels_equal_plain_tensor_operations() {
         let (n_in, n_out) = (50, 37);
         let norm = RmsNorm { weight: numbers(n_in, 11), eps: 1e-5 };
+        let layer_norm = LayerNorm { weight: numbers(n_in, 13), bias: numbers(n_in, 14), eps: 1e-5 };
         let post_norm = RmsNorm { weight: numbers(n_out, 12), eps: 1e-5 };
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             let [a, b, c] =
                 [(n_out, 1), (20, 3), (n_out, 5)].map(|(n_out, seed)| pair(n_out, n_in, seed, isa));
+            let down = pair(n_in, n_out, 9, isa);
             for n_rows in [1, 2, 7, 8, 9, 31, 64] {
                 let x = Tensor::from_vec(numbers(n_rows * n_in, 7), (n_rows, n_in), &Device::Cpu).unwrap();
                 let residual = Tensor::from_vec(numbers(n_rows * n_out, 8), (n_rows, n_out), &Device::Cpu);
                 let residual = residual.unwrap();
                 let what = format!("{isa}, {n_rows} rows");
-                for norm in [None, Some(&norm)] {
+                let layer_norm: &dyn RowNorm = &layer_norm;
+                for norm in [None, Some(&norm as &dyn RowNorm), Some(layer_norm)] {
                     let side_by_side = |idx: usize| side_by_side(norm, &[&a[idx], &b[idx], &c[idx]], &x);
                     assert_close(&what, [side_by_side(0), side_by_side(1)]);
                     for activation in
@@ -202,6 +237,19 @@ mod tests {
                     {
                         let gated = |idx: usize| gated(norm, &a[idx], &c[idx], activation, &x);
                         assert_close(&format!("{what}, {activation:?}"), [gated(0), gated(1)]);
+                        let mlp = |idx: usize, is_gated: bool| {
+                            let (gate, up) = (&a[idx], &c[idx]);
+                            let inner = if is_gated {
+                                Inner::Gated { gate, up, activation }
+                            } else {
+                                Inner::Plain { up, activation }
+                            };
+                            mlp(norm, inner, &down[idx], &x)
+                        };
+                        for is_gated in [false, true] {
+                            let what = format!("MLP, {what}, {activation:?}, {is_gated}");
+                            assert_close(&what, [mlp(0, is_gated), mlp(1, is_gated)]);
+                        }
                     }
                 }
                 for norm in [None, Some(&post_norm)] {

@@ -4,7 +4,7 @@ use candle_core::{D, Device, Tensor};
 
 use super::activation::Activation;
 use super::linear::{Linear, gated};
-use super::norm::RmsNorm;
+use super::norm::RowNorm;
 use crate::error::Result;
 
 /// `down(activation(gate(x)) * up(x))`
@@ -29,7 +29,7 @@ pub struct Mixture {
 
 impl GatedMlp {
     /// `[n_tokens, hidden]`, first passed through `norm`, to `[n_tokens, intermediate]`.
-    pub fn gate_up(&self, norm: Option<&RmsNorm>, x: &Tensor) -> Result<Tensor> {
+    pub fn gate_up(&self, norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
         gated(norm, &self.gate, &self.up, self.activation, x)
     }
 

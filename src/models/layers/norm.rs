@@ -4,6 +4,17 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 use crate::kernels::activations::Norm;
+use crate::kernels::isa::Isa;
+use crate::kernels::op::NormOp;
+
+/// What rows are normed with, in plain tensor operations and as the kernels know it.
+pub trait RowNorm {
+    /// What the kernels need of it.
+    fn kernel(&self) -> Norm<'_>;
+
+    /// The norm of each row in plain tensor operations.
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+}
 
 /// `x / sqrt(mean(x²) + eps) * weight`
 #[derive(Debug, Clone)]
@@ -13,13 +24,12 @@ pub struct RmsNorm {
     pub eps: f32,
 }
 
-impl RmsNorm {
-    /// What the kernels need of it.
-    pub fn kernel(&self) -> Norm<'_> {
+impl RowNorm for RmsNorm {
+    fn kernel(&self) -> Norm<'_> {
         Norm::Rms { weight: &self.weight, eps: self.eps }
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(candle_nn::ops::rms_norm(x, &Tensor::new(self.weight.as_slice(), x.device())?, self.eps)?)
     }
 }
@@ -28,18 +38,29 @@ impl RmsNorm {
 #[derive(Debug, Clone)]
 pub struct LayerNorm {
     /// `[hidden]`
-    weight: Tensor,
+    pub weight: Vec<f32>,
     /// `[hidden]`
-    bias: Tensor,
-    eps: f32,
+    pub bias: Vec<f32>,
+    pub eps: f32,
 }
 
 impl LayerNorm {
-    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
-        Self { weight, bias, eps: eps as f32 }
+    /// The norm of each row by a kernel, or in plain tensor operations.
+    pub fn apply(&self, isa: Option<Isa>, x: &Tensor) -> Result<Tensor> {
+        match isa {
+            Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel() })?),
+            None => self.forward(x),
+        }
+    }
+}
+
+impl RowNorm for LayerNorm {
+    fn kernel(&self) -> Norm<'_> {
+        Norm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps }
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(candle_nn::ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let [weight, bias] = [&self.weight, &self.bias].map(|part| Tensor::new(part.as_slice(), x.device()));
+        Ok(candle_nn::ops::layer_norm(x, &weight?, &bias?, self.eps)?)
     }
 }

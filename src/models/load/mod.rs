@@ -88,10 +88,13 @@ impl Weights {
                 let all = all.reshape((rows.n_stored, n_in))?;
                 Ok(Weight::Dense(rows.pick(&all)?))
             }),
-            Arithmetic::Kernels(isa) => pack(stored.tensor_type, stored.blocks(), rows, n_in).map(|matrix| {
-                stored.map.release(stored.bytes.clone());
-                Weight::Packed { matrix: Arc::new(matrix), isa }
-            }),
+            Arithmetic::Kernels(isa) | Arithmetic::Rounding(isa) => {
+                let packed = pack(stored.tensor_type, stored.blocks(), rows, n_in, arithmetic.rounds());
+                packed.map(|matrix| {
+                    stored.map.release(stored.bytes.clone());
+                    Weight::Packed { matrix: Arc::new(matrix), isa }
+                })
+            }
         };
         weight.map_err(|e| stored.in_tensor(name, e))
     }

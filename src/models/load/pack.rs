@@ -36,15 +36,25 @@ pub fn format_of(tensor_type: TensorType) -> Option<WeightFormat> {
     })
 }
 
-/// Those `rows` of a stored matrix, each of `n_in` numbers.
+/// Those `rows` of a stored matrix, each of `n_in` numbers; floats are rounded to bfloat16 if that `rounds`.
 ///
 /// # Errors
 /// When its type is not supported.
-pub fn pack(tensor_type: TensorType, blocks: &[u8], rows: &Rows, n_in: usize) -> Result<PackedMatrix> {
-    let format = format_of(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
+pub fn pack(
+    tensor_type: TensorType,
+    blocks: &[u8],
+    rows: &Rows,
+    n_in: usize,
+    rounds: bool,
+) -> Result<PackedMatrix> {
+    let mut format = format_of(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
+    if rounds && !format.is_quantized() && n_in.is_multiple_of(WeightFormat::Bf16Pairs.block_len()) {
+        format = WeightFormat::Bf16Pairs;
+    }
     let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
     let n_out = rows.len();
-    if tensor_type.block_bytes() == format.source_bytes() {
+    let is_float32 = tensor_type == TensorType::F32 && format == WeightFormat::Bf16Pairs;
+    if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
         let row = |idx: usize| &blocks[rows.stored(idx) * row_bytes..][..row_bytes];
         return PackedMatrix::pack(format, n_out, n_in, row);
     }
@@ -184,7 +194,7 @@ mod tests {
             let expanded = expand(tensor_type, &bytes).unwrap();
             let tolerance = if tensor_type == TensorType::Iq4Xs { 6e-4 } else { 2e-7 };
             for rows in [Rows::all(n_stored), Rows::range(2..19, n_stored)] {
-                let packed = pack(tensor_type, &bytes, &rows, n_in).unwrap();
+                let packed = pack(tensor_type, &bytes, &rows, n_in, false).unwrap();
                 let mut found = vec![0.0; n_in];
                 for idx in 0..rows.len() {
                     packed.unpack_row(idx, &mut found);
