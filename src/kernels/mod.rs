@@ -23,6 +23,7 @@ pub mod rows;
 pub mod sampling;
 mod shared_rows;
 mod simd;
+mod turns;
 mod units;
 pub mod weights;
 mod wide;

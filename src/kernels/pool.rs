@@ -19,6 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::turns::Turns;
+
 /// The variable that says how many threads compute.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
@@ -95,7 +97,7 @@ pub fn lower_priority() {
 }
 
 /// Runs `work` on all compute threads and returns when all have finished. Calls from several
-/// threads take turns; `work` must not call it.
+/// threads take turns, each thread for the same share of the time; `work` must not call it.
 ///
 /// # Panics
 /// When `work` panics on any thread.
@@ -143,8 +145,7 @@ impl Team<'_> {
 
 struct Pool {
     shared: Arc<Shared>,
-    /// Held while a piece of work is done.
-    turn: Mutex<()>,
+    turns: Turns,
 }
 
 /// The closure of [`run`], whose lifetime is not known to the threads.
@@ -193,11 +194,14 @@ impl Pool {
                 .spawn(move || shared.serve(index))
                 .expect("a thread can be started");
         }
-        Self { shared, turn: Mutex::new(()) }
+        Self { shared, turns: Turns::new() }
     }
 
     fn run<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.turns.take(|| self.run_now(work));
+    }
+
+    fn run_now<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
         let shared = &*self.shared;
         shared.finished.0.store(0, Ordering::Relaxed);
         shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
