@@ -25,15 +25,14 @@ fn requests(criterion: &mut Criterion) {
         let inputs: Vec<EmbeddingInput> = (0..n_texts)
             .map(|i| EmbeddingInput::Text(format!("{i} {}", "river ".repeat(n_words - 1))))
             .collect();
-        let (vectors, _) = singleton.embed(inputs.clone(), None).unwrap();
-        assert_eq!(vectors.len(), n_texts);
+        assert_eq!(singleton.embed(inputs.clone().into()).unwrap().vectors.len(), n_texts);
 
         group.throughput(Throughput::Elements(n_texts as u64));
         group.bench_function(BenchmarkId::new("before", name), |b| {
-            b.iter(|| load().embed(inputs.clone(), None).unwrap());
+            b.iter(|| load().embed(inputs.clone().into()).unwrap());
         });
         group.bench_function(BenchmarkId::new("after", name), |b| {
-            b.iter(|| singleton.embed(inputs.clone(), None).unwrap());
+            b.iter(|| singleton.embed(inputs.clone().into()).unwrap());
         });
     }
     group.finish();

@@ -112,6 +112,12 @@ pub struct ServeArgs {
     /// How long an answer is kept there at most, such as 90s, 10m or 2h
     #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
     pub response_cache_ttl: Duration,
+    /// Memory for vectors of texts, such as 64M: a text that comes again is not computed again; 0 keeps none
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE", value_parser = parse_bytes, default_value = "64M")]
+    pub embedding_cache: u64,
+    /// How long a vector is kept there at most, such as 90s, 10m or 2h
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_TTL", value_parser = parse_duration, default_value = "24h")]
+    pub embedding_cache_ttl: Duration,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -272,6 +278,10 @@ pub struct Limits {
     pub response_cache_ttl: Duration,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
+    /// Bytes of vectors that are kept to be given again; none is where there is no room.
+    pub embedding_cache_bytes: usize,
+    /// How long they are kept at most.
+    pub embedding_cache_ttl: Duration,
     /// Items in one embeddings request; OpenAI's own limit.
     pub embedding_inputs: usize,
     /// Time for a connection without a request; at least 75 s, which clients and proxies reckon with.
@@ -304,7 +314,9 @@ impl Default for Limits {
             speculates: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),
-            embedding_requests: 64,
+            embedding_requests: 256,
+            embedding_cache_bytes: 64 << 20,
+            embedding_cache_ttl: Duration::from_secs(24 * 3600),
             embedding_inputs: 2048,
             keep_alive_idle: Duration::from_secs(90),
             head_timeout: Duration::from_secs(10),
@@ -382,6 +394,8 @@ impl Config {
                 kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_bytes),
                 response_cache_bytes: as_bytes(args.response_cache),
                 response_cache_ttl: args.response_cache_ttl,
+                embedding_cache_bytes: as_bytes(args.embedding_cache),
+                embedding_cache_ttl: args.embedding_cache_ttl,
                 ..Limits::default()
             },
         })

@@ -52,6 +52,10 @@ pub const REPEAT_PENALTY_HITS: &str = "predict_otron_repeat_penalty_cache_hits_t
 pub const REPEAT_PENALTY_UPDATES: &str = "predict_otron_repeat_penalty_cache_updates_total";
 /// Sampling steps at repeat penalty 1, which do nothing.
 pub const REPEAT_PENALTY_SKIPPED: &str = "predict_otron_repeat_penalty_skipped_total";
+/// Inputs of embeddings requests whose vectors were known.
+pub const EMBEDDING_CACHE_HITS: &str = "predict_otron_embedding_cache_hits_total";
+/// Bytes that the vectors take which are kept.
+pub const EMBEDDING_CACHE_BYTES: &str = "predict_otron_embedding_cache_bytes";
 /// Texts embedded.
 pub const EMBEDDED_TEXTS: &str = "predict_otron_embedded_texts_total";
 /// Tokens of texts embedded.
@@ -106,6 +110,7 @@ pub fn start_metrics() -> PrometheusHandle {
         (REPEAT_PENALTY_HITS, "Sampling steps that reused the cached repeat-penalty tensor"),
         (REPEAT_PENALTY_UPDATES, "Elements of the cached repeat-penalty tensor that changed"),
         (REPEAT_PENALTY_SKIPPED, "Sampling steps at repeat penalty 1, which do nothing"),
+        (EMBEDDING_CACHE_HITS, "Inputs of embeddings requests whose vectors were known"),
         (EMBEDDED_TEXTS, "Texts embedded"),
         (EMBEDDED_TOKENS, "Tokens of texts embedded"),
     ];
@@ -129,6 +134,7 @@ pub fn start_metrics() -> PrometheusHandle {
             (RUNNING, "Chat requests that are computed"),
             (KV_USAGE, "Share of the room for keys and values that running requests use"),
             (RESPONSE_BYTES, "Bytes that the answers take which are kept to be given again"),
+            (EMBEDDING_CACHE_BYTES, "Bytes that the vectors take which are kept to be given again"),
             (KV_CONFIG, "Size of the room for keys and values, in its labels"),
         ] {
             metrics::describe_gauge!(name, description);

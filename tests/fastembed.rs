@@ -8,8 +8,11 @@ use std::fs;
 use std::path::Path;
 
 use once_cell::sync::OnceCell;
-use predict_otron_9000::config::RegistryConfig;
-use predict_otron_9000::embeddings::{Embedder, EmbeddingInput, EmbeddingSource, TextEmbedding};
+use predict_otron_9000::app::embedder_options;
+use predict_otron_9000::config::{Limits, RegistryConfig};
+use predict_otron_9000::embeddings::{
+    Embedder, EmbeddingInput, EmbeddingRequest, EmbeddingSource, TextEmbedding,
+};
 use predict_otron_9000::error::Error;
 use predict_otron_9000::registry::Registry;
 
@@ -31,8 +34,10 @@ fn load(folder: &tempfile::TempDir) -> TextEmbedding {
     TextEmbedding::load(&source, &registry).expect("ONNX Runtime is needed: on the system, or through pip")
 }
 
-fn inputs(texts: &[&str]) -> Vec<EmbeddingInput> {
-    texts.iter().map(|&text| EmbeddingInput::Text(text.to_owned())).collect()
+fn inputs(texts: &[&str]) -> EmbeddingRequest {
+    let inputs: Vec<EmbeddingInput> =
+        texts.iter().map(|&text| EmbeddingInput::Text(text.to_owned())).collect();
+    inputs.into()
 }
 
 #[test]
@@ -43,15 +48,15 @@ fn both_backends_give_the_same_vectors() {
     assert_eq!((ours.dimensions(), fast.dimensions()), (64, 64));
     let long = "the cat and the dog ".repeat(20);
     let texts = ["the rust model", "", "A cat, a dog?", &long, "🙂 unknown", "a [SEP] b [MASK]"];
-    let (expected, n_expected) = ours.embed(inputs(&texts), None).unwrap();
-    let (found, n_found) = fast.embed(inputs(&texts), None).unwrap();
-    assert_eq!(n_found, n_expected);
-    for ((expected, found), text) in expected.iter().zip(&found).zip(texts) {
+    let expected = ours.embed(inputs(&texts)).unwrap();
+    let found = fast.embed(inputs(&texts)).unwrap();
+    assert_eq!(found.n_tokens, expected.n_tokens);
+    for ((expected, found), text) in expected.vectors.iter().zip(&found.vectors).zip(texts) {
         let cosine: f32 = expected.iter().zip(found).map(|(a, b)| a * b).sum();
-        assert!(cosine >= 0.99999, "{text:?}: {cosine}");
+        assert!(cosine >= 0.9999, "{text:?}: {cosine}");
     }
     for model in [&ours, &fast] {
-        let too_long = model.embed(inputs(&["cat ".repeat(200).as_str()]), None).unwrap_err();
+        let too_long = model.embed(inputs(&["cat ".repeat(200).as_str()])).unwrap_err();
         assert!(too_long.to_string().contains("at most 130"), "{too_long}");
     }
 }
@@ -73,7 +78,7 @@ fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
         let source = EmbeddingSource::locate(name, &registry).unwrap();
         assert_eq!((source.id(), source.is_onnx()), (repo, true));
         let model = TextEmbedding::load(&source, &registry).unwrap();
-        let (vectors, _) = model.embed(inputs(&["the cat"]), None).unwrap();
+        let vectors = model.embed(inputs(&["the cat"])).unwrap().vectors;
         assert_eq!(vectors[0].len(), 64);
     }
 }
@@ -96,10 +101,9 @@ async fn concurrent_first_requests_load_the_singleton_once() {
         _ => Ok(load(&files)),
     };
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
-    let embedder = Embedder::spawn_on(cell, Box::new(loader), 64).unwrap();
-    assert_eq!(embedder.embed(inputs(&["cat"]), None).await.unwrap_err().to_string(), "not yet");
-    let answers =
-        futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"]), None))).await;
+    let embedder = Embedder::spawn_on(cell, Box::new(loader), embedder_options(&Limits::default())).unwrap();
+    assert_eq!(embedder.embed(inputs(&["cat"])).await.unwrap_err().to_string(), "not yet");
+    let answers = futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"])))).await;
     let first = answers[0].as_ref().unwrap().vectors.clone();
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().vectors == first));
     assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 2, "the one that failed and one more");

@@ -195,7 +195,13 @@ async fn base64_and_dimensions() {
     let whole = vector(&float["data"][0]);
     assert!(decoded.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-7));
 
-    let short = vector(&embed(&server, json!({"input": "hello", "dimensions": 64})).await["data"][0]);
+    // This model was not trained for it, so it has to be asked for twice.
+    let refused = server.post("/v1/embeddings", &json!({"input": "hello", "dimensions": 64})).await;
+    assert_eq!(refused.status(), 400);
+    let message = body(refused).await["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("force_dimensions"), "{message}");
+    let forced = json!({"input": "hello", "dimensions": 64, "force_dimensions": true});
+    let short = vector(&embed(&server, forced).await["data"][0]);
     assert!((short.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
     assert!((cosine(&short, &whole[..64]) - 1.0).abs() < 1e-6);
     for dimensions in [0, 385] {

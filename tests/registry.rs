@@ -792,7 +792,7 @@ fn a_row_says_how_its_vectors_are_pooled_and_the_model_must_not_deny_it() {
         let source = EmbeddingSource::locate(row.name, &setup.registry()).unwrap();
         let model = TextEmbedding::load(&source, &setup.registry()).map_err(|error| error.to_string())?;
         let text = EmbeddingInput::Text("the rust model".to_owned());
-        Ok::<_, String>(model.embed(vec![text], None).unwrap().0)
+        Ok::<_, String>(model.embed(vec![text].into()).unwrap().vectors)
     };
     let by_row_and_file = load(Some(r#"{"pooling_mode_cls_token": true}"#)).unwrap();
     assert_eq!(load(None).unwrap(), by_row_and_file, "the row's word is enough");

@@ -16,7 +16,7 @@ pub use checkpoint::{kv_format, read_headers};
 
 use crate::chat::{ChatModel, ResponseCache};
 use crate::config::{Config, Limits};
-use crate::embeddings::{Embedder, EmbeddingSource, TextEmbedding};
+use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::Status;
 use crate::kernels::kv::BLOCK_TOKENS;
@@ -389,6 +389,15 @@ pub fn unix_time() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// What bounds an embedder.
+pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
+    EmbedderOptions {
+        max_requests: limits.embedding_requests,
+        cache_bytes: limits.embedding_cache_bytes,
+        cache_ttl: limits.embedding_cache_ttl,
+    }
+}
+
 fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedModel, Embedder)> {
     let reference = config.embedding_model.clone();
     let parsed = ModelRef::parse(&reference).ok();
@@ -414,6 +423,6 @@ fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedMode
         }
     };
     let loader = move || TextEmbedding::load(&EmbeddingSource::locate(&reference, &registry)?, &registry);
-    let embedder = Embedder::spawn(Box::new(loader), config.limits.embedding_requests)?;
+    let embedder = Embedder::spawn(Box::new(loader), embedder_options(&config.limits))?;
     Ok((served, embedder))
 }

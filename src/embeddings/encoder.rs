@@ -14,6 +14,9 @@ use crate::models::{Arithmetic, Encoder, EncoderInput};
 use crate::registry::{Format, Pooling};
 use crate::tokenizer::Tokenizer;
 
+/// So many rows of a layer stay in the caches; with more, or half as many, it is no faster (2026-11-26).
+const BATCH_TOKENS: usize = 512;
+
 /// An encoder and how its hidden states become one vector.
 pub struct EncoderBackend {
     family: &'static str,
@@ -142,7 +145,8 @@ impl EncoderBackend {
                 config.n_vocab
             )));
         }
-        let pooling = Pooling::agreed(source.pooling(), own).map_err(|e| e.context(source.id()))?;
+        let pooling = Pooling::agreed(source.spec().map(|spec| spec.pooling), own)
+            .map_err(|e| e.context(source.id()))?;
         let family = config.family.name;
         let encoder = Box::new(TextEncoder::load(config, &weights, Arithmetic::Rounding(Isa::current()))?);
         Ok((Self { family, encoder, pooling }, tokenizer))
@@ -162,7 +166,11 @@ impl Backend for EncoderBackend {
         self.encoder.max_tokens()
     }
 
-    fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>> {
+    fn batch_tokens(&self) -> usize {
+        BATCH_TOKENS
+    }
+
+    fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
         let inputs: Vec<EncoderInput> = texts.iter().map(|text| text.ids.clone().into()).collect();
         let states = self.encoder.forward(&inputs)?;
         let mut row = 0;

@@ -7,30 +7,35 @@
 //! Two backends: our encoder ([`crate::models::Encoder`], safetensors) and fastembed (`onnx`,
 //! ONNX Runtime).
 
+mod cache;
 mod embedder;
 mod encoder;
 mod onnx;
+mod prompts;
+mod request;
 mod source;
 
-use std::cmp::Reverse;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use embedder::{Embedder, Loader};
+pub use embedder::{Embedder, EmbedderOptions, Loader};
+pub use request::{Embedded, EmbeddingInput, EmbeddingRequest, Prompt};
 pub use source::EmbeddingSource;
 
+use self::embedder::Answer;
+use self::prompts::Prompts;
+use self::request::{Prepared, Tokenized};
 use crate::error::{Error, Result};
 use crate::registry::{Format, Registry};
 use crate::tokenizer::Tokenizer;
-
-/// Tokens computed in one forward pass; bounds the memory that a large request takes, and the time
-/// that a new one waits for its turn. Larger batches are slower, too: OPTIMIZATIONS.md has the
-/// numbers of 2026-11-23.
-const BATCH_TOKENS: usize = 512;
 
 /// An embedding model with its tokenizer.
 pub struct TextEmbedding {
     backend: Box<dyn Backend>,
     tokenizer: Tokenizer,
+    prompts: Prompts,
+    /// Whether vectors may be cut: the model was trained so that their first numbers say most.
+    is_matryoshka: bool,
     format: Format,
     license: Option<String>,
 }
@@ -46,40 +51,12 @@ trait Backend: Send + Sync {
     /// Most tokens of a text, the model's own first and last ones included.
     fn max_tokens(&self) -> usize;
 
+    /// Tokens that are best computed at once: more take more memory and keep others waiting longer, fewer are
+    /// slower.
+    fn batch_tokens(&self) -> usize;
+
     /// One vector per text, in order.
-    fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>>;
-}
-
-/// Something to embed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EmbeddingInput {
-    Text(String),
-    /// Token ids of the model's own vocabulary, without its first and last tokens.
-    Tokens(Vec<u32>),
-}
-
-/// An input with its token ids, the model's first and last ones included.
-struct Tokenized {
-    /// What the ids were made of; absent where the client sent ids.
-    text: Option<String>,
-    ids: Vec<u32>,
-}
-
-/// The texts of one request and the vectors there are so far.
-struct Work {
-    /// Texts with their places in the request, the longest first: they are taken from the end, and
-    /// a batch of texts of like length is padded little.
-    rest: Vec<(usize, Tokenized)>,
-    vectors: Vec<Vec<f32>>,
-    /// Of all texts.
-    n_tokens: usize,
-    dimensions: usize,
-}
-
-impl Work {
-    fn is_done(&self) -> bool {
-        self.rest.is_empty()
-    }
+    fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>>;
 }
 
 /// The vectors of one request.
@@ -89,8 +66,28 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, the model's first and last ones included.
     pub n_tokens: usize,
+    /// Inputs whose vectors were known.
+    pub n_hits: usize,
     pub queue: Duration,
     pub compute: Duration,
+}
+
+impl Embeddings {
+    /// Vectors of unit length, cut to `dimensions` where given.
+    fn new(answer: Answer, dimensions: Option<usize>) -> Result<Self> {
+        let Answer { embedded, n_hits, queue, compute } = answer;
+        let vectors = embedded.iter().map(|embedded| {
+            let n = dimensions.unwrap_or(embedded.numbers.len());
+            unit_length(&embedded.numbers[..n])
+        });
+        Ok(Self {
+            vectors: vectors.collect::<Result<_>>()?,
+            n_tokens: embedded.iter().map(|embedded| embedded.n_tokens).sum(),
+            n_hits,
+            queue,
+            compute,
+        })
+    }
 }
 
 impl TextEmbedding {
@@ -117,8 +114,14 @@ impl TextEmbedding {
             load_ms = started.elapsed().as_millis(),
             "embedding model loaded"
         );
-        let license = source.license().map(str::to_owned);
-        Ok(Self { backend, tokenizer, format: source.format(), license })
+        Ok(Self {
+            backend,
+            tokenizer,
+            prompts: Prompts::of(source)?,
+            is_matryoshka: source.spec().is_some_and(|spec| spec.is_matryoshka),
+            format: source.format(),
+            license: source.license().map(str::to_owned),
+        })
     }
 
     /// Name of the model's family.
@@ -136,6 +139,10 @@ impl TextEmbedding {
         self.license.as_deref()
     }
 
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Most tokens of a text, the model's own first and last ones included.
     pub fn max_tokens(&self) -> usize {
         self.backend.max_tokens()
@@ -146,72 +153,68 @@ impl TextEmbedding {
         self.backend.dimensions()
     }
 
-    /// Embeds `inputs`; gives the vectors and the number of tokens.
+    /// Embeds the texts of a request on the calling thread, all at once.
     ///
     /// # Errors
     /// When an input is too long or has ids outside the vocabulary, there are no vectors of such
-    /// dimensions, or the model's computation fails.
-    pub fn embed(
-        &self,
-        inputs: Vec<EmbeddingInput>,
-        dimensions: Option<usize>,
-    ) -> Result<(Vec<Vec<f32>>, usize)> {
-        let mut work = self.prepare(inputs, dimensions)?;
-        while !work.is_done() {
-            self.embed_batch(&mut work)?;
-        }
-        Ok((work.vectors, work.n_tokens))
+    /// dimensions, the model has no such prompt, or its computation fails.
+    pub fn embed(&self, request: EmbeddingRequest) -> Result<Embeddings> {
+        let now = Instant::now();
+        let dimensions = request.dimensions;
+        let prepared = Prepared::new(request, self, None, now)?;
+        let texts: Vec<&Tokenized> = prepared.texts.iter().collect();
+        let n_tokens = texts.iter().map(|text| text.ids.len()).collect();
+        let vectors = self.compute(&texts)?;
+        let embedded: Vec<Arc<Embedded>> = prepared.finish(n_tokens, vectors, None, now);
+        let answer = Answer { embedded, n_hits: 0, queue: Duration::ZERO, compute: now.elapsed() };
+        Embeddings::new(answer, dimensions)
     }
 
-    /// Checks and tokenizes `inputs`; each vector is to be cut to `dimensions` where given.
+    fn batch_tokens(&self) -> usize {
+        self.backend.batch_tokens()
+    }
+
+    /// The model's numbers for each text.
     ///
     /// # Errors
-    /// When an input is too long or has ids outside the vocabulary, or there are no vectors of such
-    /// dimensions.
-    fn prepare(&self, inputs: Vec<EmbeddingInput>, dimensions: Option<usize>) -> Result<Work> {
-        if let Some(wanted) = dimensions
-            && !(1..=self.dimensions()).contains(&wanted)
-        {
+    /// When the computation fails, or some of them are not finite.
+    fn compute(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
+        let vectors = self.backend.embed(texts)?;
+        if vectors.iter().flatten().all(|x| x.is_finite()) {
+            return Ok(vectors);
+        }
+        Err(Error::internal("the model gave a vector that is not finite; it is not served"))
+    }
+
+    /// Refuses to cut vectors to `n` numbers where that makes no sense.
+    fn check_dimensions(&self, n: usize, is_forced: bool) -> Result<()> {
+        let own = self.dimensions();
+        if !(1..=own).contains(&n) {
             return Err(Error::invalid(
                 "dimensions",
-                format!("`dimensions` is {wanted}; this model's vectors have 1 to {}", self.dimensions()),
+                format!("`dimensions` is {n}; this model's vectors have 1 to {own}"),
             ));
         }
-        let mut rest = inputs
-            .into_iter()
-            .enumerate()
-            .map(|(index, input)| Ok((index, self.tokenize(input, index)?)))
-            .collect::<Result<Vec<_>>>()?;
-        rest.sort_by_key(|(_, text)| Reverse(text.ids.len()));
-        Ok(Work {
-            dimensions: dimensions.unwrap_or(self.dimensions()),
-            n_tokens: rest.iter().map(|(_, text)| text.ids.len()).sum(),
-            vectors: vec![Vec::new(); rest.len()],
-            rest,
-        })
-    }
-
-    /// Computes the next batch.
-    ///
-    /// # Errors
-    /// When a vector would not be finite.
-    fn embed_batch(&self, work: &mut Work) -> Result<()> {
-        let mut batch_tokens = 0;
-        let (order, batch): (Vec<usize>, Vec<Tokenized>) = std::iter::from_fn(|| {
-            work.rest.pop_if(|(_, text)| {
-                batch_tokens += text.ids.len();
-                batch_tokens <= BATCH_TOKENS.max(text.ids.len())
-            })
-        })
-        .unzip();
-        for (index, vector) in order.into_iter().zip(self.backend.embed(&batch)?) {
-            work.vectors[index] = unit_length(&vector[..work.dimensions])?;
+        if n < own && !self.is_matryoshka && !is_forced {
+            return Err(Error::invalid(
+                "dimensions",
+                format!(
+                    "`dimensions` is {n}, but this model is not known to be trained for vectors shorter than {own}; \
+                     leave it out, or send `force_dimensions: true` to have the first {n} numbers anyway"
+                ),
+            ));
         }
         Ok(())
     }
 
-    fn tokenize(&self, input: EmbeddingInput, index: usize) -> Result<Tokenized> {
-        let tokenized = match input {
+    /// What stands before each text for a prompt.
+    fn prefix(&self, prompt: &Prompt) -> Result<&str> {
+        self.prompts.prefix(prompt)
+    }
+
+    /// The token ids of an input; `index` is its place in the request.
+    fn tokenize(&self, input: EmbeddingInput, index: usize, truncates: bool) -> Result<Tokenized> {
+        let mut tokenized = match input {
             EmbeddingInput::Text(text) => {
                 Tokenized { ids: self.tokenizer.encode_with_template(&text)?, text: Some(text) }
             }
@@ -232,12 +235,16 @@ impl TextEmbedding {
         };
         let (n_tokens, max_tokens) = (tokenized.ids.len(), self.backend.max_tokens());
         if n_tokens > max_tokens {
-            return Err(Error::invalid(
-                "input",
-                format!(
-                    "input {index} has {n_tokens} tokens, and this model takes at most {max_tokens}; split the text"
-                ),
-            ));
+            if !truncates {
+                return Err(Error::invalid(
+                    "input",
+                    format!(
+                        "input {index} has {n_tokens} tokens, and this model takes at most {max_tokens}; split the \
+                         text, or send `truncate: true` to have its beginning only"
+                    ),
+                ));
+            }
+            self.tokenizer.truncate_in_template(&mut tokenized.ids, max_tokens);
         }
         Ok(tokenized)
     }

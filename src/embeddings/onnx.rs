@@ -43,6 +43,10 @@ const TOKENIZER_FILES: [(&str, bool); 4] = [
     ("tokenizer_config.json", true),
 ];
 
+/// Tokens computed at once, less what is padded. Larger batches are slower: OPTIMIZATIONS.md has the numbers of
+/// 2026-11-23.
+const BATCH_TOKENS: usize = 2048;
+
 /// Texts that fastembed pads to one length and runs together.
 const BATCH_TEXTS: usize = 32;
 
@@ -184,7 +188,11 @@ impl Backend for OnnxBackend {
         self.max_tokens
     }
 
-    fn embed(&self, texts: &[Tokenized]) -> Result<Vec<Vec<f32>>> {
+    fn batch_tokens(&self) -> usize {
+        BATCH_TOKENS
+    }
+
+    fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
         let texts = texts.iter().map(|text| text.text.as_deref()).collect::<Option<Vec<&str>>>().ok_or_else(
             || Error::invalid("input", "models on fastembed take text, not token ids; send strings"),
         )?;

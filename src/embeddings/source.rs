@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::onnx;
 use crate::error::{Error, Result};
-use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Pooling, Registry, read_file};
+use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Registry, read_file};
 
 /// An embedding model whose files are on disk.
 pub struct EmbeddingSource {
@@ -108,9 +108,9 @@ impl EmbeddingSource {
         self.license.as_deref()
     }
 
-    /// The pooling that its catalog row names.
-    pub(super) fn pooling(&self) -> Option<Pooling> {
-        self.spec.map(|spec| spec.pooling)
+    /// What its catalog row says of it, if it has one.
+    pub(super) fn spec(&self) -> Option<EmbeddingSpec> {
+        self.spec
     }
 
     pub(super) fn recipe(&self) -> Option<&onnx::Recipe> {

@@ -1,6 +1,7 @@
 //! `POST /v1/embeddings`.
 
 use axum::extract::State;
+use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine as _;
@@ -10,10 +11,10 @@ use super::error::ApiError;
 use super::extract::JsonObject;
 use super::request_id::RequestId;
 use crate::app::App;
-use crate::embeddings::{EmbeddingInput, Embeddings};
+use crate::embeddings::{EmbeddingInput, EmbeddingRequest, Embeddings, Prompt};
 use crate::error::{Error, Result};
 use crate::openai::embeddings::{
-    Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, Input, Usage, Vector,
+    Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, Input, InputType, Usage, Vector,
 };
 use crate::openai::params;
 
@@ -25,20 +26,20 @@ pub async fn embeddings(
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.read::<EmbeddingsRequest>(params::EMBEDDINGS)?;
     let model = app.embedding_model(request.model.as_deref())?;
-    let inputs = inputs(request.input, app.limits().embedding_inputs)?;
-    let n_inputs = inputs.len();
-    let Embeddings { vectors, n_tokens, queue, compute } =
-        app.embedder().embed(inputs, request.dimensions).await?;
+    let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
+    let request = to_embed(request, app.limits().embedding_inputs)?;
+    let n_inputs = request.inputs.len();
+    let Embeddings { vectors, n_tokens, n_hits, queue, compute } = app.embedder().embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
         texts = n_inputs,
         tokens = n_tokens,
+        cache_hits = n_hits,
         queue_ms = queue.as_millis(),
         compute_ms = compute.as_millis(),
         texts_s = (n_inputs as f64 / compute.as_secs_f64().max(1e-9)).round(),
         "embeddings"
     );
-    let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let data = vectors
         .into_iter()
         .enumerate()
@@ -48,7 +49,30 @@ pub async fn embeddings(
     let answer = EmbeddingsResponse { object: "list", data, model: model.id().to_owned(), usage };
     let mut response = Json(answer).into_response();
     ignored.name_in(&mut response);
+    response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
+}
+
+/// What a request asks the embedder for.
+fn to_embed(request: EmbeddingsRequest, max_inputs: usize) -> Result<EmbeddingRequest> {
+    let prompt = match (request.input_type, request.prompt_name) {
+        (Some(_), Some(_)) => {
+            let message =
+                "`input_type` and `prompt_name` both choose what stands before the texts; send one of them";
+            return Err(Error::invalid("prompt_name", message));
+        }
+        (None, None) => Prompt::Nothing,
+        (Some(InputType::Query), None) => Prompt::Query,
+        (Some(InputType::Document), None) => Prompt::Document,
+        (None, Some(name)) => Prompt::Named(name),
+    };
+    Ok(EmbeddingRequest {
+        inputs: inputs(request.input, max_inputs)?,
+        dimensions: request.dimensions,
+        forces_dimensions: request.force_dimensions.unwrap_or(false),
+        prompt,
+        truncates: request.truncate.unwrap_or(false),
+    })
 }
 
 /// The request's items, one kind for all.

@@ -12,6 +12,28 @@ pub struct EmbeddingsRequest {
     pub encoding_format: Option<EncodingFormat>,
     #[serde(default)]
     pub dimensions: Option<usize>,
+    /// Whether vectors may be cut of a model that was not trained for it.
+    #[serde(default)]
+    pub force_dimensions: Option<bool>,
+    #[serde(default)]
+    pub input_type: Option<InputType>,
+    #[serde(default)]
+    pub prompt_name: Option<String>,
+    /// Whether texts that are too long are cut instead of refused.
+    #[serde(default)]
+    pub truncate: Option<bool>,
+}
+
+/// What the texts are for; the names in parentheses are those of other servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputType {
+    /// To search with (`search_query`).
+    #[serde(alias = "search_query")]
+    Query,
+    /// To be found (`search_document`, `passage`).
+    #[serde(alias = "search_document", alias = "passage")]
+    Document,
 }
 
 /// What to embed: texts, or token ids of the model's own vocabulary.

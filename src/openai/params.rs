@@ -103,6 +103,10 @@ pub const EMBEDDINGS: &[Row] = &[
     ("model", Honoured),
     ("encoding_format", Honoured),
     ("dimensions", Honoured),
+    ("force_dimensions", Honoured),
+    ("input_type", Honoured),
+    ("prompt_name", Honoured),
+    ("truncate", Honoured),
     ("user", Ignored),
 ];
 

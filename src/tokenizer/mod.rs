@@ -248,6 +248,14 @@ impl Tokenizer {
         [&self.around.0, ids, &self.around.1].concat()
     }
 
+    /// Leaves away what is too much of ids with the model's own first and last tokens around them, before the
+    /// last.
+    pub fn truncate_in_template(&self, ids: &mut Vec<u32>, max_tokens: usize) {
+        let last = &self.around.1;
+        ids.truncate(max_tokens.saturating_sub(last.len()));
+        ids.extend_from_slice(last);
+    }
+
     /// Encodes a rendered chat prompt: special tokens are read, except those in which `marker`
     /// stands ([`Tokenizer::defuse`]).
     ///

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod converter;
+pub mod embeddings;
 pub mod gguf;
 pub mod reference;
 
@@ -15,7 +16,9 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use gguf::Gguf;
 use once_cell::sync::OnceCell;
-use predict_otron_9000::app::{App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel};
+use predict_otron_9000::app::{
+    App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, embedder_options,
+};
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
@@ -228,7 +231,7 @@ pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
 
 async fn server_of(chat_models: Arc<ChatModels>, limits: Limits, loader: Box<Loader>) -> Server {
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
-    let embedder = Embedder::spawn_on(cell, loader, limits.embedding_requests).unwrap();
+    let embedder = Embedder::spawn_on(cell, loader, embedder_options(&limits)).unwrap();
     serve(App::from_parts(Parts {
         chat_models,
         embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], Some("tests")),

@@ -40,9 +40,18 @@ const fn encoder(
 ) -> CatalogEntry {
     let source = hub(repo, file("model.safetensors", None), BESIDE);
     CatalogEntry {
-        embedding: Some(EmbeddingSpec { pooling, prefixes }),
+        embedding: Some(EmbeddingSpec { pooling, prefixes, is_matryoshka: false }),
         ..row(name, ModelKind::Embedding, license, size_bytes, source)
     }
+}
+
+/// A row of a model whose vectors may be cut.
+const fn matryoshka(entry: CatalogEntry) -> CatalogEntry {
+    let embedding = match entry.embedding {
+        Some(spec) => Some(EmbeddingSpec { is_matryoshka: true, ..spec }),
+        None => None,
+    };
+    CatalogEntry { embedding, ..entry }
 }
 
 #[rustfmt::skip]
@@ -84,17 +93,17 @@ pub static ROWS: &[CatalogEntry] = &[
     encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, Cls, PLAIN),
     CatalogEntry {
         aliases: &["nomic-embed-text"],
-        ..encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC)
+        ..matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC))
     },
-    encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, Mean, NOMIC),
+    matryoshka(encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, Mean, NOMIC)),
     CatalogEntry {
         aliases: &["mxbai-embed-large"],
-        ..encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED)
+        ..matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED))
     },
     encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, Cls, INSTRUCTED),
     encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, Cls, INSTRUCTED),
     encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, Cls, INSTRUCTED),
-    encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, Cls, INSTRUCTED),
+    matryoshka(encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, Cls, INSTRUCTED)),
     encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, Cls, INSTRUCTED),
-    encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, Cls, ARCTIC_2),
+    matryoshka(encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, Cls, ARCTIC_2)),
 ];

@@ -41,6 +41,8 @@ pub struct CatalogEntry {
 pub struct EmbeddingSpec {
     pub pooling: Pooling,
     pub prefixes: Prefixes,
+    /// Whether the first numbers of a vector say most, so that it may be cut.
+    pub is_matryoshka: bool,
 }
 
 /// Which hidden states a text's vector is made of.

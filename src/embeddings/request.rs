@@ -1,0 +1,154 @@
+//! What is asked of an embedding model, and what it is asked after a look at what is known.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::TextEmbedding;
+use super::cache::{EmbeddingCache, Key};
+use crate::error::{Error, Result};
+
+/// Something to embed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbeddingInput {
+    Text(String),
+    /// Token ids of the model's own vocabulary, without its first and last tokens.
+    Tokens(Vec<u32>),
+}
+
+/// Texts to embed, and how.
+#[derive(Debug, Clone, Default)]
+pub struct EmbeddingRequest {
+    pub inputs: Vec<EmbeddingInput>,
+    /// Numbers of each vector to keep, if not all.
+    pub dimensions: Option<usize>,
+    /// Whether they may be kept of a model that was not trained for it.
+    pub forces_dimensions: bool,
+    pub prompt: Prompt,
+    /// Whether texts that are too long are cut instead of refused.
+    pub truncates: bool,
+}
+
+/// What the model is to see before each text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Prompt {
+    #[default]
+    Nothing,
+    /// What it was trained to see before a text that searches.
+    Query,
+    /// And before one that is found.
+    Document,
+    /// One of the prompts that its files name.
+    Named(String),
+}
+
+impl From<Vec<EmbeddingInput>> for EmbeddingRequest {
+    /// Texts as they are.
+    fn from(inputs: Vec<EmbeddingInput>) -> Self {
+        Self { inputs, ..Self::default() }
+    }
+}
+
+/// What a text has become: the model's numbers for it, not cut and of any length.
+#[derive(Debug, PartialEq)]
+pub struct Embedded {
+    pub numbers: Vec<f32>,
+    /// Tokens of the text, the model's first and last ones included.
+    pub n_tokens: usize,
+}
+
+/// A text with its token ids, the model's first and last ones included.
+#[derive(Debug, Clone)]
+pub(super) struct Tokenized {
+    /// What the ids were made of; absent where the client sent ids.
+    pub text: Option<String>,
+    pub ids: Vec<u32>,
+}
+
+/// A request, of whose texts those remain that nothing is known of, each once.
+pub(super) struct Prepared {
+    /// Of each input, in order.
+    inputs: Vec<Found>,
+    pub texts: Vec<Tokenized>,
+    keys: Vec<Key>,
+    /// Inputs that were known.
+    pub n_hits: usize,
+}
+
+enum Found {
+    Known(Arc<Embedded>),
+    /// Which of the texts it is.
+    Unknown(usize),
+}
+
+impl Prepared {
+    /// Looks up and tokenizes the inputs of a request.
+    ///
+    /// # Errors
+    /// As [`TextEmbedding::embed`].
+    pub fn new(
+        request: EmbeddingRequest,
+        model: &TextEmbedding,
+        cache: Option<&EmbeddingCache>,
+        now: Instant,
+    ) -> Result<Self> {
+        if let Some(n) = request.dimensions {
+            model.check_dimensions(n, request.forces_dimensions)?;
+        }
+        let prefix = model.prefix(&request.prompt)?;
+        let mut prepared = Self { inputs: Vec::new(), texts: Vec::new(), keys: Vec::new(), n_hits: 0 };
+        let mut places: HashMap<Key, usize> = HashMap::new();
+        for (index, input) in request.inputs.into_iter().enumerate() {
+            let input = match input {
+                EmbeddingInput::Text(text) if !prefix.is_empty() => {
+                    EmbeddingInput::Text(format!("{prefix}{text}"))
+                }
+                EmbeddingInput::Tokens(_) if !prefix.is_empty() => {
+                    return Err(Error::invalid(
+                        "input",
+                        "a prompt can be put before texts, not before token ids; send strings",
+                    ));
+                }
+                other => other,
+            };
+            let key = Key::new(&input, request.truncates);
+            if let Some(&place) = places.get(&key) {
+                prepared.inputs.push(Found::Unknown(place));
+                continue;
+            }
+            if let Some(known) = cache.and_then(|cache| cache.get(&key, now)) {
+                prepared.inputs.push(Found::Known(known));
+                prepared.n_hits += 1;
+                continue;
+            }
+            places.insert(key, prepared.texts.len());
+            prepared.inputs.push(Found::Unknown(prepared.texts.len()));
+            prepared.texts.push(model.tokenize(input, index, request.truncates)?);
+            prepared.keys.push(key);
+        }
+        Ok(prepared)
+    }
+
+    /// What each input has become, once the texts have become `vectors`; the cache gets to know them.
+    pub fn finish(
+        self,
+        n_tokens: Vec<usize>,
+        vectors: Vec<Vec<f32>>,
+        cache: Option<&EmbeddingCache>,
+        now: Instant,
+    ) -> Vec<Arc<Embedded>> {
+        let embedded: Vec<Arc<Embedded>> = vectors
+            .into_iter()
+            .zip(n_tokens)
+            .map(|(numbers, n_tokens)| Arc::new(Embedded { numbers, n_tokens }))
+            .collect();
+        if let Some(cache) = cache {
+            cache.insert_all(self.keys.into_iter().zip(embedded.iter().cloned()), now);
+        }
+        let of_input = |found| match found {
+            Found::Known(known) => known,
+            Found::Unknown(place) => embedded[place].clone(),
+        };
+        self.inputs.into_iter().map(of_input).collect()
+    }
+}
