@@ -67,6 +67,9 @@ pub struct ServeArgs {
     /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
     pub embedding_model: String,
+    /// Model for /v1/rerank and /v1/score, as --model; without one the embedding model scores by cosine
+    #[arg(long, env = "PREDICT_OTRON_RERANK_MODEL")]
+    pub rerank_model: Option<String>,
     /// Another name for a served model, as NAME=MODEL; may be repeated
     #[arg(long, env = "PREDICT_OTRON_ALIAS", value_parser = parse_alias, value_delimiter = ',')]
     pub alias: Vec<(String, String)>,
@@ -228,6 +231,7 @@ pub struct Config {
     /// References of the chat models, the default first.
     pub models: Vec<String>,
     pub embedding_model: String,
+    pub rerank_model: Option<String>,
     /// Other names of models, each with a name that a model has.
     pub aliases: Vec<(String, String)>,
     pub preload: bool,
@@ -379,6 +383,7 @@ impl Config {
             port: args.port,
             models: args.model,
             embedding_model: args.embedding_model,
+            rerank_model: args.rerank_model,
             aliases: args.alias,
             preload: args.preload,
             residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },

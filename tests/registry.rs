@@ -771,7 +771,11 @@ fn a_reranker_is_for_reranking_only() {
     assert_eq!(names(&model), ["config.json", "model.safetensors", "tokenizer.json"]);
     let wrong = setup.registry().resolve(row.name, ModelKind::Embedding).unwrap_err().to_string();
     assert!(wrong.contains("not a model for embedding but for reranking"), "{wrong}");
-    assert_eq!(EmbeddingSource::names(row.name).unwrap_err().to_string(), wrong, "known without any file");
+    assert_eq!(
+        EmbeddingSource::names(row.name, ModelKind::Embedding).unwrap_err().to_string(),
+        wrong,
+        "known without any file"
+    );
 }
 
 #[test]

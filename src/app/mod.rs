@@ -2,6 +2,7 @@
 
 mod chat_models;
 mod checkpoint;
+mod text_models;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +14,17 @@ use tokio::sync::Semaphore;
 
 pub use chat_models::{ChatModels, ChatSlot, Found};
 pub use checkpoint::{kv_format, read_headers};
+pub use text_models::{TextModel, embedder_options};
 
 use crate::chat::{ChatModel, ResponseCache};
 use crate::config::{Config, Limits};
-use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
+use crate::embeddings::TextEmbedding;
 use crate::error::{Error, Kind, Result};
 use crate::inference::Status;
 use crate::kernels::kv::BLOCK_TOKENS;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::telemetry;
+use crate::tokenizer::Tokenizer;
 
 /// Everything a request may need. Cheap to clone.
 #[derive(Clone)]
@@ -37,8 +40,9 @@ pub struct App {
 /// What an [`App`] is put together from.
 pub struct Parts {
     pub chat_models: Arc<ChatModels>,
-    pub embedding_model: ServedModel,
-    pub embedder: Embedder,
+    pub embedding: TextModel,
+    /// A model that scores texts against each other; without one, the embedding model's vectors do.
+    pub reranker: Option<TextModel>,
     pub limits: Limits,
     pub metrics: PrometheusHandle,
 }
@@ -79,6 +83,29 @@ pub struct ModelStatus<'a> {
     pub is_loaded: bool,
 }
 
+/// A model whose tokenizer is asked for.
+pub enum Vocabulary {
+    OfChat(Arc<ChatModel>),
+    OfTexts(&'static TextEmbedding),
+}
+
+impl Vocabulary {
+    pub fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Self::OfChat(model) => model.tokenizer(),
+            Self::OfTexts(model) => model.tokenizer(),
+        }
+    }
+
+    /// Most tokens of a prompt and its answer, or of a text.
+    pub fn max_tokens(&self) -> usize {
+        match self {
+            Self::OfChat(model) => model.engine().context_length(),
+            Self::OfTexts(model) => model.max_tokens(),
+        }
+    }
+}
+
 /// The name under which each route's own model answers.
 const DEFAULT: &str = "default";
 
@@ -93,13 +120,17 @@ impl App {
         let metrics = telemetry::start_metrics();
         let registry = Registry::new(config.registry.clone());
         let limits = config.limits.clone();
-        let (mut embedding_model, embedder) = prepare_embeddings(config, registry.clone())?;
+        let text_model = |reference: &str, kind| TextModel::new(reference, kind, registry.clone(), &limits);
+        let mut embedding = text_model(&config.embedding_model, ModelKind::Embedding)?;
+        let reranker = config.rerank_model.as_deref();
+        let mut reranker = reranker.map(|name| text_model(name, ModelKind::Reranker)).transpose()?;
         let mut served = config
             .models
             .iter()
             .map(|reference| Ok(ServedModel::of(&ModelRef::parse(reference)?)))
             .collect::<Result<Vec<_>>>()?;
-        name_models(&mut served, &mut embedding_model, &config.aliases)?;
+        let text_models = [&mut embedding].into_iter().chain(&mut reranker).map(|model| &mut model.served);
+        name_models(served.iter_mut().chain(text_models).collect(), &config.aliases)?;
         let slots = served
             .into_iter()
             .zip(&config.models)
@@ -111,7 +142,7 @@ impl App {
             .collect();
         let chat_models = ChatModels::new(slots, config.residency);
         chat_models.start_keeper()?;
-        let app = Self::from_parts(Parts { chat_models, embedding_model, embedder, limits, metrics });
+        let app = Self::from_parts(Parts { chat_models, embedding, reranker, limits, metrics });
         app.phase.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -164,26 +195,66 @@ impl App {
         let found = slots.iter().find(|slot| slot.served().answers_to(name));
         let found = found.or(slots.first().filter(|_| is_default(name)));
         found.ok_or_else(|| {
-            if self.parts.embedding_model.answers_to(name) {
+            if self.parts.embedding.served.answers_to(name) {
                 return not_for_this(name, "an embedding model", "/v1/embeddings");
+            }
+            if self.reranker_named(name).is_some() {
+                return not_for_this(name, "a reranker", "/v1/rerank");
             }
             self.unknown(name)
         })
+    }
+
+    fn reranker_named(&self, name: &str) -> Option<&TextModel> {
+        self.parts.reranker.as_ref().filter(|model| model.served.answers_to(name))
     }
 
     /// The embedding model that answers to `name`; no name is the default.
     ///
     /// # Errors
     /// When no embedding model has this name.
-    pub fn embedding_model(&self, name: Option<&str>) -> Result<&ServedModel> {
-        let (model, name) = (&self.parts.embedding_model, name.unwrap_or(DEFAULT));
-        if model.answers_to(name) || is_default(name) {
+    pub fn embedding_model(&self, name: Option<&str>) -> Result<&TextModel> {
+        let (model, name) = (&self.parts.embedding, name.unwrap_or(DEFAULT));
+        if model.served.answers_to(name) || is_default(name) {
             Ok(model)
+        } else if self.reranker_named(name).is_some() {
+            Err(not_for_this(name, "a reranker", "/v1/rerank"))
         } else if self.parts.chat_models.slots().iter().any(|slot| slot.served().answers_to(name)) {
             Err(not_for_this(name, "a chat model", "/v1/chat/completions"))
         } else {
             Err(self.unknown(name))
         }
+    }
+
+    /// The model that scores texts and answers to `name`; no name is the reranker, or without one the embedding
+    /// model.
+    ///
+    /// # Errors
+    /// When no such model has this name.
+    pub fn scoring_model(&self, name: Option<&str>) -> Result<&TextModel> {
+        match (name, &self.parts.reranker) {
+            (None, Some(reranker)) => Ok(reranker),
+            (Some(name), Some(reranker)) if is_default(name) => Ok(reranker),
+            (Some(name), _) if self.reranker_named(name).is_some() => {
+                self.reranker_named(name).ok_or_else(|| self.unknown(name))
+            }
+            (name, _) => self.embedding_model(name),
+        }
+    }
+
+    /// A model's tokenizer and the most tokens it takes, loaded now if it is not; no name is the default chat
+    /// model.
+    ///
+    /// # Errors
+    /// When no model has this name, or it cannot be loaded.
+    pub async fn vocabulary(&self, name: Option<&str>) -> Result<Vocabulary> {
+        let name = name.unwrap_or(DEFAULT);
+        let text_models = [&self.parts.embedding].into_iter().chain(&self.parts.reranker);
+        let is_chat = self.parts.chat_models.slots().iter().any(|slot| slot.served().answers_to(name));
+        if let Some(model) = text_models.into_iter().find(|model| !is_chat && model.served.answers_to(name)) {
+            return Ok(Vocabulary::OfTexts(model.embedder.model().await?));
+        }
+        Ok(Vocabulary::OfChat(self.chat_model(self.chat_slot(Some(name))?).await?))
     }
 
     /// The model that answers to `name`, whatever it is for.
@@ -204,18 +275,23 @@ impl App {
             info: slot.info().cloned(),
             is_loaded: slot.is_loaded(),
         });
-        let loaded = self.parts.embedder.loaded();
-        chat.chain([ModelStatus {
-            served: &self.parts.embedding_model,
-            kind: ModelKind::Embedding,
-            info: loaded.map(|model| ModelInfo {
+        let text = |model: &'_ TextModel, kind| {
+            let loaded = model.embedder.loaded();
+            let info = loaded.map(|model| ModelInfo {
                 family: model.family().to_owned(),
                 format: model.format().name(),
                 context_length: model.max_tokens(),
                 license: model.license().map(str::to_owned),
-            }),
-            is_loaded: loaded.is_some(),
-        }])
+            });
+            (kind, info, loaded.is_some())
+        };
+        let text_models = [(&self.parts.embedding, ModelKind::Embedding)]
+            .into_iter()
+            .chain(self.parts.reranker.as_ref().map(|model| (model, ModelKind::Reranker)));
+        chat.chain(text_models.map(move |(model, kind)| {
+            let (kind, info, is_loaded) = text(model, kind);
+            ModelStatus { served: &model.served, kind, info, is_loaded }
+        }))
     }
 
     /// The model of a slot, loaded now if it is not.
@@ -245,10 +321,6 @@ impl App {
     /// Answers that were given before, if the server keeps them.
     pub fn responses(&self) -> Option<&Arc<ResponseCache>> {
         self.responses.as_ref()
-    }
-
-    pub fn embedder(&self) -> &Embedder {
-        &self.parts.embedder
     }
 
     pub fn limits(&self) -> &Limits {
@@ -286,7 +358,8 @@ impl App {
     /// Ends the requests that still run, each with an error.
     pub fn stop_generating(&self) {
         self.parts.chat_models.stop_generating();
-        self.parts.embedder.stop();
+        let text_models = [&self.parts.embedding].into_iter().chain(&self.parts.reranker);
+        text_models.for_each(|model| model.embedder.stop());
     }
 
     /// Whether requests can be answered at once.
@@ -346,13 +419,8 @@ impl ServedModel {
 ///
 /// # Errors
 /// When a name would mean two models, or an alias means none.
-fn name_models(
-    chat: &mut [ServedModel],
-    embedding: &mut ServedModel,
-    aliases: &[(String, String)],
-) -> Result<()> {
+fn name_models(mut models: Vec<&mut ServedModel>, aliases: &[(String, String)]) -> Result<()> {
     let config = |message: String| Error::new(Kind::Config, message);
-    let mut models: Vec<&mut ServedModel> = chat.iter_mut().chain([embedding]).collect();
     for (alias, target) in aliases {
         if is_default(alias) || models.iter().any(|model| model.answers_to(alias)) {
             return Err(config(format!("--alias {alias}={target}: `{alias}` is taken; choose another name")));
@@ -387,42 +455,4 @@ fn not_for_this(name: &str, what: &str, route: &str) -> Error {
 /// Seconds since 1970.
 pub fn unix_time() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// What bounds an embedder.
-pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
-    EmbedderOptions {
-        max_requests: limits.embedding_requests,
-        cache_bytes: limits.embedding_cache_bytes,
-        cache_ttl: limits.embedding_cache_ttl,
-    }
-}
-
-fn prepare_embeddings(config: &Config, registry: Registry) -> Result<(ServedModel, Embedder)> {
-    let reference = config.embedding_model.clone();
-    let parsed = ModelRef::parse(&reference).ok();
-    let owner = parsed.as_ref().and_then(ModelRef::owner);
-    // Only the disk is asked now: a slow network must not keep chat waiting.
-    let served = match (EmbeddingSource::locate(&reference, &registry.offline()), &parsed) {
-        (Ok(source), _) => ServedModel::new(source.id().to_owned(), source.aliases().to_vec(), owner),
-        // What is to be on this machine and is not will not come by waiting.
-        (Err(e), Some(ModelRef::Path(_))) => return Err(e),
-        (Err(_), _) => {
-            let (id, aliases) = EmbeddingSource::names(&reference)?;
-            let (reference, registry) = (reference.clone(), registry.clone());
-            let fetch = move || {
-                if let Err(e) = EmbeddingSource::locate(&reference, &registry) {
-                    tracing::warn!(error = %e, "the embedding model is not at hand; its first request tries again");
-                }
-            };
-            thread::Builder::new()
-                .name("embedding-files".to_owned())
-                .spawn(fetch)
-                .map_err(|e| Error::internal(format!("cannot start a thread to fetch files: {e}")))?;
-            ServedModel::new(id, aliases, owner)
-        }
-    };
-    let loader = move || TextEmbedding::load(&EmbeddingSource::locate(&reference, &registry)?, &registry);
-    let embedder = Embedder::spawn(Box::new(loader), embedder_options(&config.limits))?;
-    Ok((served, embedder))
 }

@@ -162,6 +162,18 @@ impl ChatModel {
         })
     }
 
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Token ids of a conversation's prompt.
+    ///
+    /// # Errors
+    /// When the template refuses the messages, or the prompt does not fit the context.
+    pub fn prompt_tokens(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+        Ok(self.prompt(request, 0)?.0)
+    }
+
     /// The engine behind this model.
     pub fn engine(&self) -> &Engine {
         &self.engine

@@ -23,6 +23,12 @@ impl Key {
                 hash.update(b"text");
                 hash.update(text);
             }
+            EmbeddingInput::Pair(first, second) => {
+                hash.update(b"pair");
+                hash.update(first.len().to_le_bytes());
+                hash.update(first);
+                hash.update(second);
+            }
             EmbeddingInput::Tokens(ids) => {
                 hash.update(b"tokens");
                 ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
@@ -75,6 +81,8 @@ mod tests {
             Key::new(&text("a"), true),
             Key::new(&text(""), false),
             Key::new(&tokens(&[]), false),
+            Key::new(&EmbeddingInput::Pair("a".into(), "b".into()), false),
+            Key::new(&EmbeddingInput::Pair(String::new(), "ab".into()), false),
             Key::new(&tokens(&[97]), false),
             Key::new(&tokens(&[97, 0]), false),
         ];

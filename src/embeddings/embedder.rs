@@ -150,7 +150,7 @@ impl Embedder {
     }
 
     /// What the texts of a request become, and how it was done.
-    async fn compute(&self, request: EmbeddingRequest) -> Result<Answer> {
+    pub(super) async fn compute(&self, request: EmbeddingRequest) -> Result<Answer> {
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Error::new(
                 Kind::Overloaded { retry_after: Duration::from_secs(1) },
@@ -406,7 +406,9 @@ mod tests {
     fn queue(jobs: &[&[usize]]) -> VecDeque<Job> {
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().map(Arc::new).unwrap();
         let job = |lengths: &&[usize]| {
-            let text = |(place, &n): (usize, &usize)| (place, Tokenized { text: None, ids: vec![0; n] });
+            let text = |(place, &n): (usize, &usize)| {
+                (place, Tokenized { text: None, ids: vec![0; n], n_first: None })
+            };
             Job {
                 rest: lengths.iter().enumerate().map(text).collect(),
                 vectors: Vec::new(),

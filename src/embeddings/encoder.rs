@@ -11,17 +11,25 @@ use crate::kernels::isa::Isa;
 use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
 use crate::models::{Arithmetic, Encoder, EncoderInput};
-use crate::registry::{Format, Pooling};
+use crate::registry::{Format, ModelKind, Pooling};
 use crate::tokenizer::Tokenizer;
 
 /// So many rows of a layer stay in the caches; with more, or half as many, it is no faster (2026-11-26).
 const BATCH_TOKENS: usize = 512;
 
-/// An encoder and how its hidden states become one vector.
+/// An encoder and what becomes of its hidden states.
 pub struct EncoderBackend {
     family: &'static str,
     encoder: Box<dyn Encoder>,
-    pooling: Pooling,
+    readout: Readout,
+}
+
+/// How hidden states become one vector.
+#[derive(Debug, Clone, Copy)]
+enum Readout {
+    Pooled(Pooling),
+    /// The scores of the labels of a classification head.
+    Scores,
 }
 
 /// One entry of `modules.json`.
@@ -145,11 +153,22 @@ impl EncoderBackend {
                 config.n_vocab
             )));
         }
-        let pooling = Pooling::agreed(source.spec().map(|spec| spec.pooling), own)
-            .map_err(|e| e.context(source.id()))?;
         let family = config.family.name;
         let encoder = Box::new(TextEncoder::load(config, &weights, Arithmetic::Rounding(Isa::current()))?);
-        Ok((Self { family, encoder, pooling }, tokenizer))
+        let readout = if source.kind() == ModelKind::Reranker {
+            if encoder.n_labels() != 1 {
+                return Err(Error::model(format!(
+                    "`{}` has {} labels where a reranker has one score; use a cross-encoder",
+                    source.id(),
+                    encoder.n_labels()
+                )));
+            }
+            Readout::Scores
+        } else {
+            let row = source.spec().map(|spec| spec.pooling);
+            Readout::Pooled(Pooling::agreed(row, own).map_err(|e| e.context(source.id()))?)
+        };
+        Ok((Self { family, encoder, readout }, tokenizer))
     }
 }
 
@@ -159,7 +178,10 @@ impl Backend for EncoderBackend {
     }
 
     fn dimensions(&self) -> usize {
-        self.encoder.hidden_size()
+        match self.readout {
+            Readout::Pooled(_) => self.encoder.hidden_size(),
+            Readout::Scores => self.encoder.n_labels(),
+        }
     }
 
     fn max_tokens(&self) -> usize {
@@ -171,13 +193,22 @@ impl Backend for EncoderBackend {
     }
 
     fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
-        let inputs: Vec<EncoderInput> = texts.iter().map(|text| text.ids.clone().into()).collect();
+        let inputs: Vec<EncoderInput> = texts
+            .iter()
+            .map(|text| EncoderInput {
+                token_ids: text.ids.clone(),
+                n_first: text.n_first.unwrap_or(text.ids.len()),
+            })
+            .collect();
+        let Readout::Pooled(pooling) = self.readout else {
+            return Ok(self.encoder.classify(&inputs)?.to_vec2()?);
+        };
         let states = self.encoder.forward(&inputs)?;
         let mut row = 0;
         inputs
             .iter()
             .map(|input| {
-                let vector = self.pooling.pool(&states.narrow(0, row, input.token_ids.len())?)?;
+                let vector = pooling.pool(&states.narrow(0, row, input.token_ids.len())?)?;
                 row += input.token_ids.len();
                 Ok(vector.to_vec1()?)
             })

@@ -13,6 +13,7 @@ mod encoder;
 mod onnx;
 mod prompts;
 mod request;
+mod scores;
 mod source;
 
 use std::sync::Arc;
@@ -20,13 +21,14 @@ use std::time::{Duration, Instant};
 
 pub use embedder::{Embedder, EmbedderOptions, Loader};
 pub use request::{Embedded, EmbeddingInput, EmbeddingRequest, Prompt};
+pub use scores::{Scores, ScoresRequest};
 pub use source::EmbeddingSource;
 
 use self::embedder::Answer;
 use self::prompts::Prompts;
 use self::request::{Prepared, Tokenized};
 use crate::error::{Error, Result};
-use crate::registry::{Format, Registry};
+use crate::registry::{Format, ModelKind, Registry};
 use crate::tokenizer::Tokenizer;
 
 /// An embedding model with its tokenizer.
@@ -36,6 +38,7 @@ pub struct TextEmbedding {
     prompts: Prompts,
     /// Whether vectors may be cut: the model was trained so that their first numbers say most.
     is_matryoshka: bool,
+    kind: ModelKind,
     format: Format,
     license: Option<String>,
 }
@@ -119,6 +122,7 @@ impl TextEmbedding {
             tokenizer,
             prompts: Prompts::of(source)?,
             is_matryoshka: source.spec().is_some_and(|spec| spec.is_matryoshka),
+            kind: source.kind(),
             format: source.format(),
             license: source.license().map(str::to_owned),
         })
@@ -137,6 +141,11 @@ impl TextEmbedding {
     /// The licence of its weights, where it is known.
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
+    }
+
+    /// Whether it is for embedding or for scoring texts against each other.
+    pub fn kind(&self) -> ModelKind {
+        self.kind
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -216,7 +225,13 @@ impl TextEmbedding {
     fn tokenize(&self, input: EmbeddingInput, index: usize, truncates: bool) -> Result<Tokenized> {
         let mut tokenized = match input {
             EmbeddingInput::Text(text) => {
-                Tokenized { ids: self.tokenizer.encode_with_template(&text)?, text: Some(text) }
+                let ids = self.tokenizer.encode_with_template(&text)?;
+                Tokenized { ids, text: Some(text), n_first: None }
+            }
+            EmbeddingInput::Pair(first, second) => {
+                let max_tokens = self.backend.max_tokens();
+                let (ids, n_first) = self.tokenizer.encode_pair(&first, &second, max_tokens, truncates)?;
+                Tokenized { ids, text: None, n_first: Some(n_first) }
             }
             EmbeddingInput::Tokens(ids) => {
                 let n_vocab = self.tokenizer.n_vocab();
@@ -230,12 +245,13 @@ impl TextEmbedding {
                         ),
                     ));
                 }
-                Tokenized { ids: self.tokenizer.put_in_template(&ids), text: None }
+                Tokenized { ids: self.tokenizer.put_in_template(&ids), text: None, n_first: None }
             }
         };
         let (n_tokens, max_tokens) = (tokenized.ids.len(), self.backend.max_tokens());
         if n_tokens > max_tokens {
-            if !truncates {
+            // Of a pair, the first text alone may be too long.
+            if !truncates || tokenized.n_first.is_some() {
                 return Err(Error::invalid(
                     "input",
                     format!(

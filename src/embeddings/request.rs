@@ -14,6 +14,8 @@ pub enum EmbeddingInput {
     Text(String),
     /// Token ids of the model's own vocabulary, without its first and last tokens.
     Tokens(Vec<u32>),
+    /// Two texts that a cross-encoder scores against each other.
+    Pair(String, String),
 }
 
 /// Texts to embed, and how.
@@ -63,6 +65,8 @@ pub(super) struct Tokenized {
     /// What the ids were made of; absent where the client sent ids.
     pub text: Option<String>,
     pub ids: Vec<u32>,
+    /// How many of them belong to the first text of a pair.
+    pub n_first: Option<usize>,
 }
 
 /// A request, of whose texts those remain that nothing is known of, each once.

@@ -10,6 +10,7 @@ use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Re
 /// An embedding model whose files are on disk.
 pub struct EmbeddingSource {
     id: String,
+    kind: ModelKind,
     aliases: Vec<String>,
     files: BTreeMap<String, PathBuf>,
     main: PathBuf,
@@ -27,17 +28,32 @@ impl EmbeddingSource {
     /// # Errors
     /// When nothing is known under this name or its files cannot be had.
     pub fn locate(reference: &str, registry: &Registry) -> Result<Self> {
+        Self::locate_kind(reference, ModelKind::Embedding, registry)
+    }
+
+    /// As [`EmbeddingSource::locate`], of a model that scores texts against each other.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn locate_reranker(reference: &str, registry: &Registry) -> Result<Self> {
+        Self::locate_kind(reference, ModelKind::Reranker, registry)
+    }
+
+    fn locate_kind(reference: &str, kind: ModelKind, registry: &Registry) -> Result<Self> {
         let is_ours = matches!(ModelRef::parse(reference), Ok(ModelRef::Catalog(_)));
-        if !is_ours && let Some(entry) = onnx::CatalogueEntry::find(reference) {
+        if kind == ModelKind::Embedding
+            && !is_ours
+            && let Some(entry) = onnx::CatalogueEntry::find(reference)
+        {
             return entry.locate(registry);
         }
         let ModelFiles { id, aliases, format, main, files, embedding: spec, license, .. } =
-            registry.resolve(reference, ModelKind::Embedding)?;
+            registry.resolve(reference, kind)?;
         let onnx = match format {
             Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
             Format::Safetensors | Format::Gguf => None,
         };
-        Ok(Self { id, aliases, files, main, format, spec, onnx, license })
+        Ok(Self { id, kind, aliases, files, main, format, spec, onnx, license })
     }
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
@@ -50,16 +66,16 @@ impl EmbeddingSource {
     ///
     /// # Errors
     /// When the reference is malformed, or names a model for another use.
-    pub fn names(reference: &str) -> Result<(String, Vec<String>)> {
+    pub fn names(reference: &str, kind: ModelKind) -> Result<(String, Vec<String>)> {
         match onnx::CatalogueEntry::find(reference) {
-            Some(entry) if Self::is_in_fastembed(reference) => {
+            Some(entry) if kind == ModelKind::Embedding && Self::is_in_fastembed(reference) => {
                 let (own, repo) = entry.names();
                 Ok((repo, vec![own]))
             }
             _ => {
                 let reference = ModelRef::parse(reference)?;
                 if let ModelRef::Catalog(entry) = reference {
-                    entry.check_kind(ModelKind::Embedding)?;
+                    entry.check_kind(kind)?;
                 }
                 Ok(reference.names())
             }
@@ -80,7 +96,8 @@ impl EmbeddingSource {
         recipe: onnx::Recipe,
     ) -> Self {
         let format = Format::Onnx;
-        Self { id, aliases, files, main, format, spec: None, onnx: Some(recipe), license: None }
+        let kind = ModelKind::Embedding;
+        Self { id, kind, aliases, files, main, format, spec: None, onnx: Some(recipe), license: None }
     }
 
     /// The name that clients see.
@@ -91,6 +108,11 @@ impl EmbeddingSource {
     /// Other names that clients may use.
     pub fn aliases(&self) -> &[String] {
         &self.aliases
+    }
+
+    /// What it is for.
+    pub(super) fn kind(&self) -> ModelKind {
+        self.kind
     }
 
     /// Whether fastembed runs it.

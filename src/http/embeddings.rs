@@ -29,7 +29,7 @@ pub async fn embeddings(
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embed(request, app.limits().embedding_inputs)?;
     let n_inputs = request.inputs.len();
-    let Embeddings { vectors, n_tokens, n_hits, queue, compute } = app.embedder().embed(request).await?;
+    let Embeddings { vectors, n_tokens, n_hits, queue, compute } = model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
         texts = n_inputs,
@@ -46,7 +46,7 @@ pub async fn embeddings(
         .map(|(index, vector)| Embedding { object: "embedding", index, embedding: encode(vector, format) })
         .collect();
     let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-    let answer = EmbeddingsResponse { object: "list", data, model: model.id().to_owned(), usage };
+    let answer = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
     let mut response = Json(answer).into_response();
     ignored.name_in(&mut response);
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));

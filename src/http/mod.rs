@@ -9,7 +9,9 @@ mod extract;
 mod models;
 mod probes;
 mod request_id;
+mod scores;
 mod server;
+mod tokens;
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -29,6 +31,11 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(probes::metrics))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(scores::rerank))
+        .route("/rerank", post(scores::rerank))
+        .route("/v1/score", post(scores::score))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/loads", get(probes::loads))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show))

@@ -5,6 +5,8 @@ pub mod embeddings;
 pub mod error;
 pub mod models;
 pub mod params;
+pub mod scores;
+pub mod tokens;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -110,6 +110,40 @@ pub const EMBEDDINGS: &[Row] = &[
     ("user", Ignored),
 ];
 
+/// Parameters of `/v1/rerank`.
+pub const RERANK: &[Row] = &[
+    ("model", Honoured),
+    ("query", Honoured),
+    ("documents", Honoured),
+    ("top_n", Honoured),
+    ("return_documents", Honoured),
+    ("truncate", Honoured),
+    ("raw_scores", Honoured),
+    ("user", Ignored),
+];
+
+/// Parameters of `/v1/score`.
+pub const SCORE: &[Row] = &[
+    ("model", Honoured),
+    ("text_1", Honoured),
+    ("text_2", Honoured),
+    ("truncate", Honoured),
+    ("raw_scores", Honoured),
+    ("user", Ignored),
+];
+
+/// Parameters of `/tokenize`.
+pub const TOKENIZE: &[Row] = &[
+    ("model", Honoured),
+    ("prompt", Honoured),
+    ("messages", Honoured),
+    ("add_special_tokens", Honoured),
+    ("return_token_strs", Honoured),
+];
+
+/// Parameters of `/detokenize`.
+pub const DETOKENIZE: &[Row] = &[("model", Honoured), ("tokens", Honoured)];
+
 /// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
 /// has no row here, such as a tool call, is taken as it is.
 const NESTED: &[(&str, &[&str])] = &[

@@ -3,6 +3,7 @@
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{AddedToken, DecoderWrapper, Tokenizer as Inner};
 
+use super::AroundPair;
 use super::byte_level_bytes;
 use super::gguf::{byte_of, spaced_bytes};
 
@@ -37,6 +38,11 @@ pub fn bytes_of(inner: &Inner) -> fn(&str) -> Vec<u8> {
     }
 }
 
+/// Whether words are parted by spaces that no token holds.
+pub fn parts_words(inner: &Inner) -> bool {
+    decoders(inner).iter().any(|step| matches!(step, DecoderWrapper::WordPiece(_)))
+}
+
 /// What the tokenizer's template puts before and after a text.
 ///
 /// # Errors
@@ -48,6 +54,30 @@ pub fn around(inner: &Inner) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
     let start = whole.windows(known.len().max(1)).position(|window| window == known).unwrap_or(0);
     let end = (start + known.len()).min(whole.len());
     Ok((whole[..start].to_vec(), whole[end..].to_vec()))
+}
+
+/// What the tokenizer's template puts around and between two texts, if it has one for two.
+///
+/// # Errors
+/// When a text cannot be encoded.
+pub fn around_pair(inner: &Inner) -> tokenizers::Result<Option<AroundPair>> {
+    let known = inner.encode_fast("a", false)?.get_ids().to_vec();
+    let whole = inner.encode_fast(("a", "a"), true)?;
+    let (ids, types) = (whole.get_ids(), whole.get_type_ids());
+    let places: Vec<usize> =
+        (0..ids.len()).filter(|&place| !known.is_empty() && ids[place..].starts_with(&known)).collect();
+    let (Some(&first), Some(&second)) = (places.first(), places.last()) else { return Ok(None) };
+    let end_of_first = first + known.len();
+    if second < end_of_first {
+        return Ok(None);
+    }
+    let between = end_of_first..second;
+    Ok(Some(AroundPair {
+        before: ids[..first].to_vec(),
+        n_between_of_first: types[between.clone()].iter().filter(|&&kind| kind == 0).count(),
+        between: ids[between].to_vec(),
+        after: ids[second + known.len()..].to_vec(),
+    }))
 }
 
 /// Whether texts begin with a space that the decoder takes away again.

@@ -42,9 +42,20 @@ pub struct Tokenizer {
     adds_bos: Option<u32>,
     /// What the model's own template puts before and after a text.
     around: (Vec<u32>, Vec<u32>),
+    around_pair: Option<AroundPair>,
     /// The texts of special tokens, by id.
     special_texts: HashMap<u32, String>,
     begins_with_space: bool,
+}
+
+/// What a template puts around and between two texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct AroundPair {
+    before: Vec<u32>,
+    between: Vec<u32>,
+    /// How many of those between belong to the first text.
+    n_between_of_first: usize,
+    after: Vec<u32>,
 }
 
 /// What turns text without special tokens into ids.
@@ -145,11 +156,13 @@ impl Tokenizer {
         // it looks like a special token.
         inner.set_encode_special_tokens(true);
         let around = json::around(&inner).map_err(in_file)?;
+        let around_pair = json::around_pair(&inner).map_err(in_file)?;
         let begins_with_space = json::begins_with_space(&inner);
         let separator = json::add_separator(&mut inner).map_err(in_file)?;
         let model = Model::Json { inner: Box::new(inner), separator };
-        Self::assemble(Vocabulary { model, special, token_bytes, around, begins_with_space })
-            .map_err(|e| e.context(path.display()))
+        let tokenizer = Self::assemble(Vocabulary { model, special, token_bytes, around, begins_with_space })
+            .map_err(|e| e.context(path.display()))?;
+        Ok(Self { around_pair, ..tokenizer })
     }
 
     /// The last steps that both sources share.
@@ -178,6 +191,7 @@ impl Tokenizer {
             eos: None,
             adds_bos: None,
             around,
+            around_pair: None,
             begins_with_space,
         })
     }
@@ -239,8 +253,93 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = if self.reads_special { self.encode_special(text)? } else { self.encode(text)? };
-        Ok(self.put_in_template(&ids))
+        Ok(self.put_in_template(&self.encode_to_embed(text)?))
+    }
+
+    /// Encodes two texts and puts the model's own tokens around and between them (`[CLS] … [SEP] … [SEP]`),
+    /// in all at most `max_tokens` if it `truncates`, of which the second text gets what the first leaves.
+    /// Gives the ids and how many belong to the first text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], and when the model has no template for two texts.
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        max_tokens: usize,
+        truncates: bool,
+    ) -> Result<(Vec<u32>, usize)> {
+        let AroundPair { before, between, n_between_of_first, after } =
+            self.around_pair.as_ref().ok_or_else(|| {
+                Error::model("the model's tokenizer has no template for two texts; use another reranker")
+            })?;
+        let first = self.encode_to_embed(first)?;
+        let mut second = self.encode_to_embed(second)?;
+        if truncates {
+            let n_others = before.len() + first.len() + between.len() + after.len();
+            second.truncate(max_tokens.saturating_sub(n_others));
+        }
+        let n_first = before.len() + first.len() + n_between_of_first;
+        Ok(([before, &first[..], between, &second[..], after].concat(), n_first))
+    }
+
+    fn encode_to_embed(&self, text: &str) -> Result<Vec<u32>> {
+        if self.reads_special { self.encode_special(text) } else { self.encode(text) }
+    }
+
+    /// Encodes any text, in which special tokens may be spelled out, with what the model's own template puts
+    /// around it if `is_whole`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_text(&self, text: &str, is_whole: bool) -> Result<Vec<u32>> {
+        let ids = self.encode_special(text)?;
+        if !is_whole {
+            return Ok(ids);
+        }
+        let ids = self.put_in_template(&ids);
+        let lacks = self.adds_bos.filter(|bos| ids.first() != Some(bos));
+        Ok(lacks.into_iter().chain(ids).collect())
+    }
+
+    /// The text that ids stand for, special tokens as they are spelled.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.n_vocab()) {
+            let last = self.n_vocab() - 1;
+            return Err(Error::invalid(
+                "tokens",
+                format!("there is no token {id}: this model's vocabulary ends at {last}"),
+            ));
+        }
+        if let Model::Json { inner, .. } = &self.model
+            && json::parts_words(inner)
+        {
+            return inner
+                .decode(ids, false)
+                .map_err(|e| Error::internal(format!("the tokens could not be decoded: {e}")));
+        }
+        let mut bytes = Vec::new();
+        for &id in ids {
+            match self.special_texts.get(&id) {
+                Some(text) => bytes.extend_from_slice(text.as_bytes()),
+                None => bytes.extend_from_slice(self.token_bytes(id)),
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(if self.begins_with_space {
+            text.strip_prefix(' ').map_or(text.clone(), str::to_owned)
+        } else {
+            text
+        })
+    }
+
+    /// A token as it is shown: a special one as it is spelled, another by its bytes.
+    pub fn token_text(&self, id: u32) -> String {
+        let special = self.special_texts.get(&id).cloned();
+        special.unwrap_or_else(|| String::from_utf8_lossy(self.token_bytes(id)).into_owned())
     }
 
     /// Puts the model's own first and last tokens around ids that lack them.

@@ -5,7 +5,7 @@ use std::path::Path;
 use predict_otron_9000::embeddings::{EmbeddingSource, TextEmbedding};
 use predict_otron_9000::error::Result;
 use predict_otron_9000::registry::Registry;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A folder with the tiny encoder of the tests.
 pub fn tiny_encoder_folder() -> tempfile::TempDir {
@@ -17,6 +17,34 @@ pub fn tiny_encoder_folder() -> tempfile::TempDir {
         std::fs::copy(Path::new("tests/data").join(file), folder.path().join(name)).unwrap();
     }
     folder
+}
+
+/// A folder with the tiny cross-encoder of the tests, with BERT's template for two texts.
+pub fn tiny_reranker_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(
+            Path::new("tests/data/tiny-encoders/bert-reranker").join(name),
+            folder.path().join(name),
+        )
+        .unwrap();
+    }
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read("tests/data/bert-onnx/tokenizer.json").unwrap()).unwrap();
+    let special = |id: &str, kind: u32| json!({"SpecialToken": {"id": id, "type_id": kind}});
+    let text = |id: &str, kind: u32| json!({"Sequence": {"id": id, "type_id": kind}});
+    tokenizer["post_processor"]["pair"] =
+        json!([special("[CLS]", 0), text("A", 0), special("[SEP]", 0), text("B", 1), special("[SEP]", 1)]);
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+/// Loads it.
+pub fn tiny_reranker() -> Result<TextEmbedding> {
+    let folder = tiny_reranker_folder();
+    let registry = Registry::new(super::real_registry());
+    let source = EmbeddingSource::locate_reranker(folder.path().to_str().unwrap(), &registry)?;
+    TextEmbedding::load(&source, &registry)
 }
 
 pub fn load_folder(folder: &Path) -> Result<TextEmbedding> {

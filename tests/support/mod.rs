@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 use gguf::Gguf;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{
-    App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, embedder_options,
+    App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
 };
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
@@ -221,21 +221,34 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
 /// A server with these chat models and no embedding model to load.
 pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let no_model = || Err(Error::registry("this test has no embedding model"));
-    server_of(chat_models, limits, Box::new(no_model)).await
+    server_of(chat_models, limits, Box::new(no_model), None).await
 }
 
 /// A server whose embedding model comes from `loader`, and no chat model.
 pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
-    server_of(ChatModels::new(Vec::new(), Residency::default()), limits, loader).await
+    scoring_server(limits, loader, None).await
 }
 
-async fn server_of(chat_models: Arc<ChatModels>, limits: Limits, loader: Box<Loader>) -> Server {
-    let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
-    let embedder = Embedder::spawn_on(cell, loader, embedder_options(&limits)).unwrap();
+/// The same with a reranker, too.
+pub async fn scoring_server(limits: Limits, loader: Box<Loader>, reranker: Option<Box<Loader>>) -> Server {
+    server_of(ChatModels::new(Vec::new(), Residency::default()), limits, loader, reranker).await
+}
+
+async fn server_of(
+    chat_models: Arc<ChatModels>,
+    limits: Limits,
+    loader: Box<Loader>,
+    reranker: Option<Box<Loader>>,
+) -> Server {
+    let model = |name: &str, alias: &str, loader: Box<Loader>| {
+        let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
+        let embedder = Embedder::spawn_on(cell, loader, embedder_options(&limits)).unwrap();
+        TextModel { served: ServedModel::new(name.into(), vec![alias.into()], Some("tests")), embedder }
+    };
     serve(App::from_parts(Parts {
         chat_models,
-        embedding_model: ServedModel::new("no-embeddings".into(), vec!["tests/none".into()], Some("tests")),
-        embedder,
+        embedding: model("no-embeddings", "tests/none", loader),
+        reranker: reranker.map(|loader| model("reranker", "tests/reranker", loader)),
         limits,
         metrics: METRICS.clone(),
     }))

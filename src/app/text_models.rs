@@ -1,0 +1,74 @@
+//! Models that read whole texts: for embedding, and for reranking.
+
+use std::thread;
+
+use once_cell::sync::OnceCell;
+
+use super::ServedModel;
+use crate::config::Limits;
+use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
+use crate::error::{Error, Result};
+use crate::registry::{ModelKind, ModelRef, Registry};
+
+/// One of them, with the thread that computes it.
+#[derive(Clone)]
+pub struct TextModel {
+    pub served: ServedModel,
+    pub embedder: Embedder,
+}
+
+/// What bounds an embedder.
+pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
+    EmbedderOptions {
+        max_requests: limits.embedding_requests,
+        cache_bytes: limits.embedding_cache_bytes,
+        cache_ttl: limits.embedding_cache_ttl,
+    }
+}
+
+impl TextModel {
+    /// The model that `reference` names; files that are missing are fetched in the background, and the first
+    /// request loads it.
+    ///
+    /// # Errors
+    /// When it is named wrongly, is not on this machine where it should be, or a thread cannot be started.
+    pub fn new(reference: &str, kind: ModelKind, registry: Registry, limits: &Limits) -> Result<Self> {
+        let locate = match kind {
+            ModelKind::Reranker => EmbeddingSource::locate_reranker,
+            _ => EmbeddingSource::locate,
+        };
+        let parsed = ModelRef::parse(reference).ok();
+        let owner = parsed.as_ref().and_then(ModelRef::owner);
+        // Only the disk is asked now: a slow network must not keep chat waiting.
+        let served = match (locate(reference, &registry.offline()), &parsed) {
+            (Ok(source), _) => ServedModel::new(source.id().to_owned(), source.aliases().to_vec(), owner),
+            // What is to be on this machine and is not will not come by waiting.
+            (Err(e), Some(ModelRef::Path(_))) => return Err(e),
+            (Err(_), _) => {
+                let (id, aliases) = EmbeddingSource::names(reference, kind)?;
+                let (reference, registry) = (reference.to_owned(), registry.clone());
+                let fetch = move || {
+                    if let Err(e) = locate(&reference, &registry) {
+                        tracing::warn!(error = %e, "the {kind} model is not at hand; its first request tries again");
+                    }
+                };
+                thread::Builder::new()
+                    .name(format!("{kind}-files"))
+                    .spawn(fetch)
+                    .map_err(|e| Error::internal(format!("cannot start a thread to fetch files: {e}")))?;
+                ServedModel::new(id, aliases, owner)
+            }
+        };
+        let reference = reference.to_owned();
+        let loader = move || TextEmbedding::load(&locate(&reference, &registry)?, &registry);
+        let options = embedder_options(limits);
+        let embedder = match kind {
+            ModelKind::Reranker => {
+                static RERANKER: OnceCell<TextEmbedding> = OnceCell::new();
+                Embedder::spawn_on(&RERANKER, Box::new(loader), options)?
+            }
+            _ => Embedder::spawn(Box::new(loader), options)?,
+        };
+        Ok(Self { served, embedder })
+    }
+}

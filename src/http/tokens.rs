@@ -1,0 +1,62 @@
+//! `POST /tokenize` and `POST /detokenize`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::extract::JsonObject;
+use crate::app::{App, Vocabulary};
+use crate::error::{Error, Result};
+use crate::openai::chat::ChatCompletionRequest;
+use crate::openai::params;
+use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+
+/// The token ids of a text or a conversation, for any of the models.
+pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    let (request, ignored) = body.read::<TokenizeRequest>(params::TOKENIZE)?;
+    let vocabulary = app.vocabulary(request.model.as_deref()).await?;
+    let work = move || -> Result<TokenizeResponse> {
+        let tokens = tokens(&request, &vocabulary)?;
+        let tokenizer = vocabulary.tokenizer();
+        let texts = || tokens.iter().map(|&id| tokenizer.token_text(id)).collect();
+        Ok(TokenizeResponse {
+            count: tokens.len(),
+            max_model_len: vocabulary.max_tokens(),
+            token_strs: request.return_token_strs.unwrap_or(false).then(texts),
+            tokens,
+        })
+    };
+    let mut response = Json(app.compute(work).await??).into_response();
+    ignored.name_in(&mut response);
+    Ok(response)
+}
+
+fn tokens(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+    match (&request.prompt, &request.messages, vocabulary) {
+        (Some(_), Some(_), _) => {
+            Err(Error::invalid("messages", "`prompt` and `messages` exclude each other; send one of them"))
+        }
+        (Some(text), None, vocabulary) => {
+            vocabulary.tokenizer().encode_text(text, request.add_special_tokens.unwrap_or(true))
+        }
+        (None, Some(messages), Vocabulary::OfChat(model)) => {
+            let messages = messages.clone();
+            model.prompt_tokens(&ChatCompletionRequest { messages, ..ChatCompletionRequest::default() })
+        }
+        (None, Some(_), Vocabulary::OfTexts(_)) => {
+            Err(Error::invalid("messages", "this model has no chat template; send `prompt`"))
+        }
+        (None, None, _) => Err(Error::invalid("prompt", "send a text as `prompt`, or `messages`")),
+    }
+}
+
+/// The text that token ids stand for.
+pub async fn detokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    let (request, ignored) = body.read::<DetokenizeRequest>(params::DETOKENIZE)?;
+    let vocabulary = app.vocabulary(request.model.as_deref()).await?;
+    let prompt = app.compute(move || vocabulary.tokenizer().decode(&request.tokens)).await??;
+    let mut response = Json(DetokenizeResponse { prompt }).into_response();
+    ignored.name_in(&mut response);
+    Ok(response)
+}

@@ -1,0 +1,43 @@
+//! `/tokenize` and `/detokenize`, as vLLM has them.
+
+use serde::{Deserialize, Serialize};
+
+use super::chat::Message;
+
+/// A text or a conversation.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TokenizeRequest {
+    #[serde(default)]
+    pub model: Option<String>,
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// Whether the model's own first and last tokens are put around it.
+    #[serde(default)]
+    pub add_special_tokens: Option<bool>,
+    /// Whether the texts of the tokens are given too.
+    #[serde(default)]
+    pub return_token_strs: Option<bool>,
+    /// A conversation instead of a text, for the model's own template.
+    #[serde(default)]
+    pub messages: Option<Vec<Message>>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct TokenizeResponse {
+    pub count: usize,
+    pub max_model_len: usize,
+    pub tokens: Vec<u32>,
+    pub token_strs: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct DetokenizeRequest {
+    #[serde(default)]
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct DetokenizeResponse {
+    pub prompt: String,
+}
