@@ -11,6 +11,8 @@ overload     ten times as many clients as are let in, for a while
 probes       /livez, /readyz and /metrics while every core computes
 speculation  one client that chats, has code edited and texts summarised, with guesses and without
 responses    the same question over and over, with a cache of answers
+embeddings   1, 8 and 32 clients that embed a short text, or 32 long ones, none of them twice
+both         4 streams of chat and 8 clients that embed, alone and at the same time
 
 Each starts a server of its own on a free port of this machine, with the models that are on disk, and ends it
 again. Every request asks at temperature 0, and most for the same number of tokens. Needs nothing beyond
@@ -73,7 +75,7 @@ class Server:
 
     async def lines(self, method, path, body=""):
         """The lines of an answer, the status first."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
         head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write((head + body).encode())
@@ -311,6 +313,69 @@ async def responses():
         yield {"first_ms": ms(first.seconds), "p50_ms": ms(statistics.median(seconds)), "max_ms": ms(max(seconds))}
 
 
+async def embed(server, texts):
+    """Seconds and tokens of an embeddings request."""
+    body = json.dumps({"input": texts, "encoding_format": "base64"})
+    started = time.perf_counter()
+    status, *lines = [line async for line in server.lines("POST", "/v1/embeddings", body)]
+    assert status == 200, lines
+    usage = json.loads(lines[-1])["usage"]
+    return time.perf_counter() - started, usage["total_tokens"]
+
+
+def embedding_jobs(server, seconds, n_texts, n_words, seed=0):
+    """Requests for texts that are new each time, until the time is over."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        seed += 1
+        texts = [f"{seed} {i} {words(seed * 1000 + i, n_words - 3)}" for i in range(n_texts)]
+        yield lambda texts=texts: embed(server, texts)
+
+
+def embedding_figures(results, wall, n_texts):
+    seconds = [seconds for seconds, _ in results]
+    return {
+        "requests": len(results),
+        "tokens_mean": round(sum(tokens for _, tokens in results) / len(results) / n_texts, 1),
+        "texts_s": round(len(results) * n_texts / wall, 1),
+        "p50_ms": ms(statistics.median(seconds)),
+        "p99_ms": ms(quantile(seconds, 0.99)),
+    }
+
+
+async def embeddings():
+    async with Server() as server:
+        await embed(server, ["warm up"])
+        for n_texts, n_words in [(1, 14), (32, 126)]:
+            for n in [1, 8, 32]:
+                jobs = embedding_jobs(server, 5, n_texts, n_words, seed=1000 * n)
+                results, wall = await together(jobs, n)
+                yield {"texts": n_texts, "clients": n, **embedding_figures(results, wall, n_texts)}
+
+
+async def both():
+    contents = [f"{i}: write a long story about {words(i, 80)}" for i in range(12)]
+    async with Server() as server:
+        await embed(server, ["warm up"])
+
+        async def stories(seed):
+            return await together([lambda c=c: chat(server, f"{seed} {c}") for c in contents], 4)
+
+        async def texts(seconds, seed):
+            return await together(embedding_jobs(server, seconds, 8, 126, seed), 8)
+
+        answers, wall = await stories("alone")
+        yield {"what": "chat alone", **figures(answers, wall)}
+        results, wall = await texts(5, 0)
+        yield {"what": "embeddings alone", **embedding_figures(results, wall, 8)}
+        embedding = asyncio.create_task(texts(12, 10_000))
+        await asyncio.sleep(0.5)
+        answers, wall = await stories("together")
+        yield {"what": "chat beside embeddings", **figures(answers, wall)}
+        results, wall = await embedding
+        yield {"what": "embeddings beside chat", **embedding_figures(results, wall, 8)}
+
+
 WORKLOADS = {
     "clients": clients,
     "shared": shared,
@@ -319,6 +384,8 @@ WORKLOADS = {
     "probes": probes,
     "speculation": speculation,
     "responses": responses,
+    "embeddings": embeddings,
+    "both": both,
 }
 
 

@@ -10,7 +10,14 @@ use std::time::{Duration, Instant};
 
 /// How soon after its last piece of work a party is expected to come with the next: a forward pass is
 /// hundreds of pieces, between two passes tokens are chosen.
-const PAUSE: Duration = Duration::from_micros(500);
+const PAUSE: Duration = Duration::from_micros(300);
+
+/// How much less than others a party that comes back may have had, to be made up for: an engine pauses after
+/// each token, and is to lose nothing by it.
+const CLAIM: Duration = Duration::from_millis(10);
+
+/// How much more than others the party that is at it may have before another goes: changing over takes time.
+const QUANTUM: Duration = Duration::from_millis(4);
 
 /// Hands out turns.
 pub struct Turns {
@@ -20,6 +27,8 @@ pub struct Turns {
 
 struct State {
     is_taken: bool,
+    /// Whose turn was the last.
+    last: Option<ThreadId>,
     parties: Vec<Party>,
 }
 
@@ -42,16 +51,28 @@ enum Doing {
 impl Party {
     /// Whether it has work, or is about to.
     fn is_active(&self, now: Instant) -> bool {
+        self.has_worked_within(PAUSE, now)
+    }
+
+    /// Whether it had work of late.
+    fn was_here(&self, now: Instant) -> bool {
+        self.has_worked_within(2 * CLAIM, now)
+    }
+
+    fn has_worked_within(&self, time: Duration, now: Instant) -> bool {
         match self.doing {
             Doing::Waits | Doing::Works => true,
-            Doing::Nothing(since) => now.saturating_duration_since(since) < PAUSE,
+            Doing::Nothing(since) => now.saturating_duration_since(since) < time,
         }
     }
 }
 
 impl Turns {
     pub const fn new() -> Self {
-        Self { state: Mutex::new(State { is_taken: false, parties: Vec::new() }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State { is_taken: false, last: None, parties: Vec::new() }),
+            changed: Condvar::new(),
+        }
     }
 
     /// Runs `work` when it is the calling thread's turn.
@@ -66,23 +87,23 @@ impl Turns {
         let thread = thread::current().id();
         let mut now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = state.party(thread).filter(|party| party.is_active(now)).map(|party| party.used);
-        if used.is_none() {
-            // It begins where those are that are at it.
-            state.parties.retain(|party| party.is_active(now) && party.thread != thread);
-            let used = state.parties.iter().map(|party| party.used).min().unwrap_or_default();
+        if !state.party(thread).is_some_and(|party| party.is_active(now)) {
+            let had = state.party(thread).map_or(Duration::ZERO, |party| party.used);
+            // Who is away for so long has no claim, and nobody has one on it.
+            state.parties.retain(|party| party.was_here(now) && party.thread != thread);
+            let others = state.parties.iter().map(|party| party.used);
+            let used =
+                others.min().map_or(Duration::ZERO, |least| had.clamp(least.saturating_sub(CLAIM), least));
             state.parties.push(Party { thread, used, doing: Doing::Waits });
         }
         state.set(thread, Doing::Waits);
         while state.is_taken || state.is_before(thread, now) {
-            state = if state.is_taken {
-                self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0
-            };
+            // Nobody says when a party's pause has become too long.
+            state = self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
             now = Instant::now();
         }
         state.is_taken = true;
+        state.last = Some(thread);
         state.set(thread, Doing::Works);
         Turn { turns: self, thread, begin: now }
     }
@@ -100,9 +121,16 @@ impl State {
     }
 
     /// Whether another party goes before that of this thread.
-    fn is_before(&mut self, thread: ThreadId, now: Instant) -> bool {
-        let used = self.party(thread).map(|party| party.used);
-        self.parties.iter().any(|other| used.is_some_and(|used| other.used < used) && other.is_active(now))
+    fn is_before(&self, thread: ThreadId, now: Instant) -> bool {
+        let own = self.parties.iter().find(|party| party.thread == thread).map(|own| self.rank(own));
+        let goes_before =
+            |other: &Party| own.is_some_and(|own| self.rank(other) < own) && other.is_active(now);
+        self.parties.iter().any(goes_before)
+    }
+
+    /// The smallest goes first.
+    fn rank(&self, party: &Party) -> Duration {
+        party.used + if self.last == Some(party.thread) { Duration::ZERO } else { QUANTUM }
     }
 }
 
@@ -122,9 +150,11 @@ impl Drop for Turn<'_> {
             party.used += now - self.begin;
             party.doing = Doing::Nothing(now);
         }
-        let others_wait = state.parties.iter().any(|party| party.doing == Doing::Waits);
+        // Whoever has to wait on would only be disturbed.
+        let can_go = |party: &Party| party.doing == Doing::Waits && !state.is_before(party.thread, now);
+        let someone_can = state.parties.iter().any(can_go);
         drop(state);
-        if others_wait {
+        if someone_can {
             self.turns.changed.notify_all();
         }
     }
@@ -168,6 +198,18 @@ mod tests {
             [short, long].map(|thread| thread.join().unwrap().as_secs_f64())
         });
         assert!(short / long > 0.5 && short / long < 1.5, "{short} s and {long} s");
+    }
+
+    #[test]
+    fn who_goes_away_is_not_waited_for() {
+        let turns = Turns::new();
+        let begin = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| (0..20).for_each(|_| turns.take(|| thread::sleep(Duration::from_millis(5)))));
+            // Less than the other's share, and then no more.
+            scope.spawn(|| (0..5).for_each(|_| turns.take(|| thread::sleep(Duration::from_millis(1)))));
+        });
+        assert!(begin.elapsed() < Duration::from_millis(400), "{:?}", begin.elapsed());
     }
 
     #[test]
