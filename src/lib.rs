@@ -43,8 +43,10 @@
 //!    A client that goes away drops its receiver, and the engine drops the sequence before the next
 //!    batch.
 //!
-//! An embeddings request takes the same way in; [`embeddings::Embedder`] hands it to its own thread,
-//! which fills the process's `TextEmbedding` singleton when the first request comes.
+//! An embeddings request takes the same way in. [`embeddings::Embedder`] looks up what is known,
+//! tokenizes the rest, and hands it to its own thread, which fills the process's `TextEmbedding`
+//! singleton when the first request comes and computes texts of all clients together. Reranking is the
+//! same with pairs of texts, or with the vectors of both.
 //!
 //! # Invariants
 //!
@@ -52,6 +54,8 @@
 //!   awaits.
 //! - One owner holds the model and the keys and values; there is no lock around tensors. A model
 //!   that a request uses is never unloaded: whoever holds its `Arc` keeps it.
+//! - Who computes takes turns at one pool of threads, each party for the same share of its time
+//!   ([`kernels::pool`]).
 //! - Every queue has a bound, and it stands in [`config::Limits`].
 //! - Every accepted request gets exactly one last event. A panic costs one request.
 //! - Nothing is truncated, ignored or invented silently.
@@ -67,6 +71,8 @@
 //! - Every number of rows goes through the same arithmetic, whole numbers of 16 bits times the
 //!   weights' codes, so that a token's logits do not depend on what is computed beside it. AMX, too,
 //!   multiplies these, as two planes of bytes, and not bfloat16.
+//! - Encoders are another matter: their float weights, and what meets them, are rounded to bfloat16 where
+//!   the processor multiplies that twice as fast, and stay float32 elsewhere ([`models::Arithmetic`]).
 //! - Blocks of keys and values are known by their tokens, not by a hash of them: two contents are never
 //!   mistaken for each other.
 

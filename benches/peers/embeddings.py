@@ -1,0 +1,247 @@
+"""Embed the same tokens with this project and its peers, in turns; print medians and ratios.
+
+    cargo build --release
+    python3 benches/peers/embeddings.py --model FOLDER --rounds 3
+
+FOLDER has config.json and model.safetensors of a BERT, such as all-MiniLM-L6-v2. Its weights become an ONNX
+graph, which ONNX Runtime runs in float32, as fastembed does, and OpenVINO in float32 and bfloat16. The peers
+compute in their own process, padded to the longest text; this project is asked over HTTP with token ids,
+without its cache. The peers come from the Python package index into an environment of their own,
+target/embedding-peers.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import venv
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
+OURS = "predict-otron-9000"
+# Name, and the length of each text.
+SHAPES = {
+    "32 x 128": [128] * 32,
+    "32 x 16": [16] * 32,
+    "1 x 16": [16],
+    "32 x 256": [256] * 32,
+    "32 x 16 to 256": [16 + 97 * i % 241 for i in range(32)],
+}
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--model", required=True, type=pathlib.Path, help="a folder with a BERT")
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--threads", type=int, default=os.cpu_count())
+parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target" / "release" / OURS)
+parser.add_argument("--python", help="a Python that has the peers, instead of target/embedding-peers")
+parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+args = parser.parse_args()
+
+
+def environment():
+    """The Python of an environment with the peers, made when it is not there."""
+    folder = ROOT / "target" / "embedding-peers"
+    python = folder / "bin" / "python"
+    requirements = HERE / "requirements-embeddings.txt"
+    installed = folder / requirements.name
+    if not installed.exists() or installed.read_text() != requirements.read_text():
+        venv.create(folder, with_pip=True, clear=True)
+        command = [python, "-m", "pip", "install", "-r", requirements]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        shutil.copy(requirements, installed)
+    return python
+
+
+if not args.inside:
+    python = args.python or environment()
+    os.execv(python, [str(python), __file__, "--inside", *sys.argv[1:]])
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import load_file
+
+config = json.loads((args.model / "config.json").read_text())
+tensors = load_file(args.model / "model.safetensors")
+
+
+def graph():
+    """The encoder as ONNX: ids, kinds and mask of padded texts to the means of their last states."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    nodes, weights = [], {}
+
+    def constant(name, array):
+        weights[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def node(kind, *inputs, **attributes):
+        output = f"v{len(nodes)}"
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def linear(x, name):
+        weight = constant(f"{name}.weight", tensors[f"{name}.weight"].T)
+        return node("Add", node("MatMul", x, weight), constant(f"{name}.bias", tensors[f"{name}.bias"]))
+
+    def norm(x, name):
+        scale, bias = [constant(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias")]
+        return node("LayerNormalization", x, scale, bias, epsilon=config["layer_norm_eps"])
+
+    def number(name, value):
+        return constant(name, np.array(value, np.float32))
+
+    split = constant("split", np.array([0, 0, heads, hidden // heads], np.int64))
+    join = constant("join", np.array([0, 0, hidden], np.int64))
+    zero, one, two = [constant(f"i{i}", np.array([i], np.int64)) for i in range(3)]
+    axes = constant("axes", np.array([1, 2], np.int64))
+    length = node("Slice", node("Shape", "ids"), one, two)
+    table = constant("positions", tensors["embeddings.position_embeddings.weight"])
+    words = node("Gather", constant("words", tensors["embeddings.word_embeddings.weight"]), "ids")
+    kinds = node("Gather", constant("kinds_table", tensors["embeddings.token_type_embeddings.weight"]), "kinds")
+    x = node("Add", node("Add", words, kinds), node("Slice", table, zero, length))
+    x = norm(x, "embeddings.LayerNorm")
+    visible = node("Unsqueeze", node("Cast", "mask", to=TensorProto.FLOAT), axes)
+    hiding = node("Mul", node("Sub", visible, number("f1", 1)), number("large", 1e9))
+    for idx in range(config["num_hidden_layers"]):
+        layer = f"encoder.layer.{idx}"
+
+        def heads_of(name, order):
+            projected = linear(x, f"{layer}.attention.self.{name}")
+            return node("Transpose", node("Reshape", projected, split), perm=order)
+
+        scores = node("MatMul", heads_of("query", [0, 2, 1, 3]), heads_of("key", [0, 2, 3, 1]))
+        scores = node("Add", node("Div", scores, number("root", (hidden / heads) ** 0.5)), hiding)
+        mixed = node("MatMul", node("Softmax", scores, axis=-1), heads_of("value", [0, 2, 1, 3]))
+        mixed = node("Reshape", node("Transpose", mixed, perm=[0, 2, 1, 3]), join)
+        x = norm(node("Add", linear(mixed, f"{layer}.attention.output.dense"), x), f"{layer}.attention.output.LayerNorm")
+        inner = linear(x, f"{layer}.intermediate.dense")
+        erf = node("Add", node("Erf", node("Div", inner, number("root2", 2**0.5))), number("f1", 1))
+        inner = node("Mul", node("Mul", inner, erf), number("half", 0.5))
+        x = norm(node("Add", linear(inner, f"{layer}.output.dense"), x), f"{layer}.output.LayerNorm")
+    nodes.append(helper.make_node("Identity", [x], ["states"]))
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "len"]) for name in ("ids", "kinds", "mask")]
+    states = helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", "len", hidden])
+    made = helper.make_graph(nodes, "bert", integers, [states], list(weights.values()))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def padded(texts):
+    longest = max(map(len, texts))
+    ids = np.zeros((len(texts), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+        mask[row, : len(text)] = 1
+    return {"ids": ids, "kinds": np.zeros_like(ids), "mask": mask}
+
+
+def pooled(states, mask):
+    mask = mask[..., None].astype(np.float32)
+    vectors = (states * mask).sum(1) / mask.sum(1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def onnx_runtime(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = args.threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def embed(texts):
+        inputs = padded(texts)
+        return pooled(session.run(None, inputs)[0], inputs["mask"])
+
+    return embed
+
+
+def open_vino(model, precision):
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": args.threads}
+    compiled = core.compile_model(core.read_model(model), "CPU", hints)
+
+    def embed(texts):
+        inputs = padded(texts)
+        return pooled(compiled(inputs)[0], inputs["mask"])
+
+    return embed
+
+
+class Ours:
+    """A server of our own, as long as the block lasts."""
+
+    def __enter__(self):
+        command = [args.binary, "--offline", "--port", "0", "--embedding-model", args.model.resolve()]
+        command += ["--embedding-cache", "0", "--threads", str(args.threads)]
+        self.process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                break
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self.connection = http.client.HTTPConnection("127.0.0.1", int(found[1]))
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def __call__(self, texts):
+        # The model's own first and last tokens are put around these.
+        body = json.dumps({"input": [text[1:-1] for text in texts], "encoding_format": "base64"})
+        self.connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
+        answer = json.loads(self.connection.getresponse().read())
+        vectors = [base64.b64decode(item["embedding"]) for item in answer["data"]]
+        return np.array([np.frombuffer(vector, np.float32) for vector in vectors])
+
+
+def rate(embed, texts):
+    """Texts a second."""
+    embed(texts)
+    seconds, end = [], time.perf_counter() + 2
+    while len(seconds) < 3 or time.perf_counter() < end:
+        started = time.perf_counter()
+        embed(texts)
+        seconds.append(time.perf_counter() - started)
+    return len(texts) / statistics.median(seconds)
+
+
+random = np.random.default_rng(1)
+texts = {
+    name: [[101, *random.integers(2000, 20000, length - 2).tolist(), 102] for length in lengths]
+    for name, lengths in SHAPES.items()
+}
+model = graph().SerializeToString()
+with Ours() as ours:
+    systems = {
+        OURS: ours,
+        "ONNX Runtime float32": onnx_runtime(model),
+        "OpenVINO float32": open_vino(model, "f32"),
+        "OpenVINO bfloat16": open_vino(model, "bf16"),
+    }
+    expected = {name: systems["ONNX Runtime float32"](of_shape) for name, of_shape in texts.items()}
+    results, cosines = {}, {}
+    for _ in range(args.rounds):
+        for name, of_shape in texts.items():
+            for system, embed in systems.items():
+                results.setdefault((name, system), []).append(rate(embed, of_shape))
+                cosine = (embed(of_shape) * expected[name]).sum(1).min()
+                cosines[system] = min(cosine, cosines.get(system, 1))
+
+print(f"texts per second (ours / theirs), medians of {args.rounds} rounds, {args.threads} threads\n")
+print(f"| | {' | '.join(systems)} |")
+print(f"| --- |{' --- |' * len(systems)}")
+for name in SHAPES:
+    median = {system: statistics.median(results[name, system]) for system in systems}
+    cells = [f"{median[OURS]:,.0f}"]
+    cells += [f"{theirs:,.0f} ({median[OURS] / theirs:.1f} x)" for theirs in list(median.values())[1:]]
+    print(f"| {name} | {' | '.join(cells)} |")
+print(f"| smallest cosine to float32 | {' | '.join(f'{cosines[system]:.6f}' for system in systems)} |")
