@@ -21,6 +21,9 @@ use crate::telemetry;
 /// The embedding model of this process.
 static TEXT_EMBEDDING: OnceCell<TextEmbedding> = OnceCell::new();
 
+/// Bytes of texts that are tokenized sooner than another thread would have begun.
+const FEW_BYTES: usize = 1024;
+
 /// How a model is loaded when it is first needed.
 pub type Loader = dyn Fn() -> Result<TextEmbedding> + Send + Sync;
 
@@ -173,13 +176,16 @@ impl Embedder {
         Ok(Answer { embedded, n_hits, queue, compute })
     }
 
-    /// Looks up and tokenizes, on a thread that may take its time.
+    /// Looks up and tokenizes; what takes long, on a thread that may take its time.
     async fn prepare(
         &self,
         request: EmbeddingRequest,
         model: &'static TextEmbedding,
         place: Arc<OwnedSemaphorePermit>,
     ) -> Result<Prepared> {
+        if request.n_bytes() <= FEW_BYTES {
+            return Prepared::new(request, model, self.cache.as_deref(), Instant::now());
+        }
         let permit = self.preparing.clone().acquire_owned().await;
         let cache = self.cache.clone();
         let work = move || {

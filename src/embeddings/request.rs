@@ -44,6 +44,18 @@ pub enum Prompt {
     Named(String),
 }
 
+impl EmbeddingRequest {
+    /// Bytes of all inputs.
+    pub(super) fn n_bytes(&self) -> usize {
+        let of_input = |input: &EmbeddingInput| match input {
+            EmbeddingInput::Text(text) => text.len(),
+            EmbeddingInput::Tokens(ids) => size_of_val(&ids[..]),
+            EmbeddingInput::Pair(first, second) => first.len() + second.len(),
+        };
+        self.inputs.iter().map(of_input).sum()
+    }
+}
+
 impl From<Vec<EmbeddingInput>> for EmbeddingRequest {
     /// Texts as they are.
     fn from(inputs: Vec<EmbeddingInput>) -> Self {

@@ -456,7 +456,7 @@ impl Finish<'_> {
                 x[i] = S::add(S::load(tile[row + i].as_ptr()), x[i]);
             }
             if let Some(function) = function {
-                x = function.of::<S, N>(x);
+                x = function.of::<S, N>(x, result.in_bf16);
             }
             if let Some((panel, factors)) = factors {
                 let bias = bias_of::<S>(panel);
@@ -507,12 +507,14 @@ impl Finish<'_> {
 }
 
 impl Gate {
-    /// Of several vectors in step, since each operation on one waits for the one before it.
+    /// Of several vectors in step, since each operation on one waits for the one before it; what is to be
+    /// rounded to bfloat16 need not be right to the last place.
     #[inline(always)]
-    unsafe fn of<S: Simd, const N: usize>(self, x: [S::Floats; N]) -> [S::Floats; N] {
+    unsafe fn of<S: Simd, const N: usize>(self, x: [S::Floats; N], is_rounded: bool) -> [S::Floats; N] {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
+                Self::Gelu if is_rounded => gelu_to_round::<S, N>(x),
                 Self::Silu => silu::<S, N>(x),
                 Self::Gelu => gelu::<S, N>(x),
                 Self::GeluTanh => gelu_tanh::<S, N>(x),
@@ -566,6 +568,39 @@ unsafe fn over_one_plus_exp<S: Simd, const N: usize>(
         let powers = exp_each::<S, N>(y);
         for i in 0..N {
             x[i] = S::div(x[i], S::add(S::splat(1.0), powers[i]));
+        }
+        x
+    }
+}
+
+/// The same as [`gelu`], right to 1e-4: half of the error function by a polynomial up to 4.25, where it becomes
+/// one half. The coefficients make the largest error of the result smallest.
+#[inline(always)]
+unsafe fn gelu_to_round<S: Simd, const N: usize>(mut x: [S::Floats; N]) -> [S::Floats; N] {
+    const END: f32 = 4.25;
+    const COEFFICIENTS: [f32; 7] = [
+        7.570_843_7e-8,
+        -2.938_805_2e-6,
+        6.552_713e-5,
+        -9.404_478_5e-4,
+        9.257_824e-3,
+        -6.545_35e-2,
+        0.398_420_04,
+    ];
+    // SAFETY: the processor has the instructions.
+    unsafe {
+        let (mut near, mut squares, mut sums) = (x, x, [S::splat(-8.460_426e-10); N]);
+        for i in 0..N {
+            near[i] = S::min(S::max(x[i], S::splat(-END)), S::splat(END));
+            squares[i] = S::mul(near[i], near[i]);
+        }
+        for coefficient in COEFFICIENTS {
+            for i in 0..N {
+                sums[i] = S::mul_add(sums[i], squares[i], S::splat(coefficient));
+            }
+        }
+        for i in 0..N {
+            x[i] = S::mul(x[i], S::mul_add(near[i], sums[i], S::splat(0.5)));
         }
         x
     }

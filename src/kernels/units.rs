@@ -72,11 +72,12 @@ impl Rows {
                 // SAFETY: the processor has the instructions, and there is room for the row's units.
                 unsafe { dispatch_units(isa, in_bf16, fill) };
             };
-            let at_once = 8;
-            if n_rows <= at_once {
+            const AT_ONCE: usize = 8;
+            const FEW_NUMBERS: usize = 1 << 15;
+            if n_rows * n_in <= FEW_NUMBERS {
                 (0..n_rows).for_each(fill);
             } else {
-                pool::run(|team| team.share(n_rows, at_once).flatten().for_each(fill));
+                pool::run(|team| team.share(n_rows, AT_ONCE).flatten().for_each(fill));
             }
         }
         rows

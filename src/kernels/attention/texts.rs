@@ -10,7 +10,7 @@ use super::super::amx;
 use super::super::isa::Isa;
 use super::super::pool;
 use super::super::shared_rows::SharedMut;
-use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp};
+use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each};
 use super::super::units::{Factors, padded_units};
 use super::{Rotation, rotate};
 
@@ -368,12 +368,27 @@ impl Softmax<'_> {
             }
             let largest = S::splat(S::reduce_max(largest));
             let mut sum = S::splat(0.0);
-            for panel in panels.clone() {
-                let score = S::load(scores[panel * tile_rows + row].as_ptr());
-                let weight = exp::<S>(S::sub(score, largest));
-                sum = S::add(sum, weight);
-                S::store_units(weight, weights.as_mut_ptr().add(panel * LANES / S::UNIT_LEN));
+            let mut panel = panels.start;
+            macro_rules! weigh {
+                ($n:literal) => {
+                    while panel + $n <= panels.end {
+                        let mut differences = [largest; $n];
+                        for i in 0..$n {
+                            let score = S::load(scores[(panel + i) * tile_rows + row].as_ptr());
+                            differences[i] = S::sub(score, largest);
+                        }
+                        let of_panels = exp_each::<S, $n>(differences);
+                        for i in 0..$n {
+                            sum = S::add(sum, of_panels[i]);
+                            let place = (panel + i) * LANES / S::UNIT_LEN;
+                            S::store_units(of_panels[i], weights.as_mut_ptr().add(place));
+                        }
+                        panel += $n;
+                    }
+                };
             }
+            weigh!(4);
+            weigh!(1);
             weights[panels.end * LANES / S::UNIT_LEN..].fill(0.0);
             S::reduce_add(sum)
         }
