@@ -369,28 +369,46 @@ impl Softmax<'_> {
             let largest = S::splat(S::reduce_max(largest));
             let mut sum = S::splat(0.0);
             let mut panel = panels.start;
-            macro_rules! weigh {
-                ($n:literal) => {
-                    while panel + $n <= panels.end {
-                        let mut differences = [largest; $n];
-                        for i in 0..$n {
-                            let score = S::load(scores[(panel + i) * tile_rows + row].as_ptr());
-                            differences[i] = S::sub(score, largest);
-                        }
-                        let of_panels = exp_each::<S, $n>(differences);
-                        for i in 0..$n {
-                            sum = S::add(sum, of_panels[i]);
-                            let place = (panel + i) * LANES / S::UNIT_LEN;
-                            S::store_units(of_panels[i], weights.as_mut_ptr().add(place));
-                        }
-                        panel += $n;
-                    }
-                };
+            while panel < panels.end {
+                let scores = |panel: usize| scores[panel * tile_rows + row].as_ptr();
+                let to = weights.as_mut_ptr().add(panel * LANES / S::UNIT_LEN);
+                if panels.end - panel >= IN_STEP {
+                    sum = weigh::<S, IN_STEP>(scores, panel, largest, to, sum);
+                    panel += IN_STEP;
+                } else {
+                    sum = weigh::<S, 1>(scores, panel, largest, to, sum);
+                    panel += 1;
+                }
             }
-            weigh!(4);
-            weigh!(1);
             weights[panels.end * LANES / S::UNIT_LEN..].fill(0.0);
             S::reduce_add(sum)
         }
+    }
+}
+
+/// Panels whose weights are computed in step.
+const IN_STEP: usize = 4;
+
+/// Writes the weights of `N` panels from one on as units; gives `sum` with them.
+#[inline(always)]
+unsafe fn weigh<S: Simd, const N: usize>(
+    scores: impl Fn(usize) -> *const f32,
+    panel: usize,
+    largest: S::Floats,
+    to: *mut f32,
+    mut sum: S::Floats,
+) -> S::Floats {
+    // SAFETY: the caller's promise: there are scores of all panels, and room for their weights.
+    unsafe {
+        let mut differences = [largest; N];
+        for i in 0..N {
+            differences[i] = S::sub(S::load(scores(panel + i)), largest);
+        }
+        let of_panels = exp_each::<S, N>(differences);
+        for i in 0..N {
+            sum = S::add(sum, of_panels[i]);
+            S::store_units(of_panels[i], to.add(i * LANES / S::UNIT_LEN));
+        }
+        sum
     }
 }
