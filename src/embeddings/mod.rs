@@ -28,7 +28,7 @@ use self::embedder::Answer;
 use self::prompts::Prompts;
 use self::request::{Prepared, Tokenized};
 use crate::error::{Error, Result};
-use crate::registry::{Format, ModelKind, Registry};
+use crate::registry::{Format, Golden, ModelKind, Registry};
 use crate::tokenizer::Tokenizer;
 
 /// An embedding model with its tokenizer.
@@ -108,24 +108,52 @@ impl TextEmbedding {
             let (backend, tokenizer) = encoder::EncoderBackend::load(source)?;
             (Box::new(backend), tokenizer)
         };
-        let tokenizer = tokenizer.reading_special_tokens();
-        tracing::info!(
-            model = source.id(),
-            backend = if source.is_onnx() { "fastembed" } else { "encoder" },
-            dimensions = backend.dimensions(),
-            max_tokens = backend.max_tokens(),
-            load_ms = started.elapsed().as_millis(),
-            "embedding model loaded"
-        );
-        Ok(Self {
+        let model = Self {
             backend,
-            tokenizer,
+            tokenizer: tokenizer.reading_special_tokens(),
             prompts: Prompts::of(source)?,
             is_matryoshka: source.spec().is_some_and(|spec| spec.is_matryoshka),
             kind: source.kind(),
             format: source.format(),
             license: source.license().map(str::to_owned),
-        })
+        };
+        model.check(source.spec().map_or(&[], |spec| spec.golden)).map_err(|e| e.context(source.id()))?;
+        tracing::info!(
+            model = source.id(),
+            backend = if source.is_onnx() { "fastembed" } else { "encoder" },
+            dimensions = model.dimensions(),
+            max_tokens = model.max_tokens(),
+            load_ms = started.elapsed().as_millis(),
+            "embedding model loaded"
+        );
+        Ok(model)
+    }
+
+    /// Compares vectors with those that are known: weights, tokenizer or kernels may be wrong without any other
+    /// sign.
+    ///
+    /// # Errors
+    /// When they are others.
+    fn check(&self, golden: &[Golden]) -> Result<()> {
+        const TOLERANCE: f32 = 0.01;
+        let inputs: Vec<EmbeddingInput> =
+            golden.iter().map(|golden| EmbeddingInput::Text(golden.text.to_owned())).collect();
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        let found = self.embed(inputs.into())?;
+        for (Golden { text, first }, vector) in golden.iter().zip(&found.vectors) {
+            let is_near = |(found, expected): (&f32, &f32)| (found - expected).abs() <= TOLERANCE;
+            if vector.len() < first.len() || !vector.iter().zip(first).all(is_near) {
+                let begins = &vector[..vector.len().min(first.len())];
+                return Err(Error::model(format!(
+                    "the vector of {text:?} begins with {begins:?} and should with {first:?}, so the model is not \
+                     served: its files are damaged (fetch them again), or the arithmetic is wrong on this machine \
+                     (try --isa scalar, and please report it)"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Name of the model's family.
@@ -277,7 +305,38 @@ fn unit_length(vector: &[f32]) -> Result<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use clap::Parser;
+
     use super::*;
+    use crate::config::{Args, RegistryConfig};
+
+    #[test]
+    fn a_model_that_gives_other_vectors_than_known_is_not_served() {
+        let folder = tempfile::tempdir().unwrap();
+        for (from, name) in [
+            ("tiny-encoders/bert", "config.json"),
+            ("tiny-encoders/bert", "model.safetensors"),
+            ("bert-onnx", "tokenizer.json"),
+        ] {
+            fs::copy(Path::new("tests/data").join(from).join(name), folder.path().join(name)).unwrap();
+        }
+        let args = Args::parse_from(["predict-otron-9000", "--offline"]).serve;
+        let registry = Registry::new(RegistryConfig::resolve(args.registry).unwrap());
+        let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
+        let model = TextEmbedding::load(&source, &registry).unwrap();
+        let text = "the cat";
+        let vector =
+            model.embed(vec![EmbeddingInput::Text(text.to_owned())].into()).unwrap().vectors.remove(0);
+        let mut first: [f32; 8] = vector[..8].try_into().unwrap();
+        assert!(model.check(&[Golden { text, first }]).is_ok());
+        assert!(model.check(&[]).is_ok());
+        first[5] += 0.02;
+        let error = model.check(&[Golden { text, first }]).unwrap_err().to_string();
+        assert!(error.contains("the cat") && error.contains("fetch them again"), "{error}");
+    }
 
     #[test]
     fn vectors_that_are_not_numbers_are_not_served() {

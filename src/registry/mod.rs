@@ -20,7 +20,8 @@ mod verify;
 mod wheel;
 
 pub use catalog::{
-    CatalogEntry, CatalogFile, CatalogSource, EmbeddingSpec, Origin, Pooling, Prefixes, catalog_entries,
+    CatalogEntry, CatalogFile, CatalogSource, EmbeddingSpec, Golden, Origin, Pooling, Prefixes,
+    catalog_entries,
 };
 pub use layout::Format;
 pub use progress::readable_size;

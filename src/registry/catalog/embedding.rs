@@ -6,8 +6,8 @@
 
 use super::Pooling::{Cls, Mean};
 use super::{
-    APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, MIT, Pooling, Prefixes, file, hub, hub_at, row,
-    wheel, wheel_file,
+    APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, Golden, MIT, Pooling, Prefixes, file, hub, hub_at,
+    row, wheel, wheel_file,
 };
 use crate::registry::ModelKind;
 
@@ -29,6 +29,22 @@ const BESIDE: &[CatalogFile] = &[
 const ALL_MINILM_L6_V2: &str = "sentence-transformers/all-MiniLM-L6-v2";
 const ALL_MINILM_L6_V2_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 
+/// By ONNX Runtime 1.32 in float32.
+const ALL_MINILM_L6_V2_GOLDEN: &[Golden] = &[
+    Golden {
+        text: "A man is eating food.",
+        first: [0.033242, 0.004406, -0.006277, 0.048379, -0.138702, -0.033617, 0.101128, -0.054385],
+    },
+    Golden {
+        text: "日本語のテキスト",
+        first: [0.001654, 0.14298, 0.068165, -0.022778, -0.075952, 0.040964, 0.12204, 0.069058],
+    },
+    Golden {
+        text: "UPPER lower MiXeD",
+        first: [0.012734, -0.013691, 0.074463, 0.009317, -0.038267, -0.061518, -0.009941, 0.09712],
+    },
+];
+
 /// A row of safetensors at the head of a repository.
 const fn encoder(
     name: &'static str,
@@ -40,7 +56,7 @@ const fn encoder(
 ) -> CatalogEntry {
     let source = hub(repo, file("model.safetensors", None), BESIDE);
     CatalogEntry {
-        embedding: Some(EmbeddingSpec { pooling, prefixes, is_matryoshka: false }),
+        embedding: Some(EmbeddingSpec { pooling, prefixes, is_matryoshka: false, golden: &[] }),
         ..row(name, ModelKind::Embedding, license, size_bytes, source)
     }
 }
@@ -69,6 +85,9 @@ pub static ROWS: &[CatalogEntry] = &[
                     "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
             ])),
         tested: true,
+        embedding: Some(EmbeddingSpec {
+            pooling: Mean, prefixes: PLAIN, is_matryoshka: false, golden: ALL_MINILM_L6_V2_GOLDEN,
+        }),
         ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, Mean, PLAIN)
     },
     encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, Mean, PLAIN),

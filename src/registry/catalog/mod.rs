@@ -43,7 +43,19 @@ pub struct EmbeddingSpec {
     pub prefixes: Prefixes,
     /// Whether the first numbers of a vector say most, so that it may be cut.
     pub is_matryoshka: bool,
+    /// Texts whose vectors are known: a model that gives others is not served.
+    pub golden: &'static [Golden],
 }
+
+/// A text and the first numbers of its vector at unit length, computed in float32 by other software.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Golden {
+    pub text: &'static str,
+    pub first: [f32; 8],
+}
+
+// They are compared as written.
+impl Eq for Golden {}
 
 /// Which hidden states a text's vector is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
