@@ -308,10 +308,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use clap::Parser;
-
     use super::*;
-    use crate::config::{Args, RegistryConfig};
+    use crate::config::RegistryConfig;
 
     #[test]
     fn a_model_that_gives_other_vectors_than_known_is_not_served() {
@@ -323,8 +321,16 @@ mod tests {
         ] {
             fs::copy(Path::new("tests/data").join(from).join(name), folder.path().join(name)).unwrap();
         }
-        let args = Args::parse_from(["predict-otron-9000", "--offline"]).serve;
-        let registry = Registry::new(RegistryConfig::resolve(args.registry).unwrap());
+        let registry = Registry::new(RegistryConfig {
+            offline: true,
+            hub_cache: folder.path().to_owned(),
+            cache_dir: folder.path().to_owned(),
+            hub_endpoint: String::new(),
+            hub_token: None,
+            hub_connect_timeout: Duration::ZERO,
+            hub_read_timeout: Duration::ZERO,
+            python: "python3".into(),
+        });
         let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
         let model = TextEmbedding::load(&source, &registry).unwrap();
         let text = "the cat";
