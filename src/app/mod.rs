@@ -205,6 +205,11 @@ impl App {
         })
     }
 
+    /// The models that read whole texts.
+    fn text_models(&self) -> impl Iterator<Item = &TextModel> {
+        [&self.parts.embedding].into_iter().chain(&self.parts.reranker)
+    }
+
     fn reranker_named(&self, name: &str) -> Option<&TextModel> {
         self.parts.reranker.as_ref().filter(|model| model.served.answers_to(name))
     }
@@ -232,13 +237,11 @@ impl App {
     /// # Errors
     /// When no such model has this name.
     pub fn scoring_model(&self, name: Option<&str>) -> Result<&TextModel> {
-        match (name, &self.parts.reranker) {
-            (None, Some(reranker)) => Ok(reranker),
-            (Some(name), Some(reranker)) if is_default(name) => Ok(reranker),
-            (Some(name), _) if self.reranker_named(name).is_some() => {
-                self.reranker_named(name).ok_or_else(|| self.unknown(name))
-            }
-            (name, _) => self.embedding_model(name),
+        let is_meant =
+            |model: &&TextModel| name.is_none_or(|name| is_default(name) || model.served.answers_to(name));
+        match self.parts.reranker.as_ref().filter(is_meant) {
+            Some(reranker) => Ok(reranker),
+            None => self.embedding_model(name),
         }
     }
 
@@ -249,12 +252,13 @@ impl App {
     /// When no model has this name, or it cannot be loaded.
     pub async fn vocabulary(&self, name: Option<&str>) -> Result<Vocabulary> {
         let name = name.unwrap_or(DEFAULT);
-        let text_models = [&self.parts.embedding].into_iter().chain(&self.parts.reranker);
-        let is_chat = self.parts.chat_models.slots().iter().any(|slot| slot.served().answers_to(name));
-        if let Some(model) = text_models.into_iter().find(|model| !is_chat && model.served.answers_to(name)) {
+        let chat = self.chat_slot(Some(name));
+        if chat.is_err()
+            && let Some(model) = self.text_models().find(|model| model.served.answers_to(name))
+        {
             return Ok(Vocabulary::OfTexts(model.embedder.model().await?));
         }
-        Ok(Vocabulary::OfChat(self.chat_model(self.chat_slot(Some(name))?).await?))
+        Ok(Vocabulary::OfChat(self.chat_model(chat?).await?))
     }
 
     /// The model that answers to `name`, whatever it is for.
@@ -275,7 +279,8 @@ impl App {
             info: slot.info().cloned(),
             is_loaded: slot.is_loaded(),
         });
-        let text = |model: &'_ TextModel, kind| {
+        let kinds = [ModelKind::Embedding, ModelKind::Reranker];
+        chat.chain(self.text_models().zip(kinds).map(|(model, kind)| {
             let loaded = model.embedder.loaded();
             let info = loaded.map(|model| ModelInfo {
                 family: model.family().to_owned(),
@@ -283,14 +288,7 @@ impl App {
                 context_length: model.max_tokens(),
                 license: model.license().map(str::to_owned),
             });
-            (kind, info, loaded.is_some())
-        };
-        let text_models = [(&self.parts.embedding, ModelKind::Embedding)]
-            .into_iter()
-            .chain(self.parts.reranker.as_ref().map(|model| (model, ModelKind::Reranker)));
-        chat.chain(text_models.map(move |(model, kind)| {
-            let (kind, info, is_loaded) = text(model, kind);
-            ModelStatus { served: &model.served, kind, info, is_loaded }
+            ModelStatus { served: &model.served, kind, info, is_loaded: loaded.is_some() }
         }))
     }
 
@@ -358,8 +356,7 @@ impl App {
     /// Ends the requests that still run, each with an error.
     pub fn stop_generating(&self) {
         self.parts.chat_models.stop_generating();
-        let text_models = [&self.parts.embedding].into_iter().chain(&self.parts.reranker);
-        text_models.for_each(|model| model.embedder.stop());
+        self.text_models().for_each(|model| model.embedder.stop());
     }
 
     /// Whether requests can be answered at once.

@@ -165,11 +165,11 @@ impl Embedder {
         })?;
         let place = Arc::new(place);
         let model = self.model().await?;
-        let prepared = self.prepare(request, model, place.clone()).await?;
+        let mut prepared = self.prepare(request, model, place.clone()).await?;
         let n_hits = prepared.n_hits;
         metrics::counter!(telemetry::EMBEDDING_CACHE_HITS).increment(n_hits as u64);
         let n_tokens: Vec<usize> = prepared.texts.iter().map(|text| text.ids.len()).collect();
-        let texts = prepared.texts.clone();
+        let texts = std::mem::take(&mut prepared.texts);
         let computed = if texts.is_empty() { Computed::default() } else { self.run(texts, place).await? };
         let Computed { vectors, queue, compute } = computed;
         let embedded = prepared.finish(n_tokens, vectors, self.cache.as_deref(), Instant::now());

@@ -83,16 +83,22 @@ fn inputs(input: Input, max_inputs: usize) -> Result<Vec<EmbeddingInput>> {
         Input::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
         Input::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
     };
-    if inputs.is_empty()
-        || inputs.iter().any(|input| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty()))
-    {
-        return Err(Error::invalid("input", "`input` is empty; send at least one text"));
-    }
-    if inputs.len() > max_inputs {
-        let message = format!("`input` has {} items; at most {max_inputs} are taken at once", inputs.len());
-        return Err(Error::invalid("input", message));
-    }
+    let is_empty = |input: &EmbeddingInput| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty());
+    let n_inputs = if inputs.iter().any(is_empty) { 0 } else { inputs.len() };
+    check_number("input", n_inputs, max_inputs)?;
     Ok(inputs)
+}
+
+/// Refuses no texts and too many.
+pub fn check_number(param: &str, n: usize, most: usize) -> Result<()> {
+    if n == 0 {
+        return Err(Error::invalid(param, format!("`{param}` is empty; send at least one text")));
+    }
+    if n > most {
+        let message = format!("`{param}` has {n} items; at most {most} are taken at once");
+        return Err(Error::invalid(param, message));
+    }
+    Ok(())
 }
 
 fn encode(vector: Vec<f32>, format: EncodingFormat) -> Vector {

@@ -7,16 +7,18 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::embeddings::check_number;
 use super::error::ApiError;
 use super::extract::{Ignored, JsonObject};
 use super::request_id::RequestId;
 use crate::app::{App, unix_time};
 use crate::embeddings::{Scores, ScoresRequest};
 use crate::error::{Error, Result};
+use crate::openai::chat::OneOrMany;
 use crate::openai::embeddings::Usage;
 use crate::openai::params;
 use crate::openai::scores::{
-    Document, OneOrMore, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
+    Document, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
     ScoreResponse,
 };
 
@@ -89,19 +91,19 @@ pub async fn score(
     Ok(respond(answer, &scores, ignored))
 }
 
-fn pairs(first: OneOrMore, second: OneOrMore) -> Result<Vec<(String, String)>> {
+fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
     Ok(match (first, second) {
-        (OneOrMore::One(first), OneOrMore::One(second)) => vec![(first, second)],
-        (OneOrMore::One(first), OneOrMore::More(all)) => {
+        (OneOrMany::One(first), OneOrMany::One(second)) => vec![(first, second)],
+        (OneOrMany::One(first), OneOrMany::Many(all)) => {
             all.into_iter().map(|second| (first.clone(), second)).collect()
         }
-        (OneOrMore::More(all), OneOrMore::One(second)) => {
+        (OneOrMany::Many(all), OneOrMany::One(second)) => {
             all.into_iter().map(|first| (first, second.clone())).collect()
         }
-        (OneOrMore::More(all), OneOrMore::More(others)) if all.len() == others.len() => {
+        (OneOrMany::Many(all), OneOrMany::Many(others)) if all.len() == others.len() => {
             all.into_iter().zip(others).collect()
         }
-        (OneOrMore::More(all), OneOrMore::More(others)) => {
+        (OneOrMany::Many(all), OneOrMany::Many(others)) => {
             return Err(Error::invalid(
                 "text_2",
                 format!(
@@ -112,19 +114,6 @@ fn pairs(first: OneOrMore, second: OneOrMore) -> Result<Vec<(String, String)>> {
             ));
         }
     })
-}
-
-fn check_number(param: &'static str, n: usize, most: usize) -> Result<()> {
-    if n == 0 {
-        return Err(Error::invalid(param, format!("`{param}` is empty; send at least one text")));
-    }
-    if n > most {
-        return Err(Error::invalid(
-            param,
-            format!("`{param}` has {n} items; at most {most} are taken at once"),
-        ));
-    }
-    Ok(())
 }
 
 fn usage(scores: &Scores) -> Usage {

@@ -16,7 +16,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
-    /// The same, and AMX for bytes.
+    /// The same, and AMX for bytes and bfloat16.
     Amx,
 }
 

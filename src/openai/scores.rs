@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::chat::OneOrMany;
 use super::embeddings::Usage;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -65,20 +66,13 @@ pub struct ReturnedDocument {
 pub struct ScoreRequest {
     #[serde(default)]
     pub model: Option<String>,
-    pub text_1: OneOrMore,
-    pub text_2: OneOrMore,
+    pub text_1: OneOrMany,
+    pub text_2: OneOrMany,
     /// As in [`RerankRequest`].
     #[serde(default)]
     pub truncate: Option<bool>,
     #[serde(default)]
     pub raw_scores: Option<bool>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum OneOrMore {
-    One(String),
-    More(Vec<String>),
 }
 
 #[derive(Debug, Clone, Serialize)]

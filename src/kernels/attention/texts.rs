@@ -12,7 +12,7 @@ use super::super::pool;
 use super::super::shared_rows::SharedMut;
 use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each};
 use super::super::units::{Factors, padded_units};
-use super::{Rotation, rotate};
+use super::{PIECES_PER_THREAD, Rotation, rotate};
 
 /// What a layer's attention is.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +36,6 @@ pub struct DistanceBias<'a> {
     pub numbers: &'a [f32],
     pub max_distance: usize,
 }
-
-/// Pieces of work that a thread should have, so that none waits long for another.
-const PIECES_PER_THREAD: usize = 4;
 
 /// Most queries of a piece where there are few texts.
 const PIECE_ROWS: usize = 96;

@@ -99,9 +99,9 @@ impl DecoderLayer {
         sequences: &mut [Sequence],
         context: &LayerContext,
     ) -> Result<Tensor> {
-        match context.arithmetic {
-            Arithmetic::Reference => self.attend(qkv, sequences, context),
-            Arithmetic::Kernels(isa) | Arithmetic::Rounding(isa) => {
+        match context.arithmetic.isa() {
+            None => self.attend(qkv, sequences, context),
+            Some(isa) => {
                 Ok(qkv.apply_op1_no_bwd(&AttentionOp::new(isa, self.attention(context), sequences))?)
             }
         }
