@@ -6,9 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use predict_otron_9000::config::Limits;
+use predict_otron_9000::embeddings::{EmbeddingSource, TextEmbedding};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
 use predict_otron_9000::models::{Arithmetic, Encoder, EncoderInput};
+use predict_otron_9000::registry::Registry;
 use serde_json::{Value, json};
 use support::embeddings::{tiny_encoder, tiny_reranker};
 use support::{Server, json as body, scoring_server};
@@ -76,6 +78,19 @@ async fn a_cross_encoder_reads_query_and_document_together() {
         assert!((raw.1 - expected.1).abs() < 2e-2, "{raw:?} {expected:?}");
         assert!((found.1 - 1.0 / (1.0 + (-raw.1).exp())).abs() < 1e-6, "{found:?} {raw:?}");
     }
+}
+
+#[test]
+fn an_onnx_folder_is_no_reranker() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
+        let from = Path::new("tests/data").join(file);
+        fs::copy(&from, folder.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let registry = Registry::new(support::real_registry());
+    let source = EmbeddingSource::locate_reranker(folder.path().to_str().unwrap(), &registry).unwrap();
+    let error = TextEmbedding::load(&source, &registry).err().unwrap().to_string();
+    assert!(error.contains("safetensors"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -101,6 +101,13 @@ impl TextEmbedding {
     /// be found.
     pub fn load(source: &EmbeddingSource, registry: &Registry) -> Result<Self> {
         let started = Instant::now();
+        if source.kind() == ModelKind::Reranker && source.is_onnx() {
+            // Its numbers would be an embedding's, and taken for scores.
+            return Err(Error::model(format!(
+                "`{}` is an ONNX model, and rerankers run on our own encoder; use one in safetensors",
+                source.id()
+            )));
+        }
         let (backend, tokenizer): (Box<dyn Backend>, Tokenizer) = if source.is_onnx() {
             let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?;
             (Box::new(onnx::OnnxBackend::load(source, registry)?), tokenizer)
