@@ -3,7 +3,7 @@
 
 use std::borrow::Borrow;
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
@@ -20,7 +20,7 @@ pub struct Cache<K: Hash + Eq, V> {
 struct Entry<V> {
     value: V,
     n_bytes: usize,
-    since: Instant,
+    since: SystemTime,
 }
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
@@ -29,12 +29,12 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     }
 
     /// What is known of `key` at the time `now`.
-    pub fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q, now: Instant) -> Option<V>
+    pub fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q, now: SystemTime) -> Option<V>
     where
         K: Borrow<Q>,
     {
         let since = self.entries.peek(key)?.since;
-        if now.saturating_duration_since(since) >= self.time_to_live {
+        if now.duration_since(since).unwrap_or_default() >= self.time_to_live {
             let old = self.entries.pop(key)?;
             self.n_bytes -= old.n_bytes;
             return None;
@@ -42,13 +42,14 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         self.entries.get(key).map(|entry| entry.value.clone())
     }
 
-    /// Keeps a value that takes `n_bytes`, its key included; one that takes more than all may is not kept.
-    pub fn insert(&mut self, key: K, value: V, n_bytes: usize, now: Instant) {
+    /// Keeps a value that is true since a time and takes `n_bytes`, its key included; one that takes more than
+    /// all may is not kept.
+    pub fn insert(&mut self, key: K, value: V, n_bytes: usize, since: SystemTime) {
         if n_bytes > self.max_bytes {
             return;
         }
         self.n_bytes += n_bytes;
-        if let Some(old) = self.entries.put(key, Entry { value, n_bytes, since: now }) {
+        if let Some(old) = self.entries.put(key, Entry { value, n_bytes, since }) {
             self.n_bytes -= old.n_bytes;
         }
         while self.n_bytes > self.max_bytes
@@ -70,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_goes_first() {
-        let now = Instant::now();
+        let now = SystemTime::now();
         let mut cache = Cache::new(10, Duration::from_secs(60));
         cache.insert("a", 1, 4, now);
         cache.insert("b", 2, 4, now);
@@ -86,7 +87,7 @@ mod tests {
 
     #[test]
     fn nothing_is_given_out_after_its_time() {
-        let start = Instant::now();
+        let start = SystemTime::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut cache = Cache::new(10, Duration::from_secs(60));
         cache.insert("a", 1, 4, start);

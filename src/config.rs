@@ -121,6 +121,12 @@ pub struct ServeArgs {
     /// How long a vector is kept there at most, such as 90s, 10m or 2h
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_TTL", value_parser = parse_duration, default_value = "24h")]
     pub embedding_cache_ttl: Duration,
+    /// Folder to keep vectors in as well, so that they outlive the server; one server at a time [default: none]
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DIR")]
+    pub embedding_cache_dir: Option<PathBuf>,
+    /// Disk space for it, such as 500M or 6G
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
+    pub embedding_cache_disk: u64,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -236,8 +242,20 @@ pub struct Config {
     pub aliases: Vec<(String, String)>,
     pub preload: bool,
     pub residency: Residency,
+    /// Where vectors of texts are kept on disk, if anywhere.
+    pub disk_cache: Option<DiskCacheConfig>,
     pub registry: RegistryConfig,
     pub limits: Limits,
+}
+
+/// Where vectors of texts outlive the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskCacheConfig {
+    pub folder: PathBuf,
+    /// Bytes that it takes of the disk, about.
+    pub max_bytes: u64,
+    /// How long a vector is kept at most.
+    pub time_to_live: Duration,
 }
 
 /// When chat models leave memory.
@@ -387,6 +405,11 @@ impl Config {
             aliases: args.alias,
             preload: args.preload,
             residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
+            disk_cache: args.embedding_cache_dir.map(|folder| DiskCacheConfig {
+                folder,
+                max_bytes: args.embedding_cache_disk,
+                time_to_live: args.embedding_cache_ttl,
+            }),
             registry: RegistryConfig::resolve(args.registry)?,
             limits: Limits {
                 kv_format: args.compute.kv_format,

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may say them.
-const HOMES: [(&str, &[&str]); 11] = [
+const HOMES: [(&str, &[&str]); 12] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
@@ -28,6 +28,7 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("fastembed::", &["embeddings/onnx.rs"]),
     ("ort::", &["embeddings/onnx.rs"]),
     ("hf_hub::", &["registry/hub"]),
+    ("redb::", &["embeddings/disk.rs"]),
     ("std::arch::", &["kernels/"]),
     ("unsafe {", &["kernels/", "models/load/mod.rs", "main.rs"]),
 ];

@@ -18,7 +18,7 @@ pub use text_models::{TextModel, embedder_options};
 
 use crate::chat::{ChatModel, ResponseCache};
 use crate::config::{Config, Limits};
-use crate::embeddings::TextEmbedding;
+use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::Status;
 use crate::kernels::kv::BLOCK_TOKENS;
@@ -120,7 +120,10 @@ impl App {
         let metrics = telemetry::start_metrics();
         let registry = Registry::new(config.registry.clone());
         let limits = config.limits.clone();
-        let text_model = |reference: &str, kind| TextModel::new(reference, kind, registry.clone(), &limits);
+        let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
+        let options = EmbedderOptions { disk_cache, ..embedder_options(&limits) };
+        let text_model =
+            |reference: &str, kind| TextModel::new(reference, kind, registry.clone(), options.clone());
         let mut embedding = text_model(&config.embedding_model, ModelKind::Embedding)?;
         let reranker = config.rerank_model.as_deref();
         let mut reranker = reranker.map(|name| text_model(name, ModelKind::Reranker)).transpose()?;

@@ -23,6 +23,7 @@ pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
         max_requests: limits.embedding_requests,
         cache_bytes: limits.embedding_cache_bytes,
         cache_ttl: limits.embedding_cache_ttl,
+        disk_cache: None,
     }
 }
 
@@ -32,7 +33,12 @@ impl TextModel {
     ///
     /// # Errors
     /// When it is named wrongly, is not on this machine where it should be, or a thread cannot be started.
-    pub fn new(reference: &str, kind: ModelKind, registry: Registry, limits: &Limits) -> Result<Self> {
+    pub fn new(
+        reference: &str,
+        kind: ModelKind,
+        registry: Registry,
+        options: EmbedderOptions,
+    ) -> Result<Self> {
         let locate = match kind {
             ModelKind::Reranker => EmbeddingSource::locate_reranker,
             _ => EmbeddingSource::locate,
@@ -60,8 +66,12 @@ impl TextModel {
             }
         };
         let reference = reference.to_owned();
-        let loader = move || TextEmbedding::load(&locate(&reference, &registry)?, &registry);
-        let options = embedder_options(limits);
+        let is_kept = options.disk_cache.is_some();
+        let loader = move || {
+            let source = locate(&reference, &registry)?;
+            let model = TextEmbedding::load(&source, &registry)?;
+            Ok(if is_kept { model.with_fingerprint(source.fingerprint(&registry)?) } else { model })
+        };
         let embedder = match kind {
             ModelKind::Reranker => {
                 static RERANKER: OnceCell<TextEmbedding> = OnceCell::new();

@@ -3,7 +3,7 @@
 
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
@@ -70,7 +70,7 @@ impl ResponseCache {
     /// The answer that is kept under a key.
     pub fn find(&self, key: &str) -> Option<Arc<Answer>> {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = answers.get(key, Instant::now());
+        let found = answers.get(key, SystemTime::now());
         metrics::gauge!(telemetry::RESPONSE_BYTES).set(answers.n_bytes() as f64);
         metrics::counter!(telemetry::RESPONSE_HITS).increment(u64::from(found.is_some()));
         found
@@ -111,7 +111,7 @@ impl Recording {
             events,
         };
         let mut answers = cache.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.insert(key, Arc::new(answer), n_bytes, Instant::now());
+        answers.insert(key, Arc::new(answer), n_bytes, SystemTime::now());
         metrics::gauge!(telemetry::RESPONSE_BYTES).set(answers.n_bytes() as f64);
     }
 }

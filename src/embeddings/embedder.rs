@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use once_cell::sync::OnceCell;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::cache::EmbeddingCache;
+use super::disk::DiskCache;
 use super::request::{Embedded, EmbeddingRequest, Prepared, Tokenized};
 use super::{Embeddings, TextEmbedding};
 use crate::error::{Error, Kind, Result};
@@ -28,7 +29,7 @@ const FEW_BYTES: usize = 1024;
 pub type Loader = dyn Fn() -> Result<TextEmbedding> + Send + Sync;
 
 /// Bounds of an [`Embedder`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct EmbedderOptions {
     /// Requests that wait or run at once.
     pub max_requests: usize,
@@ -36,6 +37,8 @@ pub struct EmbedderOptions {
     pub cache_bytes: usize,
     /// How long they are kept at most.
     pub cache_ttl: Duration,
+    /// Where they are kept beyond that room and beyond the process, if anywhere.
+    pub disk_cache: Option<Arc<DiskCache>>,
 }
 
 /// A handle to the embedding thread. Cheap to clone; the thread ends when the last is dropped.
@@ -105,7 +108,8 @@ impl Embedder {
         loader: Box<Loader>,
         options: EmbedderOptions,
     ) -> Result<Self> {
-        let EmbedderOptions { max_requests, cache_bytes, cache_ttl } = options;
+        let EmbedderOptions { max_requests, cache_bytes, cache_ttl, disk_cache } = options;
+        let is_cached = cache_bytes > 0 || disk_cache.is_some();
         let (sender, arrivals) = mpsc::channel();
         thread::Builder::new()
             .name("embedder".to_owned())
@@ -118,7 +122,7 @@ impl Embedder {
             places: Arc::new(Semaphore::new(max_requests)),
             preparing: Arc::new(Semaphore::new(n_cores)),
             max_requests,
-            cache: (cache_bytes > 0).then(|| Arc::new(EmbeddingCache::new(cache_bytes, cache_ttl))),
+            cache: is_cached.then(|| Arc::new(EmbeddingCache::new(cache_bytes, cache_ttl, disk_cache))),
             stopped: watch::Sender::new(false),
         })
     }
@@ -167,12 +171,11 @@ impl Embedder {
         let model = self.model().await?;
         let mut prepared = self.prepare(request, model, place.clone()).await?;
         let n_hits = prepared.n_hits;
-        metrics::counter!(telemetry::EMBEDDING_CACHE_HITS).increment(n_hits as u64);
         let n_tokens: Vec<usize> = prepared.texts.iter().map(|text| text.ids.len()).collect();
         let texts = std::mem::take(&mut prepared.texts);
         let computed = if texts.is_empty() { Computed::default() } else { self.run(texts, place).await? };
         let Computed { vectors, queue, compute } = computed;
-        let embedded = prepared.finish(n_tokens, vectors, self.cache.as_deref(), Instant::now());
+        let embedded = prepared.finish(n_tokens, vectors, self.cache.as_deref(), SystemTime::now());
         Ok(Answer { embedded, n_hits, queue, compute })
     }
 
@@ -183,14 +186,15 @@ impl Embedder {
         model: &'static TextEmbedding,
         place: Arc<OwnedSemaphorePermit>,
     ) -> Result<Prepared> {
-        if request.n_bytes() <= FEW_BYTES {
-            return Prepared::new(request, model, self.cache.as_deref(), Instant::now());
+        let reads_disk = self.cache.as_ref().is_some_and(|cache| cache.reads_disk());
+        if request.n_bytes() <= FEW_BYTES && !reads_disk {
+            return Prepared::new(request, model, self.cache.as_deref(), SystemTime::now());
         }
         let permit = self.preparing.clone().acquire_owned().await;
         let cache = self.cache.clone();
         let work = move || {
             let _held = (permit, place);
-            Prepared::new(request, model, cache.as_deref(), Instant::now())
+            Prepared::new(request, model, cache.as_deref(), SystemTime::now())
         };
         tokio::task::spawn_blocking(work)
             .await

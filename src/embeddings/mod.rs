@@ -8,6 +8,7 @@
 //! ONNX Runtime).
 
 mod cache;
+mod disk;
 mod embedder;
 mod encoder;
 mod onnx;
@@ -17,8 +18,10 @@ mod scores;
 mod source;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+pub use cache::Fingerprint;
+pub use disk::DiskCache;
 pub use embedder::{Embedder, EmbedderOptions, Loader};
 pub use request::{Embedded, EmbeddingInput, EmbeddingRequest, Prompt};
 pub use scores::{Scores, ScoresRequest};
@@ -41,6 +44,7 @@ pub struct TextEmbedding {
     kind: ModelKind,
     format: Format,
     license: Option<String>,
+    fingerprint: Fingerprint,
 }
 
 /// What computes the vectors.
@@ -123,6 +127,7 @@ impl TextEmbedding {
             kind: source.kind(),
             format: source.format(),
             license: source.license().map(str::to_owned),
+            fingerprint: Fingerprint::default(),
         };
         model.check(source.spec().map_or(&[], |spec| spec.golden)).map_err(|e| e.context(source.id()))?;
         tracing::info!(
@@ -197,20 +202,29 @@ impl TextEmbedding {
         self.backend.dimensions()
     }
 
+    /// The model, known by what tells its vectors from those of others that are kept beside them.
+    pub fn with_fingerprint(self, fingerprint: Fingerprint) -> Self {
+        Self { fingerprint, ..self }
+    }
+
+    fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
     /// Embeds the texts of a request on the calling thread, all at once.
     ///
     /// # Errors
     /// When an input is too long or has ids outside the vocabulary, there are no vectors of such
     /// dimensions, the model has no such prompt, or its computation fails.
     pub fn embed(&self, request: EmbeddingRequest) -> Result<Embeddings> {
-        let now = Instant::now();
+        let (started, now) = (Instant::now(), SystemTime::now());
         let dimensions = request.dimensions;
         let prepared = Prepared::new(request, self, None, now)?;
         let texts: Vec<&Tokenized> = prepared.texts.iter().collect();
         let n_tokens = texts.iter().map(|text| text.ids.len()).collect();
         let vectors = self.compute(&texts)?;
         let embedded: Vec<Arc<Embedded>> = prepared.finish(n_tokens, vectors, None, now);
-        let answer = Answer { embedded, n_hits: 0, queue: Duration::ZERO, compute: now.elapsed() };
+        let answer = Answer { embedded, n_hits: 0, queue: Duration::ZERO, compute: started.elapsed() };
         Embeddings::new(answer, dimensions)
     }
 

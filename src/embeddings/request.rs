@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::SystemTime;
 
 use super::TextEmbedding;
 use super::cache::{EmbeddingCache, Key};
@@ -106,35 +106,27 @@ impl Prepared {
         request: EmbeddingRequest,
         model: &TextEmbedding,
         cache: Option<&EmbeddingCache>,
-        now: Instant,
+        now: SystemTime,
     ) -> Result<Self> {
         if let Some(n) = request.dimensions {
             model.check_dimensions(n, request.forces_dimensions)?;
         }
         let prefix = model.prefix(&request.prompt)?;
+        let inputs =
+            request.inputs.into_iter().map(|input| prompted(input, prefix)).collect::<Result<Vec<_>>>()?;
+        let key = |input| Key::new(model.fingerprint(), input, request.truncates);
+        let keys: Vec<Key> = inputs.iter().map(key).collect();
+        let known = cache.map_or_else(|| vec![None; keys.len()], |cache| cache.get_all(&keys, now));
         let mut prepared = Self { inputs: Vec::new(), texts: Vec::new(), keys: Vec::new(), n_hits: 0 };
         let mut places: HashMap<Key, usize> = HashMap::new();
-        for (index, input) in request.inputs.into_iter().enumerate() {
-            let input = match input {
-                EmbeddingInput::Text(text) if !prefix.is_empty() => {
-                    EmbeddingInput::Text(format!("{prefix}{text}"))
-                }
-                EmbeddingInput::Tokens(_) if !prefix.is_empty() => {
-                    return Err(Error::invalid(
-                        "input",
-                        "a prompt can be put before texts, not before token ids; send strings",
-                    ));
-                }
-                other => other,
-            };
-            let key = Key::new(&input, request.truncates);
-            if let Some(&place) = places.get(&key) {
-                prepared.inputs.push(Found::Unknown(place));
-                continue;
-            }
-            if let Some(known) = cache.and_then(|cache| cache.get(&key, now)) {
+        for (index, ((input, key), known)) in inputs.into_iter().zip(keys).zip(known).enumerate() {
+            if let Some(known) = known {
                 prepared.inputs.push(Found::Known(known));
                 prepared.n_hits += 1;
+                continue;
+            }
+            if let Some(&place) = places.get(&key) {
+                prepared.inputs.push(Found::Unknown(place));
                 continue;
             }
             places.insert(key, prepared.texts.len());
@@ -151,7 +143,7 @@ impl Prepared {
         n_tokens: Vec<usize>,
         vectors: Vec<Vec<f32>>,
         cache: Option<&EmbeddingCache>,
-        now: Instant,
+        now: SystemTime,
     ) -> Vec<Arc<Embedded>> {
         let embedded: Vec<Arc<Embedded>> = vectors
             .into_iter()
@@ -159,12 +151,26 @@ impl Prepared {
             .map(|(numbers, n_tokens)| Arc::new(Embedded { numbers, n_tokens }))
             .collect();
         if let Some(cache) = cache {
-            cache.insert_all(self.keys.into_iter().zip(embedded.iter().cloned()), now);
+            cache.insert_all(self.keys.into_iter().zip(embedded.iter().cloned()).collect(), now);
         }
         let of_input = |found| match found {
             Found::Known(known) => known,
             Found::Unknown(place) => embedded[place].clone(),
         };
         self.inputs.into_iter().map(of_input).collect()
+    }
+}
+
+/// An input with what the model is to see before it.
+fn prompted(input: EmbeddingInput, prefix: &str) -> Result<EmbeddingInput> {
+    match input {
+        EmbeddingInput::Text(text) if !prefix.is_empty() => {
+            Ok(EmbeddingInput::Text(format!("{prefix}{text}")))
+        }
+        EmbeddingInput::Tokens(_) if !prefix.is_empty() => Err(Error::invalid(
+            "input",
+            "a prompt can be put before texts, not before token ids; send strings",
+        )),
+        other => Ok(other),
     }
 }

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+use super::cache::Fingerprint;
 use super::onnx;
 use crate::error::{Error, Result};
+use crate::kernels::isa::Isa;
 use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Registry, read_file};
 
 /// An embedding model whose files are on disk.
@@ -142,6 +146,21 @@ impl EmbeddingSource {
     /// Every file by the name its readers know it by.
     pub fn files(&self) -> &BTreeMap<String, PathBuf> {
         &self.files
+    }
+
+    /// What tells this model's vectors from another's, and from those that another version of the program or
+    /// another processor would compute.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint(&self, registry: &Registry) -> Result<Fingerprint> {
+        let isa = if self.is_onnx() { "onnx".to_owned() } else { Isa::current().to_string() };
+        let mut hash = Sha256::new();
+        hash.update(format!("{} {isa}", env!("CARGO_PKG_VERSION")));
+        for (name, path) in &self.files {
+            hash.update(format!("\n{name} {}", registry.sha256(path)?));
+        }
+        Ok(hash.finalize().into())
     }
 
     /// The graph or the weights.

@@ -250,6 +250,14 @@ impl Registry {
         found.remove("library").ok_or_else(|| Error::internal("the ONNX Runtime library got lost"))
     }
 
+    /// The SHA-256 of a file in hex, computed once while the file stays as it is.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn sha256(&self, path: &Path) -> Result<String> {
+        self.verifier.sha256(path)
+    }
+
     /// Every model of the catalog, and the models of other repositories that the hub's cache has.
     pub fn list(&self) -> Vec<Listing> {
         let of_catalog = catalog_entries().map(|entry| Listing {

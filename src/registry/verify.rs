@@ -121,6 +121,12 @@ pub struct Verifier {
     folder: PathBuf,
 }
 
+/// The digest of the file at `path`.
+fn hash(path: &Path, mut hasher: Hasher) -> io::Result<Digest> {
+    hasher.update_from(&mut File::open(path)?)?;
+    Ok(hasher.finish())
+}
+
 /// A file as it was when it was hashed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -157,15 +163,34 @@ impl Verifier {
         self.load(&path).map(|record| record.digest)
     }
 
+    /// The SHA-256 of the file at `path` in hex.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn sha256(&self, path: &Path) -> Result<String> {
+        let digest = || -> io::Result<Digest> {
+            match self.load(&path.canonicalize()?) {
+                // It stays, since that is what the file is checked by.
+                Some(Record { digest: Digest::GitBlob(_), .. }) => hash(path, Hasher::sha256()),
+                Some(known) if known == Record::of(path, &known.digest)? => Ok(known.digest),
+                _ => {
+                    let unhashed = Record::of(path, &Digest::Sha256(String::new()))?;
+                    let digest = hash(path, Hasher::sha256())?;
+                    self.save(&Record { digest: digest.clone(), ..unhashed });
+                    Ok(digest)
+                }
+            }
+        };
+        digest().map(|digest| digest.hex().to_owned()).map_err(|error| io_error("read", path, &error))
+    }
+
     fn check(&self, path: &Path, digest: &Digest) -> io::Result<bool> {
         // Taken before hashing: a write in between makes the record stale, not the answer wrong.
         let record = Record::of(path, digest)?;
         if self.load(&record.path).is_some_and(|known| known == record) {
             return Ok(true);
         }
-        let mut hasher = digest.hasher(record.size_bytes);
-        hasher.update_from(&mut File::open(path)?)?;
-        let is_intact = hasher.finish() == *digest;
+        let is_intact = hash(path, digest.hasher(record.size_bytes))? == *digest;
         if is_intact {
             self.save(&record);
         }
