@@ -1,11 +1,12 @@
-//! Embeddings before (a model loaded per request) and after (the singleton), with the default
-//! model from the user's own caches.
+//! Embeddings before (a model loaded per request) and after (the singleton), and our encoder beside fastembed.
+//! The model is the default one from the user's own caches, or what PREDICT_OTRON_EMBEDDING_MODEL names, such
+//! as a folder that has both model.safetensors and model.onnx.
 
 use std::time::Duration;
 
 use clap::Parser;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use predict_otron_9000::config::{Args, RegistryConfig};
+use predict_otron_9000::config::{Args, EmbeddingBackend, RegistryConfig};
 use predict_otron_9000::embeddings::{EmbeddingInput, EmbeddingSource, TextEmbedding};
 use predict_otron_9000::registry::Registry;
 
@@ -38,5 +39,46 @@ fn requests(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, requests);
+/// Name, and the words of each text.
+fn shapes() -> [(&'static str, Vec<usize>); 4] {
+    [
+        ("1 x 16", vec![14]),
+        ("32 x 16", vec![14; 32]),
+        ("32 x 128", vec![126; 32]),
+        ("32 x 16 to 256", (0..32).map(|i| 14 + 97 * i % 241).collect()),
+    ]
+}
+
+fn backends(criterion: &mut Criterion) {
+    let args = Args::parse_from(["predict-otron-9000"]).serve;
+    let registry = Registry::new(RegistryConfig::resolve(args.registry).unwrap());
+    let mut group = criterion.benchmark_group("backends");
+    group.sample_size(10).measurement_time(Duration::from_secs(8));
+    for backend in [EmbeddingBackend::Encoder, EmbeddingBackend::Fastembed] {
+        let load = || {
+            let source = EmbeddingSource::locate_for(&args.embedding_model, backend, &registry)?;
+            TextEmbedding::load(&source, &registry)
+        };
+        let model = match load() {
+            Ok(model) => model,
+            Err(e) => {
+                eprintln!("{backend} is left out: {e}");
+                continue;
+            }
+        };
+        for (name, words) in shapes() {
+            // Each another text, since those that are the same are computed once.
+            let text = |(i, &n): (usize, &usize)| format!("{i} {}", "river ".repeat(n - 1));
+            let inputs: Vec<EmbeddingInput> =
+                words.iter().enumerate().map(text).map(EmbeddingInput::Text).collect();
+            group.throughput(Throughput::Elements(words.len() as u64));
+            group.bench_function(BenchmarkId::new(backend.to_string(), name), |b| {
+                b.iter(|| model.embed(inputs.clone().into()).unwrap());
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, requests, backends);
 criterion_main!(benches);

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,6 +68,10 @@ pub struct ServeArgs {
     /// Embedding model: as --model, or a name of fastembed's catalogue, or a folder with an ONNX model
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
     pub embedding_model: String,
+    /// What computes the embedding model: auto takes the project's own encoder where that can, fastembed (ONNX
+    /// Runtime) for the others
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_BACKEND", value_enum, default_value_t = EmbeddingBackend::Auto)]
+    pub embedding_backend: EmbeddingBackend,
     /// Model for /v1/rerank and /v1/score, as --model; without one the embedding model scores by cosine
     #[arg(long, env = "PREDICT_OTRON_RERANK_MODEL")]
     pub rerank_model: Option<String>,
@@ -196,6 +201,22 @@ pub enum ContextOverflow {
     Shift,
 }
 
+/// What computes an embedding model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum EmbeddingBackend {
+    /// Our own encoder for what it knows, fastembed for the rest.
+    #[default]
+    Auto,
+    Encoder,
+    Fastembed,
+}
+
+impl fmt::Display for EmbeddingBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+    }
+}
+
 /// Options about where models come from, shared by every command.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct RegistryArgs {
@@ -237,6 +258,7 @@ pub struct Config {
     /// References of the chat models, the default first.
     pub models: Vec<String>,
     pub embedding_model: String,
+    pub embedding_backend: EmbeddingBackend,
     pub rerank_model: Option<String>,
     /// Other names of models, each with a name that a model has.
     pub aliases: Vec<(String, String)>,
@@ -401,6 +423,7 @@ impl Config {
             port: args.port,
             models: args.model,
             embedding_model: args.embedding_model,
+            embedding_backend: args.embedding_backend,
             rerank_model: args.rerank_model,
             aliases: args.alias,
             preload: args.preload,

@@ -9,9 +9,9 @@ use std::path::Path;
 
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::embedder_options;
-use predict_otron_9000::config::{Limits, RegistryConfig};
+use predict_otron_9000::config::{EmbeddingBackend, Limits, RegistryConfig};
 use predict_otron_9000::embeddings::{
-    Embedder, EmbeddingInput, EmbeddingRequest, EmbeddingSource, TextEmbedding,
+    Embedder, EmbeddingInput, EmbeddingRequest, EmbeddingSource, Prompt, TextEmbedding,
 };
 use predict_otron_9000::error::Error;
 use predict_otron_9000::registry::Registry;
@@ -61,12 +61,15 @@ fn both_backends_give_the_same_vectors() {
     }
 }
 
-#[test]
-fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
+/// A hub with the tiny encoder under the names that fastembed's catalogue has for a model.
+fn hub_with(repo: &str) -> (hub::TestHub, Registry, tempfile::TempDir) {
     let hub = hub::TestHub::start();
-    let repo = "Qdrant/all-MiniLM-L6-v2-onnx";
-    for (from, name) in [(ENCODER, "config.json"), (ONNX, "model.onnx"), (ONNX, "tokenizer.json")] {
-        hub.put(repo, name, fs::read(Path::new(from).join(name)).unwrap());
+    for (from, name, path) in [
+        (ENCODER, "config.json", "config.json"),
+        (ONNX, "model.onnx", "onnx/model.onnx"),
+        (ONNX, "tokenizer.json", "tokenizer.json"),
+    ] {
+        hub.put(repo, path, fs::read(Path::new(from).join(name)).unwrap());
     }
     let cache = tempfile::tempdir().unwrap();
     let registry = Registry::new(RegistryConfig {
@@ -74,12 +77,59 @@ fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
         hub_cache: cache.path().join("hub"),
         ..support::real_registry()
     });
-    for name in ["AllMiniLML6V2", "qdrant/all-minilm-l6-v2-onnx"] {
+    (hub, registry, cache)
+}
+
+#[test]
+fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
+    let repo = "Xenova/bge-small-zh-v1.5";
+    let (_hub, registry, _cache) = hub_with(repo);
+    for name in ["BGESmallZHV15", "xenova/bge-small-zh-v1.5"] {
         let source = EmbeddingSource::locate(name, &registry).unwrap();
         assert_eq!((source.id(), source.is_onnx()), (repo, true));
         let model = TextEmbedding::load(&source, &registry).unwrap();
         let vectors = model.embed(inputs(&["the cat"])).unwrap().vectors;
         assert_eq!(vectors[0].len(), 64);
+    }
+}
+
+#[test]
+fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
+    let (_hub, registry, _cache) = hub_with("Xenova/bge-small-en-v1.5");
+    for name in ["bge-small-en-v1.5", "BGESmallENV15"] {
+        let source = EmbeddingSource::locate_for(name, EmbeddingBackend::Fastembed, &registry).unwrap();
+        assert_eq!((source.id(), source.is_onnx()), ("bge-small-en-v1.5", true));
+        let model = TextEmbedding::load(&source, &registry).unwrap();
+        let query = EmbeddingRequest { prompt: Prompt::Query, ..inputs(&["the cat"]) };
+        let plain = inputs(&["Represent this sentence for searching relevant passages: the cat"]);
+        assert_eq!(model.embed(query).unwrap().vectors, model.embed(plain).unwrap().vectors);
+    }
+    let files = [
+        (ENCODER, "config.json"),
+        (ONNX, "tokenizer.json"),
+        (ONNX, "model.onnx"),
+        (ENCODER, "model.safetensors"),
+    ];
+    let both = folder(&files);
+    let is_onnx = |folder: &tempfile::TempDir, backend| {
+        let source = EmbeddingSource::locate_for(folder.path().to_str().unwrap(), backend, &registry);
+        source.map(|source| source.is_onnx()).map_err(|e| e.to_string())
+    };
+    assert_eq!(is_onnx(&both, EmbeddingBackend::Auto), Ok(false));
+    assert_eq!(is_onnx(&both, EmbeddingBackend::Encoder), Ok(false));
+    assert_eq!(is_onnx(&both, EmbeddingBackend::Fastembed), Ok(true));
+    let onnx = folder(&files[..3]);
+    assert_eq!(is_onnx(&onnx, EmbeddingBackend::Auto), Ok(true));
+    let refusal = is_onnx(&onnx, EmbeddingBackend::Encoder).unwrap_err();
+    assert!(
+        refusal.contains("--embedding-backend encoder") && refusal.contains("model.safetensors"),
+        "{refusal}"
+    );
+    for (name, backend) in
+        [("BGESmallZHV15", EmbeddingBackend::Encoder), ("gte-small", EmbeddingBackend::Fastembed)]
+    {
+        let refusal = EmbeddingSource::locate_for(name, backend, &registry).err().unwrap().to_string();
+        assert!(refusal.contains(name) && refusal.contains("`auto`"), "{refusal}");
     }
 }
 

@@ -739,7 +739,8 @@ fn a_row_without_digests_is_held_against_the_hub_s_own() {
         setup.hub.put(repo, file.path, bytes(1500, 22));
     }
     let model = setup.registry().resolve("BAAI/bge-small-en-v1.5", ModelKind::Embedding).unwrap();
-    assert_eq!((model.id.as_str(), &model.aliases[..]), (row.name, &[repo.to_owned()][..]));
+    let names: Vec<&str> = model.aliases.iter().map(String::as_str).collect();
+    assert_eq!((model.id.as_str(), names), (row.name, vec![repo, "BGESmallENV15"]));
     assert_eq!(model.license.as_deref(), Some("MIT"));
     assert_eq!(model.embedding, row.embedding);
     assert_eq!(model.main.file_name().unwrap(), "model.safetensors");

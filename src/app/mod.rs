@@ -122,8 +122,9 @@ impl App {
         let limits = config.limits.clone();
         let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
         let options = EmbedderOptions { disk_cache, ..embedder_options(&limits) };
-        let text_model =
-            |reference: &str, kind| TextModel::new(reference, kind, registry.clone(), options.clone());
+        let text_model = |reference: &str, kind| {
+            TextModel::new(reference, kind, config.embedding_backend, registry.clone(), options.clone())
+        };
         let mut embedding = text_model(&config.embedding_model, ModelKind::Embedding)?;
         let reranker = config.rerank_model.as_deref();
         let mut reranker = reranker.map(|name| text_model(name, ModelKind::Reranker)).transpose()?;

@@ -5,7 +5,7 @@ use std::thread;
 use once_cell::sync::OnceCell;
 
 use super::ServedModel;
-use crate::config::Limits;
+use crate::config::{EmbeddingBackend, Limits};
 use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Result};
 use crate::registry::{ModelKind, ModelRef, Registry};
@@ -36,12 +36,13 @@ impl TextModel {
     pub fn new(
         reference: &str,
         kind: ModelKind,
+        backend: EmbeddingBackend,
         registry: Registry,
         options: EmbedderOptions,
     ) -> Result<Self> {
-        let locate = match kind {
-            ModelKind::Reranker => EmbeddingSource::locate_reranker,
-            _ => EmbeddingSource::locate,
+        let locate = move |reference: &str, registry: &Registry| match kind {
+            ModelKind::Reranker => EmbeddingSource::locate_reranker(reference, registry),
+            _ => EmbeddingSource::locate_for(reference, backend, registry),
         };
         let parsed = ModelRef::parse(reference).ok();
         let owner = parsed.as_ref().and_then(ModelRef::owner);

@@ -50,6 +50,9 @@ const BATCH_TOKENS: usize = 2048;
 /// Texts that fastembed pads to one length and runs together.
 const BATCH_TEXTS: usize = 32;
 
+/// Tokens of padding that cost less than another run.
+const FEW_TOKENS: usize = 8;
+
 impl CatalogueEntry {
     /// The whole catalogue.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -166,7 +169,7 @@ impl OnnxBackend {
             .with_session_config("session.intra_op.allow_spinning", "0");
         let mut model = FastEmbed::try_new_from_user_defined(definition, options)
             .map_err(|e| Error::model(format!("fastembed cannot load `{}`: {e}", source.id())))?;
-        let dimensions = embed(&mut model, &["dimensions"], 1)?.first().map_or(0, Vec::len);
+        let dimensions = embed(&mut model, &["dimensions"])?.first().map_or(0, Vec::len);
         // A dynamically quantized model takes its scale from the whole batch, so that a text's
         // vector would depend on its neighbours.
         let batch_texts = if recipe.quantization == QuantizationMode::Dynamic { 1 } else { BATCH_TEXTS };
@@ -193,20 +196,42 @@ impl Backend for OnnxBackend {
     }
 
     fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
+        let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let texts = texts.iter().map(|text| text.text.as_deref()).collect::<Option<Vec<&str>>>().ok_or_else(
             || Error::invalid("input", "models on fastembed take text, not token ids; send strings"),
         )?;
-        embed(&mut self.model.lock().unwrap_or_else(PoisonError::into_inner), &texts, self.batch_texts)
+        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vectors = vec![Vec::new(); texts.len()];
+        for group in groups(&lengths, self.batch_texts) {
+            let of_group: Vec<&str> = group.iter().map(|&idx| texts[idx]).collect();
+            for (idx, vector) in group.into_iter().zip(embed(&mut model, &of_group)?) {
+                vectors[idx] = vector;
+            }
+        }
+        Ok(vectors)
     }
 }
 
-fn embed(model: &mut FastEmbed, texts: &[&str], batch_texts: usize) -> Result<Vec<Vec<f32>>> {
-    let mut vectors = Vec::with_capacity(texts.len());
-    for batch in texts.chunks(batch_texts) {
-        let of_batch = model.embed(batch, Some(batch_texts));
-        vectors.extend(of_batch.map_err(|e| Error::internal(format!("fastembed failed: {e}")))?);
+/// The vectors of texts that run together.
+fn embed(model: &mut FastEmbed, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+    model.embed(texts, None).map_err(|e| Error::internal(format!("fastembed failed: {e}")))
+}
+
+/// Texts of like lengths by their places, shortest first, up to `most` to a group: fastembed pads those that
+/// run together to the longest of them.
+fn groups(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&idx| lengths[idx]);
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for idx in order {
+        match groups.last_mut() {
+            Some(group) if group.len() < most && lengths[idx] <= lengths[group[0]] * 5 / 4 + FEW_TOKENS => {
+                group.push(idx);
+            }
+            _ => groups.push(vec![idx]),
+        }
     }
-    Ok(vectors)
+    groups
 }
 
 /// The tokenizer's configuration with what fastembed needs filled in, and the most tokens of a
@@ -260,4 +285,50 @@ fn find_runtime(registry: &Registry) -> Result<Environment> {
              needs none, such as --embedding-model all-minilm-l6-v2"
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::catalog_entries;
+
+    #[test]
+    fn texts_of_like_length_run_together() {
+        assert_eq!(groups(&[100, 3, 9, 110, 5, 200], 32), [vec![1, 4, 2], vec![0, 3], vec![5]]);
+        assert_eq!(groups(&[7; 5], 2), [vec![0, 1], vec![2, 3], vec![4]]);
+        assert!(groups(&[], 2).is_empty());
+    }
+
+    #[test]
+    fn rows_of_our_catalog_are_the_models_that_they_are_called_after() {
+        let mut n_rows = 0;
+        for row in catalog_entries() {
+            let Some(entry) = row.aliases.iter().find_map(|alias| CatalogueEntry::find(alias)) else {
+                continue;
+            };
+            n_rows += 1;
+            let theirs = FastEmbed::get_default_pooling_method(&entry.0.model);
+            let ours = match row.embedding.unwrap().pooling {
+                registry::Pooling::Mean => Pooling::Mean,
+                registry::Pooling::Cls => Pooling::Cls,
+                registry::Pooling::LastToken => panic!("fastembed does not do that"),
+            };
+            assert_eq!(theirs, Some(ours), "{}", row.name);
+            // Both names end in the model's own, whoever converted it.
+            let own = |repo: &str| repo.rsplit('/').next().unwrap().to_ascii_lowercase();
+            let (_, repo) = entry.names();
+            assert_eq!(own(&repo).trim_end_matches("-onnx"), own(row.source.repo().unwrap()));
+        }
+        assert!(n_rows > 15, "{n_rows}");
+    }
+
+    #[test]
+    fn every_model_of_the_catalogue_is_found_by_both_its_names() {
+        for entry in CatalogueEntry::all() {
+            let (own, repo) = entry.names();
+            assert_eq!(CatalogueEntry::find(&own.to_uppercase()).unwrap().names(), (own, repo.clone()));
+            assert_eq!(CatalogueEntry::find(&repo).unwrap().names().1, repo);
+            assert!(FastEmbed::get_default_pooling_method(&entry.0.model).is_some(), "{repo}");
+        }
+    }
 }

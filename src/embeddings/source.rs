@@ -7,9 +7,20 @@ use sha2::{Digest, Sha256};
 
 use super::cache::Fingerprint;
 use super::onnx;
+use crate::config::EmbeddingBackend;
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
-use crate::registry::{EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Registry, read_file};
+use crate::registry::{
+    CatalogEntry, EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Purpose, Registry, read_file,
+};
+
+/// The row of our catalog that a reference names.
+fn row(reference: &str) -> Option<&'static CatalogEntry> {
+    match ModelRef::parse(reference) {
+        Ok(ModelRef::Catalog(entry)) => Some(entry),
+        _ => None,
+    }
+}
 
 /// An embedding model whose files are on disk.
 pub struct EmbeddingSource {
@@ -32,7 +43,43 @@ impl EmbeddingSource {
     /// # Errors
     /// When nothing is known under this name or its files cannot be had.
     pub fn locate(reference: &str, registry: &Registry) -> Result<Self> {
-        Self::locate_kind(reference, ModelKind::Embedding, registry)
+        Self::locate_for(reference, EmbeddingBackend::Auto, registry)
+    }
+
+    /// As [`EmbeddingSource::locate`], in the form that a backend computes.
+    ///
+    /// # Errors
+    /// As there, and when the backend cannot compute the model.
+    pub fn locate_for(reference: &str, backend: EmbeddingBackend, registry: &Registry) -> Result<Self> {
+        let row = row(reference);
+        let refused = |why: String| Error::registry(format!("--embedding-backend {backend}: {why}"));
+        match (backend, row, onnx::CatalogueEntry::find(reference)) {
+            (EmbeddingBackend::Encoder, None, Some(_)) => Err(refused(format!(
+                "`{reference}` is of fastembed's catalogue; use `auto`, or a model of the catalog in README.md"
+            ))),
+            (EmbeddingBackend::Fastembed, Some(row), _) => {
+                row.check_kind(ModelKind::Embedding)?;
+                let entry = row.aliases.iter().find_map(|alias| onnx::CatalogueEntry::find(alias));
+                let entry = entry.ok_or_else(|| {
+                    refused(format!(
+                        "fastembed's catalogue has no `{}`; use `auto`, or name a repository or folder with its \
+                         model.onnx",
+                        row.name
+                    ))
+                })?;
+                Ok(entry.locate(registry)?.of_row(row))
+            }
+            (_, None, Some(entry)) => entry.locate(registry),
+            (_, _, _) => {
+                let formats = match backend {
+                    EmbeddingBackend::Auto => Purpose::from(ModelKind::Embedding).formats,
+                    EmbeddingBackend::Encoder => &[Format::Safetensors, Format::Gguf],
+                    EmbeddingBackend::Fastembed => &[Format::Onnx],
+                };
+                Self::resolve(reference, Purpose { kind: Some(ModelKind::Embedding), formats }, registry)
+                    .map_err(|e| if backend == EmbeddingBackend::Auto { e } else { refused(e.to_string()) })
+            }
+        }
     }
 
     /// As [`EmbeddingSource::locate`], of a model that scores texts against each other.
@@ -40,19 +87,13 @@ impl EmbeddingSource {
     /// # Errors
     /// As there.
     pub fn locate_reranker(reference: &str, registry: &Registry) -> Result<Self> {
-        Self::locate_kind(reference, ModelKind::Reranker, registry)
+        Self::resolve(reference, ModelKind::Reranker.into(), registry)
     }
 
-    fn locate_kind(reference: &str, kind: ModelKind, registry: &Registry) -> Result<Self> {
-        let is_ours = matches!(ModelRef::parse(reference), Ok(ModelRef::Catalog(_)));
-        if kind == ModelKind::Embedding
-            && !is_ours
-            && let Some(entry) = onnx::CatalogueEntry::find(reference)
-        {
-            return entry.locate(registry);
-        }
+    fn resolve(reference: &str, purpose: Purpose, registry: &Registry) -> Result<Self> {
         let ModelFiles { id, aliases, format, main, files, embedding: spec, license, .. } =
-            registry.resolve(reference, kind)?;
+            registry.resolve(reference, purpose)?;
+        let kind = purpose.kind.unwrap_or(ModelKind::Embedding);
         let onnx = match format {
             Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
             Format::Safetensors | Format::Gguf => None,
@@ -62,8 +103,7 @@ impl EmbeddingSource {
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
     pub fn is_in_fastembed(reference: &str) -> bool {
-        let is_ours = matches!(ModelRef::parse(reference), Ok(ModelRef::Catalog(_)));
-        !is_ours && onnx::CatalogueEntry::find(reference).is_some()
+        row(reference).is_none() && onnx::CatalogueEntry::find(reference).is_some()
     }
 
     /// The name that clients will see and the other names they may use, without the model's files.
@@ -102,6 +142,13 @@ impl EmbeddingSource {
         let format = Format::Onnx;
         let kind = ModelKind::Embedding;
         Self { id, kind, aliases, files, main, format, spec: None, onnx: Some(recipe), license: None }
+    }
+
+    /// The same files as those of a model of our catalog.
+    fn of_row(self, row: &CatalogEntry) -> Self {
+        let aliases = row.other_names().map(str::to_owned).collect();
+        let license = Some(row.license.to_owned());
+        Self { id: row.name.to_owned(), aliases, spec: row.embedding, license, ..self }
     }
 
     /// The name that clients see.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::ModelKind;
+use super::Purpose;
 use crate::error::{Error, Result};
 
 /// The form of a model's weights.
@@ -85,17 +85,18 @@ const COMPANIONS: [&str; 8] = [
 /// Chooses a model's files among `names`, which are relative paths. `main` fixes the file to load.
 ///
 /// # Errors
-/// When there is no model, more than one with nothing to prefer, or a part of it is missing.
-pub fn choose(names: &[String], main: Option<&str>, kind: Option<ModelKind>) -> Result<Layout> {
+/// When there is no model in a format that will do, more than one with nothing to prefer, or a part of it is
+/// missing.
+pub fn choose(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<Layout> {
+    let formats = purpose.formats;
     if let Some(main) = main {
-        return layout_of(names, main);
+        let layout = layout_of(names, main)?;
+        if !formats.contains(&layout.format) {
+            return Err(Error::registry(format!("`{main}` is no {}", either(formats))));
+        }
+        return Ok(layout);
     }
-    // The default encoder reads safetensors, the default decoder GGUF.
-    let order = match kind {
-        Some(ModelKind::Embedding | ModelKind::Reranker) => [Format::Safetensors, Format::Onnx, Format::Gguf],
-        Some(ModelKind::Chat) | None => [Format::Gguf, Format::Safetensors, Format::Onnx],
-    };
-    for format in order {
+    for format in formats {
         let main = match format {
             Format::Gguf => choose_gguf(names)?,
             Format::Safetensors => first_present(names, &["model.safetensors", INDEX]),
@@ -105,7 +106,17 @@ pub fn choose(names: &[String], main: Option<&str>, kind: Option<ModelKind>) -> 
             return layout_of(names, main);
         }
     }
-    Err(Error::registry("it holds neither a GGUF file, nor model.safetensors, nor model.onnx"))
+    Err(Error::registry(format!("it holds no {}", either(formats))))
+}
+
+/// Formats for a message.
+fn either(formats: &[Format]) -> String {
+    let name = |format: &Format| match format {
+        Format::Gguf => "GGUF file",
+        Format::Safetensors => "model.safetensors",
+        Format::Onnx => "model.onnx",
+    };
+    formats.iter().map(name).collect::<Vec<_>>().join(" or ")
 }
 
 /// The GGUF file to take, if there is any.
@@ -243,10 +254,11 @@ fn summary(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::ModelKind;
 
     fn chosen(names: &[&str], main: Option<&str>, kind: Option<ModelKind>) -> Result<Vec<String>, String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        choose(&names, main, kind)
+        choose(&names, main, kind.into())
             .map(|layout| layout.files.into_iter().map(|file| file.path).collect())
             .map_err(|error| error.to_string())
     }
@@ -282,10 +294,16 @@ mod tests {
             chosen(&all, None, Some(ModelKind::Embedding)).unwrap(),
             ["model.safetensors", "config.json", "tokenizer.json"]
         );
-        assert_eq!(
-            chosen(&all, Some("onnx/model.onnx"), None).unwrap(),
-            ["onnx/model.onnx", "config.json", "tokenizer.json"]
-        );
+        let onnx = ["onnx/model.onnx", "config.json", "tokenizer.json"];
+        assert_eq!(chosen(&all, Some("onnx/model.onnx"), None).unwrap(), onnx);
+        let names: Vec<String> = all.iter().map(|&name| name.to_owned()).collect();
+        let only_onnx = Purpose { kind: Some(ModelKind::Embedding), formats: &[Format::Onnx] };
+        let chosen = choose(&names, None, only_onnx).unwrap();
+        assert_eq!(chosen.files.iter().map(|file| &file.path).collect::<Vec<_>>(), onnx);
+        for main in [Some("a.gguf"), None] {
+            let error = choose(&names[..2], main, only_onnx).unwrap_err().to_string();
+            assert!(error.ends_with(" no model.onnx"), "{error}");
+        }
     }
 
     #[test]
@@ -308,7 +326,9 @@ mod tests {
 
     #[test]
     fn nothing_usable_says_so() {
-        assert!(chosen(&["README.md"], None, None).unwrap_err().contains("neither"));
+        assert!(
+            chosen(&["README.md"], None, None).unwrap_err().contains("no GGUF file or model.safetensors")
+        );
         assert!(chosen(&["a.gguf"], Some("b.gguf"), None).unwrap_err().contains("no file `b.gguf`"));
         assert!(chosen(&["a.txt"], Some("a.txt"), None).unwrap_err().contains("not a model"));
     }

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use super::layout::{self, Format};
-use super::{ModelFiles, ModelKind, Source};
+use super::{ModelFiles, Purpose, Source};
 use crate::error::{Error, Result};
 
 /// The model at `path`: a weights file, with what it needs beside it, or a folder of these.
 ///
 /// # Errors
 /// When nothing is there, or it is no model.
-pub fn resolve(path: &Path, kind: Option<ModelKind>) -> Result<ModelFiles> {
+pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
     let shown = path.display();
     let absolute = path.canonicalize().map_err(|error| {
         let hint = match path.components().count() {
@@ -31,7 +31,7 @@ pub fn resolve(path: &Path, kind: Option<ModelKind>) -> Result<ModelFiles> {
         Some(main) if Format::of(main) == Some(Format::Gguf) => vec![main.to_owned()],
         _ => files_under(folder),
     };
-    let layout = layout::choose(&names, main, kind)
+    let layout = layout::choose(&names, main, purpose)
         .map_err(|error| error.context(format!("model `{shown}` cannot be used")))?;
     let files: BTreeMap<_, _> =
         layout.files.iter().map(|file| (file.name.clone(), folder.join(&file.path))).collect();

