@@ -1,19 +1,19 @@
 //! Each kernel alone: products with a matrix of every format, attention over keys and values of every
-//! format, and passes over the logits.
+//! format and within texts, and passes over the logits.
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use predict_otron_9000::kernels::activations::Norm;
-use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence};
+use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence, TextAttention};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
-use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear};
+use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear, mlp};
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use predict_otron_9000::kernels::{pool, sampling};
 
-use WeightFormat::{Bf16, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1999) as f32 / 999.5 - 1.0).collect()
@@ -30,7 +30,10 @@ fn matrix(format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
 fn products(criterion: &mut Criterion) {
     let (n_out, n_in) = (8192, 2048);
     let isa = Isa::current();
-    for format in [F32, F16, Bf16, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+        if format == Bf16Pairs && !isa.has_bf16() {
+            continue;
+        }
         let mut group = criterion.benchmark_group(format!("products/{format:?}"));
         let matrix = matrix(format, n_out, n_in);
         let weighted = [Weighted { matrix: &matrix, bias: None }];
@@ -126,6 +129,41 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
+/// One layer of the default embedding model over a batch, in operations: an MLP, and attention within texts.
+fn encoder_layer(criterion: &mut Criterion) {
+    let isa = Isa::current();
+    let (n_heads, head_dim, n_rows) = (12, 32, 512);
+    let (hidden, inner) = (n_heads * head_dim, 1536);
+    let qkv = numbers(n_rows * 3 * hidden);
+    for in_bf16 in [false, true].into_iter().filter(|&in_bf16| !in_bf16 || isa.has_bf16()) {
+        let format = if in_bf16 { Bf16Pairs } else { F32 };
+        let mut group = criterion.benchmark_group(format!("encoder/{format:?}"));
+        let (up, down) = (matrix(format, inner, hidden), matrix(format, hidden, inner));
+        let (up, down) = (Weighted { matrix: &up, bias: None }, Weighted { matrix: &down, bias: None });
+        group.throughput(Throughput::Elements((4 * n_rows * hidden * inner) as u64));
+        group.bench_function("mlp", |b| {
+            let x = &qkv[..n_rows * hidden];
+            b.iter(|| mlp(isa, x, None, &Products::Through(up, Gate::Gelu), down));
+        });
+        let attention = TextAttention {
+            n_heads,
+            head_dim,
+            scale: 0.17,
+            reach: None,
+            rotation: None,
+            bias: None,
+            in_bf16,
+        };
+        for len in [16, 128, 512] {
+            group.throughput(Throughput::Elements((4 * n_rows * len * hidden) as u64));
+            group.bench_function(format!("attention of {len}"), |b| {
+                b.iter(|| attention.forward(isa, &qkv, &vec![len; n_rows / len]));
+            });
+        }
+        group.finish();
+    }
+}
+
 fn logits(criterion: &mut Criterion) {
     let isa = Isa::current();
     let logits = numbers(49_152);
@@ -146,6 +184,6 @@ fn pool_costs(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(20);
-    targets = products, fused, attention, logits, pool_costs
+    targets = products, fused, attention, encoder_layer, logits, pool_costs
 }
 criterion_main!(benches);

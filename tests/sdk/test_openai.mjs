@@ -307,6 +307,20 @@ describe("embeddings", () => {
       assertVectorsEqual(await vectorOf(SENTENCE, options), expected);
     }
   });
+
+  test("a long text is cut where the client says so", async () => {
+    const cut = await embed("rain ".repeat(600), { truncate: true });
+    assert.equal(cut.usage.prompt_tokens, 512);
+    assertVectorsEqual(cut.data[0].embedding, await vectorOf("rain ".repeat(510)), 1e-5);
+  });
+
+  test("prompts that the model has and those that it has not", async () => {
+    assertVectorsEqual(await vectorOf(SENTENCE, { input_type: "query" }), await vectorOf(SENTENCE));
+    await assert.rejects(
+      () => embed(SENTENCE, { prompt_name: "clustering" }),
+      (error) => error instanceof OpenAI.BadRequestError && error.param === "prompt_name",
+    );
+  });
 });
 
 describe("models", () => {

@@ -328,6 +328,31 @@ class Embeddings(TestCase):
             short = embed(SENTENCE, encoding_format=encoding, **forced).data[0].embedding
             self.assert_vectors_equal(short, [x / norm(first) for x in first])
 
+    def test_a_long_text_is_cut_where_the_client_says_so(self):
+        cut = embed("rain " * 600, extra_body={"truncate": True})
+        self.assertEqual(cut.usage.prompt_tokens, 512)
+        whole = embed("rain " * 510)
+        self.assert_vectors_equal(cut.data[0].embedding, whole.data[0].embedding, 1e-5)
+
+    def test_prompts_that_the_model_has_and_those_that_it_has_not(self):
+        # This model was trained without any.
+        plain = embed(SENTENCE).data[0].embedding
+        for kind in "query", "document":
+            found = embed(SENTENCE, extra_body={"input_type": kind}).data[0].embedding
+            self.assert_vectors_equal(found, plain)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            embed(SENTENCE, extra_body={"prompt_name": "clustering"})
+        self.assertEqual(caught.exception.param, "prompt_name")
+        with self.assertRaises(openai.BadRequestError) as caught:
+            embed(SENTENCE, extra_body={"input_type": "cluster"})
+        self.assertEqual(caught.exception.param, "input_type")
+
+    def test_what_was_embedded_before_is_known(self):
+        texts = [f"{SENTENCE} {i}" for i in range(3)]
+        embed(texts[:2])
+        response = client.embeddings.with_raw_response.create(model="default", input=texts)
+        self.assertEqual(response.headers["x-cache-hits"], "2")
+
 
 class Models(TestCase):
     def test_list(self):
