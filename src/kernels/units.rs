@@ -23,6 +23,9 @@ const BLOCK_ROWS: usize = 64;
 /// Blocks that meet a panel before the next does: so many stay in the second-level cache.
 pub const BLOCKS_AT_ONCE: usize = 4;
 
+/// Units of a panel that are fetched ahead.
+const UNITS_AHEAD: usize = 24;
+
 /// Units of a full tile of AMX: rows are filled up with zeros to a multiple of it.
 pub const TILE_UNITS: usize = 16;
 
@@ -207,6 +210,7 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
                 n_rows: m,
                 stride: rows.stride,
                 n_units: rows.n_in.div_ceil(S::UNIT_LEN),
+                fetches: true,
             };
             let (first, second) = (&mut first[..m], &mut second[..m]);
             // SAFETY: the caller's promise.
@@ -232,6 +236,9 @@ pub struct Factors {
     pub stride: usize,
     /// Units of a row that count; behind them there are zeros up to whole [`TILE_UNITS`].
     pub n_units: usize,
+    /// Whether the panels lie beyond the first-level cache, where the processor alone does not look ahead far
+    /// enough.
+    pub fetches: bool,
 }
 
 impl Factors {
@@ -276,7 +283,8 @@ impl Factors {
         macro_rules! tile {
             ($($m:literal),*) => {
                 match self.n_rows {
-                    $($m if $m <= S::UNIT_TILE.0 => self.tile::<S, $m, P>(panels, sums),)*
+                    $($m if $m <= S::UNIT_TILE.0 && self.fetches => self.tile::<S, $m, P, true>(panels, sums),
+                    $m if $m <= S::UNIT_TILE.0 => self.tile::<S, $m, P, false>(panels, sums),)*
                     _ => unreachable!("a tile of more rows than there are registers for"),
                 }
             };
@@ -286,7 +294,7 @@ impl Factors {
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const M: usize, const P: usize, const FETCHES: bool>(
         self,
         panels: [*const f32; P],
         to: [*mut [f32; LANES]; P],
@@ -295,6 +303,11 @@ impl Factors {
         unsafe {
             let mut sums = [[S::splat(0.0); P]; M];
             for unit in 0..self.n_units {
+                if FETCHES {
+                    panels.iter().for_each(|panel| {
+                        S::prefetch_l1(panel.wrapping_add((unit + UNITS_AHEAD) * LANES).cast());
+                    });
+                }
                 let weights = panels.map(|panel| S::load(panel.add(unit * LANES)));
                 for m in 0..M {
                     let of_row = self.rows.add(m * self.stride + unit);

@@ -223,6 +223,7 @@ impl Kernel for PieceKernel<'_> {
                 n_rows: m,
                 stride: head_units,
                 n_units: head_dim.div_ceil(S::UNIT_LEN),
+                fetches: false,
             };
             for panel in panels.clone().step_by(2) {
                 let of_panels = [panel, panel + 1].map(|panel| keys[panel * panel_len..].as_ptr());
@@ -260,6 +261,7 @@ impl Kernel for PieceKernel<'_> {
                 n_rows: m,
                 stride: key_units,
                 n_units: end_unit - first_unit,
+                fetches: false,
             };
             for panel in (0..head_panels).step_by(2) {
                 let of_panels =
