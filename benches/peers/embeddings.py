@@ -3,10 +3,11 @@
     cargo build --release
     python3 benches/peers/embeddings.py --model FOLDER --rounds 3
 
-FOLDER has config.json and model.safetensors of a BERT, such as all-MiniLM-L6-v2. Its weights become an ONNX
-graph, which ONNX Runtime runs in float32, as fastembed does, and OpenVINO in float32 and bfloat16. The peers
-compute in their own process, padded to the longest text; this project is asked over HTTP with token ids,
-without its cache. The peers come from the Python package index into an environment of their own,
+FOLDER has config.json, model.safetensors and the tokenizer's files of a BERT, such as all-MiniLM-L6-v2. Its
+weights become an ONNX graph, which ONNX Runtime and fastembed, which is built on it, run in float32, and
+OpenVINO in float32 and bfloat16. The peers compute in their own process, padded to the longest text; this
+project is asked over HTTP, without its cache. All get token ids but fastembed, which takes the text of the
+same tokens. The peers come from the Python package index into an environment of their own,
 target/embedding-peers.
 """
 
@@ -21,6 +22,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import venv
@@ -69,15 +71,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino
+from fastembed import TextEmbedding
+from fastembed.common.model_description import ModelSource, PoolingType
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 config = json.loads((args.model / "config.json").read_text())
 tensors = load_file(args.model / "model.safetensors")
 
 
 def graph():
-    """The encoder as ONNX: ids, kinds and mask of padded texts to the means of their last states."""
+    """The encoder as ONNX: ids, kinds and mask of padded texts to their last states, under the usual names."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     nodes, weights = [], {}
 
@@ -105,13 +110,13 @@ def graph():
     join = constant("join", np.array([0, 0, hidden], np.int64))
     zero, one, two = [constant(f"i{i}", np.array([i], np.int64)) for i in range(3)]
     axes = constant("axes", np.array([1, 2], np.int64))
-    length = node("Slice", node("Shape", "ids"), one, two)
+    length = node("Slice", node("Shape", "input_ids"), one, two)
     table = constant("positions", tensors["embeddings.position_embeddings.weight"])
-    words = node("Gather", constant("words", tensors["embeddings.word_embeddings.weight"]), "ids")
-    kinds = node("Gather", constant("kinds_table", tensors["embeddings.token_type_embeddings.weight"]), "kinds")
+    words = node("Gather", constant("words", tensors["embeddings.word_embeddings.weight"]), "input_ids")
+    kinds = node("Gather", constant("kinds_table", tensors["embeddings.token_type_embeddings.weight"]), "token_type_ids")
     x = node("Add", node("Add", words, kinds), node("Slice", table, zero, length))
     x = norm(x, "embeddings.LayerNorm")
-    visible = node("Unsqueeze", node("Cast", "mask", to=TensorProto.FLOAT), axes)
+    visible = node("Unsqueeze", node("Cast", "attention_mask", to=TensorProto.FLOAT), axes)
     hiding = node("Mul", node("Sub", visible, number("f1", 1)), number("large", 1e9))
     for idx in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{idx}"
@@ -129,9 +134,10 @@ def graph():
         erf = node("Add", node("Erf", node("Div", inner, number("root2", 2**0.5))), number("f1", 1))
         inner = node("Mul", node("Mul", inner, erf), number("half", 0.5))
         x = norm(node("Add", linear(inner, f"{layer}.output.dense"), x), f"{layer}.output.LayerNorm")
-    nodes.append(helper.make_node("Identity", [x], ["states"]))
-    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "len"]) for name in ("ids", "kinds", "mask")]
-    states = helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", "len", hidden])
+    nodes.append(helper.make_node("Identity", [x], ["last_hidden_state"]))
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "len"]) for name in inputs]
+    states = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["n", "len", hidden])
     made = helper.make_graph(nodes, "bert", integers, [states], list(weights.values()))
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -143,7 +149,7 @@ def padded(texts):
     for row, text in enumerate(texts):
         ids[row, : len(text)] = text
         mask[row, : len(text)] = 1
-    return {"ids": ids, "kinds": np.zeros_like(ids), "mask": mask}
+    return {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": mask}
 
 
 def pooled(states, mask):
@@ -159,7 +165,7 @@ def onnx_runtime(model):
 
     def embed(texts):
         inputs = padded(texts)
-        return pooled(session.run(None, inputs)[0], inputs["mask"])
+        return pooled(session.run(None, inputs)[0], inputs["attention_mask"])
 
     return embed
 
@@ -171,7 +177,32 @@ def open_vino(model, precision):
 
     def embed(texts):
         inputs = padded(texts)
-        return pooled(compiled(inputs)[0], inputs["mask"])
+        return pooled(compiled(inputs)[0], inputs["attention_mask"])
+
+    return embed
+
+
+def fast_embed(model, folder):
+    """fastembed with the graph and the tokenizer's files in a folder of its own."""
+    for name in "config.json", "tokenizer.json", "special_tokens_map.json":
+        shutil.copy(args.model / name, folder)
+    # It would cut texts where the model's authors did.
+    longest = {"model_max_length": config["max_position_embeddings"], "pad_token": "[PAD]"}
+    pathlib.Path(folder, "tokenizer_config.json").write_text(json.dumps(longest))
+    pathlib.Path(folder, "model.onnx").write_bytes(model)
+    TextEmbedding.add_custom_model(
+        model="measured",
+        pooling=PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf="measured"),
+        dim=config["hidden_size"],
+        model_file="model.onnx",
+    )
+    embedding = TextEmbedding("measured", specific_model_path=folder, threads=args.threads)
+
+    def embed(texts):
+        words = [" ".join(map(tokenizer.id_to_token, text[1:-1])) for text in texts]
+        return np.array(list(embedding.embed(words)))
 
     return embed
 
@@ -214,15 +245,21 @@ def rate(embed, texts):
     return len(texts) / statistics.median(seconds)
 
 
+tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+# Words that are one token wherever they stand, so that ids and text are the same to everyone.
+words = [idx for word, idx in sorted(tokenizer.get_vocab().items()) if re.fullmatch("[a-z]{3,}", word)]
+tokenizer.no_padding()
+first, last = tokenizer.encode("").ids
 random = np.random.default_rng(1)
 texts = {
-    name: [[101, *random.integers(2000, 20000, length - 2).tolist(), 102] for length in lengths]
+    name: [[first, *random.choice(words, length - 2).tolist(), last] for length in lengths]
     for name, lengths in SHAPES.items()
 }
 model = graph().SerializeToString()
-with Ours() as ours:
+with Ours() as ours, tempfile.TemporaryDirectory() as folder:
     systems = {
         OURS: ours,
+        "fastembed": fast_embed(model, folder),
         "ONNX Runtime float32": onnx_runtime(model),
         "OpenVINO float32": open_vino(model, "f32"),
         "OpenVINO bfloat16": open_vino(model, "bf16"),
