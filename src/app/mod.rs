@@ -1,5 +1,6 @@
 //! The composition root: finds the models, starts what serves them, and hands out the parts.
 
+mod api_keys;
 mod chat_models;
 mod checkpoint;
 mod text_models;
@@ -12,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
+pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, Found};
 pub use checkpoint::{kv_format, read_headers};
 pub use text_models::{TextModel, embedder_options};
@@ -43,6 +45,7 @@ pub struct Parts {
     pub embedding: TextModel,
     /// A model that scores texts against each other; without one, the embedding model's vectors do.
     pub reranker: Option<TextModel>,
+    pub api_keys: ApiKeys,
     pub limits: Limits,
     pub metrics: PrometheusHandle,
 }
@@ -115,8 +118,19 @@ impl App {
     /// background.
     ///
     /// # Errors
-    /// When a model is named wrongly or twice, or a thread cannot be started.
+    /// When a key cannot be one, a model is named wrongly or twice, or a thread cannot be started.
     pub fn new(config: &Config) -> Result<Self> {
+        let api_keys = ApiKeys::new(&config.api_keys, config.api_key_file.as_deref())?;
+        if !api_keys.are_required() && !config.host.is_loopback() && !config.is_open {
+            return Err(Error::new(
+                Kind::Config,
+                format!(
+                    "--host {} lets other machines in, and no key is set; set one with --api-key or --api-key-file, \
+                     or pass --no-auth to serve everybody who can reach it",
+                    config.host
+                ),
+            ));
+        }
         let metrics = telemetry::start_metrics();
         let registry = Registry::new(config.registry.clone());
         let limits = config.limits.clone();
@@ -146,7 +160,7 @@ impl App {
             .collect();
         let chat_models = ChatModels::new(slots, config.residency);
         chat_models.start_keeper()?;
-        let app = Self::from_parts(Parts { chat_models, embedding, reranker, limits, metrics });
+        let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics });
         app.phase.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -323,6 +337,11 @@ impl App {
     /// Answers that were given before, if the server keeps them.
     pub fn responses(&self) -> Option<&Arc<ResponseCache>> {
         self.responses.as_ref()
+    }
+
+    /// The keys that clients must show.
+    pub fn api_keys(&self) -> &ApiKeys {
+        &self.parts.api_keys
     }
 
     pub fn limits(&self) -> &Limits {

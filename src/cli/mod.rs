@@ -22,7 +22,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     match args.command {
         None => serve(args.serve),
-        Some(Command::Serve(serve_args)) => serve(serve_args),
+        Some(Command::Serve(serve_args)) => serve(*serve_args),
         Some(Command::Pull { name, registry }) => {
             pull::run(RegistryConfig::resolve(registry)?, &name, &mut stdout())
         }

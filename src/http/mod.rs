@@ -1,6 +1,7 @@
 //! HTTP: the only folder that says `axum`. Routes here, one file per route family; this layer
 //! knows no tokens.
 
+mod auth;
 mod chat;
 mod connection;
 mod embeddings;
@@ -41,6 +42,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/models/{*id}", get(models::show))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
+        .layer(axum::middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(axum::middleware::from_fn(request_id::identify))
         .with_state(app)

@@ -19,7 +19,7 @@ pub async fn page(State(app): State<App>) -> Html<String> {
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42rem;margin:3rem auto;padding:0 1rem}}</style>\
          <h1>predict-otron-9000 {version}</h1>\
          <p>An OpenAI-compatible server for chat and embeddings on this machine. Point an OpenAI client at \
-         <code>/v1</code> of this address; any API key will do.</p>\
+         <code>/v1</code> of this address.</p>\
          <h2>Models</h2><ul>{models}</ul>\
          <h2>Routes</h2><ul>\
          <li><code>POST /v1/chat/completions</code></li>\

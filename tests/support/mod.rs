@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 use gguf::Gguf;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{
-    App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
+    ApiKeys, App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
 };
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
@@ -221,7 +221,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
 /// A server with these chat models and no embedding model to load.
 pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let no_model = || Err(Error::registry("this test has no embedding model"));
-    server_of(chat_models, limits, Box::new(no_model), None).await
+    server_of(chat_models, limits, Box::new(no_model), None, ApiKeys::default()).await
 }
 
 /// A server whose embedding model comes from `loader`, and no chat model.
@@ -231,7 +231,16 @@ pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
 
 /// The same with a reranker, too.
 pub async fn scoring_server(limits: Limits, loader: Box<Loader>, reranker: Option<Box<Loader>>) -> Server {
-    server_of(ChatModels::new(Vec::new(), Residency::default()), limits, loader, reranker).await
+    let no_chat = ChatModels::new(Vec::new(), Residency::default());
+    server_of(no_chat, limits, loader, reranker, ApiKeys::default()).await
+}
+
+/// A server that serves whoever shows one of these keys, with the tiny encoder and no chat model.
+pub async fn keyed_server(keys: &[&str]) -> Server {
+    let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+    let no_chat = ChatModels::new(Vec::new(), Residency::default());
+    let loader = Box::new(embeddings::tiny_encoder);
+    server_of(no_chat, Limits::default(), loader, None, ApiKeys::new(&keys, None).unwrap()).await
 }
 
 async fn server_of(
@@ -239,6 +248,7 @@ async fn server_of(
     limits: Limits,
     loader: Box<Loader>,
     reranker: Option<Box<Loader>>,
+    api_keys: ApiKeys,
 ) -> Server {
     let model = |name: &str, alias: &str, loader: Box<Loader>| {
         let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
@@ -249,6 +259,7 @@ async fn server_of(
         chat_models,
         embedding: model("no-embeddings", "tests/none", loader),
         reranker: reranker.map(|loader| model("reranker", "tests/reranker", loader)),
+        api_keys,
         limits,
         metrics: METRICS.clone(),
     }))

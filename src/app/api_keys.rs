@@ -1,0 +1,96 @@
+//! Keys that clients must show.
+
+use std::fs;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::error::{Error, Kind, Result};
+
+/// Who may use the server: everybody, or whoever shows one of these keys.
+#[derive(Clone, Default)]
+pub struct ApiKeys {
+    /// Digests, so that what a comparison takes tells nothing of a key, not even its length.
+    digests: Vec<[u8; 32]>,
+}
+
+impl ApiKeys {
+    /// The keys themselves and those of a file, one a line; empty lines and those that begin with `#` are none.
+    ///
+    /// # Errors
+    /// When a key is empty or has characters that no header may hold, the file cannot be read, or no key is in it.
+    pub fn new(keys: &[String], file: Option<&Path>) -> Result<Self> {
+        let config = |message: String| Error::new(Kind::Config, message);
+        let mut all: Vec<String> = keys.iter().map(|key| key.trim().to_owned()).collect();
+        if let Some(file) = file {
+            let name = file.display();
+            let text = fs::read_to_string(file)
+                .map_err(|e| config(format!("cannot read the keys of --api-key-file {name}: {e}")))?;
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            let n_before = all.len();
+            all.extend(lines.map(str::to_owned));
+            if all.len() == n_before {
+                return Err(config(format!("--api-key-file {name} has no key; write one a line")));
+            }
+        }
+        // The key itself stays out of the message.
+        if all.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(config(
+                "an API key is empty or has characters beside visible ASCII ones; choose another".to_owned(),
+            ));
+        }
+        Ok(Self { digests: all.iter().map(|key| Sha256::digest(key).into()).collect() })
+    }
+
+    /// Whether anyone has to show a key.
+    pub fn are_required(&self) -> bool {
+        !self.digests.is_empty()
+    }
+
+    /// Whether `key` is one of them. Takes as long whichever it is or is not.
+    pub fn accept(&self, key: &[u8]) -> bool {
+        let shown: [u8; 32] = Sha256::digest(key).into();
+        let is_one = |found: Choice, own: &[u8; 32]| found | own.ct_eq(&shown);
+        self.digests.iter().fold(Choice::from(0), is_one).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn keys_come_from_flags_and_from_a_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "# the team's\n  sk-b  \n\nsk-c").unwrap();
+        let keys = ApiKeys::new(&["sk-a".to_owned()], Some(file.path())).unwrap();
+        for key in ["sk-a", "sk-b", "sk-c"] {
+            assert!(keys.accept(key.as_bytes()), "{key}");
+        }
+        for key in ["", "sk-", "sk-aa", "sk-A", "# the team's"] {
+            assert!(!keys.accept(key.as_bytes()), "{key}");
+        }
+        assert!(keys.are_required() && !ApiKeys::default().are_required());
+    }
+
+    #[test]
+    fn keys_that_cannot_be_sent_are_refused_without_being_shown() {
+        let refusal = |key: &str| ApiKeys::new(&[key.to_owned()], None).err().unwrap().to_string();
+        for key in ["", "   ", "two words", "schlüssel"] {
+            let message = refusal(key);
+            assert!(
+                message.contains("API key") && (key.trim().is_empty() || !message.contains(key)),
+                "{message}"
+            );
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(ApiKeys::new(&[], Some(file.path())).err().unwrap().to_string().contains(path));
+        assert!(
+            ApiKeys::new(&[], Some(Path::new("no/such/file"))).err().unwrap().to_string().contains("no/such")
+        );
+    }
+}
