@@ -137,6 +137,35 @@ async fn limits_end_an_answer_with_length() {
 }
 
 #[tokio::test]
+async fn tokens_end_an_answer_but_not_too_early() {
+    let server = server(Script::saying("abcdef")).await;
+    let ask = async |fields: Value| {
+        let answer = body(server.post(CHAT, &request(&fields)).await).await;
+        let choice = &answer["choices"][0];
+        let text = choice["message"]["content"].as_str().unwrap().to_owned();
+        (text, choice["finish_reason"].clone(), answer["usage"]["completion_tokens"].as_u64().unwrap())
+    };
+    let by_token = json!({"stop_token_ids": [200, u32::from(b'c')]});
+    assert_eq!(ask(by_token).await, ("ab".to_owned(), json!("stop"), 3));
+    // The script's model has finished, and may not say so: it takes what is likeliest next.
+    assert_eq!(ask(json!({"min_tokens": 8})).await, ("abcdef\0\0".to_owned(), json!("stop"), 9));
+    assert_eq!(
+        ask(json!({"min_tokens": 4, "stop": ["c", "e"]})).await,
+        ("abcd".to_owned(), json!("stop"), 5)
+    );
+    let limited = json!({"min_tokens": 4, "max_tokens": 4});
+    assert_eq!(ask(limited).await, ("abcd".to_owned(), json!("length"), 4));
+    for (fields, param) in [
+        (json!({"min_tokens": 5, "max_tokens": 4}), "min_tokens"),
+        (json!({"stop_token_ids": [support::N_VOCAB]}), "stop_token_ids"),
+    ] {
+        let refusal = server.post(CHAT, &request(&fields)).await;
+        assert_eq!(refusal.status(), 400);
+        assert_eq!(body(refusal).await["error"]["param"], param);
+    }
+}
+
+#[tokio::test]
 async fn a_character_that_the_limit_cuts_short_is_left_out() {
     let server = server(Script::saying("a🙂")).await;
     for stream in [false, true] {

@@ -12,6 +12,7 @@ use crate::openai::chat::{ChatCompletionRequest, Content, Message, OneOrMany, Ro
 /// OpenAI's bounds.
 const MAX_STOPS: usize = 4;
 const MAX_TOP_LOGPROBS: u64 = 20;
+const MAX_STOP_TOKENS: usize = 64;
 /// Answers to one request.
 const MAX_CHOICES: u64 = 8;
 const MAX_LOGIT_BIAS: f32 = 100.0;
@@ -140,6 +141,13 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
     if let Some((param, 0)) = max_tokens {
         return Err(Error::invalid(param, format!("`{param}` must be at least 1")));
     }
+    let min_tokens = request.min_tokens.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    if let Some((param, n)) = max_tokens.filter(|(_, n)| request.min_tokens > Some(*n)) {
+        return Err(Error::invalid(
+            "min_tokens",
+            format!("`min_tokens` is {min_tokens}, more than `{param}`, {n}"),
+        ));
+    }
     if request.stream_options.is_some() && !request.stream.unwrap_or(false) {
         return Err(Error::invalid("stream_options", "`stream_options` needs `stream` to be true"));
     }
@@ -168,13 +176,25 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
     Ok(GenerationRequest {
         prompt: Vec::new(),
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
+        min_tokens,
         sampling: sampling_params(request)?,
         stop,
+        stop_tokens: stop_tokens(request)?,
         ignore_eos: request.ignore_eos.unwrap_or(false),
         top_logprobs: top_logprobs(request)?,
         tenant,
         cache_salt: request.cache_salt.clone(),
     })
+}
+
+fn stop_tokens(request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+    let tokens = request.stop_token_ids.clone().unwrap_or_default();
+    if tokens.len() > MAX_STOP_TOKENS {
+        let n = tokens.len();
+        let message = format!("`stop_token_ids` has {n} tokens; at most {MAX_STOP_TOKENS} are allowed");
+        return Err(Error::invalid("stop_token_ids", message));
+    }
+    Ok(tokens)
 }
 
 /// How many answers are asked for.
@@ -329,13 +349,14 @@ mod tests {
             "max_tokens": 5, "max_completion_tokens": 6, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
             "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
             "logit_bias": {"7": -100}, "logprobs": true, "top_logprobs": 2, "repetition_penalty": 1.1,
-            "repeat_last_n": -1, "ignore_eos": true
+            "repeat_last_n": -1, "ignore_eos": true, "min_tokens": 3, "stop_token_ids": [4, 5]
         }))
         .unwrap();
         assert_eq!(full.max_tokens, 6);
         assert_eq!(full.stop, ["a", "b"]);
         assert_eq!(full.top_logprobs, Some(2));
         assert!(full.ignore_eos);
+        assert_eq!((full.min_tokens, full.stop_tokens), (3, vec![4, 5]));
         let expected = SamplingParams {
             temperature: 0.5,
             top_k: 3,
@@ -371,6 +392,8 @@ mod tests {
             ("stop", json!("")),
             ("stop", json!(["x", ""])),
             ("stop", json!("x".repeat(1025))),
+            ("stop_token_ids", json!(vec![1; 65])),
+            ("min_tokens", json!(-1)),
             ("top_logprobs", json!(21)),
             ("top_logprobs", json!(1)),
             ("logit_bias", json!({"x": 1})),

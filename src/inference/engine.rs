@@ -263,6 +263,11 @@ impl Engine {
             return Err(self.too_long(&n_prompt.to_string()));
         }
         request.sampling.check(self.n_vocab)?;
+        if let Some(id) = request.stop_tokens.iter().find(|&&id| id as usize >= self.n_vocab) {
+            let n_vocab = self.n_vocab;
+            let message = format!("`stop_token_ids` has {id}, but the vocabulary has {n_vocab} tokens");
+            return Err(Error::invalid("stop_token_ids", message));
+        }
         let room = self.context_length - n_prompt;
         // Who names no limit does not ask for an endless answer.
         let has_no_end = self.shared.options.shifts_context && request.max_tokens < usize::MAX;

@@ -30,9 +30,13 @@ pub struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// Most tokens to generate; at least one.
     pub max_tokens: usize,
+    /// Before so many tokens nothing ends the text but its limits.
+    pub min_tokens: usize,
     pub sampling: SamplingParams,
     /// Strings that end the text where they appear; they are not part of it.
     pub stop: Vec<String>,
+    /// Tokens that end it; they are not part of it.
+    pub stop_tokens: Vec<u32>,
     /// Go on past the model's own end-of-text tokens.
     pub ignore_eos: bool,
     /// How many of the likeliest tokens to report with each token; `None` reports no

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
-use super::stop::StopStrings;
+use super::stop::{Checked, StopStrings};
 use super::{FinishReason, GenerationRequest, TextDelta, TokenLogprob};
 use crate::error::Result;
 use crate::tokenizer::{Detokenizer, Tokenizer};
@@ -18,7 +18,9 @@ pub struct TextGeneration {
     detokenizer: Detokenizer,
     stops: StopStrings,
     max_tokens: usize,
-    ignore_eos: bool,
+    min_tokens: usize,
+    /// Tokens that end the text: the model's own and the request's.
+    ends: Vec<u32>,
     top_logprobs: Option<usize>,
     n_generated: usize,
     /// Bytes of text generated, and of those the bytes given out.
@@ -45,13 +47,15 @@ impl TextGeneration {
     /// # Errors
     /// When a sampling parameter is impossible.
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
+        let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
+            ends: [own, &request.stop_tokens].concat(),
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
             stops: StopStrings::new(request.stop.clone()),
             max_tokens: request.max_tokens,
-            ignore_eos: request.ignore_eos,
+            min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
             n_generated: 0,
             n_text: 0,
@@ -65,9 +69,10 @@ impl TextGeneration {
     /// # Errors
     /// When a tensor operation fails.
     pub fn advance(&mut self, logits: &Tensor) -> Result<Step> {
-        let token = self.sampler.sample(logits)?;
+        let may_end = self.n_generated >= self.min_tokens;
+        let token = self.sampler.sample(logits, if may_end { &[] } else { &self.ends })?;
         self.n_generated += 1;
-        if self.tokenizer.is_end_of_generation(token) && !self.ignore_eos {
+        if self.ends.contains(&token) {
             return Ok(Step { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
         }
         if let Some(n_top) = self.top_logprobs {
@@ -82,7 +87,8 @@ impl TextGeneration {
             text.remove(0);
         }
         self.n_text += text.len();
-        let checked = self.stops.push(&text);
+        // What is said before it may end is never looked at again.
+        let checked = if may_end { self.stops.push(&text) } else { Checked { text, stopped: false } };
         if checked.stopped {
             let delta = self.show(checked.text);
             return Ok(Step { token, delta, finish: Some(FinishReason::Stop) });

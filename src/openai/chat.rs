@@ -36,6 +36,10 @@ pub struct ChatCompletionRequest {
     /// Tokens the repeat penalty looks back on; -1 is all of them.
     pub repeat_last_n: Option<i64>,
     pub ignore_eos: Option<bool>,
+    /// Tokens before which nothing ends the answer but its limits.
+    pub min_tokens: Option<u64>,
+    /// Tokens that end it, beside the model's own.
+    pub stop_token_ids: Option<Vec<u32>>,
     /// Only requests with the same one may share what was computed of their prompts.
     pub cache_salt: Option<String>,
     /// Leave all but the last so many tokens of the prompt out; -1 leaves out what does not fit.

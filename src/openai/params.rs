@@ -85,8 +85,8 @@ pub const CHAT: &[Row] = &[
     ("ignore_eos", Honoured),
     ("cache_salt", Honoured),
     ("truncate_prompt_tokens", Honoured),
-    ("min_tokens", OnlyDefault { is_default: |v| v == 0, reason: "a minimum length is not supported" }),
-    ("stop_token_ids", OnlyDefault { is_default: is_empty, reason: "use `stop` with the token's text" }),
+    ("min_tokens", Honoured),
+    ("stop_token_ids", Honoured),
     (
         "chat_template_kwargs",
         OnlyDefault { is_default: is_empty, reason: "the model's template takes no arguments" },

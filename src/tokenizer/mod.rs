@@ -399,9 +399,9 @@ impl Tokenizer {
         self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether a model that emits this token has finished.
-    pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.end_of_generation.contains(&id)
+    /// The tokens with which a model says that it has finished.
+    pub fn end_of_generation(&self) -> &[u32] {
+        &self.end_of_generation
     }
 
     /// Whether the first text of an answer begins with a space that the vocabulary, not the model,
