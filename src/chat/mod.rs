@@ -3,6 +3,7 @@
 //! A [`ChatModel`] turns a conversation into a prompt with the model's own template, hands it to
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
+mod completion;
 mod request;
 mod responses;
 mod shown;
@@ -12,6 +13,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
+pub use completion::CompletionStream;
 pub use responses::ResponseCache;
 use responses::{Answer, Recording};
 pub use template::{ChatTemplate, TemplateSource};
@@ -61,6 +63,8 @@ pub struct ChatStream {
     fingerprint: String,
     ignored_fields: Vec<String>,
     n_choices: usize,
+    /// How many prompts it answers, each with as many choices, one prompt's after another's.
+    n_prompts: usize,
     recording: Option<Recording>,
 }
 
@@ -148,18 +152,30 @@ impl ChatModel {
         let n_choices = request::n_choices(request)?;
         let ignored_fields;
         (generation.prompt, ignored_fields) = self.prompt(request, generation.max_tokens)?;
-        let mut places = vec![admission];
-        while places.len() < n_choices {
-            places.push(self.admit()?);
-        }
-        let generations = self.engine.submit(places, generation)?;
-        Ok(ChatStream {
+        let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
+        Ok(self.stream(generations, 1, ignored_fields))
+    }
+
+    /// So many places in the queue, of which one is there.
+    fn places(&self, first: Admission, n: usize) -> Result<Vec<Admission>> {
+        [Ok(first)].into_iter().chain((1..n).map(|_| self.admit())).collect()
+    }
+
+    /// The answer to `n_prompts` prompts.
+    fn stream(
+        self: &Arc<Self>,
+        generations: Vec<Generation>,
+        n_prompts: usize,
+        ignored_fields: Vec<String>,
+    ) -> ChatStream {
+        ChatStream {
+            n_choices: generations.len(),
+            n_prompts,
             source: Source::Model { generations, turn: 0, _model: self.clone() },
             fingerprint: self.fingerprint.clone(),
             ignored_fields,
-            n_choices,
             recording: None,
-        })
+        }
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -209,34 +225,40 @@ impl ChatModel {
         };
         let prompt = render(&messages)?;
         let mut ignored_fields = shown::ignored_fields(&messages, &prompt, render)?;
-        let tokens = match (most, self.engine.shift()) {
-            (Some(most), _) => self.encode_cut(&prompt, marker, Cut { most, n_first: 0, n_last: most })?.0,
+        let (tokens, lacks_middle) = self.encode(&prompt, Some(marker), most)?;
+        if lacks_middle {
+            ignored_fields.push("messages".to_owned());
+        }
+        Ok((tokens, ignored_fields))
+    }
+
+    /// Token ids of a prompt, of which the client wants the last `most` if it says so; and whether its middle was
+    /// left out, to which the client has not agreed.
+    fn encode(&self, prompt: &str, marker: Option<char>, most: Option<usize>) -> Result<(Vec<u32>, bool)> {
+        match (most, self.engine.shift()) {
+            (Some(most), _) => {
+                Ok((self.encode_cut(prompt, marker, Cut { most, n_first: 0, n_last: most })?.0, false))
+            }
             (None, Some(shift)) => {
                 let (n_first, n_last) = shift.kept();
-                let cut = Cut { most: context_length - 1, n_first, n_last };
-                let (tokens, is_cut) = self.encode_cut(&prompt, marker, cut)?;
-                if is_cut {
-                    // Their middle, to which the client has not agreed.
-                    ignored_fields.push("messages".to_owned());
-                }
-                tokens
+                let cut = Cut { most: self.engine.context_length() - 1, n_first, n_last };
+                self.encode_cut(prompt, marker, cut)
             }
             (None, None) => {
-                self.check_length(&prompt, marker)?;
-                self.tokenizer.encode_prompt(&prompt, Some(marker))?
+                self.check_length(prompt, marker)?;
+                Ok((self.tokenizer.encode_prompt(prompt, marker)?, false))
             }
-        };
-        Ok((tokens, ignored_fields))
+        }
     }
 
     /// Token ids of a prompt, cut if it is too long, and whether it was. Of a long one only as much is encoded as
     /// stays.
-    fn encode_cut(&self, prompt: &str, marker: char, cut: Cut) -> Result<(Vec<u32>, bool)> {
+    fn encode_cut(&self, prompt: &str, marker: Option<char>, cut: Cut) -> Result<(Vec<u32>, bool)> {
         let Cut { most, n_first, n_last } = cut;
         let mut n_bytes = piece_bytes(most);
         let tokens = loop {
             let start = prompt.ceil_char_boundary(prompt.len().saturating_sub(n_bytes));
-            let tokens = self.tokenizer.encode_prompt(&prompt[start..], Some(marker))?;
+            let tokens = self.tokenizer.encode_prompt(&prompt[start..], marker)?;
             if start == 0 && tokens.len() <= most {
                 return Ok((tokens, false));
             }
@@ -246,20 +268,20 @@ impl ChatModel {
             n_bytes *= 2;
         };
         let head = &prompt[..prompt.floor_char_boundary(MIN_PIECE_BYTES)];
-        let head = if n_first > 0 { self.tokenizer.encode_prompt(head, Some(marker))? } else { Vec::new() };
+        let head = if n_first > 0 { self.tokenizer.encode_prompt(head, marker)? } else { Vec::new() };
         let first = head.get(..n_first).unwrap_or(&head);
         Ok(([first, &tokens[tokens.len() - n_last..]].concat(), true))
     }
 
     /// Refuses a prompt that is far too long piece by piece: the tokens of a whole one could take a
     /// thousand times its own memory.
-    fn check_length(&self, prompt: &str, marker: char) -> Result<()> {
+    fn check_length(&self, prompt: &str, marker: Option<char>) -> Result<()> {
         let context_length = self.engine.context_length();
         let piece_bytes = piece_bytes(context_length);
         let (mut n_tokens, mut rest) = (0, prompt);
         while rest.len() > piece_bytes || (n_tokens > 0 && !rest.is_empty()) {
             let (piece, after) = rest.split_at(rest.floor_char_boundary(piece_bytes));
-            n_tokens += self.tokenizer.encode_prompt(piece, Some(marker))?.len().saturating_sub(CUT_TOKENS);
+            n_tokens += self.tokenizer.encode_prompt(piece, marker)?.len().saturating_sub(CUT_TOKENS);
             if n_tokens > context_length {
                 return Err(self.engine.too_long(&format!("more than {context_length}")));
             }
@@ -278,6 +300,11 @@ impl ChatStream {
     /// How many choices there are.
     pub fn n_choices(&self) -> usize {
         self.n_choices
+    }
+
+    /// How many prompts it answers, each with as many choices, one prompt's after another's.
+    pub fn n_prompts(&self) -> usize {
+        self.n_prompts
     }
 
     /// Changes when the same request may be answered differently.
@@ -301,6 +328,7 @@ impl ChatStream {
             fingerprint: answer.fingerprint.clone(),
             ignored_fields: answer.ignored_fields.clone(),
             n_choices: answer.n_choices,
+            n_prompts: 1,
             source: Source::Cache { answer, n_given: 0 },
             recording: None,
         })

@@ -14,7 +14,7 @@ const MAX_STOPS: usize = 4;
 const MAX_TOP_LOGPROBS: u64 = 20;
 const MAX_STOP_TOKENS: usize = 64;
 /// Answers to one request.
-const MAX_CHOICES: u64 = 8;
+pub const MAX_CHOICES: u64 = 8;
 const MAX_LOGIT_BIAS: f32 = 100.0;
 
 /// Longest stop string. The end of the text is held back while it could be the beginning of one.
@@ -178,6 +178,7 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
         min_tokens,
         sampling: sampling_params(request)?,
+        continues: false,
         stop,
         stop_tokens: stop_tokens(request)?,
         ignore_eos: request.ignore_eos.unwrap_or(false),

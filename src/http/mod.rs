@@ -1,8 +1,10 @@
 //! HTTP: the only folder that says `axum`. Routes here, one file per route family; this layer
 //! knows no tokens.
 
+mod answers;
 mod auth;
 mod chat;
+mod completions;
 mod connection;
 mod embeddings;
 mod error;
@@ -31,6 +33,7 @@ pub fn router(app: App) -> Router {
         .route("/livez", get(probes::alive))
         .route("/metrics", get(probes::metrics))
         .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(scores::rerank))
         .route("/rerank", post(scores::rerank))

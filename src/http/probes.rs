@@ -23,6 +23,7 @@ pub async fn page(State(app): State<App>) -> Html<String> {
          <h2>Models</h2><ul>{models}</ul>\
          <h2>Routes</h2><ul>\
          <li><code>POST /v1/chat/completions</code></li>\
+         <li><code>POST /v1/completions</code></li>\
          <li><code>POST /v1/embeddings</code></li>\
          <li><a href=\"/v1/models\"><code>GET /v1/models</code></a>, <code>GET /v1/models/{{id}}</code></li>\
          <li><a href=\"/health\"><code>GET /health</code></a>, <a href=\"/v1/loads\"><code>GET /v1/loads</code></a>, <a href=\"/metrics\"><code>GET /metrics</code></a></li>\

@@ -35,6 +35,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// Strings that end the text where they appear; they are not part of it.
     pub stop: Vec<String>,
+    /// Whether the text goes on from the prompt's, so that a space between them is its own.
+    pub continues: bool,
     /// Tokens that end it; they are not part of it.
     pub stop_tokens: Vec<u32>,
     /// Go on past the model's own end-of-text tokens.

@@ -21,6 +21,8 @@ pub struct TextGeneration {
     min_tokens: usize,
     /// Tokens that end the text: the model's own and the request's.
     ends: Vec<u32>,
+    /// Whether a space at the beginning is the vocabulary's, not the model's.
+    skips_space: bool,
     top_logprobs: Option<usize>,
     n_generated: usize,
     /// Bytes of text generated, and of those the bytes given out.
@@ -49,6 +51,7 @@ impl TextGeneration {
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
         let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
+            skips_space: tokenizer.begins_with_space() && !request.continues,
             ends: [own, &request.stop_tokens].concat(),
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
@@ -83,7 +86,7 @@ impl TextGeneration {
             }
         }
         let mut text = self.detokenizer.push(self.tokenizer.token_bytes(token));
-        if self.n_text == 0 && self.tokenizer.begins_with_space() && text.starts_with(' ') {
+        if self.n_text == 0 && self.skips_space && text.starts_with(' ') {
             text.remove(0);
         }
         self.n_text += text.len();

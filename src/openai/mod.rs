@@ -1,6 +1,7 @@
 //! The wire: OpenAI's JSON as types, and which parameters are honoured. serde only.
 
 pub mod chat;
+pub mod completions;
 pub mod embeddings;
 pub mod error;
 pub mod models;

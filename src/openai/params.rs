@@ -97,6 +97,42 @@ pub const CHAT: &[Row] = &[
     ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
 ];
 
+/// Parameters of `/v1/completions`: OpenAI's, then those of other servers.
+pub const COMPLETIONS: &[Row] = &[
+    ("prompt", Honoured),
+    ("model", Honoured),
+    ("suffix", Honoured),
+    ("max_tokens", Honoured),
+    ("n", Honoured),
+    ("best_of", Honoured),
+    ("echo", Honoured),
+    ("logprobs", Honoured),
+    ("temperature", Honoured),
+    ("top_p", Honoured),
+    ("seed", Honoured),
+    ("stop", Honoured),
+    ("stream", Honoured),
+    ("stream_options", Honoured),
+    ("presence_penalty", Honoured),
+    ("frequency_penalty", Honoured),
+    ("logit_bias", Honoured),
+    ("user", Ignored),
+    ("top_k", Honoured),
+    ("min_p", Honoured),
+    ("repeat_penalty", Honoured),
+    ("repetition_penalty", Honoured),
+    ("repeat_last_n", Honoured),
+    ("ignore_eos", Honoured),
+    ("min_tokens", Honoured),
+    ("stop_token_ids", Honoured),
+    ("cache_salt", Honoured),
+    ("truncate_prompt_tokens", Honoured),
+    ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+];
+
 /// Parameters of `/v1/embeddings`.
 pub const EMBEDDINGS: &[Row] = &[
     ("input", Honoured),

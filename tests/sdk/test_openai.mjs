@@ -270,6 +270,20 @@ describe("logprobs", () => {
   }
 });
 
+describe("completions", () => {
+  const options = { model: "default", prompt: "The capital of France is", max_tokens: 6, temperature: 0 };
+
+  test("a text is gone on with, whole and as a stream", async () => {
+    const completion = await client.completions.create(options);
+    assert.match(completion.choices[0].text, /^ .*Paris/);
+    let text = "";
+    for await (const chunk of await client.completions.create({ ...options, stream: true })) {
+      text += chunk.choices[0]?.text ?? "";
+    }
+    assert.equal(text, completion.choices[0].text);
+  });
+});
+
 describe("embeddings", () => {
   test("base64 and float are the same unit vector", async () => {
     const response = await embed(SENTENCE); // the client asks for base64 and decodes it

@@ -289,6 +289,48 @@ class Logprobs(TestCase):
             self.assertEqual(entry.top_logprobs, [])
 
 
+class Completions(TestCase):
+    def complete(self, prompt="The capital of France is", **options):
+        options = {"max_tokens": 6, "temperature": 0, **options}
+        return client.completions.create(model="default", prompt=prompt, **options)
+
+    def test_a_text_is_gone_on_with(self):
+        completion = self.complete()
+        self.assertEqual(completion.object, "text_completion")
+        self.assertIn("Paris", completion.choices[0].text)
+        self.assertTrue(completion.choices[0].text.startswith(" "), "the space between is its own")
+        self.assertEqual(completion.choices[0].finish_reason, "length")
+        self.assertEqual(completion.usage.completion_tokens, 6)
+
+    def test_a_stream_says_the_same(self):
+        chunks = list(self.complete(stream=True, stream_options={"include_usage": True}))
+        text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
+        self.assertEqual(text, self.complete().choices[0].text)
+        self.assertEqual(chunks[-1].usage.completion_tokens, 6)
+
+    def test_several_prompts_echo_and_probabilities(self):
+        prompts = ["One two three", "Red green"]
+        completion = self.complete(prompts, n=2, echo=True)
+        self.assertEqual([choice.index for choice in completion.choices], [0, 1, 2, 3])
+        for choice in completion.choices:
+            self.assertTrue(choice.text.startswith(prompts[choice.index // 2]))
+        choice = self.complete(logprobs=3).choices[0]
+        self.assertEqual("".join(choice.logprobs.tokens), choice.text)
+        self.assertEqual(len(choice.logprobs.top_logprobs[0]), 3)
+        self.assertEqual(choice.logprobs.text_offset[0], 0)
+        self.assertEqual(self.complete(best_of=3).choices[0].text, self.complete().choices[0].text)
+
+    def test_what_cannot_be_done(self):
+        for options, param in [
+            (dict(suffix="."), "suffix"),
+            (dict(logprobs=1, echo=True), "echo"),
+            (dict(best_of=2, stream=True), "best_of"),
+        ]:
+            with self.subTest(param=param), self.assertRaises(openai.BadRequestError) as caught:
+                self.complete(**options)
+            self.assertEqual(caught.exception.param, param)
+
+
 class Embeddings(TestCase):
     def test_base64_and_float_are_the_same_unit_vector(self):
         by_default = embed(SENTENCE)  # the client asks for base64 and decodes it

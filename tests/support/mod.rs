@@ -38,6 +38,11 @@ pub const N_VOCAB: usize = 258;
 
 /// A tokenizer of single bytes with two special tokens, `<|start|>` and `<|im_end|>`.
 pub fn byte_tokenizer() -> Tokenizer {
+    byte_tokenizer_with(&[])
+}
+
+/// The same with more special tokens behind those.
+pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
     let alphabet = |byte: u8| match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
         _ => {
@@ -47,7 +52,8 @@ pub fn byte_tokenizer() -> Tokenizer {
     };
     let mut tokens: Vec<String> = (0..=255).map(|byte| alphabet(byte).to_string()).collect();
     tokens.extend(["<|start|>".to_owned(), "<|im_end|>".to_owned()]);
-    let types: Vec<i32> = (0..N_VOCAB).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    tokens.extend(special.iter().map(|&text| text.to_owned()));
+    let types: Vec<i32> = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
     let file = Gguf::default()
         .string("tokenizer.ggml.model", "gpt2")
         .string("tokenizer.ggml.pre", "gpt-2")
@@ -63,6 +69,8 @@ pub fn byte_tokenizer() -> Tokenizer {
 pub struct Script {
     /// What every answer says, token by token; the end token follows.
     pub answer: Vec<u32>,
+    /// Special tokens of its vocabulary beside two.
+    pub special: Vec<&'static str>,
     /// Tokens of its context, if not 512.
     pub context_length: Option<usize>,
     /// How long each batch takes.
@@ -166,8 +174,16 @@ impl Decoder for ScriptedModel {
 
 /// An engine with a scripted model.
 pub fn scripted_engine(script: Script, context_length: usize, options: EngineOptions) -> Engine {
-    let model = Box::new(ScriptedModel::new(script, context_length));
-    Engine::spawn(model, Arc::new(byte_tokenizer()), options).unwrap()
+    scripted_engine_with(script, context_length, options, Arc::new(byte_tokenizer()))
+}
+
+fn scripted_engine_with(
+    script: Script,
+    context_length: usize,
+    options: EngineOptions,
+    tokenizer: Arc<Tokenizer>,
+) -> Engine {
+    Engine::spawn(Box::new(ScriptedModel::new(script, context_length)), tokenizer, options).unwrap()
 }
 
 pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
@@ -212,8 +228,9 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
     };
     let load = move || {
         let template = ChatTemplate::new(TEMPLATE).unwrap();
-        let engine = scripted_engine(script, context_length, options);
-        Ok(ChatModel::new(template, Arc::new(byte_tokenizer()), engine, "fp_test".into()))
+        let tokenizer = Arc::new(byte_tokenizer_with(&script.special));
+        let engine = scripted_engine_with(script, context_length, options, tokenizer.clone());
+        Ok(ChatModel::new(template, tokenizer, engine, "fp_test".into()))
     };
     Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
 }

@@ -1,0 +1,302 @@
+//! What answers of chat models have in common on their way to the client: whole or as a stream of events, counted
+//! and logged.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::error::ApiError;
+use super::request_id::RequestId;
+use crate::app::unix_time;
+use crate::chat::{ChatEvent, ChatStream, Figures};
+use crate::error::{Error, Result};
+use crate::openai::chat::{ChoiceLogprobs, FinishReason, TokenLogprob, Usage};
+
+/// A comment this often keeps a silent stream alive; both SDKs skip comments.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Whose request it is: whoever sends the same key.
+pub fn tenant(headers: &HeaderMap) -> Arc<str> {
+    let key = headers.get(AUTHORIZATION).map(|key| String::from_utf8_lossy(key.as_bytes()));
+    key.unwrap_or_default().into()
+}
+
+/// What every object of one answer carries.
+#[derive(Clone)]
+pub struct Envelope {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    pub system_fingerprint: String,
+}
+
+impl Envelope {
+    /// Of an answer by `model`; its id begins with `prefix`.
+    pub fn new(prefix: &str, model: String, answer: &ChatStream) -> Self {
+        Self {
+            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
+            created: unix_time(),
+            model,
+            system_fingerprint: answer.fingerprint().to_owned(),
+        }
+    }
+}
+
+/// What the choices of an answer took.
+struct Total {
+    choices_of_prompt: usize,
+    /// Of each prompt: its tokens, and those of them that were there for every choice that has ended.
+    prompts: Vec<Option<(usize, usize)>>,
+    completion_tokens: usize,
+}
+
+impl Total {
+    fn new(answer: &ChatStream) -> Self {
+        let n_prompts = answer.n_prompts();
+        let choices_of_prompt = (answer.n_choices() / n_prompts).max(1);
+        Self { choices_of_prompt, prompts: vec![None; n_prompts], completion_tokens: 0 }
+    }
+
+    /// Adds what a choice took: a prompt is one for all its choices.
+    fn add(&mut self, choice: usize, usage: &Usage) {
+        let cached = usage.prompt_tokens_details.cached_tokens;
+        let (_, all_cached) =
+            self.prompts[choice / self.choices_of_prompt].get_or_insert((usage.prompt_tokens, cached));
+        *all_cached = cached.min(*all_cached);
+        self.completion_tokens += usage.completion_tokens;
+    }
+
+    fn usage(&self) -> Usage {
+        let mut usage = Usage { completion_tokens: self.completion_tokens, ..Usage::default() };
+        for (n_tokens, n_cached) in self.prompts.iter().flatten() {
+            usage.prompt_tokens += n_tokens;
+            usage.prompt_tokens_details.cached_tokens += n_cached;
+        }
+        usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
+        usage
+    }
+}
+
+/// A choice that has ended.
+pub struct Collected {
+    pub text: String,
+    pub logprobs: Vec<TokenLogprob>,
+    pub reason: FinishReason,
+}
+
+/// Waits for all of an answer.
+///
+/// # Errors
+/// When a choice fails.
+pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec<Collected>, Usage)> {
+    log.n_running = answer.n_choices();
+    let empty = || Collected { text: String::new(), logprobs: Vec::new(), reason: FinishReason::Stop };
+    let mut choices: Vec<Collected> = (0..answer.n_choices()).map(|_| empty()).collect();
+    let mut total = Total::new(&answer);
+    while let Some((idx, event)) = answer.next().await {
+        let choice = &mut choices[idx];
+        match event {
+            ChatEvent::Content { text, logprobs } => {
+                choice.text.push_str(&text);
+                choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
+            }
+            ChatEvent::Finished { reason, usage, figures } => {
+                choice.reason = reason;
+                total.add(idx, &usage);
+                if log.finished(&usage, figures) {
+                    return Ok((choices, total.usage()));
+                }
+            }
+            ChatEvent::Failed(e) => {
+                log.n_running = 0;
+                return Err(e);
+            }
+        }
+    }
+    log.n_running = 0;
+    Err(Error::internal("the engine ended without an answer"))
+}
+
+/// A part of a choice in a stream.
+pub enum Part {
+    /// Before everything else, and before the prompt is computed.
+    Beginning,
+    Text(String, Option<ChoiceLogprobs>),
+    End(FinishReason),
+}
+
+/// How a stream's events are written. Usage is left out of them, null, or in the last, which has no part.
+pub trait Wire: Send + 'static {
+    type Object: Serialize;
+
+    /// The object that says a part of a choice; none where nothing is to be said.
+    fn object(
+        &mut self,
+        envelope: &Envelope,
+        part: Option<(usize, Part)>,
+        usage: Option<Option<Usage>>,
+    ) -> Option<Self::Object>;
+}
+
+/// Server-sent events: the beginnings at once, before the prompt is computed; then content; then the
+/// reasons it ended, usage where it was asked for, and `[DONE]`.
+pub fn stream(
+    answer: ChatStream,
+    envelope: Envelope,
+    wire: impl Wire,
+    include_usage: bool,
+    mut log: RequestLog,
+) -> Response {
+    log.n_running = answer.n_choices();
+    let total = Total::new(&answer);
+    let pending = VecDeque::new();
+    let mut state = StreamState { answer, envelope, wire, include_usage, total, log, pending, ended: false };
+    for index in 0..state.answer.n_choices() {
+        state.push_part(index, Part::Beginning);
+    }
+    let events = stream::unfold(state, |mut state| async move {
+        while state.pending.is_empty() && !state.ended {
+            match state.answer.next().await {
+                Some((index, event)) => state.take(index, event),
+                None => {
+                    state.take(0, ChatEvent::Failed(Error::internal("the engine ended without an answer")));
+                }
+            }
+        }
+        let event = state.pending.pop_front()?;
+        Some((Ok::<_, Infallible>(event), state))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).text("ping")).into_response()
+}
+
+struct StreamState<W> {
+    answer: ChatStream,
+    envelope: Envelope,
+    wire: W,
+    include_usage: bool,
+    /// Of the choices that have ended.
+    total: Total,
+    log: RequestLog,
+    pending: VecDeque<Event>,
+    ended: bool,
+}
+
+impl<W: Wire> StreamState<W> {
+    fn take(&mut self, index: usize, event: ChatEvent) {
+        match event {
+            ChatEvent::Content { text, logprobs } => self.push_part(index, Part::Text(text, logprobs)),
+            ChatEvent::Finished { reason, usage, figures } => {
+                self.total.add(index, &usage);
+                self.push_part(index, Part::End(reason));
+                if !self.log.finished(&usage, figures) {
+                    return;
+                }
+                if self.include_usage {
+                    self.push_object(None, Some(self.total.usage()));
+                }
+                self.pending.push_back(Event::default().data("[DONE]"));
+                self.ended = true;
+            }
+            ChatEvent::Failed(e) => {
+                self.log.failed(&e);
+                self.push(&ApiError::from(e).into_body());
+                self.ended = true;
+            }
+        }
+    }
+
+    fn push_part(&mut self, index: usize, part: Part) {
+        self.push_object(Some((index, part)), None);
+    }
+
+    fn push_object(&mut self, part: Option<(usize, Part)>, usage: Option<Usage>) {
+        let usage = self.include_usage.then_some(usage);
+        if let Some(object) = self.wire.object(&self.envelope, part, usage) {
+            self.push(&object);
+        }
+    }
+
+    fn push(&mut self, data: &impl Serialize) {
+        match serde_json::to_string(data) {
+            Ok(json) => self.pending.push_back(Event::default().data(json)),
+            Err(e) => tracing::error!(error = %e, "an event could not be written"),
+        }
+    }
+}
+
+/// One line for each choice, when it ends: finished, failed, or left by its client.
+///
+/// hyper drops an answer, and this with it, when the client's side of the connection ends, even if
+/// only its sending side. It does not look while another request of the same client waits: then the
+/// answer goes on until a write fails.
+pub struct RequestLog {
+    request_id: RequestId,
+    /// What is answered: `chat` or `completion`.
+    what: &'static str,
+    /// Choices that have not ended.
+    n_running: usize,
+}
+
+impl RequestLog {
+    pub fn new(request_id: RequestId, what: &'static str) -> Self {
+        Self { request_id, what, n_running: 0 }
+    }
+
+    /// A choice has ended; says whether it was the last.
+    fn finished(&mut self, usage: &Usage, figures: Option<Figures>) -> bool {
+        self.n_running -= 1;
+        let is_last = self.n_running == 0;
+        let id = self.request_id.as_str();
+        let Usage { prompt_tokens, completion_tokens, .. } = *usage;
+        let Some(Figures { timings, repeat_penalty }) = figures else {
+            tracing::info!(id, prompt_tokens, completion_tokens, "{}, as answered before", self.what);
+            return is_last;
+        };
+        let rate = |n: usize, time: Duration| (n as f64 / time.as_secs_f64().max(1e-9)).round();
+        let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
+        tracing::info!(
+            id,
+            queue_ms = ms(timings.queue),
+            prompt_tokens,
+            prefill_ms = ms(timings.prefill),
+            prefill_tok_s = rate(prompt_tokens, timings.prefill),
+            completion_tokens,
+            decode_ms = ms(timings.decode),
+            // The first token came out of the prefill.
+            decode_tok_s = rate(completion_tokens.saturating_sub(1), timings.decode),
+            repeat_penalty_hits = repeat_penalty.hits,
+            repeat_penalty_updates = repeat_penalty.updates,
+            "{}",
+            self.what
+        );
+        is_last
+    }
+
+    /// An error after the stream has begun; one before is an answer of its own, which is logged as
+    /// such.
+    fn failed(&mut self, e: &Error) {
+        self.n_running = 0;
+        tracing::error!(id = self.request_id.as_str(), error = %e, "{} failed in mid-stream", self.what);
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        if self.n_running > 0 {
+            tracing::info!(
+                id = self.request_id.as_str(),
+                "{} cancelled: the client has gone away",
+                self.what
+            );
+        }
+    }
+}
