@@ -8,8 +8,6 @@ use crate::error::{Error, Result};
 
 mod chat;
 mod embedding;
-#[cfg(test)]
-mod readme;
 mod reranking;
 
 /// A model that is known by name.
