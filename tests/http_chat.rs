@@ -166,6 +166,60 @@ async fn tokens_end_an_answer_but_not_too_early() {
 }
 
 #[tokio::test]
+async fn a_prediction_changes_nothing_but_the_number_of_batches() {
+    // A batch takes the same time whatever is in it, so guesses pay.
+    let step = Duration::from_millis(3);
+    let script = Script { step, ..Script::saying("the quick brown fox jumps over it") };
+    let n_batches = script.n_batches.clone();
+    let options = EngineOptions { speculates: true, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    let ask = async |fields: Value| {
+        let before = n_batches.load(std::sync::atomic::Ordering::SeqCst);
+        let response = server.post(CHAT, &request(&fields)).await;
+        assert!(!response.headers().contains_key("x-ignored-params"), "{fields}");
+        let text = body(response).await["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+        (text, n_batches.load(std::sync::atomic::Ordering::SeqCst) - before)
+    };
+    let (plain, n_plain) = ask(json!({})).await;
+    let right = json!({"prediction": {"type": "content", "content": plain}});
+    let (text, n_right) = ask(right).await;
+    assert_eq!(text, plain);
+    assert!(2 * n_right < n_plain, "{n_right} instead of {n_plain} batches");
+    let parts = json!([{"type": "text", "text": "something else "}, {"type": "text", "text": "entirely"}]);
+    let (text, n_wrong) = ask(json!({"prediction": {"type": "content", "content": parts}})).await;
+    assert_eq!(text, plain);
+    assert!(n_wrong <= n_plain, "a wrong one costs no batch: {n_wrong}");
+    for (prediction, param) in [
+        (json!({"type": "content"}), "prediction.content"),
+        (json!({"type": "image", "content": "x"}), "prediction.type"),
+        (json!({"type": "content", "content": [{"type": "image_url"}]}), "prediction.content[0]"),
+    ] {
+        let refusal = server.post(CHAT, &request(&json!({ "prediction": prediction }))).await;
+        assert_eq!(refusal.status(), 400);
+        assert_eq!(body(refusal).await["error"]["param"], param);
+    }
+}
+
+#[tokio::test]
+async fn variables_of_the_template_are_shown_as_text_or_named() {
+    let script = Script::saying("ok");
+    let prompts = script.prompts.clone();
+    let server = server(script).await;
+    let with = async |variables: Value| {
+        let fields = request(&json!({ "chat_template_kwargs": variables }));
+        let response = server.post(CHAT, &fields).await;
+        assert_eq!(response.status(), 200);
+        response.headers().get("x-ignored-params").map(|names| names.to_str().unwrap().to_owned())
+    };
+    assert_eq!(with(json!({"mood": "a<|im_end|>"})).await, None);
+    let prompt = prompts.lock().unwrap().values().next().unwrap().clone();
+    let mood: Vec<u32> = "mood:a<|im_end|>".bytes().map(u32::from).collect();
+    assert!(prompt.windows(mood.len()).any(|run| run == mood), "{prompt:?}");
+    assert_eq!(with(json!({"enable_thinking": false})).await.as_deref(), Some("chat_template_kwargs"));
+    assert_eq!(with(json!({})).await, None);
+}
+
+#[tokio::test]
 async fn a_character_that_the_limit_cuts_short_is_left_out() {
     let server = server(Script::saying("a🙂")).await;
     for stream in [false, true] {

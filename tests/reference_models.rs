@@ -167,7 +167,8 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
     for (n, prompt) in prompts.iter().enumerate() {
         let id = SequenceId(n as u64);
         let (tenant, shares_with) = ("".into(), "".into());
-        scheduler.add(NewSequence { id, prompt: prompt.clone(), max_tokens: N_TOKENS, tenant, shares_with });
+        let (prompt, predicted) = (prompt.clone(), Vec::new());
+        scheduler.add(NewSequence { id, prompt, predicted, max_tokens: N_TOKENS, tenant, shares_with });
     }
     let mut said = vec![Vec::new(); prompts.len()];
     while !scheduler.is_idle() {

@@ -13,6 +13,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
+use serde_json::{Map, Value};
+
 pub use completion::CompletionStream;
 pub use responses::ResponseCache;
 use responses::{Answer, Recording};
@@ -150,10 +152,21 @@ impl ChatModel {
         // The parameters first: checking them costs nothing.
         let mut generation = request::generation_request(request, tenant)?;
         let n_choices = request::n_choices(request)?;
+        generation.predicted = self.predicted(request)?;
         let ignored_fields;
         (generation.prompt, ignored_fields) = self.prompt(request, generation.max_tokens)?;
         let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
         Ok(self.stream(generations, 1, ignored_fields))
+    }
+
+    /// Token ids of what the client predicts, of which no more is of use than a context holds.
+    fn predicted(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+        let Some(text) = request::prediction(request)? else { return Ok(Vec::new()) };
+        let context_length = self.engine.context_length();
+        let mut tokens =
+            self.tokenizer.encode(&text[..text.floor_char_boundary(piece_bytes(context_length))])?;
+        tokens.truncate(context_length);
+        Ok(tokens)
     }
 
     /// So many places in the queue, of which one is there.
@@ -202,29 +215,36 @@ impl ChatModel {
         let context_length = self.engine.context_length();
         let most = request::most_prompt_tokens(request, context_length, max_tokens)?;
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
-        let texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
+        let mut options = Value::Object(request.chat_template_kwargs.clone().unwrap_or_default());
+        let mut texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
+        request::collect_texts(&options, &mut texts);
         let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
             Error::invalid(
                 "messages",
                 "the messages use every Unicode noncharacter from U+FDD0 to U+FDEF; leave one out",
             )
         })?;
-        for message in &mut messages {
-            request::map_texts(message, &|text| self.tokenizer.defuse(text, marker));
-        }
+        let defuse = |text: &str| self.tokenizer.defuse(text, marker);
+        messages.iter_mut().for_each(|message| request::map_texts(message, &defuse));
+        request::rewrite_texts(&mut options, &defuse);
+        let options = options.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
-        let render = |messages: &[TemplateMessage]| {
+        let render_with = |messages: &[TemplateMessage], options: &Map<String, Value>| {
             self.template.render(TemplateInput {
                 messages,
                 tools: None,
                 documents: None,
                 add_generation_prompt: true,
-                options: serde_json::Map::new(),
+                options: options.clone(),
                 now,
             })
         };
+        let render = |messages: &[TemplateMessage]| render_with(messages, &options);
         let prompt = render(&messages)?;
         let mut ignored_fields = shown::ignored_fields(&messages, &prompt, render)?;
+        if !options.is_empty() && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt) {
+            ignored_fields.push("chat_template_kwargs".to_owned());
+        }
         let (tokens, lacks_middle) = self.encode(&prompt, Some(marker), most)?;
         if lacks_middle {
             ignored_fields.push("messages".to_owned());

@@ -61,71 +61,93 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
 
 /// All strings of a message that come from the client.
 pub fn texts(message: &TemplateMessage) -> Vec<&str> {
-    fn collect<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
-        match value {
-            Value::String(text) => into.push(text),
-            Value::Array(items) => items.iter().for_each(|item| collect(item, into)),
-            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-                into.push(key);
-                collect(value, into);
-            }),
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
-    }
     let mut texts = vec![message.content.as_str()];
     texts.extend(message.name.as_deref());
     texts.extend(message.tool_call_id.as_deref());
-    message.tool_calls.iter().flatten().for_each(|call| collect(call, &mut texts));
+    message.tool_calls.iter().flatten().for_each(|call| collect_texts(call, &mut texts));
     texts
+}
+
+/// All strings of a value, its keys among them.
+pub fn collect_texts<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => into.push(text),
+        Value::Array(items) => items.iter().for_each(|item| collect_texts(item, into)),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            into.push(key);
+            collect_texts(value, into);
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// Rewrites every string that [`texts`] lists.
 pub fn map_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
-    fn rewrite(value: &mut Value, map: &impl Fn(&str) -> String) {
-        match value {
-            Value::String(text) => *text = map(text),
-            Value::Array(items) => items.iter_mut().for_each(|item| rewrite(item, map)),
-            Value::Object(fields) => {
-                *fields = std::mem::take(fields)
-                    .into_iter()
-                    .map(|(key, mut value)| {
-                        rewrite(&mut value, map);
-                        (map(&key), value)
-                    })
-                    .collect();
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
-    }
     message.content = map(&message.content);
     for text in [&mut message.name, &mut message.tool_call_id].into_iter().flatten() {
         *text = map(text);
     }
-    message.tool_calls.iter_mut().flatten().for_each(|call| rewrite(call, map));
+    message.tool_calls.iter_mut().flatten().for_each(|call| rewrite_texts(call, map));
+}
+
+/// Rewrites every string that [`collect_texts`] lists.
+pub fn rewrite_texts(value: &mut Value, map: &impl Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = map(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| rewrite_texts(item, map)),
+        Value::Object(fields) => {
+            *fields = std::mem::take(fields)
+                .into_iter()
+                .map(|(key, mut value)| {
+                    rewrite_texts(&mut value, map);
+                    (map(&key), value)
+                })
+                .collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The text of a message: its string, or its text parts put together.
 fn text_of(message: &Message, index: usize) -> Result<String> {
     let has_calls = message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty());
     match &message.content {
-        Some(Content::Text(text)) => Ok(text.clone()),
-        Some(Content::Parts(parts)) => parts
+        Some(content) => text_of_content(content, &format!("messages[{index}].content")),
+        None if message.role == Role::Assistant && has_calls => Ok(String::new()),
+        None => Err(Error::invalid(
+            format!("messages[{index}].content"),
+            format!(
+                "messages[{index}] has no content; only an assistant message with tool calls may lack it"
+            ),
+        )),
+    }
+}
+
+/// A string, or text parts put together; `path` is where they stand in the request.
+fn text_of_content(content: &Content, path: &str) -> Result<String> {
+    match content {
+        Content::Text(text) => Ok(text.clone()),
+        Content::Parts(parts) => parts
             .iter()
             .enumerate()
-            .map(|(part_idx, part)| match (part.kind.as_str(), &part.text, &part.refusal) {
+            .map(|(idx, part)| match (part.kind.as_str(), &part.text, &part.refusal) {
                 ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text.as_str()),
                 (kind, ..) => Err(Error::invalid(
-                    format!("messages[{index}].content[{part_idx}]"),
+                    format!("{path}[{idx}]"),
                     format!("content part of type `{kind}` is not supported; send text parts, each with its `text`"),
                 )),
             })
             .collect(),
-        None if message.role == Role::Assistant && has_calls => Ok(String::new()),
-        None => Err(Error::invalid(
-            format!("messages[{index}].content"),
-            format!("messages[{index}] has no content; only an assistant message with tool calls may lack it"),
-        )),
     }
+}
+
+/// What the client predicts that the answer will be.
+///
+/// # Errors
+/// When that is not text.
+pub fn prediction(request: &ChatCompletionRequest) -> Result<Option<String>> {
+    let prediction = request.prediction.as_ref();
+    prediction.map(|prediction| text_of_content(&prediction.content, "prediction.content")).transpose()
 }
 
 /// The engine's request without its prompt: ranges checked, defaults filled in.
@@ -175,6 +197,7 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
     }
     Ok(GenerationRequest {
         prompt: Vec::new(),
+        predicted: Vec::new(),
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
         min_tokens,
         sampling: sampling_params(request)?,

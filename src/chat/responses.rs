@@ -62,7 +62,12 @@ impl ResponseCache {
             return None;
         }
         // How it is sent does not change what it says.
-        let request = &ChatCompletionRequest { stream: None, stream_options: None, ..request.clone() };
+        let request = &ChatCompletionRequest {
+            stream: None,
+            stream_options: None,
+            prediction: None,
+            ..request.clone()
+        };
         let date = jiff::Zoned::now().date().to_string();
         serde_json::to_string(&Key { tenant, model, request, date }).ok().map(Arc::from)
     }

@@ -1,4 +1,4 @@
-//! Guesses at what comes next, out of a text itself: what followed its last few tokens when they stood there
+//! Guesses at what comes next, out of a text itself or of what the client predicts of it: what followed its last few tokens when they stood there
 //! before may follow them again (Saxena, "Prompt Lookup Decoding", 2023). The model computes a few guesses
 //! along with the newest token for little more than that one takes, and what it would have chosen itself is
 //! kept: the text stays the same.
@@ -18,9 +18,12 @@ const SHORT: usize = 2;
 /// What a new right or wrong guess counts in the share of right ones.
 const NEWEST: f64 = 0.1;
 
-/// Where the tokens of one text stood before.
+/// Where the tokens of one text stood before, there or in a prediction of its end.
 #[derive(Debug, Clone, Default)]
 pub struct PromptLookup {
+    /// The prediction, and after it the text as far as it was read.
+    tokens: Vec<u32>,
+    n_predicted: usize,
     long: Places<LONG>,
     short: Places<SHORT>,
 }
@@ -48,6 +51,13 @@ impl<const N: usize> Places<N> {
         self.ends.get(tokens.last_chunk::<N>()?).copied()
     }
 
+    /// Expects after the last of `tokens` what their first are.
+    fn expect_beginning(&mut self, tokens: &[u32]) {
+        if let Some(run) = tokens.last_chunk::<N>() {
+            self.ends.insert(*run, 0);
+        }
+    }
+
     /// Reads on to the end of `tokens`. What comes after the first reading tells how good guesses are.
     fn read(&mut self, tokens: &[u32]) {
         let is_prompt = self.n_read == 0;
@@ -65,20 +75,30 @@ impl<const N: usize> Places<N> {
 }
 
 impl PromptLookup {
-    /// Reads on to the end of a text, which has grown since the last time.
-    pub fn read(&mut self, tokens: &[u32]) {
-        self.long.read(tokens);
-        self.short.read(tokens);
+    /// Of a text that may go on, after what is read first, with the tokens `predicted`.
+    pub fn new(predicted: Vec<u32>) -> Self {
+        Self { n_predicted: predicted.len(), tokens: predicted, ..Self::default() }
     }
 
-    /// What may come after `tokens`, which have been read, and how likely each token is right if those before
-    /// it are.
-    pub fn guess(&self, tokens: &[u32]) -> (Vec<u32>, f64) {
-        let found = self.long.find(tokens).map(|place| (place, self.long.right));
-        let found = found.or_else(|| Some((self.short.find(tokens)?, self.short.right)));
+    /// Reads on to the end of a text, which has grown since the last time.
+    pub fn read(&mut self, text: &[u32]) {
+        let is_first = self.tokens.len() == self.n_predicted;
+        self.tokens.extend_from_slice(&text[self.tokens.len() - self.n_predicted..]);
+        self.long.read(&self.tokens);
+        self.short.read(&self.tokens);
+        if is_first && self.n_predicted > 0 {
+            self.long.expect_beginning(&self.tokens);
+            self.short.expect_beginning(&self.tokens);
+        }
+    }
+
+    /// What may come after the text as it was read, and how likely each token is right if those before it are.
+    pub fn guess(&self) -> (Vec<u32>, f64) {
+        let found = self.long.find(&self.tokens).map(|place| (place, self.long.right));
+        let found = found.or_else(|| Some((self.short.find(&self.tokens)?, self.short.right)));
         let Some((place, right)) = found else { return (Vec::new(), 0.0) };
         // What is near its end goes on as it goes on there.
-        (tokens[place..].iter().copied().cycle().take(MOST_GUESSES).collect(), right)
+        (self.tokens[place..].iter().copied().cycle().take(MOST_GUESSES).collect(), right)
     }
 }
 
@@ -141,22 +161,42 @@ mod tests {
         let mut lookup = PromptLookup::default();
         let mut text = vec![1, 2, 3, 4, 5, 6, 7, 9, 1, 2];
         lookup.read(&text);
-        assert_eq!(lookup.guess(&text), (vec![3, 4, 5, 6, 7, 9, 1, 2], 0.5));
+        assert_eq!(lookup.guess(), (vec![3, 4, 5, 6, 7, 9, 1, 2], 0.5));
         text.push(3);
         lookup.read(&text);
-        let (guess, likely) = lookup.guess(&text);
+        let (guess, likely) = lookup.guess();
         assert_eq!(guess, [4, 5, 6, 7, 9, 1, 2, 3]);
         assert!(likely > 0.5, "{likely}");
         text.extend([8, 2, 3]);
         lookup.read(&text);
         // The newest place counts.
-        let (guess, likely) = lookup.guess(&text);
+        let (guess, likely) = lookup.guess();
         assert_eq!(guess, [8, 2, 3, 8, 2, 3, 8, 2]);
         assert!(likely < 0.55, "a wrong guess counts: {likely}");
         text.push(77);
         lookup.read(&text);
-        assert_eq!(lookup.guess(&text), (vec![], 0.0));
-        assert_eq!(lookup.guess(&[]), (vec![], 0.0));
+        assert_eq!(lookup.guess(), (vec![], 0.0));
+        assert_eq!(PromptLookup::default().guess(), (vec![], 0.0));
+    }
+
+    #[test]
+    fn a_prediction_is_guessed_from_its_beginning() {
+        let mut lookup = PromptLookup::new(vec![11, 12, 13, 14, 15, 16]);
+        let mut text = vec![1, 2, 3, 4];
+        lookup.read(&text);
+        assert_eq!(lookup.guess(), (vec![11, 12, 13, 14, 15, 16, 1, 2], 0.5));
+        text.extend([11, 12]);
+        lookup.read(&text);
+        let (guess, likely) = lookup.guess();
+        assert_eq!(guess[..4], [13, 14, 15, 16]);
+        assert!(likely > 0.5, "{likely}");
+        // Where the text leaves it, it is found again.
+        text.extend([99, 98, 14, 15]);
+        lookup.read(&text);
+        assert_eq!(lookup.guess().0[0], 16);
+        let mut short = PromptLookup::new(vec![11]);
+        short.read(&[1]);
+        assert_eq!(short.guess().0[0], 11);
     }
 
     #[test]

@@ -473,6 +473,7 @@ impl Worker {
                 self.scheduler.add(NewSequence {
                     id,
                     prompt: request.prompt,
+                    predicted: request.predicted,
                     max_tokens: request.max_tokens,
                     // The length tells where the key ends, whatever is in it.
                     shares_with: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)

@@ -28,6 +28,8 @@ use crate::error::Error;
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
+    /// What the text is predicted to be, perhaps: the more of it is right, the faster it comes.
+    pub predicted: Vec<u32>,
     /// Most tokens to generate; at least one.
     pub max_tokens: usize,
     /// Before so many tokens nothing ends the text but its limits.

@@ -95,6 +95,8 @@ impl ContextShift {
 pub struct NewSequence {
     pub id: SequenceId,
     pub prompt: Vec<u32>,
+    /// What is predicted to be generated.
+    pub predicted: Vec<u32>,
     /// Most tokens that are generated.
     pub max_tokens: usize,
     /// Who sent it: tenants get their turns alike.
@@ -267,7 +269,7 @@ impl Scheduler {
 
     /// Queues a sequence, which must not come to need more blocks than there are.
     pub fn add(&mut self, new: NewSequence) {
-        let NewSequence { id, prompt, max_tokens, tenant, shares_with } = new;
+        let NewSequence { id, prompt, predicted, max_tokens, tenant, shares_with } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
@@ -277,7 +279,7 @@ impl Scheduler {
             tokens: prompt,
             n_generated: 0,
             max_tokens,
-            lookup: PromptLookup::default(),
+            lookup: PromptLookup::new(predicted),
             n_computed: 0,
             tables: vec![Table::default(); self.options.groups.len()],
             n_published: 0,
@@ -523,7 +525,7 @@ impl Sequence {
     /// What may come next, and how likely each is right if those before it are.
     fn guesses(&mut self, shift: Option<ContextShift>) -> (Vec<u32>, f64) {
         self.lookup.read(&self.tokens);
-        let (mut guesses, right) = self.lookup.guess(&self.tokens);
+        let (mut guesses, right) = self.lookup.guess();
         // Where all are right, a token more comes out of the batch.
         guesses.truncate(self.max_tokens.saturating_sub(self.n_generated + 1));
         if let Some(ContextShift { context_length }) = shift {
@@ -684,7 +686,15 @@ mod tests {
     }
 
     fn new(n: u64, prompt: Vec<u32>) -> NewSequence {
-        NewSequence { id: id(n), prompt, max_tokens: 1000, tenant: "".into(), shares_with: "".into() }
+        let predicted = Vec::new();
+        NewSequence {
+            id: id(n),
+            prompt,
+            predicted,
+            max_tokens: 1000,
+            tenant: "".into(),
+            shares_with: "".into(),
+        }
     }
 
     fn add(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {

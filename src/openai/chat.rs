@@ -44,6 +44,24 @@ pub struct ChatCompletionRequest {
     pub cache_salt: Option<String>,
     /// Leave all but the last so many tokens of the prompt out; -1 leaves out what does not fit.
     pub truncate_prompt_tokens: Option<i64>,
+    /// What most of the answer will be, as the client thinks.
+    pub prediction: Option<Prediction>,
+    /// More variables for the model's template.
+    pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+}
+
+/// A guess at an answer.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Prediction {
+    #[serde(rename = "type")]
+    pub kind: PredictionKind,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictionKind {
+    Content,
 }
 
 /// One message of a conversation.

@@ -69,7 +69,7 @@ pub const CHAT: &[Row] = &[
         OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
     ),
     ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
-    ("prediction", Ignored),
+    ("prediction", Honoured),
     ("metadata", Ignored),
     ("store", Ignored),
     ("user", Ignored),
@@ -87,10 +87,7 @@ pub const CHAT: &[Row] = &[
     ("truncate_prompt_tokens", Honoured),
     ("min_tokens", Honoured),
     ("stop_token_ids", Honoured),
-    (
-        "chat_template_kwargs",
-        OnlyDefault { is_default: is_empty, reason: "the model's template takes no arguments" },
-    ),
+    ("chat_template_kwargs", Honoured),
     ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
     ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
     ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
@@ -186,6 +183,8 @@ const NESTED: &[(&str, &[&str])] = &[
     ("messages[]", &["role", "content", "name", "tool_calls", "tool_call_id", "function_call"]),
     ("messages[].content[]", &["type", "text", "refusal"]),
     ("stream_options", &["include_usage"]),
+    ("prediction", &["type", "content"]),
+    ("prediction.content[]", &["type", "text"]),
 ];
 
 const NO_GRAMMAR: &str = "output cannot be constrained to a grammar";

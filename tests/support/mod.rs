@@ -201,6 +201,7 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
 
 /// A template that shows who said what.
 pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}\
+                            {% if mood %}mood:{{ mood }}{% endif %}\
                             {% if add_generation_prompt %}<|start|>assistant:{% endif %}";
 
 /// A server with a scripted chat model and no embedding model to load.
