@@ -219,6 +219,56 @@ async fn variables_of_the_template_are_shown_as_text_or_named() {
     assert_eq!(with(json!({})).await, None);
 }
 
+/// As templates of models that reason: thoughts of before are shown, and a variable shuts them out.
+const THINKING: &str = "{% for m in messages %}{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }})\
+                        {% endif %}{{ m.content }};{% endfor %}{% if enable_thinking is defined and not \
+                        enable_thinking %}<think></think>{% endif %}";
+
+#[tokio::test]
+async fn thoughts_are_told_from_the_answer() {
+    let script = Script { template: Some(THINKING), ..Script::saying("<think>\nI see.\n</think>\n\nYes.") };
+    let prompts = script.prompts.clone();
+    let server = server(script).await;
+    let answer = body(server.post(CHAT, &request(&json!({"n": 2}))).await).await;
+    for choice in answer["choices"].as_array().unwrap() {
+        let message = &choice["message"];
+        assert_eq!((&message["content"], &message["reasoning_content"]), (&json!("Yes."), &json!("I see.")));
+    }
+    // All bytes but those of the answer and of the space before it.
+    assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 2 * (7 + 8 + 8));
+    let response = server.post(CHAT, &request(&json!({"stream": true, "logprobs": true}))).await;
+    let mut events = events(response).await;
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let (mut content, mut reasoning, mut n_logprobs) = (String::new(), String::new(), 0);
+    for event in &events {
+        let chunk: Value = serde_json::from_str(event).unwrap();
+        let choice = &chunk["choices"][0];
+        let text = |key: &str| choice["delta"][key].as_str().unwrap_or_default().to_owned();
+        assert!(content.is_empty() || text("reasoning_content").is_empty(), "thoughts come first");
+        content += &text("content");
+        reasoning += &text("reasoning_content");
+        n_logprobs += choice["logprobs"]["content"].as_array().map_or(0, Vec::len);
+    }
+    assert_eq!((content.as_str(), reasoning.as_str(), n_logprobs), ("Yes.", "I see.", 29));
+    let history = json!({"messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "I see."},
+        {"role": "user", "content": "hi"}
+    ]});
+    prompts.lock().unwrap().clear();
+    let response = server.post(CHAT, &request(&history)).await;
+    assert!(!response.headers().contains_key("x-ignored-params"));
+    let expected: Vec<u32> = "user:hi;assistant:(I see.)Yes.;".bytes().map(u32::from).collect();
+    assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..expected.len()], expected);
+    // A model that does not reason may say so what it likes.
+    let server = self::server(Script::saying("<think>x</think>y")).await;
+    let response = server.post(CHAT, &request(&history)).await;
+    assert_eq!(response.headers()["x-ignored-params"], "messages[1].reasoning_content");
+    let message = body(response).await["choices"][0]["message"].clone();
+    assert_eq!(message["content"], "<think>x</think>y");
+    assert!(message.get("reasoning_content").is_none());
+}
+
 #[tokio::test]
 async fn a_character_that_the_limit_cuts_short_is_left_out() {
     let server = server(Script::saying("a🙂")).await;

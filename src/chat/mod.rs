@@ -4,11 +4,13 @@
 //! the engine, and turns the engine's events into what the API says. It knows no tensors.
 
 mod completion;
+mod reasoning;
 mod request;
 mod responses;
 mod shown;
 pub mod template;
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -16,6 +18,7 @@ use std::task::Poll;
 use serde_json::{Map, Value};
 
 pub use completion::CompletionStream;
+use reasoning::{Reasoning, Split};
 pub use responses::ResponseCache;
 use responses::{Answer, Recording};
 pub use template::{ChatTemplate, TemplateSource};
@@ -43,6 +46,15 @@ fn piece_bytes(n_tokens: usize) -> usize {
     n_tokens.saturating_mul(PIECE_BYTES_PER_TOKEN).max(MIN_PIECE_BYTES)
 }
 
+/// What a conversation becomes.
+struct Prompt {
+    tokens: Vec<u32>,
+    /// Paths of what it does not show of the request.
+    ignored_fields: Vec<String>,
+    /// Tells thoughts from the answer, where there will be some.
+    reasoning: Option<Reasoning>,
+}
+
 /// How a prompt of more than `most` tokens is cut: so many of the first and of the last stay.
 struct Cut {
     most: usize,
@@ -67,6 +79,10 @@ pub struct ChatStream {
     n_choices: usize,
     /// How many prompts it answers, each with as many choices, one prompt's after another's.
     n_prompts: usize,
+    /// Of each choice, where the model thinks before it answers.
+    reasoning: Vec<Reasoning>,
+    /// Events that come next.
+    pending: VecDeque<(usize, ChatEvent)>,
     recording: Option<Recording>,
 }
 
@@ -91,7 +107,11 @@ enum Source {
 pub enum ChatEvent {
     Content {
         text: String,
+        /// What was thought, before all that is said.
+        reasoning: String,
         logprobs: Option<ChoiceLogprobs>,
+        /// Tokens of both.
+        n_tokens: usize,
     },
     /// There are no figures of what was not computed.
     Finished {
@@ -153,10 +173,11 @@ impl ChatModel {
         let mut generation = request::generation_request(request, tenant)?;
         let n_choices = request::n_choices(request)?;
         generation.predicted = self.predicted(request)?;
-        let ignored_fields;
-        (generation.prompt, ignored_fields) = self.prompt(request, generation.max_tokens)?;
+        let Prompt { tokens, ignored_fields, reasoning } = self.prompt(request, generation.max_tokens)?;
+        generation.prompt = tokens;
         let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
-        Ok(self.stream(generations, 1, ignored_fields))
+        let reasoning = vec![reasoning; n_choices].into_iter().flatten().collect();
+        Ok(ChatStream { reasoning, ..self.stream(generations, 1, ignored_fields) })
     }
 
     /// Token ids of what the client predicts, of which no more is of use than a context holds.
@@ -187,6 +208,8 @@ impl ChatModel {
             source: Source::Model { generations, turn: 0, _model: self.clone() },
             fingerprint: self.fingerprint.clone(),
             ignored_fields,
+            reasoning: Vec::new(),
+            pending: VecDeque::new(),
             recording: None,
         }
     }
@@ -200,7 +223,7 @@ impl ChatModel {
     /// # Errors
     /// When the template refuses the messages, or the prompt does not fit the context.
     pub fn prompt_tokens(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
-        Ok(self.prompt(request, 0)?.0)
+        Ok(self.prompt(request, 0)?.tokens)
     }
 
     /// The engine behind this model.
@@ -208,10 +231,9 @@ impl ChatModel {
         &self.engine
     }
 
-    /// Token ids of the prompt, for an answer of up to `max_tokens`, and what of the messages it does not show.
-    /// Whatever a message says stays text: special tokens in it are broken up before the template runs and put
+    /// The prompt for an answer of up to `max_tokens`. Whatever a message says stays text: special tokens in it are broken up before the template runs and put
     /// together again, as text, after.
-    fn prompt(&self, request: &ChatCompletionRequest, max_tokens: usize) -> Result<(Vec<u32>, Vec<String>)> {
+    fn prompt(&self, request: &ChatCompletionRequest, max_tokens: usize) -> Result<Prompt> {
         let context_length = self.engine.context_length();
         let most = request::most_prompt_tokens(request, context_length, max_tokens)?;
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
@@ -249,7 +271,8 @@ impl ChatModel {
         if lacks_middle {
             ignored_fields.push("messages".to_owned());
         }
-        Ok((tokens, ignored_fields))
+        let reasoning = self.template.reasons().then(|| Reasoning::after(&prompt));
+        Ok(Prompt { tokens, ignored_fields, reasoning })
     }
 
     /// Token ids of a prompt, of which the client wants the last `most` if it says so; and whether its middle was
@@ -349,6 +372,8 @@ impl ChatStream {
             ignored_fields: answer.ignored_fields.clone(),
             n_choices: answer.n_choices,
             n_prompts: 1,
+            reasoning: Vec::new(),
+            pending: VecDeque::new(),
             source: Source::Cache { answer, n_given: 0 },
             recording: None,
         })
@@ -361,12 +386,44 @@ impl ChatStream {
 
     /// The next event and its choice; `None` after the last of all.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
-        let (choice, event) = self.source.next().await?;
+        if self.pending.is_empty() {
+            let (choice, event) = self.source.next().await?;
+            match self.reasoning.get_mut(choice) {
+                Some(reasoning) => {
+                    self.pending.extend(reasoned(reasoning, event).map(|event| (choice, event)))
+                }
+                None => self.pending.push_back((choice, event)),
+            }
+        }
+        let (choice, event) = self.pending.pop_front()?;
         if let Some(recording) = self.recording.take() {
             self.recording = recording.push(choice, &event, self);
         }
         Some((choice, event))
     }
+}
+
+/// An event with what is thought told from what is said; before the end, what was held back.
+fn reasoned(reasoning: &mut Reasoning, event: ChatEvent) -> impl Iterator<Item = ChatEvent> {
+    let content = |Split { reasoning, content }: Split, logprobs, n_tokens| ChatEvent::Content {
+        text: content,
+        reasoning,
+        logprobs,
+        n_tokens,
+    };
+    let (first, second) = match event {
+        ChatEvent::Content { text, logprobs, n_tokens, .. } => {
+            (Some(content(reasoning.push(&text, n_tokens), logprobs, n_tokens)), None)
+        }
+        ChatEvent::Finished { reason, mut usage, figures } => {
+            let rest = reasoning.finish();
+            usage.completion_tokens_details.reasoning_tokens = reasoning.n_tokens();
+            let has_more = rest != Split::default();
+            (has_more.then(|| content(rest, None, 0)), Some(ChatEvent::Finished { reason, usage, figures }))
+        }
+        failed @ ChatEvent::Failed(_) => (None, Some(failed)),
+    };
+    first.into_iter().chain(second)
 }
 
 impl Source {
@@ -416,6 +473,8 @@ impl From<Event> for ChatEvent {
         match event {
             Event::Text(delta) => ChatEvent::Content {
                 text: delta.text,
+                reasoning: String::new(),
+                n_tokens: delta.n_tokens,
                 logprobs: (!delta.logprobs.is_empty()).then(|| ChoiceLogprobs {
                     content: delta.logprobs.into_iter().map(token_logprob).collect(),
                     refusal: None,

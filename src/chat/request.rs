@@ -54,6 +54,7 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
                 name: message.name.clone(),
                 tool_calls: message.tool_calls.clone(),
                 tool_call_id: message.tool_call_id.clone(),
+                reasoning_content: message.reasoning_content.clone(),
             })
         })
         .collect()
@@ -64,6 +65,7 @@ pub fn texts(message: &TemplateMessage) -> Vec<&str> {
     let mut texts = vec![message.content.as_str()];
     texts.extend(message.name.as_deref());
     texts.extend(message.tool_call_id.as_deref());
+    texts.extend(message.reasoning_content.as_deref());
     message.tool_calls.iter().flatten().for_each(|call| collect_texts(call, &mut texts));
     texts
 }
@@ -84,7 +86,8 @@ pub fn collect_texts<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
 /// Rewrites every string that [`texts`] lists.
 pub fn map_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
     message.content = map(&message.content);
-    for text in [&mut message.name, &mut message.tool_call_id].into_iter().flatten() {
+    let TemplateMessage { name, tool_call_id, reasoning_content, .. } = message;
+    for text in [name, tool_call_id, reasoning_content].into_iter().flatten() {
         *text = map(text);
     }
     message.tool_calls.iter_mut().flatten().for_each(|call| rewrite_texts(call, map));
@@ -491,7 +494,7 @@ mod tests {
     #[test]
     fn every_string_of_a_message_is_rewritten() {
         let mut message = messages(json!([{
-            "role": "assistant", "content": "c", "name": "n",
+            "role": "assistant", "content": "c", "name": "n", "reasoning_content": "r",
             "tool_calls": [{"id": "i", "function": {"name": "f", "arguments": "{}"}, "n": 1}]
         }]))
         .unwrap()

@@ -129,8 +129,9 @@ fn n_bytes(event: &ChatEvent) -> usize {
     };
     size_of::<(usize, ChatEvent)>()
         + match event {
-            ChatEvent::Content { text, logprobs } => {
+            ChatEvent::Content { text, reasoning, logprobs, .. } => {
                 text.len()
+                    + reasoning.len()
                     + logprobs.iter().flat_map(|logprobs| &logprobs.content).map(of_token).sum::<usize>()
             }
             ChatEvent::Finished { .. } | ChatEvent::Failed(_) => 0,

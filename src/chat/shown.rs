@@ -33,6 +33,12 @@ const FIELDS: &[Field] = &[
         matters: false,
     },
     Field {
+        name: "reasoning_content",
+        is_given: |message| message.reasoning_content.is_some(),
+        remove: |message| message.reasoning_content = None,
+        matters: false,
+    },
+    Field {
         name: "name",
         is_given: |message| message.name.is_some(),
         remove: |message| message.name = None,
@@ -85,6 +91,7 @@ mod tests {
             name: None,
             tool_calls: None,
             tool_call_id: None,
+            reasoning_content: None,
         };
         vec![
             TemplateMessage { name: Some("ann".to_owned()), ..message("user", "2+2?") },

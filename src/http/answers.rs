@@ -57,13 +57,14 @@ struct Total {
     /// Of each prompt: its tokens, and those of them that were there for every choice that has ended.
     prompts: Vec<Option<(usize, usize)>>,
     completion_tokens: usize,
+    reasoning_tokens: usize,
 }
 
 impl Total {
     fn new(answer: &ChatStream) -> Self {
         let n_prompts = answer.n_prompts();
         let choices_of_prompt = (answer.n_choices() / n_prompts).max(1);
-        Self { choices_of_prompt, prompts: vec![None; n_prompts], completion_tokens: 0 }
+        Self { choices_of_prompt, prompts: vec![None; n_prompts], completion_tokens: 0, reasoning_tokens: 0 }
     }
 
     /// Adds what a choice took: a prompt is one for all its choices.
@@ -73,6 +74,7 @@ impl Total {
             self.prompts[choice / self.choices_of_prompt].get_or_insert((usage.prompt_tokens, cached));
         *all_cached = cached.min(*all_cached);
         self.completion_tokens += usage.completion_tokens;
+        self.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens;
     }
 
     fn usage(&self) -> Usage {
@@ -81,6 +83,7 @@ impl Total {
             usage.prompt_tokens += n_tokens;
             usage.prompt_tokens_details.cached_tokens += n_cached;
         }
+        usage.completion_tokens_details.reasoning_tokens = self.reasoning_tokens;
         usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
         usage
     }
@@ -89,6 +92,8 @@ impl Total {
 /// A choice that has ended.
 pub struct Collected {
     pub text: String,
+    /// What was thought before.
+    pub reasoning: String,
     pub logprobs: Vec<TokenLogprob>,
     pub reason: FinishReason,
 }
@@ -99,14 +104,20 @@ pub struct Collected {
 /// When a choice fails.
 pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec<Collected>, Usage)> {
     log.n_running = answer.n_choices();
-    let empty = || Collected { text: String::new(), logprobs: Vec::new(), reason: FinishReason::Stop };
+    let empty = || Collected {
+        text: String::new(),
+        reasoning: String::new(),
+        logprobs: Vec::new(),
+        reason: FinishReason::Stop,
+    };
     let mut choices: Vec<Collected> = (0..answer.n_choices()).map(|_| empty()).collect();
     let mut total = Total::new(&answer);
     while let Some((idx, event)) = answer.next().await {
         let choice = &mut choices[idx];
         match event {
-            ChatEvent::Content { text, logprobs } => {
+            ChatEvent::Content { text, reasoning, logprobs, .. } => {
                 choice.text.push_str(&text);
+                choice.reasoning.push_str(&reasoning);
                 choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
             }
             ChatEvent::Finished { reason, usage, figures } => {
@@ -130,7 +141,12 @@ pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec
 pub enum Part {
     /// Before everything else, and before the prompt is computed.
     Beginning,
-    Text(String, Option<ChoiceLogprobs>),
+    /// More that is said, and what was thought before it.
+    Text {
+        text: String,
+        reasoning: String,
+        logprobs: Option<ChoiceLogprobs>,
+    },
     End(FinishReason),
 }
 
@@ -193,7 +209,9 @@ struct StreamState<W> {
 impl<W: Wire> StreamState<W> {
     fn take(&mut self, index: usize, event: ChatEvent) {
         match event {
-            ChatEvent::Content { text, logprobs } => self.push_part(index, Part::Text(text, logprobs)),
+            ChatEvent::Content { text, reasoning, logprobs, .. } => {
+                self.push_part(index, Part::Text { text, reasoning, logprobs });
+            }
             ChatEvent::Finished { reason, usage, figures } => {
                 self.total.add(index, &usage);
                 self.push_part(index, Part::End(reason));

@@ -75,11 +75,13 @@ async fn whole(
     log: RequestLog,
 ) -> Result<ChatCompletion> {
     let (choices, usage) = answers::collect(answer, log).await?;
-    let choice = |(index, Collected { text, logprobs: content, reason }): (usize, Collected)| Choice {
-        index,
-        message: AssistantMessage { role: "assistant", content: Some(text), refusal: None },
-        logprobs: logprobs.then_some(ChoiceLogprobs { content, refusal: None }),
-        finish_reason: reason,
+    let choice = |(index, choice): (usize, Collected)| {
+        let Collected { text, reasoning, logprobs: content, reason } = choice;
+        let reasoning_content = Some(reasoning).filter(|reasoning| !reasoning.is_empty());
+        let message =
+            AssistantMessage { role: "assistant", content: Some(text), refusal: None, reasoning_content };
+        let logprobs = logprobs.then_some(ChoiceLogprobs { content, refusal: None });
+        Choice { index, message, logprobs, finish_reason: reason }
     };
     let Envelope { id, created, model, system_fingerprint } = envelope;
     let choices = choices.into_iter().enumerate().map(choice).collect();
@@ -98,16 +100,30 @@ impl Wire for ChatWire {
         part: Option<(usize, Part)>,
         usage: Option<Option<Usage>>,
     ) -> Option<ChatCompletionChunk> {
-        let choice = part.map(|(index, part)| {
-            let (delta, logprobs, finish_reason) = match part {
-                Part::Beginning => {
-                    (Delta { role: Some("assistant"), content: Some(String::new()) }, None, None)
-                }
-                Part::Text(text, logprobs) => (Delta { role: None, content: Some(text) }, logprobs, None),
-                Part::End(reason) => (Delta::default(), None, Some(reason)),
-            };
-            ChunkChoice { index, delta, logprobs, finish_reason }
-        });
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
+        let choice = match part {
+            None => None,
+            Some((index, part)) => {
+                let (delta, logprobs, finish_reason) = match part {
+                    Part::Beginning => {
+                        let (role, content) = (Some("assistant"), Some(String::new()));
+                        (Delta { role, content, ..Delta::default() }, None, None)
+                    }
+                    // It is held back while it may be a tag.
+                    Part::Text { text, reasoning, logprobs: None }
+                        if text.is_empty() && reasoning.is_empty() =>
+                    {
+                        return None;
+                    }
+                    Part::Text { text, reasoning, logprobs } => {
+                        let (content, reasoning_content) = (given(text), given(reasoning));
+                        (Delta { content, reasoning_content, ..Delta::default() }, logprobs, None)
+                    }
+                    Part::End(reason) => (Delta::default(), None, Some(reason)),
+                };
+                Some(ChunkChoice { index, delta, logprobs, finish_reason })
+            }
+        };
         let Envelope { id, created, model, system_fingerprint } = envelope.clone();
         let choices = choice.into_iter().collect();
         let object = "chat.completion.chunk";

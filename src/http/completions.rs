@@ -64,7 +64,7 @@ async fn whole(
             // The first of equals stays the first.
             of_prompt.sort_by(|a, b| likelihood(&b.logprobs).total_cmp(&likelihood(&a.logprobs)));
         }
-        for Collected { text, logprobs, reason } in of_prompt.into_iter().take(n) {
+        for Collected { text, logprobs, reason, .. } in of_prompt.into_iter().take(n) {
             let echoed = echo.get(prompt).map_or("", String::as_str);
             choices.push(CompletionChoice {
                 index: choices.len(),
@@ -128,7 +128,7 @@ impl Wire for TextWire {
         let (text, logprobs, finish_reason) = match part {
             // Whoever waits for the prompt to be computed sees that it is.
             Part::Beginning => (self.echo.get(index / self.n).cloned().unwrap_or_default(), None, None),
-            Part::Text(text, logprobs) => (text, logprobs, None),
+            Part::Text { text, logprobs, .. } => (text, logprobs, None),
             Part::End(reason) => (String::new(), None, Some(reason)),
         };
         let offset = &mut self.offsets[index];

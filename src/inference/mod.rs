@@ -19,6 +19,7 @@ use std::time::Duration;
 pub use engine::{Admission, Engine, EngineOptions, Generation, Status};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use scheduler::ContextShift;
+pub use stop::overlap;
 pub use text_generation::TextGeneration;
 
 use crate::error::Error;
@@ -69,6 +70,8 @@ pub struct TextDelta {
     /// One entry per token, where they were asked for; tokens that are parts of one character
     /// share an entry, since none of them is text alone.
     pub logprobs: Vec<TokenLogprob>,
+    /// Tokens since the last text.
+    pub n_tokens: usize,
 }
 
 /// How likely the model found a token before sampling changed anything.

@@ -48,7 +48,7 @@ impl StopStrings {
 }
 
 /// Length of the longest end of `text` with which `stop` begins.
-fn overlap(text: &str, stop: &str) -> usize {
+pub fn overlap(text: &str, stop: &str) -> usize {
     stop.char_indices().map(|(end, _)| end).rev().find(|&end| text.ends_with(&stop[..end])).unwrap_or(0)
 }
 

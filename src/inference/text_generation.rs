@@ -25,6 +25,8 @@ pub struct TextGeneration {
     skips_space: bool,
     top_logprobs: Option<usize>,
     n_generated: usize,
+    /// Tokens that came before the last text that was given out.
+    n_told: usize,
     /// Bytes of text generated, and of those the bytes given out.
     n_text: usize,
     n_shown: usize,
@@ -61,6 +63,7 @@ impl TextGeneration {
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
             n_generated: 0,
+            n_told: 0,
             n_text: 0,
             n_shown: 0,
             waiting: VecDeque::new(),
@@ -102,6 +105,7 @@ impl TextGeneration {
             let rest = self.flush();
             delta.text += &rest.text;
             delta.logprobs.extend(rest.logprobs);
+            delta.n_tokens += rest.n_tokens;
         }
         Ok(Step { token, delta, finish })
     }
@@ -120,7 +124,14 @@ impl TextGeneration {
     fn show(&mut self, text: String) -> TextDelta {
         self.n_shown += text.len();
         let n_begun = self.waiting.iter().take_while(|&&(start, _)| start < self.n_shown).count();
-        TextDelta { text, logprobs: self.waiting.drain(..n_begun).map(|(_, logprob)| logprob).collect() }
+        let logprobs = self.waiting.drain(..n_begun).map(|(_, logprob)| logprob).collect();
+        self.delta(text, logprobs)
+    }
+
+    fn delta(&mut self, text: String, logprobs: Vec<TokenLogprob>) -> TextDelta {
+        let n_tokens = if text.is_empty() { 0 } else { self.n_generated - self.n_told };
+        self.n_told += n_tokens;
+        TextDelta { text, logprobs, n_tokens }
     }
 
     /// Everything that was held back. A character that the end cuts short is no text and is left
@@ -130,7 +141,8 @@ impl TextGeneration {
             self.waiting.pop_back();
         }
         let text = self.stops.finish();
-        TextDelta { text, logprobs: self.waiting.drain(..).map(|(_, logprob)| logprob).collect() }
+        let logprobs = self.waiting.drain(..).map(|(_, logprob)| logprob).collect();
+        self.delta(text, logprobs)
     }
 
     fn logprob(&self, logits: &Tensor, token: u32, n_top: usize) -> Result<TokenLogprob> {

@@ -79,6 +79,9 @@ pub struct Message {
     /// What `tool_calls` was before.
     #[serde(default)]
     pub function_call: Option<Value>,
+    /// What an assistant thought before.
+    #[serde(default)]
+    pub reasoning_content: Option<String>,
 }
 
 /// Who speaks.
@@ -151,6 +154,9 @@ pub struct AssistantMessage {
     pub role: &'static str,
     pub content: Option<String>,
     pub refusal: Option<String>,
+    /// What the model thought before, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
 }
 
 /// One event of a streamed answer.
@@ -182,6 +188,8 @@ pub struct Delta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -180,7 +180,10 @@ pub const DETOKENIZE: &[Row] = &[("model", Honoured), ("tokens", Honoured)];
 /// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
 /// has no row here, such as a tool call, is taken as it is.
 const NESTED: &[(&str, &[&str])] = &[
-    ("messages[]", &["role", "content", "name", "tool_calls", "tool_call_id", "function_call"]),
+    (
+        "messages[]",
+        &["role", "content", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content"],
+    ),
     ("messages[].content[]", &["type", "text", "refusal"]),
     ("stream_options", &["include_usage"]),
     ("prediction", &["type", "content"]),

@@ -69,6 +69,8 @@ pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
 pub struct Script {
     /// What every answer says, token by token; the end token follows.
     pub answer: Vec<u32>,
+    /// Its template, if not [`TEMPLATE`].
+    pub template: Option<&'static str>,
     /// Special tokens of its vocabulary beside two.
     pub special: Vec<&'static str>,
     /// Tokens of its context, if not 512.
@@ -228,7 +230,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
         license: Some("MIT".to_owned()),
     };
     let load = move || {
-        let template = ChatTemplate::new(TEMPLATE).unwrap();
+        let template = ChatTemplate::new(script.template.unwrap_or(TEMPLATE)).unwrap();
         let tokenizer = Arc::new(byte_tokenizer_with(&script.special));
         let engine = scripted_engine_with(script, context_length, options, tokenizer.clone());
         Ok(ChatModel::new(template, tokenizer, engine, "fp_test".into()))

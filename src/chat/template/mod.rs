@@ -33,6 +33,7 @@ pub struct ChatTemplate {
     /// Name of the template for conversations with tools.
     with_tools: &'static str,
     knows_developer: bool,
+    reasons: bool,
 }
 
 /// A conversation and what the request says about it. Lists and objects keep the order they have.
@@ -60,6 +61,8 @@ pub struct TemplateMessage {
     pub tool_calls: Option<Vec<serde_json::Value>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
 }
 
 /// Name of the template for conversations without tools, and for all where there is no other.
@@ -87,6 +90,7 @@ impl ChatTemplate {
         let TemplateSource { default, tool_use, special_tokens } = source.into();
         let knows_developer =
             tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
+        let reasons = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
         let mut environment = environment()?;
         let mut add = |name, template: &str| {
             environment
@@ -98,12 +102,17 @@ impl ChatTemplate {
             add(TOOL_USE, tool_use)?;
         }
         let with_tools = if tool_use.is_some() { TOOL_USE } else { DEFAULT };
-        Ok(Self { environment, special_tokens, with_tools, knows_developer })
+        Ok(Self { environment, special_tokens, with_tools, knows_developer, reasons })
     }
 
     /// Whether every template tells the role `developer` from `system`.
     pub fn knows_developer(&self) -> bool {
         self.knows_developer
+    }
+
+    /// Whether its model writes what it thinks before it answers.
+    pub fn reasons(&self) -> bool {
+        self.reasons
     }
 
     /// The prompt for a conversation.
@@ -234,6 +243,7 @@ mod tests {
             name: None,
             tool_calls: None,
             tool_call_id: None,
+            reasoning_content: None,
         };
         let template = ChatTemplate::new("{{ messages | tojson }}").unwrap();
         assert_eq!(template.render(input(&[message])).unwrap(), r#"[{"role": "user", "content": "hi"}]"#);
