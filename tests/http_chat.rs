@@ -260,13 +260,29 @@ async fn thoughts_are_told_from_the_answer() {
     assert!(!response.headers().contains_key("x-ignored-params"));
     let expected: Vec<u32> = "user:hi;assistant:(I see.)Yes.;".bytes().map(u32::from).collect();
     assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..expected.len()], expected);
-    // A model that does not reason may say so what it likes.
+    for (effort, ends) in [("none", "hi;<think></think>"), ("high", "hi;")] {
+        prompts.lock().unwrap().clear();
+        let response =
+            server.post(CHAT, &request(&json!({"reasoning_effort": effort, "max_tokens": 1}))).await;
+        assert_eq!(response.status(), 200);
+        let prompt: Vec<u8> =
+            prompts.lock().unwrap().values().next().unwrap().iter().map(|&id| id as u8).collect();
+        assert_eq!(String::from_utf8_lossy(&prompt), format!("user:{ends}"), "{effort}");
+    }
+    // A model that does not reason may say what it likes.
     let server = self::server(Script::saying("<think>x</think>y")).await;
     let response = server.post(CHAT, &request(&history)).await;
     assert_eq!(response.headers()["x-ignored-params"], "messages[1].reasoning_content");
     let message = body(response).await["choices"][0]["message"].clone();
     assert_eq!(message["content"], "<think>x</think>y");
     assert!(message.get("reasoning_content").is_none());
+    let none = server.post(CHAT, &request(&json!({"reasoning_effort": "none"}))).await;
+    assert_eq!(none.status(), 200);
+    for effort in ["low", "endless"] {
+        let refusal = server.post(CHAT, &request(&json!({ "reasoning_effort": effort }))).await;
+        assert_eq!(refusal.status(), 400);
+        assert_eq!(body(refusal).await["error"]["param"], "reasoning_effort", "{effort}");
+    }
 }
 
 #[tokio::test]

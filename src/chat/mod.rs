@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
-    TokenLogprob, TopLogprob, Usage,
+    ReasoningEffort, TokenLogprob, TopLogprob, Usage,
 };
 use crate::tokenizer::Tokenizer;
 
@@ -180,6 +180,30 @@ impl ChatModel {
         Ok(ChatStream { reasoning, ..self.stream(generations, 1, ignored_fields) })
     }
 
+    /// Variables for the template: the client's own, and what stands for the effort to reason.
+    fn variables(&self, request: &ChatCompletionRequest) -> Result<Map<String, Value>> {
+        let mut variables = request.chat_template_kwargs.clone().unwrap_or_default();
+        let Some(effort) = request.reasoning_effort else { return Ok(variables) };
+        let thinks = effort != ReasoningEffort::None;
+        let known = ["reasoning_effort", "enable_thinking"].into_iter().find(|name| self.template.uses(name));
+        match known {
+            Some(name @ "reasoning_effort") => {
+                variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
+            }
+            Some(name) => {
+                variables.entry(name).or_insert(thinks.into());
+            }
+            None if thinks => {
+                return Err(Error::invalid(
+                    "reasoning_effort",
+                    "this model's template knows no effort to reason; leave `reasoning_effort` out",
+                ));
+            }
+            None => {}
+        }
+        Ok(variables)
+    }
+
     /// Token ids of what the client predicts, of which no more is of use than a context holds.
     fn predicted(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
         let Some(text) = request::prediction(request)? else { return Ok(Vec::new()) };
@@ -237,7 +261,7 @@ impl ChatModel {
         let context_length = self.engine.context_length();
         let most = request::most_prompt_tokens(request, context_length, max_tokens)?;
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
-        let mut options = Value::Object(request.chat_template_kwargs.clone().unwrap_or_default());
+        let mut options = Value::Object(self.variables(request)?);
         let mut texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
         request::collect_texts(&options, &mut texts);
         let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {

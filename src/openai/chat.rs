@@ -46,8 +46,22 @@ pub struct ChatCompletionRequest {
     pub truncate_prompt_tokens: Option<i64>,
     /// What most of the answer will be, as the client thinks.
     pub prediction: Option<Prediction>,
+    /// How much the model is to think before it answers.
+    pub reasoning_effort: Option<ReasoningEffort>,
     /// More variables for the model's template.
     pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+}
+
+/// How much a model thinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReasoningEffort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    XHigh,
 }
 
 /// A guess at an answer.

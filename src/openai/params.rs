@@ -60,10 +60,7 @@ pub const CHAT: &[Row] = &[
         OnlyDefault { is_default: |v| *v == serde_json::json!(["text"]), reason: "only text is supported" },
     ),
     ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
-    (
-        "reasoning_effort",
-        OnlyDefault { is_default: |v| v == "none", reason: "the model does not reason apart" },
-    ),
+    ("reasoning_effort", Honoured),
     (
         "verbosity",
         OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },

@@ -115,6 +115,12 @@ impl ChatTemplate {
         self.reasons
     }
 
+    /// Whether the template for conversations looks at a variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(DEFAULT);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// The prompt for a conversation.
     ///
     /// # Errors
