@@ -152,6 +152,11 @@ async fn what_cannot_be_done_is_refused_by_name() {
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
+    // What only chat has is ignored whatever it says.
+    let fields = json!({"prompt": "x", "max_completion_tokens": 1, "messages": 5});
+    let response = server.post(COMPLETIONS, &fields).await;
+    assert_eq!(response.headers()["x-ignored-params"], "max_completion_tokens, messages");
+    assert_eq!(texts(&body(response).await), ["abc"]);
     let cut = ask(&server, json!({"prompt": "x".repeat(600), "truncate_prompt_tokens": 5})).await;
     assert_eq!(cut["usage"]["prompt_tokens"], 5);
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use predict_otron_9000::config::Limits;
-use predict_otron_9000::openai::params::{self, Row, Treatment};
+use predict_otron_9000::openai::params::{self, Rows, Treatment};
 use serde_json::{Value, json};
 use support::embeddings::tiny_encoder;
 use support::{ENGINE_OPTIONS, Script, Server, embedding_server, json as body, scripted_server};
@@ -88,9 +88,9 @@ fn embeddings() -> Vec<(&'static str, Value)> {
 
 /// Sends each parameter beside `plain` and those that it needs, and sees that what comes of it is what its row
 /// says.
-async fn walk(server: &Server, path: &str, rows: &[Row], plain: &Value, all: Vec<(&str, Value)>) {
+async fn walk(server: &Server, path: &str, rows: Rows, plain: &Value, all: Vec<(&str, Value)>) {
     for (name, value) in all {
-        let row = rows.iter().find(|(row, _)| *row == name);
+        let row = rows.iter().copied().flatten().find(|(row, _)| *row == name);
         let (_, treatment) = row.unwrap_or_else(|| panic!("{path} does not know `{name}`"));
         let mut request = plain.clone();
         request[name] = value;

@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use predict_otron_9000::openai::params::{self, Row, Treatment};
+use predict_otron_9000::openai::params::{self, Rows, Treatment};
 use predict_otron_9000::registry::{CatalogEntry, ModelKind, catalog_entries, readable_size};
 
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
@@ -32,17 +32,18 @@ fn parameters() -> String {
     let routes =
         [("chat", params::CHAT), ("completions", params::COMPLETIONS), ("embeddings", params::EMBEDDINGS)];
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in routes.iter().flat_map(|(_, rows)| rows.iter()) {
+    for (name, _) in routes.iter().flat_map(|(_, rows)| rows.iter().copied().flatten()) {
         if !names.contains(name) {
             names.push(name);
         }
     }
-    let treatment = |rows: &[Row], name: &str| match rows.iter().find(|(row, _)| *row == name) {
-        None => String::new(),
-        Some((_, Treatment::Honoured)) => "yes".to_owned(),
-        Some((_, Treatment::Ignored)) => "named".to_owned(),
-        Some((_, Treatment::OnlyDefault { reason, .. })) => format!("refused: {reason}"),
-    };
+    let treatment =
+        |rows: Rows, name: &str| match rows.iter().copied().flatten().find(|(row, _)| *row == name) {
+            None => String::new(),
+            Some((_, Treatment::Honoured)) => "yes".to_owned(),
+            Some((_, Treatment::Ignored)) => "named".to_owned(),
+            Some((_, Treatment::OnlyDefault { reason, .. })) => format!("refused: {reason}"),
+        };
     let row = |name: &&str| {
         let cells: Vec<String> = routes.iter().map(|(_, rows)| treatment(rows, name)).collect();
         format!("| `{name}` | {} |\n", cells.join(" | "))

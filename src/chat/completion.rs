@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{ChatModel, ChatStream, request};
 use crate::error::{Error, Result};
 use crate::inference::Admission;
-use crate::openai::completions::CompletionRequest;
+use crate::openai::completions::{CompletionRequest, Own};
 use crate::openai::embeddings::Input;
 use crate::tokenizer::Tokenizer;
 
@@ -51,16 +51,16 @@ impl ChatModel {
         request: &CompletionRequest,
         tenant: Arc<str>,
     ) -> Result<CompletionStream> {
-        let options = request.as_chat();
-        check_logprobs(request)?;
-        let mut generation = request::generation_request(&options, tenant)?;
-        let n = request::n_choices(&options)?;
+        let CompletionRequest { own, options } = request;
+        check_logprobs(own)?;
+        let mut generation = request::generation_request(options, tenant)?;
+        let n = request::n_choices(options)?;
         let best_of = best_of(request, n)?;
         if best_of > n {
             generation.top_logprobs.get_or_insert(0);
         }
         generation.continues = true;
-        let prompts = prompts(request)?;
+        let prompts = prompts(own)?;
         if prompts.len() * best_of > MAX_TEXTS {
             return Err(Error::invalid(
                 "prompt",
@@ -70,14 +70,13 @@ impl ChatModel {
                 ),
             ));
         }
-        let most =
-            request::most_prompt_tokens(&options, self.engine.context_length(), generation.max_tokens)?;
+        let most = request::most_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
         let mut places = self.places(admission, prompts.len() * best_of)?;
         let (mut generations, mut ignored) = (Vec::new(), Vec::new());
-        let echoes = request.echo.unwrap_or(false);
+        let echoes = own.echo.unwrap_or(false);
         let mut echo = Vec::new();
         for prompt in &prompts {
-            let (tokens, lacks_middle) = self.prompt_of(prompt, request.suffix.as_deref(), most)?;
+            let (tokens, lacks_middle) = self.prompt_of(prompt, own.suffix.as_deref(), most)?;
             if lacks_middle {
                 ignored = vec!["prompt".to_owned()];
             }
@@ -134,8 +133,8 @@ impl ChatModel {
 }
 
 /// The prompts of a request, at least one, and none of them without tokens.
-fn prompts(request: &CompletionRequest) -> Result<Vec<Prompt>> {
-    let prompt = request.prompt.clone().ok_or_else(|| Error::invalid("prompt", "`prompt` is missing"))?;
+fn prompts(own: &Own) -> Result<Vec<Prompt>> {
+    let prompt = own.prompt.clone().ok_or_else(|| Error::invalid("prompt", "`prompt` is missing"))?;
     let prompts: Vec<Prompt> = match prompt {
         Input::Text(text) => vec![Prompt::Text(text)],
         Input::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
@@ -152,27 +151,29 @@ fn prompts(request: &CompletionRequest) -> Result<Vec<Prompt>> {
 
 /// How many texts are computed for each prompt.
 fn best_of(request: &CompletionRequest, n: usize) -> Result<usize> {
-    match request.best_of {
+    match request.own.best_of {
         None => Ok(n),
         Some(best_of) if best_of < n as u64 || best_of > request::MAX_CHOICES => Err(Error::invalid(
             "best_of",
             format!("`best_of` is {best_of}; it must be from `n`, which is {n}, to {}", request::MAX_CHOICES),
         )),
-        Some(best_of) if best_of > n as u64 && request.stream.unwrap_or(false) => Err(Error::invalid(
-            "best_of",
-            "the best texts are known only when all have ended; send `best_of` without `stream`",
-        )),
+        Some(best_of) if best_of > n as u64 && request.options.stream.unwrap_or(false) => {
+            Err(Error::invalid(
+                "best_of",
+                "the best texts are known only when all have ended; send `best_of` without `stream`",
+            ))
+        }
         Some(best_of) => Ok(best_of as usize),
     }
 }
 
-fn check_logprobs(request: &CompletionRequest) -> Result<()> {
-    match request.logprobs {
+fn check_logprobs(own: &Own) -> Result<()> {
+    match own.logprobs {
         Some(n) if n > MAX_LOGPROBS => Err(Error::invalid(
             "logprobs",
             format!("`logprobs` is {n}; at most {MAX_LOGPROBS} tokens are reported with each"),
         )),
-        Some(_) if request.echo.unwrap_or(false) => Err(Error::invalid(
+        Some(_) if own.echo.unwrap_or(false) => Err(Error::invalid(
             "echo",
             "the probabilities of the prompt's own tokens are not computed; send `echo` without `logprobs`",
         )),

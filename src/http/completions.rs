@@ -23,13 +23,15 @@ pub async fn completions(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, mut ignored) = body.read::<CompletionRequest>(params::COMPLETIONS)?;
-    let slot = app.chat_slot(request.model.as_deref())?;
+    let (object, mut ignored) = body.check(params::COMPLETIONS)?;
+    let request = CompletionRequest::from_object(object)?;
+    let options = &request.options;
+    let slot = app.chat_slot(options.model.as_deref())?;
     let model_id = slot.served().id().to_owned();
     let tenant = answers::tenant(&headers);
-    let streams = request.stream.unwrap_or(false);
-    let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
-    let n_top = request.logprobs;
+    let streams = options.stream.unwrap_or(false);
+    let include_usage = options.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let n_top = request.own.logprobs;
     let model = app.chat_model(slot).await?;
     let admission = model.admit()?;
     let completion = app.compute(move || model.complete(admission, &request, tenant)).await??;

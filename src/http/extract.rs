@@ -17,7 +17,7 @@ use super::error::ApiError;
 use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
-use crate::openai::params::{self, Row};
+use crate::openai::params::{self, Rows};
 
 /// A request body that is a JSON object.
 pub struct JsonObject(pub Map<String, Value>);
@@ -65,9 +65,19 @@ impl JsonObject {
     ///
     /// # Errors
     /// When a parameter is refused or has the wrong form.
-    pub fn read<T: serde::de::DeserializeOwned>(self, rows: &[Row]) -> Result<(T, Ignored)> {
+    pub fn read<T: serde::de::DeserializeOwned>(self, rows: Rows) -> Result<(T, Ignored)> {
+        let (object, ignored) = self.check(rows)?;
+        Ok((crate::openai::from_value(Value::Object(object))?, ignored))
+    }
+
+    /// The request's fields that the route knows, and the names of parameters that were ignored.
+    ///
+    /// # Errors
+    /// When a parameter is refused.
+    pub fn check(mut self, rows: Rows) -> Result<(Map<String, Value>, Ignored)> {
         let ignored = params::check(rows, &self.0)?;
-        Ok((crate::openai::from_value(Value::Object(self.0))?, Ignored(ignored)))
+        self.0.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
+        Ok((self.0, Ignored(ignored)))
     }
 }
 

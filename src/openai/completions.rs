@@ -3,83 +3,56 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::chat::{ChatCompletionRequest, FinishReason, OneOrMany, StreamOptions, Usage};
+use super::chat::{ChatCompletionRequest, FinishReason, Usage};
 use super::embeddings::Input;
+use crate::error::Result;
 
-/// A request, as far as it is honoured ([`super::params`] deals with the rest). What it shares with a chat request
-/// means the same there.
+/// A request, as far as it is honoured ([`super::params`] deals with the rest).
+#[derive(Debug, Clone)]
+pub struct CompletionRequest {
+    pub own: Own,
+    /// What means the same in a chat request, with the probabilities that are asked for in its terms.
+    pub options: ChatCompletionRequest,
+}
+
+/// What chat requests have not, or in another form.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct CompletionRequest {
+pub struct Own {
     /// Texts, or token ids of the model's own vocabulary.
     pub prompt: Option<Input>,
-    pub model: Option<String>,
     /// What comes after the text that is to be filled in.
     pub suffix: Option<String>,
-    /// 16 unless it is said.
-    pub max_tokens: Option<u64>,
-    pub n: Option<u64>,
-    /// How many texts are computed for each prompt, of which the `n` likeliest are given.
-    pub best_of: Option<u64>,
     /// Whether the prompt stands before each text.
     pub echo: Option<bool>,
+    /// How many texts are computed for each prompt, of which the `n` likeliest are given.
+    pub best_of: Option<u64>,
     /// How many of the likeliest tokens are reported with each.
     pub logprobs: Option<u64>,
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_k: Option<i64>,
-    pub min_p: Option<f32>,
-    pub seed: Option<i64>,
-    pub stop: Option<OneOrMany>,
-    pub stream: Option<bool>,
-    pub stream_options: Option<StreamOptions>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub logit_bias: Option<BTreeMap<String, f32>>,
-    pub repeat_penalty: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub repeat_last_n: Option<i64>,
-    pub ignore_eos: Option<bool>,
-    pub min_tokens: Option<u64>,
-    pub stop_token_ids: Option<Vec<u32>>,
-    pub cache_salt: Option<String>,
-    pub truncate_prompt_tokens: Option<i64>,
 }
 
 impl CompletionRequest {
-    /// The same options of a chat request.
-    pub fn as_chat(&self) -> ChatCompletionRequest {
-        /// OpenAI's.
-        const DEFAULT_MAX_TOKENS: u64 = 16;
-        let request = self.clone();
-        ChatCompletionRequest {
-            model: request.model,
-            n: request.n,
-            max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
-            temperature: request.temperature,
-            top_p: request.top_p,
-            top_k: request.top_k,
-            min_p: request.min_p,
-            seed: request.seed,
-            stop: request.stop,
-            stream: request.stream,
-            stream_options: request.stream_options,
-            presence_penalty: request.presence_penalty,
-            frequency_penalty: request.frequency_penalty,
-            logit_bias: request.logit_bias,
-            logprobs: request.logprobs.map(|_| true),
-            top_logprobs: request.logprobs,
-            repeat_penalty: request.repeat_penalty,
-            repetition_penalty: request.repetition_penalty,
-            repeat_last_n: request.repeat_last_n,
-            ignore_eos: request.ignore_eos,
-            min_tokens: request.min_tokens,
-            stop_token_ids: request.stop_token_ids,
-            cache_salt: request.cache_salt,
-            truncate_prompt_tokens: request.truncate_prompt_tokens,
-            ..ChatCompletionRequest::default()
-        }
+    /// The request that a JSON object is.
+    ///
+    /// # Errors
+    /// When a field does not have its form.
+    pub fn from_object(mut object: Map<String, Value>) -> Result<Self> {
+        /// Tokens of a text unless it is said: OpenAI's.
+        const MAX_TOKENS: u64 = 16;
+        let names = ["prompt", "suffix", "echo", "best_of", "logprobs"];
+        let own: Map<String, Value> =
+            names.into_iter().filter_map(|name| object.remove_entry(name)).collect();
+        let own: Own = super::from_value(Value::Object(own))?;
+        let options: ChatCompletionRequest = super::from_value(Value::Object(object))?;
+        let options = ChatCompletionRequest {
+            max_tokens: Some(options.max_tokens.unwrap_or(MAX_TOKENS)),
+            logprobs: own.logprobs.map(|_| true),
+            top_logprobs: own.logprobs,
+            ..options
+        };
+        Ok(Self { own, options })
     }
 }
 

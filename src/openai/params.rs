@@ -20,14 +20,15 @@ pub enum Treatment {
 /// A parameter's name and what becomes of it.
 pub type Row = (&'static str, Treatment);
 
+/// Parameters of a route.
+pub type Rows = &'static [&'static [Row]];
+
 use Treatment::{Honoured, Ignored, OnlyDefault};
 
-/// Parameters of `/v1/chat/completions`: OpenAI's, then those of other servers.
-pub const CHAT: &[Row] = &[
-    ("messages", Honoured),
+/// What chat and completions share: OpenAI's parameters, then those of other servers.
+const GENERATION: &[Row] = &[
     ("model", Honoured),
     ("max_tokens", Honoured),
-    ("max_completion_tokens", Honoured),
     ("temperature", Honoured),
     ("top_p", Honoured),
     ("seed", Honoured),
@@ -38,42 +39,8 @@ pub const CHAT: &[Row] = &[
     ("frequency_penalty", Honoured),
     ("logit_bias", Honoured),
     ("logprobs", Honoured),
-    ("top_logprobs", Honoured),
     ("n", Honoured),
-    ("tools", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
-    (
-        "tool_choice",
-        OnlyDefault { is_default: |v| v == "none" || v == "auto", reason: "tool calls are not supported" },
-    ),
-    ("functions", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
-    (
-        "function_call",
-        OnlyDefault { is_default: |v| v == "none" || v == "auto", reason: "tool calls are not supported" },
-    ),
-    ("parallel_tool_calls", Ignored),
-    (
-        "response_format",
-        OnlyDefault { is_default: |v| v["type"] == "text", reason: "only plain text is supported" },
-    ),
-    (
-        "modalities",
-        OnlyDefault { is_default: |v| *v == serde_json::json!(["text"]), reason: "only text is supported" },
-    ),
-    ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
-    ("reasoning_effort", Honoured),
-    (
-        "verbosity",
-        OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
-    ),
-    ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
-    ("prediction", Honoured),
-    ("metadata", Ignored),
-    ("store", Ignored),
     ("user", Ignored),
-    ("safety_identifier", Ignored),
-    ("prompt_cache_key", Ignored),
-    ("prompt_cache_retention", Ignored),
-    ("service_tier", Ignored),
     ("top_k", Honoured),
     ("min_p", Honoured),
     ("repeat_penalty", Honoured),
@@ -84,51 +51,71 @@ pub const CHAT: &[Row] = &[
     ("truncate_prompt_tokens", Honoured),
     ("min_tokens", Honoured),
     ("stop_token_ids", Honoured),
-    ("chat_template_kwargs", Honoured),
     ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
     ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
     ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
     ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
 ];
 
-/// Parameters of `/v1/completions`: OpenAI's, then those of other servers.
-pub const COMPLETIONS: &[Row] = &[
-    ("prompt", Honoured),
-    ("model", Honoured),
-    ("suffix", Honoured),
-    ("max_tokens", Honoured),
-    ("n", Honoured),
-    ("best_of", Honoured),
-    ("echo", Honoured),
-    ("logprobs", Honoured),
-    ("temperature", Honoured),
-    ("top_p", Honoured),
-    ("seed", Honoured),
-    ("stop", Honoured),
-    ("stream", Honoured),
-    ("stream_options", Honoured),
-    ("presence_penalty", Honoured),
-    ("frequency_penalty", Honoured),
-    ("logit_bias", Honoured),
-    ("user", Ignored),
-    ("top_k", Honoured),
-    ("min_p", Honoured),
-    ("repeat_penalty", Honoured),
-    ("repetition_penalty", Honoured),
-    ("repeat_last_n", Honoured),
-    ("ignore_eos", Honoured),
-    ("min_tokens", Honoured),
-    ("stop_token_ids", Honoured),
-    ("cache_salt", Honoured),
-    ("truncate_prompt_tokens", Honoured),
-    ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+/// Parameters of `/v1/chat/completions`.
+pub const CHAT: Rows = &[
+    &[
+        ("messages", Honoured),
+        ("max_completion_tokens", Honoured),
+        ("top_logprobs", Honoured),
+        ("tools", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
+        (
+            "tool_choice",
+            OnlyDefault {
+                is_default: |v| v == "none" || v == "auto",
+                reason: "tool calls are not supported",
+            },
+        ),
+        ("functions", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
+        (
+            "function_call",
+            OnlyDefault {
+                is_default: |v| v == "none" || v == "auto",
+                reason: "tool calls are not supported",
+            },
+        ),
+        ("parallel_tool_calls", Ignored),
+        (
+            "response_format",
+            OnlyDefault { is_default: |v| v["type"] == "text", reason: "only plain text is supported" },
+        ),
+        (
+            "modalities",
+            OnlyDefault {
+                is_default: |v| *v == serde_json::json!(["text"]),
+                reason: "only text is supported",
+            },
+        ),
+        ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
+        ("reasoning_effort", Honoured),
+        (
+            "verbosity",
+            OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
+        ),
+        ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
+        ("prediction", Honoured),
+        ("metadata", Ignored),
+        ("store", Ignored),
+        ("safety_identifier", Ignored),
+        ("prompt_cache_key", Ignored),
+        ("prompt_cache_retention", Ignored),
+        ("service_tier", Ignored),
+        ("chat_template_kwargs", Honoured),
+    ],
+    GENERATION,
 ];
+
+/// Parameters of `/v1/completions`.
+pub const COMPLETIONS: Rows =
+    &[&[("prompt", Honoured), ("suffix", Honoured), ("best_of", Honoured), ("echo", Honoured)], GENERATION];
 
 /// Parameters of `/v1/embeddings`.
-pub const EMBEDDINGS: &[Row] = &[
+pub const EMBEDDINGS: Rows = &[&[
     ("input", Honoured),
     ("model", Honoured),
     ("encoding_format", Honoured),
@@ -138,10 +125,10 @@ pub const EMBEDDINGS: &[Row] = &[
     ("prompt_name", Honoured),
     ("truncate", Honoured),
     ("user", Ignored),
-];
+]];
 
 /// Parameters of `/v1/rerank`.
-pub const RERANK: &[Row] = &[
+pub const RERANK: Rows = &[&[
     ("model", Honoured),
     ("query", Honoured),
     ("documents", Honoured),
@@ -150,29 +137,29 @@ pub const RERANK: &[Row] = &[
     ("truncate", Honoured),
     ("raw_scores", Honoured),
     ("user", Ignored),
-];
+]];
 
 /// Parameters of `/v1/score`.
-pub const SCORE: &[Row] = &[
+pub const SCORE: Rows = &[&[
     ("model", Honoured),
     ("text_1", Honoured),
     ("text_2", Honoured),
     ("truncate", Honoured),
     ("raw_scores", Honoured),
     ("user", Ignored),
-];
+]];
 
 /// Parameters of `/tokenize`.
-pub const TOKENIZE: &[Row] = &[
+pub const TOKENIZE: Rows = &[&[
     ("model", Honoured),
     ("prompt", Honoured),
     ("messages", Honoured),
     ("add_special_tokens", Honoured),
     ("return_token_strs", Honoured),
-];
+]];
 
 /// Parameters of `/detokenize`.
-pub const DETOKENIZE: &[Row] = &[("model", Honoured), ("tokens", Honoured)];
+pub const DETOKENIZE: Rows = &[&[("model", Honoured), ("tokens", Honoured)]];
 
 /// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
 /// has no row here, such as a tool call, is taken as it is.
@@ -207,10 +194,10 @@ fn is_empty(value: &Value) -> bool {
 ///
 /// # Errors
 /// For the first parameter that is refused; the error names it.
-pub fn check(rows: &[Row], request: &Map<String, Value>) -> Result<Vec<String>> {
+pub fn check(rows: Rows, request: &Map<String, Value>) -> Result<Vec<String>> {
     let mut ignored = Vec::new();
     for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
-        match rows.iter().find(|(row, _)| row == name) {
+        match rows.iter().copied().flatten().find(|(row, _)| row == name) {
             Some((_, Honoured)) if NESTED.iter().any(|(place, _)| place.starts_with(name)) => {
                 name_unknown(value, name, name, &mut ignored);
             }
