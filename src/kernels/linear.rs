@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::activations::{Activations, Norm, load_part};
 use super::isa::Isa;
 use super::pool;
-use super::shared_rows::SharedMut;
+use super::shared_rows::{SharedMut, written};
 use super::simd::{Kernel, LANES, Simd, dispatch, exp_each, tanh};
 use super::units;
 use super::weights::{MAX_TILE_ROWS, PANEL_ROWS, PackedMatrix, WeightFormat};
@@ -150,7 +150,7 @@ pub fn linear(
     let n_out = products.n_out();
     assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
     let norm = norm.as_ref();
-    written(n_rows * n_out, |numbers| {
+    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
         let result = Product { n_out, stride: n_out, in_bf16: false, numbers, residual };
         if let Some(in_bf16) = products.units(n_rows) {
             let rows = units::Rows::new(isa, in_bf16, x, n_in, norm);
@@ -163,7 +163,9 @@ pub fn linear(
         } else {
             few_rows(isa, x, n_in, norm, products, &result);
         }
-    })
+    };
+    // SAFETY: every panel is multiplied with every row.
+    unsafe { written(n_rows * n_out, write) }
 }
 
 /// The rows of `x`, passed through `norm` and two layers of products and added to themselves: `x +
@@ -182,7 +184,7 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
     };
     let rows = units::Rows::new(isa, in_bf16, x, n_in, norm.as_ref());
     let mut inner_rows = units::Rows::zeros(in_bf16, n_rows, n_inner);
-    let y = written(n_rows * n_in, |numbers| {
+    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
         // A block's inner rows stay in the cache until they have been used.
         for start in (0..rows.n_blocks()).step_by(units::BLOCKS_AT_ONCE) {
             let blocks = start..rows.n_blocks().min(start + units::BLOCKS_AT_ONCE);
@@ -192,18 +194,11 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
             let result = Product { n_out: n_in, stride: n_in, in_bf16: false, numbers, residual: Some(x) };
             many_rows(isa, &inner_rows, blocks, &outer, &result);
         }
-    });
+    };
+    // SAFETY: every panel of the second matrix is multiplied with every row.
+    let y = unsafe { written(n_rows * n_in, write) };
     inner_rows.put_back();
     rows.put_back();
-    y
-}
-
-/// `n` numbers that `write` writes, all of them.
-fn written(n: usize, write: impl FnOnce(SharedMut<MaybeUninit<f32>>)) -> Vec<f32> {
-    let mut y = Vec::with_capacity(n);
-    write(SharedMut::new(&mut y.spare_capacity_mut()[..n]));
-    // SAFETY: every panel has been multiplied with every row, and all their numbers were written.
-    unsafe { y.set_len(n) };
     y
 }
 

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::activations::{Norm, Transform};
 use super::isa::Isa;
 use super::pool;
-use super::shared_rows::SharedMut;
+use super::shared_rows::{SharedMut, written};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Rows of a piece of work.
@@ -60,27 +60,26 @@ fn normed_rows(
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     norm.check(n_columns);
-    let mut y = Vec::with_capacity(n_rows * n_columns);
-    let numbers = SharedMut::new(&mut y.spare_capacity_mut()[..n_rows * n_columns]);
-    let compute = |row: usize, filled: &mut [f32]| {
-        fill(row, filled);
-        // SAFETY: each row is claimed once.
-        let y = unsafe { numbers.slice(row * n_columns, n_columns) };
-        // SAFETY: the processor has the instructions; the norm is of the row's length.
-        unsafe { dispatch(isa, NormRow { x: filled, norm, y }) };
-    };
-    if n_rows <= ROWS_AT_ONCE {
-        let mut filled = vec![0.0; n_columns];
-        (0..n_rows).for_each(|row| compute(row, &mut filled));
-    } else {
-        pool::run(|team| {
+    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
+        let compute = |row: usize, filled: &mut [f32]| {
+            fill(row, filled);
+            // SAFETY: each row is claimed once.
+            let y = unsafe { numbers.slice(row * n_columns, n_columns) };
+            // SAFETY: the processor has the instructions; the norm is of the row's length.
+            unsafe { dispatch(isa, NormRow { x: filled, norm, y }) };
+        };
+        if n_rows <= ROWS_AT_ONCE {
             let mut filled = vec![0.0; n_columns];
-            team.share(n_rows, ROWS_AT_ONCE).flatten().for_each(|row| compute(row, &mut filled));
-        });
-    }
-    // SAFETY: every row has been written.
-    unsafe { y.set_len(n_rows * n_columns) };
-    y
+            (0..n_rows).for_each(|row| compute(row, &mut filled));
+        } else {
+            pool::run(|team| {
+                let mut filled = vec![0.0; n_columns];
+                team.share(n_rows, ROWS_AT_ONCE).flatten().for_each(|row| compute(row, &mut filled));
+            });
+        }
+    };
+    // SAFETY: every row is written.
+    unsafe { written(n_rows * n_columns, write) }
 }
 
 struct NormRow<'a> {

@@ -1,6 +1,7 @@
 //! A buffer that several threads fill, each its own part.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// Numbers of which each thread writes what no other touches.
 #[derive(Debug, Clone, Copy)]
@@ -33,4 +34,16 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: within the buffer, which is borrowed for `'a`; the caller says that no one else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+}
+
+/// `n` numbers that `write` writes.
+///
+/// # Safety
+/// It writes all of them.
+pub unsafe fn written(n: usize, write: impl FnOnce(SharedMut<MaybeUninit<f32>>)) -> Vec<f32> {
+    let mut numbers = Vec::with_capacity(n);
+    write(SharedMut::new(&mut numbers.spare_capacity_mut()[..n]));
+    // SAFETY: there is room for them, and the caller says that they were written.
+    unsafe { numbers.set_len(n) };
+    numbers
 }

@@ -9,7 +9,7 @@ use super::super::activations::load_part;
 use super::super::amx;
 use super::super::isa::Isa;
 use super::super::pool;
-use super::super::shared_rows::SharedMut;
+use super::super::shared_rows::{SharedMut, written};
 use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each};
 use super::super::units::{Factors, padded_units};
 use super::{PIECES_PER_THREAD, Rotation, rotate};
@@ -71,25 +71,24 @@ impl TextAttention<'_> {
         }
         assert!(!self.in_bf16 || isa.has_bf16());
         let pieces = self.pieces(lengths);
-        let mut y = Vec::with_capacity(n_tokens * hidden);
-        let shared = SharedMut::new(&mut y.spare_capacity_mut()[..n_tokens * hidden]);
-        let do_piece = |idx: usize| {
-            let piece = &pieces[idx];
-            let amx = amx::Configured::for_units(isa, self.in_bf16);
-            SCRATCH.with_borrow_mut(|scratch| {
-                let kernel = PieceKernel { attention: self, piece, qkv, amx: &amx, scratch, y: shared };
-                // SAFETY: the processor has the instructions; lengths are as asserted; each piece writes
-                // rows of its own.
-                unsafe { dispatch_units(isa, self.in_bf16, kernel) };
-            });
+        let write = |y: SharedMut<MaybeUninit<f32>>| {
+            let do_piece = |idx: usize| {
+                let piece = &pieces[idx];
+                let amx = amx::Configured::for_units(isa, self.in_bf16);
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let kernel = PieceKernel { attention: self, piece, qkv, amx: &amx, scratch, y };
+                    // SAFETY: the processor has the instructions; lengths are as asserted; each piece writes
+                    // rows of its own.
+                    unsafe { dispatch_units(isa, self.in_bf16, kernel) };
+                });
+            };
+            match pieces.len() {
+                1 => do_piece(0),
+                n => pool::run(|team| team.share(n, 1).flatten().for_each(do_piece)),
+            }
         };
-        match pieces.len() {
-            1 => do_piece(0),
-            n => pool::run(|team| team.share(n, 1).flatten().for_each(do_piece)),
-        }
-        // SAFETY: the pieces have written every head of every token.
-        unsafe { y.set_len(n_tokens * hidden) };
-        y
+        // SAFETY: the pieces write every head of every token.
+        unsafe { written(n_tokens * hidden, write) }
     }
 
     /// Shares out the work.
