@@ -139,7 +139,9 @@ async fn an_answer_that_is_there_needs_no_place_in_the_queue() {
     let options = EngineOptions { running_requests: 1, queued_requests: 0, ..ENGINE_OPTIONS };
     let server = scripted_server(script, keeping(), options).await;
     body(server.post(CHAT, &request(json!({}))).await).await;
-    let _running = server.post(CHAT, &request(json!({"stream": true, "seed": 1}))).await;
+    // It goes on until the context is full: seconds longer than what follows.
+    let endless = json!({"stream": true, "seed": 1, "ignore_eos": true});
+    let _running = server.post(CHAT, &request(endless)).await;
     assert_eq!(server.post(CHAT, &request(json!({"seed": 2}))).await.status(), 429);
     assert_eq!(cache(&server.post(CHAT, &request(json!({}))).await), Some("hit"));
 }
