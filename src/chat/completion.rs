@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ChatModel, ChatStream, request};
 use crate::error::{Error, Result};
-use crate::inference::Admission;
+use crate::inference::{Admission, GenerationRequest};
 use crate::openai::completions::{CompletionRequest, Own};
 use crate::openai::embeddings::Input;
 use crate::tokenizer::Tokenizer;
@@ -87,7 +87,7 @@ impl ChatModel {
                 });
             }
             let of_prompt = places.split_off(places.len() - best_of);
-            let generation = crate::inference::GenerationRequest { prompt: tokens, ..generation.clone() };
+            let generation = GenerationRequest { prompt: tokens, ..generation.clone() };
             generations.extend(self.engine.submit(of_prompt, generation).map_err(about_prompt)?);
         }
         Ok(CompletionStream { answer: self.stream(generations, prompts.len(), ignored), echo, n })

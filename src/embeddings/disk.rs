@@ -6,8 +6,8 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,7 @@ const MANY_NOTES: usize = 512;
 pub struct DiskCache {
     file: Arc<VectorFile>,
     sender: Option<SyncSender<Vec<Note>>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Option<JoinHandle<()>>,
 }
 
 /// What a text has become, and when.
@@ -78,11 +78,14 @@ impl DiskCache {
             .name("embedding-cache".to_owned())
             .spawn(move || of_writer.write_all(&notes))
             .map_err(|e| Error::internal(format!("cannot start the thread of the embedding cache: {e}")))?;
-        Ok(Self { file, sender: Some(sender), writer: Mutex::new(Some(writer)) })
+        Ok(Self { file, sender: Some(sender), writer: Some(writer) })
     }
 
     /// What each text became, as far as it is known at the time `now`.
     pub fn get_all(&self, keys: &[&Key], now: SystemTime) -> Vec<Option<Known>> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
         let found = self.file.get_all(keys, now).unwrap_or_else(|e| {
             tracing::warn!(error = %e, "the embedding cache on disk cannot be read");
             vec![None; keys.len()]
@@ -106,9 +109,8 @@ impl DiskCache {
 impl Drop for DiskCache {
     fn drop(&mut self) {
         self.sender = None;
-        let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // A writer that panicked has been logged.
-        let _ = writer.map(JoinHandle::join);
+        let _ = self.writer.take().map(JoinHandle::join);
     }
 }
 
