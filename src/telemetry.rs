@@ -52,6 +52,8 @@ pub const REPEAT_PENALTY_HITS: &str = "predict_otron_repeat_penalty_cache_hits_t
 pub const REPEAT_PENALTY_UPDATES: &str = "predict_otron_repeat_penalty_cache_updates_total";
 /// Sampling steps at repeat penalty 1, which do nothing.
 pub const REPEAT_PENALTY_SKIPPED: &str = "predict_otron_repeat_penalty_skipped_total";
+/// Time to tell which tokens a grammar allows next.
+pub const MASK_SECONDS: &str = "predict_otron_mask_seconds";
 /// Inputs of embeddings requests whose vectors were known.
 pub const EMBEDDING_CACHE_HITS: &str = "predict_otron_embedding_cache_hits_total";
 /// Bytes that the vectors take which are kept.
@@ -126,6 +128,7 @@ pub fn start_metrics() -> PrometheusHandle {
             (REQUEST_PROMPT_TOKENS, "Tokens of a chat request's prompt"),
             (REQUEST_COMPLETION_TOKENS, "Tokens of a chat request's answer"),
             (BATCH_SEQUENCES, "Sequences of a batch"),
+            (MASK_SECONDS, "Time to tell which tokens a grammar allows next"),
         ] {
             metrics::describe_histogram!(name, description);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ChatModel, ChatStream, request};
+use super::{ChatModel, ChatStream, request, structured};
 use crate::error::{Error, Result};
 use crate::inference::{Admission, GenerationRequest};
 use crate::openai::completions::{CompletionRequest, Own};
@@ -60,6 +60,7 @@ impl ChatModel {
             generation.top_logprobs.get_or_insert(0);
         }
         generation.continues = true;
+        generation.constraint = self.constraint(structured::asked(options)?, None)?;
         let prompts = prompts(own)?;
         if prompts.len() * best_of > MAX_TEXTS {
             return Err(Error::invalid(

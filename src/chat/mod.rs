@@ -8,6 +8,7 @@ mod reasoning;
 mod request;
 mod responses;
 mod shown;
+mod structured;
 pub mod template;
 
 use std::collections::VecDeque;
@@ -22,10 +23,12 @@ use reasoning::{Reasoning, Split};
 pub use responses::ResponseCache;
 use responses::{Answer, Recording};
 pub use template::{ChatTemplate, TemplateSource};
+use structured::Asked;
 use template::{TemplateInput, TemplateMessage};
 
 use crate::error::{Error, Result};
-use crate::inference::{self, Admission, Engine, Event, Generation, Timings};
+use crate::inference::grammar::Preamble;
+use crate::inference::{self, Admission, Constraint, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
     ReasoningEffort, TokenLogprob, TopLogprob, Usage,
@@ -175,6 +178,7 @@ impl ChatModel {
         generation.predicted = self.predicted(request)?;
         let Prompt { tokens, ignored_fields, reasoning } = self.prompt(request, generation.max_tokens)?;
         generation.prompt = tokens;
+        generation.constraint = self.constraint(structured::asked(request)?, reasoning.as_ref())?;
         let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
         let reasoning = vec![reasoning; n_choices].into_iter().flatten().collect();
         Ok(ChatStream { reasoning, ..self.stream(generations, 1, ignored_fields) })
@@ -202,6 +206,20 @@ impl ChatModel {
             None => {}
         }
         Ok(variables)
+    }
+
+    /// What keeps an answer to what is asked for, once the model has thought.
+    fn constraint(&self, asked: Option<Asked>, reasoning: Option<&Reasoning>) -> Result<Option<Constraint>> {
+        let Some(Asked { param, grammar }) = asked else { return Ok(None) };
+        let constraint = self.engine.constrain(&grammar).map_err(|e| e.with_param(param))?;
+        Ok(Some(match reasoning {
+            None => constraint,
+            Some(reasoning) => constraint.after(Preamble {
+                open: self.tokenizer.single(reasoning::OPEN),
+                is_open: reasoning.is_open(),
+                close: reasoning::CLOSE.to_owned(),
+            }),
+        }))
     }
 
     /// Token ids of what the client predicts, of which no more is of use than a context holds.

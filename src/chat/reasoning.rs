@@ -36,8 +36,8 @@ pub struct Split {
     pub content: String,
 }
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+pub const OPEN: &str = "<think>";
+pub const CLOSE: &str = "</think>";
 
 impl Reasoning {
     /// Of an answer to a prompt that ends like this: some templates open the thought themselves.
@@ -45,6 +45,11 @@ impl Reasoning {
         let is_open = prompt.trim_end().ends_with(OPEN);
         let state = if is_open { State::Thinking { has_begun: false } } else { State::Beginning };
         Self { state, held: String::new(), n_tokens: 0, n_undecided: 0, has_thought: is_open }
+    }
+
+    /// Whether the thought has begun, and not ended.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Thinking { .. })
     }
 
     /// Tokens of what was thought, tags included.

@@ -204,6 +204,7 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
         min_tokens,
         sampling: sampling_params(request)?,
+        constraint: None,
         continues: false,
         stop,
         stop_tokens: stop_tokens(request)?,

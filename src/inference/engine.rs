@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
+use super::grammar::{Constraint, Grammar, Grammars};
 use super::scheduler::{Batch, BlockGroup, ContextShift, Load, NewSequence, Scheduler, SchedulerOptions};
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
@@ -64,6 +65,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     context_length: usize,
     n_vocab: usize,
+    grammars: Grammars,
 }
 
 /// What the handles and the thread both see.
@@ -204,6 +206,7 @@ impl Engine {
                 "memory for keys and values limits the context"
             );
         }
+        let grammars = Grammars::new(tokenizer.clone(), n_vocab)?;
         let scheduler = options.scheduler(model.config(), context_length);
         let n_sequences = scheduler.groups.iter().map(|group| {
             let most = BlockGroup::most_blocks(group.window, options.prefill_chunk_tokens);
@@ -229,7 +232,7 @@ impl Engine {
             .name("engine".to_owned())
             .spawn(move || worker.run(&arrivals))
             .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
-        Ok(Self { sender, thread, shared, context_length, n_vocab })
+        Ok(Self { sender, thread, shared, context_length, n_vocab, grammars })
     }
 
     /// Takes a place for a request, before anything is computed for it.
@@ -247,6 +250,14 @@ impl Engine {
             )
         })?;
         Ok(Admission { _place: place })
+    }
+
+    /// What keeps a text to a grammar.
+    ///
+    /// # Errors
+    /// When the grammar is too large or too complex, cannot be read, or says what cannot be enforced.
+    pub fn constrain(&self, grammar: &Grammar) -> Result<Constraint> {
+        self.grammars.compile(grammar)
     }
 
     /// Hands in a request that has a place, to be answered once for each place it has.
@@ -626,7 +637,7 @@ impl Worker {
 
     /// Reports what steps of a sequence came to.
     fn report(&mut self, id: SequenceId, steps: Vec<Result<Step>>) {
-        let Some(sequence) = self.sequences.get(&id) else { return };
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let mut tokens = Vec::with_capacity(steps.len());
         for step in steps {
             let Step { token, delta, finish } = match step {
@@ -644,6 +655,7 @@ impl Worker {
             }
         }
         self.scheduler.push(id, &tokens);
+        sequence.generation.prepare();
     }
 
     /// Ends a sequence; `failed` says that the last batch did not compute it.

@@ -8,6 +8,7 @@
 mod block_pool;
 mod drafts;
 pub mod engine;
+pub mod grammar;
 pub mod sampling;
 pub mod scheduler;
 mod stop;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use engine::{Admission, Engine, EngineOptions, Generation, Status};
+pub use grammar::{Constraint, Grammar};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use scheduler::ContextShift;
 pub use stop::overlap;
@@ -25,7 +27,7 @@ pub use text_generation::TextGeneration;
 use crate::error::Error;
 
 /// One text to generate.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
@@ -36,6 +38,8 @@ pub struct GenerationRequest {
     /// Before so many tokens nothing ends the text but its limits.
     pub min_tokens: usize,
     pub sampling: SamplingParams,
+    /// What the text must be, if not anything.
+    pub constraint: Option<Constraint>,
     /// Strings that end the text where they appear; they are not part of it.
     pub stop: Vec<String>,
     /// Whether the text goes on from the prompt's, so that a space between them is its own.

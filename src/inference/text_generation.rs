@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::grammar::Constraint;
 use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
 use super::stop::{Checked, StopStrings};
 use super::{FinishReason, GenerationRequest, TextDelta, TokenLogprob};
@@ -15,6 +16,7 @@ use crate::tokenizer::{Detokenizer, Tokenizer};
 pub struct TextGeneration {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     detokenizer: Detokenizer,
     stops: StopStrings,
     max_tokens: usize,
@@ -53,11 +55,12 @@ impl TextGeneration {
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
         let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
-            skips_space: tokenizer.begins_with_space() && !request.continues,
+            skips_space: tokenizer.begins_with_space() && !request.continues && request.constraint.is_none(),
             ends: [own, &request.stop_tokens].concat(),
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
+            constraint: request.constraint.clone(),
             stops: StopStrings::new(request.stop.clone()),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
@@ -73,14 +76,18 @@ impl TextGeneration {
     /// Samples from `logits` `[n_vocab]` and says what that adds to the text.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// When a tensor operation fails, or the text cannot be kept to its grammar.
     pub fn advance(&mut self, logits: &Tensor) -> Result<Step> {
         let may_end = self.n_generated >= self.min_tokens;
-        let token = self.sampler.sample(logits, if may_end { &[] } else { &self.ends })?;
+        let token = self.sample(logits, may_end)?;
         self.n_generated += 1;
         if self.ends.contains(&token) {
             return Ok(Step { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
         }
+        let is_complete = match &mut self.constraint {
+            Some(constraint) => constraint.push(token, self.tokenizer.token_bytes(token))?,
+            None => false,
+        };
         if let Some(n_top) = self.top_logprobs {
             let logprob = self.logprob(logits, token, n_top)?;
             match self.waiting.back_mut().filter(|_| self.detokenizer.is_mid_character()) {
@@ -100,7 +107,10 @@ impl TextGeneration {
             return Ok(Step { token, delta, finish: Some(FinishReason::Stop) });
         }
         let mut delta = self.show(checked.text);
-        let finish = (self.n_generated >= self.max_tokens).then_some(FinishReason::Length);
+        let finish = match self.n_generated >= self.max_tokens {
+            _ if is_complete => Some(FinishReason::Stop),
+            is_over => is_over.then_some(FinishReason::Length),
+        };
         if finish.is_some() {
             let rest = self.flush();
             delta.text += &rest.text;
@@ -108,6 +118,28 @@ impl TextGeneration {
             delta.n_tokens += rest.n_tokens;
         }
         Ok(Step { token, delta, finish })
+    }
+
+    /// Begins to work out what may come next, where a grammar says that.
+    pub fn prepare(&mut self) {
+        self.constraint.iter_mut().for_each(Constraint::prepare);
+    }
+
+    fn sample(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
+        let Self { sampler, constraint, ends, .. } = self;
+        let is_open = constraint.as_ref().is_some_and(Constraint::is_in_preamble);
+        let allowed = constraint.as_mut().map(Constraint::allowed).transpose()?.flatten();
+        let forbids_ends = (!may_end || is_open) && allowed.is_none_or(|(set, _)| set.has_others_than(ends));
+        sampler.sample(logits, |logits| {
+            if let Some((allowed, beside)) = allowed {
+                let beside = beside.and_then(|token| Some((token as usize, *logits.get(token as usize)?)));
+                allowed.keep_in(logits);
+                beside.into_iter().for_each(|(token, logit)| logits[token] = logit);
+            }
+            for &end in ends.iter().filter(|_| forbids_ends) {
+                logits.get_mut(end as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
+            }
+        })
     }
 
     /// Tokens generated so far.

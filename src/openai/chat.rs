@@ -48,8 +48,41 @@ pub struct ChatCompletionRequest {
     pub prediction: Option<Prediction>,
     /// How much the model is to think before it answers.
     pub reasoning_effort: Option<ReasoningEffort>,
+    /// What the answer must be.
+    pub response_format: Option<ResponseFormat>,
+    /// The same as a JSON schema, or the text of one.
+    pub guided_json: Option<Value>,
+    /// The same as a regular expression that matches all of it.
+    pub guided_regex: Option<String>,
+    /// The same as a list of which it is one.
+    pub guided_choice: Option<Vec<String>>,
+    /// The same as a grammar in Lark's form.
+    pub grammar: Option<String>,
     /// More variables for the model's template.
     pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+}
+
+/// What an answer must be.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ResponseFormat {
+    Text,
+    JsonObject,
+    JsonSchema { json_schema: JsonSchemaFormat },
+}
+
+/// JSON of a certain kind.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct JsonSchemaFormat {
+    pub name: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    /// Any object where it is left out.
+    #[serde(default)]
+    pub schema: Option<Value>,
+    /// The schema is kept to either way.
+    #[serde(default)]
+    pub strict: Option<bool>,
 }
 
 /// How much a model thinks.

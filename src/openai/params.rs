@@ -51,10 +51,11 @@ const GENERATION: &[Row] = &[
     ("truncate_prompt_tokens", Honoured),
     ("min_tokens", Honoured),
     ("stop_token_ids", Honoured),
-    ("grammar", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_json", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_regex", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
-    ("guided_choice", OnlyDefault { is_default: never, reason: NO_GRAMMAR }),
+    ("grammar", Honoured),
+    ("guided_json", Honoured),
+    ("guided_regex", Honoured),
+    ("guided_choice", Honoured),
+    ("response_format", Honoured),
 ];
 
 /// Parameters of `/v1/chat/completions`.
@@ -80,10 +81,6 @@ pub const CHAT: Rows = &[
             },
         ),
         ("parallel_tool_calls", Ignored),
-        (
-            "response_format",
-            OnlyDefault { is_default: |v| v["type"] == "text", reason: "only plain text is supported" },
-        ),
         (
             "modalities",
             OnlyDefault {
@@ -171,10 +168,10 @@ const NESTED: &[(&str, &[&str])] = &[
     ("messages[].content[]", &["type", "text", "refusal"]),
     ("stream_options", &["include_usage"]),
     ("prediction", &["type", "content"]),
+    ("response_format", &["type", "json_schema"]),
+    ("response_format.json_schema", &["name", "description", "schema", "strict"]),
     ("prediction.content[]", &["type", "text"]),
 ];
-
-const NO_GRAMMAR: &str = "output cannot be constrained to a grammar";
 
 fn never(_: &Value) -> bool {
     false
@@ -276,9 +273,7 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (name, value) in [
             ("tools", json!([{"type": "function"}])),
-            ("response_format", json!({"type": "json_object"})),
             ("audio", json!({})),
-            ("guided_json", json!({})),
         ] {
             let error = checked(json!({ name: value })).unwrap_err();
             assert_eq!(error.param(), Some(name));

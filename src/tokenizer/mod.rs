@@ -399,6 +399,14 @@ impl Tokenizer {
         self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// The token that alone stands for `text`, if there is one, special or not.
+    pub fn single(&self, text: &str) -> Option<u32> {
+        match self.encode_special(text).ok()?[..] {
+            [id] => Some(id),
+            _ => None,
+        }
+    }
+
     /// The tokens with which a model says that it has finished.
     pub fn end_of_generation(&self) -> &[u32] {
         &self.end_of_generation

@@ -117,22 +117,19 @@ impl Sampler {
         Ok(Self { params, repeat_penalty, logit_bias, generated: HashMap::new(), rng })
     }
 
-    /// Chooses the next token from `logits` `[n_vocab]`, none of those that are `forbidden`, and remembers it.
+    /// Chooses the next token from `logits` `[n_vocab]`, and remembers it; `forbid` makes the logits of those that
+    /// may not come minus infinity.
     ///
     /// # Errors
     /// When the logits are not numbers, or a tensor operation fails.
-    pub fn sample(&mut self, logits: &Tensor, forbidden: &[u32]) -> Result<u32> {
+    pub fn sample(&mut self, logits: &Tensor, forbid: impl FnOnce(&mut [f32])) -> Result<u32> {
         let biased = match &self.logit_bias {
             Some((ids, values)) => logits.index_add(ids, values, 0)?,
             None => logits.clone(),
         };
         let penalised = self.repeat_penalty.apply_cached_repeat_penalty(&biased)?;
         let mut penalised = penalised.to_vec1::<f32>()?;
-        for &token in forbidden {
-            if let Some(logit) = penalised.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        forbid(&mut penalised);
         if !max(&penalised).is_finite() {
             return Err(Error::internal("the model's output is not a number; its file may be damaged"));
         }
@@ -310,7 +307,7 @@ mod tests {
     fn draw(params: SamplingParams, logits: &[f32], n: usize) -> Vec<u32> {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
         let mut sampler = Sampler::new(params, logits.dims()[0], &[]).unwrap();
-        (0..n).map(|_| sampler.sample(&logits, &[]).unwrap()).collect()
+        (0..n).map(|_| sampler.sample(&logits, |_| {}).unwrap()).collect()
     }
 
     #[test]
@@ -327,7 +324,7 @@ mod tests {
         assert_eq!(Sampler::new(beyond, 4, &[]).err().unwrap().param(), Some("logit_bias"));
         let mut sampler = Sampler::new(params(), 2, &[]).unwrap();
         for bad in [[f32::NAN; 2], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
-            assert!(sampler.sample(&Tensor::new(&bad, &Device::Cpu).unwrap(), &[]).is_err());
+            assert!(sampler.sample(&Tensor::new(&bad, &Device::Cpu).unwrap(), |_| {}).is_err());
         }
     }
 

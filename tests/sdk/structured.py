@@ -1,0 +1,142 @@
+"""Whatever a model draws at random for a schema parses and is what the schema says.
+
+Some hundred schemas of many kinds, answers at temperature 1 and several at once beside answers that nothing binds,
+judged by the jsonschema library. Usage: BASE_URL=http://127.0.0.1:8080/v1 structured.py [how many]
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from jsonschema import Draft202012Validator
+from openai import OpenAI
+
+N_SCHEMAS = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+AT_ONCE = 20
+# Every so many requests one is bound by nothing.
+FREE_EVERY = 5
+
+PATTERNS = ["^[a-z]{2,8}$", "^[A-Z]{3}-[0-9]{1,4}$", "^(red|green|blue)( (light|dark))?$", "^#[0-9a-f]{6}$"]
+FORMATS = ["date", "time", "date-time", "uuid", "ipv4", "email"]
+TREE = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "integer", "minimum": 0, "maximum": 99},
+        "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tree"}]},
+    },
+    "required": ["value", "next"],
+    "additionalProperties": False,
+}
+
+
+def fields(draw, names, schemas, always=()):
+    required = [name for name in names if name in always or draw.random() < 0.75]
+    return {
+        "type": "object",
+        "properties": dict(zip(names, schemas)),
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def schema(draw, depth, defs):
+    """A schema of some kind, not deeper than `depth`; it may refer to `defs`."""
+
+    def least_and_most(most):
+        least = draw.randrange(most)
+        return least, least + draw.randrange(most)
+
+    def integer():
+        least, most = least_and_most(500)
+        return {"type": "integer", "minimum": least - 250, "maximum": most}
+
+    def number():
+        return {"type": "number", "exclusiveMinimum": 0, "maximum": draw.randrange(1, 50)}
+
+    def string():
+        return {"type": "string", "maxLength": draw.randrange(5, 40)}
+
+    def array():
+        least, most = least_and_most(3)
+        return {"type": "array", "items": schema(draw, depth - 1, defs), "minItems": least, "maxItems": most}
+
+    def tuple_():
+        items = [schema(draw, depth - 1, defs) for _ in range(2)]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": 2}
+
+    def object_():
+        names = draw.sample(["name", "größe", "a b", "x", "items", "\"quoted\""], draw.randrange(1, 5))
+        return fields(draw, names, [schema(draw, depth - 1, defs) for _ in names])
+
+    def union():
+        return {"anyOf": [schema(draw, depth - 1, defs) for _ in range(draw.randrange(2, 4))]}
+
+    def variants():
+        kinds = ["circle", "square"]
+        of = lambda kind: fields(draw, ["kind", "size"], [{"const": kind}, number()], always=["kind"])
+        return {"oneOf": [of(kind) for kind in kinds]}
+
+    def values():
+        return {"enum": draw.sample(["a", "b c", 3, None, True, {"x": [1]}, "\n"], draw.randrange(2, 5))}
+
+    leaves = [
+        string, integer, number, values,
+        lambda: {"type": "string", "pattern": draw.choice(PATTERNS)},
+        lambda: {"type": "string", "format": draw.choice(FORMATS)},
+        lambda: {"type": draw.choice(["boolean", "null"])},
+        lambda: {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
+        lambda: {"const": draw.choice(["fixed", "the \"one\"\n", 1.5])},
+        lambda: {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 20},
+    ]
+    if defs:
+        leaves.append(lambda: {"$ref": f"#/$defs/{draw.choice(defs)}"})
+    inner = [array, tuple_, object_, union, variants] if depth > 0 else []
+    return draw.choice(inner + inner + leaves if inner else leaves)()
+
+
+def whole_schema(draw):
+    defs = draw.choice([[], ["item"], ["item", "tree"]])
+    names = draw.sample(["first", "second", "third", "list of all"], draw.randrange(1, 4))
+    whole = fields(draw, names, [schema(draw, 3, defs) for _ in names], always=names[:1])
+    if defs:
+        whole["$defs"] = {"item": schema(draw, 1, []), "tree": TREE}
+    return whole
+
+
+def main():
+    client = OpenAI(base_url=os.environ["BASE_URL"], api_key="none", max_retries=10, timeout=300)
+    model = client.models.list().data[0].id
+    draw = random.Random(7)
+    schemas = [whole_schema(draw) for _ in range(N_SCHEMAS)]
+
+    def one(idx):
+        if idx % FREE_EVERY == 0:
+            messages = [{"role": "user", "content": "Tell me a story."}]
+            free = client.chat.completions.create(model=model, messages=messages, max_tokens=40, seed=idx)
+            assert free.usage.completion_tokens > 0
+        message = {"role": "user", "content": f"Invent an example, number {idx}, and write it in JSON."}
+        form = {"name": "example", "strict": True, "schema": schemas[idx]}
+        answer = client.chat.completions.create(
+            model=model, messages=[message], temperature=1, seed=idx, max_tokens=1500,
+            response_format={"type": "json_schema", "json_schema": form},
+        )
+        choice = answer.choices[0]
+        assert choice.finish_reason == "stop", (idx, schemas[idx], answer)
+        value = json.loads(choice.message.content)
+        validator = Draft202012Validator(schemas[idx], format_checker=Draft202012Validator.FORMAT_CHECKER)
+        errors = [error.message for error in validator.iter_errors(value)]
+        assert not errors, (idx, schemas[idx], value, errors)
+        return answer.usage.completion_tokens
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        n_tokens = sum(pool.map(one, range(N_SCHEMAS)))
+    seconds = time.monotonic() - start
+    print(f"{N_SCHEMAS} schemas: every answer is valid; {n_tokens} tokens in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
