@@ -97,6 +97,10 @@ async fn walk(server: &Server, path: &str, rows: Rows, plain: &Value, all: Vec<(
         match name {
             "top_logprobs" => request["logprobs"] = json!(true),
             "stream_options" => request["stream"] = json!(true),
+            "tool_choice" | "parallel_tool_calls" => {
+                let function = json!({"name": "f", "parameters": {"type": "object"}});
+                request["tools"] = json!([{"type": "function", "function": function}]);
+            }
             _ => {}
         }
         let response = server.post(path, &request).await;
@@ -120,7 +124,9 @@ async fn walk(server: &Server, path: &str, rows: Rows, plain: &Value, all: Vec<(
 
 #[tokio::test]
 async fn each_parameter_of_openais_is_dealt_with() {
-    let server = scripted_server(Script::saying("abc"), Limits::default(), ENGINE_OPTIONS).await;
+    // Room for what a model is told of tools.
+    let script = Script { context_length: Some(4096), ..Script::saying("abc") };
+    let server = scripted_server(script, Limits::default(), ENGINE_OPTIONS).await;
     let plain = json!({"messages": [{"role": "user", "content": "hi"}]});
     walk(&server, "/v1/chat/completions", params::CHAT, &plain, chat()).await;
     walk(&server, "/v1/completions", params::COMPLETIONS, &json!({"prompt": "hi"}), completions()).await;

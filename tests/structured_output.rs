@@ -37,7 +37,10 @@ async fn every_form_keeps_the_answer_to_its_grammar() {
     assert_eq!(choice["usage"]["completion_tokens"], 3, "it ends where the grammar does");
     let other = ask(&server, CHAT, json!({"guided_choice": ["no", "\"né\"\n"]})).await;
     assert!(["no", "\"né\"\n"].contains(&content(&other)), "{other}");
-    assert_eq!(content(&ask(&server, CHAT, json!({"guided_regex": "[xy]es, [a-z]+"})).await), "yes, ofacourse");
+    assert_eq!(
+        content(&ask(&server, CHAT, json!({"guided_regex": "[xy]es, [a-z]+"})).await),
+        "yes, ofacourse"
+    );
     assert_eq!(content(&ask(&server, CHAT, json!({"grammar": "start: \"ye\" X\nX: /[st]/"})).await), "yes");
     let schema = json!({"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"],
                         "additionalProperties": false});
@@ -98,8 +101,11 @@ async fn what_cannot_be_enforced_is_refused_by_name() {
         (format(json!({"$ref": "https://example.com/x.json"})), "response_format", "example.com"),
         (format(json!({"$ref": "#/$defs/a"})), "response_format", "$defs/a"),
         (format(json!({"oneOf": [{"type": "string"}, {"minLength": 1}]})), "response_format", "oneOf"),
-        (format(json!({"type": "object", "required": ["a"], "additionalProperties": false})),
-         "response_format", "a"),
+        (
+            format(json!({"type": "object", "required": ["a"], "additionalProperties": false})),
+            "response_format",
+            "a",
+        ),
         (format(json!({"not": {}, "x-guidance": {"lenient": true}})), "response_format", "not"),
         (format(json!({"$ref": "#"})), "response_format", ""),
         (json!({"guided_json": false}), "guided_json", "object"),
@@ -126,11 +132,15 @@ async fn hostile_grammars_cost_one_request() {
     };
     let doubling: String = (0..60).map(|idx| format!("A{idx}: A{0} A{0}\n", idx + 1)).collect();
     let refs: Map<String, Value> = (0..3000)
-        .map(|idx| (format!("d{idx}"), json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", idx + 1)}})))
+        .map(|idx| {
+            (format!("d{idx}"), json!({"type": "array", "items": {"$ref": format!("#/$defs/d{}", idx + 1)}}))
+        })
         .chain([("d3000".to_owned(), json!({"type": "null"}))])
         .collect();
-    let one_of = |n: usize| json!({"anyOf": (0..n).map(|idx| json!({"properties":
-        {format!("p{idx}"): {"type": "string"}, "k": {"enum": ["a", idx]}}})).collect::<Vec<_>>()});
+    let one_of = |n: usize| {
+        json!({"anyOf": (0..n).map(|idx| json!({"properties":
+        {format!("p{idx}"): {"type": "string"}, "k": {"enum": ["a", idx]}}})).collect::<Vec<_>>()})
+    };
     for fields in [
         json!({"grammar": format!("start: {}\"a\"{}", "(".repeat(n / 2), ")".repeat(n / 2))}),
         json!({"grammar": format!("start: {}\"b\"", "\"a\" | ".repeat(n / 6))}),
@@ -153,7 +163,10 @@ async fn hostile_grammars_cost_one_request() {
         fields["max_tokens"] = json!(20);
         let request = ask(&server, CHAT, fields.clone()).await;
         assert!(start.elapsed().as_secs() < 10, "{:.100}", fields.to_string());
-        assert!(request["error"]["type"] == "invalid_request_error" || request["error"].is_null(), "{request}");
+        assert!(
+            request["error"]["type"] == "invalid_request_error" || request["error"].is_null(),
+            "{request}"
+        );
     }
     assert_eq!(content(&ask(&server, CHAT, json!({"guided_choice": ["still here"]})).await), "still here");
 }

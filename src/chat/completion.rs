@@ -184,10 +184,7 @@ fn check_logprobs(own: &Own) -> Result<()> {
 
 /// The tokens for filling in, where the vocabulary has them.
 fn fill_in(tokenizer: &Tokenizer) -> Option<[u32; 3]> {
-    let id = |name: &str| match tokenizer.encode_special(name).ok()?[..] {
-        [id] if tokenizer.token_bytes(id).is_empty() => Some(id),
-        _ => None,
-    };
+    let id = |name: &str| tokenizer.special(name);
     FILL_IN.iter().find_map(|[before, after, middle]| Some([id(before)?, id(after)?, id(middle)?]))
 }
 

@@ -10,6 +10,7 @@ mod responses;
 mod shown;
 mod structured;
 pub mod template;
+mod tools;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -22,16 +23,17 @@ pub use completion::CompletionStream;
 use reasoning::{Reasoning, Split};
 pub use responses::ResponseCache;
 use responses::{Answer, Recording};
-pub use template::{ChatTemplate, TemplateSource};
 use structured::Asked;
+pub use template::{ChatTemplate, TemplateSource};
 use template::{TemplateInput, TemplateMessage};
+use tools::{CallParser, Format, Parsed, Tools};
 
 use crate::error::{Error, Result};
 use crate::inference::grammar::Preamble;
 use crate::inference::{self, Admission, Constraint, Engine, Event, Generation, Timings};
 use crate::openai::chat::{
     ChatCompletionRequest, ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails,
-    ReasoningEffort, TokenLogprob, TopLogprob, Usage,
+    ReasoningEffort, TokenLogprob, ToolCallDelta, TopLogprob, Usage,
 };
 use crate::tokenizer::Tokenizer;
 
@@ -56,6 +58,8 @@ struct Prompt {
     ignored_fields: Vec<String>,
     /// Tells thoughts from the answer, where there will be some.
     reasoning: Option<Reasoning>,
+    /// How the model writes calls.
+    format: &'static Format,
 }
 
 /// How a prompt of more than `most` tokens is cut: so many of the first and of the last stay.
@@ -84,6 +88,8 @@ pub struct ChatStream {
     n_prompts: usize,
     /// Of each choice, where the model thinks before it answers.
     reasoning: Vec<Reasoning>,
+    /// Of each choice, where something may be called.
+    calls: Vec<CallParser>,
     /// Events that come next.
     pending: VecDeque<(usize, ChatEvent)>,
     recording: Option<Recording>,
@@ -112,6 +118,8 @@ pub enum ChatEvent {
         text: String,
         /// What was thought, before all that is said.
         reasoning: String,
+        /// What is called, after all that is said.
+        calls: Vec<ToolCallDelta>,
         logprobs: Option<ChoiceLogprobs>,
         /// Tokens of both.
         n_tokens: usize,
@@ -176,12 +184,23 @@ impl ChatModel {
         let mut generation = request::generation_request(request, tenant)?;
         let n_choices = request::n_choices(request)?;
         generation.predicted = self.predicted(request)?;
-        let Prompt { tokens, ignored_fields, reasoning } = self.prompt(request, generation.max_tokens)?;
+        let tools = Tools::of(request)?;
+        let mut asked = structured::asked(request)?;
+        let Prompt { tokens, ignored_fields, reasoning, format } =
+            self.prompt(request, tools.as_ref(), generation.max_tokens)?;
         generation.prompt = tokens;
-        generation.constraint = self.constraint(structured::asked(request)?, reasoning.as_ref())?;
+        let special = |text: &str| self.tokenizer.special(text);
+        if let Some(tools) = &tools {
+            let marks = [format.open, format.close].into_iter().chain(format.named_by);
+            generation.shown_tokens = marks.filter_map(special).collect();
+            asked = tools::asked(tools, format, special, asked)?;
+        }
+        generation.constraint = self.constraint(asked, reasoning.as_ref())?;
         let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
         let reasoning = vec![reasoning; n_choices].into_iter().flatten().collect();
-        Ok(ChatStream { reasoning, ..self.stream(generations, 1, ignored_fields) })
+        let calls = tools.map(|tools| CallParser::new(format, tools.names()));
+        let calls = vec![calls; n_choices].into_iter().flatten().collect();
+        Ok(ChatStream { reasoning, calls, ..self.stream(generations, 1, ignored_fields) })
     }
 
     /// Variables for the template: the client's own, and what stands for the effort to reason.
@@ -251,6 +270,7 @@ impl ChatModel {
             fingerprint: self.fingerprint.clone(),
             ignored_fields,
             reasoning: Vec::new(),
+            calls: Vec::new(),
             pending: VecDeque::new(),
             recording: None,
         }
@@ -265,7 +285,7 @@ impl ChatModel {
     /// # Errors
     /// When the template refuses the messages, or the prompt does not fit the context.
     pub fn prompt_tokens(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
-        Ok(self.prompt(request, 0)?.tokens)
+        Ok(self.prompt(request, Tools::of(request)?.as_ref(), 0)?.tokens)
     }
 
     /// The engine behind this model.
@@ -275,13 +295,21 @@ impl ChatModel {
 
     /// The prompt for an answer of up to `max_tokens`. Whatever a message says stays text: special tokens in it are broken up before the template runs and put
     /// together again, as text, after.
-    fn prompt(&self, request: &ChatCompletionRequest, max_tokens: usize) -> Result<Prompt> {
+    fn prompt(
+        &self,
+        request: &ChatCompletionRequest,
+        tools: Option<&Tools>,
+        max_tokens: usize,
+    ) -> Result<Prompt> {
         let context_length = self.engine.context_length();
         let most = request::most_prompt_tokens(request, context_length, max_tokens)?;
         let mut messages = request::template_messages(&request.messages, self.template.knows_developer())?;
+        let format = Format::of(|text| self.template.says(text));
+        let mut tools = Value::Array(tools.map(Tools::for_template).unwrap_or_default());
         let mut options = Value::Object(self.variables(request)?);
         let mut texts = messages.iter().flat_map(request::texts).collect::<Vec<&str>>();
         request::collect_texts(&options, &mut texts);
+        request::collect_texts(&tools, &mut texts);
         let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
             Error::invalid(
                 "messages",
@@ -291,12 +319,15 @@ impl ChatModel {
         let defuse = |text: &str| self.tokenizer.defuse(text, marker);
         messages.iter_mut().for_each(|message| request::map_texts(message, &defuse));
         request::rewrite_texts(&mut options, &defuse);
+        request::rewrite_texts(&mut tools, &defuse);
+        let tools = tools.as_array().filter(|tools| !tools.is_empty());
+        let tools = tools::show(&self.template, format, &mut messages, tools.map(Vec::as_slice));
         let options = options.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
         let render_with = |messages: &[TemplateMessage], options: &Map<String, Value>| {
             self.template.render(TemplateInput {
                 messages,
-                tools: None,
+                tools,
                 documents: None,
                 add_generation_prompt: true,
                 options: options.clone(),
@@ -314,7 +345,7 @@ impl ChatModel {
             ignored_fields.push("messages".to_owned());
         }
         let reasoning = self.template.reasons().then(|| Reasoning::after(&prompt));
-        Ok(Prompt { tokens, ignored_fields, reasoning })
+        Ok(Prompt { tokens, ignored_fields, reasoning, format })
     }
 
     /// Token ids of a prompt, of which the client wants the last `most` if it says so; and whether its middle was
@@ -415,6 +446,7 @@ impl ChatStream {
             n_choices: answer.n_choices,
             n_prompts: 1,
             reasoning: Vec::new(),
+            calls: Vec::new(),
             pending: VecDeque::new(),
             source: Source::Cache { answer, n_given: 0 },
             recording: None,
@@ -430,12 +462,15 @@ impl ChatStream {
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
         if self.pending.is_empty() {
             let (choice, event) = self.source.next().await?;
-            match self.reasoning.get_mut(choice) {
-                Some(reasoning) => {
-                    self.pending.extend(reasoned(reasoning, event).map(|event| (choice, event)))
-                }
-                None => self.pending.push_back((choice, event)),
-            }
+            let events = match self.reasoning.get_mut(choice) {
+                Some(reasoning) => reasoned(reasoning, event).collect(),
+                None => vec![event],
+            };
+            let events = match self.calls.get_mut(choice) {
+                Some(calls) => events.into_iter().flat_map(|event| called(calls, event)).collect(),
+                None => events,
+            };
+            self.pending.extend(events.into_iter().map(|event| (choice, event)));
         }
         let (choice, event) = self.pending.pop_front()?;
         if let Some(recording) = self.recording.take() {
@@ -446,10 +481,11 @@ impl ChatStream {
 }
 
 /// An event with what is thought told from what is said; before the end, what was held back.
-fn reasoned(reasoning: &mut Reasoning, event: ChatEvent) -> impl Iterator<Item = ChatEvent> {
+fn reasoned(reasoning: &mut Reasoning, event: ChatEvent) -> impl Iterator<Item = ChatEvent> + use<> {
     let content = |Split { reasoning, content }: Split, logprobs, n_tokens| ChatEvent::Content {
         text: content,
         reasoning,
+        calls: Vec::new(),
         logprobs,
         n_tokens,
     };
@@ -462,6 +498,33 @@ fn reasoned(reasoning: &mut Reasoning, event: ChatEvent) -> impl Iterator<Item =
             usage.completion_tokens_details.reasoning_tokens = reasoning.n_tokens();
             let has_more = rest != Split::default();
             (has_more.then(|| content(rest, None, 0)), Some(ChatEvent::Finished { reason, usage, figures }))
+        }
+        failed @ ChatEvent::Failed(_) => (None, Some(failed)),
+    };
+    first.into_iter().chain(second)
+}
+
+/// An event with calls told from text; before the end, what was held back.
+fn called(parser: &mut CallParser, event: ChatEvent) -> impl Iterator<Item = ChatEvent> + use<> {
+    let (first, second) = match event {
+        ChatEvent::Content { text, reasoning, logprobs, n_tokens, .. } => {
+            let Parsed { content, calls } = parser.push(&text);
+            (Some(ChatEvent::Content { text: content, reasoning, calls, logprobs, n_tokens }), None)
+        }
+        ChatEvent::Finished { reason, usage, figures } => {
+            let Parsed { content, calls } = parser.finish();
+            let rest = (!content.is_empty()).then(|| ChatEvent::Content {
+                text: content,
+                reasoning: String::new(),
+                calls,
+                logprobs: None,
+                n_tokens: 0,
+            });
+            let reason = match reason {
+                FinishReason::Stop if parser.has_calls() => FinishReason::ToolCalls,
+                reason => reason,
+            };
+            (rest, Some(ChatEvent::Finished { reason, usage, figures }))
         }
         failed @ ChatEvent::Failed(_) => (None, Some(failed)),
     };
@@ -516,6 +579,7 @@ impl From<Event> for ChatEvent {
             Event::Text(delta) => ChatEvent::Content {
                 text: delta.text,
                 reasoning: String::new(),
+                calls: Vec::new(),
                 n_tokens: delta.n_tokens,
                 logprobs: (!delta.logprobs.is_empty()).then(|| ChoiceLogprobs {
                     content: delta.logprobs.into_iter().map(token_logprob).collect(),

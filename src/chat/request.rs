@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::template::TemplateMessage;
+use super::tools;
 use crate::error::{Error, Result};
 use crate::inference::{GenerationRequest, SamplingParams};
 use crate::openai::chat::{ChatCompletionRequest, Content, Message, OneOrMany, Role};
@@ -32,6 +33,7 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
     if messages.is_empty() {
         return Err(Error::invalid("messages", "`messages` is empty; send at least one message"));
     }
+    tools::history::check(messages)?;
     messages
         .iter()
         .enumerate()
@@ -52,9 +54,10 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
                 },
                 content: text_of(message, index)?,
                 name: message.name.clone(),
-                tool_calls: message.tool_calls.clone(),
+                tool_calls: tools::history::calls_for_template(message),
                 tool_call_id: message.tool_call_id.clone(),
                 reasoning_content: message.reasoning_content.clone(),
+                tools: None,
             })
         })
         .collect()
@@ -208,6 +211,7 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
         continues: false,
         stop,
         stop_tokens: stop_tokens(request)?,
+        shown_tokens: Vec::new(),
         ignore_eos: request.ignore_eos.unwrap_or(false),
         top_logprobs: top_logprobs(request)?,
         tenant,
@@ -368,7 +372,8 @@ mod tests {
         let plain = request(json!({})).unwrap();
         assert_eq!(plain.sampling, SamplingParams::default());
         assert_eq!(plain.max_tokens, usize::MAX);
-        assert_eq!(request(json!({"temperature": null, "stop": null, "seed": null})).unwrap(), plain);
+        let nulls = request(json!({"temperature": null, "stop": null, "seed": null})).unwrap();
+        assert_eq!(format!("{nulls:?}"), format!("{plain:?}"));
     }
 
     #[test]
@@ -465,7 +470,9 @@ mod tests {
         let messages = messages(json!([
             {"role": "developer", "content": "be brief"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ]},
             {"role": "tool", "content": "4", "tool_call_id": "1"}
         ]))
         .unwrap();
@@ -494,10 +501,11 @@ mod tests {
 
     #[test]
     fn every_string_of_a_message_is_rewritten() {
-        let mut message = messages(json!([{
-            "role": "assistant", "content": "c", "name": "n", "reasoning_content": "r",
-            "tool_calls": [{"id": "i", "function": {"name": "f", "arguments": "{}"}, "n": 1}]
-        }]))
+        let call = json!({"id": "i", "type": "function", "function": {"name": "f", "arguments": "{\"a\": [\"b\"]}"}});
+        let mut message = messages(json!([
+            {"role": "assistant", "content": "c", "name": "n", "reasoning_content": "r", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "i", "content": "x"}
+        ]))
         .unwrap()
         .remove(0);
         let before: Vec<String> = texts(&message).iter().map(|text| format!("<{text}>")).collect();

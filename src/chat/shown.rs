@@ -85,14 +85,7 @@ mod tests {
     use super::*;
 
     fn conversation() -> Vec<TemplateMessage> {
-        let message = |role, content: &str| TemplateMessage {
-            role,
-            content: content.to_owned(),
-            name: None,
-            tool_calls: None,
-            tool_call_id: None,
-            reasoning_content: None,
-        };
+        let message = |role, content: &str| TemplateMessage::new(role, content.to_owned());
         vec![
             TemplateMessage { name: Some("ann".to_owned()), ..message("user", "2+2?") },
             TemplateMessage {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::inference::Grammar;
-use crate::openai::chat::{ChatCompletionRequest, ResponseFormat};
+use crate::openai::chat::{ChatCompletionRequest, ResponseFormatKind};
 
 /// A grammar, and the parameter that asks for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,12 +23,17 @@ const MAX_NAME_BYTES: usize = 64;
 pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
     let mut all = Vec::new();
     let mut ask = |param, grammar| all.push(Asked { param, grammar });
-    match &request.response_format {
-        None | Some(ResponseFormat::Text) => {}
-        Some(ResponseFormat::JsonObject) => {
+    match request.response_format.as_ref().map(|format| (format.kind, &format.json_schema)) {
+        None | Some((ResponseFormatKind::Text, _)) => {}
+        Some((ResponseFormatKind::JsonObject, _)) => {
             ask("response_format", Grammar::JsonSchema(json!({"type": "object"})));
         }
-        Some(ResponseFormat::JsonSchema { json_schema }) => {
+        Some((ResponseFormatKind::JsonSchema, None)) => {
+            let message =
+                "`response_format` of type `json_schema` needs `json_schema` with a name and a schema";
+            return Err(Error::invalid("response_format.json_schema", message));
+        }
+        Some((ResponseFormatKind::JsonSchema, Some(json_schema))) => {
             check_name("response_format", "response_format.json_schema.name", &json_schema.name)?;
             let schema = json_schema.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
             ask("response_format", Grammar::JsonSchema(schema));
@@ -67,7 +72,8 @@ pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
         Some(rules) => ask("grammar", Grammar::Lark { rules: rules.clone(), schemas: Vec::new() }),
     }
     if let [first, second, ..] = &all[..] {
-        let message = format!("`{}` and `{}` both say what the answer must be; send one", first.param, second.param);
+        let message =
+            format!("`{}` and `{}` both say what the answer must be; send one", first.param, second.param);
         return Err(Error::invalid(second.param, message));
     }
     Ok(all.pop())
@@ -133,6 +139,7 @@ mod tests {
     fn what_is_no_grammar_is_refused_by_name() {
         for (request, param) in [
             (json!({"guided_json": "{"}), "guided_json"),
+            (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
             (json!({"guided_choice": []}), "guided_choice"),
             (json!({"grammar": "root ::= \"a\""}), "grammar"),
             (json!({"guided_regex": "a", "guided_choice": ["a"]}), "guided_choice"),

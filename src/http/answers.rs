@@ -19,7 +19,9 @@ use super::request_id::RequestId;
 use crate::app::unix_time;
 use crate::chat::{ChatEvent, ChatStream, Figures};
 use crate::error::{Error, Result};
-use crate::openai::chat::{ChoiceLogprobs, FinishReason, TokenLogprob, Usage};
+use crate::openai::chat::{
+    ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
+};
 
 /// A comment this often keeps a silent stream alive; both SDKs skip comments.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -94,8 +96,27 @@ pub struct Collected {
     pub text: String,
     /// What was thought before.
     pub reasoning: String,
+    /// What is called.
+    pub calls: Vec<ToolCall>,
     pub logprobs: Vec<TokenLogprob>,
     pub reason: FinishReason,
+}
+
+impl Collected {
+    /// Adds to what is called.
+    fn call(&mut self, delta: ToolCallDelta) {
+        let ToolCallDelta { index, id, kind, function } = delta;
+        match (id, kind, function.name) {
+            (Some(id), Some(kind), Some(name)) => {
+                let function = FunctionCall { name, arguments: function.arguments };
+                self.calls.push(ToolCall { id, kind, function });
+            }
+            _ => {
+                let call = self.calls.get_mut(index);
+                call.into_iter().for_each(|call| call.function.arguments.push_str(&function.arguments));
+            }
+        }
+    }
 }
 
 /// Waits for all of an answer.
@@ -107,6 +128,7 @@ pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec
     let empty = || Collected {
         text: String::new(),
         reasoning: String::new(),
+        calls: Vec::new(),
         logprobs: Vec::new(),
         reason: FinishReason::Stop,
     };
@@ -115,9 +137,10 @@ pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec
     while let Some((idx, event)) = answer.next().await {
         let choice = &mut choices[idx];
         match event {
-            ChatEvent::Content { text, reasoning, logprobs, .. } => {
+            ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
                 choice.text.push_str(&text);
                 choice.reasoning.push_str(&reasoning);
+                calls.into_iter().for_each(|call| choice.call(call));
                 choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
             }
             ChatEvent::Finished { reason, usage, figures } => {
@@ -145,6 +168,7 @@ pub enum Part {
     Text {
         text: String,
         reasoning: String,
+        calls: Vec<ToolCallDelta>,
         logprobs: Option<ChoiceLogprobs>,
     },
     End(FinishReason),
@@ -209,8 +233,8 @@ struct StreamState<W> {
 impl<W: Wire> StreamState<W> {
     fn take(&mut self, index: usize, event: ChatEvent) {
         match event {
-            ChatEvent::Content { text, reasoning, logprobs, .. } => {
-                self.push_part(index, Part::Text { text, reasoning, logprobs });
+            ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
+                self.push_part(index, Part::Text { text, reasoning, calls, logprobs });
             }
             ChatEvent::Finished { reason, usage, figures } => {
                 self.total.add(index, &usage);

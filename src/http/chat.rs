@@ -76,10 +76,16 @@ async fn whole(
 ) -> Result<ChatCompletion> {
     let (choices, usage) = answers::collect(answer, log).await?;
     let choice = |(index, choice): (usize, Collected)| {
-        let Collected { text, reasoning, logprobs: content, reason } = choice;
+        let Collected { text, reasoning, calls: tool_calls, logprobs: content, reason } = choice;
         let reasoning_content = Some(reasoning).filter(|reasoning| !reasoning.is_empty());
-        let message =
-            AssistantMessage { role: "assistant", content: Some(text), refusal: None, reasoning_content };
+        let text = Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty());
+        let message = AssistantMessage {
+            role: "assistant",
+            content: text,
+            refusal: None,
+            reasoning_content,
+            tool_calls,
+        };
         let logprobs = logprobs.then_some(ChoiceLogprobs { content, refusal: None });
         Choice { index, message, logprobs, finish_reason: reason }
     };
@@ -110,14 +116,14 @@ impl Wire for ChatWire {
                         (Delta { role, content, ..Delta::default() }, None, None)
                     }
                     // It is held back while it may be a tag.
-                    Part::Text { text, reasoning, logprobs: None }
-                        if text.is_empty() && reasoning.is_empty() =>
+                    Part::Text { text, reasoning, calls, logprobs: None }
+                        if text.is_empty() && reasoning.is_empty() && calls.is_empty() =>
                     {
                         return None;
                     }
-                    Part::Text { text, reasoning, logprobs } => {
+                    Part::Text { text, reasoning, calls: tool_calls, logprobs } => {
                         let (content, reasoning_content) = (given(text), given(reasoning));
-                        (Delta { content, reasoning_content, ..Delta::default() }, logprobs, None)
+                        (Delta { content, reasoning_content, tool_calls, ..Delta::default() }, logprobs, None)
                     }
                     Part::End(reason) => (Delta::default(), None, Some(reason)),
                 };

@@ -98,7 +98,10 @@ enum State {
     /// What may come next is not known.
     Idle(Box<Matcher>),
     /// It is being worked out.
-    Busy { matcher: mpsc::Receiver<(Box<Matcher>, Result<TokenSet>)>, cancel: Option<Cancel> },
+    Busy {
+        matcher: mpsc::Receiver<(Box<Matcher>, Result<TokenSet>)>,
+        cancel: Option<Cancel>,
+    },
     Known(Box<Matcher>, TokenSet),
     Failed(Error),
 }
@@ -226,8 +229,10 @@ fn with_options(schema: &Value) -> Result<Value> {
     if !schema.is_object() {
         return Err(refused("a schema is a JSON object, such as {\"type\": \"object\"}"));
     }
-    let options =
-        JsonCompileOptions { whitespace_pattern: Some(JSON_SPACE.to_owned()), ..JsonCompileOptions::default() };
+    let options = JsonCompileOptions {
+        whitespace_pattern: Some(JSON_SPACE.to_owned()),
+        ..JsonCompileOptions::default()
+    };
     options.apply_to(&mut schema);
     Ok(schema)
 }
@@ -346,18 +351,11 @@ impl Clone for Constraint {
     fn clone(&self) -> Self {
         let state = match &self.state {
             State::Idle(matcher) => State::Idle(Box::new(matcher.deep_clone())),
-            State::Known(matcher, allowed) => {
-                State::Known(Box::new(matcher.deep_clone()), allowed.clone())
-            }
+            State::Known(matcher, allowed) => State::Known(Box::new(matcher.deep_clone()), allowed.clone()),
             State::Busy { .. } => State::Failed(lost()),
             State::Failed(e) => State::Failed(e.clone()),
         };
-        Self {
-            place: self.place.clone(),
-            preamble: self.preamble.clone(),
-            state,
-            jobs: self.jobs.clone(),
-        }
+        Self { place: self.place.clone(), preamble: self.preamble.clone(), state, jobs: self.jobs.clone() }
     }
 }
 
@@ -372,9 +370,10 @@ impl Job {
         let began = std::time::Instant::now();
         let allowed = match self.matcher.compute_mask_or_eos() {
             Ok(allowed) => Ok(TokenSet(allowed)),
-            Err(_) if self.matcher.is_cancelled() => {
-                Err(too_complex(&format!("it takes more than {} s to tell what may come next", MASK_TIME.as_secs())))
-            }
+            Err(_) if self.matcher.is_cancelled() => Err(too_complex(&format!(
+                "it takes more than {} s to tell what may come next",
+                MASK_TIME.as_secs()
+            ))),
             Err(e) => Err(too_complex(&e.to_string())),
         };
         metrics::histogram!(telemetry::MASK_SECONDS).record(began.elapsed().as_secs_f64());

@@ -46,6 +46,8 @@ pub struct GenerationRequest {
     pub continues: bool,
     /// Tokens that end it; they are not part of it.
     pub stop_tokens: Vec<u32>,
+    /// Special tokens whose text is part of the text; that of others is not.
+    pub shown_tokens: Vec<u32>,
     /// Go on past the model's own end-of-text tokens.
     pub ignore_eos: bool,
     /// How many of the likeliest tokens to report with each token; `None` reports no

@@ -21,6 +21,8 @@ pub struct TextGeneration {
     stops: StopStrings,
     max_tokens: usize,
     min_tokens: usize,
+    /// Special tokens that are part of the text.
+    shown_tokens: Vec<u32>,
     /// Tokens that end the text: the model's own and the request's.
     ends: Vec<u32>,
     /// Whether a space at the beginning is the vocabulary's, not the model's.
@@ -62,6 +64,7 @@ impl TextGeneration {
             detokenizer: Detokenizer::default(),
             constraint: request.constraint.clone(),
             stops: StopStrings::new(request.stop.clone()),
+            shown_tokens: request.shown_tokens.clone(),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
@@ -95,7 +98,9 @@ impl TextGeneration {
                 None => self.waiting.push_back((self.n_text, logprob)),
             }
         }
-        let mut text = self.detokenizer.push(self.tokenizer.token_bytes(token));
+        let shown = self.shown_tokens.contains(&token).then(|| self.tokenizer.special_text(token)).flatten();
+        let bytes = shown.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
+        let mut text = self.detokenizer.push(bytes);
         if self.n_text == 0 && self.skips_space && text.starts_with(' ') {
             text.remove(0);
         }

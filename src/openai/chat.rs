@@ -48,6 +48,12 @@ pub struct ChatCompletionRequest {
     pub prediction: Option<Prediction>,
     /// How much the model is to think before it answers.
     pub reasoning_effort: Option<ReasoningEffort>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<Tool>>,
+    /// Which of them, and whether it has to.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether it may call several at once; it may unless it is said.
+    pub parallel_tool_calls: Option<bool>,
     /// What the answer must be.
     pub response_format: Option<ResponseFormat>,
     /// The same as a JSON schema, or the text of one.
@@ -62,13 +68,118 @@ pub struct ChatCompletionRequest {
     pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
 }
 
-/// What an answer must be.
+/// Something that a model may call.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct Tool {
+    #[serde(rename = "type")]
+    pub kind: FunctionKind,
+    pub function: FunctionDefinition,
+}
+
+/// What a model is told of a function.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct FunctionDefinition {
+    pub name: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    /// A JSON schema of its arguments.
+    #[serde(default)]
+    pub parameters: Option<Value>,
+    /// Whether the arguments are kept to it.
+    #[serde(default)]
+    pub strict: Option<bool>,
+}
+
+/// What is called: as the model likes, anything, nothing, or a certain function.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(
+    untagged,
+    expecting = "expected `none`, `auto`, `required`, or an object of type `function` or `allowed_tools`"
+)]
+pub enum ToolChoice {
+    Mode(ToolChoiceMode),
+    Object(ToolChoiceObject),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoiceMode {
+    None,
+    Auto,
+    Required,
+}
+
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum ResponseFormat {
+pub enum ToolChoiceObject {
+    Function { function: FunctionName },
+    AllowedTools { allowed_tools: AllowedTools },
+}
+
+/// Functions of which alone some may be called.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct AllowedTools {
+    pub mode: AllowedToolsMode,
+    pub tools: Vec<AllowedTool>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllowedToolsMode {
+    Auto,
+    Required,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct AllowedTool {
+    #[serde(rename = "type")]
+    pub kind: FunctionKind,
+    pub function: FunctionName,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct FunctionName {
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FunctionKind {
+    Function,
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ToolCall {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: FunctionKind,
+    pub function: FunctionCall,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct FunctionCall {
+    pub name: String,
+    /// The text of a JSON object, as the model wrote it.
+    pub arguments: String,
+}
+
+/// What an answer must be.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+pub struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub kind: ResponseFormatKind,
+    /// What JSON, where it is of that kind.
+    #[serde(default)]
+    pub json_schema: Option<JsonSchemaFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseFormatKind {
     Text,
     JsonObject,
-    JsonSchema { json_schema: JsonSchemaFormat },
+    JsonSchema,
 }
 
 /// JSON of a certain kind.
@@ -120,7 +231,7 @@ pub struct Message {
     #[serde(default)]
     pub name: Option<String>,
     #[serde(default)]
-    pub tool_calls: Option<Vec<Value>>,
+    pub tool_calls: Option<Vec<ToolCall>>,
     #[serde(default)]
     pub tool_call_id: Option<String>,
     /// What `tool_calls` was before.
@@ -204,6 +315,8 @@ pub struct AssistantMessage {
     /// What the model thought before, where it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// One event of a streamed answer.
@@ -237,6 +350,26 @@ pub struct Delta {
     pub content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// What a chunk adds to a call: first who is called, then arguments piece by piece.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ToolCallDelta {
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<FunctionKind>,
+    pub function: FunctionCallDelta,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FunctionCallDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -244,6 +377,7 @@ pub struct Delta {
 pub enum FinishReason {
     Stop,
     Length,
+    ToolCalls,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

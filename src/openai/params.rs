@@ -64,23 +64,17 @@ pub const CHAT: Rows = &[
         ("messages", Honoured),
         ("max_completion_tokens", Honoured),
         ("top_logprobs", Honoured),
-        ("tools", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
-        (
-            "tool_choice",
-            OnlyDefault {
-                is_default: |v| v == "none" || v == "auto",
-                reason: "tool calls are not supported",
-            },
-        ),
-        ("functions", OnlyDefault { is_default: is_empty, reason: "tool calls are not supported" }),
+        ("tools", Honoured),
+        ("tool_choice", Honoured),
+        ("functions", OnlyDefault { is_default: is_empty, reason: "it was replaced by `tools`, which is" }),
         (
             "function_call",
             OnlyDefault {
                 is_default: |v| v == "none" || v == "auto",
-                reason: "tool calls are not supported",
+                reason: "it was replaced by `tool_choice`, which is",
             },
         ),
-        ("parallel_tool_calls", Ignored),
+        ("parallel_tool_calls", Honoured),
         (
             "modalities",
             OnlyDefault {
@@ -159,13 +153,17 @@ pub const TOKENIZE: Rows = &[&[
 pub const DETOKENIZE: Rows = &[&[("model", Honoured), ("tokens", Honoured)]];
 
 /// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
-/// has no row here, such as a tool call, is taken as it is.
+/// has no row here, such as a schema, is taken as it is.
 const NESTED: &[(&str, &[&str])] = &[
     (
         "messages[]",
         &["role", "content", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content"],
     ),
     ("messages[].content[]", &["type", "text", "refusal"]),
+    ("messages[].tool_calls[]", &["id", "type", "function", "index"]),
+    ("messages[].tool_calls[].function", &["name", "arguments"]),
+    ("tools[]", &["type", "function"]),
+    ("tools[].function", &["name", "description", "parameters", "strict"]),
     ("stream_options", &["include_usage"]),
     ("prediction", &["type", "content"]),
     ("response_format", &["type", "json_schema"]),
@@ -271,10 +269,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_refused_by_name() {
-        for (name, value) in [
-            ("tools", json!([{"type": "function"}])),
-            ("audio", json!({})),
-        ] {
+        for (name, value) in [("functions", json!([{"name": "f"}])), ("audio", json!({}))] {
             let error = checked(json!({ name: value })).unwrap_err();
             assert_eq!(error.param(), Some(name));
             assert!(error.to_string().contains(name), "{error}");

@@ -399,6 +399,16 @@ impl Tokenizer {
         self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// The text of a special token.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.special_texts.get(&id).map(String::as_str)
+    }
+
+    /// The special token that is spelled like this.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        self.single(text).filter(|id| self.special_texts.contains_key(id))
+    }
+
     /// The token that alone stands for `text`, if there is one, special or not.
     pub fn single(&self, text: &str) -> Option<u32> {
         match self.encode_special(text).ok()?[..] {

@@ -110,7 +110,7 @@ impl ScriptedModel {
             "intermediate_size": 2,
             "num_hidden_layers": 1,
             "num_attention_heads": 1,
-            "vocab_size": N_VOCAB,
+            "vocab_size": N_VOCAB + script.special.len(),
             "max_position_embeddings": context_length,
             "rms_norm_eps": 1e-5,
             "eos_token_id": END,
@@ -126,6 +126,7 @@ impl Decoder for ScriptedModel {
     }
 
     fn forward(&mut self, _: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
+        let n_vocab = self.config.n_vocab;
         std::thread::sleep(self.script.step);
         self.script.n_batches.fetch_add(1, Ordering::SeqCst);
         self.script.widest.fetch_max(input.spans.len(), Ordering::SeqCst);
@@ -160,17 +161,17 @@ impl Decoder for ScriptedModel {
                 let n_said = (span.start + offset + 1).saturating_sub(span.n_prompt);
                 let next = self.script.answer.get(n_said).copied().unwrap_or(END);
                 // The script's token is certain, its neighbour the next likeliest.
-                let mut logits = vec![-20.0f32; N_VOCAB];
-                logits[(next as usize + 1) % N_VOCAB] = -10.0;
+                let mut logits = vec![-20.0f32; n_vocab];
+                logits[(next as usize + 1) % n_vocab] = -10.0;
                 logits[next as usize] = 10.0;
                 rows.extend(logits);
             }
             row += span.len;
         }
         if rows.is_empty() {
-            return Ok(Tensor::zeros((0, N_VOCAB), candle_core::DType::F32, &Device::Cpu)?);
+            return Ok(Tensor::zeros((0, n_vocab), candle_core::DType::F32, &Device::Cpu)?);
         }
-        Ok(Tensor::from_vec(rows.clone(), (rows.len() / N_VOCAB, N_VOCAB), &Device::Cpu)?)
+        Ok(Tensor::from_vec(rows.clone(), (rows.len() / n_vocab, n_vocab), &Device::Cpu)?)
     }
 }
 

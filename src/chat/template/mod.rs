@@ -34,6 +34,8 @@ pub struct ChatTemplate {
     with_tools: &'static str,
     knows_developer: bool,
     reasons: bool,
+    /// All of their text.
+    text: String,
 }
 
 /// A conversation and what the request says about it. Lists and objects keep the order they have.
@@ -63,6 +65,24 @@ pub struct TemplateMessage {
     pub tool_call_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// Functions as JSON, which some templates look for in the system message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<String>,
+}
+
+impl TemplateMessage {
+    /// Without anything but what is said.
+    pub fn new(role: &'static str, content: String) -> Self {
+        Self {
+            role,
+            content,
+            name: None,
+            tool_calls: None,
+            tool_call_id: None,
+            reasoning_content: None,
+            tools: None,
+        }
+    }
 }
 
 /// Name of the template for conversations without tools, and for all where there is no other.
@@ -91,6 +111,7 @@ impl ChatTemplate {
         let knows_developer =
             tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
         let reasons = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
+        let text = tool_use.iter().chain([&default]).map(String::as_str).collect();
         let mut environment = environment()?;
         let mut add = |name, template: &str| {
             environment
@@ -102,7 +123,7 @@ impl ChatTemplate {
             add(TOOL_USE, tool_use)?;
         }
         let with_tools = if tool_use.is_some() { TOOL_USE } else { DEFAULT };
-        Ok(Self { environment, special_tokens, with_tools, knows_developer, reasons })
+        Ok(Self { environment, special_tokens, with_tools, knows_developer, reasons, text })
     }
 
     /// Whether every template tells the role `developer` from `system`.
@@ -113,6 +134,11 @@ impl ChatTemplate {
     /// Whether its model writes what it thinks before it answers.
     pub fn reasons(&self) -> bool {
         self.reasons
+    }
+
+    /// Whether a text stands in one of them.
+    pub fn says(&self, text: &str) -> bool {
+        self.text.contains(text)
     }
 
     /// Whether the template for conversations looks at a variable.
@@ -243,14 +269,7 @@ mod tests {
 
     #[test]
     fn typed_messages_have_only_the_keys_they_need() {
-        let message = TemplateMessage {
-            role: "user",
-            content: "hi".to_owned(),
-            name: None,
-            tool_calls: None,
-            tool_call_id: None,
-            reasoning_content: None,
-        };
+        let message = TemplateMessage::new("user", "hi".to_owned());
         let template = ChatTemplate::new("{{ messages | tojson }}").unwrap();
         assert_eq!(template.render(input(&[message])).unwrap(), r#"[{"role": "user", "content": "hi"}]"#);
     }

@@ -1,0 +1,113 @@
+//! What makes a model call functions, in its family's own form, with arguments that are what their schemas say.
+
+use serde_json::{Value, json};
+
+use super::format::Format;
+use super::{Choice, Tools};
+use crate::inference::Grammar;
+
+/// Calls in one answer, where a grammar has to say how many.
+const MAX_CALLS: usize = 16;
+
+/// The grammar of an answer that calls what it has to, and in which calls are in order; `special` knows the special
+/// tokens, and `answer` is what an answer without calls must be. None where every answer will do.
+pub fn grammar(
+    tools: &Tools,
+    format: &Format,
+    special: impl Fn(&str) -> Option<u32>,
+    answer: Option<&Grammar>,
+) -> Option<Grammar> {
+    let is_forced = tools.choice == Choice::Required;
+    let is_strict = tools.functions.iter().any(|function| function.strict == Some(true));
+    if !is_forced && !is_strict && tools.is_parallel && answer.is_none() {
+        return None;
+    }
+    let schemas = tools.functions.iter().enumerate().map(|(idx, function)| {
+        let parameters = function.parameters.clone();
+        (format!("parameters_{idx}"), parameters.unwrap_or_else(|| json!({"type": "object"})))
+    });
+    let mut schemas: Vec<(String, Value)> = schemas.collect();
+    let mut rules = vec![calls(tools, format, &special)];
+    for (idx, function) in tools.functions.iter().enumerate() {
+        let name = Value::from(function.name.as_str());
+        let (before, after) = match format.named_by {
+            Some(mark) => (format!("{} {}", literal(&function.name), self::mark(mark, &special)), ""),
+            None => (literal(&format!("{{\"name\": {name}, \"{}\": ", format.arguments)), "\"}\""),
+        };
+        rules.push(format!("call_{idx}: {before} @parameters_{idx} {after}"));
+    }
+    let open = mark(format.open, &special);
+    let is_marked = !format.is_open_optional;
+    let start = match (is_forced, answer) {
+        (true, _) if is_marked => format!("start: {open} calls"),
+        (true, _) => "start: calls".to_owned(),
+        (false, Some(answer)) => {
+            let answer = self::answer(answer, &mut rules, &mut schemas);
+            let open = if is_marked { &open } else { "" };
+            format!("start: {answer} | {open} calls")
+        }
+        // The text is whatever does not begin a call.
+        (false, None) if !is_marked => "start: TEXT | calls\nTEXT: /([^\\[{][^\\x00]*)?/".to_owned(),
+        (false, None) if special(format.open).is_some() => {
+            format!("start: TEXT | TEXT {open} calls\nTEXT: /[^\\x00]*/")
+        }
+        (false, None) => format!(
+            "start: TEXT | lead calls\nlead[lazy]: ANY {open}\nANY: /[^\\x00]*/\nTEXT: ANY & ~(ANY {open} ANY)"
+        ),
+    };
+    rules.insert(0, start);
+    Some(Grammar::Lark { rules: rules.join("\n"), schemas })
+}
+
+/// The rule of one call or several, behind the first opening mark.
+fn calls(tools: &Tools, format: &Format, special: &impl Fn(&str) -> Option<u32>) -> String {
+    let any: Vec<String> = (0..tools.functions.len()).map(|idx| format!("call_{idx}")).collect();
+    let [open, close] = [format.open, format.close].map(|text| mark(text, special));
+    let [padding, between] = [format.padding, format.between].map(literal);
+    let more = |with: String| {
+        if tools.is_parallel { format!("({with}){{0,{}}}", MAX_CALLS - 1) } else { String::new() }
+    };
+    let rule = if format.is_list {
+        format!("calls: \"[\" call {} \"]\" {close}", more(format!("{between} call")))
+    } else if format.named_by.is_some() || format.is_open_optional {
+        let between = if format.named_by.is_some() { &open } else { &between };
+        format!("calls: call {}", more(format!("{between} call")))
+    } else {
+        let one = format!("{padding} call {padding} {close}");
+        format!("calls: {one} {}", more(format!("{between} {open} {one}")))
+    };
+    format!("{rule}\ncall: {}", any.join(" | "))
+}
+
+/// What stands for an answer without calls in the rules.
+fn answer(answer: &Grammar, rules: &mut Vec<String>, schemas: &mut Vec<(String, Value)>) -> String {
+    match answer {
+        Grammar::JsonSchema(schema) => {
+            schemas.push(("answer".to_owned(), schema.clone()));
+            "@answer".to_owned()
+        }
+        Grammar::Regex(regex) => {
+            rules.push(format!("answer: /{}/", regex.replace('/', "\\/")));
+            "answer".to_owned()
+        }
+        Grammar::Choice(choices) => {
+            let choices: Vec<String> = choices.iter().map(|choice| literal(choice)).collect();
+            rules.push(format!("answer: {}", choices.join(" | ")));
+            "answer".to_owned()
+        }
+        Grammar::Lark { .. } => "start".to_owned(),
+    }
+}
+
+/// A mark in rules: a special token where it is one.
+fn mark(text: &str, special: &impl Fn(&str) -> Option<u32>) -> String {
+    match special(text) {
+        Some(id) if !text.is_empty() => format!("<[{id}]>"),
+        _ => literal(text),
+    }
+}
+
+/// A text in rules; nothing for none.
+fn literal(text: &str) -> String {
+    if text.is_empty() { String::new() } else { Value::from(text).to_string() }
+}
