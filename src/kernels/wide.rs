@@ -86,8 +86,7 @@ fn rows_of(isa: Isa) -> (usize, usize) {
         }
     }
     match isa {
-        // A tile takes about the same time however few rows it has.
-        Isa::Amx => (amx::TILE_ROWS, amx::TILE_ROWS),
+        Isa::Amx => (amx::TILE_ROWS, amx::MANY_ROWS),
         // SAFETY: `Isa::choose` and `detect` give only what the processor has.
         _ => unsafe { dispatch(isa, RowsOf) },
     }

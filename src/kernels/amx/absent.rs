@@ -7,6 +7,7 @@ use super::weights::Expanded;
 use super::wide::Tile;
 
 pub const TILE_ROWS: usize = 8;
+pub const MANY_ROWS: usize = usize::MAX;
 pub const UNIT_ROWS: usize = 0;
 pub const PRODUCTS_PER_TURN: usize = 1;
 
