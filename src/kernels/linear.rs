@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::activations::{Activations, Norm, load_part};
+use super::amx;
 use super::isa::Isa;
 use super::pool;
 use super::shared_rows::{SharedMut, written};
@@ -219,7 +220,14 @@ trait ManyRows: Sync {
     const BLOCKS_AT_ONCE: usize;
 
     /// See [`wide::Rows::products`].
-    fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then);
+    fn products(
+        &self,
+        isa: Isa,
+        amx: &mut Option<amx::Configured>,
+        block: usize,
+        panels: &[Panel],
+        then: &impl Then,
+    );
 }
 
 macro_rules! many_rows {
@@ -227,8 +235,15 @@ macro_rules! many_rows {
         impl ManyRows for $rows {
             const BLOCKS_AT_ONCE: usize = $blocks_at_once;
 
-            fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then) {
-                self.products(isa, block, panels, then);
+            fn products(
+                &self,
+                isa: Isa,
+                amx: &mut Option<amx::Configured>,
+                block: usize,
+                panels: &[Panel],
+                then: &impl Then,
+            ) {
+                self.products(isa, amx, block, panels, then);
             }
         }
     )*};
@@ -246,6 +261,7 @@ fn many_rows<R: ManyRows>(isa: Isa, rows: &R, blocks: Range<usize>, products: &P
     let n_pieces = blocks.len().next_multiple_of(together) * n_pairs;
     pool::run(|team| {
         let at_once = (n_pairs / (PIECES_PER_THREAD * team.n_threads())).max(1);
+        let mut amx = None;
         for piece in team.share(n_pieces, at_once).flatten() {
             let (of_pair, pair) = (piece % together, piece / together % n_pairs);
             let block = blocks.start + piece / (n_pairs * together) * together + of_pair;
@@ -255,7 +271,7 @@ fn many_rows<R: ManyRows>(isa: Isa, rows: &R, blocks: Range<usize>, products: &P
             let (column, first, second) = products.group(pair, 2);
             let both = [first.key(), second.unwrap_or(first).key()];
             let then = Finish { products, result, column, first, second };
-            rows.products(isa, block, &both[..1 + usize::from(second.is_some())], &then);
+            rows.products(isa, &mut amx, block, &both[..1 + usize::from(second.is_some())], &then);
         }
     });
 }
@@ -371,7 +387,29 @@ impl<T: Then> Kernel for Take<'_, T> {
     }
 }
 
+/// Bytes of a line of the cache.
+const LINE_BYTES: usize = 64;
+
 impl Then for Finish<'_> {
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>) {
+        let Self { result, column, second, .. } = *self;
+        let unit_len = if result.in_bf16 { S::UNIT_LEN } else { 1 };
+        let n_panels = if matches!(self.products, Products::Gated { .. }) {
+            1
+        } else {
+            1 + usize::from(second.is_some())
+        };
+        let n_bytes = n_panels * LANES / unit_len * size_of::<f32>();
+        for row in rows {
+            let of_row = result.numbers.start().wrapping_add(row * result.stride + column / unit_len);
+            for start in (0..n_bytes + LINE_BYTES).step_by(LINE_BYTES) {
+                // SAFETY: the processor has the instructions; any address will do.
+                unsafe { S::prefetch_l1(of_row.cast::<u8>().wrapping_add(start)) };
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn take<S: Simd>(&self, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
         let Self { products, column, first, second, .. } = *self;

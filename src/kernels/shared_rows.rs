@@ -21,6 +21,11 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: all.as_mut_ptr(), len: all.len(), lifetime: PhantomData }
     }
 
+    /// Where the first is.
+    pub fn start(&self) -> *const T {
+        self.start
+    }
+
     /// The `len` numbers from `start` on.
     ///
     /// # Safety

@@ -128,17 +128,25 @@ impl Rows {
     ///
     /// # Panics
     /// When a panel is not there, of another length, or of other units.
-    pub fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then) {
+    pub fn products(
+        &self,
+        isa: Isa,
+        amx: &mut Option<amx::Configured>,
+        block: usize,
+        panels: &[Panel],
+        then: &impl Then,
+    ) {
         assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
         assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_in));
         let units = |(matrix, panel): &Panel| matrix.panel_units(*panel, self.in_bf16).as_ptr().cast();
         let rows = block * self.n_rows / self.n_blocks()..(block + 1) * self.n_rows / self.n_blocks();
         let panels: [*const f32; 2] = [units(&panels[0]), panels.get(1).map_or(std::ptr::null(), units)];
         let n_panels = 1 + usize::from(!panels[1].is_null());
-        let amx = amx::Configured::for_units(isa, self.in_bf16);
+        if amx.is_none() {
+            *amx = amx::Configured::for_units(isa, self.in_bf16);
+        }
         SUMS.with_borrow_mut(|sums| {
-            let kernel =
-                BlockProducts { rows: self, of_block: rows, panels, n_panels, amx: &amx, sums, then };
+            let kernel = BlockProducts { rows: self, of_block: rows, panels, n_panels, amx, sums, then };
             // SAFETY: the processor has the instructions; rows and panels are of as many units.
             unsafe { dispatch_units(isa, self.in_bf16, kernel) };
         });
@@ -212,9 +220,10 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
                 n_units: rows.n_in.div_ceil(S::UNIT_LEN),
                 fetches: true,
             };
-            let (first, second) = (&mut first[..m], &mut second[..m]);
+            let (first, second) = (&mut first[..tile], &mut second[..tile]);
             // SAFETY: the caller's promise.
             unsafe {
+                then.fetch::<S>(of_tile.clone());
                 if n_panels == 1 {
                     factors.products::<S, 1>(amx.as_ref(), [panels[0]], [&mut *first]);
                 } else {
@@ -222,7 +231,7 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
                 }
             }
             // SAFETY: the caller's promise.
-            unsafe { then.take::<S>(of_tile, [first, second]) };
+            unsafe { then.take::<S>(of_tile, [&first[..m], &second[..m]]) };
         }
     }
 }
@@ -246,7 +255,7 @@ impl Factors {
     /// `j` of panel `p`.
     ///
     /// # Safety
-    /// As [`Simd`]; rows and panels can be read, with AMX up to whole tiles; there is room for the sums.
+    /// As [`Simd`]; rows and panels can be read, and there is room for the sums, with AMX up to whole tiles.
     #[inline(always)]
     pub unsafe fn products<S: Simd, const P: usize>(
         self,

@@ -24,6 +24,12 @@ pub type Panel<'a> = (&'a PackedMatrix, usize);
 
 /// What becomes of products.
 pub trait Then: Sync {
+    /// Fetches the places that [`Then::take`] will write to, which are seldom in the cache.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>);
+
     /// Takes the products of some rows with one or two panels.
     ///
     /// # Safety
@@ -80,8 +86,7 @@ fn rows_of(isa: Isa) -> (usize, usize) {
         }
     }
     match isa {
-        // A tile takes the same time however few rows it has.
-        Isa::Amx => (amx::TILE_ROWS, amx::TILE_ROWS),
+        Isa::Amx => (amx::TILE_ROWS, amx::MANY_ROWS),
         // SAFETY: `Isa::choose` and `detect` give only what the processor has.
         _ => unsafe { dispatch(isa, RowsOf) },
     }
@@ -161,11 +166,18 @@ impl Rows {
 
     /// Computes the products of a block of the rows with one or two panels of as many inner elements; `then`
     /// gets some of the rows and for each panel their products with its rows, until it has had all of the
-    /// block.
+    /// block. What `amx` holds serves the thread's next call.
     ///
     /// # Panics
     /// When a panel is not there, of another length, or of another format than the other.
-    pub fn products(&self, isa: Isa, block: usize, panels: &[Panel], then: &impl Then) {
+    pub fn products(
+        &self,
+        isa: Isa,
+        amx: &mut Option<amx::Configured>,
+        block: usize,
+        panels: &[Panel],
+        then: &impl Then,
+    ) {
         assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
         assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_groups * GROUP_LEN));
         assert!(panels.iter().all(|(matrix, _)| matrix.format() == panels[0].0.format()));
@@ -173,7 +185,7 @@ impl Rows {
         let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
         let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
         // SAFETY: AMX is available if it was chosen.
-        let amx = (isa == Isa::Amx).then(|| unsafe { amx::Configured::new(panels[0].0.n_scaled()) });
+        let amx = (isa == Isa::Amx).then(|| unsafe { amx::Configured::again(amx, panels[0].0.n_scaled()) });
         PANELS.with_borrow_mut(|expanded| {
             SUMS.with_borrow_mut(|sums| {
                 for sums in sums.iter_mut().take(panels.len()) {
@@ -192,7 +204,7 @@ impl Rows {
                         panels: &expanded[..panels.len()],
                         then: (groups.end == self.n_groups).then_some(then),
                         groups,
-                        amx: amx.as_ref(),
+                        amx,
                         sums: [&mut *first, &mut *second],
                     };
                     // SAFETY: the processor has the instructions; the panels hold the groups, which the
@@ -285,21 +297,14 @@ unsafe fn store_words<S: Simd>([first, second]: [S::Floats; 2], to: &mut Words) 
 #[inline(always)]
 unsafe fn store_bytes<S: Simd>(halves: [S::Floats; 2], row: usize, tile: &mut [Words]) -> [i32; 2] {
     let n_bytes = tile.len() * GROUP_LEN;
-    let (high_plane, low_plane) = bytes_of(tile).split_at_mut(n_bytes);
+    let (high, low) = bytes_of(tile).split_at_mut(n_bytes);
     let place = row * GROUP_LEN..(row + 1) * GROUP_LEN;
-    let places =
-        high_plane[place.clone()].chunks_exact_mut(LANES).zip(low_plane[place].chunks_exact_mut(LANES));
+    let (high, low) = (&mut high[place.clone()], &mut low[place]);
     let mut sums = [0; 2];
-    for ((half, (high, low)), sum) in halves.into_iter().zip(places).zip(&mut sums) {
-        let mut numbers = [0.0f32; LANES];
-        // SAFETY: the processor has the instructions; the array has room for a vector.
-        unsafe { S::store(S::round(half), numbers.as_mut_ptr()) };
-        for ((number, high), low) in numbers.into_iter().zip(high).zip(low) {
-            let number = number as i32;
-            // The low byte is signed, so the high one takes what rounding to 256 leaves.
-            (*low, *high) = (number as i8, ((number + 128) >> 8) as i8);
-            *sum += number;
-        }
+    for (idx, (half, sum)) in halves.into_iter().zip(&mut sums).enumerate() {
+        let (high, low) = (&mut high[idx * LANES..], &mut low[idx * LANES..]);
+        // SAFETY: the processor has the instructions; the slices have room for a half's bytes.
+        *sum = unsafe { S::quantize_bytes(half, high.as_mut_ptr(), low.as_mut_ptr()) };
     }
     sums
 }
@@ -337,6 +342,9 @@ impl<T: Then> Kernel for Stretch<'_, T> {
             (others, second) = second.split_at_mut(m.min(second.len()));
             // SAFETY: the caller's promise.
             unsafe {
+                if let Some(then) = then {
+                    then.fetch::<S>(of_tile.clone());
+                }
                 match (amx, panels) {
                     (Some(amx), [a, b]) => amx::tile(amx, m, x, [a, b], [&mut *sums, &mut *others]),
                     (Some(amx), _) => amx::tile(amx, m, x, [&panels[0]], [&mut *sums]),
@@ -411,8 +419,9 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
             for part in 0..n_parts {
                 let mut products = [[S::word_sums(); M]; P];
                 for pair in part * n_pairs..(part + 1) * n_pairs {
-                    let of_panel =
-                        |p: usize| panels[p].codes[group].as_ptr().cast::<i16>().add(pair * 2 * LANES);
+                    let of_panel = |p: usize| {
+                        panels[p].codes(group, CodeWidth::Word).cast::<i16>().add(pair * 2 * LANES)
+                    };
                     let mut weights = [S::load_words(of_panel(0)); P];
                     for p in 1..P {
                         weights[p] = S::load_words(of_panel(p));

@@ -6,7 +6,8 @@ use super::units::Factors;
 use super::weights::Expanded;
 use super::wide::Tile;
 
-pub const TILE_ROWS: usize = 16;
+pub const TILE_ROWS: usize = 8;
+pub const MANY_ROWS: usize = usize::MAX;
 pub const UNIT_ROWS: usize = 0;
 pub const PRODUCTS_PER_TURN: usize = 1;
 
@@ -26,6 +27,12 @@ impl Configured {
 
     pub fn for_units(_isa: Isa, _in_bf16: bool) -> Option<Self> {
         None
+    }
+
+    /// # Safety
+    /// AMX is available.
+    pub unsafe fn again(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
+        unreachable!("AMX is never available here")
     }
 }
 

@@ -14,17 +14,28 @@ use std::sync::OnceLock;
 use super::isa::Isa;
 use super::simd::{Avx512, LANES, Simd};
 use super::units::{Factors, TILE_UNITS};
-use super::weights::{Expanded, GROUP_LEN, PANEL_ROWS};
+use super::weights::{CodeWidth, Expanded, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS};
 use super::wide::Tile;
 
-/// Rows of activations to a tile.
-pub const TILE_ROWS: usize = 16;
+/// Rows of a tile.
+const ROWS: usize = 16;
+
+/// Rows of activations to a tile, which has both planes of them.
+pub const TILE_ROWS: usize = ROWS / 2;
+
+/// Rows of activations from which on it pays to expand panels for tiles: with 12 it took 0.9 to 1.1 times as
+/// long as AVX-512 without, with 8 1.0 to 1.4 times (2026-11-26). Evenly shared out, there are five or more to a
+/// tile then.
+pub const MANY_ROWS: usize = 2 * TILE_ROWS;
 
 /// Rows of units that are multiplied at once: two tiles, so that a tile of weights, once read, is used twice.
-pub const UNIT_ROWS: usize = 2 * TILE_ROWS;
+pub const UNIT_ROWS: usize = 2 * ROWS;
 
 /// Bytes of a plane of one row's activations of a group; the low plane of a tile's rows follows the high.
 const PLANE_BYTES: usize = GROUP_LEN;
+
+/// Bytes of a full row of a tile.
+const LINE_BYTES: usize = 64;
 
 /// Whether the processor has AMX for bytes and for bfloat16, and the system lets this process use it.
 pub fn is_available() -> bool {
@@ -86,8 +97,8 @@ impl Configured {
             Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], n_rows: [0; 16] };
         for tile in 0..8 {
             let (n_rows, row_bytes) = match tile {
-                0..4 => (TILE_ROWS, 4 * PANEL_ROWS),
-                4..6 => (TILE_ROWS, n_inner),
+                0..4 => (ROWS, 4 * PANEL_ROWS),
+                4..6 => (ROWS, n_inner),
                 _ => (n_inner / 4, 4 * PANEL_ROWS),
             };
             (shapes.n_rows[tile], shapes.row_bytes[tile]) = (n_rows as u8, row_bytes as u16);
@@ -103,6 +114,20 @@ impl Configured {
         // SAFETY: an instruction set that was chosen is available.
         (isa == Isa::Amx && in_bf16).then(|| unsafe { Self::new(FULL_LEN) })
     }
+
+    /// The same for products over `n_inner` elements, out of what is `kept` from piece to piece of a thread's
+    /// work: to configure takes as long as some ten products.
+    ///
+    /// # Safety
+    /// As [`Configured::new`].
+    pub unsafe fn again(kept: &mut Option<Self>, n_inner: usize) -> &Self {
+        if kept.as_ref().is_some_and(|configured| configured.n_inner != n_inner) {
+            // The old shapes go before the new ones come.
+            *kept = None;
+        }
+        // SAFETY: the caller's promise.
+        kept.get_or_insert_with(|| unsafe { Self::new(n_inner) })
+    }
 }
 
 impl Drop for Configured {
@@ -112,17 +137,26 @@ impl Drop for Configured {
     }
 }
 
-/// Of each panel the sums of products of a tile's rows with its own: with the high bytes, then with the low.
-#[derive(Clone, Copy)]
+/// Steps between the multiplication of a tile and the storing of its sums. A store that comes sooner waits for
+/// the multipliers, and keeps later multiplications waiting; there are as many tiles of sums.
+const STORED_AFTER: usize = 3;
+
+/// Steps between that and the scaling of the sums, for which they come back from memory.
+const SCALED_AFTER: usize = 1;
+
+/// Tiles of sums, after as many steps the same ones again.
+const N_SUMS: usize = 4;
+
+/// Sums that wait to be scaled.
 #[repr(C, align(64))]
-struct Sums([[[[i32; PANEL_ROWS]; TILE_ROWS]; 2]; 2]);
+struct Waiting([[[i32; PANEL_ROWS]; ROWS]; SCALED_AFTER + 1]);
 
 /// Adds to `sums` the products of a tile's rows with a stretch of one or two panels, group by group as
 /// [`super::wide`] does it.
 ///
 /// # Safety
 /// AVX-512 and AMX are available; tiles are configured for a part of a group; `x` has the planes of
-/// [`TILE_ROWS`] rows for each of its groups, though there may be fewer rows.
+/// [`TILE_ROWS`] rows for each of its groups, though there may be fewer rows; there are those of [`MANY_ROWS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub unsafe fn tile<const P: usize>(
     configured: &Configured,
@@ -131,173 +165,255 @@ pub unsafe fn tile<const P: usize>(
     panels: [&Expanded; P],
     sums: [&mut [[f32; LANES]]; P],
 ) {
-    let (n_parts, has_mins) = (panels[0].scales_per_group, panels[0].has_mins);
-    assert!(configured.n_inner == GROUP_LEN / n_parts && n_rows <= TILE_ROWS);
-    assert!(x.factors.len() >= n_rows * x.n_groups && sums.iter().all(|sums| sums.len() == n_rows));
-    assert!(x.words.len() >= n_rows * (x.n_groups - 1) + TILE_ROWS);
-    let n_steps = x.n_groups * n_parts;
-    // The products of a step are on their way while those of the step before are added.
-    let mut products = [Sums([[[[0; _]; _]; _]; _]); 2];
-    // SAFETY: the caller's promise; the lengths are as asserted.
-    unsafe {
-        let multiply = |step: usize, products: &mut Sums| {
-            let (group, part) = (step / n_parts, step % n_parts);
-            let high = x.words.as_ptr().add(group * n_rows).cast::<u8>().add(part * configured.n_inner);
-            let codes =
-                |p: usize| panels[p].codes[group].as_ptr().add(part * configured.n_inner * PANEL_ROWS);
-            let low = high.add(n_rows * PLANE_BYTES);
-            if P == 1 {
-                products_of_one(high, low, codes(0), products);
-            } else {
-                products_of_two(high, low, [codes(0), codes(1)], products);
+    let n_parts = panels[0].scales_per_group;
+    assert!(
+        configured.n_inner == GROUP_LEN / n_parts && panels.iter().all(|p| p.scales_per_group == n_parts)
+    );
+    macro_rules! rows {
+        ($($m:literal),*) => {
+            match (n_rows, n_parts) {
+                $(($m, 1) => rows::<$m, P, 1>(x, panels, sums),
+                ($m, 2) => rows::<$m, P, 2>(x, panels, sums),)*
+                _ => unreachable!("tiles of {n_rows} rows with {n_parts} scales for a group"),
             }
         };
-        multiply(0, &mut products[0]);
-        for step in 0..n_steps {
-            if step + 1 < n_steps {
-                multiply(step + 1, &mut products[(step + 1) % 2]);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { rows!(5, 6, 7, 8) }
+}
+
+/// [`tile`] with `M` rows, whose sums stay in registers, and panels of `PARTS` scales for a group.
+#[inline(always)]
+unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
+    x: Tile,
+    panels: [&Expanded; P],
+    sums: [&mut [[f32; LANES]]; P],
+) {
+    assert!(x.n_groups <= STRETCH_GROUPS && x.words.len() >= M * (x.n_groups - 1) + TILE_ROWS);
+    assert!(x.factors.len() >= M * x.n_groups && sums.iter().all(|sums| sums.len() == M));
+    let sums = sums.map(|sums| sums.as_mut_ptr());
+    let mut steps = Steps::<M, P, PARTS> { x, panels, waiting: Waiting([[[0; _]; _]; _]) };
+    // SAFETY: the caller's promise; the lengths are as asserted.
+    unsafe {
+        // Two variables, since an array of arrays is not kept in registers.
+        let mut first = load_sums::<M>(sums[0]);
+        let mut second = load_sums::<M>(sums[P - 1]);
+        let n_steps = x.n_groups * PARTS * P;
+        steps.multiply::<0>(0, n_steps);
+        steps.multiply::<1>(1, n_steps);
+        steps.multiply::<2>(2, n_steps);
+        steps.multiply::<3>(3, n_steps);
+        steps.store::<0>(0, n_steps);
+        for step in (0..n_steps).step_by(N_SUMS) {
+            steps.take::<0>(step, n_steps, &mut first);
+            steps.take::<1>(step + 1, n_steps, if P == 1 { &mut first } else { &mut second });
+            steps.take::<2>(step + 2, n_steps, &mut first);
+            steps.take::<3>(step + 3, n_steps, if P == 1 { &mut first } else { &mut second });
+        }
+        store_sums(first, sums[0]);
+        if P > 1 {
+            store_sums(second, sums[P - 1]);
+        }
+    }
+}
+
+type Floats = <Avx512 as Simd>::Floats;
+
+#[inline(always)]
+unsafe fn load_sums<const M: usize>(from: *const [f32; LANES]) -> [Floats; M] {
+    // SAFETY: the caller's promise: `M` vectors are there.
+    unsafe {
+        let mut sums = [Avx512::splat(0.0); M];
+        for m in 0..M {
+            sums[m] = Avx512::load(from.add(m).cast());
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+unsafe fn store_sums<const M: usize>(sums: [Floats; M], to: *mut [f32; LANES]) {
+    // SAFETY: the caller's promise: there is room for `M` vectors.
+    unsafe {
+        for m in 0..M {
+            Avx512::store(sums[m], to.add(m).cast());
+        }
+    }
+}
+
+/// What the steps of [`rows`] share. A step is a part of a group of a panel; tiles of later steps are multiplied
+/// and stored while the sums of earlier ones are scaled. `I` is a step's number, without multiples of
+/// [`N_SUMS`].
+struct Steps<'a, const M: usize, const P: usize, const PARTS: usize> {
+    x: Tile<'a>,
+    panels: [&'a Expanded; P],
+    waiting: Waiting,
+}
+
+impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> {
+    /// Scales the sums of a step and adds them to those of its panel, after what is to be done meanwhile.
+    ///
+    /// # Safety
+    /// As [`tile`]; `step` and `I` belong together.
+    #[inline(always)]
+    unsafe fn take<const I: usize>(&mut self, step: usize, n_steps: usize, sums: &mut [Floats; M]) {
+        if step >= n_steps {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.multiply::<I>(step + SCALED_AFTER + STORED_AFTER, n_steps);
+            match I {
+                0 => self.store::<1>(step + SCALED_AFTER, n_steps),
+                1 => self.store::<2>(step + SCALED_AFTER, n_steps),
+                2 => self.store::<3>(step + SCALED_AFTER, n_steps),
+                _ => self.store::<0>(step + SCALED_AFTER, n_steps),
             }
-            let (group, part) = (step / n_parts, step % n_parts);
-            let factors = &x.factors[group * n_rows..(group + 1) * n_rows];
-            for p in 0..P {
-                let [high, low] = &products[step % 2].0[p];
-                let scale = Avx512::load(panels[p].scales[step].as_ptr());
-                let min = Avx512::load(panels[p].mins[step].as_ptr());
-                for (row, factors) in factors.iter().enumerate() {
-                    let whole = Avx512::join(high[row].as_ptr(), low[row].as_ptr());
-                    let product = Avx512::mul(whole, Avx512::splat(factors.scale));
-                    let mut sum = Avx512::load(sums[p][row].as_ptr());
-                    sum = Avx512::mul_add(product, scale, sum);
-                    if has_mins {
-                        sum = Avx512::mul_add(min, Avx512::splat(factors.sum_of(part, n_parts)), sum);
-                    }
-                    Avx512::store(sum, sums[p][row].as_mut_ptr());
+            let at = step / P;
+            let panel = self.panels[I % P];
+            let factors = self.x.factors.as_ptr().add(at / PARTS * M);
+            let products = &self.waiting.0[I % (SCALED_AFTER + 1)];
+            let scale = Avx512::load(panel.scales.as_ptr().add(at).cast());
+            for m in 0..M {
+                let whole = Avx512::join(products[m].as_ptr(), products[M + m].as_ptr());
+                let product = Avx512::mul(whole, Avx512::splat((*factors.add(m)).scale));
+                sums[m] = Avx512::mul_add(product, scale, sums[m]);
+            }
+            if panel.has_mins {
+                let min = Avx512::load(panel.mins.as_ptr().add(at).cast());
+                for m in 0..M {
+                    let sum = (*factors.add(m)).sum_of(at % PARTS, PARTS);
+                    sums[m] = Avx512::mul_add(min, Avx512::splat(sum), sums[m]);
                 }
+            }
+        }
+    }
+
+    /// Multiplies the tiles of a step, if there is one. Panels of the same part share the tile of activations.
+    ///
+    /// # Safety
+    /// As [`Steps::take`].
+    #[inline(always)]
+    unsafe fn multiply<const I: usize>(&self, step: usize, n_steps: usize) {
+        macro_rules! load {
+            ($planes:tt, $from:ident) => {
+                asm!(
+                    concat!("tileloadd ", $planes, ", [{planes} + {plane}*1]"),
+                    planes = in(reg) $from,
+                    plane = in(reg) PLANE_BYTES,
+                    out($planes) _,
+                    options(nostack),
+                )
+            };
+        }
+        macro_rules! multiply {
+            ($sums:tt, $planes:tt, $codes:tt, $from:ident) => {
+                asm!(
+                    concat!("tilezero ", $sums),
+                    concat!("tileloadd ", $codes, ", [{codes} + {line}*1]"),
+                    concat!("tdpbssd ", $sums, ", ", $planes, ", ", $codes),
+                    codes = in(reg) $from,
+                    line = in(reg) LINE_BYTES,
+                    out($sums) _, out($codes) _,
+                    options(nostack),
+                )
+            };
+        }
+        if step >= n_steps {
+            return;
+        }
+        let at = step / P;
+        let (group, part) = (at / PARTS, at % PARTS);
+        let n_inner = GROUP_LEN / PARTS;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let planes = self.x.words.as_ptr().add(group * M).cast::<u8>().add(part * n_inner);
+            let codes = self.panels[I % P].codes(group, CodeWidth::Byte).add(part * n_inner * PANEL_ROWS);
+            match (I, P) {
+                (0, _) | (2, 1) => load!("tmm4", planes),
+                (2, _) | (1 | 3, 1) => load!("tmm5", planes),
+                _ => {}
+            }
+            match (I, P) {
+                (0, _) => multiply!("tmm0", "tmm4", "tmm6", codes),
+                (1, 1) => multiply!("tmm1", "tmm5", "tmm7", codes),
+                (1, _) => multiply!("tmm1", "tmm4", "tmm7", codes),
+                (2, 1) => multiply!("tmm2", "tmm4", "tmm6", codes),
+                (2, _) => multiply!("tmm2", "tmm5", "tmm6", codes),
+                _ => multiply!("tmm3", "tmm5", "tmm7", codes),
+            }
+        }
+    }
+
+    /// Stores the sums of a step, if there is one.
+    ///
+    /// # Safety
+    /// As [`Steps::take`].
+    #[inline(always)]
+    unsafe fn store<const I: usize>(&mut self, step: usize, n_steps: usize) {
+        macro_rules! store {
+            ($sums:tt, $to:ident) => {
+                asm!(
+                    concat!("tilestored [{to} + {line}*1], ", $sums),
+                    to = in(reg) $to,
+                    line = in(reg) LINE_BYTES,
+                    options(nostack),
+                )
+            };
+        }
+        if step >= n_steps {
+            return;
+        }
+        let to = self.waiting.0[I % (SCALED_AFTER + 1)].as_mut_ptr();
+        // SAFETY: the caller's promise; there is room for a tile.
+        unsafe {
+            match I {
+                0 => store!("tmm0", to),
+                1 => store!("tmm1", to),
+                2 => store!("tmm2", to),
+                _ => store!("tmm3", to),
             }
         }
     }
 }
 
-/// Writes the sums of a step with one panel.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn products_of_one(high: *const u8, low: *const u8, codes: *const u8, sums: &mut Sums) {
-    let [of_high, of_low] = &mut sums.0[0];
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tileloadd tmm6, [{codes} + {line}*1]",
-            "tileloadd tmm4, [{high} + {plane}*1]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{low} + {plane}*1]",
-            "tdpbssd tmm1, tmm5, tmm6",
-            "tilestored [{of_high} + {line}*1], tmm0",
-            "tilestored [{of_low} + {line}*1], tmm1",
-            codes = in(reg) codes,
-            high = in(reg) high,
-            low = in(reg) low,
-            of_high = in(reg) of_high.as_mut_ptr(),
-            of_low = in(reg) of_low.as_mut_ptr(),
-            plane = in(reg) PLANE_BYTES,
-            line = in(reg) 4 * PANEL_ROWS,
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-            options(nostack),
-        );
-    }
-}
-
-/// Writes the sums of a step with two panels.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn products_of_two(high: *const u8, low: *const u8, codes: [*const u8; 2], sums: &mut Sums) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "tileloadd tmm6, [{first} + {line}*1]",
-            "tileloadd tmm4, [{high} + {plane}*1]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{low} + {plane}*1]",
-            "tdpbssd tmm1, tmm5, tmm6",
-            "tileloadd tmm7, [{second} + {line}*1]",
-            "tdpbssd tmm2, tmm4, tmm7",
-            "tdpbssd tmm3, tmm5, tmm7",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2",
-            "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            first = in(reg) codes[0],
-            second = in(reg) codes[1],
-            high = in(reg) high,
-            low = in(reg) low,
-            sums = in(reg) &raw mut *sums,
-            plane = in(reg) PLANE_BYTES,
-            line = in(reg) 4 * PANEL_ROWS,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
-}
-
-/// Sums of products of units, tile by tile: of the first rows with both panels, then of the others.
-#[repr(C, align(64))]
-struct UnitSums([[[[f32; PANEL_ROWS]; TILE_ROWS]; 2]; 2]);
-
-/// What [`Factors::products`] does.
+/// What [`Factors::products`] does. Sums are written tile by tile, those of rows that are not there too.
 ///
 /// # Safety
 /// AVX-512 and AMX are available; tiles are configured as [`Configured::for_units`] does it; whole tiles of
 /// rows and panels can be read.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub unsafe fn unit_products<const P: usize>(
     _configured: &Configured,
     x: Factors,
     panels: [*const f32; P],
     mut sums: [&mut [[f32; LANES]]; P],
 ) {
-    assert!(sums.iter().all(|sums| sums.len() >= x.n_rows));
-    let n_steps = x.n_units.div_ceil(TILE_UNITS);
-    let stride = x.stride * size_of::<f32>();
-    let mut products = UnitSums([[[[0.0; _]; _]; _]; _]);
+    assert!(sums.iter().all(|sums| sums.len() >= x.n_rows.next_multiple_of(ROWS)));
+    // Where there is one panel, it stands for both, and its sums are written twice.
+    let panels = [panels[0], panels[P - 1]];
     for start in (0..x.n_rows).step_by(UNIT_ROWS) {
-        let n_rows = (x.n_rows - start).min(UNIT_ROWS);
-        // SAFETY: the caller's promise. A single panel stands for both.
+        let sums = [0, P - 1].map(|p| sums[p][start..].as_mut_ptr());
+        // SAFETY: the caller's promise; there is room for the sums, as asserted.
         unsafe {
-            let rows = x.rows.add(start * x.stride);
-            let panels = [panels[0], panels[P - 1]];
-            if n_rows > TILE_ROWS {
-                units_two_by_two(rows, stride, panels, n_steps, &mut products);
+            let x = Factors { rows: x.rows.add(start * x.stride), ..x };
+            if x.n_rows - start > ROWS {
+                units_two_by_two(x, panels, sums);
             } else {
-                units_one_by_two(rows, stride, panels, n_steps, &mut products.0[0]);
-            }
-        }
-        for (p, sums) in sums.iter_mut().enumerate() {
-            for (row, sums) in sums[start..start + n_rows].iter_mut().enumerate() {
-                *sums = products.0[row / TILE_ROWS][p][row % TILE_ROWS];
+                units_one_by_two(x, panels, sums);
             }
         }
     }
 }
 
+/// The products of two tiles of rows, one behind the other, with two panels.
+///
 /// # Safety
 /// As [`unit_products`].
 #[inline(always)]
-unsafe fn units_two_by_two(
-    rows: *const f32,
-    stride: usize,
-    panels: [*const f32; 2],
-    n_steps: usize,
-    sums: &mut UnitSums,
-) {
+unsafe fn units_two_by_two(x: Factors, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+    let stride = x.stride * size_of::<f32>();
+    let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
@@ -305,76 +421,84 @@ unsafe fn units_two_by_two(
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
-            "2:",
-            "tileloadd tmm6, [{first} + {line}*1]",
-            "tileloadd tmm4, [{rows} + {stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{second} + {line}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{others} + {stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {rows}, 64",
-            "add {others}, 64",
-            "add {first}, 1024",
-            "add {second}, 1024",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2",
-            "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            rows = inout(reg) rows => _,
-            others = inout(reg) rows.cast::<u8>().add(TILE_ROWS * stride) => _,
-            first = inout(reg) panels[0] => _,
-            second = inout(reg) panels[1] => _,
-            n = inout(reg) n_steps => _,
-            stride = in(reg) stride,
-            line = in(reg) 4 * PANEL_ROWS,
-            sums = in(reg) &raw mut *sums,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nomem, nostack),
+        );
+        for step in 0..x.n_units.div_ceil(TILE_UNITS) {
+            let rows = rows.add(step * LINE_BYTES);
+            let panels = panels.map(|panel| panel.cast::<u8>().add(step * ROWS * LINE_BYTES));
+            asm!(
+                "tileloadd tmm6, [{first} + {line}*1]",
+                "tileloadd tmm4, [{rows} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{second} + {line}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{others} + {stride}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                rows = in(reg) rows,
+                others = in(reg) rows.add(ROWS * stride),
+                first = in(reg) panels[0],
+                second = in(reg) panels[1],
+                stride = in(reg) stride,
+                line = in(reg) LINE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+        asm!(
+            "tilestored [{of_first} + {line}*1], tmm0",
+            "tilestored [{of_second} + {line}*1], tmm1",
+            "tilestored [{of_first} + {line}*1 + 1024], tmm2",
+            "tilestored [{of_second} + {line}*1 + 1024], tmm3",
+            of_first = in(reg) sums[0],
+            of_second = in(reg) sums[1],
+            line = in(reg) LINE_BYTES,
             options(nostack),
         );
     }
 }
 
+/// The products of one tile of rows with two panels.
+///
 /// # Safety
 /// As [`unit_products`].
 #[inline(always)]
-unsafe fn units_one_by_two(
-    rows: *const f32,
-    stride: usize,
-    panels: [*const f32; 2],
-    n_steps: usize,
-    sums: &mut [[[f32; PANEL_ROWS]; TILE_ROWS]; 2],
-) {
+unsafe fn units_one_by_two(x: Factors, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+    let stride = x.stride * size_of::<f32>();
+    let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
     unsafe {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
-            "2:",
-            "tileloadd tmm4, [{rows} + {stride}*1]",
-            "tileloadd tmm6, [{first} + {line}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{second} + {line}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {rows}, 64",
-            "add {first}, 1024",
-            "add {second}, 1024",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            rows = inout(reg) rows => _,
-            first = inout(reg) panels[0] => _,
-            second = inout(reg) panels[1] => _,
-            n = inout(reg) n_steps => _,
-            stride = in(reg) stride,
-            line = in(reg) 4 * PANEL_ROWS,
-            sums = in(reg) sums.as_mut_ptr(),
-            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            out("tmm0") _, out("tmm1") _,
+            options(nomem, nostack),
+        );
+        for step in 0..x.n_units.div_ceil(TILE_UNITS) {
+            let panels = panels.map(|panel| panel.cast::<u8>().add(step * ROWS * LINE_BYTES));
+            asm!(
+                "tileloadd tmm4, [{rows} + {stride}*1]",
+                "tileloadd tmm6, [{first} + {line}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{second} + {line}*1]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                rows = in(reg) rows.add(step * LINE_BYTES),
+                first = in(reg) panels[0],
+                second = in(reg) panels[1],
+                stride = in(reg) stride,
+                line = in(reg) LINE_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+        asm!(
+            "tilestored [{of_first} + {line}*1], tmm0",
+            "tilestored [{of_second} + {line}*1], tmm1",
+            of_first = in(reg) sums[0],
+            of_second = in(reg) sums[1],
+            line = in(reg) LINE_BYTES,
             options(nostack),
         );
     }
@@ -382,7 +506,7 @@ unsafe fn units_one_by_two(
 
 /// Multiplications of activations of two bytes that a turn of [`multiply`] takes the time of: as many as
 /// there would be in bfloat16.
-pub const PRODUCTS_PER_TURN: usize = 4 * TILE_ROWS * PANEL_ROWS * FULL_LEN / 2;
+pub const PRODUCTS_PER_TURN: usize = 4 * ROWS * PANEL_ROWS * FULL_LEN / 2;
 
 /// Inner elements of a full tile.
 const FULL_LEN: usize = 64;
@@ -439,7 +563,8 @@ mod tests {
                     .collect();
                 PackedMatrix::pack(format, n_out, n_in, |idx| &bytes[idx * n_bytes..][..n_bytes]).unwrap()
             };
-            for (n_rows, n_out, n_blocks) in [(24, 16, 1), (33, 40, 3), (47, 70, 2), (48, 32, 3)] {
+            for (n_rows, n_out, n_blocks) in [(16, 40, 2), (17, 70, 1), (33, 40, 3), (47, 16, 2), (48, 32, 3)]
+            {
                 let n_in = n_blocks * format.block_len().max(32);
                 let (first, second) = (matrix(n_out, n_in, 1), matrix(n_out, n_in, 2));
                 let [first, second] = [&first, &second].map(|matrix| Weighted { matrix, bias: None });

@@ -72,19 +72,21 @@ impl TextAttention<'_> {
         assert!(!self.in_bf16 || isa.has_bf16());
         let pieces = self.pieces(lengths);
         let write = |y: SharedMut<MaybeUninit<f32>>| {
-            let do_piece = |idx: usize| {
-                let piece = &pieces[idx];
+            let do_pieces = |own: &mut dyn Iterator<Item = usize>| {
                 let amx = amx::Configured::for_units(isa, self.in_bf16);
                 SCRATCH.with_borrow_mut(|scratch| {
-                    let kernel = PieceKernel { attention: self, piece, qkv, amx: &amx, scratch, y };
-                    // SAFETY: the processor has the instructions; lengths are as asserted; each piece writes
-                    // rows of its own.
-                    unsafe { dispatch_units(isa, self.in_bf16, kernel) };
+                    for idx in own {
+                        let piece = &pieces[idx];
+                        let kernel = PieceKernel { attention: self, piece, qkv, amx: &amx, scratch, y };
+                        // SAFETY: the processor has the instructions; lengths are as asserted; each piece
+                        // writes rows of its own.
+                        unsafe { dispatch_units(isa, self.in_bf16, kernel) };
+                    }
                 });
             };
             match pieces.len() {
-                1 => do_piece(0),
-                n => pool::run(|team| team.share(n, 1).flatten().for_each(do_piece)),
+                1 => do_pieces(&mut (0..1)),
+                n => pool::run(|team| do_pieces(&mut team.share(n, 1).flatten())),
             }
         };
         // SAFETY: the pieces write every head of every token.
@@ -229,7 +231,7 @@ impl Kernel for PieceKernel<'_> {
                 let (first, second) = scores[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: whole panels of keys, behind which there is one more; room for the scores.
                 unsafe {
-                    factors.products::<S, 2>(amx.as_ref(), of_panels, [&mut first[..m], &mut second[..m]]);
+                    factors.products::<S, 2>(amx.as_ref(), of_panels, [first, second]);
                 }
             }
             let mut of_rows = [0.0; MAX_TILE_ROWS];
@@ -268,7 +270,7 @@ impl Kernel for PieceKernel<'_> {
                 let (first, second) = sums[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: as above, for the values.
                 unsafe {
-                    factors.products::<S, 2>(amx.as_ref(), of_panels, [&mut first[..m], &mut second[..m]]);
+                    factors.products::<S, 2>(amx.as_ref(), of_panels, [first, second]);
                 }
             }
             for (row, query) in of_tile.enumerate() {

@@ -23,6 +23,14 @@ unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512Bf16>()
 }
 
+/// The high and the low bytes of sixteen whole numbers.
+#[inline(always)]
+unsafe fn signed_bytes(numbers: __m512i) -> [__m128i; 2] {
+    // The low byte is signed, so the high one takes what rounding to 256 leaves.
+    let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)));
+    [_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(numbers)]
+}
+
 /// Sums of the products with the high and with the low bytes of the activations.
 #[derive(Clone, Copy)]
 pub struct Planes {
@@ -38,7 +46,7 @@ impl Avx512 {
     /// As [`Simd`].
     #[inline(always)]
     pub unsafe fn join(high: *const i32, low: *const i32) -> __m512 {
-        let [high, low] = [high, low].map(|sums| _mm512_loadu_si512(sums.cast()));
+        let (high, low) = (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(low.cast()));
         Self::finish(Planes { high, low })
     }
 }
@@ -245,9 +253,7 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     #[inline(always)]
     unsafe fn quantize(x: __m512, quads: *mut u8) -> i32 {
         let numbers = _mm512_cvtps_epi32(x);
-        // The low byte is signed, so the high one takes what rounding to 256 leaves.
-        let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)));
-        let (low, high) = (_mm512_cvtepi32_epi8(numbers), _mm512_cvtepi32_epi8(high));
+        let [high, low] = signed_bytes(numbers);
         _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
         _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
         _mm512_reduce_add_epi32(numbers)
@@ -292,6 +298,15 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
         let numbers = _mm512_cvtps_epi32(x);
         let ordered = _mm512_shuffle_epi32::<0b11_01_10_00>(numbers);
         _mm256_storeu_si256(words.cast(), _mm512_cvtepi32_epi16(ordered));
+        _mm512_reduce_add_epi32(numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn quantize_bytes(x: __m512, high: *mut i8, low: *mut i8) -> i32 {
+        let numbers = _mm512_cvtps_epi32(x);
+        let [of_high, of_low] = signed_bytes(numbers);
+        _mm_storeu_si128(high.cast(), of_high);
+        _mm_storeu_si128(low.cast(), of_low);
         _mm512_reduce_add_epi32(numbers)
     }
 

@@ -121,6 +121,19 @@ pub trait Simd: Copy + 'static {
     /// and fourth; gives their sum.
     unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32;
 
+    /// Rounds sixteen numbers and stores the two signed bytes of each, high and low ones apart; gives their
+    /// sum.
+    #[inline(always)]
+    unsafe fn quantize_bytes(x: Self::Floats, high: *mut i8, low: *mut i8) -> i32 {
+        let mut numbers = [0.0f32; LANES];
+        Self::store(Self::round(x), numbers.as_mut_ptr());
+        let numbers = numbers.map(|number| number as i32);
+        // The low byte is signed, so the high one takes what rounding to 256 leaves.
+        high.cast::<[i8; LANES]>().write(numbers.map(|number| ((number + 128) >> 8) as i8));
+        low.cast::<[i8; LANES]>().write(numbers.map(|number| number as i8));
+        numbers.into_iter().sum()
+    }
+
     /// Adds the products of sixteen units, which are loaded as floats, with one unit.
     #[inline(always)]
     unsafe fn dot_units(sums: Self::Floats, units: Self::Floats, unit: *const f32) -> Self::Floats {

@@ -193,6 +193,16 @@ pub enum CodeWidth {
     Word,
 }
 
+impl CodeWidth {
+    /// Bytes of a group of a panel.
+    pub const fn group_bytes(self) -> usize {
+        match self {
+            Self::Byte => GROUP_LEN * PANEL_ROWS,
+            Self::Word => 2 * GROUP_LEN * PANEL_ROWS,
+        }
+    }
+}
+
 /// Expands a group of a block; scales and minimums as numbers.
 ///
 /// # Safety

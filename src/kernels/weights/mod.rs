@@ -306,8 +306,8 @@ pub(super) const STRETCH_GROUPS: usize = 16;
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub(super) struct Expanded {
-    /// Of a group the codes in whichever [`CodeWidth`]; bytes leave half of the room.
-    pub codes: [[u8; 2 * GROUP_LEN * PANEL_ROWS]; STRETCH_GROUPS],
+    /// Group by group in whichever [`CodeWidth`].
+    codes: [u8; STRETCH_GROUPS * CodeWidth::Word.group_bytes()],
     /// One or two for each group.
     pub scales: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
     pub mins: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
@@ -317,12 +317,18 @@ pub(super) struct Expanded {
 
 impl Expanded {
     pub const EMPTY: Self = Self {
-        codes: [[0; _]; _],
+        codes: [0; _],
         scales: [[0.0; _]; _],
         mins: [[0.0; _]; _],
         scales_per_group: 1,
         has_mins: false,
     };
+
+    /// Those of a group, which there may not be.
+    #[inline(always)]
+    pub fn codes(&self, group: usize, width: CodeWidth) -> *const u8 {
+        self.codes.as_ptr().wrapping_add(group * width.group_bytes())
+    }
 }
 
 struct Expand<'a, Q> {
@@ -341,7 +347,8 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
         let Self { panel, groups, width, expanded, .. } = self;
         let n_groups = Q::BLOCK_LEN / GROUP_LEN;
         for (idx, group) in groups.enumerate() {
-            let (codes, at) = (&mut expanded.codes[idx], idx * Q::SCALES_PER_GROUP);
+            let at = idx * Q::SCALES_PER_GROUP;
+            let codes = &mut expanded.codes[idx * width.group_bytes()..][..width.group_bytes()];
             let scales = &mut expanded.scales[at..at + Q::SCALES_PER_GROUP];
             let mins = &mut expanded.mins[at..at + Q::SCALES_PER_GROUP];
             // SAFETY: the caller's promise; the slices have room for a group.
