@@ -36,7 +36,8 @@ async fn the_document() {
     let document = document(&server().await).await;
     assert_eq!(document["openapi"], "3.1.0");
     let schema = |content: &Value| {
-        let schema = content.get("x-event-data").unwrap_or(&content["schema"]);
+        let data = content.pointer("/schema/properties/data/anyOf/0/contentSchema/anyOf/0");
+        let schema = data.unwrap_or(&content["schema"]);
         schema["$ref"]
             .as_str()
             .map_or_else(|| schema.to_string(), |path| path.rsplit('/').next().unwrap().to_owned())
@@ -198,6 +199,7 @@ async fn its_ranges_are_the_servers() {
         (json!({"stop": "x".repeat(1025)}), false),
         (json!({"logit_bias": {"97": 100}}), true),
         (json!({"logit_bias": {"97": 100.5}}), false),
+        (json!({"max_tokens": 0, "max_completion_tokens": 3}), false),
         (json!({"stop_token_ids": vec![1; 64]}), true),
         (json!({"stop_token_ids": vec![1; 65]}), false),
     ] {

@@ -159,8 +159,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         .map(|&(media_type, schema)| {
             let schema = schema(&mut schemas.of_answers);
             let content = match media_type {
-                // What OpenAPI has no word for before 3.2: the schema of an event's data.
-                EVENTS => json!({"schema": {"type": "string"}, "x-event-data": schema}),
+                EVENTS => event(&schema, &schemas.of_answers.subschema_for::<ErrorBody>()),
                 _ => json!({ "schema": schema }),
             };
             (media_type.to_owned(), content)
@@ -199,6 +198,19 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         operation["security"] = json!([]);
     }
     operation
+}
+
+/// Where the schema of an event's data stands in that of the event.
+pub const EVENT_DATA: &str = "/schema/properties/data/anyOf/0/contentSchema";
+
+/// An event of a stream: a piece of the answer, an error, or the end.
+fn event(piece: &Schema, error: &Schema) -> Value {
+    let data = json!([
+        {"contentMediaType": JSON, "contentSchema": {"anyOf": [piece, error]}},
+        {"const": "[DONE]"},
+    ]);
+    let data = json!({"type": "string", "anyOf": data});
+    json!({"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}})
 }
 
 fn answer(description: &str, headers: &[&str], content: Value) -> Value {

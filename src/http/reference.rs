@@ -102,8 +102,8 @@ fn section(path: &str, method: &str, operation: &Value) -> String {
 /// Bodies and headers of an answer.
 fn what_comes(response: &Value) -> String {
     let bodies = fields(&response["content"]).map(|(media_type, content)| {
-        let schema = content.get("x-event-data").unwrap_or(&content["schema"]);
-        format!("<p><code>{media_type}</code>: {}</p>", kind(schema))
+        let data = content.pointer(openapi::EVENT_DATA);
+        format!("<p><code>{media_type}</code>: {}</p>", kind(data.unwrap_or(&content["schema"])))
     });
     let headers: Vec<String> =
         fields(&response["headers"]).map(|(name, _)| format!("<code>{name}</code>")).collect();
@@ -150,7 +150,7 @@ fn kind(schema: &Value) -> String {
         return items(kinds).iter().map(kind).collect::<Vec<_>>().join(" or ");
     }
     let kinds: Vec<String> = match &schema["type"] {
-        Value::Array(kinds) => kinds.iter().map(|kind| text(kind)).collect(),
+        Value::Array(kinds) => kinds.iter().map(text).collect(),
         Value::Null => vec!["anything".to_owned()],
         kind => vec![text(kind)],
     };

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 #[schemars(description = "A conversation to go on with.", extend("required" = ["messages"]))]
 pub struct ChatCompletionRequest {
     /// Any name of a chat model that is served; the first one unless it is said.
+    #[schemars(example = &"default")]
     pub model: Option<String>,
     /// The conversation so far.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), example = [json!({"role": "user", "content": "Say hello."})])]
     pub messages: Vec<Message>,
     /// How many answers to give.
     #[schemars(range(min = 1, max = 8))]
@@ -24,6 +25,7 @@ pub struct ChatCompletionRequest {
     pub max_tokens: Option<u64>,
     /// Wins over `max_tokens`.
     #[schemars(range(min = 1))]
+    #[schemars(example = 16)]
     pub max_completion_tokens: Option<u64>,
     /// How freely tokens are drawn; 0 takes the likeliest.
     #[schemars(range(min = 0, max = 2))]
@@ -134,6 +136,13 @@ pub enum PredictionKind {
 
 /// One message of a conversation.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[schemars(extend("anyOf" = [
+    {"properties": {"content": {"not": {"type": "null"}}}, "required": ["content"]},
+    {
+        "properties": {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+        "required": ["tool_calls"]
+    },
+]))]
 pub struct Message {
     pub role: Role,
     /// What is said; only an assistant message with tool calls may lack it.

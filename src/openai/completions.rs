@@ -25,6 +25,7 @@ pub struct CompletionRequest {
 #[schemars(description = "Texts to go on with as they are.", extend("required" = ["prompt"]))]
 pub struct Own {
     /// Texts, or token ids of the model's own vocabulary.
+    #[schemars(example = "Once upon a time")]
     pub prompt: Option<Input>,
     /// What comes after the text that is to be filled in.
     pub suffix: Option<String>,

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct EmbeddingsRequest {
     #[serde(default)]
     /// Any name of the embedding model.
+    #[schemars(example = &"default")]
     pub model: Option<String>,
+    #[schemars(example = "A man is eating food.")]
     pub input: Input,
     /// How vectors are written; as numbers unless it is said.
     #[serde(default)]

@@ -11,9 +11,11 @@ use super::embeddings::Usage;
 pub struct RerankRequest {
     /// Any name of the reranker, or of the embedding model.
     #[serde(default)]
+    #[schemars(example = &"default")]
     pub model: Option<String>,
+    #[schemars(example = "What is the capital of France?")]
     pub query: String,
-    #[schemars(length(min = 1, max = 2048))]
+    #[schemars(length(min = 1, max = 2048), example = ["Berlin is in Germany.", "Paris is the capital."])]
     pub documents: Vec<Document>,
     /// How many of the best to give, if not all.
     #[serde(default)]
@@ -73,9 +75,12 @@ pub struct ReturnedDocument {
 pub struct ScoreRequest {
     /// Any name of the reranker, or of the embedding model.
     #[serde(default)]
+    #[schemars(example = &"default")]
     pub model: Option<String>,
+    #[schemars(example = "a cat")]
     pub text_1: OneOrMany,
     /// As many as `text_1` has, or either of them is one.
+    #[schemars(example = ["a dog", "a car"])]
     pub text_2: OneOrMany,
     /// Whether what is too long is cut instead of refused.
     #[serde(default)]

@@ -10,9 +10,11 @@ use super::chat::Message;
 pub struct TokenizeRequest {
     /// Any name of any model; the first chat model unless it is said.
     #[serde(default)]
+    #[schemars(example = &"default")]
     pub model: Option<String>,
     /// A text; not together with `messages`.
     #[serde(default)]
+    #[schemars(example = "Say hello.")]
     pub prompt: Option<String>,
     /// Whether the model's own first and last tokens are put around it.
     #[serde(default)]
@@ -39,7 +41,9 @@ pub struct TokenizeResponse {
 pub struct DetokenizeRequest {
     /// Any name of any model; the first chat model unless it is said.
     #[serde(default)]
+    #[schemars(example = &"default")]
     pub model: Option<String>,
+    #[schemars(example = [72, 105])]
     pub tokens: Vec<u32>,
 }
 

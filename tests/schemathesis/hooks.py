@@ -84,6 +84,11 @@ def map_body(context, body):
         mend_generation(body)
     if path == "/v1/completions":
         mend_completion(body)
+    if path == "/tokenize" and isinstance(body.get("prompt"), str) and isinstance(body.get("messages"), list):
+        body["prompt"] = None
+    # The model has no prompts of its own.
+    if isinstance(body.get("prompt_name"), str):
+        body["prompt_name"] = None
     for message in body["messages"] if isinstance(body.get("messages"), list) else []:
         mend_message(message)
     if isinstance(body.get("input"), list):
