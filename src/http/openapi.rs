@@ -144,6 +144,12 @@ fn document(security: &Value) -> Value {
                     "description": "A name for the request, which comes back; one that is longer than 128 bytes does not.",
                     "schema": {"type": "string"},
                 },
+                "RetryCount": {
+                    "name": "x-stainless-retry-count",
+                    "in": "header",
+                    "description": "Which try of the request this is, from 0; one after the first joins a try that is still computed. What is no number is ignored.",
+                    "schema": {"type": "string"},
+                },
             },
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A key of `--api-key` or `--api-key-file`, where any are set."},
@@ -167,7 +173,8 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         .collect();
     let description = if content.contains_key(EVENTS) {
         "The answer; with `stream`, server-sent events, each with `data`, after the last of which comes `data: [DONE]`. \
-         An error in mid-stream is an event, too."
+         An error in mid-stream is an event, too. With the server's `--heartbeat`, spaces may come before the JSON of an \
+         answer that is not streamed, and an error in its place."
     } else {
         "The answer."
     };
@@ -186,6 +193,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         "parameters": [{"$ref": "#/components/parameters/RequestId"}],
         "responses": responses,
     });
+    if route.answers.iter().any(|(media_type, _)| *media_type == EVENTS) {
+        let parameter = json!({"$ref": "#/components/parameters/RetryCount"});
+        operation["parameters"].as_array_mut().into_iter().for_each(|all| all.push(parameter.clone()));
+    }
     if let (_, Some(name)) = route.template() {
         let parameter = json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}});
         operation["parameters"].as_array_mut().into_iter().for_each(|all| all.insert(0, parameter.clone()));
