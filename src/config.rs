@@ -129,6 +129,17 @@ pub struct ServeArgs {
     /// How long an answer is kept there at most, such as 90s, 10m or 2h
     #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
     pub response_cache_ttl: Duration,
+    /// Send a space this often before an answer of chat or completions that is not streamed and takes longer, such
+    /// as 10s, for clients and proxies that wait for headers only so long; 0s sends none
+    #[arg(long, env = "PREDICT_OTRON_HEARTBEAT", value_parser = parse_duration, default_value = "0s")]
+    pub heartbeat: Duration,
+    /// How long a client that retries must have waited for its answer to outlive it, unless it gave up when it said
+    /// it would
+    #[arg(long, env = "PREDICT_OTRON_RETRY_PATIENCE", value_parser = parse_duration, default_value = "50s")]
+    pub retry_patience: Duration,
+    /// How long such an answer is kept for the retry; 0s keeps none
+    #[arg(long, env = "PREDICT_OTRON_RETRY_GRACE", value_parser = parse_duration, default_value = "30s")]
+    pub retry_grace: Duration,
     /// Memory for vectors of texts, such as 64M: a text that comes again is not computed again; 0 keeps none
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE", value_parser = parse_bytes, default_value = "64M")]
     pub embedding_cache: u64,
@@ -334,6 +345,15 @@ pub struct Limits {
     pub response_cache_bytes: usize,
     /// How long they are kept at most.
     pub response_cache_ttl: Duration,
+    /// Time without an answer after which a space is sent before it; zero sends none.
+    pub heartbeat: Duration,
+    /// How long a client that retries must have waited for its answer to outlive it: a little less than the minute
+    /// after which proxies give up.
+    pub retry_patience: Duration,
+    /// How long such an answer is kept; zero keeps none.
+    pub retry_grace: Duration,
+    /// How many are kept at once.
+    pub kept_answers: usize,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Bytes of vectors that are kept to be given again; none is where there is no room.
@@ -372,6 +392,10 @@ impl Default for Limits {
             speculates: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),
+            heartbeat: Duration::ZERO,
+            retry_patience: Duration::from_secs(50),
+            retry_grace: Duration::from_secs(30),
+            kept_answers: 4,
             embedding_requests: 256,
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),
@@ -462,6 +486,9 @@ impl Config {
                 kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, as_bytes),
                 response_cache_bytes: as_bytes(args.response_cache),
                 response_cache_ttl: args.response_cache_ttl,
+                heartbeat: args.heartbeat,
+                retry_patience: args.retry_patience,
+                retry_grace: args.retry_grace,
                 embedding_cache_bytes: as_bytes(args.embedding_cache),
                 embedding_cache_ttl: args.embedding_cache_ttl,
                 ..Limits::default()

@@ -7,6 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Requests whose client went away before the answer was whole.
 pub const REQUESTS_CANCELLED: &str = "predict_otron_requests_cancelled_total";
+/// Retries that took over what their first try began.
+pub const RETRIES_JOINED: &str = "predict_otron_retries_joined_total";
 /// Chat requests refused because the queue was full.
 pub const REQUESTS_SHED: &str = "predict_otron_requests_shed_total";
 /// Times that a running request gave its memory to an older one, to be computed again later.
@@ -100,6 +102,7 @@ pub fn start_metrics() -> PrometheusHandle {
     let handle = recorder.handle();
     let descriptions = [
         (REQUESTS_CANCELLED, "Requests whose client went away before the answer was whole"),
+        (RETRIES_JOINED, "Retries that took over what their first try began"),
         (REQUESTS_SHED, "Chat requests refused because the queue was full"),
         (PREEMPTIONS, "Times that a running request gave its memory to an older one"),
         (PROMPT_TOKENS, "Tokens of prompts computed"),

@@ -26,6 +26,8 @@ async fn all_routes_but_the_probes_need_a_key() {
         (Method::GET, "/v1/models"),
         (Method::GET, "/metrics"),
         (Method::GET, "/"),
+        (Method::GET, "/openapi.json"),
+        (Method::GET, "/docs"),
         (Method::GET, "/no-such-route"),
         (Method::GET, "/health/"),
         (Method::DELETE, "/v1/embeddings"),

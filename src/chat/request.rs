@@ -166,8 +166,13 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
         (None, Some(n)) => Some(("max_tokens", n)),
         (None, None) => None,
     };
-    if let Some((param, 0)) = max_tokens {
-        return Err(Error::invalid(param, format!("`{param}` must be at least 1")));
+    // One that does not count is not 0 either.
+    for (param, n) in
+        [("max_completion_tokens", request.max_completion_tokens), ("max_tokens", request.max_tokens)]
+    {
+        if n == Some(0) {
+            return Err(Error::invalid(param, format!("`{param}` must be at least 1")));
+        }
     }
     let min_tokens = request.min_tokens.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
     if let Some((param, n)) = max_tokens.filter(|(_, n)| request.min_tokens > Some(*n)) {

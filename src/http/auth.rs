@@ -10,7 +10,7 @@ use super::error::ApiError;
 use crate::app::App;
 
 /// What orchestrators ask, which have no keys.
-const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
+pub const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
 
 /// Lets a request pass that shows a key or needs none, before its body is read.
 pub async fn check(State(app): State<App>, request: Request, next: Next) -> Response {

@@ -1,14 +1,18 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 
 use super::answers::{self, Collected, Envelope, Part, RequestLog, Wire};
+use super::deferred;
 use super::error::ApiError;
-use super::extract::JsonObject;
+use super::extract::{Ignored, JsonObject};
 use super::request_id::RequestId;
+use super::retries::{Attempt, Begun, Retries};
 use crate::app::App;
 use crate::chat::{ChatStream, ResponseCache};
 use crate::error::Result;
@@ -25,16 +29,39 @@ const CACHE: &str = "x-cache";
 pub async fn completions(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(retries): Extension<Retries>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, mut ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
-    let slot = app.chat_slot(request.model.as_deref())?;
-    let model_id = slot.served().id().to_owned();
     let tenant = answers::tenant(&headers);
+    let attempt = Attempt::of(&headers, &tenant, "/v1/chat/completions", &body.0);
+    let (request, ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
     let logprobs = request.logprobs.unwrap_or(false);
+    let heartbeat = app.limits().heartbeat;
+    let log = RequestLog::new(request_id.clone(), "chat");
+    let begun = begin(app, request, tenant, ignored);
+    if streams {
+        let (answer, envelope, headers) = begun.await?;
+        return Ok((headers, answers::stream(answer, envelope, ChatWire, include_usage, log)).into_response());
+    }
+    let work = async move {
+        let (answer, envelope, headers) = begun.await?;
+        Ok(Begun::new(headers, whole(answer, envelope, logprobs, log)))
+    };
+    deferred::answer(&retries, attempt, heartbeat, request_id, work).await
+}
+
+/// Has the model begin its answer, or finds one that was given before.
+async fn begin(
+    app: App,
+    request: ChatCompletionRequest,
+    tenant: Arc<str>,
+    mut ignored: Ignored,
+) -> Result<(ChatStream, Envelope, HeaderMap)> {
+    let slot = app.chat_slot(request.model.as_deref())?;
+    let model_id = slot.served().id().to_owned();
     let kept =
         app.responses().and_then(|kept| Some((kept, ResponseCache::key(&tenant, &model_id, &request)?)));
     let known =
@@ -52,19 +79,13 @@ pub async fn completions(
         }
     };
     ignored.extend(answer.ignored_fields());
-    let envelope = Envelope::new("chatcmpl", model_id, &answer);
-    let cache = kept.map(|_| HeaderValue::from_static(if answer.is_cached() { "hit" } else { "miss" }));
-    let log = RequestLog::new(request_id, "chat");
-    let mut response = if streams {
-        answers::stream(answer, envelope, ChatWire, include_usage, log)
-    } else {
-        Json(whole(answer, envelope, logprobs, log).await?).into_response()
-    };
-    ignored.name_in(&mut response);
-    if let Some(cache) = cache {
-        response.headers_mut().insert(CACHE, cache);
+    let mut headers = HeaderMap::new();
+    ignored.name_in(&mut headers);
+    if kept.is_some() {
+        headers.insert(CACHE, HeaderValue::from_static(if answer.is_cached() { "hit" } else { "miss" }));
     }
-    Ok(response)
+    let envelope = Envelope::new("chatcmpl", model_id, &answer);
+    Ok((answer, envelope, headers))
 }
 
 /// Whether the answer reports probabilities is what `logprobs` says.

@@ -1,14 +1,18 @@
 //! `POST /v1/completions`.
 
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 
 use super::answers::{self, Collected, Envelope, Part, RequestLog, Wire};
+use super::deferred;
 use super::error::ApiError;
-use super::extract::JsonObject;
+use super::extract::{Ignored, JsonObject};
 use super::request_id::RequestId;
+use super::retries::{Attempt, Begun, Retries};
 use crate::app::App;
 use crate::chat::CompletionStream;
 use crate::error::Result;
@@ -20,33 +24,50 @@ use crate::openai::params;
 pub async fn completions(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(retries): Extension<Retries>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (object, mut ignored) = body.check(params::COMPLETIONS)?;
+    let tenant = answers::tenant(&headers);
+    let attempt = Attempt::of(&headers, &tenant, "/v1/completions", &body.0);
+    let (object, ignored) = body.check(params::COMPLETIONS)?;
     let request = CompletionRequest::from_object(object)?;
     let options = &request.options;
-    let slot = app.chat_slot(options.model.as_deref())?;
-    let model_id = slot.served().id().to_owned();
-    let tenant = answers::tenant(&headers);
     let streams = options.stream.unwrap_or(false);
     let include_usage = options.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
     let n_top = request.own.logprobs;
+    let heartbeat = app.limits().heartbeat;
+    let log = RequestLog::new(request_id.clone(), "completion");
+    let begun = begin(app, request, tenant, ignored);
+    if streams {
+        let (CompletionStream { answer, echo, n }, envelope, headers) = begun.await?;
+        let wire = TextWire { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
+        return Ok((headers, answers::stream(answer, envelope, wire, include_usage, log)).into_response());
+    }
+    let work = async move {
+        let (completion, envelope, headers) = begun.await?;
+        Ok(Begun::new(headers, whole(completion, envelope, n_top, log)))
+    };
+    deferred::answer(&retries, attempt, heartbeat, request_id, work).await
+}
+
+/// Has the model begin its texts.
+async fn begin(
+    app: App,
+    request: CompletionRequest,
+    tenant: Arc<str>,
+    mut ignored: Ignored,
+) -> Result<(CompletionStream, Envelope, HeaderMap)> {
+    let slot = app.chat_slot(request.options.model.as_deref())?;
+    let model_id = slot.served().id().to_owned();
     let model = app.chat_model(slot).await?;
     let admission = model.admit()?;
     let completion = app.compute(move || model.complete(admission, &request, tenant)).await??;
     ignored.extend(completion.answer.ignored_fields());
+    let mut headers = HeaderMap::new();
+    ignored.name_in(&mut headers);
     let envelope = Envelope::new("cmpl", model_id, &completion.answer);
-    let log = RequestLog::new(request_id, "completion");
-    let mut response = if streams {
-        let CompletionStream { answer, echo, n } = completion;
-        let wire = TextWire { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
-        answers::stream(answer, envelope, wire, include_usage, log)
-    } else {
-        Json(whole(completion, envelope, n_top, log).await?).into_response()
-    };
-    ignored.name_in(&mut response);
-    Ok(response)
+    Ok((completion, envelope, headers))
 }
 
 async fn whole(

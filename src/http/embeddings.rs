@@ -48,7 +48,7 @@ pub async fn embeddings(
     let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
     let answer = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
     let mut response = Json(answer).into_response();
-    ignored.name_in(&mut response);
+    ignored.name_in(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
 }

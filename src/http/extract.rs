@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use tokio::time::{sleep, timeout};
@@ -91,11 +90,11 @@ impl Ignored {
     }
 
     /// Names them in the `x-ignored-params` header.
-    pub fn name_in(self, response: &mut Response) {
+    pub fn name_in(self, headers: &mut HeaderMap) {
         if let Some(names) = self.names()
             && let Ok(value) = HeaderValue::from_str(&names)
         {
-            response.headers_mut().insert("x-ignored-params", value);
+            headers.insert("x-ignored-params", value);
         }
     }
 

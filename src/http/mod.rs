@@ -6,45 +6,39 @@ mod auth;
 mod chat;
 mod completions;
 mod connection;
+mod deferred;
 mod embeddings;
 mod error;
 mod extract;
 mod models;
+mod openapi;
 mod probes;
+mod reference;
 mod request_id;
+mod retries;
+mod routes;
 mod scores;
 mod server;
 mod tokens;
 
-use axum::Router;
-use axum::routing::{get, post};
+use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use server::serve;
 
 use crate::app::App;
+use retries::Retries;
+use routes::ROUTES;
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/", get(probes::page))
-        .route("/health", get(probes::health))
-        .route("/readyz", get(probes::health))
-        .route("/livez", get(probes::alive))
-        .route("/metrics", get(probes::metrics))
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/embeddings", post(embeddings::embeddings))
-        .route("/v1/rerank", post(scores::rerank))
-        .route("/rerank", post(scores::rerank))
-        .route("/v1/score", post(scores::score))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/v1/loads", get(probes::loads))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::show))
+    let retries = Retries::new(app.limits());
+    ROUTES
+        .iter()
+        .fold(Router::new(), |router, route| router.route(route.path, route.answer()))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
+        .layer(Extension(retries))
         .layer(axum::middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(axum::middleware::from_fn(request_id::identify))

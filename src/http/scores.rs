@@ -134,7 +134,7 @@ fn log(request_id: &RequestId, scores: &Scores) {
 
 fn respond(answer: impl Serialize, scores: &Scores, ignored: Ignored) -> Response {
     let mut response = Json(answer).into_response();
-    ignored.name_in(&mut response);
+    ignored.name_in(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(scores.n_hits));
     response
 }

@@ -28,7 +28,7 @@ pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Respon
         })
     };
     let mut response = Json(app.compute(work).await??).into_response();
-    ignored.name_in(&mut response);
+    ignored.name_in(response.headers_mut());
     Ok(response)
 }
 
@@ -57,6 +57,6 @@ pub async fn detokenize(State(app): State<App>, body: JsonObject) -> Result<Resp
     let vocabulary = app.vocabulary(request.model.as_deref()).await?;
     let prompt = app.compute(move || vocabulary.tokenizer().decode(&request.tokens)).await??;
     let mut response = Json(DetokenizeResponse { prompt }).into_response();
-    ignored.name_in(&mut response);
+    ignored.name_in(response.headers_mut());
     Ok(response)
 }

@@ -1,7 +1,9 @@
 //! `/v1/completions`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,19 +20,44 @@ pub struct CompletionRequest {
 }
 
 /// What chat requests have not, or in another form.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(description = "Texts to go on with as they are.", extend("required" = ["prompt"]))]
 pub struct Own {
     /// Texts, or token ids of the model's own vocabulary.
+    #[schemars(example = "Once upon a time")]
     pub prompt: Option<Input>,
     /// What comes after the text that is to be filled in.
     pub suffix: Option<String>,
     /// Whether the prompt stands before each text.
     pub echo: Option<bool>,
     /// How many texts are computed for each prompt, of which the `n` likeliest are given.
+    #[schemars(range(min = 1, max = 8))]
     pub best_of: Option<u64>,
     /// How many of the likeliest tokens are reported with each.
+    #[schemars(range(max = 5))]
     pub logprobs: Option<u64>,
+}
+
+impl JsonSchema for CompletionRequest {
+    fn schema_name() -> Cow<'static, str> {
+        "CompletionRequest".into()
+    }
+
+    /// Its own fields, then those of a chat request; which of them are known here is for
+    /// [`super::params`] to say.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut own = Own::json_schema(generator);
+        let options = ChatCompletionRequest::json_schema(generator);
+        if let Some(Value::Object(fields)) = own.get_mut("properties")
+            && let Some(Value::Object(options)) = options.get("properties")
+        {
+            for (name, schema) in options {
+                fields.entry(name).or_insert_with(|| schema.clone());
+            }
+        }
+        own
+    }
 }
 
 impl CompletionRequest {
@@ -57,9 +84,10 @@ impl CompletionRequest {
 }
 
 /// A whole answer, or an event of a streamed one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Completion {
     pub id: String,
+    #[schemars(extend("const" = "text_completion"))]
     pub object: &'static str,
     pub created: u64,
     pub model: String,
@@ -70,7 +98,7 @@ pub struct Completion {
     pub usage: Option<Option<Usage>>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct CompletionChoice {
     pub index: usize,
     pub text: String,
@@ -79,7 +107,7 @@ pub struct CompletionChoice {
 }
 
 /// Of each token, side by side.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     pub token_logprobs: Vec<f32>,

@@ -1,4 +1,5 @@
-//! The wire: OpenAI's JSON as types, and which parameters are honoured. serde only.
+//! The wire: OpenAI's JSON as types, their JSON schemas, and which parameters are honoured. serde and
+//! schemars only.
 
 pub mod chat;
 pub mod completions;
@@ -6,6 +7,7 @@ pub mod embeddings;
 pub mod error;
 pub mod models;
 pub mod params;
+pub mod probes;
 pub mod scores;
 pub mod tokens;
 

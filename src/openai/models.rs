@@ -1,16 +1,18 @@
 //! `/v1/models`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// One model that is served here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Model {
     pub id: String,
+    #[schemars(extend("const" = "model"))]
     pub object: &'static str,
     /// Unix time in seconds.
     pub created: u64,
     pub owned_by: String,
-    /// What it is for: `chat` or `embedding`. This and what follows is ours.
+    /// What it is for: `chat`, `embedding` or `reranking`. This and what follows is ours.
     pub kind: String,
     /// Whether it is in memory.
     pub loaded: bool,
@@ -22,8 +24,9 @@ pub struct Model {
 }
 
 /// All of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ModelList {
+    #[schemars(extend("const" = "list"))]
     pub object: &'static str,
     pub data: Vec<Model>,
 }

@@ -407,8 +407,10 @@ mod tests {
     const PARIS: (&str, &str) = ("get_weather", r#"{"city": "Paris"}"#);
     const SUM: (&str, &str) = ("add", r#"{"a": 1, "b": [2, {"c": "}"}]}"#);
 
-    /// Transcripts of each family: what a model says, the text in it, and the calls.
-    const TRANSCRIPTS: &[(&str, &str, &str, &[(&str, &str)])] = &[
+    /// A family, what one of its models says, the text in it, and the calls.
+    type Transcript = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+    const TRANSCRIPTS: &[Transcript] = &[
         (
             "hermes",
             "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>",

@@ -1,0 +1,71 @@
+# For scripts that test a running server: sourced by them, after `set -euo pipefail`. Gives them $binary, the
+# scratch folder $scratch and the functions below, and cleans up whatever ends the script.
+
+root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
+binary=$(realpath "${1:-$root/target/release/predict-otron-9000}")
+if [[ ! -x $binary ]]; then
+  echo "no server binary at $binary: build it with cargo build --release" >&2
+  exit 2
+fi
+
+scratch=$(mktemp -d)
+log=$scratch/server.log
+server=
+
+clean_up() {
+  status=$?
+  if [[ $status -ne 0 && -s $log ]]; then
+    echo "--- server log" >&2
+    tail -n 200 "$log" >&2
+  fi
+  if [[ -n $server ]]; then
+    kill -KILL "$server" 2>/dev/null || true
+    wait "$server" 2>/dev/null || true
+  fi
+  rm -rf "$scratch"
+  exit "$status"
+}
+trap clean_up EXIT
+# Without these an interrupt would not pass through the EXIT trap with a failure.
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+running() { kill -0 "$server" 2>/dev/null; }
+
+# Starts the server with these options and waits until it listens, on $port.
+start_server() {
+  echo "--- starting $binary"
+  "$binary" --port 0 "$@" >"$scratch/server.out" 2>"$log" &
+  server=$!
+  port=
+  for _ in {1..600}; do # 120 s: the first start may have to fetch the models
+    port=$(sed -n 's|.*listening on http://127\.0\.0\.1:\([0-9]\{1,\}\).*|\1|p' "$log" | head -n 1)
+    if [[ -n $port ]]; then return; fi
+    running || { echo "the server ended before it listened" >&2; exit 1; }
+    sleep 0.2
+  done
+  echo "the server did not listen within 120 s" >&2
+  exit 1
+}
+
+# Sees that the server still runs, and ends as it should on SIGTERM.
+stop_server() {
+  echo "--- clean shutdown"
+  running || { echo "the server died during the tests" >&2; exit 1; }
+  kill -TERM "$server"
+  for _ in {1..100}; do # 20 s
+    running || break
+    sleep 0.2
+  done
+  if running; then
+    echo "the server still runs 20 s after SIGTERM" >&2
+    exit 1
+  fi
+  code=0
+  wait "$server" || code=$?
+  server=
+  if [[ $code -ne 0 ]]; then
+    echo "the server ended with exit code $code on SIGTERM" >&2
+    exit 1
+  fi
+}
