@@ -1,8 +1,9 @@
 //! Texts that must be what a grammar says: which tokens may come next, and nothing else does.
 //!
 //! The parsing is done by the `llguidance` crate, which is named nowhere else. What is ours: its vocabulary is
-//! the [`Tokenizer`]'s, what comes next is worked out on a thread of its own while the model computes the
-//! logits that it is for, and everything has a bound. Whatever goes wrong ends the text with an error; a text
+//! the [`Tokenizer`]'s; a token that is drawn is only looked at itself, and what else may come is worked out
+//! when it may not; where that happened last, on a thread of its own while the model computes the next logits; and
+//! everything has a bound. Whatever goes wrong ends the text with an error; a text
 //! that was to be constrained never goes on without it.
 
 use std::sync::{Arc, OnceLock, mpsc};
@@ -71,6 +72,8 @@ pub struct Constraint {
     /// What may come before the part that the grammar is about.
     preamble: Option<Preamble>,
     state: State,
+    /// Whether the last token that was drawn could not come: then the next one may not either.
+    was_refused: bool,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -165,10 +168,10 @@ impl Grammars {
             place: Place::Within,
             preamble: None,
             state: State::Idle(matcher),
+            was_refused: false,
             jobs: self.jobs.clone(),
         };
         // Whether anything can follow it shows here, before the prompt is computed.
-        constraint.prepare();
         constraint.allowed().map(drop).map_err(|e| refused(&e.to_string()))?;
         Ok(constraint)
     }
@@ -261,9 +264,33 @@ impl Constraint {
         matches!(self.place, Place::Preamble(_))
     }
 
-    /// Begins to work out which tokens may come next.
+    /// Whether it has not been worked out which tokens may come next.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self.state, State::Idle(_))
+    }
+
+    /// Whether a token may come next.
+    pub fn accepts(&mut self, token: u32) -> bool {
+        let is_accepted = match (&self.place, &mut self.state) {
+            (Place::Preamble(_), _) => true,
+            (Place::Beginning, _) if self.preamble.as_ref().is_some_and(|p| p.open == Some(token)) => true,
+            // What fails here fails again, and is told, where what may come is worked out.
+            (_, State::Idle(matcher)) => matcher.validate_tokens(&[token]).is_ok_and(|n| n == 1),
+            _ => false,
+        };
+        self.was_refused = !is_accepted;
+        is_accepted
+    }
+
+    /// Begins to work out which tokens may come next, if that will be asked for.
     pub fn prepare(&mut self) {
-        if !matches!(self.state, State::Idle(_)) {
+        if std::mem::take(&mut self.was_refused) {
+            self.work_out();
+        }
+    }
+
+    fn work_out(&mut self) {
+        if !self.is_unknown() {
             return;
         }
         let (done, matcher) = mpsc::channel();
@@ -283,7 +310,7 @@ impl Constraint {
         if self.is_in_preamble() {
             return Ok(None);
         }
-        self.prepare();
+        self.work_out();
         if let State::Busy { matcher, cancel } = &self.state {
             let answer = matcher.recv_timeout(MASK_TIME).or_else(|_| {
                 cancel.iter().for_each(Cancel::cancel);
@@ -355,7 +382,13 @@ impl Clone for Constraint {
             State::Busy { .. } => State::Failed(lost()),
             State::Failed(e) => State::Failed(e.clone()),
         };
-        Self { place: self.place.clone(), preamble: self.preamble.clone(), state, jobs: self.jobs.clone() }
+        Self {
+            place: self.place.clone(),
+            preamble: self.preamble.clone(),
+            state,
+            was_refused: self.was_refused,
+            jobs: self.jobs.clone(),
+        }
     }
 }
 

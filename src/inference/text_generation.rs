@@ -82,7 +82,8 @@ impl TextGeneration {
     /// When a tensor operation fails, or the text cannot be kept to its grammar.
     pub fn advance(&mut self, logits: &Tensor) -> Result<Step> {
         let may_end = self.n_generated >= self.min_tokens;
-        let token = self.sample(logits, may_end)?;
+        let token = self.next_token(logits, may_end)?;
+        self.sampler.remember(token)?;
         self.n_generated += 1;
         if self.ends.contains(&token) {
             return Ok(Step { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
@@ -130,21 +131,40 @@ impl TextGeneration {
         self.constraint.iter_mut().for_each(Constraint::prepare);
     }
 
-    fn sample(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
+    fn next_token(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
         let Self { sampler, constraint, ends, .. } = self;
-        let is_open = constraint.as_ref().is_some_and(Constraint::is_in_preamble);
-        let allowed = constraint.as_mut().map(Constraint::allowed).transpose()?.flatten();
-        let forbids_ends = (!may_end || is_open) && allowed.is_none_or(|(set, _)| set.has_others_than(ends));
-        sampler.sample(logits, |logits| {
-            if let Some((allowed, beside)) = allowed {
-                let beside = beside.and_then(|token| Some((token as usize, *logits.get(token as usize)?)));
-                allowed.keep_in(logits);
-                beside.into_iter().for_each(|(token, logit)| logits[token] = logit);
+        let mut penalised = sampler.penalised(logits)?;
+        let forbid = |tokens: &[u32], logits: &mut [f32]| {
+            for &token in tokens {
+                logits.get_mut(token as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
             }
-            for &end in ends.iter().filter(|_| forbids_ends) {
-                logits.get_mut(end as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
+        };
+        let Some(constraint) = constraint else {
+            forbid(if may_end { &[] } else { ends }, &mut penalised);
+            return sampler.draw(&penalised);
+        };
+        // Most tokens would be right without being told what may come, which takes longer to find out. What is drawn
+        // of all and kept if it may come, else drawn of those that may, is as likely as if drawn of those at once.
+        let may_end = may_end && !constraint.is_in_preamble();
+        if constraint.is_unknown() {
+            let token = sampler.draw(&penalised)?;
+            let is_end = ends.contains(&token);
+            if !is_end && constraint.accepts(token) {
+                return Ok(token);
             }
-        })
+        }
+        match constraint.allowed()? {
+            None => forbid(if may_end { &[] } else { ends }, &mut penalised),
+            Some((allowed, beside)) => {
+                let beside = beside.and_then(|token| Some((token as usize, *penalised.get(token as usize)?)));
+                allowed.keep_in(&mut penalised);
+                beside.into_iter().for_each(|(token, logit)| penalised[token] = logit);
+                if !may_end && allowed.has_others_than(ends) {
+                    forbid(ends, &mut penalised);
+                }
+            }
+        }
+        sampler.draw(&penalised)
     }
 
     /// Tokens generated so far.

@@ -117,50 +117,60 @@ impl Sampler {
         Ok(Self { params, repeat_penalty, logit_bias, generated: HashMap::new(), rng })
     }
 
-    /// Chooses the next token from `logits` `[n_vocab]`, and remembers it; `forbid` makes the logits of those that
-    /// may not come minus infinity.
+    /// The logits `[n_vocab]` that tokens are drawn by: with the bias, less the penalties.
     ///
     /// # Errors
-    /// When the logits are not numbers, or a tensor operation fails.
-    pub fn sample(&mut self, logits: &Tensor, forbid: impl FnOnce(&mut [f32])) -> Result<u32> {
+    /// When a tensor operation fails.
+    pub fn penalised(&mut self, logits: &Tensor) -> Result<Vec<f32>> {
         let biased = match &self.logit_bias {
             Some((ids, values)) => logits.index_add(ids, values, 0)?,
             None => logits.clone(),
         };
         let penalised = self.repeat_penalty.apply_cached_repeat_penalty(&biased)?;
         let mut penalised = penalised.to_vec1::<f32>()?;
-        forbid(&mut penalised);
-        if !max(&penalised).is_finite() {
-            return Err(Error::internal("the model's output is not a number; its file may be damaged"));
-        }
-        let token = self.choose(penalised);
-        self.repeat_penalty.push(token)?;
-        *self.generated.entry(token).or_default() += 1;
-        Ok(token)
-    }
-
-    /// What the repeat penalty's cache did in this generation.
-    pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
-        self.repeat_penalty.stats()
-    }
-
-    fn choose(&mut self, mut logits: Vec<f32>) -> u32 {
-        let SamplingParams { presence_penalty, frequency_penalty, temperature, .. } = self.params;
+        let SamplingParams { presence_penalty, frequency_penalty, .. } = self.params;
         if presence_penalty != 0.0 || frequency_penalty != 0.0 {
             for (&token, &count) in &self.generated {
-                logits[token as usize] -= presence_penalty + frequency_penalty * count as f32;
+                penalised[token as usize] -= presence_penalty + frequency_penalty * count as f32;
             }
         }
-        if temperature <= 0.0 {
-            return argmax(&logits);
+        Ok(penalised)
+    }
+
+    /// Draws the next token by its logit, which is minus infinity where it may not come.
+    ///
+    /// # Errors
+    /// When the logits are not numbers.
+    pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
+        let max = max(logits);
+        if !max.is_finite() {
+            return Err(Error::internal("the model's output is not a number; its file may be damaged"));
         }
-        let weights = kernels::weights(Isa::current(), &logits, max(&logits), temperature);
+        let temperature = self.params.temperature;
+        if temperature <= 0.0 {
+            return Ok(argmax(logits));
+        }
+        let weights = kernels::weights(Isa::current(), logits, max, temperature);
         let drawn = if self.params.cuts() {
             draw(&mut self.rng, &candidates(&weights, &self.params))
         } else {
             draw_of_all(&mut self.rng, &weights)
         };
-        drawn.unwrap_or_else(|| argmax(&logits))
+        Ok(drawn.unwrap_or_else(|| argmax(logits)))
+    }
+
+    /// Remembers the token that came.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn remember(&mut self, token: u32) -> Result<()> {
+        *self.generated.entry(token).or_default() += 1;
+        self.repeat_penalty.push(token)
+    }
+
+    /// What the repeat penalty's cache did in this generation.
+    pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
+        self.repeat_penalty.stats()
     }
 }
 
@@ -307,7 +317,12 @@ mod tests {
     fn draw(params: SamplingParams, logits: &[f32], n: usize) -> Vec<u32> {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
         let mut sampler = Sampler::new(params, logits.dims()[0], &[]).unwrap();
-        (0..n).map(|_| sampler.sample(&logits, |_| {}).unwrap()).collect()
+        let mut next = || {
+            let penalised = sampler.penalised(&logits)?;
+            let token = sampler.draw(&penalised)?;
+            sampler.remember(token).map(|()| token)
+        };
+        (0..n).map(|_| next().unwrap()).collect()
     }
 
     #[test]
@@ -324,7 +339,7 @@ mod tests {
         assert_eq!(Sampler::new(beyond, 4, &[]).err().unwrap().param(), Some("logit_bias"));
         let mut sampler = Sampler::new(params(), 2, &[]).unwrap();
         for bad in [[f32::NAN; 2], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
-            assert!(sampler.sample(&Tensor::new(&bad, &Device::Cpu).unwrap(), |_| {}).is_err());
+            assert!(sampler.draw(&bad).is_err());
         }
     }
 
