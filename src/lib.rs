@@ -28,7 +28,8 @@
 //!    memory ([`app::ChatModels`]). Where answers are kept and one is there, that is all
 //!    ([`chat::ResponseCache`]).
 //! 4. [`chat::ChatModel`] renders the model's own template and encodes the prompt with the
-//!    [`tokenizer`]; what a message says can never become a special token.
+//!    [`tokenizer`]; what a message says can never become a special token. What the answer has to be, JSON
+//!    or calls of functions, becomes a grammar ([`inference::grammar`]).
 //! 5. [`inference::Engine`] takes a place in its bounded queue, or refuses at once and says when to
 //!    come back. The first bytes of a stream go out here, before the prompt is computed.
 //! 6. The engine's thread asks [`inference::scheduler`] what the next batch holds, and the
@@ -37,9 +38,9 @@
 //!    computed is taken over.
 //! 7. Each sequence's [`inference::TextGeneration`] samples its next token (with
 //!    [`inference::sampling::CachedRepeatPenalty`]), then the one after each guess that was right, and
-//!    gives out text that is whole in UTF-8 and
-//!    certainly not part of a stop string.
-//! 8. The events become chunks or one answer; the figures of the request become a line of the log.
+//!    gives out text that is whole in UTF-8 and certainly not part of a stop string. Where there is a
+//!    grammar, nothing comes that it does not allow.
+//! 8. Thoughts and calls of functions are told from the text. The events become chunks or one answer; the figures of the request become a line of the log.
 //!    A client that goes away drops its receiver, and the engine drops the sequence before the next
 //!    batch; only an answer that it is likely to ask for again is kept for a while (`http::retries`).
 //!

@@ -18,13 +18,14 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may say them.
-const HOMES: [(&str, &[&str]); 13] = [
+const HOMES: [(&str, &[&str]); 14] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
     ("schemars::", &["openai/", "http/openapi.rs"]),
     ("clap::", &["config.rs", "main.rs"]),
     ("minijinja::", &["chat/template/"]),
+    ("llguidance::", &["inference/grammar.rs"]),
     ("tokenizers::", &["tokenizer/"]),
     ("fastembed::", &["embeddings/onnx.rs"]),
     ("ort::", &["embeddings/onnx.rs"]),

@@ -116,7 +116,11 @@ async fn calls_are_streamed_as_the_clients_put_them_together() {
     assert_ne!(begun[0].2, begun[1].2);
     let last = chunks.iter().rfind(|chunk| chunk["choices"][0]["finish_reason"].is_string()).unwrap();
     assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
-    assert!(chunks.iter().all(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or("") == ""));
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().is_empty())
+    );
 }
 
 #[tokio::test]
