@@ -259,7 +259,7 @@ impl Constraint {
         Self { place, preamble: Some(preamble), ..self }
     }
 
-    /// Whether the text may end here, as far as the grammar has nothing to say on it.
+    /// Whether the text is in what comes before, and so must not end yet.
     pub fn is_in_preamble(&self) -> bool {
         matches!(self.place, Place::Preamble(_))
     }

@@ -129,11 +129,10 @@ impl CallParser {
         let (start, (open, close, is_certain)) = match found {
             // What is JSON from the beginning may be a call too.
             _ if self.is_blank && begun.starts_with(['{', '[']) && !begun.starts_with(open) => {
-                if !open.starts_with(begun) {
-                    (self.held.len() - begun.len(), ("", "", false))
-                } else {
+                if open.starts_with(begun) {
                     return false;
                 }
+                (self.held.len() - begun.len(), ("", "", false))
             }
             Some(found) => found,
             None => {
