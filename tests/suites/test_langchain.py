@@ -31,7 +31,7 @@ class TestChat(ChatModelIntegrationTests):
         # A model this small repeats itself without end where no penalty keeps it from that. The usage of a stream
         # has to be asked for: the client does it by itself only of OpenAI.
         return dict(
-            CLIENT, model="default", temperature=0, frequency_penalty=1, max_completion_tokens=400, stream_usage=True
+            CLIENT, model="default", temperature=0, frequency_penalty=1, max_completion_tokens=200, stream_usage=True
         )
 
     @property
