@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from langchain_core.exceptions import OutputParserException
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
 
@@ -11,13 +12,18 @@ CLIENT = dict(base_url=os.environ["BASE_URL"], api_key="unused", max_retries=0)
 # As the tests have it that are overridden below.
 BOTH_OUTPUT_VERSIONS = pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
 
-# The API's part in these is tested with OpenAI's clients, in tests/sdk.
+# The API's part in these is tested with OpenAI's clients, in tests/sdk. An error that the server answers is none of
+# what is expected here.
 ADDS_ARGUMENTS = pytest.mark.xfail(
-    reason="a model this small adds arguments, or calls twice, where the schema and the request leave it free to"
+    raises=AssertionError,
+    reason="a model this small adds arguments, or calls twice, where the schema and the request leave it free to",
 )
-ANSWERS_IN_WORDS = pytest.mark.xfail(reason="a model this small answers in words where it may choose")
+ANSWERS_IN_WORDS = pytest.mark.xfail(
+    raises=AssertionError, reason="a model this small answers in words where it may choose"
+)
 NAMES_OTHER_KEYS = pytest.mark.xfail(
-    reason="a model this small writes JSON, as it has to, but not with the keys that the prompt asks for"
+    raises=(OutputParserException, AssertionError),
+    reason="a model this small writes JSON, as it has to, but not with the keys that the prompt asks for",
 )
 
 
