@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import OpenAI from "openai";
+import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 // Retries are off: they would turn a server that fails every other request into a green test.
 const client = new OpenAI({
@@ -270,6 +272,154 @@ describe("logprobs", () => {
   }
 });
 
+const WEATHER_PROMPT = "How warm is it in Rome?";
+const weatherRequest = (options) =>
+  request({ messages: [user(WEATHER_PROMPT)], max_completion_tokens: 300, ...options });
+
+const Place = z.object({ city: z.string().max(20), country: z.enum(["Italy", "France"]).nullable() });
+const Unit = z.enum(["celsius", "fahrenheit"]);
+const Day = z.union([
+  z.object({ kind: z.literal("rain"), millimetres: z.int().min(0).max(99) }),
+  z.object({ kind: z.literal("sun"), hours: z.int().min(0).max(24) }),
+]);
+const Report = z.object({ nearby: Place.nullable(), unit: Unit, days: z.array(Day).min(1).max(2) });
+
+describe("structured output", () => {
+  const response_format = zodResponseFormat(Report, "report");
+
+  test("parse gives the object, and a stream the same one", async () => {
+    const { choices } = await client.chat.completions.parse(weatherRequest({ response_format }));
+    assert.equal(choices[0].finish_reason, "stop");
+    assert.deepEqual(choices[0].message.parsed, Report.parse(JSON.parse(choices[0].message.content)));
+
+    const stream = client.chat.completions.stream(weatherRequest({ response_format }));
+    const deltas = [];
+    stream.on("content", (delta) => deltas.push(delta));
+    const { message } = (await stream.finalChatCompletion()).choices[0];
+    assert.deepEqual(message.parsed, choices[0].message.parsed);
+    assert.equal(message.content, choices[0].message.content);
+    assert.equal(deltas.join(""), message.content);
+  });
+
+  test("what is cut is said to be", async () => {
+    await assert.rejects(
+      () => client.chat.completions.parse(request({ response_format, max_completion_tokens: 5 })),
+      OpenAI.LengthFinishReasonError,
+    );
+  });
+
+  test("schemas that are none", async () => {
+    for (const schema of [{ type: "thing" }, { $ref: "#/$defs/missing" }]) {
+      const form = { type: "json_schema", json_schema: { name: "x", schema } };
+      await assert.rejects(
+        () => chat({ response_format: form }),
+        (error) => error instanceof OpenAI.BadRequestError && error.param.startsWith("response_format"),
+      );
+    }
+  });
+});
+
+describe("tools", () => {
+  const GetWeather = z.object({ place: Place, unit: Unit });
+  const tools = [
+    zodFunction({ name: "get_weather", description: "The weather at a place", parameters: GetWeather }),
+    zodFunction({ name: "add", parameters: z.object({ a: z.int().min(0).max(99) }) }),
+  ];
+  const named = (name) => ({ type: "function", function: { name } });
+  const parse = (options) => client.chat.completions.parse(weatherRequest({ tools, ...options }));
+
+  test("a named function is called with what it takes, and by a stream the same", async () => {
+    const tool_choice = named("get_weather");
+    const [choice] = (await parse({ tool_choice })).choices;
+    assert.equal(choice.finish_reason, "tool_calls");
+    assert.equal(choice.message.content, null);
+    const [call, ...others] = choice.message.tool_calls;
+    assert.deepEqual(others, []);
+    assert.equal(call.type, "function");
+    assert.equal(call.function.name, "get_weather");
+    assert.deepEqual(call.function.parsed_arguments, GetWeather.parse(JSON.parse(call.function.arguments)));
+
+    const stream = client.chat.completions.stream(weatherRequest({ tools, tool_choice }));
+    const deltas = [];
+    const done = [];
+    stream.on("tool_calls.function.arguments.delta", (event) => deltas.push(event.arguments_delta));
+    stream.on("tool_calls.function.arguments.done", (event) => done.push(event));
+    const [final] = (await stream.finalChatCompletion()).choices;
+    assert.equal(final.finish_reason, "tool_calls");
+    assert.equal(final.message.tool_calls.length, 1);
+    assert.ok(final.message.tool_calls[0].id);
+    assert.deepEqual(final.message.tool_calls[0].function, call.function);
+    assert.ok(deltas.length > 3);
+    assert.equal(deltas.join(""), call.function.arguments);
+    assert.deepEqual(done.map((event) => [event.name, event.index]), [["get_weather", 0]]);
+  });
+
+  test("some function has to be called, or one of those that are allowed", async () => {
+    const required = { tool_choice: "required", parallel_tool_calls: false };
+    const allowed_tools = { mode: "required", tools: [named("add")] };
+    const allowed = { ...required, tool_choice: { type: "allowed_tools", allowed_tools } };
+    for (const [options, names] of [[required, ["get_weather", "add"]], [allowed, ["add"]]]) {
+      const [choice] = (await parse(options)).choices;
+      assert.equal(choice.finish_reason, "tool_calls");
+      assert.equal(choice.message.tool_calls.length, 1);
+      assert.ok(names.includes(choice.message.tool_calls[0].function.name));
+    }
+  });
+
+  test("a runner calls the function and sends its result", async () => {
+    const asked = [];
+    const runner = client.chat.completions.runTools(
+      weatherRequest({
+        // A function that has to be called is called once; then the runner ends.
+        tool_choice: named("get_weather"),
+        tools: [
+          zodFunction({
+            name: "get_weather",
+            parameters: GetWeather,
+            function: (parameters) => {
+              asked.push(parameters);
+              return "It is 21 degrees.";
+            },
+          }),
+        ],
+      }),
+      { maxChatCompletions: 2 },
+    );
+    await runner.done();
+    assert.equal(asked.length, 1);
+    GetWeather.parse(asked[0]);
+    const roles = runner.messages.map((message) => message.role);
+    assert.deepEqual(roles, ["user", "assistant", "tool"]);
+    assert.equal(runner.messages[2].tool_call_id, runner.messages[1].tool_calls[0].id);
+
+    // From here on by hand: the model may answer in words.
+    const answer = await chat({ messages: runner.messages, tools, tool_choice: "none" });
+    assert.ok(textOf(answer));
+    assert.ok(!("tool_calls" in answer.choices[0].message));
+  });
+
+  test("histories and choices that cannot be", async () => {
+    const call = { id: "call_1", ...named("add") };
+    call.function.arguments = "{}";
+    const called = { role: "assistant", tool_calls: [call] };
+    const result = { role: "tool", tool_call_id: "call_2", content: "21" };
+    const history = (...turns) => ({ messages: [user(WEATHER_PROMPT), ...turns] });
+    for (const [param, options] of [
+      ["messages[2].tool_call_id", history(called, result)],
+      ["messages[1].tool_call_id", history(result)],
+      ["messages[1].tool_calls", history(called, user("And?"))],
+      ["messages[1].content", history({ role: "assistant" })],
+      ["tool_choice", { tool_choice: "required" }],
+      ["tool_choice", { tools, tool_choice: named("subtract") }],
+      ["tools[1].function.name", { tools: [tools[0], tools[0]] }],
+    ]) {
+      for (const call of [chat, chatStream]) {
+        await assertRefused(() => call(options), OpenAI.BadRequestError, { param });
+      }
+    }
+  });
+});
+
 describe("completions", () => {
   const options = { model: "default", prompt: "The capital of France is", max_tokens: 6, temperature: 0 };
 
@@ -376,12 +526,12 @@ describe("errors", () => {
   });
 
   test("bad and unsupported chat parameters", async () => {
-    const tool = { type: "function", function: { name: "f", parameters: { type: "object" } } };
     for (const [param, value] of Object.entries({
       temperature: 3,
       top_p: 2,
       n: 9,
-      tools: [tool],
+      functions: [{ name: "f", parameters: { type: "object" } }],
+      modalities: ["audio"],
       max_completion_tokens: 0,
       messages: [],
     })) {

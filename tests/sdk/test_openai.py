@@ -1,11 +1,15 @@
 """The server as OpenAI's Python client sees it. BASE_URL names the API root, with /v1."""
 
 import asyncio
+import enum
+import json
 import math
 import os
 import unittest
+from typing import Literal, Optional, Union
 
 import openai
+from pydantic import BaseModel, Field
 
 BASE_URL = os.environ["BASE_URL"]
 # Retries are off: they would turn a server that fails every other request into a green test.
@@ -289,6 +293,222 @@ class Logprobs(TestCase):
             self.assertEqual(entry.top_logprobs, [])
 
 
+class Unit(str, enum.Enum):
+    CELSIUS = "celsius"
+    FAHRENHEIT = "fahrenheit"
+
+
+class Place(BaseModel):
+    city: str = Field(max_length=20)
+    country: Optional[Literal["Italy", "France"]]
+
+
+class Rain(BaseModel):
+    kind: Literal["rain"]
+    millimetres: int = Field(ge=0, le=99)
+
+
+class Sun(BaseModel):
+    kind: Literal["sun"]
+    hours: int = Field(ge=0, le=24)
+
+
+class Report(BaseModel):
+    nearby: Optional[Place]
+    unit: Unit
+    days: list[Union[Rain, Sun]] = Field(min_length=1, max_length=2)
+
+
+class GetWeather(BaseModel):
+    """The weather at a place"""
+
+    place: Place
+    unit: Unit
+
+
+class Add(BaseModel):
+    a: int = Field(ge=0, le=99)
+    b: int = Field(ge=0, le=99)
+
+
+WEATHER_PROMPT = "How warm is it in Rome?"
+
+
+def parse(**options):
+    return client.chat.completions.parse(**request(WEATHER_PROMPT, max_completion_tokens=300, **options))
+
+
+def stream_to_the_end(**options):
+    options = request(WEATHER_PROMPT, max_completion_tokens=300, **options)
+    with client.chat.completions.stream(**options) as stream:
+        return list(stream), stream.get_final_completion()
+
+
+def events_of(events, type):
+    return [event for event in events if event.type == type]
+
+
+class StructuredOutput(TestCase):
+    def test_parse_gives_the_object(self):
+        choice = parse(response_format=Report).choices[0]
+        self.assertEqual(choice.finish_reason, "stop")
+        self.assertIsInstance(choice.message.parsed, Report)
+        self.assertEqual(choice.message.parsed, Report.model_validate_json(choice.message.content))
+
+    def test_a_stream_gives_the_same_object(self):
+        events, final = stream_to_the_end(response_format=Report)
+        message = final.choices[0].message
+        self.assertEqual(message.parsed, parse(response_format=Report).choices[0].message.parsed)
+        deltas = events_of(events, "content.delta")
+        self.assertEqual("".join(event.delta for event in deltas), message.content)
+        # The client parses what is there so far.
+        self.assertTrue(any(event.parsed and "nearby" in event.parsed for event in deltas[:-1]))
+        [done] = events_of(events, "content.done")
+        self.assertEqual(done.parsed, message.parsed)
+
+    def test_several_objects(self):
+        answer = parse(response_format=Place, n=2, temperature=1, seed=3)
+        for choice in answer.choices:
+            self.assertIsInstance(choice.message.parsed, Place)
+
+    def test_any_json_object(self):
+        answer = chat("Answer with {}", response_format={"type": "json_object"}, max_completion_tokens=40)
+        text = text_of(answer)
+        self.assertTrue(text.lstrip().startswith("{"), text)
+        if answer.choices[0].finish_reason == "stop":
+            self.assertIsInstance(json.loads(text), dict)
+
+    def test_what_is_cut_is_said_to_be(self):
+        with self.assertRaises(openai.LengthFinishReasonError):
+            client.chat.completions.parse(**request(response_format=Report, max_completion_tokens=5))
+
+    def test_choices_and_patterns(self):
+        answer = chat(extra_body={"guided_choice": ["yes", "no"]})
+        self.assertIn(text_of(answer), ["yes", "no"])
+        self.assertRegex(text_of(chat(extra_body={"guided_regex": "[0-9]{4}"})), "^[0-9]{4}$")
+
+    def test_schemas_that_are_none(self):
+        for schema in {"type": "thing"}, {"$ref": "#/$defs/missing"}:
+            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+            for call in chat, chat_chunks:
+                with self.subTest(schema=schema), self.assertRaises(openai.BadRequestError) as caught:
+                    call(response_format=form)
+                self.assertTrue(caught.exception.param.startswith("response_format"), caught.exception.param)
+
+
+class Tools(TestCase):
+    TOOLS = [openai.pydantic_function_tool(GetWeather), openai.pydantic_function_tool(Add)]
+    NAMED = {"type": "function", "function": {"name": "GetWeather"}}
+
+    def test_a_named_function_is_called_with_what_it_takes(self):
+        choice = parse(tools=self.TOOLS, tool_choice=self.NAMED).choices[0]
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        self.assertIsNone(choice.message.content)
+        [call] = choice.message.tool_calls
+        self.assertEqual((call.type, call.function.name), ("function", "GetWeather"))
+        self.assertTrue(call.id)
+        self.assertIsInstance(call.function.parsed_arguments, GetWeather)
+
+    def test_some_function_has_to_be_called(self):
+        options = dict(tools=self.TOOLS, tool_choice="required", parallel_tool_calls=False)
+        for seed in range(2):
+            choice = parse(**options, **{"temperature": 1, "seed": seed}).choices[0]
+            self.assertEqual(choice.finish_reason, "tool_calls")
+            [call] = choice.message.tool_calls
+            self.assertIsInstance(call.function.parsed_arguments, (GetWeather, Add))
+
+    def test_only_one_is_allowed(self):
+        name = {"type": "function", "function": {"name": "Add"}}
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [name]}}
+        message = parse(tools=self.TOOLS, tool_choice=allowed, parallel_tool_calls=False).choices[0].message
+        self.assertEqual([type(call.function.parsed_arguments) for call in message.tool_calls], [Add])
+
+    def test_none_is_called_where_none_may(self):
+        plain = chat(WEATHER_PROMPT)
+        answer = chat(WEATHER_PROMPT, tools=self.TOOLS, tool_choice="none")
+        self.assertEqual(text_of(answer), text_of(plain))
+        self.assertIsNone(answer.choices[0].message.tool_calls)
+
+    def test_a_stream_gives_the_same_call(self):
+        options = dict(tools=self.TOOLS, tool_choice=self.NAMED)
+        events, final = stream_to_the_end(**options, stream_options={"include_usage": True})
+        whole = parse(**options)
+        choice = final.choices[0]
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        self.assertFalse(choice.message.content)
+        [call], [same] = choice.message.tool_calls, whole.choices[0].message.tool_calls
+        self.assertEqual(call.function.arguments, same.function.arguments)
+        self.assertEqual(call.function.parsed_arguments, same.function.parsed_arguments)
+        self.assertTrue(call.id)
+        deltas = events_of(events, "tool_calls.function.arguments.delta")
+        self.assertGreater(len(deltas), 3)
+        self.assertEqual("".join(delta.arguments_delta for delta in deltas), call.function.arguments)
+        [done] = events_of(events, "tool_calls.function.arguments.done")
+        self.assertEqual((done.name, done.index), ("GetWeather", 0))
+        self.assertEqual(done.parsed_arguments, call.function.parsed_arguments)
+        self.assertEqual(final.usage.completion_tokens, whole.usage.completion_tokens)
+
+    def test_from_the_question_over_the_call_to_the_answer(self):
+        options = dict(tools=self.TOOLS, tool_choice=self.NAMED, max_completion_tokens=300)
+        asked = chat(WEATHER_PROMPT, **options).choices[0].message
+        [call] = asked.tool_calls
+        turns = [
+            *user(WEATHER_PROMPT),
+            asked,
+            {"role": "tool", "tool_call_id": call.id, "content": "It is 21 degrees."},
+        ]
+        for options in dict(tools=self.TOOLS, tool_choice="none"), {}:
+            answer = chat(messages=turns, **options)
+            self.assertTrue(text_of(answer))
+            self.assertIsNone(answer.choices[0].message.tool_calls)
+        # What the function answered is there to be read.
+        other = [*turns[:2], {**turns[2], "content": "It is 21 degrees, and there is a lot of wind."}]
+        self.assertGreater(chat(messages=other).usage.prompt_tokens, chat(messages=turns).usage.prompt_tokens)
+
+    def test_histories_that_cannot_be(self):
+        def called(id="call_1", arguments="{}"):
+            function = {"name": "Add", "arguments": arguments}
+            return {"role": "assistant", "tool_calls": [{"id": id, "type": "function", "function": function}]}
+
+        def result(**fields):
+            return {"role": "tool", "content": "21", **fields}
+
+        for param, turns in [
+            ("messages[2].tool_call_id", [called(), result(tool_call_id="call_2")]),
+            ("messages[2].tool_call_id", [called(), result()]),
+            ("messages[1].tool_call_id", [result(tool_call_id="call_1")]),
+            ("messages[1].tool_calls", [called(), *user("And?")]),
+            ("messages[1].tool_calls[0].id", [called(id=""), result(tool_call_id="")]),
+            (
+                "messages[1].tool_calls[0].function.arguments",
+                [called(arguments="{city"), result(tool_call_id="call_1")],
+            ),
+            ("messages[1].content", [{"role": "assistant"}]),
+        ]:
+            for call in chat, chat_chunks:
+                with self.subTest(param=param, call=call.__name__):
+                    with self.assertRaises(openai.BadRequestError) as caught:
+                        call(messages=[*user(WEATHER_PROMPT), *turns])
+                    self.assertEqual(caught.exception.param, param)
+
+    def test_tools_and_choices_that_cannot_be(self):
+        def named(name):
+            return {"type": "function", "function": {"name": name}}
+
+        tools = self.TOOLS
+        for param, options in [
+            ("tool_choice", dict(tool_choice="required")),
+            ("tool_choice", dict(tools=tools, tool_choice=named("Subtract"))),
+            ("tools[1].function.name", dict(tools=[tools[0], tools[0]])),
+            ("tools[0].function.name", dict(tools=[named("a name")])),
+        ]:
+            for call in chat, chat_chunks:
+                with self.subTest(param=param, call=call.__name__):
+                    with self.assertRaises(openai.BadRequestError) as caught:
+                        call(**options)
+                    self.assertEqual(caught.exception.param, param)
+
+
 class Completions(TestCase):
     def complete(self, prompt="The capital of France is", **options):
         options = {"max_tokens": 6, "temperature": 0, **options}
@@ -439,12 +659,12 @@ class Errors(TestCase):
             self.assertEqual(caught.exception.param, "model")
 
     def test_bad_and_unsupported_chat_parameters(self):
-        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
         for param, value in [
             ("temperature", 3),
             ("top_p", 2),
             ("n", 9),
-            ("tools", [tool]),
+            ("functions", [{"name": "f", "parameters": {"type": "object"}}]),
+            ("modalities", ["audio"]),
             ("max_completion_tokens", 0),
             ("messages", []),
         ]:
