@@ -51,6 +51,14 @@ async fn every_form_keeps_the_answer_to_its_grammar() {
         let answer = ask(&server, CHAT, fields).await;
         assert_eq!(serde_json::from_str::<Value>(content(&answer)).unwrap(), json!({"a": "b"}));
     }
+    let late =
+        scripted_server(Script::saying("\"0000-11-10T10:10:60Z\""), Limits::default(), ENGINE_OPTIONS).await;
+    let time = ask(&late, CHAT, json!({"guided_json": {"type": "string", "format": "date-time"}})).await;
+    let text = content(&time).trim_matches('"');
+    assert!(
+        text.starts_with("0001-") && !text.contains(":6"),
+        "{text}: programs read neither year 0 nor second 60"
+    );
     let completion = ask(&server, "/v1/completions", json!({"guided_choice": ["yes"]})).await;
     assert_eq!(completion["choices"][0]["text"], "yes");
     let free = ask(&server, CHAT, json!({"response_format": {"type": "text"}})).await;

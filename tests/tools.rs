@@ -162,6 +162,11 @@ async fn strict_arguments_are_kept_to_their_schema() {
     assert_eq!(answer["choices"][0]["message"]["content"], "Well:");
     let [("add", arguments)] = &calls(&answer)[..] else { panic!("{answer}") };
     assert_eq!(arguments["a"], 7, "{answer}");
+    // Without the mark it is text, to which nothing is kept.
+    let bare = "{\"name\": \"add\", \"arguments\": {\"a\": 77}}";
+    let unmarked = self::server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(bare) }).await;
+    let answer = ask(&unmarked, json!({"tools": [sum()]})).await;
+    assert_eq!((answer["choices"][0]["message"]["content"].as_str(), calls(&answer).len()), (Some(bare), 0));
     let mut loose = sum();
     loose["function"]["strict"] = json!(false);
     let answer = ask(&server, json!({"tools": [loose]})).await;

@@ -195,10 +195,13 @@ impl ChatModel {
             generation.shown_tokens = marks.filter_map(special).collect();
             asked = tools::asked(tools, format, special, asked)?;
         }
+        let generation_is_free = asked.is_none();
         generation.constraint = self.constraint(asked, reasoning.as_ref())?;
         let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
         let reasoning = vec![reasoning; n_choices].into_iter().flatten().collect();
-        let calls = tools.map(|tools| CallParser::new(format, tools.names()));
+        // What a grammar takes for text is no call.
+        let reads_unmarked = format.is_open_optional || generation_is_free;
+        let calls = tools.map(|tools| CallParser::new(format, tools.names(), reads_unmarked));
         let calls = vec![calls; n_choices].into_iter().flatten().collect();
         Ok(ChatStream { reasoning, calls, ..self.stream(generations, 1, ignored_fields) })
     }

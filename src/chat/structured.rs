@@ -34,7 +34,7 @@ pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
             return Err(Error::invalid("response_format.json_schema", message));
         }
         Some((ResponseFormatKind::JsonSchema, Some(json_schema))) => {
-            check_name("response_format", "response_format.json_schema.name", &json_schema.name)?;
+            check_name("response_format.json_schema.name", &json_schema.name)?;
             let schema = json_schema.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
             ask("response_format", Grammar::JsonSchema(schema));
         }
@@ -83,7 +83,7 @@ pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
 ///
 /// # Errors
 /// When it is empty or too long, or has other characters than letters, digits, `_` and `-`.
-pub fn check_name(param: &str, path: &str, name: &str) -> Result<()> {
+pub fn check_name(path: &str, name: &str) -> Result<()> {
     let is_known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(is_known) {
         return Ok(());
@@ -92,7 +92,7 @@ pub fn check_name(param: &str, path: &str, name: &str) -> Result<()> {
         "`{path}` must be 1 to {MAX_NAME_BYTES} letters, digits, `_` or `-`, and `{}` is not",
         name.chars().take(MAX_NAME_BYTES).collect::<String>()
     );
-    Err(Error::invalid(param, message))
+    Err(Error::invalid(path, message))
 }
 
 #[cfg(test)]
@@ -145,7 +145,7 @@ mod tests {
             (json!({"guided_regex": "a", "guided_choice": ["a"]}), "guided_choice"),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}}),
-                "response_format",
+                "response_format.json_schema.name",
             ),
         ] {
             assert_eq!(of(request).unwrap_err().param(), Some(param));

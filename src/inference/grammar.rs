@@ -232,12 +232,39 @@ fn with_options(schema: &Value) -> Result<Value> {
     if !schema.is_object() {
         return Err(refused("a schema is a JSON object, such as {\"type\": \"object\"}"));
     }
+    narrow_times(&mut schema);
     let options = JsonCompileOptions {
         whitespace_pattern: Some(JSON_SPACE.to_owned()),
         ..JsonCompileOptions::default()
     };
     options.apply_to(&mut schema);
     Ok(schema)
+}
+
+/// Keeps times to those that programs can read: RFC 3339 allows a second 60, of leap seconds, and a year 0.
+fn narrow_times(schema: &mut Value) {
+    let Value::Object(fields) = schema else { return };
+    let pattern = match fields.get("format").and_then(Value::as_str) {
+        Some("date") => Some("^0{0,3}[1-9]"),
+        Some("date-time") => Some("^0{0,3}[1-9][^:]*:[^:]*:[0-5]"),
+        Some("time") => Some("^[^:]*:[^:]*:[0-5]"),
+        _ => None,
+    };
+    if let Some(pattern) = pattern {
+        fields.entry("pattern").or_insert_with(|| pattern.into());
+    }
+    for (keyword, value) in fields {
+        match (keyword.as_str(), value) {
+            ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(schemas)) => {
+                schemas.values_mut().for_each(narrow_times);
+            }
+            ("prefixItems" | "allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => {
+                schemas.iter_mut().for_each(narrow_times);
+            }
+            ("items" | "additionalProperties", schema) => narrow_times(schema),
+            _ => {}
+        }
+    }
 }
 
 fn refused(why: &str) -> Error {

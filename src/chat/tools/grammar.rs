@@ -22,10 +22,10 @@ pub fn grammar(
     if !is_forced && !is_strict && tools.is_parallel && answer.is_none() {
         return None;
     }
-    let schemas = tools.functions.iter().enumerate().map(|(idx, function)| {
-        let parameters = function.parameters.clone();
-        (format!("parameters_{idx}"), parameters.unwrap_or_else(|| json!({"type": "object"})))
-    });
+    let schemas =
+        tools.functions.iter().enumerate().map(|(idx, function)| {
+            (format!("parameters_{idx}"), arguments_schema(function.parameters.as_ref()))
+        });
     let mut schemas: Vec<(String, Value)> = schemas.collect();
     let mut rules = vec![calls(tools, format, &special)];
     for (idx, function) in tools.functions.iter().enumerate() {
@@ -57,6 +57,38 @@ pub fn grammar(
     };
     rules.insert(0, start);
     Some(Grammar::Lark { rules: rules.join("\n"), schemas })
+}
+
+/// What arguments must be that fit `parameters`: no others than those it names, unless it says that there may be.
+/// Who wrote it rarely means that, and functions rarely take them.
+fn arguments_schema(parameters: Option<&Value>) -> Value {
+    let mut schema = match parameters {
+        None => json!({"type": "object", "properties": {}}),
+        Some(parameters) => parameters.clone(),
+    };
+    // Parts that have to hold together would exclude each other's.
+    if !schema.to_string().contains("\"allOf\"") {
+        close(&mut schema);
+    }
+    schema
+}
+
+/// Excludes from objects in a schema what it does not name.
+fn close(schema: &mut Value) {
+    let Value::Object(fields) = schema else { return };
+    if fields.contains_key("properties") && !fields.contains_key("patternProperties") {
+        fields.entry("additionalProperties").or_insert(Value::Bool(false));
+    }
+    for (keyword, value) in fields {
+        match (keyword.as_str(), value) {
+            ("properties" | "$defs" | "definitions", Value::Object(schemas)) => {
+                schemas.values_mut().for_each(close)
+            }
+            ("prefixItems" | "anyOf" | "oneOf", Value::Array(schemas)) => schemas.iter_mut().for_each(close),
+            ("items", schema) => close(schema),
+            _ => {}
+        }
+    }
 }
 
 /// The rule of one call or several, behind the first opening mark.
@@ -110,4 +142,30 @@ fn mark(text: &str, special: &impl Fn(&str) -> Option<u32>) -> String {
 /// A text in rules; nothing for none.
 fn literal(text: &str) -> String {
     if text.is_empty() { String::new() } else { Value::from(text).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_that_are_named() {
+        assert_eq!(
+            arguments_schema(None),
+            json!({"type": "object", "properties": {}, "additionalProperties": false})
+        );
+        let named = json!({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {}}},
+                           "properties": {"enum": [{"properties": 1}]}}});
+        let mut closed = named.clone();
+        closed["additionalProperties"] = json!(false);
+        closed["properties"]["a"]["additionalProperties"] = json!(false);
+        assert_eq!(arguments_schema(Some(&named)), closed);
+        for open in [
+            json!({"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "string"}}),
+            json!({"type": "object", "allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}),
+            json!({"type": "object"}),
+        ] {
+            assert_eq!(arguments_schema(Some(&open)), open);
+        }
+    }
 }

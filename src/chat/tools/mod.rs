@@ -65,7 +65,7 @@ impl Tools {
         let functions: Vec<&FunctionDefinition> = offered.iter().map(|tool: &Tool| &tool.function).collect();
         for (idx, function) in functions.iter().enumerate() {
             let path = format!("tools[{idx}].function");
-            check_name(&format!("{path}.name"), &format!("{path}.name"), &function.name)?;
+            check_name(&format!("{path}.name"), &function.name)?;
             if functions[..idx].iter().any(|other| other.name == function.name) {
                 let message = format!("`tools` has two functions `{}`; leave one out", function.name);
                 return Err(Error::invalid(format!("{path}.name"), message));

@@ -16,6 +16,8 @@ pub struct CallParser {
     format: &'static Format,
     /// Of all functions that may be called.
     names: Arc<[String]>,
+    /// Whether JSON without the family's mark is a call too.
+    reads_unmarked: bool,
     state: State,
     /// Text that is not decided on.
     held: String,
@@ -75,9 +77,18 @@ struct Object {
 }
 
 impl CallParser {
-    /// Of an answer by a model that may call the functions `names`.
-    pub fn new(format: &'static Format, names: Arc<[String]>) -> Self {
-        Self { format, names, state: State::Text, held: String::new(), is_blank: true, n_calls: 0 }
+    /// Of an answer by a model that may call the functions `names`, with the mark of its family, or if it
+    /// `reads_unmarked`, without.
+    pub fn new(format: &'static Format, names: Arc<[String]>, reads_unmarked: bool) -> Self {
+        Self {
+            format,
+            names,
+            reads_unmarked,
+            state: State::Text,
+            held: String::new(),
+            is_blank: true,
+            n_calls: 0,
+        }
     }
 
     /// Whether anything has been called.
@@ -98,6 +109,8 @@ impl CallParser {
         let mut parsed = Parsed::default();
         let rest = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text) {
+            // Cut short where another call was about to begin.
+            State::Text if self.has_calls() && self.format.open.starts_with(rest.trim()) => {}
             State::Text => parsed.content = rest,
             State::Section(section) | State::Object(section, _) | State::Named(section, _)
                 if !section.has_calls =>
@@ -121,14 +134,20 @@ impl CallParser {
 
     fn text(&mut self, parsed: &mut Parsed) -> bool {
         let Format { open, close, .. } = *self.format;
-        let marks =
-            || [(open, close, true)].into_iter().chain(BLOCKS.map(|(open, close)| (open, close, false)));
+        let blocks = BLOCKS.iter().filter(|_| self.reads_unmarked);
+        let marks = || {
+            [(open, close, true)].into_iter().chain(blocks.clone().map(|&(open, close)| (open, close, false)))
+        };
         let begun = self.held.trim_start();
         let found = marks().filter_map(|mark| Some((self.held.find(mark.0)?, mark)));
         let found = found.min_by_key(|&(start, (open, ..))| (start, usize::MAX - open.len()));
         let (start, (open, close, is_certain)) = match found {
             // What is JSON from the beginning may be a call too.
-            _ if self.is_blank && begun.starts_with(['{', '[']) && !begun.starts_with(open) => {
+            _ if self.reads_unmarked
+                && self.is_blank
+                && begun.starts_with(['{', '['])
+                && !begun.starts_with(open) =>
+            {
                 if open.starts_with(begun) {
                     return false;
                 }
@@ -373,7 +392,7 @@ mod tests {
     /// Text and calls of an answer that comes in pieces of `n` bytes, and how many pieces of calls there were.
     fn parsed(format: &str, text: &str, n: usize) -> (String, Vec<(String, String)>, usize) {
         let names = ["get_weather", "add"].map(str::to_owned);
-        let mut parser = CallParser::new(Format::named(format), names.into());
+        let mut parser = CallParser::new(Format::named(format), names.into(), true);
         let (mut content, mut calls, mut n_deltas) = (String::new(), Vec::new(), 0);
         let mut pieces: Vec<String> = Vec::new();
         for c in text.chars() {
@@ -420,7 +439,7 @@ mod tests {
             "hermes",
             "I'll look.\n\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
              <tool_call>\n{\"arguments\": {\"a\": 1, \"b\": [2, {\"c\": \"}\"}]}, \"name\": \"add\"}\n</tool_call>\n",
-            "I'll look.\n",
+            "I'll look.",
             &[PARIS, SUM],
         ),
         // The end came before the closing mark.
@@ -441,6 +460,7 @@ mod tests {
         // A function that nobody offered is still a call where nothing else can be meant.
         ("hermes", "<tool_call>{\"name\": \"fly\", \"arguments\": {}}</tool_call>", "", &[("fly", "{}")]),
         ("hermes", "a <tool_cal", "a <tool_cal", &[]),
+        ("hermes", "<tool_call>{\"name\": \"add\"}</tool_call>\n<tool", "", &[("add", "{}")]),
         ("hermes", "a <tool_call> b", "a <tool_call> b", &[]),
         (
             "hermes",
