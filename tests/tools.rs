@@ -152,6 +152,10 @@ async fn what_has_to_be_called_is_called() {
     let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes"]}}});
     let answer = of(json!({"response_format": format})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "\"yes\"");
+    let answer = of(json!({"guided_regex": "1\\/2"})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "1/2");
+    let answer = of(json!({"guided_choice": ["1 \"call\""]})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "1 \"call\"");
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
                 "`grammar` looks like GBNF, with `::=`; write it in Lark's form, such as `start: \"yes\" | \"no\"`",
             ));
         }
-        Some(rules) => ask("grammar", Grammar::Lark { rules: rules.clone(), schemas: Vec::new() }),
+        Some(rules) => ask("grammar", Grammar::Lark { rules: rules.clone(), parts: Vec::new() }),
     }
     if let [first, second, ..] = &all[..] {
         let message =
@@ -127,7 +127,7 @@ mod tests {
             (
                 json!({"grammar": "start: \"a\""}),
                 "grammar",
-                Grammar::Lark { rules: "start: \"a\"".to_owned(), schemas: Vec::new() },
+                Grammar::Lark { rules: "start: \"a\"".to_owned(), parts: Vec::new() },
             ),
         ] {
             assert_eq!(of(request).unwrap(), Some(Asked { param, grammar }));

@@ -86,28 +86,8 @@ pub static ROUTES: &[Route] = &[
         headers: &["x-ignored-params", "x-cache-hits"],
         errors: OF_MODELS,
     },
-    Route {
-        path: "/v1/rerank",
-        handler: |method| on(method, scores::rerank),
-        id: "rerank",
-        group: TEXTS,
-        summary: "Put documents in the order in which they fit a query",
-        body: Some(Body { schema: schema::<RerankRequest>, parameters: params::RERANK }),
-        answers: &[(JSON, schema::<RerankResponse>)],
-        headers: &["x-ignored-params", "x-cache-hits"],
-        errors: OF_MODELS,
-    },
-    Route {
-        path: "/rerank",
-        handler: |method| on(method, scores::rerank),
-        id: "rerankWithoutVersion",
-        group: TEXTS,
-        summary: "The same as /v1/rerank",
-        body: Some(Body { schema: schema::<RerankRequest>, parameters: params::RERANK }),
-        answers: &[(JSON, schema::<RerankResponse>)],
-        headers: &["x-ignored-params", "x-cache-hits"],
-        errors: OF_MODELS,
-    },
+    RERANK,
+    Route { path: "/rerank", id: "rerankWithoutVersion", summary: "The same as /v1/rerank", ..RERANK },
     Route {
         path: "/v1/score",
         handler: |method| on(method, scores::score),
@@ -227,6 +207,18 @@ pub static ROUTES: &[Route] = &[
     ),
     page("/", |method| on(method, front), "introduce", DESCRIPTION, "A short page for people"),
 ];
+
+const RERANK: Route = Route {
+    path: "/v1/rerank",
+    handler: |method| on(method, scores::rerank),
+    id: "rerank",
+    group: TEXTS,
+    summary: "Put documents in the order in which they fit a query",
+    body: Some(Body { schema: schema::<RerankRequest>, parameters: params::RERANK }),
+    answers: &[(JSON, schema::<RerankResponse>)],
+    headers: &["x-ignored-params", "x-cache-hits"],
+    errors: OF_MODELS,
+};
 
 const CHAT: &str = "Chat and completions";
 const TEXTS: &str = "Embeddings and scores";

@@ -3,8 +3,8 @@
 //! The parsing is done by the `llguidance` crate, which is named nowhere else. What is ours: its vocabulary is
 //! the [`Tokenizer`]'s; a token that is drawn is only looked at itself, and what else may come is worked out
 //! when it may not; where that happened last, on a thread of its own while the model computes the next logits; and
-//! everything has a bound. Whatever goes wrong ends the text with an error; a text
-//! that was to be constrained never goes on without it.
+//! everything has a bound. Whatever goes wrong ends the text with an error; a text that was to be constrained never
+//! goes on without it.
 
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
@@ -42,8 +42,8 @@ pub enum Grammar {
     Regex(String),
     /// One of several strings.
     Choice(Vec<String>),
-    /// What rules of Lark's kind say, as llguidance reads them; they know each schema by a name, `@name`.
-    Lark { rules: String, schemas: Vec<(String, Value)> },
+    /// What rules of Lark's kind say, as llguidance reads them; they know each part by its name, `@name`.
+    Lark { rules: String, parts: Vec<(String, Grammar)> },
 }
 
 /// Compiles grammars for a vocabulary.
@@ -194,24 +194,27 @@ impl Grammar {
             let message = format!("it has {n_bytes} bytes, and {MAX_GRAMMAR_BYTES} is the limit");
             return Err(refused(&message));
         }
-        let grammar = match self {
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)?),
-            Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
+        let mut whole = TopLevelGrammar::from_grammar(self.alone()?);
+        if let Self::Lark { parts, .. } = self {
+            for (name, part) in parts {
+                whole.grammars.push(GrammarWithLexer { name: Some(name.clone()), ..part.alone()? });
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The same without its parts, which must not have parts of their own.
+    fn alone(&self) -> Result<GrammarWithLexer> {
+        Ok(match self {
+            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(with_options(schema)?),
+            Self::Regex(regex) => GrammarWithLexer::from_regex(regex),
             Self::Choice(choices) => {
                 let choices: Vec<String> =
                     choices.iter().map(|choice| Value::from(choice.as_str()).to_string()).collect();
-                TopLevelGrammar::from_lark(format!("start: {}", choices.join(" | ")))
+                GrammarWithLexer::from_lark(format!("start: {}", choices.join(" | ")))
             }
-            Self::Lark { rules, schemas } => {
-                let mut grammar = TopLevelGrammar::from_lark(rules.clone());
-                for (name, schema) in schemas {
-                    let schema = GrammarWithLexer::from_json_schema(with_options(schema)?);
-                    grammar.grammars.push(GrammarWithLexer { name: Some(name.clone()), ..schema });
-                }
-                grammar
-            }
-        };
-        Ok(grammar)
+            Self::Lark { rules, .. } => GrammarWithLexer::from_lark(rules.clone()),
+        })
     }
 
     fn n_bytes(&self) -> usize {
@@ -219,8 +222,8 @@ impl Grammar {
             Self::JsonSchema(schema) => schema.to_string().len(),
             Self::Regex(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
-            Self::Lark { rules, schemas } => {
-                rules.len() + schemas.iter().map(|(_, schema)| schema.to_string().len()).sum::<usize>()
+            Self::Lark { rules, parts } => {
+                rules.len() + parts.iter().map(|(_, part)| part.n_bytes()).sum::<usize>()
             }
         }
     }
@@ -232,7 +235,7 @@ fn with_options(schema: &Value) -> Result<Value> {
     if !schema.is_object() {
         return Err(refused("a schema is a JSON object, such as {\"type\": \"object\"}"));
     }
-    narrow_times(&mut schema);
+    for_each_schema(&mut schema, &narrow_times);
     let options = JsonCompileOptions {
         whitespace_pattern: Some(JSON_SPACE.to_owned()),
         ..JsonCompileOptions::default()
@@ -242,26 +245,29 @@ fn with_options(schema: &Value) -> Result<Value> {
 }
 
 /// Keeps times to those that programs can read: RFC 3339 allows a second 60, of leap seconds, and a year 0.
-fn narrow_times(schema: &mut Value) {
-    let Value::Object(fields) = schema else { return };
-    let pattern = match fields.get("format").and_then(Value::as_str) {
-        Some("date") => Some("^0{0,3}[1-9]"),
-        Some("date-time") => Some("^0{0,3}[1-9][^:]*:[^:]*:[0-5]"),
-        Some("time") => Some("^[^:]*:[^:]*:[0-5]"),
-        _ => None,
+fn narrow_times(schema: &mut Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("date") => "^0{0,3}[1-9]",
+        Some("date-time") => "^0{0,3}[1-9][^:]*:[^:]*:[0-5]",
+        Some("time") => "^[^:]*:[^:]*:[0-5]",
+        _ => return,
     };
-    if let Some(pattern) = pattern {
-        fields.entry("pattern").or_insert_with(|| pattern.into());
-    }
+    schema.entry("pattern").or_insert_with(|| pattern.into());
+}
+
+/// Changes a JSON schema and all those in it.
+pub fn for_each_schema(schema: &mut Value, change: &impl Fn(&mut Map<String, Value>)) {
+    let Value::Object(fields) = schema else { return };
+    change(fields);
     for (keyword, value) in fields {
         match (keyword.as_str(), value) {
             ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(schemas)) => {
-                schemas.values_mut().for_each(narrow_times);
+                schemas.values_mut().for_each(|schema| for_each_schema(schema, change));
             }
             ("prefixItems" | "allOf" | "anyOf" | "oneOf", Value::Array(schemas)) => {
-                schemas.iter_mut().for_each(narrow_times);
+                schemas.iter_mut().for_each(|schema| for_each_schema(schema, change));
             }
-            ("items" | "additionalProperties", schema) => narrow_times(schema),
+            ("items" | "additionalProperties", schema) => for_each_schema(schema, change),
             _ => {}
         }
     }

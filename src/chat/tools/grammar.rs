@@ -1,10 +1,12 @@
 //! What makes a model call functions, in its family's own form, with arguments that are what their schemas say.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::format::Format;
 use super::{Choice, Tools};
 use crate::inference::Grammar;
+use crate::inference::grammar::for_each_schema;
+use crate::openai::chat::FunctionDefinition;
 
 /// Calls in one answer, where a grammar has to say how many.
 const MAX_CALLS: usize = 16;
@@ -22,11 +24,11 @@ pub fn grammar(
     if !is_forced && !is_strict && tools.is_parallel && answer.is_none() {
         return None;
     }
-    let schemas =
-        tools.functions.iter().enumerate().map(|(idx, function)| {
-            (format!("parameters_{idx}"), arguments_schema(function.parameters.as_ref()))
-        });
-    let mut schemas: Vec<(String, Value)> = schemas.collect();
+    let part = |(idx, function): (usize, &FunctionDefinition)| {
+        let schema = arguments_schema(function.parameters.as_ref());
+        (format!("parameters_{idx}"), Grammar::JsonSchema(schema))
+    };
+    let mut parts: Vec<(String, Grammar)> = tools.functions.iter().enumerate().map(part).collect();
     let mut rules = vec![calls(tools, format, &special)];
     for (idx, function) in tools.functions.iter().enumerate() {
         let name = Value::from(function.name.as_str());
@@ -42,9 +44,9 @@ pub fn grammar(
         (true, _) if is_marked => format!("start: {open} calls"),
         (true, _) => "start: calls".to_owned(),
         (false, Some(answer)) => {
-            let answer = self::answer(answer, &mut rules, &mut schemas);
+            parts.push(("answer".to_owned(), answer.clone()));
             let open = if is_marked { &open } else { "" };
-            format!("start: {answer} | {open} calls")
+            format!("start: @answer | {open} calls")
         }
         // The text is whatever does not begin a call.
         (false, None) if !is_marked => "start: TEXT | calls\nTEXT: /([^\\[{][^\\x00]*)?/".to_owned(),
@@ -56,7 +58,7 @@ pub fn grammar(
         ),
     };
     rules.insert(0, start);
-    Some(Grammar::Lark { rules: rules.join("\n"), schemas })
+    Some(Grammar::Lark { rules: rules.join("\n"), parts })
 }
 
 /// What arguments must be that fit `parameters`: no others than those it names, unless it says that there may be.
@@ -68,26 +70,15 @@ fn arguments_schema(parameters: Option<&Value>) -> Value {
     };
     // Parts that have to hold together would exclude each other's.
     if !schema.to_string().contains("\"allOf\"") {
-        close(&mut schema);
+        for_each_schema(&mut schema, &close);
     }
     schema
 }
 
-/// Excludes from objects in a schema what it does not name.
-fn close(schema: &mut Value) {
-    let Value::Object(fields) = schema else { return };
-    if fields.contains_key("properties") && !fields.contains_key("patternProperties") {
-        fields.entry("additionalProperties").or_insert(Value::Bool(false));
-    }
-    for (keyword, value) in fields {
-        match (keyword.as_str(), value) {
-            ("properties" | "$defs" | "definitions", Value::Object(schemas)) => {
-                schemas.values_mut().for_each(close)
-            }
-            ("prefixItems" | "anyOf" | "oneOf", Value::Array(schemas)) => schemas.iter_mut().for_each(close),
-            ("items", schema) => close(schema),
-            _ => {}
-        }
+/// Excludes from an object what its schema does not name.
+fn close(schema: &mut Map<String, Value>) {
+    if schema.contains_key("properties") && !schema.contains_key("patternProperties") {
+        schema.entry("additionalProperties").or_insert(Value::Bool(false));
     }
 }
 
@@ -109,26 +100,6 @@ fn calls(tools: &Tools, format: &Format, special: &impl Fn(&str) -> Option<u32>)
         format!("calls: {one} {}", more(format!("{between} {open} {one}")))
     };
     format!("{rule}\ncall: {}", any.join(" | "))
-}
-
-/// What stands for an answer without calls in the rules.
-fn answer(answer: &Grammar, rules: &mut Vec<String>, schemas: &mut Vec<(String, Value)>) -> String {
-    match answer {
-        Grammar::JsonSchema(schema) => {
-            schemas.push(("answer".to_owned(), schema.clone()));
-            "@answer".to_owned()
-        }
-        Grammar::Regex(regex) => {
-            rules.push(format!("answer: /{}/", regex.replace('/', "\\/")));
-            "answer".to_owned()
-        }
-        Grammar::Choice(choices) => {
-            let choices: Vec<String> = choices.iter().map(|choice| literal(choice)).collect();
-            rules.push(format!("answer: {}", choices.join(" | ")));
-            "answer".to_owned()
-        }
-        Grammar::Lark { .. } => "start".to_owned(),
-    }
 }
 
 /// A mark in rules: a special token where it is one.
