@@ -8,7 +8,7 @@ use predict_otron_9000::kernels::attention::{
 };
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
-use predict_otron_9000::kernels::linear::{Products, Weighted, linear};
+use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear, mlp};
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -147,6 +147,39 @@ fn a_row_has_the_same_products_in_every_batch() {
             for n_rows in [2, 3, 6, 8, 11, 25, 64] {
                 let found: Vec<f32> = x.chunks(n_rows * n_in).flat_map(products).collect();
                 assert!(found == alone, "{format:?} {isa} {n_rows}");
+            }
+        }
+    }
+}
+
+/// However many rows there are, and whatever the formats of its matrices.
+#[test]
+fn an_mlp_is_its_layers_one_after_the_other() {
+    let random = &mut StdRng::seed_from_u64(6);
+    let (n_in, n_inner) = (256, 768);
+    for format in FORMATS {
+        for down_format in [format, Q4_1, F32] {
+            let [gate, up] = [(); 2].map(|()| random_matrix(random, format, n_inner, n_in));
+            let down = random_matrix(random, down_format, n_in, n_inner);
+            let of = |matrix| Weighted { matrix, bias: None };
+            let inner = Products::Gated { gate: of(&gate), up: of(&up), function: Gate::Silu };
+            let x = random_numbers(random, 20 * n_in);
+            let weight = random_numbers(random, n_in);
+            let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
+            for isa in isas_for(format) {
+                for x in [1, 2, 7, 8, 9, 20].map(|n_rows| &x[..n_rows * n_in]) {
+                    let found = mlp(isa, x, norm(), &inner, of(&down));
+                    let y = linear(isa, x, n_in, norm(), &inner, None);
+                    let expected = linear(isa, &y, n_inner, None, &Products::Added(of(&down)), Some(x));
+                    // Where both are of bfloat16, so is what is between them.
+                    let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * (1.0 + b.abs());
+                    let is_equal = if format == Bf16Pairs && down_format == Bf16Pairs {
+                        found.iter().zip(&expected).all(is_near)
+                    } else {
+                        found == expected
+                    };
+                    assert!(is_equal, "{format:?} {down_format:?} {isa} {} rows", x.len() / n_in);
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::activations::{Activations, Norm, load_part};
 use super::amx;
 use super::isa::Isa;
-use super::pool;
+use super::pool::{self, Team};
 use super::shared_rows::{SharedMut, written};
 use super::simd::{Kernel, LANES, Simd, dispatch, exp_each, tanh};
 use super::units;
@@ -152,7 +152,7 @@ pub fn linear(
     assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
     let norm = norm.as_ref();
     let write = |numbers: SharedMut<MaybeUninit<f32>>| {
-        let result = Product { n_out, stride: n_out, in_bf16: false, numbers, residual };
+        let result = Product::of_floats(n_out, numbers, residual);
         if let Some(in_bf16) = products.units(n_rows) {
             let rows = units::Rows::new(isa, in_bf16, x, n_in, norm);
             many_rows(isa, &rows, 0..rows.n_blocks(), products, &result);
@@ -180,6 +180,9 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
     let n_rows = inner.check(x, n_in);
     assert_eq!(down.matrix.n_in(), n_inner);
     let Some(in_bf16) = inner.units(n_rows).filter(|_| inner.units(n_rows) == outer.units(n_rows)) else {
+        if n_rows <= MAX_TILE_ROWS && inner.units(n_rows).or(outer.units(n_rows)).is_none() {
+            return mlp_of_one_tile(isa, x, norm.as_ref(), inner, &outer);
+        }
         let y = linear(isa, x, n_in, norm, inner, None);
         return linear(isa, &y, n_inner, None, &outer, Some(x));
     };
@@ -192,8 +195,7 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
             let (stride, units) = inner_rows.units_mut();
             let result = Product { n_out: n_inner, stride, in_bf16, numbers: units, residual: None };
             many_rows(isa, &rows, blocks.clone(), inner, &result);
-            let result = Product { n_out: n_in, stride: n_in, in_bf16: false, numbers, residual: Some(x) };
-            many_rows(isa, &inner_rows, blocks, &outer, &result);
+            many_rows(isa, &inner_rows, blocks, &outer, &Product::of_floats(n_in, numbers, Some(x)));
         }
     };
     // SAFETY: every panel of the second matrix is multiplied with every row.
@@ -201,6 +203,35 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
     inner_rows.put_back();
     rows.put_back();
     y
+}
+
+/// The same of up to [`MAX_TILE_ROWS`] rows, whose weights are multiplied as they are read: the threads come
+/// together once between the layers instead of twice and at the caller.
+fn mlp_of_one_tile(isa: Isa, x: &[f32], norm: Option<&Norm>, inner: &Products, outer: &Products) -> Vec<f32> {
+    let (n_in, n_inner) = (outer.n_out(), inner.n_out());
+    let n_rows = x.len() / n_in;
+    let mut inner_rows: Vec<f32> = Vec::with_capacity(n_rows * n_inner);
+    let inner_numbers = SharedMut::new(&mut inner_rows.spare_capacity_mut()[..n_rows * n_inner]);
+    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
+        pool::run(|team| {
+            one_tile(team, isa, x, n_in, norm, inner, &Product::of_floats(n_inner, inner_numbers, None));
+            team.meet();
+            // SAFETY: every panel of the first matrices has been multiplied with every row, and nobody writes
+            // to them any more.
+            let inner_rows = unsafe { inner_numbers.assume_written() };
+            one_tile(
+                team,
+                isa,
+                inner_rows,
+                n_inner,
+                None,
+                outer,
+                &Product::of_floats(n_in, numbers, Some(x)),
+            );
+        });
+    };
+    // SAFETY: every panel of the second matrix is multiplied with every row.
+    unsafe { written(n_rows * n_in, write) }
 }
 
 /// Where the products go.
@@ -212,6 +243,17 @@ struct Product<'a> {
     in_bf16: bool,
     numbers: SharedMut<'a, MaybeUninit<f32>>,
     residual: Option<&'a [f32]>,
+}
+
+impl<'a> Product<'a> {
+    /// Rows of `n_out` numbers, one behind the other.
+    fn of_floats(
+        n_out: usize,
+        numbers: SharedMut<'a, MaybeUninit<f32>>,
+        residual: Option<&'a [f32]>,
+    ) -> Self {
+        Self { n_out, stride: n_out, in_bf16: false, numbers, residual }
+    }
 }
 
 /// Rows of activations that meet two panels at a time.
@@ -279,48 +321,99 @@ fn many_rows<R: ManyRows>(isa: Isa, rows: &R, blocks: Range<usize>, products: &P
 /// Multiplies the weights as they are read.
 fn few_rows(isa: Isa, x: &[f32], n_in: usize, norm: Option<&Norm>, products: &Products, result: &Product) {
     let n_rows = x.len() / n_in;
-    let n_panels = products.n_groups(1);
-    let wants = |quantized: bool| {
-        products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
-    };
-    let mut activations = Activations::take(n_rows, n_in, wants(false), wants(true));
+    if n_rows <= MAX_TILE_ROWS {
+        return pool::run(|team| one_tile(team, isa, x, n_in, norm, products, result));
+    }
+    let mut activations = activations_for(products, n_rows, n_in);
     {
         let filling = activations.shared();
         let n_tiles = n_rows.div_ceil(MAX_TILE_ROWS);
         // SAFETY: each tile is filled once.
         let fill = |tile| unsafe { filling.fill(isa, tile, x, norm) };
-        if n_tiles == 1 {
-            fill(0);
-        } else {
-            pool::run(|team| team.share(n_tiles, 1).flatten().for_each(fill));
-        }
+        pool::run(|team| team.share(n_tiles, 1).flatten().for_each(fill));
     }
-    let block_rows = (BLOCK_BYTES / (3 * n_in)).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
+    pool::run(|team| as_read(team, isa, products, &activations, result));
+    activations.put_back();
+}
+
+/// A stage in which the threads share the products with up to [`MAX_TILE_ROWS`] rows of `x`. Each prepares the
+/// rows for itself: they come from all threads, and would have to go to all threads again.
+fn one_tile(
+    team: &Team,
+    isa: Isa,
+    x: &[f32],
+    n_in: usize,
+    norm: Option<&Norm>,
+    products: &Products,
+    result: &Product,
+) {
+    let mut activations = activations_for(products, x.len() / n_in, n_in);
+    // SAFETY: nobody else has these.
+    unsafe { activations.shared().fill(isa, 0, x, norm) };
+    as_read(team, isa, products, &activations, result);
+    activations.put_back();
+}
+
+/// Room for rows in the forms that `products` take.
+fn activations_for(products: &Products, n_rows: usize, n_in: usize) -> Activations {
+    let wants = |quantized: bool| {
+        products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
+    };
+    Activations::take(n_rows, n_in, wants(false), wants(true))
+}
+
+/// Shares out the products with all rows.
+fn as_read(team: &Team, isa: Isa, products: &Products, activations: &Activations, result: &Product) {
+    let (n_rows, n_panels) = (activations.n_rows(), products.n_groups(1));
+    let block_rows = (BLOCK_BYTES / (3 * activations.n_in())).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
     let n_blocks = n_rows.div_ceil(block_rows.max(1));
-    pool::run(|team| {
-        let n_pieces = n_blocks * n_panels;
-        let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
-        for piece in team.share(n_pieces, at_once).flatten() {
+    let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
+    for pieces in team.share(n_blocks * n_panels, at_once) {
+        let kernel = AsRead { products, activations, result, block_rows, n_panels, pieces };
+        // SAFETY: the instructions are there; each panel of each block is claimed once.
+        unsafe { dispatch(isa, kernel) };
+    }
+}
+
+/// Groups of panels with blocks of rows.
+struct AsRead<'a> {
+    products: &'a Products<'a>,
+    activations: &'a Activations,
+    result: &'a Product<'a>,
+    block_rows: usize,
+    n_panels: usize,
+    /// Which, block by block.
+    pieces: Range<usize>,
+}
+
+impl Kernel for AsRead<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { products, activations, result, block_rows, n_panels, pieces } = self;
+        for piece in pieces {
             let (block, panel) = (piece / n_panels, piece % n_panels);
             let (column, first, second) = products.group(panel, 1);
-            let end = n_rows.min((block + 1) * block_rows);
+            let finish = Finish { products, result, column, first, second };
+            let end = activations.n_rows().min((block + 1) * block_rows);
             for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {
                 let rows = start..end.min(start + MAX_TILE_ROWS);
                 // Whoever comes after finds the panel in the cache.
                 let fetches = start == block * block_rows;
                 let mut tiles = [[[0.0; LANES]; MAX_TILE_ROWS]; 2];
-                let [tile, other] = tiles.each_mut().map(|tile| &mut tile[..rows.len()]);
-                first.products(isa, &activations, rows.clone(), tile, fetches);
-                if let Some(second) = second {
-                    second.products(isa, &activations, rows.clone(), other, fetches);
+                for (panel, tile) in [Some(first), second].into_iter().flatten().zip(&mut tiles) {
+                    let matrix = panel.weighted.matrix;
+                    let (rows, tile) = (rows.clone(), &mut tile[..rows.len()]);
+                    // SAFETY: the caller's promise.
+                    unsafe { matrix.panel_products::<S>(panel.panel, activations, rows, tile, fetches) };
                 }
-                let finish = Finish { products, result, column, first, second };
-                // SAFETY: the instructions are there; each panel of each block is claimed once.
-                unsafe { dispatch(isa, Take { then: &finish, rows, products: [tile, other] }) };
+                let [tile, other] = tiles.each_ref().map(|tile| &tile[..rows.len()]);
+                // SAFETY: as above.
+                unsafe { finish.take::<S>(rows, [tile, other]) };
             }
         }
-    });
-    activations.put_back();
+    }
 }
 
 /// A panel of a matrix, with what is added to its products.
@@ -333,18 +426,6 @@ struct PanelOf<'a> {
 impl<'a> PanelOf<'a> {
     fn key(self) -> Panel<'a> {
         (self.weighted.matrix, self.panel)
-    }
-
-    /// Its products with some rows.
-    fn products(
-        self,
-        isa: Isa,
-        x: &Activations,
-        rows: Range<usize>,
-        tile: &mut [[f32; LANES]],
-        fetches: bool,
-    ) {
-        self.weighted.matrix.panel_products(isa, self.panel, x, rows, tile, fetches);
     }
 
     /// Rows of the matrix that it has.
@@ -368,23 +449,6 @@ struct Finish<'a> {
     column: usize,
     first: PanelOf<'a>,
     second: Option<PanelOf<'a>>,
-}
-
-/// [`Then::take`] as a kernel.
-struct Take<'a, T> {
-    then: &'a T,
-    rows: Range<usize>,
-    products: [&'a [[f32; LANES]]; 2],
-}
-
-impl<T: Then> Kernel for Take<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.then.take::<S>(self.rows, self.products) };
-    }
 }
 
 /// Bytes of a line of the cache.

@@ -1,13 +1,15 @@
 //! The compute pool: threads that do one piece of work together, in step.
 //!
-//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::share`].
-//! The caller is one of them. Between two pieces of work the others spin for a moment, since a forward
+//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::share`],
+//! stage by stage where one needs the results of the one before it ([`Team::meet`]). The caller is one
+//! of them. Between two pieces of work the others spin for a moment, since a forward
 //! pass brings hundreds of pieces in a row, and then sleep.
 //!
 //! candle multiplies matrices on rayon's global pool and on a pool of its own, which are used where
 //! models are loaded and by its plain operations; both read their size from the environment when
 //! they are first used, so it is settled here, once, before any other thread exists.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::env;
 use std::fs;
@@ -106,10 +108,15 @@ pub fn run(work: impl Fn(&Team) + Sync) {
     POOL.get_or_init(|| Pool::start(n_threads())).run(&work);
 }
 
+/// Stages of a piece of work at most.
+const MAX_STAGES: usize = 4;
+
 /// The threads that do a piece of work, as one of them sees it.
 pub struct Team<'a> {
     index: usize,
     shared: &'a Shared,
+    /// The number of the current stage, among those of all pieces of work.
+    stage: Cell<usize>,
 }
 
 impl Team<'_> {
@@ -123,16 +130,17 @@ impl Team<'_> {
         self.shared.n_threads
     }
 
-    /// Shares out pieces `0..n`, up to `at_once` at a time; once for each [`run`]. Each thread goes through
+    /// Shares out pieces `0..n`, up to `at_once` at a time; once in each stage. Each thread goes through
     /// a stretch of its own, so that it reads memory in order, and then helps the others with theirs.
     pub fn share(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
         let n_threads = self.n_threads();
+        let stage = self.stage.get();
         let mut owners = (0..n_threads).map(move |idx| (self.index + idx) % n_threads);
         let mut owner = owners.next();
         std::iter::from_fn(move || {
             while let Some(idx) = owner {
                 let (start, end) = (idx * n / n_threads, (idx + 1) * n / n_threads);
-                let place = start + self.shared.taken[idx].0.fetch_add(at_once, Ordering::Relaxed);
+                let place = start + self.shared.taken(idx, stage).fetch_add(at_once, Ordering::Relaxed);
                 if place < end {
                     return Some(place..end.min(place + at_once));
                 }
@@ -140,6 +148,22 @@ impl Team<'_> {
             }
             None
         })
+    }
+
+    /// Begins the next stage when all threads have ended this one, whose results each then sees; all have
+    /// to come.
+    ///
+    /// # Panics
+    /// When another thread has panicked, or there are too many stages.
+    pub fn meet(&self) {
+        let next = self.stage.get() + 1;
+        assert!(!next.is_multiple_of(MAX_STAGES), "a piece of work has {MAX_STAGES} stages at most");
+        self.stage.set(next);
+        self.shared.reached[self.index].0.store(next, Ordering::Release);
+        wait_for(|| {
+            assert!(!self.shared.is_poisoned.load(Ordering::Relaxed), "another thread has panicked");
+            self.shared.all_have_reached(next)
+        });
     }
 }
 
@@ -162,10 +186,12 @@ struct Shared {
     work: AtomicPtr<Work>,
     /// Pieces of work begun so far.
     begun: Apart<AtomicUsize>,
-    /// Threads, other than the caller's, that have finished the current one.
-    finished: Apart<AtomicUsize>,
-    /// Of each thread's stretch of the current one, how much has been taken.
-    taken: Box<[Apart<AtomicUsize>]>,
+    /// The stage that each thread has come to. Piece of work `n` has the stages from `n * MAX_STAGES` on;
+    /// whoever has finished it has come to the first of the next.
+    reached: Box<[Apart<AtomicUsize>]>,
+    /// Of each thread's stretch, how much has been taken: in the stages of this piece of work and in those
+    /// of the next, which each thread sets to zero for itself.
+    taken: Box<[Apart<[AtomicUsize; 2 * MAX_STAGES]>]>,
     /// How many threads sleep.
     n_asleep: AtomicUsize,
     sleep: Mutex<()>,
@@ -179,7 +205,7 @@ impl Pool {
             n_threads,
             work: AtomicPtr::new(ptr::null_mut()),
             begun: Apart::default(),
-            finished: Apart::default(),
+            reached: (0..n_threads).map(|_| Apart::default()).collect(),
             taken: (0..n_threads).map(|_| Apart::default()).collect(),
             n_asleep: AtomicUsize::new(0),
             sleep: Mutex::new(()),
@@ -203,8 +229,6 @@ impl Pool {
 
     fn run_now<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
         let shared = &*self.shared;
-        shared.finished.0.store(0, Ordering::Relaxed);
-        shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         // SAFETY: only the lifetime changes; the pointer is not used after this function, which waits
         // for every thread.
         let mut unbounded =
@@ -212,13 +236,13 @@ impl Pool {
         shared.work.store(&raw mut unbounded, Ordering::Relaxed);
         // A thread that is about to sleep counts itself and looks at `begun`, here it is the other way
         // round; in whatever order, one of the two sees the other.
-        shared.begun.0.fetch_add(1, Ordering::SeqCst);
+        let n = shared.begun.0.fetch_add(1, Ordering::SeqCst);
         if shared.n_asleep.load(Ordering::SeqCst) > 0 {
             drop(shared.sleep.lock());
             shared.wake.notify_all();
         }
-        let own = shared.caught(0, work);
-        wait_for(|| shared.finished.0.load(Ordering::Acquire) == shared.n_threads - 1);
+        let own = shared.caught(0, n, work);
+        wait_for(|| shared.all_have_reached((n + 1) * MAX_STAGES));
         if shared.is_poisoned.swap(false, Ordering::Relaxed) {
             match own {
                 Err(panic) => resume_unwind(panic),
@@ -232,19 +256,18 @@ impl Shared {
     /// The life of a thread.
     fn serve(&self, index: usize) {
         lower_priority();
-        for n in 1.. {
+        for n in 0.. {
             self.wait_for_work(n);
             // SAFETY: `Pool::run` waits for `finished` before pointer and closure go.
             let work = unsafe { (*self.work.load(Ordering::Relaxed)).as_ref() };
             // The caller reports it.
-            let _ = self.caught(index, work);
-            self.finished.0.fetch_add(1, Ordering::Release);
+            let _ = self.caught(index, n, work);
         }
     }
 
-    /// Waits until the `n`th piece of work has begun.
+    /// Waits until piece of work `n` has begun.
     fn wait_for_work(&self, n: usize) {
-        let has_begun = || self.begun.0.load(Ordering::SeqCst) >= n;
+        let has_begun = || self.begun.0.load(Ordering::SeqCst) > n;
         let start = Instant::now();
         while start.elapsed() < SPIN {
             for _ in 0..TURNS_PER_LOOK {
@@ -262,12 +285,28 @@ impl Shared {
         self.n_asleep.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn caught(&self, index: usize, work: &(dyn Fn(&Team) + Sync)) -> thread::Result<()> {
-        let result = catch_unwind(AssertUnwindSafe(|| work(&Team { index, shared: self })));
+    /// Does a thread's part of piece of work `n`.
+    fn caught(&self, index: usize, n: usize, work: &(dyn Fn(&Team) + Sync)) -> thread::Result<()> {
+        let first_stage = n * MAX_STAGES;
+        // All have finished the last piece of work, which used the same places.
+        for stage in first_stage + MAX_STAGES..first_stage + 2 * MAX_STAGES {
+            self.taken(index, stage).store(0, Ordering::Relaxed);
+        }
+        let team = Team { index, shared: self, stage: Cell::new(first_stage) };
+        let result = catch_unwind(AssertUnwindSafe(|| work(&team)));
         if result.is_err() {
             self.is_poisoned.store(true, Ordering::Relaxed);
         }
+        self.reached[index].0.store(first_stage + MAX_STAGES, Ordering::Release);
         result
+    }
+
+    fn taken(&self, index: usize, stage: usize) -> &AtomicUsize {
+        &self.taken[index].0[stage % (2 * MAX_STAGES)]
+    }
+
+    fn all_have_reached(&self, stage: usize) -> bool {
+        self.reached.iter().all(|reached| reached.0.load(Ordering::Acquire) >= stage)
     }
 }
 
@@ -326,6 +365,33 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_sees_what_the_one_before_it_has_done() {
+        const N: usize = 64;
+        for _ in 0..1000 {
+            let stages: [[AtomicUsize; N]; MAX_STAGES] =
+                [const { [const { AtomicUsize::new(0) }; N] }; MAX_STAGES];
+            run(|team| {
+                for (stage, numbers) in stages.iter().enumerate() {
+                    for piece in team.share(N, 3).flatten() {
+                        let last = if stage > 0 {
+                            stages[stage - 1][N - 1 - piece].load(Ordering::Relaxed)
+                        } else {
+                            0
+                        };
+                        numbers[piece].fetch_add(last + 1, Ordering::Relaxed);
+                    }
+                    if stage + 1 < MAX_STAGES {
+                        team.meet();
+                    }
+                }
+            });
+            for (stage, numbers) in stages.into_iter().enumerate() {
+                assert!(numbers.into_iter().all(|n| n.into_inner() == stage + 1));
+            }
+        }
+    }
+
+    #[test]
     fn threads_that_sleep_are_woken() {
         for _ in 0..5 {
             thread::sleep(3 * SPIN);
@@ -360,6 +426,17 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_panicked() {
+        let caught = catch_unwind(|| {
+            run(|team| {
+                assert!(team.index() != 0, "on purpose");
+                team.meet();
+            });
+        });
+        assert!(caught.is_err());
     }
 
     #[test]

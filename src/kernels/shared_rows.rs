@@ -41,6 +41,17 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
+impl<'a, T> SharedMut<'a, MaybeUninit<T>> {
+    /// All that was written.
+    ///
+    /// # Safety
+    /// All of it has been written, and nobody writes any of it while it is in use.
+    pub unsafe fn assume_written(&self) -> &'a [T] {
+        // SAFETY: within the buffer, which is borrowed for `'a`; the caller says the rest.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
+    }
+}
+
 /// `n` numbers that `write` writes.
 ///
 /// # Safety

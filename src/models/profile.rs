@@ -13,10 +13,8 @@ pub enum Op {
     Attention,
     /// Output projection.
     Output,
-    /// Norm, gate and up projections.
-    GateUp,
-    /// Down projection.
-    Down,
+    /// Norm, gate, up and down projections.
+    Mlp,
     /// A mixture of experts, its router among them.
     Experts,
     /// Last norm, and the projection to the vocabulary.
@@ -24,16 +22,8 @@ pub enum Op {
 }
 
 impl Op {
-    pub const ALL: [Self; 8] = [
-        Self::Embedding,
-        Self::Qkv,
-        Self::Attention,
-        Self::Output,
-        Self::GateUp,
-        Self::Down,
-        Self::Experts,
-        Self::Head,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Embedding, Self::Qkv, Self::Attention, Self::Output, Self::Mlp, Self::Experts, Self::Head];
 }
 
 /// Time spent in each [`Op`]. Reading the clock takes some 30 ns, and the shortest of them in the default

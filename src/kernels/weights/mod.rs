@@ -269,11 +269,14 @@ impl PackedMatrix {
     /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel. The first to use a panel
     /// also fetches what follows it.
     ///
+    /// # Safety
+    /// As [`Simd`].
+    ///
     /// # Panics
     /// When panel or rows are not there, or the activations are of another length or kind.
-    pub(super) fn panel_products(
+    #[inline(always)]
+    pub(super) unsafe fn panel_products<S: Simd>(
         &self,
-        isa: Isa,
         panel: usize,
         x: &Activations,
         rows: Range<usize>,
@@ -291,10 +294,9 @@ impl PackedMatrix {
             assert!(rows.start.is_multiple_of(stride) && rows.len() <= stride);
             assert!(all.len() >= (rows.start + stride) * per_row);
             let x = all[rows.start * per_row..].as_ptr();
-            let tile = Tile::<F> { panel, n_blocks, x, stride, products, fetches };
-            // SAFETY: `Isa::choose` and `detect` give only what the processor has; the panel is there
-            // with all its blocks, and so are the rows of activations, as asserted.
-            unsafe { dispatch(isa, tile) }
+            // SAFETY: the caller's promise; the panel is there with all its blocks, and so are the rows of
+            // activations, as asserted.
+            unsafe { tiles::<S, F>(panel, n_blocks, x, stride, products, fetches) }
         });
     }
 }
@@ -371,42 +373,39 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
 /// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
 pub(super) const MAX_TILE_ROWS: usize = 8;
 
-struct Tile<'a, F: Format> {
+/// Products of a panel of `n_blocks` with rows whose activations are `stride` apart, those of the next row
+/// beside those of a row.
+///
+/// # Safety
+/// As [`Simd`], and all that is there.
+#[inline(always)]
+unsafe fn tiles<S: Simd, F: Format>(
     panel: *const u8,
     n_blocks: usize,
     x: *const F::Activation,
-    /// Activations from one of a row to its next; those of the next row are beside it.
     stride: usize,
-    products: &'a mut [[f32; LANES]],
+    products: &mut [[f32; LANES]],
     fetches: bool,
-}
-
-impl<F: Format> Kernel for Tile<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Self { panel, n_blocks, x, stride, products, fetches } = self;
-        let n_rows = products.len();
-        let mut row = 0;
-        // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
-        unsafe {
-            while row < n_rows {
-                let (x, products) = (x.add(row), &mut products[row..]);
-                let fetches = fetches && row == 0;
-                let m = (n_rows - row).min(S::TILE_ROWS);
-                match m {
-                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
-                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
-                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
-                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
-                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
-                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
-                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
-                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
-                }
-                row += m;
+) {
+    let n_rows = products.len();
+    let mut row = 0;
+    // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
+    unsafe {
+        while row < n_rows {
+            let (x, products) = (x.add(row), &mut products[row..]);
+            let fetches = fetches && row == 0;
+            let m = (n_rows - row).min(S::TILE_ROWS);
+            match m {
+                1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
+                2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
+                3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
+                4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
+                5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
+                6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
+                7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
+                _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
             }
+            row += m;
         }
     }
 }

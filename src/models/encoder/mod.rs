@@ -341,10 +341,10 @@ impl Mlp {
         let norm = norm.map(|norm| norm as &dyn RowNorm);
         match self {
             Self::Plain { up, activation, down } => {
-                mlp(norm, Inner::Plain { up, activation: *activation }, down, x)
+                mlp(norm, Inner::Plain { up, activation: *activation }, down, None, x)
             }
             Self::Gated(GatedMlp { gate, up, down, activation }) => {
-                mlp(norm, Inner::Gated { gate, up, activation: *activation }, down, x)
+                mlp(norm, Inner::Gated { gate, up, activation: *activation }, down, None, x)
             }
         }
     }

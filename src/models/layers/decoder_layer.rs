@@ -1,13 +1,12 @@
-//! One layer of a decoder, as five operations:
+//! One layer of a decoder, as four operations:
 //!
 //! 1. norm, then the query, key and value projections
 //! 2. head norms, rotary embedding, writing keys and values, attention
 //! 3. output projection, its norm, added to the residual
-//! 4. norm, then gate and up projections and the activation
-//! 5. down projection, its norm, added to the residual
+//! 4. norm, gate and up projections, the activation, and the down projection, added to the residual
 //!
-//! Norms that a family does not have are left out. A mixture of experts does 4 and 5 for each of
-//! its experts.
+//! Norms that a family does not have are left out. Where it has one behind the down projection, that is
+//! an operation of its own; a mixture of experts is two for each of its experts.
 
 use candle_core::{D, Tensor};
 
@@ -16,7 +15,7 @@ use super::super::decoder::ModelConfig;
 use super::super::kv_store::append;
 use super::super::profile::{Op, Profile};
 use super::attention::{Scores, attention};
-use super::linear::{Linear, added, side_by_side};
+use super::linear::{Linear, added, mlp, side_by_side};
 use super::mlp::{GatedMlp, Mixture};
 use super::norm::{RmsNorm, RowNorm};
 use super::rope::Rotation;
@@ -75,11 +74,10 @@ impl DecoderLayer {
         let x = added(&self.output, self.attention_post_norm.as_ref(), &mixed, x)?;
         profile.lap(Op::Output);
         match &self.mlp {
-            Mlp::Dense(mlp) => {
-                let inner = mlp.gate_up(Some(&self.mlp_norm), &x)?;
-                profile.lap(Op::GateUp);
-                let y = added(&mlp.down, self.mlp_post_norm.as_ref(), &inner, &x)?;
-                profile.lap(Op::Down);
+            Mlp::Dense(dense) => {
+                let (norm, post_norm) = (&self.mlp_norm, self.mlp_post_norm.as_ref());
+                let y = mlp(Some(norm), dense.inner(), &dense.down, post_norm, &x)?;
+                profile.lap(Op::Mlp);
                 Ok(y)
             }
             Mlp::Mixture(mixture) => {
@@ -117,7 +115,7 @@ impl DecoderLayer {
         ];
         match &self.mlp {
             Mlp::Dense(GatedMlp { gate, up, down, .. }) => {
-                matrices.extend([(Op::GateUp, gate, 1), (Op::GateUp, up, 1), (Op::Down, down, 1)]);
+                matrices.extend([gate, up, down].map(|matrix| (Op::Mlp, matrix, 1)));
             }
             Mlp::Mixture(mixture) => {
                 matrices.push((Op::Experts, &mixture.router, 1));

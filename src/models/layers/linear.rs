@@ -139,8 +139,14 @@ pub enum Inner<'a> {
     Gated { gate: &'a Linear, up: &'a Linear, activation: Activation },
 }
 
-/// `x + down(inner(norm(x)))`
-pub fn mlp(norm: Option<&dyn RowNorm>, inner: Inner, down: &Linear, x: &Tensor) -> Result<Tensor> {
+/// `x + post_norm(down(inner(norm(x))))`
+pub fn mlp(
+    norm: Option<&dyn RowNorm>,
+    inner: Inner,
+    down: &Linear,
+    post_norm: Option<&RmsNorm>,
+    x: &Tensor,
+) -> Result<Tensor> {
     let products = match inner {
         Inner::Plain { up, activation } => {
             up.packed().map(|(_, up)| Products::Through(up, activation.gate()))
@@ -150,14 +156,14 @@ pub fn mlp(norm: Option<&dyn RowNorm>, inner: Inner, down: &Linear, x: &Tensor) 
             .zip(up.packed())
             .map(|((_, gate), (_, up))| Products::Gated { gate, up, function: activation.gate() }),
     };
-    if let (Some(inner), Some((isa, down))) = (products, down.packed()) {
+    if let (Some(inner), Some((isa, down)), None) = (products, down.packed(), post_norm) {
         return Ok(x.apply_op1_no_bwd(&MlpOp { isa, norm: norm.map(RowNorm::kernel), inner, down })?);
     }
     let y = match inner {
         Inner::Plain { up, activation } => activation.forward(&up.forward(&normed(norm, x)?)?)?,
         Inner::Gated { gate, up, activation } => gated(norm, gate, up, activation, x)?,
     };
-    added(down, None, &y, x)
+    added(down, post_norm, &y, x)
 }
 
 /// `residual + norm(linear(x))`
@@ -244,7 +250,7 @@ mod tests {
                             } else {
                                 Inner::Plain { up, activation }
                             };
-                            mlp(norm, inner, &down[idx], &x)
+                            mlp(norm, inner, &down[idx], None, &x)
                         };
                         for is_gated in [false, true] {
                             let what = format!("MLP, {what}, {activation:?}, {is_gated}");

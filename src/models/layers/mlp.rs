@@ -3,8 +3,7 @@
 use candle_core::{D, Device, Tensor};
 
 use super::activation::Activation;
-use super::linear::{Linear, gated};
-use super::norm::RowNorm;
+use super::linear::{Inner, Linear, gated};
 use crate::error::Result;
 
 /// `down(activation(gate(x)) * up(x))`
@@ -28,14 +27,14 @@ pub struct Mixture {
 }
 
 impl GatedMlp {
-    /// `[n_tokens, hidden]`, first passed through `norm`, to `[n_tokens, intermediate]`.
-    pub fn gate_up(&self, norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
-        gated(norm, &self.gate, &self.up, self.activation, x)
+    /// Its first layer.
+    pub fn inner(&self) -> Inner<'_> {
+        Inner::Gated { gate: &self.gate, up: &self.up, activation: self.activation }
     }
 
     /// `[n_tokens, hidden]` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.gate_up(None, x)?)
+        self.down.forward(&gated(None, &self.gate, &self.up, self.activation, x)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The parts every model is made of, in plain candle ops.
 //!
-//! A decoder layer is five operations ([`decoder_layer`]); each is one function here, so that a
+//! A decoder layer is four operations ([`decoder_layer`]); each is one function here, so that a
 //! fused kernel can take its place and be tested against it.
 
 pub mod activation;
