@@ -503,6 +503,17 @@ impl<N: KvNumber> Kernel for PrepareAs<'_, N> {
         let (query, rest) = qkv.split_at(attention.n_heads * head_dim);
         let (key, value) = rest.split_at(n_kv_heads * head_dim);
         let norms = attention.head_norms;
+        // A key is written to as many lines as its block has; they come while the queries are turned.
+        for head in 0..n_kv_heads {
+            let layout = &attention.layout;
+            let keys = block.0.wrapping_add(layout.keys_at(attention.layer, head));
+            let values = keys.wrapping_add(layout.values_offset() + N::value_place(padded, slot, 0));
+            // SAFETY: the caller's promise; fetching does no harm anywhere.
+            unsafe {
+                fetch::<S>(keys, layout.values_offset());
+                fetch::<S>(values, padded * N::BYTES);
+            }
+        }
         for (head, to) in query.chunks_exact(head_dim).zip(queries.chunks_exact_mut(padded)) {
             to[..head_dim].copy_from_slice(head);
             // SAFETY: the caller's promise.
