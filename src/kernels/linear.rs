@@ -48,7 +48,7 @@ pub enum Products<'a> {
 
 /// Bytes of activations that one pass over the matrices uses, so that they stay in the second-level
 /// cache.
-const BLOCK_BYTES: usize = 512 << 10;
+const BLOCK_BYTES: usize = 128 << 10;
 
 /// Pieces of work for each thread: few, since sharing out costs, and several, since cores are not
 /// always equally fast.
