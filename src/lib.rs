@@ -40,7 +40,8 @@
 //!    [`inference::sampling::CachedRepeatPenalty`]), then the one after each guess that was right, and
 //!    gives out text that is whole in UTF-8 and certainly not part of a stop string. Where there is a
 //!    grammar, nothing comes that it does not allow.
-//! 8. Thoughts and calls of functions are told from the text. The events become chunks or one answer; the figures of the request become a line of the log.
+//! 8. Thoughts and calls of functions are told from the text. The events become chunks or one answer;
+//!    the figures of the request become a line of the log.
 //!    A client that goes away drops its receiver, and the engine drops the sequence before the next
 //!    batch; only an answer that it is likely to ask for again is kept for a while (`http::retries`).
 //!

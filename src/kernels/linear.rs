@@ -179,12 +179,15 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
     let outer = Products::Added(down);
     let n_rows = inner.check(x, n_in);
     assert_eq!(down.matrix.n_in(), n_inner);
-    let Some(in_bf16) = inner.units(n_rows).filter(|_| inner.units(n_rows) == outer.units(n_rows)) else {
-        if n_rows <= MAX_TILE_ROWS && inner.units(n_rows).or(outer.units(n_rows)).is_none() {
+    let in_bf16 = match (inner.units(n_rows), outer.units(n_rows)) {
+        (Some(inner_in_bf16), Some(outer_in_bf16)) if inner_in_bf16 == outer_in_bf16 => inner_in_bf16,
+        (None, None) if n_rows <= MAX_TILE_ROWS => {
             return mlp_of_one_tile(isa, x, norm.as_ref(), inner, &outer);
         }
-        let y = linear(isa, x, n_in, norm, inner, None);
-        return linear(isa, &y, n_inner, None, &outer, Some(x));
+        _ => {
+            let y = linear(isa, x, n_in, norm, inner, None);
+            return linear(isa, &y, n_inner, None, &outer, Some(x));
+        }
     };
     let rows = units::Rows::new(isa, in_bf16, x, n_in, norm.as_ref());
     let mut inner_rows = units::Rows::zeros(in_bf16, n_rows, n_inner);

@@ -2,8 +2,8 @@
 //!
 //! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::share`],
 //! stage by stage where one needs the results of the one before it ([`Team::meet`]). The caller is one
-//! of them. Between two pieces of work the others spin for a moment, since a forward
-//! pass brings hundreds of pieces in a row, and then sleep.
+//! of them. Between two pieces of work the others spin for a moment, since a forward pass brings
+//! hundreds of pieces in a row, and then sleep.
 //!
 //! candle multiplies matrices on rayon's global pool and on a pool of its own, which are used where
 //! models are loaded and by its plain operations; both read their size from the environment when

@@ -343,9 +343,7 @@ impl Mlp {
             Self::Plain { up, activation, down } => {
                 mlp(norm, Inner::Plain { up, activation: *activation }, down, None, x)
             }
-            Self::Gated(GatedMlp { gate, up, down, activation }) => {
-                mlp(norm, Inner::Gated { gate, up, activation: *activation }, down, None, x)
-            }
+            Self::Gated(gated) => mlp(norm, gated.inner(), &gated.down, None, x),
         }
     }
 }
