@@ -173,7 +173,7 @@ impl Kernel for FillRow<'_> {
                 for (idx, group) in groups[row..].iter_mut().step_by(stride).enumerate() {
                     let start = idx * GROUP_LEN;
                     let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
-                    *group = quantize::<S>(halves);
+                    quantize::<S>(halves, group);
                 }
             }
         }
@@ -279,14 +279,12 @@ pub(super) unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
 pub(super) unsafe fn scale_of<S: Simd>(vectors: impl Iterator<Item = S::Floats>) -> (f32, Option<f32>) {
     // SAFETY: the processor has the instructions.
     unsafe {
-        let zero = S::splat(0.0);
-        let (mut largest, mut sum) = (zero, zero);
+        let mut largest = S::splat(0.0);
         for x in vectors {
-            largest = S::max(largest, S::max(x, S::sub(zero, x)));
-            sum = S::add(sum, S::mul(x, zero));
+            largest = S::max_magnitude(largest, x);
         }
-        let (largest, sum) = (S::reduce_max(largest), S::reduce_add(sum));
-        if !(largest.is_finite() && sum == 0.0) {
+        let largest = S::reduce_max_magnitude(largest);
+        if !largest.is_finite() {
             return (f32::NAN, None);
         }
         if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
@@ -298,20 +296,21 @@ pub(super) unsafe fn scale_of<S: Simd>(vectors: impl Iterator<Item = S::Floats>)
 
 /// 32 numbers as whole ones.
 #[inline(always)]
-unsafe fn quantize<S: Simd>(halves: [S::Floats; 2]) -> ActivationGroup {
+unsafe fn quantize<S: Simd>([first, second]: [S::Floats; 2], group: &mut ActivationGroup) {
     // SAFETY: a group has room for the quads of two vectors.
     unsafe {
-        let [first, second] = halves;
-        let (scale, inverse) = scale_of::<S>(halves.into_iter());
-        let mut group = ActivationGroup { scale, ..ActivationGroup::default() };
-        let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else { return group };
-        group.half_sums = [
-            S::quantize(S::mul(first, inverse), group.quads[0].as_mut_ptr()),
-            S::quantize(S::mul(second, inverse), group.quads[1].as_mut_ptr()),
-        ];
-        group.sum = group.half_sums[0] + group.half_sums[1];
-        group.scaled_half_sums = group.half_sums.map(|sum| sum as f32 * group.scale);
-        group.scaled_sum = group.sum as f32 * group.scale;
-        group
+        let (scale, inverse) = scale_of::<S>([first, second].into_iter());
+        let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else {
+            *group = ActivationGroup { scale, ..ActivationGroup::default() };
+            return;
+        };
+        let numbers = [S::mul(first, inverse), S::mul(second, inverse)];
+        let quads = group.quads.each_mut().map(|quads| quads.as_mut_ptr());
+        let [first, second] = S::quantize_two(numbers, quads);
+        group.scale = scale;
+        group.half_sums = [first, second];
+        group.sum = first + second;
+        group.scaled_half_sums = [first as f32 * scale, second as f32 * scale];
+        group.scaled_sum = group.sum as f32 * scale;
     }
 }

@@ -50,6 +50,9 @@ pub enum Products<'a> {
 /// cache.
 const BLOCK_BYTES: usize = 128 << 10;
 
+/// Panels whose products with few rows are made before any of them are finished.
+const PANELS_AT_ONCE: usize = 8;
+
 /// Pieces of work for each thread: few, since sharing out costs, and several, since cores are not
 /// always equally fast.
 const PIECES_PER_THREAD: usize = 8;
@@ -394,26 +397,40 @@ impl Kernel for AsRead<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { products, activations, result, block_rows, n_panels, pieces } = self;
-        for piece in pieces {
-            let (block, panel) = (piece / n_panels, piece % n_panels);
+        let Self { products, activations, result, block_rows, n_panels, mut pieces } = self;
+        // Many rows meet a panel while it is in the cache.
+        let at_once = if block_rows <= MAX_TILE_ROWS { PANELS_AT_ONCE } else { 1 };
+        let mut room = [const { [const { MaybeUninit::uninit() }; PANELS_AT_ONCE * MAX_TILE_ROWS] }; 2];
+        while !pieces.is_empty() {
+            let (block, panel) = (pieces.start / n_panels, pieces.start % n_panels);
             let (column, first, second) = products.group(panel, 1);
-            let finish = Finish { products, result, column, first, second };
+            let n_left = first.weighted.matrix.n_panels() - first.panel;
+            let n_together = n_left.min(pieces.len()).min(at_once);
+            pieces.start += n_together;
             let end = activations.n_rows().min((block + 1) * block_rows);
             for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {
                 let rows = start..end.min(start + MAX_TILE_ROWS);
-                // Whoever comes after finds the panel in the cache.
+                // Whoever comes after finds the panels in the cache.
                 let fetches = start == block * block_rows;
-                let mut tiles = [[[0.0; LANES]; MAX_TILE_ROWS]; 2];
-                for (panel, tile) in [Some(first), second].into_iter().flatten().zip(&mut tiles) {
-                    let matrix = panel.weighted.matrix;
-                    let (rows, tile) = (rows.clone(), &mut tile[..rows.len()]);
+                let mut tiles = [&[][..]; 2];
+                let panels = [Some(first), second].into_iter().flatten();
+                for ((panel, room), tiles) in panels.zip(&mut room).zip(&mut tiles) {
+                    let (matrix, panels) = (panel.weighted.matrix, panel.panel..panel.panel + n_together);
                     // SAFETY: the caller's promise.
-                    unsafe { matrix.panel_products::<S>(panel.panel, activations, rows, tile, fetches) };
+                    *tiles = unsafe {
+                        matrix.panel_products::<S>(panels, activations, rows.clone(), room, fetches)
+                    };
                 }
-                let [tile, other] = tiles.each_ref().map(|tile| &tile[..rows.len()]);
-                // SAFETY: as above.
-                unsafe { finish.take::<S>(rows, [tile, other]) };
+                for idx in 0..n_together {
+                    let column = column + idx * PANEL_ROWS;
+                    let (first, second) = (first.after(idx), second.map(|second| second.after(idx)));
+                    let finish = Finish { products, result, column, first, second };
+                    let of_panel = idx * rows.len()..(idx + 1) * rows.len();
+                    let tile = &tiles[0][of_panel.clone()];
+                    let other = if second.is_some() { &tiles[1][of_panel] } else { tile };
+                    // SAFETY: as above.
+                    unsafe { finish.take::<S>(rows.clone(), [tile, other]) };
+                }
             }
         }
     }
@@ -429,6 +446,11 @@ struct PanelOf<'a> {
 impl<'a> PanelOf<'a> {
     fn key(self) -> Panel<'a> {
         (self.weighted.matrix, self.panel)
+    }
+
+    /// The panel so many further.
+    fn after(self, n: usize) -> Self {
+        Self { panel: self.panel + n, ..self }
     }
 
     /// Rows of the matrix that it has.

@@ -22,6 +22,12 @@ unsafe fn reduce_add_integers(a: __m256i, b: __m256i) -> i32 {
     _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
 }
 
+/// Magnitudes as whole numbers, among which what is not finite is larger than all others.
+#[inline(always)]
+unsafe fn magnitudes(x: __m256) -> __m256i {
+    _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX))
+}
+
 impl Simd for Avx2 {
     const TILE_ROWS: usize = 3;
     const WIDE_TILE_ROWS: usize = 2;
@@ -160,6 +166,20 @@ impl Simd for Avx2 {
         let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
         let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+    }
+
+    #[inline(always)]
+    unsafe fn max_magnitude(a: Pair, b: Pair) -> Pair {
+        each(a, b, |a, b| _mm256_castsi256_ps(_mm256_max_epi32(magnitudes(a), magnitudes(b))))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max_magnitude(x: Pair) -> f32 {
+        let eight = _mm256_max_epi32(magnitudes(x[0]), magnitudes(x[1]));
+        let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        let two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+        let one = _mm_max_epi32(two, _mm_shuffle_epi32::<1>(two));
+        f32::from_bits(_mm_cvtsi128_si32(one).cast_unsigned())
     }
 
     #[inline(always)]

@@ -23,12 +23,26 @@ unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512Bf16>()
 }
 
+/// Magnitudes as whole numbers, among which what is not finite is larger than all others.
+#[inline(always)]
+unsafe fn magnitudes(x: __m512) -> __m512i {
+    _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX))
+}
+
 /// The high and the low bytes of sixteen whole numbers.
 #[inline(always)]
 unsafe fn signed_bytes(numbers: __m512i) -> [__m128i; 2] {
     // The low byte is signed, so the high one takes what rounding to 256 leaves.
     let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)));
     [_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(numbers)]
+}
+
+/// Stores sixteen whole numbers as four quads: of each the low bytes, then the high ones.
+#[inline(always)]
+unsafe fn store_quads(numbers: __m512i, quads: *mut u8) {
+    let [high, low] = signed_bytes(numbers);
+    _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
+    _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
 }
 
 /// Sums of the products with the high and with the low bytes of the activations.
@@ -204,6 +218,16 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn max_magnitude(a: __m512, b: __m512) -> __m512 {
+        _mm512_castsi512_ps(_mm512_max_epi32(magnitudes(a), magnitudes(b)))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max_magnitude(x: __m512) -> f32 {
+        f32::from_bits(_mm512_reduce_max_epi32(magnitudes(x)).cast_unsigned())
+    }
+
+    #[inline(always)]
     unsafe fn codes_8(from: *const u8) -> __m512i {
         _mm512_loadu_si512(from.cast())
     }
@@ -253,10 +277,23 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     #[inline(always)]
     unsafe fn quantize(x: __m512, quads: *mut u8) -> i32 {
         let numbers = _mm512_cvtps_epi32(x);
-        let [high, low] = signed_bytes(numbers);
-        _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
-        _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
+        store_quads(numbers, quads);
         _mm512_reduce_add_epi32(numbers)
+    }
+
+    #[inline(always)]
+    unsafe fn quantize_two(x: [__m512; 2], quads: [*mut u8; 2]) -> [i32; 2] {
+        let [first, second] = [_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])];
+        store_quads(first, quads[0]);
+        store_quads(second, quads[1]);
+        // Both sums at once: their terms take turns.
+        let sixteen =
+            _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
+        let eight =
+            _mm256_add_epi32(_mm512_castsi512_si256(sixteen), _mm512_extracti64x4_epi64::<1>(sixteen));
+        let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        let two = _mm_cvtsi128_si64(_mm_add_epi32(four, _mm_unpackhi_epi64(four, four)));
+        [two as i32, (two >> 32) as i32]
     }
 
     #[inline(always)]

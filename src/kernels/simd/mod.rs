@@ -92,6 +92,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn scale_by_power(x: Self::Floats, n: Self::Floats) -> Self::Floats;
     unsafe fn reduce_add(x: Self::Floats) -> f32;
     unsafe fn reduce_max(x: Self::Floats) -> f32;
+    /// The larger magnitude of each pair; where one is not finite, neither is the result.
+    unsafe fn max_magnitude(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The largest magnitude; not finite where one number is not.
+    unsafe fn reduce_max_magnitude(x: Self::Floats) -> f32;
 
     /// 64 codes of a byte each.
     unsafe fn codes_8(from: *const u8) -> Self::Codes;
@@ -106,6 +110,12 @@ pub trait Simd: Copy + 'static {
     unsafe fn finish(sums: Self::Sums) -> Self::Floats;
     /// Rounds sixteen numbers and stores them as four quads; gives their sum.
     unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32;
+
+    /// The same of two vectors.
+    #[inline(always)]
+    unsafe fn quantize_two(x: [Self::Floats; 2], quads: [*mut u8; 2]) -> [i32; 2] {
+        [Self::quantize(x[0], quads[0]), Self::quantize(x[1], quads[1])]
+    }
 
     /// Stores 64 codes less `zero` as two times [`Simd::Words`]: first inner elements 0 and 2 of each row,
     /// then 1 and 3.

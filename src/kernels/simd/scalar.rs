@@ -155,6 +155,17 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn max_magnitude(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // What is not finite is larger than other numbers as a whole number, too.
+        std::array::from_fn(|i| f32::from_bits(a[i].abs().to_bits().max(b[i].abs().to_bits())))
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max_magnitude(x: Self::Floats) -> f32 {
+        f32::from_bits(x.into_iter().fold(0, |largest, x| largest.max(x.abs().to_bits())))
+    }
+
+    #[inline(always)]
     unsafe fn codes_8(from: *const u8) -> Self::Codes {
         from.cast::<[u8; 64]>().read()
     }

@@ -3,6 +3,7 @@
 mod format;
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -265,28 +266,29 @@ impl PackedMatrix {
         });
     }
 
-    /// The products of a panel's rows with rows of activations, up to [`MAX_TILE_ROWS`] of them:
-    /// `products[i][j]` is that of row `rows.start + i` with row `j` of the panel. The first to use a panel
-    /// also fetches what follows it.
+    /// The products of the rows of some panels with rows of activations, up to [`MAX_TILE_ROWS`] of them: for
+    /// each panel and each row of activations those with the sixteen rows of the panel. The first to use a
+    /// panel also fetches what follows it.
     ///
     /// # Safety
     /// As [`Simd`].
     ///
     /// # Panics
-    /// When panel or rows are not there, or the activations are of another length or kind.
+    /// When panels, rows or room for the products are not there, or the activations are of another length or
+    /// kind.
     #[inline(always)]
-    pub(super) unsafe fn panel_products<S: Simd>(
+    pub(super) unsafe fn panel_products<'p, S: Simd>(
         &self,
-        panel: usize,
+        panels: Range<usize>,
         x: &Activations,
         rows: Range<usize>,
-        products: &mut [[f32; LANES]],
+        products: &'p mut [MaybeUninit<[f32; LANES]>],
         fetches: bool,
-    ) {
-        assert!(panel < self.n_panels() && rows.end <= x.n_rows() && rows.len() == products.len());
-        assert!(x.n_in() == self.n_in);
+    ) -> &'p [[f32; LANES]] {
+        assert!(panels.end <= self.n_panels() && rows.end <= x.n_rows() && x.n_in() == self.n_in);
+        let products = &mut products[..panels.len() * rows.len()];
         let n_blocks = self.n_in / self.format.block_len();
-        let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
+        let packed = self.panels[panels.start * self.panel_bytes()..].as_ptr();
         with_format!(self.format, F => {
             let (all, stride) = (F::of(x), x.tile_rows());
             let per_row = n_blocks * F::N_ACTIVATIONS;
@@ -294,10 +296,12 @@ impl PackedMatrix {
             assert!(rows.start.is_multiple_of(stride) && rows.len() <= stride);
             assert!(all.len() >= (rows.start + stride) * per_row);
             let x = all[rows.start * per_row..].as_ptr();
-            // SAFETY: the caller's promise; the panel is there with all its blocks, and so are the rows of
+            // SAFETY: the caller's promise; the panels are there with all their blocks, and so are the rows of
             // activations, as asserted.
-            unsafe { tiles::<S, F>(panel, n_blocks, x, stride, products, fetches) }
+            unsafe { tiles::<S, F>(packed, n_blocks, x, stride, rows.len(), products, fetches) }
         });
+        // SAFETY: every row of every panel has been written.
+        unsafe { products.assume_init_ref() }
     }
 }
 
@@ -373,39 +377,42 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
 /// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
 pub(super) const MAX_TILE_ROWS: usize = 8;
 
-/// Products of a panel of `n_blocks` with rows whose activations are `stride` apart, those of the next row
-/// beside those of a row.
+/// Products of panels of `n_blocks`, one behind the other, with `n_rows` rows whose activations are `stride`
+/// apart, those of the next row beside those of a row. There is room for as many panels as there are.
 ///
 /// # Safety
 /// As [`Simd`], and all that is there.
 #[inline(always)]
 unsafe fn tiles<S: Simd, F: Format>(
-    panel: *const u8,
+    packed: *const u8,
     n_blocks: usize,
     x: *const F::Activation,
     stride: usize,
-    products: &mut [[f32; LANES]],
+    n_rows: usize,
+    products: &mut [MaybeUninit<[f32; LANES]>],
     fetches: bool,
 ) {
-    let n_rows = products.len();
-    let mut row = 0;
-    // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
-    unsafe {
-        while row < n_rows {
-            let (x, products) = (x.add(row), &mut products[row..]);
-            let fetches = fetches && row == 0;
-            let m = (n_rows - row).min(S::TILE_ROWS);
-            match m {
-                1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
-                2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
-                3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
-                4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
-                5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
-                6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
-                7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
-                _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
+    for (idx, products) in products.chunks_exact_mut(n_rows).enumerate() {
+        let mut row = 0;
+        // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
+        unsafe {
+            let panel = packed.add(idx * n_blocks * F::PACKED_BYTES);
+            while row < n_rows {
+                let (x, products) = (x.add(row), &mut products[row..]);
+                let fetches = fetches && row == 0;
+                let m = (n_rows - row).min(S::TILE_ROWS);
+                match m {
+                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
+                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
+                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
+                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
+                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
+                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
+                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
+                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
+                }
+                row += m;
             }
-            row += m;
         }
     }
 }
@@ -416,7 +423,7 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
     n_blocks: usize,
     x: *const F::Activation,
     stride: usize,
-    products: &mut [[f32; LANES]],
+    products: &mut [MaybeUninit<[f32; LANES]>],
     fetches: bool,
 ) {
     // SAFETY: the caller's promise.
@@ -431,7 +438,7 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
             F::accumulate::<S, M>(packed, activations, stride, &mut sums, fetches);
         }
         for (sums, products) in sums.into_iter().zip(products) {
-            S::store(sums, products.as_mut_ptr());
+            S::store(sums, products.as_mut_ptr().cast());
         }
     }
 }
