@@ -20,6 +20,8 @@ pub struct FloatRows<N> {
 }
 
 impl<N: KvFloat> Rows for FloatRows<N> {
+    type Number = N;
+
     #[inline(always)]
     unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
         let has_few = n_rows_of_head <= FEW_ROWS;

@@ -249,9 +249,6 @@ impl Attention<'_> {
             assert!(query.len() == head_dim && key.len() == head_dim);
         }
 
-        let mut queries = vec![0.0; n_tokens * n_heads * self.padded_dim()];
-        self.prepare(isa, qkv, &sequences, SharedMut::new(&mut queries));
-
         let (pieces, n_parts) = self.pieces(&sequences);
         let mut y = vec![0.0; n_tokens * n_heads * head_dim];
         let few = sequences.iter().map(|sequence| sequence.len).filter(|&len| len <= FEW_TOKENS);
@@ -269,7 +266,7 @@ impl Attention<'_> {
             .collect();
         let work = Work {
             attention: self,
-            queries: &queries,
+            qkv,
             sequences: &sequences,
             first_rows: &first_rows,
             rows_of_part,
@@ -293,9 +290,30 @@ impl Attention<'_> {
                 }
             }
         };
-        match pieces.len() {
-            1 => do_piece(0),
-            n => pool::run(|team| team.share(n, 1).flatten().for_each(do_piece)),
+        // Keys and values that several pieces read.
+        let shared: Vec<NewToken> = sequences
+            .iter()
+            .enumerate()
+            .filter(|(_, sequence)| sequence.len > FEW_TOKENS)
+            .flat_map(|(sequence, place)| (0..place.len).map(move |token| NewToken { sequence, token }))
+            .collect();
+        let store = |idx: usize| {
+            let store = work.store(shared[idx], 0..layout.n_kv_heads);
+            // SAFETY: the instructions are there; the block is of this layout and each token has a slot of its
+            // own.
+            with_kv_number!(layout.format, N => unsafe { dispatch(isa, StoreAs::<N>(store, PhantomData)) });
+        };
+        if pieces.len() == 1 && shared.is_empty() {
+            do_piece(0);
+        } else {
+            pool::run(|team| {
+                if !shared.is_empty() {
+                    let at_once = shared.len().div_ceil(8 * team.n_threads());
+                    team.share(shared.len(), at_once).flatten().for_each(store);
+                    team.meet();
+                }
+                team.share(pieces.len(), 1).flatten().for_each(do_piece);
+            });
         }
         if n_parts > 0 {
             let combine = Combine {
@@ -336,44 +354,6 @@ impl Attention<'_> {
             BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_of(&self.layout)))
         };
         Place { start, len, blocks: blocks.iter().map(pointer).collect() }
-    }
-
-    /// Norms and rotates queries and keys; scales the queries, stores keys and values.
-    fn prepare(&self, isa: Isa, qkv: &[f32], sequences: &[Place], queries: SharedMut<f32>) {
-        let row_len = (self.n_heads + 2 * self.layout.n_kv_heads) * self.layout.head_dim;
-        let query_len = self.n_heads * self.padded_dim();
-        let places: Vec<(usize, usize)> = sequences
-            .iter()
-            .enumerate()
-            .flat_map(|(idx, sequence)| (0..sequence.len).map(move |token| (idx, token)))
-            .collect();
-        let prepare = |row: usize| {
-            let (idx, token) = places[row];
-            let sequence = &sequences[idx];
-            let position = sequence.start + token;
-            let kernel = Prepare {
-                attention: self,
-                row,
-                qkv: &qkv[row * row_len..(row + 1) * row_len],
-                // SAFETY: each row is prepared once.
-                queries: unsafe { queries.slice(row * query_len, query_len) },
-                block: sequence.blocks[position / BLOCK_TOKENS],
-                slot: position % BLOCK_TOKENS,
-            };
-            // SAFETY: the instructions are there; the block is of the layout and each token has a slot
-            // of its own.
-            with_kv_number!(self.layout.format, N => unsafe {
-                dispatch(isa, PrepareAs::<N>(kernel, PhantomData));
-            });
-        };
-        if places.len() <= 2 {
-            (0..places.len()).for_each(prepare);
-        } else {
-            pool::run(|team| {
-                let at_once = places.len().div_ceil(8 * team.n_threads());
-                team.share(places.len(), at_once).flatten().for_each(prepare);
-            });
-        }
     }
 
     /// Shares out the work; gives the pieces, those that take longest first, and the number of parts.
@@ -479,62 +459,81 @@ impl Kernel for Combine<'_> {
     }
 }
 
-/// One token's queries, keys and values on their way to where attention reads them.
-struct Prepare<'a> {
+/// A new token of a sequence.
+#[derive(Clone, Copy)]
+struct NewToken {
+    sequence: usize,
+    token: usize,
+}
+
+/// A new token's keys and values on their way into its block.
+struct Store<'a> {
     attention: &'a Attention<'a>,
     /// Row of the batch.
     row: usize,
+    /// Its queries, keys and values.
     qkv: &'a [f32],
-    queries: &'a mut [f32],
+    kv_heads: Range<usize>,
     block: BlockPtr,
     slot: usize,
 }
 
-struct PrepareAs<'a, N>(Prepare<'a>, PhantomData<N>);
+struct StoreAs<'a, N>(Store<'a>, PhantomData<N>);
 
-impl<N: KvNumber> Kernel for PrepareAs<'_, N> {
+impl<N: KvNumber> Kernel for StoreAs<'_, N> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Prepare { attention, row, qkv, queries, block, slot } = self.0;
-        let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
-        let padded = attention.padded_dim();
-        let (query, rest) = qkv.split_at(attention.n_heads * head_dim);
-        let (key, value) = rest.split_at(n_kv_heads * head_dim);
-        let norms = attention.head_norms;
-        // A key is written to as many lines as its block has; they come while the queries are turned.
-        for head in 0..n_kv_heads {
-            let layout = &attention.layout;
-            let keys = block.0.wrapping_add(layout.keys_at(attention.layer, head));
-            let values = keys.wrapping_add(layout.values_offset() + N::value_place(padded, slot, 0));
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.0.fetch::<S, N>();
+            self.0.write::<S, N>();
+        }
+    }
+}
+
+/// # Safety
+/// Of all unsafe functions: as [`Simd`], the block is of the attention's layout, and nobody else writes to this
+/// slot of these heads or reads it meanwhile.
+impl Store<'_> {
+    /// Where the keys of a head are.
+    fn keys(&self, head: usize) -> *mut u8 {
+        self.block.0.wrapping_add(self.attention.layout.keys_at(self.attention.layer, head))
+    }
+
+    /// Fetches the lines that are written: a key is written to as many as its block has.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd, N: KvNumber>(&self) {
+        let layout = &self.attention.layout;
+        let padded = layout.padded_dim();
+        for head in self.kv_heads.clone() {
+            let keys = self.keys(head);
+            let values = keys.wrapping_add(layout.values_offset() + N::value_place(padded, self.slot, 0));
             // SAFETY: the caller's promise; fetching does no harm anywhere.
             unsafe {
                 fetch::<S>(keys, layout.values_offset());
                 fetch::<S>(values, padded * N::BYTES);
             }
         }
-        for (head, to) in query.chunks_exact(head_dim).zip(queries.chunks_exact_mut(padded)) {
-            to[..head_dim].copy_from_slice(head);
-            // SAFETY: the caller's promise.
-            unsafe {
-                turn::<S>(
-                    attention,
-                    row,
-                    &mut to[..head_dim],
-                    norms.map(|n| (n.query, n.eps)),
-                    attention.scale,
-                )
-            };
-        }
+    }
+
+    /// Norms and rotates the keys, writes keys and values.
+    #[inline(always)]
+    unsafe fn write<S: Simd, N: KvNumber>(&self) {
+        let Self { attention, row, qkv, slot, .. } = *self;
+        let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
+        let padded = attention.padded_dim();
+        let (key, value) = qkv[attention.n_heads * head_dim..].split_at(n_kv_heads * head_dim);
+        let norm = attention.head_norms.map(|norms| (norms.key, norms.eps));
         let mut whole = vec![0.0; padded];
-        for head in 0..n_kv_heads {
+        for head in self.kv_heads.clone() {
             let of_head = head * head_dim..(head + 1) * head_dim;
+            let keys = self.keys(head);
             whole[..head_dim].copy_from_slice(&key[of_head.clone()]);
             // SAFETY: the caller's promise: the block has these places, and this slot is this token's.
             unsafe {
-                turn::<S>(attention, row, &mut whole[..head_dim], norms.map(|n| (n.key, n.eps)), 1.0);
-                let keys = block.0.add(attention.layout.keys_at(attention.layer, head));
+                turn::<S>(attention, row, &mut whole[..head_dim], norm, 1.0);
                 let scales = keys.add(attention.layout.scales_offset()).cast::<f32>();
                 let inverse = S::splat(scaled::<S, N>(&whole, scales.add(slot)));
                 for start in (0..head_dim).step_by(LANES) {
@@ -573,11 +572,11 @@ unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
     }
     // SAFETY: the caller's promise: rows are whole vectors, and there is room for a scale.
     let largest = unsafe {
-        let magnitudes = row.chunks_exact(LANES).map(|x| {
-            let x = S::load(x.as_ptr());
-            S::max(x, S::sub(S::splat(0.0), x))
-        });
-        let largest = S::reduce_max(magnitudes.fold(S::splat(0.0), |largest, x| S::max(largest, x)));
+        let mut largest = S::splat(0.0);
+        for x in row.chunks_exact(LANES) {
+            largest = S::max_magnitude(largest, S::load(x.as_ptr()));
+        }
+        let largest = S::reduce_max_magnitude(largest);
         scale.write(largest / kv::Int8::LARGEST);
         largest
     };
@@ -625,8 +624,8 @@ fn rotate(rotation: &Rotation, row: usize, head: &mut [f32]) {
 /// What all pieces share.
 struct Work<'a> {
     attention: &'a Attention<'a>,
-    /// `[n_tokens, n_heads, padded_dim]`, scaled.
-    queries: &'a [f32],
+    /// Queries, keys and values of each new token.
+    qkv: &'a [f32],
     sequences: &'a [Place],
     /// The row of each sequence's first new token.
     first_rows: &'a [usize],
@@ -635,6 +634,23 @@ struct Work<'a> {
     y: SharedMut<'a, f32>,
     parts: SharedMut<'a, Part>,
     part_values: SharedMut<'a, f32>,
+}
+
+impl Work<'_> {
+    /// Queries, keys and values of a row of the batch.
+    fn qkv_of(&self, row: usize) -> &[f32] {
+        let KvLayout { n_kv_heads, head_dim, .. } = self.attention.layout;
+        let row_len = (self.attention.n_heads + 2 * n_kv_heads) * head_dim;
+        &self.qkv[row * row_len..(row + 1) * row_len]
+    }
+
+    fn store(&self, NewToken { sequence, token }: NewToken, kv_heads: Range<usize>) -> Store<'_> {
+        let row = self.first_rows[sequence] + token;
+        let position = self.sequences[sequence].start + token;
+        let block = self.sequences[sequence].blocks[position / BLOCK_TOKENS];
+        let slot = position % BLOCK_TOKENS;
+        Store { attention: self.attention, row, qkv: self.qkv_of(row), kv_heads, block, slot }
+    }
 }
 
 struct PieceKernel<'a, R> {
@@ -651,6 +667,9 @@ struct PieceKernel<'a, R> {
 /// Of all unsafe functions: as [`Simd`], the step's blocks are there with all their numbers, and slices
 /// have room for its rows.
 trait Rows {
+    /// What keys and values are.
+    type Number: KvNumber;
+
     /// `queries` are `[n_rows, padded_dim]`; those of `n_rows_of_head` rows meet the same key head.
     unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self;
 
@@ -733,11 +752,30 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
         // Rows: key heads, then tokens, then the query heads of the key head.
         let place = |row: usize| {
             let (kv_head, rest) = (piece.kv_heads.start + row / rows_of_head, row % rows_of_head);
-            (first_row + rest / group) * attention.n_heads + kv_head * group + rest % group
+            (first_row + rest / group, kv_head * group + rest % group)
         };
+        // Nobody else reads the keys and values of few new tokens. The lines that they are written to come while
+        // the queries are turned.
+        let new = if sequence.len <= FEW_TOKENS { piece.tokens.clone() } else { 0..0 };
+        let new = new.filter(|token| piece.keys.contains(&(sequence.start + token)));
+        let stores =
+            new.map(|token| work.store(NewToken { sequence: piece.sequence, token }, piece.kv_heads.clone()));
+        for store in stores.clone() {
+            // SAFETY: the caller's promise.
+            unsafe { store.fetch::<S, R::Number>() };
+        }
         let mut queries = vec![0.0f32; n_rows * padded];
+        let norm = attention.head_norms.map(|norms| (norms.query, norms.eps));
         for (row, to) in queries.chunks_exact_mut(padded).enumerate() {
-            to.copy_from_slice(&work.queries[place(row) * padded..][..padded]);
+            let (row, head) = place(row);
+            let to = &mut to[..head_dim];
+            to.copy_from_slice(&work.qkv_of(row)[head * head_dim..(head + 1) * head_dim]);
+            // SAFETY: the caller's promise.
+            unsafe { turn::<S>(attention, row, to, norm, attention.scale) };
+        }
+        for store in stores {
+            // SAFETY: the caller's promise; nobody else writes these tokens' places of these heads, or reads them.
+            unsafe { store.write::<S, R::Number>() };
         }
         let mut totals = vec![Part::NOTHING; n_rows];
         let mut total_values = vec![0.0f32; n_rows * padded];
@@ -840,7 +878,8 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
         if piece.part.is_none() {
             for (row, (total, values)) in totals.iter().zip(total_values.chunks_exact(padded)).enumerate() {
                 // SAFETY: this row and head are this piece's.
-                let y = unsafe { work.y.slice(place(row) * head_dim, head_dim) };
+                let (row, head) = place(row);
+                let y = unsafe { work.y.slice((row * attention.n_heads + head) * head_dim, head_dim) };
                 for (y, value) in y.iter_mut().zip(values) {
                     *y = value / total.weight;
                 }

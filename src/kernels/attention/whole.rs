@@ -79,6 +79,8 @@ impl WholeNumbers {
 }
 
 impl Rows for WholeRows {
+    type Number = Int8;
+
     #[inline(always)]
     unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
         let padded = layout.padded_dim();
