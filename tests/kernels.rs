@@ -297,7 +297,7 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
                     })
                     .collect();
                 // All of them, cut differently, token by token at the end.
-                for chunk in [256, 61] {
+                for chunk in [256, 61, 3] {
                     let mut store = Store::new(layout, lengths.len());
                     let mut found = vec![Vec::new(); lengths.len()];
                     while found.iter().zip(&whole).any(|(found, whole)| found.len() < whole.len()) {

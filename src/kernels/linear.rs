@@ -50,8 +50,8 @@ pub enum Products<'a> {
 /// cache.
 const BLOCK_BYTES: usize = 128 << 10;
 
-/// Panels whose products with few rows are made before any of them are finished.
-const PANELS_AT_ONCE: usize = 8;
+/// Vectors of products that are made before any of them are finished.
+const PRODUCTS_AT_ONCE: usize = 64;
 
 /// Pieces of work for each thread: few, since sharing out costs, and several, since cores are not
 /// always equally fast.
@@ -398,18 +398,17 @@ impl Kernel for AsRead<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { products, activations, result, block_rows, n_panels, mut pieces } = self;
-        // Many rows meet a panel while it is in the cache.
-        let at_once = if block_rows <= MAX_TILE_ROWS { PANELS_AT_ONCE } else { 1 };
-        let mut room = [const { [const { MaybeUninit::uninit() }; PANELS_AT_ONCE * MAX_TILE_ROWS] }; 2];
+        let rows_at_once = block_rows.min(PRODUCTS_AT_ONCE);
+        let mut room = [const { [const { MaybeUninit::uninit() }; PRODUCTS_AT_ONCE] }; 2];
         while !pieces.is_empty() {
             let (block, panel) = (pieces.start / n_panels, pieces.start % n_panels);
             let (column, first, second) = products.group(panel, 1);
             let n_left = first.weighted.matrix.n_panels() - first.panel;
-            let n_together = n_left.min(pieces.len()).min(at_once);
+            let n_together = n_left.min(pieces.len()).min(PRODUCTS_AT_ONCE / rows_at_once);
             pieces.start += n_together;
             let end = activations.n_rows().min((block + 1) * block_rows);
-            for start in (block * block_rows..end).step_by(MAX_TILE_ROWS) {
-                let rows = start..end.min(start + MAX_TILE_ROWS);
+            for start in (block * block_rows..end).step_by(rows_at_once) {
+                let rows = start..end.min(start + rows_at_once);
                 // Whoever comes after finds the panels in the cache.
                 let fetches = start == block * block_rows;
                 let mut tiles = [&[][..]; 2];

@@ -40,9 +40,13 @@ unsafe fn signed_bytes(numbers: __m512i) -> [__m128i; 2] {
 /// Stores sixteen whole numbers as four quads: of each the low bytes, then the high ones.
 #[inline(always)]
 unsafe fn store_quads(numbers: __m512i, quads: *mut u8) {
-    let [high, low] = signed_bytes(numbers);
-    _mm_storeu_si128(quads.cast(), _mm_unpacklo_epi32(low, high));
-    _mm_storeu_si128(quads.add(16).cast(), _mm_unpackhi_epi32(low, high));
+    // The second byte is the high one of a number that is rounded to 256, the first the low one but for its sign.
+    let half = _mm512_set1_epi32(128);
+    let bytes = _mm512_xor_si512(_mm512_add_epi32(numbers, half), half);
+    let order = _mm_set_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 13, 9, 5, 1, 12, 8, 4, 0);
+    let in_lanes = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(order));
+    let in_order = _mm512_permutexvar_epi64(_mm512_set_epi64(0, 0, 0, 0, 6, 4, 2, 0), in_lanes);
+    _mm256_storeu_si256(quads.cast(), _mm512_castsi512_si256(in_order));
 }
 
 /// Sums of the products with the high and with the low bytes of the activations.

@@ -266,7 +266,7 @@ impl PackedMatrix {
         });
     }
 
-    /// The products of the rows of some panels with rows of activations, up to [`MAX_TILE_ROWS`] of them: for
+    /// The products of the rows of some panels with rows of activations, the first of which begins a tile: for
     /// each panel and each row of activations those with the sixteen rows of the panel. The first to use a
     /// panel also fetches what follows it.
     ///
@@ -292,9 +292,8 @@ impl PackedMatrix {
         with_format!(self.format, F => {
             let (all, stride) = (F::of(x), x.tile_rows());
             let per_row = n_blocks * F::N_ACTIVATIONS;
-            // The rows are those of a tile, or the first of them.
-            assert!(rows.start.is_multiple_of(stride) && rows.len() <= stride);
-            assert!(all.len() >= (rows.start + stride) * per_row);
+            assert!(rows.start.is_multiple_of(stride));
+            assert!(all.len() >= rows.end.next_multiple_of(stride) * per_row);
             let x = all[rows.start * per_row..].as_ptr();
             // SAFETY: the caller's promise; the panels are there with all their blocks, and so are the rows of
             // activations, as asserted.
@@ -377,8 +376,9 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
 /// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
 pub(super) const MAX_TILE_ROWS: usize = 8;
 
-/// Products of panels of `n_blocks`, one behind the other, with `n_rows` rows whose activations are `stride`
-/// apart, those of the next row beside those of a row. There is room for as many panels as there are.
+/// Products of panels of `n_blocks`, one behind the other, with `n_rows` rows in tiles of `stride`: the
+/// activations of a row are as far apart, those of the next row beside them. There is room for as many panels
+/// as there are.
 ///
 /// # Safety
 /// As [`Simd`], and all that is there.
@@ -393,25 +393,28 @@ unsafe fn tiles<S: Simd, F: Format>(
     fetches: bool,
 ) {
     for (idx, products) in products.chunks_exact_mut(n_rows).enumerate() {
-        let mut row = 0;
-        // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
-        unsafe {
-            let panel = packed.add(idx * n_blocks * F::PACKED_BYTES);
-            while row < n_rows {
-                let (x, products) = (x.add(row), &mut products[row..]);
-                let fetches = fetches && row == 0;
-                let m = (n_rows - row).min(S::TILE_ROWS);
-                match m {
-                    1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
-                    2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
-                    3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
-                    4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
-                    5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
-                    6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
-                    7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
-                    _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
+        for (of_tile, products) in products.chunks_mut(stride).enumerate() {
+            let mut row = 0;
+            // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
+            unsafe {
+                let panel = packed.add(idx * n_blocks * F::PACKED_BYTES);
+                let x = x.add(of_tile * stride * n_blocks * F::N_ACTIVATIONS);
+                while row < products.len() {
+                    let fetches = fetches && of_tile == 0 && row == 0;
+                    let m = (products.len() - row).min(S::TILE_ROWS);
+                    let (x, products) = (x.add(row), &mut products[row..]);
+                    match m {
+                        1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
+                        2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
+                        3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
+                        4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
+                        5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
+                        6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
+                        7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
+                        _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
+                    }
+                    row += m;
                 }
-                row += m;
             }
         }
     }
