@@ -42,6 +42,8 @@ pub const ACTIVATION_MAX: f32 = 32_639.0;
 pub trait Simd: Copy + 'static {
     /// Rows of activations whose sums the registers hold beside what else a product needs.
     const TILE_ROWS: usize;
+    /// Pairs of quads whose codes are made before any of them is used: few stay in registers beside the sums.
+    const PAIRS_AT_ONCE: usize = 1;
     /// The same for products of two panels with [`Simd::dot_words`].
     const WIDE_TILE_ROWS: usize;
     /// Rows from which on it pays to expand panels for that.

@@ -33,6 +33,8 @@ unsafe fn activations(quad: *const u8) -> [i32; 4] {
 
 impl Simd for Scalar {
     const TILE_ROWS: usize = 1;
+    // A compiler makes vector instructions of the loops when it sees all of a group.
+    const PAIRS_AT_ONCE: usize = 4;
     const WIDE_TILE_ROWS: usize = 4;
     const MANY_ROWS: usize = 24;
     const UNIT_TILE: (usize, usize) = (4, 1);

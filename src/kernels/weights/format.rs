@@ -135,15 +135,17 @@ impl<Q: Quantized> Format for Q {
                         products[m] = S::sums(-Q::ZERO * sum);
                     }
                 }
-                for half in if is_whole { 0..2 } else { idx..idx + 1 } {
-                    // Two quads at a time, so that codes and the sums of all rows stay in registers.
-                    for pair in 0..2 {
-                        let codes = Q::codes::<S>(packed, group, half, pair);
-                        for (quad, codes) in codes.into_iter().enumerate() {
-                            for m in 0..M {
-                                let quads = x[m].cast::<u8>().add((4 * half + 2 * pair + quad) * QUAD_BYTES);
-                                products[m] = S::dot(products[m], codes, quads);
-                            }
+                let pairs = if is_whole { 0..4 } else { 2 * idx..2 * idx + 2 };
+                for first in pairs.clone().step_by(S::PAIRS_AT_ONCE) {
+                    let mut codes = [Q::codes::<S>(packed, group, first / 2, first % 2); 4];
+                    for pair in first + 1..pairs.end.min(first + S::PAIRS_AT_ONCE) {
+                        codes[pair - first] = Q::codes::<S>(packed, group, pair / 2, pair % 2);
+                    }
+                    for quad in 2 * first..2 * pairs.end.min(first + S::PAIRS_AT_ONCE) {
+                        let codes = codes[quad / 2 - first][quad % 2];
+                        for m in 0..M {
+                            let quads = x[m].cast::<u8>().add(quad * QUAD_BYTES);
+                            products[m] = S::dot(products[m], codes, quads);
                         }
                     }
                 }
