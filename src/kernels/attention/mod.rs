@@ -877,8 +877,8 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
 
         if piece.part.is_none() {
             for (row, (total, values)) in totals.iter().zip(total_values.chunks_exact(padded)).enumerate() {
-                // SAFETY: this row and head are this piece's.
                 let (row, head) = place(row);
+                // SAFETY: this row and head are this piece's.
                 let y = unsafe { work.y.slice((row * attention.n_heads + head) * head_dim, head_dim) };
                 for (y, value) in y.iter_mut().zip(values) {
                     *y = value / total.weight;
