@@ -1,22 +1,21 @@
-"""Start the server, drive it as many clients would, and print what they saw, a line of JSON for each workload.
+"""Start the server, load it with many clients, and print what they measured, one line of JSON per workload.
 
     cargo build --release
     python3 benches/serve.py                      # all workloads
     python3 benches/serve.py --workload clients   # one of them
 
-clients      streamed chats of 1, 4, 8, 16 and 32 clients, each prompt of its own
-shared       24 chats that share a system prompt of 600 words: one, then the others by 8 clients
+clients      streamed chats of 1, 4, 8, 16 and 32 clients, no two prompts alike
+shared       24 chats that share a system prompt of 600 words: one first, then the others by 8 clients
 long-prompt  8 streams while a prompt of 2,000 words arrives
-overload     ten times as many clients as are let in, for a while
-probes       /livez, /readyz and /metrics while every core computes
-speculation  one client that chats, has code edited and texts summarised, with guesses and without
-responses    the same question over and over, with a cache of answers
-embeddings   1, 8 and 32 clients that embed a short text, or 32 long ones, none of them twice
+overload     ten times as many clients as the server admits, for a while
+probes       /livez, /readyz and /metrics while every core is busy
+speculation  one client that chats, has code edited and texts summarized, with and without speculative decoding
+responses    the same question over and over, with the response cache
+embeddings   1, 8 and 32 clients that embed one short text, or 32 long ones, none of them twice
 both         4 streams of chat and 8 clients that embed, alone and at the same time
 
-Each starts a server of its own on a free port of this machine, with the models that are on disk, and ends it
-again. Every request asks at temperature 0, and most for the same number of tokens. Needs nothing beyond
-Python.
+Each workload starts and stops a server of its own on a free port of this machine, with the models that are on
+disk. Every request has temperature 0, and most ask for the same number of tokens. Needs nothing but Python.
 """
 
 import argparse
@@ -31,18 +30,18 @@ import threading
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--workload", action="append", help="all of them unless some are named")
+parser.add_argument("--workload", action="append", help="may be repeated; all of them by default")
 parser.add_argument("--clients", default="1,4,8,16,32")
 parser.add_argument("--rounds", type=int, default=1)
 parser.add_argument("--max-tokens", type=int, default=64)
-parser.add_argument("--seconds", type=float, default=30.0, help="of overload and probes")
-parser.add_argument("--model", help="as the server's")
-parser.add_argument("--binary", type=pathlib.Path, help="the server; the release build unless named")
+parser.add_argument("--seconds", type=float, default=30.0, help="duration of overload and probes")
+parser.add_argument("--model", help="the server's --model")
+parser.add_argument("--binary", type=pathlib.Path, help="the server; the release build by default")
 args = parser.parse_args()
 
 BINARY = pathlib.Path(__file__).resolve().parent.parent / "target" / "release" / "predict-otron-9000"
 
-# Each is one token to most vocabularies.
+# Each is one token in most vocabularies.
 WORDS = "river stone house night money story water child friend music paper garden winter light city road".split()
 
 
@@ -51,7 +50,7 @@ def words(seed, n):
 
 
 class Server:
-    """A server of its own, as long as the block lasts."""
+    """A server that runs as long as the block."""
 
     def __init__(self, *options):
         model = ["--model", args.model] if args.model else []
@@ -74,7 +73,7 @@ class Server:
         self.process.wait()
 
     async def lines(self, method, path, body=""):
-        """The lines of an answer, the status first."""
+        """The status of a response, then its lines."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
         head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -85,7 +84,7 @@ class Server:
         writer.close()
 
     async def get(self, path):
-        """Status and seconds."""
+        """Returns the status and the seconds it took."""
         started = time.perf_counter()
         status, *_ = [line async for line in self.lines("GET", path)]
         return status, time.perf_counter() - started
@@ -96,7 +95,7 @@ class Server:
 
 
 class Answer:
-    """What a client saw: the status; when each piece of text came, in seconds from the start; token counts."""
+    """A response as a client saw it: status, arrival of each piece of text in seconds from the start, token counts."""
 
     def __init__(self):
         self.status, self.stamps, self.prompt, self.tokens, self.seconds = None, [], 0, 0, 0.0
@@ -128,8 +127,8 @@ async def chat(server, content, max_tokens=None, system=None, **fields):
 
 
 async def together(jobs, n_clients):
-    """Does jobs, functions that give something to wait for, with so many clients; gives what each came to, and
-    the seconds that all took."""
+    """Runs jobs, functions that return an awaitable, on `n_clients` clients; returns their results and the seconds
+    that all of them took."""
     jobs, results = iter(jobs), []
 
     async def client():
@@ -211,7 +210,7 @@ async def overload():
         end = time.perf_counter() + args.seconds
 
         async def insist(i):
-            # Clients of a real server do not all come at the same moment.
+            # Clients of a real server do not all start at the same moment.
             await asyncio.sleep(random.Random(i).random())
             n = 0
             while time.perf_counter() < end:
@@ -301,9 +300,9 @@ async def speculation():
                 answers = [await chat(server, content, 200, ignore_eos=False) for content in contents]
                 seconds = sum(answer.stamps[-1] - answer.stamps[0] for answer in answers)
                 rates.setdefault(task, []).append(sum(answer.tokens - 1 for answer in answers) / seconds)
-    for task, (with_guesses, without) in rates.items():
-        rate = {"tok_s": round(with_guesses, 1), "tok_s_without": round(without, 1)}
-        yield {"task": task, **rate, "times": round(with_guesses / without, 2)}
+    for task, (speculative, without) in rates.items():
+        rate = {"tok_s": round(speculative, 1), "tok_s_without": round(without, 1)}
+        yield {"task": task, **rate, "times": round(speculative / without, 2)}
 
 
 async def responses():
@@ -314,7 +313,7 @@ async def responses():
 
 
 async def embed(server, texts):
-    """Seconds and tokens of an embeddings request."""
+    """Returns the seconds and the tokens of an embeddings request."""
     body = json.dumps({"input": texts, "encoding_format": "base64"})
     started = time.perf_counter()
     status, *lines = [line async for line in server.lines("POST", "/v1/embeddings", body)]
@@ -324,7 +323,7 @@ async def embed(server, texts):
 
 
 def embedding_jobs(server, seconds, n_texts, n_words, seed=0):
-    """Requests for texts that are new each time, until the time is over."""
+    """Yields requests with texts that are new each time, until the time is over."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         seed += 1

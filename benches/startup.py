@@ -1,6 +1,7 @@
-"""Start the server several times, with its models on disk, and print the medians of: time until it
-listens, until the chat model is loaded, and until the first chat is answered; how long loading took;
-and memory then, resident and at its peak. What follows the binary goes to the server:
+"""Start the server several times, with its models on disk, and print medians: the time until it listens, until the
+chat model is loaded and until the first chat is answered, the load time, and resident and peak memory.
+
+Arguments after the binary are passed to the server:
 
     python3 benches/startup.py target/release/predict-otron-9000 --model my.gguf
 """
@@ -28,7 +29,7 @@ def wait_for(server, pattern):
         found = re.search(pattern, line)
         if found:
             return found
-    sys.exit(f"the server ended before it said {pattern!r}")
+    sys.exit(f"the server ended before it logged {pattern!r}")
 
 
 def note_memory(server, when):
@@ -48,7 +49,7 @@ for _ in range(RUNS):
         note("load_ms", int(wait_for(server, r"chat model loaded.* load_ms=(\d+)").group(1)))
         note("loaded_ms", (time.perf_counter() - started) * 1000)
         note_memory(server, "loaded")
-        # Whatever else it logs must not fill the pipe.
+        # Further log lines must not fill the pipe.
         threading.Thread(target=server.stderr.read, daemon=True).start()
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         request = urllib.request.Request(
@@ -58,7 +59,7 @@ for _ in range(RUNS):
         note("first_answer_ms", (time.perf_counter() - started) * 1000)
         note_memory(server, "answered")
     finally:
-        # Ctrl-C: unlike SIGTERM it asks for no delay.
+        # SIGINT: unlike SIGTERM it has no drain delay.
         server.send_signal(2)
         server.wait()
 print(json.dumps({"runs": RUNS, **{name: round(statistics.median(values)) for name, values in figures.items()}}))

@@ -1,6 +1,6 @@
-"""What it costs to keep an answer to a grammar: time from one token to the next, beside answers that nothing binds.
+"""Measure the cost of structured output: time per token, compared with unconstrained responses.
 
-Rounds of one kind after the other, so that all see the same machine; medians over rounds.
+Each round runs all kinds in turn, so that all see the same machine; figures are medians over rounds.
 Usage: BASE_URL=http://127.0.0.1:8080/v1 structured.py [rounds] [clients]
 """
 
@@ -67,13 +67,13 @@ def main():
             for kind, fields in KINDS.items():
                 seeds = range(1000 * round_, 1000 * round_ + CLIENTS)
                 all_ = list(pool.map(lambda seed: milliseconds_per_token(fields, seed), seeds))
-                if round_ > 0:  # the first warms up
+                if round_ > 0:  # the first round warms up
                     found[kind].append(statistics.median(time for time, _ in all_))
                     counts[kind] += sum(n for _, n in all_)
     free = statistics.median(found["nothing"])
     for kind, times in found.items():
         median = statistics.median(times)
-        print(f"{kind:20} {median:7.3f} ms a token, {100 * (median / free - 1):+5.1f} %  ({counts[kind]} tokens)")
+        print(f"{kind:20} {median:7.3f} ms per token, {100 * (median / free - 1):+5.1f} %  ({counts[kind]} tokens)")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Run the same GGUF file through this project and its peers, in turns; print medians and ratios.
+"""Run the same GGUF file through this project and its peers, alternating; print medians and ratios.
 
     cargo build --release
     python3 benches/peers/compare.py --model model.gguf --rounds 3
 
-The peers come from the Python package index into an environment of their own, target/peers.
-llama-cpp-python is compiled there with clang-16 where that is installed: gcc 12 miscompiles its AMX code.
-A peer that cannot run the file is reported and left out.
+The peers are installed from the Python package index into an environment of their own, target/peers.
+llama-cpp-python is compiled with clang-16 if that is installed: gcc 12 miscompiles its AMX code.
+A peer that cannot run the file is reported and skipped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ parser.add_argument("--model", required=True, help="a GGUF file")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--prompt", type=int, default=512)
 parser.add_argument("--tokens", type=int, default=64)
-parser.add_argument("--streams", default="4,8,16,32", help="sequences at once, for llama.cpp and ours")
+parser.add_argument("--streams", default="4,8,16,32", help="numbers of concurrent sequences, for llama.cpp and this project")
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 parser.add_argument("--peers", default="llama.cpp,openvino,mistral.rs")
 parser.add_argument("--python", help="a Python that has the peers, instead of target/peers")
@@ -36,7 +36,7 @@ peers = [peer for peer in args.peers.split(",") if peer]
 
 
 def environment():
-    """The Python of an environment with the peers, made when it is not there."""
+    """Returns the Python of the environment with the peers, creating it if needed."""
     folder = ROOT / "target" / "peers"
     python = folder / "bin" / "python"
     wanted = (HERE / "requirements.txt").read_text()

@@ -1,13 +1,13 @@
-"""Embed the same tokens with this project and its peers, in turns; print medians and ratios.
+"""Embed the same tokens with this project and its peers, alternating; print medians and ratios.
 
     cargo build --release
     python3 benches/peers/embeddings.py --model FOLDER --rounds 3
 
 FOLDER has config.json, model.safetensors and the tokenizer's files of a BERT, such as all-MiniLM-L6-v2. Its
-weights become an ONNX graph, which ONNX Runtime and fastembed, which is built on it, run in float32, and
+weights are exported to an ONNX graph, which ONNX Runtime and fastembed (built on it) run in float32, and
 OpenVINO in float32 and bfloat16. The peers compute in their own process, padded to the longest text; this
-project is asked over HTTP, without its cache. All get token ids but fastembed, which takes the text of the
-same tokens. The peers come from the Python package index into an environment of their own,
+project is asked over HTTP, without its cache. All get token ids except fastembed, which gets the text of the
+same tokens. The peers are installed from the Python package index into an environment of their own,
 target/embedding-peers.
 """
 
@@ -30,7 +30,7 @@ import venv
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
 OURS = "predict-otron-9000"
-# Name, and the length of each text.
+# Each shape's name and the length of its texts in tokens.
 SHAPES = {
     "32 x 128": [128] * 32,
     "32 x 16": [16] * 32,
@@ -50,7 +50,7 @@ args = parser.parse_args()
 
 
 def environment():
-    """The Python of an environment with the peers, made when it is not there."""
+    """Returns the Python of the environment with the peers, creating it if needed."""
     folder = ROOT / "target" / "embedding-peers"
     python = folder / "bin" / "python"
     requirements = HERE / "requirements-embeddings.txt"
@@ -183,10 +183,10 @@ def open_vino(model, precision):
 
 
 def fast_embed(model, folder):
-    """fastembed with the graph and the tokenizer's files in a folder of its own."""
+    """Returns fastembed with the graph and the tokenizer's files in a folder of its own."""
     for name in "config.json", "tokenizer.json", "special_tokens_map.json":
         shutil.copy(args.model / name, folder)
-    # It would cut texts where the model's authors did.
+    # By default it would truncate texts where the model's authors did.
     longest = {"model_max_length": config["max_position_embeddings"], "pad_token": "[PAD]"}
     pathlib.Path(folder, "tokenizer_config.json").write_text(json.dumps(longest))
     pathlib.Path(folder, "model.onnx").write_bytes(model)
@@ -208,7 +208,7 @@ def fast_embed(model, folder):
 
 
 class Ours:
-    """A server of our own, as long as the block lasts."""
+    """This project's server, which runs as long as the block."""
 
     def __enter__(self):
         command = [args.binary, "--offline", "--port", "0", "--embedding-model", args.model.resolve()]
@@ -226,7 +226,7 @@ class Ours:
         self.process.wait()
 
     def __call__(self, texts):
-        # The model's own first and last tokens are put around these.
+        # The server adds the model's first and last tokens.
         body = json.dumps({"input": [text[1:-1] for text in texts], "encoding_format": "base64"})
         self.connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
         answer = json.loads(self.connection.getresponse().read())
@@ -235,7 +235,7 @@ class Ours:
 
 
 def rate(embed, texts):
-    """Texts a second."""
+    """Returns texts per second."""
     embed(texts)
     seconds, end = [], time.perf_counter() + 2
     while len(seconds) < 3 or time.perf_counter() < end:
@@ -246,7 +246,7 @@ def rate(embed, texts):
 
 
 tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-# Words that are one token wherever they stand, so that ids and text are the same to everyone.
+# Words that are one token wherever they occur, so that ids and text mean the same to every system.
 words = [idx for word, idx in sorted(tokenizer.get_vocab().items()) if re.fullmatch("[a-z]{3,}", word)]
 tokenizer.no_padding()
 first, last = tokenizer.encode("").ids

@@ -1,4 +1,4 @@
-"""Measure one peer on one GGUF file; print one JSON object: figures in tokens per second.
+"""Measure one peer on one GGUF file and print one JSON object with tokens per second.
 
     python3 measure.py llama.cpp model.gguf --prompt 512 --tokens 64 --streams 8,32 --threads 2
 
@@ -16,11 +16,11 @@ parser.add_argument("model")
 parser.add_argument("--prompt", type=int, required=True, help="prompt tokens")
 parser.add_argument("--tokens", type=int, required=True, help="tokens that each sequence generates")
 parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",") if n], default=[])
-parser.add_argument("--depth", type=int, default=128, help="tokens before those that several sequences decode")
+parser.add_argument("--depth", type=int, default=128, help="tokens in the KV cache when several sequences decode")
 parser.add_argument("--threads", type=int, default=os.cpu_count())
 args = parser.parse_args()
 
-# Any tokens will do; these are in every vocabulary.
+# Any tokens will do; these ids are in every vocabulary.
 PROMPT = [100 + i * 37 % 900 for i in range(max(args.prompt, args.depth))]
 
 
@@ -31,7 +31,7 @@ class LlamaCpp:
         import llama_cpp
 
         self.lib = llama_cpp
-        self.silence = llama_cpp.llama_log_callback(lambda *_: None)  # Called for as long as this lives.
+        self.silence = llama_cpp.llama_log_callback(lambda *_: None)  # Called for as long as this object lives.
         llama_cpp.llama_log_set(self.silence, None)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
@@ -51,7 +51,7 @@ class LlamaCpp:
         self.batch = llama_cpp.llama_batch_init(max(512, n_sequences), 0, 1)
 
     def forward(self, rows):
-        """Computes rows of (token, position, sequence, whether its logits are wanted)."""
+        """Computes rows of (token, position, sequence, whether logits are needed)."""
         self.batch.n_tokens = len(rows)
         for i, (token, position, sequence, wanted) in enumerate(rows):
             self.batch.token[i] = token
@@ -71,7 +71,7 @@ class LlamaCpp:
         return self.lib.llama_sampler_sample(self.greedy, self.context, row)
 
     def run(self, n_sequences, depth):
-        """(seconds of the prefill, seconds of the decode)"""
+        """Returns the seconds of the prefill and of the decode."""
         self.lib.llama_memory_clear(self.memory, True)
         start = time.perf_counter()
         tokens = [self.fill(sequence, depth) for sequence in range(n_sequences)]
@@ -100,7 +100,7 @@ class OpenVino:
         config = openvino_genai.GenerationConfig(
             max_new_tokens=args.tokens + 1, ignore_eos=True, do_sample=False, apply_chat_template=False
         )
-        for first in (1, 2):  # The first warms up, and what it leaves in the prefix cache is not to be found.
+        for first in (1, 2):  # The first warms up; the second starts with another token, so that it misses the prefix cache.
             ids = numpy.array([[first, *PROMPT[1 : args.prompt]]], dtype=numpy.int64)
             inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(numpy.ones_like(ids)))
             metrics = pipeline.generate(inputs, config).perf_metrics
@@ -118,7 +118,7 @@ class MistralRs:
         folder, file = os.path.split(os.path.abspath(args.model))
         which = mistralrs.Which.GGUF(quantized_model_id=folder, quantized_filename=file)
         runner = mistralrs.Runner(which=which, prefix_cache_n=0)
-        # It takes text only; each of these words is one token.
+        # It accepts only text; each of these words is one token.
         words = "river stone house night money story water child".split()
         text = " ".join(words[i * i % len(words)] for i in range(args.prompt))
         request = mistralrs.CompletionRequest(

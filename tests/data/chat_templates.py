@@ -1,4 +1,4 @@
-"""Renders every case of chat_templates.json with transformers and writes the texts, or the errors, back.
+"""Renders every case of chat_templates.json with transformers and stores the texts, or the errors, in the file.
 
 Run after adding a template or a case: `pip install transformers jinja2 && python chat_templates.py`.
 """

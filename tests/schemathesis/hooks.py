@@ -1,7 +1,8 @@
-"""Makes of generated requests ones that the model can answer.
+"""Turns generated requests into ones that the model can answer.
 
-A schema cannot say that ids end where the vocabulary does, or that one field needs another. Requests that are valid
-but for that would all be refused before any model is asked. What breaks the schema is left as it is.
+A schema cannot express that token ids are bounded by the vocabulary, or that one field requires another. Without
+this, requests that violate only such rules would all be refused before they reach a model. Requests that violate
+the schema are left as they are.
 """
 
 import schemathesis
@@ -19,7 +20,7 @@ def is_number(value, least, most):
 
 
 def ids(value):
-    """Token ids, or lists of them, within the vocabulary; None where they are neither."""
+    """Returns token ids, or lists of them, reduced to the vocabulary; None if the value is neither."""
     if not isinstance(value, list) or not value:
         return None
     if all(is_int(item, 0) for item in value):
@@ -33,7 +34,7 @@ def mend_message(message):
         return
     if message.get("content", ...) in (None, ...):
         message["content"] = "x"
-    # Each call would need its result, and each result its call.
+    # Each call needs its result, and each result its call.
     if isinstance(message.get("tool_calls"), list):
         message["tool_calls"] = None
     if message.get("role") == "tool":
@@ -51,7 +52,7 @@ def mend_generation(body):
         body["truncate_prompt_tokens"] = 1 + body["truncate_prompt_tokens"] % (CONTEXT // 2)
     if all(is_number(body.get(name), 0.01, 10) for name in ("repeat_penalty", "repetition_penalty")):
         body["repetition_penalty"] = body["repeat_penalty"]
-    # Only models that know effort take more.
+    # Other values need a model whose template knows them.
     if body.get("reasoning_effort") in ("minimal", "low", "medium", "high", "xhigh"):
         body["reasoning_effort"] = "none"
     mend_tools(body)
@@ -65,7 +66,7 @@ def mend_generation(body):
 
 
 def mend_tools(body):
-    """Functions with names of their own and schemas that can be kept to."""
+    """Gives functions distinct names and schemas that can be enforced."""
     tools = body.get("tools")
     functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     functions = [function for function in functions if isinstance(function, dict)]
@@ -80,7 +81,7 @@ def mend_tools(body):
 
 
 def mend_grammar(body):
-    """One grammar at most, and one that can be kept to."""
+    """Leaves one grammar at most, and one that can be enforced."""
     if isinstance(body.get("guided_json"), (dict, str)):
         body["guided_json"] = {"type": "integer"}
     if isinstance(body.get("guided_regex"), str):
@@ -100,7 +101,7 @@ def mend_grammar(body):
 
 
 def mend_completion(body):
-    # The model cannot fill in.
+    # The model has no fill-in-the-middle tokens.
     if isinstance(body.get("suffix"), str):
         body["suffix"] = None
     if is_int(body.get("best_of"), 1, 8) and (body.get("n") is None or is_int(body["n"], 1, 8)):
@@ -115,7 +116,7 @@ def mend_completion(body):
 def map_body(context, body):
     if not isinstance(body, dict):
         return body
-    # Every eighth name of a model gets its 404.
+    # One in eight model names is left alone and gets its 404.
     if isinstance(body.get("model"), str) and len(body["model"]) % 8 != 7:
         body["model"] = "default"
     path = context.operation.path
@@ -125,7 +126,7 @@ def map_body(context, body):
         mend_completion(body)
     if path == "/tokenize" and isinstance(body.get("prompt"), str) and isinstance(body.get("messages"), list):
         body["prompt"] = None
-    # The model has no prompts of its own.
+    # The model has no named prompts.
     if isinstance(body.get("prompt_name"), str):
         body["prompt_name"] = None
     for message in body["messages"] if isinstance(body.get("messages"), list) else []:
@@ -134,7 +135,7 @@ def map_body(context, body):
         body["input"] = ids(body["input"]) or body["input"]
     if isinstance(body.get("tokens"), list):
         body["tokens"] = ids(body["tokens"]) or body["tokens"]
-    # Models that were not trained for it cut vectors only when they are told to.
+    # Vectors of models that were not trained for it are shortened only with `force_dimensions`.
     if is_int(body.get("dimensions"), 1):
         body["dimensions"] = 1 + body["dimensions"] % 384
         if body.get("force_dimensions") in (None, False):

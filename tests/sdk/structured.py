@@ -1,7 +1,7 @@
-"""Whatever a model draws at random for a schema parses and is what the schema says.
+"""Checks that responses sampled for a JSON schema parse and validate against it.
 
-Some hundred schemas of many kinds, answers at temperature 1 and several at once beside answers that nothing binds,
-judged by the jsonschema library. Usage: BASE_URL=http://127.0.0.1:8080/v1 structured.py [how many]
+Several hundred random schemas, at temperature 1, several requests at once beside unconstrained ones; the jsonschema
+library is the judge. Usage: BASE_URL=http://127.0.0.1:8080/v1 structured.py [number of schemas]
 """
 
 import json
@@ -16,7 +16,7 @@ from openai import OpenAI
 
 N_SCHEMAS = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 AT_ONCE = 20
-# Every so many requests one is bound by nothing.
+# One in this many requests is accompanied by an unconstrained one.
 FREE_EVERY = 5
 ATTEMPTS = 3
 
@@ -45,7 +45,7 @@ def fields(draw, names, schemas, always=()):
 
 
 def schema(draw, depth, defs):
-    """A schema of some kind, not deeper than `depth`; it may refer to `defs`."""
+    """Returns a random schema, at most `depth` levels deep, which may refer to `defs`."""
 
     def least_and_most(most):
         least = draw.randrange(most)
@@ -87,7 +87,7 @@ def schema(draw, depth, defs):
     leaves = [
         string, integer, number, values,
         lambda: {"type": "string", "pattern": draw.choice(PATTERNS)},
-        # An address has no end of its own.
+        # An email address has no length limit of its own.
         lambda: {"type": "string", "format": draw.choice(FORMATS), "maxLength": 60},
         lambda: {"type": draw.choice(["boolean", "null"])},
         lambda: {"type": ["integer", "null"], "minimum": 0, "maximum": 9},
@@ -122,7 +122,7 @@ def main():
             assert free.usage.completion_tokens > 0
         message = {"role": "user", "content": f"Invent an example, number {idx}, and write it in JSON."}
         form = {"name": "example", "strict": True, "schema": schemas[idx]}
-        # A grammar does not make a small model end a tree of any depth; what has no end is drawn again.
+        # A grammar does not make a small model end an unbounded tree; a response without an end is drawn again.
         for attempt in range(ATTEMPTS):
             answer = client.chat.completions.create(
                 model=model, messages=[message], temperature=1, seed=idx + 1000 * attempt, max_tokens=1000,
@@ -145,9 +145,9 @@ def main():
         done = list(pool.map(one, range(N_SCHEMAS)))
     n_tokens, n_again, n_endless = (sum(column) for column in zip(*done))
     seconds = time.monotonic() - start
-    assert n_endless <= N_SCHEMAS // 50, f"{n_endless} of {N_SCHEMAS} schemas had no answer with an end"
+    assert n_endless <= N_SCHEMAS // 50, f"{n_endless} of {N_SCHEMAS} schemas got no complete response"
     print(f"{N_SCHEMAS} schemas: {N_SCHEMAS - n_endless} answers, all valid; {n_tokens} tokens in {seconds:.0f} s; "
-          f"{n_again} were drawn again and {n_endless} given up, trees without an end")
+          f"{n_again} drawn again, {n_endless} given up (unbounded trees)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The server as OpenAI's Node client sees it. BASE_URL names the API root, with /v1.
+// The server as OpenAI's Node client sees it. BASE_URL is the API root, with /v1.
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -115,7 +115,7 @@ describe("chat", () => {
     const neither = await chat({ messages: [user("Hello")] });
     assert.equal(textOf(developer), textOf(system));
     assert.equal(developer.usage.prompt_tokens, system.usage.prompt_tokens);
-    // The same prompt length as with the model's own instruction would mean ours was dropped.
+    // An equal prompt length would mean that our instruction was dropped for the template's own.
     assert.notEqual(system.usage.prompt_tokens, neither.usage.prompt_tokens);
   });
 
@@ -129,7 +129,7 @@ describe("chat", () => {
 
   test("a stop string ends the answer and is not in it", async () => {
     const whole = textOf(await chat());
-    // It begins and ends inside of words, thus of tokens.
+    // It begins and ends inside words, and so inside tokens.
     const stop = whole.slice(11, 17);
     const expected = whole.slice(0, whole.indexOf(stop));
     for (const stops of [stop, ["never said", stop]]) {
@@ -226,7 +226,7 @@ describe("streaming", () => {
   });
 
   test("a stream that is left early frees the server", async () => {
-    // Carried through, these answers would take minutes: far more than the client's timeout.
+    // If they were not cancelled, these responses would take minutes, far longer than the client's timeout.
     for (let i = 0; i < 12; i++) {
       const stream = await chatStream({ max_completion_tokens: 8000 });
       // Leaving the loop makes the client abort the request.
@@ -238,7 +238,7 @@ describe("streaming", () => {
 
 describe("logprobs", () => {
   function check(entries, text, tokens) {
-    // Tokens that are parts of one character share an entry; its alternatives are the last's.
+    // Tokens that are parts of one character share an entry, with the alternatives of the last.
     const isAscii = Buffer.from(text).length === text.length;
     assert.ok(entries.length === tokens || (!isAscii && entries.length < tokens));
     assert.equal(Buffer.from(entries.flatMap((entry) => entry.bytes)).toString(), text);
@@ -301,14 +301,14 @@ describe("structured output", () => {
     assert.equal(deltas.join(""), message.content);
   });
 
-  test("what is cut is said to be", async () => {
+  test("a truncated object is reported", async () => {
     await assert.rejects(
       () => client.chat.completions.parse(request({ response_format, max_completion_tokens: 5 })),
       OpenAI.LengthFinishReasonError,
     );
   });
 
-  test("schemas that are none", async () => {
+  test("invalid schemas are refused", async () => {
     for (const schema of [{ type: "thing" }, { $ref: "#/$defs/missing" }]) {
       const form = { type: "json_schema", json_schema: { name: "x", schema } };
       await assert.rejects(
@@ -328,7 +328,7 @@ describe("tools", () => {
   const named = (name) => ({ type: "function", function: { name } });
   const parse = (options) => client.chat.completions.parse(weatherRequest({ tools, ...options }));
 
-  test("a named function is called with what it takes, and by a stream the same", async () => {
+  test("a named function is called with matching arguments, streamed or not", async () => {
     const tool_choice = named("get_weather");
     const [choice] = (await parse({ tool_choice })).choices;
     assert.equal(choice.finish_reason, "tool_calls");
@@ -354,7 +354,7 @@ describe("tools", () => {
     assert.deepEqual(done.map((event) => [event.name, event.index]), [["get_weather", 0]]);
   });
 
-  test("some function has to be called, or one of those that are allowed", async () => {
+  test("a required or allowed function is called", async () => {
     const required = { tool_choice: "required", parallel_tool_calls: false };
     const allowed_tools = { mode: "required", tools: [named("add")] };
     const allowed = { ...required, tool_choice: { type: "allowed_tools", allowed_tools } };
@@ -370,7 +370,7 @@ describe("tools", () => {
     const asked = [];
     const runner = client.chat.completions.runTools(
       weatherRequest({
-        // A function that has to be called is called once; then the runner ends.
+        // A forced function is called once; then the runner ends.
         tool_choice: named("get_weather"),
         tools: [
           zodFunction({
@@ -392,13 +392,13 @@ describe("tools", () => {
     assert.deepEqual(roles, ["user", "assistant", "tool"]);
     assert.equal(runner.messages[2].tool_call_id, runner.messages[1].tool_calls[0].id);
 
-    // From here on by hand: the model may answer in words.
+    // The rest is done by hand: the model may answer in words.
     const answer = await chat({ messages: runner.messages, tools, tool_choice: "none" });
     assert.ok(textOf(answer));
     assert.ok(!("tool_calls" in answer.choices[0].message));
   });
 
-  test("histories and choices that cannot be", async () => {
+  test("inconsistent histories and invalid choices are refused", async () => {
     const call = { id: "call_1", ...named("add") };
     call.function.arguments = "{}";
     const called = { role: "assistant", tool_calls: [call] };
@@ -423,7 +423,7 @@ describe("tools", () => {
 describe("completions", () => {
   const options = { model: "default", prompt: "The capital of France is", max_tokens: 6, temperature: 0 };
 
-  test("a text is gone on with, whole and as a stream", async () => {
+  test("a prompt is continued, whole and as a stream", async () => {
     const completion = await client.completions.create(options);
     assert.match(completion.choices[0].text, /^ .*Paris/);
     let text = "";
@@ -454,7 +454,7 @@ describe("embeddings", () => {
     let tokens = 0;
     for (const [i, text] of texts.entries()) {
       const single = await embed(text);
-      // Texts of other lengths in the batch may cost the last bits, no more.
+      // Texts of other lengths in the batch may change the last bits, no more.
       assertVectorsEqual(batch.data[i].embedding, single.data[0].embedding, 1e-5);
       tokens += single.usage.total_tokens;
     }
@@ -464,7 +464,7 @@ describe("embeddings", () => {
   test("fewer dimensions are the first ones at unit length", async () => {
     const first = (await vectorOf(SENTENCE)).slice(0, 64);
     const expected = first.map((x) => x / norm(first));
-    // This model was not trained for it, so it has to be asked for twice.
+    // This model was not trained for it, so the request has to force it.
     await assert.rejects(() => embed(SENTENCE, { dimensions: 64 }), OpenAI.BadRequestError);
     const forced = { dimensions: 64, force_dimensions: true };
     for (const options of [forced, { ...forced, encoding_format: "float" }]) {
@@ -472,13 +472,13 @@ describe("embeddings", () => {
     }
   });
 
-  test("a long text is cut where the client says so", async () => {
+  test("a long text is truncated on request", async () => {
     const cut = await embed("rain ".repeat(600), { truncate: true });
     assert.equal(cut.usage.prompt_tokens, 512);
     assertVectorsEqual(cut.data[0].embedding, await vectorOf("rain ".repeat(510)), 1e-5);
   });
 
-  test("prompts that the model has and those that it has not", async () => {
+  test("known and unknown prompts", async () => {
     assertVectorsEqual(await vectorOf(SENTENCE, { input_type: "query" }), await vectorOf(SENTENCE));
     await assert.rejects(
       () => embed(SENTENCE, { prompt_name: "clustering" }),

@@ -1,4 +1,4 @@
-"""The server as OpenAI's Python client sees it. BASE_URL names the API root, with /v1."""
+"""The server as OpenAI's Python client sees it. BASE_URL is the API root, with /v1."""
 
 import asyncio
 import enum
@@ -115,7 +115,7 @@ class Chat(TestCase):
         )
         self.assertEqual(text_of(developer), text_of(system))
         self.assertEqual(developer.usage.prompt_tokens, system.usage.prompt_tokens)
-        # The same prompt length as with the model's own instruction would mean ours was dropped.
+        # An equal prompt length would mean that our instruction was dropped for the template's own.
         self.assertNotEqual(system.usage.prompt_tokens, chat("Hello").usage.prompt_tokens)
 
     def test_text_parts_are_joined(self):
@@ -148,7 +148,7 @@ class Chat(TestCase):
             self.assertEqual("".join(choice.delta.content or "" for choice in of_choice), text_of(whole))
             self.assertEqual(of_choice[-1].finish_reason, whole.choices[0].finish_reason)
 
-    def test_a_long_prompt_is_cut_where_asked(self):
+    def test_a_long_prompt_is_truncated_on_request(self):
         completion = chat("word " * 20_000, extra_body={"truncate_prompt_tokens": 50})
         self.assertEqual(completion.usage.prompt_tokens, 50)
 
@@ -158,7 +158,7 @@ class Chat(TestCase):
 
     def test_stop_string_ends_the_answer_and_is_not_in_it(self):
         whole = text_of(chat())
-        # It begins and ends inside of words, thus of tokens.
+        # It begins and ends inside words, and so inside tokens.
         stop = whole[11:17]
         expected = whole[: whole.index(stop)]
         for stops in stop, ["never said", stop]:
@@ -193,7 +193,7 @@ class Streaming(TestCase):
             self.assertEqual((chunk.id, chunk.created), (last.id, last.created))
         self.assertTrue(last.id.startswith("chatcmpl-"))
 
-        # Clients concatenate what they get, so a second role would read "assistantassistant".
+        # Clients concatenate deltas, so a second role would read "assistantassistant".
         first, *deltas = [chunk.choices[0].delta for chunk in chunks]
         self.assertEqual((first.role, first.content), ("assistant", ""))
         for delta in deltas:
@@ -224,7 +224,7 @@ class Streaming(TestCase):
         self.assertEqual(streamed_text(chunks), whole)
 
     def test_stream_helper_accumulates_the_same_completion(self):
-        # A stop string, because this helper raises on an answer that was cut by the token limit.
+        # A stop string, because this helper raises if the token limit ends the response.
         options = dict(logprobs=True, top_logprobs=2, stop=text_of(chat())[-4:])
         with client.chat.completions.stream(
             **request(**options, stream_options={"include_usage": True})
@@ -247,7 +247,7 @@ class Streaming(TestCase):
         self.assertEqual(sum(event.type == "logprobs.content.done" for event in events), 1)
 
     def test_a_closed_stream_frees_the_server(self):
-        # Carried through, these answers would take minutes: far more than the client's timeout.
+        # If they were not cancelled, these responses would take minutes, far longer than the client's timeout.
         for _ in range(12):
             stream = client.chat.completions.create(
                 stream=True, **request(max_completion_tokens=8000)
@@ -274,7 +274,7 @@ class Logprobs(TestCase):
                 self.check(streamed, text_of(answer), answer.usage.completion_tokens)
 
     def check(self, entries, text, tokens):
-        # Tokens that are parts of one character share an entry; its alternatives are the last's.
+        # Tokens that are parts of one character share an entry, with the alternatives of the last.
         self.assertTrue(len(entries) == tokens or not text.isascii() and len(entries) < tokens)
         self.assertEqual(b"".join(bytes(entry.bytes) for entry in entries), text.encode())
         for entry in entries:
@@ -361,7 +361,7 @@ class StructuredOutput(TestCase):
         self.assertEqual(message.parsed, parse(response_format=Report).choices[0].message.parsed)
         deltas = events_of(events, "content.delta")
         self.assertEqual("".join(event.delta for event in deltas), message.content)
-        # The client parses what is there so far.
+        # The client parses the object so far.
         self.assertTrue(any(event.parsed and "nearby" in event.parsed for event in deltas[:-1]))
         [done] = events_of(events, "content.done")
         self.assertEqual(done.parsed, message.parsed)
@@ -378,7 +378,7 @@ class StructuredOutput(TestCase):
         if answer.choices[0].finish_reason == "stop":
             self.assertIsInstance(json.loads(text), dict)
 
-    def test_what_is_cut_is_said_to_be(self):
+    def test_a_truncated_object_is_reported(self):
         with self.assertRaises(openai.LengthFinishReasonError):
             client.chat.completions.parse(**request(response_format=Report, max_completion_tokens=5))
 
@@ -387,7 +387,7 @@ class StructuredOutput(TestCase):
         self.assertIn(text_of(answer), ["yes", "no"])
         self.assertRegex(text_of(chat(extra_body={"guided_regex": "[0-9]{4}"})), "^[0-9]{4}$")
 
-    def test_schemas_that_are_none(self):
+    def test_invalid_schemas_are_refused(self):
         for schema in {"type": "thing"}, {"$ref": "#/$defs/missing"}:
             form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
             for call in chat, chat_chunks:
@@ -409,7 +409,7 @@ class Tools(TestCase):
         self.assertTrue(call.id)
         self.assertIsInstance(call.function.parsed_arguments, GetWeather)
 
-    def test_some_function_has_to_be_called(self):
+    def test_required_calls_some_function(self):
         options = dict(tools=self.TOOLS, tool_choice="required", parallel_tool_calls=False)
         for seed in range(2):
             choice = parse(**options, **{"temperature": 1, "seed": seed}).choices[0]
@@ -417,13 +417,13 @@ class Tools(TestCase):
             [call] = choice.message.tool_calls
             self.assertIsInstance(call.function.parsed_arguments, (GetWeather, Add))
 
-    def test_only_one_is_allowed(self):
+    def test_only_an_allowed_function_is_called(self):
         name = {"type": "function", "function": {"name": "Add"}}
         allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [name]}}
         message = parse(tools=self.TOOLS, tool_choice=allowed, parallel_tool_calls=False).choices[0].message
         self.assertEqual([type(call.function.parsed_arguments) for call in message.tool_calls], [Add])
 
-    def test_none_is_called_where_none_may(self):
+    def test_none_calls_nothing(self):
         plain = chat(WEATHER_PROMPT)
         answer = chat(WEATHER_PROMPT, tools=self.TOOLS, tool_choice="none")
         self.assertEqual(text_of(answer), text_of(plain))
@@ -448,7 +448,7 @@ class Tools(TestCase):
         self.assertEqual(done.parsed_arguments, call.function.parsed_arguments)
         self.assertEqual(final.usage.completion_tokens, whole.usage.completion_tokens)
 
-    def test_from_the_question_over_the_call_to_the_answer(self):
+    def test_question_call_result_and_answer(self):
         options = dict(tools=self.TOOLS, tool_choice=self.NAMED, max_completion_tokens=300)
         asked = chat(WEATHER_PROMPT, **options).choices[0].message
         [call] = asked.tool_calls
@@ -461,11 +461,11 @@ class Tools(TestCase):
             answer = chat(messages=turns, **options)
             self.assertTrue(text_of(answer))
             self.assertIsNone(answer.choices[0].message.tool_calls)
-        # What the function answered is there to be read.
+        # The function's result is part of the prompt.
         other = [*turns[:2], {**turns[2], "content": "It is 21 degrees, and there is a lot of wind."}]
         self.assertGreater(chat(messages=other).usage.prompt_tokens, chat(messages=turns).usage.prompt_tokens)
 
-    def test_histories_that_cannot_be(self):
+    def test_inconsistent_histories_are_refused(self):
         def called(id="call_1", arguments="{}"):
             function = {"name": "Add", "arguments": arguments}
             return {"role": "assistant", "tool_calls": [{"id": id, "type": "function", "function": function}]}
@@ -491,7 +491,7 @@ class Tools(TestCase):
                         call(messages=[*user(WEATHER_PROMPT), *turns])
                     self.assertEqual(caught.exception.param, param)
 
-    def test_tools_and_choices_that_cannot_be(self):
+    def test_invalid_tools_and_choices_are_refused(self):
         def named(name):
             return {"type": "function", "function": {"name": name}}
 
@@ -514,15 +514,15 @@ class Completions(TestCase):
         options = {"max_tokens": 6, "temperature": 0, **options}
         return client.completions.create(model="default", prompt=prompt, **options)
 
-    def test_a_text_is_gone_on_with(self):
+    def test_a_prompt_is_continued(self):
         completion = self.complete()
         self.assertEqual(completion.object, "text_completion")
         self.assertIn("Paris", completion.choices[0].text)
-        self.assertTrue(completion.choices[0].text.startswith(" "), "the space between is its own")
+        self.assertTrue(completion.choices[0].text.startswith(" "), "the space is part of the generated text")
         self.assertEqual(completion.choices[0].finish_reason, "length")
         self.assertEqual(completion.usage.completion_tokens, 6)
 
-    def test_a_stream_says_the_same(self):
+    def test_a_stream_has_the_same_text(self):
         chunks = list(self.complete(stream=True, stream_options={"include_usage": True}))
         text = "".join(chunk.choices[0].text for chunk in chunks if chunk.choices)
         self.assertEqual(text, self.complete().choices[0].text)
@@ -540,7 +540,7 @@ class Completions(TestCase):
         self.assertEqual(choice.logprobs.text_offset[0], 0)
         self.assertEqual(self.complete(best_of=3).choices[0].text, self.complete().choices[0].text)
 
-    def test_what_cannot_be_done(self):
+    def test_unsupported_combinations_are_refused(self):
         for options, param in [
             (dict(suffix="."), "suffix"),
             (dict(logprobs=1, echo=True), "echo"),
@@ -590,13 +590,13 @@ class Embeddings(TestCase):
             short = embed(SENTENCE, encoding_format=encoding, **forced).data[0].embedding
             self.assert_vectors_equal(short, [x / norm(first) for x in first])
 
-    def test_a_long_text_is_cut_where_the_client_says_so(self):
+    def test_a_long_text_is_truncated_on_request(self):
         cut = embed("rain " * 600, extra_body={"truncate": True})
         self.assertEqual(cut.usage.prompt_tokens, 512)
         whole = embed("rain " * 510)
         self.assert_vectors_equal(cut.data[0].embedding, whole.data[0].embedding, 1e-5)
 
-    def test_prompts_that_the_model_has_and_those_that_it_has_not(self):
+    def test_known_and_unknown_prompts(self):
         # This model was trained without any.
         plain = embed(SENTENCE).data[0].embedding
         for kind in "query", "document":
@@ -609,7 +609,7 @@ class Embeddings(TestCase):
             embed(SENTENCE, extra_body={"input_type": "cluster"})
         self.assertEqual(caught.exception.param, "input_type")
 
-    def test_what_was_embedded_before_is_known(self):
+    def test_repeated_texts_hit_the_cache(self):
         texts = [f"{SENTENCE} {i}" for i in range(3)]
         embed(texts[:2])
         response = client.embeddings.with_raw_response.create(model="default", input=texts)

@@ -1,4 +1,4 @@
-"""LangChain's own tests of a provider, run with its clients for OpenAI. BASE_URL names the API root, with /v1."""
+"""LangChain's standard tests of a provider, run with its OpenAI clients. BASE_URL is the API root, with /v1."""
 
 import os
 
@@ -9,21 +9,21 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests, Embeddi
 
 CLIENT = dict(base_url=os.environ["BASE_URL"], api_key="unused", max_retries=0)
 
-# As the tests have it that are overridden below.
+# The parameters of the tests that are overridden below.
 BOTH_OUTPUT_VERSIONS = pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
 
-# The API's part in these is tested with OpenAI's clients, in tests/sdk. An error that the server answers is none of
-# what is expected here.
+# What these tests ask of the API is covered with OpenAI's clients in tests/sdk. Only the model's output may fail
+# here, never an error of the server.
 CALLS_AGAIN = pytest.mark.xfail(
     raises=AssertionError,
-    reason="a model this small calls twice where the request leaves it free to",
+    reason="a model this small makes a second call where the request allows one",
 )
 ANSWERS_IN_WORDS = pytest.mark.xfail(
     raises=AssertionError, reason="a model this small answers in words where it may choose"
 )
 NAMES_OTHER_KEYS = pytest.mark.xfail(
     raises=(OutputParserException, AssertionError),
-    reason="a model this small writes JSON, as it has to, but not with the keys that the prompt asks for",
+    reason="a model this small writes JSON, as enforced, but not with the keys that the prompt asks for",
 )
 
 
@@ -34,8 +34,8 @@ class TestChat(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        # A model this small repeats itself without end where no penalty keeps it from that. The usage of a stream
-        # has to be asked for: the client does it by itself only of OpenAI.
+        # A model this small repeats itself endlessly without a penalty. The client asks for the usage of a stream
+        # by itself only at OpenAI.
         return dict(
             CLIENT, model="default", temperature=0, frequency_penalty=1, max_completion_tokens=200, stream_usage=True
         )

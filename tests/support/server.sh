@@ -1,5 +1,5 @@
-# For scripts that test a running server: sourced by them, after `set -euo pipefail`. Gives them $binary, the
-# scratch folder $scratch and the functions below, and cleans up whatever ends the script.
+# Sourced by scripts that test a running server, after `set -euo pipefail`. Provides $binary, the scratch folder
+# $scratch and the functions below, and cleans up however the script ends.
 
 root=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../..")
 binary=$(realpath "${1:-$root/target/release/predict-otron-9000}")
@@ -26,19 +26,19 @@ clean_up() {
   exit "$status"
 }
 trap clean_up EXIT
-# Without these an interrupt would not pass through the EXIT trap with a failure.
+# Without these, an interrupt would not run the EXIT trap with a failing status.
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 running() { kill -0 "$server" 2>/dev/null; }
 
-# Starts the server with these options and waits until it listens, on $port.
+# Starts the server with the given options and waits until it listens; sets $port.
 start_server() {
   echo "--- starting $binary"
   "$binary" --port 0 "$@" >"$scratch/server.out" 2>"$log" &
   server=$!
   port=
-  for _ in {1..600}; do # 120 s: the first start may have to fetch the models
+  for _ in {1..600}; do # 120 s: the first start may have to download the models
     port=$(sed -n 's|.*listening on http://127\.0\.0\.1:\([0-9]\{1,\}\).*|\1|p' "$log" | head -n 1)
     if [[ -n $port ]]; then return; fi
     running || { echo "the server ended before it listened" >&2; exit 1; }
@@ -48,7 +48,7 @@ start_server() {
   exit 1
 }
 
-# Sees that the server still runs, and ends as it should on SIGTERM.
+# Checks that the server still runs and shuts down cleanly on SIGTERM.
 stop_server() {
   echo "--- clean shutdown"
   running || { echo "the server died during the tests" >&2; exit 1; }

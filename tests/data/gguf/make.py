@@ -1,9 +1,8 @@
-"""Writes types.gguf: one tensor of each type that is read, and beside it what it holds as float32.
+"""Writes types.gguf: one tensor of each supported type, each beside its values as float32.
 
     pip install gguf && python3 tests/data/gguf/make.py
 
-Blocks are random bytes with a scale put in that is finite; what they mean is what the `gguf` package
-makes of them.
+Blocks are random bytes with finite scales; the `gguf` package computes their values.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUFWriter, GGMLQuantizationType as Type
 from gguf.quants import dequantize
 
-# Where the half-precision scales of a block are.
+# Byte offsets of the half-precision scales in a block.
 SCALES = {
     Type.Q4_0: [0],
     Type.Q4_1: [0, 2],
@@ -35,7 +34,7 @@ writer = GGUFWriter(Path(__file__).with_name("types.gguf"), "none")
 
 
 def add(kind, stored, expected):
-    # Plain numbers go in as what they are, blocks as bytes.
+    # Plain numbers are stored as such, blocks as bytes.
     writer.add_tensor(kind.name, stored, raw_dtype=kind)
     writer.add_tensor(f"{kind.name}.f32", np.ascontiguousarray(expected, dtype=np.float32))
 
@@ -53,7 +52,7 @@ for kind, places in SCALES.items():
         scales = rng.standard_normal(blocks.shape[:2]).astype(np.float16) / np.float16(64)
         blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     if kind == Type.MXFP4:
-        # Exponents around the usual ones, and the two least.
+        # Exponents around the usual ones, and the two smallest.
         blocks[..., 0] = rng.integers(110, 130, blocks.shape[:2])
         blocks[0, :2, 0] = [0, 1]
     rows = blocks.reshape(SHAPE[0], -1)

@@ -1,4 +1,4 @@
-"""Write small vocabularies of each kind as GGUF files, and the ids of some texts in them.
+"""Writes small vocabularies of each kind as GGUF files, and the token ids of some texts in them.
 
   pip install gguf protobuf sentencepiece tokenizers
   python tests/data/vocab/make.py
@@ -36,14 +36,14 @@ def write(name, model, tokens, types, cases, **keys):
 
 
 def cases(encode, known):
-    # Texts that spell out special tokens are text here: what reads them is the program's own.
+    # Texts that contain special tokens are left out: how to read those is up to the program, not the libraries.
     plain = [t for t in TEXTS if not any(s in t for s in SPECIAL & known)]
     return [{"text": t, "parse_special": special, "ids": encode(t)} for t in plain for special in (False, True)]
 
 
 def sentence_piece(name, kind, model):
     out = io.BytesIO()
-    # A few rules of Unicode's compatibility forms; the whole of them would take 240 KB.
+    # A few of Unicode's compatibility forms; all of them would take 240 KB.
     rules = HERE / "rules.tsv"
     forms = {"½": "1⁄2", "²": "2", "ﬁ": "fi", "Ａ": "A", "\u00a0": " ", "\t": " ", "\n": " ", "\r": " "}
     rules.write_text("".join(f"{ord(k):X}\t{' '.join(f'{ord(c):X}' for c in v)}\n" for k, v in forms.items()))
