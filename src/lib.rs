@@ -43,7 +43,7 @@
 //! 8. Thoughts and calls of functions are told from the text. The events become chunks or one answer;
 //!    the figures of the request become a line of the log.
 //!    A client that goes away drops its receiver, and the engine drops the sequence before the next
-//!    batch; only an answer that it is likely to ask for again is kept for a while (`http::retries`).
+//!    batch; only an answer that it is likely to ask for again is kept for a while (`http::retry`).
 //!
 //! An embeddings request takes the same way in. [`embeddings::Embedder`] looks up what is known,
 //! tokenizes the rest, and hands it to its own thread, which fills the process's `TextEmbedding`

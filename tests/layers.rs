@@ -22,7 +22,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
-    ("schemars::", &["openai/", "http/openapi.rs"]),
+    ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
     ("clap::", &["config.rs", "main.rs"]),
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar.rs"]),

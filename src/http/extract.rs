@@ -11,8 +11,8 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use tokio::time::{sleep, timeout};
 
-use super::connection::Closing;
 use super::error::ApiError;
+use super::server::shutdown::Closing;
 use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};

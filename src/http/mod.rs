@@ -1,41 +1,39 @@
 //! HTTP: the only folder that says `axum`. Routes here, one file per route family; this layer
 //! knows no tokens.
 
-mod answers;
-mod auth;
-mod chat;
-mod completions;
-mod connection;
-mod deferred;
-mod embeddings;
 mod error;
 mod extract;
-mod models;
+mod generation_response;
+mod middleware;
 mod openapi;
-mod probes;
-mod reference;
-mod request_id;
-mod retries;
+mod retry;
+mod route;
 mod routes;
-mod scores;
 mod server;
-mod tokens;
+mod table;
+
+use std::time::Duration;
 
 use axum::{Extension, Router};
+use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use server::serve;
-
 use crate::app::App;
-use retries::Retries;
-use routes::ROUTES;
+use middleware::{auth, request_id};
+use retry::dedup::Retries;
+use table::ROUTES;
+
+/// Serves `app` on `listener` until `shutdown` comes, as [`server::serve`] does.
+pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output = Duration>) {
+    server::serve(listener, router(app.clone()), app, shutdown).await;
+}
 
 /// All routes.
 pub fn router(app: App) -> Router {
     let retries = Retries::new(app.limits());
     ROUTES
         .iter()
-        .fold(Router::new(), |router, route| router.route(route.path, route.answer()))
+        .fold(Router::new(), |router, route| router.route(route.path, route.response()))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::wrong_method)
         .layer(Extension(retries))

@@ -11,11 +11,11 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::error::ApiError;
-use super::request_id::RequestId;
-use super::retries::{Attempt, Begun, Retries, later};
-use super::routes::JSON;
+use super::dedup::{Attempt, Begun, Retries, later};
 use crate::error::{Error, Result};
+use crate::http::error::ApiError;
+use crate::http::middleware::request_id::RequestId;
+use crate::http::route::JSON;
 
 /// What JSON may have before it.
 const BEAT: &[u8] = b" ";

@@ -7,15 +7,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-use super::answers::{self, Collected, Envelope, Part, RequestLog, Wire};
-use super::deferred;
-use super::error::ApiError;
-use super::extract::{Ignored, JsonObject};
-use super::request_id::RequestId;
-use super::retries::{Attempt, Begun, Retries};
 use crate::app::App;
 use crate::chat::{ChatStream, ResponseCache};
 use crate::error::Result;
+use crate::http::error::ApiError;
+use crate::http::extract::{Ignored, JsonObject};
+use crate::http::generation_response::{self, Collected, Envelope, Part, RequestLog, Wire};
+use crate::http::middleware::request_id::RequestId;
+use crate::http::retry::dedup::{Attempt, Begun, Retries};
+use crate::http::retry::heartbeat;
 use crate::openai::chat::{
     AssistantMessage, ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Choice, ChoiceLogprobs,
     ChunkChoice, Delta, Usage,
@@ -33,7 +33,7 @@ pub async fn completions(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = answers::tenant(&headers);
+    let tenant = generation_response::tenant(&headers);
     let attempt = Attempt::of(&headers, &tenant, "/v1/chat/completions", &body.0);
     let (request, ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
     let streams = request.stream.unwrap_or(false);
@@ -44,13 +44,14 @@ pub async fn completions(
     let begun = begin(app, request, tenant, ignored);
     if streams {
         let (answer, envelope, headers) = begun.await?;
-        return Ok((headers, answers::stream(answer, envelope, ChatWire, include_usage, log)).into_response());
+        return Ok((headers, generation_response::stream(answer, envelope, ChatWire, include_usage, log))
+            .into_response());
     }
     let work = async move {
         let (answer, envelope, headers) = begun.await?;
         Ok(Begun::new(headers, whole(answer, envelope, logprobs, log)))
     };
-    deferred::answer(&retries, attempt, heartbeat, request_id, work).await
+    heartbeat::answer(&retries, attempt, heartbeat, request_id, work).await
 }
 
 /// Has the model begin its answer, or finds one that was given before.
@@ -95,7 +96,7 @@ async fn whole(
     logprobs: bool,
     log: RequestLog,
 ) -> Result<ChatCompletion> {
-    let (choices, usage) = answers::collect(answer, log).await?;
+    let (choices, usage) = generation_response::collect(answer, log).await?;
     let choice = |(index, choice): (usize, Collected)| {
         let Collected { text, reasoning, calls: tool_calls, logprobs: content, reason } = choice;
         let reasoning_content = Some(reasoning).filter(|reasoning| !reasoning.is_empty());

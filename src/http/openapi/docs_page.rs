@@ -1,14 +1,11 @@
-//! `GET /docs`: the document of [`super::openapi`] as one page that needs nothing else, not even a script.
+//! `GET /docs`: the document of [`super::document`] as one page that needs nothing else, not even a script.
 
 use std::fmt::Write;
 
-use axum::extract::State;
-use axum::response::Html;
 use serde_json::Value;
 
-use super::openapi;
-use super::probes::escaped;
-use crate::app::App;
+use super::document::EVENT_DATA;
+use super::html::escape;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--faint:light-dark(#667,#99a);--line:light-dark(#ddd,#444);\
@@ -21,11 +18,7 @@ details{border:1px solid var(--line);border-radius:.4rem;padding:.5rem 1rem;marg
 summary{cursor:pointer}summary span,.type{color:var(--faint)}h4{margin:1rem 0 .3rem}";
 
 /// The whole page.
-pub async fn page(State(app): State<App>) -> Html<String> {
-    Html(render(openapi::of(&app)))
-}
-
-fn render(document: &Value) -> String {
+pub fn render(document: &Value) -> String {
     let info = &document["info"];
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
@@ -78,7 +71,7 @@ fn section(path: &str, method: &str, operation: &Value) -> String {
     let mut html = format!(
         "<details id=\"{id}\"><summary><code>{method} {path}</code> <span>{summary}</span></summary>",
         id = text(&operation["operationId"]),
-        path = escaped(path),
+        path = escape(path),
         summary = text(&operation["summary"]),
     );
     let in_path = items(&operation["parameters"]).iter().filter(|parameter| parameter["in"] == "path");
@@ -102,7 +95,7 @@ fn section(path: &str, method: &str, operation: &Value) -> String {
 /// Bodies and headers of an answer.
 fn what_comes(response: &Value) -> String {
     let bodies = fields(&response["content"]).map(|(media_type, content)| {
-        let data = content.pointer(openapi::EVENT_DATA);
+        let data = content.pointer(EVENT_DATA);
         format!("<p><code>{media_type}</code>: {}</p>", kind(data.unwrap_or(&content["schema"])))
     });
     let headers: Vec<String> =
@@ -116,7 +109,7 @@ fn table(schema: &Value) -> Option<String> {
         let required = items(&schema["required"]);
         let name = |name: &String| {
             let mark = if required.contains(&Value::from(name.as_str())) { " *" } else { "" };
-            format!("<code>{}</code>{mark}", escaped(name))
+            format!("<code>{}</code>{mark}", escape(name))
         };
         let all: String = fields(properties).map(|(key, schema)| row(&name(key), schema)).collect();
         format!("<table>{all}</table>")
@@ -139,11 +132,10 @@ fn kind(schema: &Value) -> String {
         return link(name);
     }
     if let Some(value) = schema.get("const") {
-        return format!("<code>{}</code>", escaped(&value.to_string()));
+        return format!("<code>{}</code>", escape(&value.to_string()));
     }
     if let Some(values) = schema.get("enum") {
-        let values =
-            items(values).iter().map(|value| format!("<code>{}</code>", escaped(&value.to_string())));
+        let values = items(values).iter().map(|value| format!("<code>{}</code>", escape(&value.to_string())));
         return values.collect::<Vec<_>>().join(" or ");
     }
     if let Some(kinds) = schema.get("anyOf").or(schema.get("oneOf")) {
@@ -183,8 +175,8 @@ fn prose(value: &Value) -> String {
         let pieces = text.split('`').enumerate();
         let html: String = pieces
             .map(|(idx, piece)| match idx % 2 {
-                0 => escaped(piece),
-                _ => format!("<code>{}</code>", escaped(piece)),
+                0 => escape(piece),
+                _ => format!("<code>{}</code>", escape(piece)),
             })
             .collect();
         format!("<p>{html}</p>")
@@ -193,7 +185,7 @@ fn prose(value: &Value) -> String {
 }
 
 fn text(value: &Value) -> String {
-    escaped(value.as_str().unwrap_or_default())
+    escape(value.as_str().unwrap_or_default())
 }
 
 fn items(value: &Value) -> &[Value] {

@@ -1,52 +1,26 @@
 //! Every route, one row each: what answers it and what there is to say of it. The router, the document at
 //! `/openapi.json`, the page at `/docs` and the one at `/` are made from these rows.
 
-use axum::http::Method;
-use axum::response::Html;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use std::sync::LazyLock;
 
-use super::openapi::{SchemaOf, schema};
-use super::{auth, chat, completions, embeddings, models, openapi, probes, reference, scores, tokens};
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use serde_json::Value;
+
+use super::openapi::{docs_page, document};
+use super::route::{Body, EVENTS, HTML, JSON, Route, TEXT, any_object, schema};
+use super::routes::{chat, completions, embeddings, models, probes, rerank, tokens};
 use crate::app::App;
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::openai::models::{Model, ModelList};
-use crate::openai::params::{self, Rows};
+use crate::openai::params;
 use crate::openai::probes::{Health, Loads};
 use crate::openai::scores::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
-
-/// A path and what answers it.
-pub struct Route {
-    /// As axum writes it: `{*id}` is an id that may hold slashes.
-    pub path: &'static str,
-    handler: fn(MethodFilter) -> MethodRouter<App>,
-    /// A name for it in generated clients.
-    pub id: &'static str,
-    /// The routes it stands with.
-    pub group: &'static str,
-    pub summary: &'static str,
-    /// What it is asked with; a route with a body is asked by POST, the others by GET.
-    pub body: Option<Body>,
-    /// Media types of the answer, and what stands in it.
-    pub answers: &'static [(&'static str, SchemaOf)],
-    /// Headers of the answer, beside those of every answer.
-    pub headers: &'static [&'static str],
-    /// Errors, beside those that every route may answer with.
-    pub errors: &'static [u16],
-}
-
-/// What a request holds.
-pub struct Body {
-    pub schema: SchemaOf,
-    pub parameters: Rows,
-}
-
-pub const JSON: &str = "application/json";
-pub const EVENTS: &str = "text/event-stream";
-pub const HTML: &str = "text/html";
-pub const TEXT: &str = "text/plain";
 
 /// Of a route that reads a body and asks a model.
 const OF_MODELS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
@@ -90,7 +64,7 @@ pub static ROUTES: &[Route] = &[
     Route { path: "/rerank", id: "rerankWithoutVersion", summary: "The same as /v1/rerank", ..RERANK },
     Route {
         path: "/v1/score",
-        handler: |method| on(method, scores::score),
+        handler: |method| on(method, rerank::score),
         id: "score",
         group: TEXTS,
         summary: "Score texts against each other",
@@ -189,10 +163,10 @@ pub static ROUTES: &[Route] = &[
         )
     },
     Route {
-        answers: &[(JSON, openapi::any_object)],
+        answers: &[(JSON, any_object)],
         ..page(
             "/openapi.json",
-            |method| on(method, openapi::serve),
+            |method| on(method, openapi),
             "describe",
             DESCRIPTION,
             "This description, as an OpenAPI document",
@@ -200,7 +174,7 @@ pub static ROUTES: &[Route] = &[
     },
     page(
         "/docs",
-        |method| on(method, reference::page),
+        |method| on(method, docs),
         "readDescription",
         DESCRIPTION,
         "This description, as a page for people",
@@ -210,7 +184,7 @@ pub static ROUTES: &[Route] = &[
 
 const RERANK: Route = Route {
     path: "/v1/rerank",
-    handler: |method| on(method, scores::rerank),
+    handler: |method| on(method, rerank::rerank),
     id: "rerank",
     group: TEXTS,
     summary: "Put documents in the order in which they fit a query",
@@ -248,29 +222,25 @@ const fn page(
     }
 }
 
-impl Route {
-    pub fn method(&self) -> Method {
-        if self.body.is_some() { Method::POST } else { Method::GET }
-    }
+/// The documents of a server that requires an API key, and of one that does not.
+static KEYED: LazyLock<Value> = LazyLock::new(|| document::of_routes(ROUTES, true));
+static OPEN: LazyLock<Value> = LazyLock::new(|| document::of_routes(ROUTES, false));
 
-    /// What answers it.
-    pub fn answer(&self) -> MethodRouter<App> {
-        (self.handler)(if self.body.is_some() { MethodFilter::POST } else { MethodFilter::GET })
-    }
-
-    /// Whether it asks for a key where keys are set.
-    pub fn needs_key(&self) -> bool {
-        !auth::PROBES.contains(&self.path)
-    }
-
-    /// Its path as OpenAPI writes it, and the parameter in it.
-    pub fn template(&self) -> (String, Option<&'static str>) {
-        let parameter = self.path.split_once("{*").map(|(_, rest)| rest.trim_end_matches('}'));
-        (self.path.replace('*', ""), parameter)
-    }
+fn document_of(app: &App) -> &'static Value {
+    if app.api_keys().are_required() { &KEYED } else { &OPEN }
 }
 
-/// The page at `/`, which tells of the others.
-async fn front(state: axum::extract::State<App>) -> Html<String> {
+/// `GET /openapi.json`.
+async fn openapi(State(app): State<App>) -> Response {
+    ([(CONTENT_TYPE, JSON)], document_of(&app).to_string()).into_response()
+}
+
+/// `GET /docs`.
+async fn docs(State(app): State<App>) -> Html<String> {
+    Html(docs_page::render(document_of(&app)))
+}
+
+/// `GET /`.
+async fn front(state: State<App>) -> Html<String> {
     probes::page(state, ROUTES)
 }

@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::error::ApiError;
-use super::routes::Route;
 use crate::app::App;
+use crate::http::error::ApiError;
+use crate::http::openapi::html::escape;
+use crate::http::route::Route;
 use crate::inference::Status;
 use crate::kernels::kv::BLOCK_TOKENS;
 use crate::openai::probes::{Health, Load, Loads};
@@ -16,7 +17,7 @@ const OK: Health = Health { status: "ok" };
 /// A short page that says what this is and where.
 pub fn page(State(app): State<App>, routes: &[Route]) -> Html<String> {
     let models: String =
-        app.models().map(|model| format!("<li><code>{}</code></li>", escaped(model.served.id()))).collect();
+        app.models().map(|model| format!("<li><code>{}</code></li>", escape(model.served.id()))).collect();
     let routes: String = routes.iter().map(line).collect();
     Html(format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>predict-otron-9000</title>\
@@ -38,7 +39,7 @@ fn line(route: &Route) -> String {
         (None, None) => format!("<a href=\"{path}\">{name}</a>"),
         _ => name,
     };
-    format!("<li>{name} {}</li>", escaped(route.summary))
+    format!("<li>{name} {}</li>", escape(route.summary))
 }
 
 /// 200 while requests can be answered; else 503 with the reason.
@@ -83,9 +84,4 @@ fn of(rank: usize, status: &Status) -> Load {
 /// Counters in Prometheus' text format.
 pub async fn metrics(State(app): State<App>) -> String {
     app.render_metrics()
-}
-
-/// Text as HTML.
-pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

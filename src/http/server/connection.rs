@@ -17,30 +17,14 @@ use axum::body::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::shutdown::Closing;
 use crate::config::Limits;
 
 /// How long the rest of a request is read after its answer, so that a client that still sends gets
 /// to see the answer: closing at once would make its system throw the answer away.
 const LINGER: Duration = Duration::from_secs(2);
-
-/// Tells connections and requests that the server is closing.
-#[derive(Clone)]
-pub struct Closing(pub watch::Receiver<bool>);
-
-impl Closing {
-    fn is_now(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Waits until the server closes.
-    pub async fn wait(&mut self) {
-        // Without its sender, the server has closed.
-        let _ = self.0.wait_for(|&closing| closing).await;
-    }
-}
 
 /// What a connection does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

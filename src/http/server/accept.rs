@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -18,8 +19,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Answer, Closing, TimedStream};
-use super::router;
+use super::connection::{Answer, TimedStream};
+use super::shutdown::Closing;
 use crate::app::App;
 
 /// Connections open at once; more wait in the listener's backlog.
@@ -34,8 +35,13 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Serves `app` on `listener` until `shutdown` comes, which says how long to go on: meanwhile
 /// `/health` sends new clients elsewhere. Then accepts nothing new and waits for the running
 /// requests, at most as long as the limits say.
-pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output = Duration>) {
-    let router = TowerToHyperService::new(router(app.clone()));
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    app: App,
+    shutdown: impl Future<Output = Duration>,
+) {
+    let router = TowerToHyperService::new(router);
     let limits = app.limits().clone();
     let (close, closing) = watch::channel(false);
     let closing = Closing(closing);

@@ -7,12 +7,12 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::error::ApiError;
-use super::extract::JsonObject;
-use super::request_id::RequestId;
 use crate::app::App;
 use crate::embeddings::{EmbeddingInput, EmbeddingRequest, Embeddings, Prompt};
 use crate::error::{Error, Result};
+use crate::http::error::ApiError;
+use crate::http::extract::JsonObject;
+use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::{
     Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, Input, InputType, Usage, Vector,
 };

@@ -15,7 +15,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::error::ApiError;
-use super::request_id::RequestId;
+use super::middleware::request_id::RequestId;
 use crate::app::unix_time;
 use crate::chat::{ChatEvent, ChatStream, Figures};
 use crate::error::{Error, Result};

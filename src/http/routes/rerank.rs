@@ -8,12 +8,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::embeddings::check_number;
-use super::error::ApiError;
-use super::extract::{Ignored, JsonObject};
-use super::request_id::RequestId;
 use crate::app::{App, unix_time};
 use crate::embeddings::{Scores, ScoresRequest};
 use crate::error::{Error, Result};
+use crate::http::error::ApiError;
+use crate::http::extract::{Ignored, JsonObject};
+use crate::http::middleware::request_id::RequestId;
 use crate::openai::chat::OneOrMany;
 use crate::openai::embeddings::Usage;
 use crate::openai::params;

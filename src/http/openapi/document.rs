@@ -1,32 +1,13 @@
-//! `GET /openapi.json`: the rows of [`super::routes`], the types of [`crate::openai`] and what
+//! `GET /openapi.json`: the rows of [`crate::http::table`], the types of [`crate::openai`] and what
 //! [`params`](crate::openai::params) says of their fields, as an OpenAPI 3.1 document.
 
-use std::sync::LazyLock;
-
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use schemars::Schema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
-use schemars::{JsonSchema, Schema, json_schema};
 use serde_json::{Map, Value, json};
 
-use super::routes::{Body, EVENTS, JSON, ROUTES, Route};
-use crate::app::App;
+use crate::http::route::{Body, EVENTS, JSON, Route};
 use crate::openai::error::ErrorBody;
 use crate::openai::params::{Rows, Treatment};
-
-/// Writes a type's schema.
-pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
-
-/// The schema of `T`.
-pub fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    generator.subschema_for::<T>()
-}
-
-/// The schema of a JSON object of which no more is said.
-pub fn any_object(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object"})
-}
 
 /// What holds for every route.
 const ABOUT: &str = "\
@@ -85,21 +66,9 @@ fn headers() -> Value {
     })
 }
 
-/// The document of a server that needs keys, and of one that does not.
-static KEYED: LazyLock<Value> = LazyLock::new(|| document(&json!([{"apiKey": []}])));
-static OPEN: LazyLock<Value> = LazyLock::new(|| document(&json!([{}, {"apiKey": []}])));
-
-/// The document of this server.
-pub fn of(app: &App) -> &'static Value {
-    if app.api_keys().are_required() { &KEYED } else { &OPEN }
-}
-
-/// Gives it out.
-pub async fn serve(State(app): State<App>) -> Response {
-    ([(CONTENT_TYPE, JSON)], of(&app).to_string()).into_response()
-}
-
-fn document(security: &Value) -> Value {
+/// The document of a server with these routes; `key_required` is whether it requires an API key.
+pub fn of_routes(routes: &[Route], key_required: bool) -> Value {
+    let security = if key_required { json!([{"apiKey": []}]) } else { json!([{}, {"apiKey": []}]) };
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
@@ -111,7 +80,7 @@ fn document(security: &Value) -> Value {
     };
     let mut paths = Map::new();
     let mut groups: Vec<&str> = Vec::new();
-    for route in ROUTES {
+    for route in routes {
         let (path, _) = route.template();
         let method = route.method().as_str().to_lowercase();
         paths.entry(path).or_insert_with(|| json!({}))[method] = operation(route, &mut schemas);

@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::error::Reason;
+use crate::http::error::Reason;
 
 const HEADER: &str = "x-request-id";
 

@@ -6,11 +6,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::error::ApiError;
 use crate::app::App;
-
-/// What orchestrators ask, which have no keys.
-pub const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
+use crate::http::error::ApiError;
+use crate::http::route::PROBES;
 
 /// Lets a request pass that shows a key or needs none, before its body is read.
 pub async fn check(State(app): State<App>, request: Request, next: Next) -> Response {

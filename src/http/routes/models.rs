@@ -4,9 +4,9 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 
-use super::error::ApiError;
 use crate::app::{App, ModelStatus};
 use crate::error::{Error, Kind};
+use crate::http::error::ApiError;
 use crate::openai::models::{Model, ModelList};
 
 /// All models that are served.

@@ -4,10 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
-use super::error::ApiError;
-use super::extract::JsonObject;
 use crate::app::{App, Vocabulary};
 use crate::error::{Error, Result};
+use crate::http::error::ApiError;
+use crate::http::extract::JsonObject;
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::params;
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};

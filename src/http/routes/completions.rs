@@ -7,15 +7,15 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
-use super::answers::{self, Collected, Envelope, Part, RequestLog, Wire};
-use super::deferred;
-use super::error::ApiError;
-use super::extract::{Ignored, JsonObject};
-use super::request_id::RequestId;
-use super::retries::{Attempt, Begun, Retries};
 use crate::app::App;
 use crate::chat::CompletionStream;
 use crate::error::Result;
+use crate::http::error::ApiError;
+use crate::http::extract::{Ignored, JsonObject};
+use crate::http::generation_response::{self, Collected, Envelope, Part, RequestLog, Wire};
+use crate::http::middleware::request_id::RequestId;
+use crate::http::retry::dedup::{Attempt, Begun, Retries};
+use crate::http::retry::heartbeat;
 use crate::openai::chat::{TokenLogprob, Usage};
 use crate::openai::completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest};
 use crate::openai::params;
@@ -28,7 +28,7 @@ pub async fn completions(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = answers::tenant(&headers);
+    let tenant = generation_response::tenant(&headers);
     let attempt = Attempt::of(&headers, &tenant, "/v1/completions", &body.0);
     let (object, ignored) = body.check(params::COMPLETIONS)?;
     let request = CompletionRequest::from_object(object)?;
@@ -42,13 +42,14 @@ pub async fn completions(
     if streams {
         let (CompletionStream { answer, echo, n }, envelope, headers) = begun.await?;
         let wire = TextWire { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
-        return Ok((headers, answers::stream(answer, envelope, wire, include_usage, log)).into_response());
+        return Ok((headers, generation_response::stream(answer, envelope, wire, include_usage, log))
+            .into_response());
     }
     let work = async move {
         let (completion, envelope, headers) = begun.await?;
         Ok(Begun::new(headers, whole(completion, envelope, n_top, log)))
     };
-    deferred::answer(&retries, attempt, heartbeat, request_id, work).await
+    heartbeat::answer(&retries, attempt, heartbeat, request_id, work).await
 }
 
 /// Has the model begin its texts.
@@ -78,7 +79,7 @@ async fn whole(
 ) -> Result<Completion> {
     let CompletionStream { answer, echo, n } = completion;
     let n_prompts = answer.n_prompts();
-    let (mut texts, usage) = answers::collect(answer, log).await?;
+    let (mut texts, usage) = generation_response::collect(answer, log).await?;
     let best_of = texts.len() / n_prompts;
     let mut choices = Vec::new();
     for prompt in 0..n_prompts {

@@ -1,0 +1,4 @@
+//! Middleware: authentication, request ids and the access log.
+
+pub mod auth;
+pub mod request_id;
