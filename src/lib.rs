@@ -6,7 +6,7 @@
 //! > requests; kernels know no models.**
 //!
 //! Each clause is an import rule. The layers, top first; imports point only downward, siblings do
-//! not import each other, and `tests/layers.rs` fails when one does:
+//! not import each other, and `tests/it/layers.rs` fails when one does:
 //!
 //! 1. [`cli`]
 //! 2. [`http`]

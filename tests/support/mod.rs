@@ -1,6 +1,6 @@
 //! What the tests share: a model that says what it is told, a tokenizer of bytes, a server on a free
 //! port, files in the making, and what other programs computed.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod converter;
 pub mod embeddings;

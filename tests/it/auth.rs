@@ -1,0 +1,58 @@
+//! Keys: who shows one is served, everybody else learns what to do.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{json as body, keyed_server};
+
+#[tokio::test]
+async fn all_routes_but_the_probes_need_a_key() {
+    let server = keyed_server(&["sk-one", "sk-two"]).await;
+    let ask = async |method: Method, path: &str, authorization: Option<&str>| {
+        let mut request = server.client.request(method, server.url(path));
+        if let Some(value) = authorization {
+            request = request.header("authorization", value);
+        }
+        request.header("content-type", "application/json").body(r#"{"input": "cat"}"#).send().await.unwrap()
+    };
+    for probe in ["/health", "/readyz", "/livez"] {
+        assert_eq!(ask(Method::GET, probe, None).await.status(), 200, "{probe}");
+    }
+    for (method, path) in [
+        (Method::POST, "/v1/embeddings"),
+        (Method::POST, "/v1/chat/completions"),
+        (Method::POST, "/tokenize"),
+        (Method::GET, "/v1/models"),
+        (Method::GET, "/metrics"),
+        (Method::GET, "/"),
+        (Method::GET, "/openapi.json"),
+        (Method::GET, "/docs"),
+        (Method::GET, "/no-such-route"),
+        (Method::GET, "/health/"),
+        (Method::DELETE, "/v1/embeddings"),
+    ] {
+        for (authorization, code) in [
+            (None, "missing_api_key"),
+            (Some("Basic c2stb25l"), "missing_api_key"),
+            (Some("sk-one"), "missing_api_key"),
+            (Some("Bearer"), "missing_api_key"),
+            (Some("Bearer sk-three"), "invalid_api_key"),
+            (Some("Bearer sk-one,sk-two"), "invalid_api_key"),
+        ] {
+            let answer = ask(method.clone(), path, authorization).await;
+            assert_eq!(answer.status(), 401, "{path} {authorization:?}");
+            assert_eq!(answer.headers()["www-authenticate"], "Bearer");
+            assert!(answer.headers().contains_key("x-request-id"));
+            let error = &body(answer).await["error"];
+            assert_eq!(error["type"], "invalid_request_error");
+            assert_eq!(error["code"], code, "{path} {authorization:?}");
+            assert_eq!(error["param"], json!(null));
+            assert!(!error["message"].as_str().unwrap().contains("sk-"), "{error}");
+        }
+    }
+    for authorization in ["Bearer sk-one", "bearer sk-two"] {
+        let answer = ask(Method::POST, "/v1/embeddings", Some(authorization)).await;
+        assert_eq!(answer.status(), 200, "{authorization}");
+        assert_eq!(ask(Method::GET, "/no-such-route", Some(authorization)).await.status(), 404);
+    }
+}

@@ -1,0 +1,290 @@
+//! The program as a user starts it.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use predict_otron_9000::registry::Registry;
+
+use crate::support;
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_predict-otron-9000"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn output(args: &[&str]) -> Output {
+    program().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn every_flag_has_a_line_and_a_variable() {
+    let help = text(&output(&["--help"]).stdout);
+    for flag in [
+        "host",
+        "port",
+        "model",
+        "embedding-model",
+        "alias",
+        "preload",
+        "idle-unload",
+        "memory-budget",
+        "threads",
+        "isa",
+        "kv-format",
+        "offline",
+        "cache-dir",
+    ] {
+        assert!(help.contains(&format!("--{flag}")), "{flag}: {help}");
+        let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&variable), "{variable}: {help}");
+    }
+    for command in ["serve", "bench", "pull", "models"] {
+        assert!(help.contains(command), "{command}: {help}");
+    }
+}
+
+#[test]
+fn models_are_listed_with_size_and_licence() {
+    let output = output(&["models", "--offline"]);
+    assert!(output.status.success());
+    let list = text(&output.stdout);
+    for name in ["smollm2-135m-instruct", "all-minilm-l6-v2"] {
+        let line =
+            list.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {list}"));
+        assert!(line.contains("MB") && line.contains("Apache-2.0"), "{line}");
+    }
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let empty = tempfile::tempdir().unwrap();
+    let cache = empty.path().to_str().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, words) in [
+        (vec!["--offline", "--port", "0", "--cache-dir", cache], vec!["smollm2-135m-instruct", "offline"]),
+        (vec!["--port", "0", "--model", "/no/such/file.gguf"], vec!["/no/such/file.gguf"]),
+        (vec!["--port", &port], vec![&port, "--port"]),
+        (vec!["--host", "0.0.0.0", "--port", "0"], vec!["--api-key", "--no-auth"]),
+        (vec!["--port", "0", "--api-key", "two words"], vec!["API key"]),
+        (vec!["--port", "0", "--api-key-file", "/no/such/keys"], vec!["/no/such/keys"]),
+        (vec!["pull", "no-such-model", "--offline", "--cache-dir", cache], vec!["no-such-model"]),
+        (vec!["pull", "no-such-model"], vec!["predict-otron-9000 models"]),
+        (vec!["--threads", "0"], vec!["--threads"]),
+        (vec!["--prot", "1"], vec!["--port"]),
+    ] {
+        let output = output(&args);
+        assert!(!output.status.success(), "{args:?}");
+        let message = text(&output.stderr);
+        for word in words {
+            assert!(message.contains(word), "{args:?} says nothing of {word}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_bench_prints_one_object_or_a_table() {
+    let args =
+        ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--threads", "1"];
+    let sizes = ["-p", "8,24", "-n", "4", "--streams", "2,3", "--depths", "16"];
+    let done = output(&[&args[..], &sizes, &["--json"]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(report["model"].as_str().unwrap().contains("llama"), "{report}");
+    assert_eq!((&report["threads"], &report["isa"]), (&1.into(), &"scalar".into()), "{report}");
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|number| number > 0.0);
+    for figure in ["load_s", "rss_mb"] {
+        assert!(positive(&report[figure]), "{figure}: {report}");
+    }
+    for limit in ["read_gb_s", "matrix_tflop_s"] {
+        assert!(positive(&report["limits"][limit]), "{limit}: {report}");
+    }
+    let measured = |what: &str, sizes: &[&str]| -> Vec<Vec<u64>> {
+        let rows = report[what].as_array().unwrap();
+        assert!(rows.iter().all(|row| positive(&row["tok_s"]) && positive(&row["share"])), "{report}");
+        rows.iter().map(|row| sizes.iter().map(|size| row[*size].as_u64().unwrap()).collect()).collect()
+    };
+    assert_eq!(measured("prefill", &["tokens"]), [[8], [24]]);
+    assert_eq!(measured("decode", &["streams", "depth"]), [[2, 128], [3, 128], [1, 16]]);
+
+    let done = output(&[&args[..], &sizes].concat());
+    let table = text(&done.stdout);
+    assert_eq!(table.lines().filter(|line| line.starts_with("prefill")).count(), 2, "{table}");
+    assert_eq!(table.lines().filter(|line| line.starts_with("decode")).count(), 3, "{table}");
+}
+
+#[test]
+fn a_bench_says_where_the_time_goes() {
+    let args = ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--profile"];
+    let sizes = ["--threads", "1", "-p", "24", "-n", "4", "--streams", "2", "--depths", "0"];
+    let done = output(&[&args[..], &sizes, &["--json"]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    for row in ["prefill", "decode"].map(|what| &report[what][0]) {
+        let parts = row["profile"].as_array().unwrap();
+        let ops: Vec<&str> = parts.iter().map(|part| part["op"].as_str().unwrap()).collect();
+        assert_eq!(ops, ["Embedding", "Qkv", "Attention", "Output", "Mlp", "Head"], "{row}");
+        for part in parts {
+            assert!(part["ms"].as_f64().unwrap() > 0.0, "{part}");
+            // What multiplies with no matrix has no limit to be measured by.
+            let has_matrix = !["Embedding", "Attention"].contains(&part["op"].as_str().unwrap());
+            assert_eq!(part["share"].as_f64().is_some_and(|share| share > 0.0), has_matrix, "{part}");
+        }
+    }
+
+    let done = output(&[&args[..], &sizes].concat());
+    let table = text(&done.stdout);
+    assert_eq!(table.lines().filter(|line| line.trim_start().starts_with("Attention")).count(), 3, "{table}");
+}
+
+/// A server process; killed if the test ends before it does.
+struct Running {
+    child: Child,
+    address: String,
+    /// What it has logged since it listens.
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Running {
+    /// Starts `command` on a free port and waits until it listens.
+    fn start(mut command: Command) -> Self {
+        let mut child = command.args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        let address = loop {
+            let start = seen.len();
+            assert!(log.read_line(&mut seen).unwrap() > 0, "the server ended: {seen}");
+            if let Some((_, address)) = seen[start..].split_once("listening on http://") {
+                break address.split_whitespace().next().unwrap().to_owned();
+            }
+        };
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let later = lines.clone();
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(|line| line.ok()) {
+                later.lock().unwrap().push(line);
+            }
+        });
+        Self { child, address, log: lines }
+    }
+
+    async fn post(&self, path: &str, body: &'static str) -> (u16, String) {
+        let response = reqwest::Client::new()
+            .post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .body(body)
+            .send()
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "the server does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_server_answers_and_ends_cleanly_on_signals() {
+    for signal in ["TERM", "INT"] {
+        let mut server = tokio::task::spawn_blocking(|| Running::start(program())).await.unwrap();
+        let request = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":4}"#;
+        assert_eq!(server.post("/v1/chat/completions", request).await.0, 200);
+        server.signal(signal);
+        assert!(server.wait().success(), "SIG{signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_logged_once_with_its_id() {
+    let server = tokio::task::spawn_blocking(|| Running::start(program())).await.unwrap();
+    assert_eq!(server.post("/v1/chat/completions", "{").await.0, 400);
+    assert_eq!(server.post("/v1/embeddings", r#"{"input": 5}"#).await.0, 400);
+    std::thread::sleep(Duration::from_millis(200));
+    let log = server.log.lock().unwrap();
+    for reason in ["not valid JSON", "expected a string, an array of strings"] {
+        let lines: Vec<&String> = log.iter().filter(|line| line.contains(reason)).collect();
+        assert_eq!(lines.len(), 1, "{log:#?}");
+        assert!(lines[0].contains("id=\"req_") && lines[0].contains("status=400"), "{lines:?}");
+    }
+}
+
+#[test]
+fn variables_stand_for_flags() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = program()
+        .env("PREDICT_OTRON_OFFLINE", "1")
+        .env("PREDICT_OTRON_CACHE_DIR", cache.path())
+        .env("PREDICT_OTRON_PORT", "0")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let message = text(&output.stderr);
+    assert!(message.contains("offline"), "{message}");
+}
+
+#[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = program();
+    for flag in ["HOST", "PORT", "MODEL", "THREADS", "IDLE_UNLOAD", "MEMORY_BUDGET", "PRELOAD", "ALIAS"] {
+        command.env(format!("PREDICT_OTRON_{flag}"), "");
+    }
+    let args = ["serve", "--port", "0", "--offline", "--cache-dir", cache.path().to_str().unwrap()];
+    let output = command.env("PREDICT_OTRON_OFFLINE", "").args(args).output().unwrap();
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("smollm2-135m-instruct"), "{message}");
+}
+
+/// A folder with the tiny ONNX encoder of the tests.
+fn onnx_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
+        let name = file.rsplit('/').next().unwrap();
+        std::fs::copy(format!("tests/data/{file}"), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+#[tokio::test]
+async fn onnx_runtime_is_taken_from_where_the_variable_says() {
+    let library = tokio::task::spawn_blocking(|| Registry::new(support::real_registry()).onnx_runtime());
+    let library = library.await.unwrap().expect("the wheel onnxruntime, through pip");
+    let folder = onnx_folder();
+    for (path, status) in [(library.as_path(), 200), (Path::new("/no/such/library.so"), 503)] {
+        let mut command = program();
+        command.env("ORT_DYLIB_PATH", path).arg("--embedding-model").arg(folder.path());
+        let server = tokio::task::spawn_blocking(|| Running::start(command)).await.unwrap();
+        let answer = server.post("/v1/embeddings", r#"{"input": "the cat"}"#).await;
+        assert_eq!(answer.0, status, "{}", answer.1);
+        assert_eq!(answer.1.contains("ORT_DYLIB_PATH"), status != 200, "{}", answer.1);
+    }
+}

@@ -1,0 +1,54 @@
+//! Vectors that are known outlive the server.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use predict_otron_9000::app::embedder_options;
+use predict_otron_9000::config::{DiskCacheConfig, Limits};
+use predict_otron_9000::embeddings::{
+    DiskCache, Embedder, EmbedderOptions, EmbeddingInput, EmbeddingSource, TextEmbedding,
+};
+use predict_otron_9000::registry::Registry;
+
+use crate::support;
+use crate::support::embeddings::tiny_encoder_folder;
+
+/// The tiny encoder of a folder as the server loads it, behind vectors on disk.
+fn embedder(folder: &Path, disk: &Path) -> Embedder {
+    let registry = Registry::new(support::real_registry());
+    let source = EmbeddingSource::locate(folder.to_str().unwrap(), &registry).unwrap();
+    let fingerprint = source.fingerprint(&registry).unwrap();
+    let loader = move || Ok(TextEmbedding::load(&source, &registry)?.with_fingerprint(fingerprint));
+    let disk_cache = DiskCache::open(&DiskCacheConfig {
+        folder: disk.to_owned(),
+        max_bytes: 1 << 20,
+        time_to_live: Duration::from_secs(60),
+    });
+    let options = embedder_options(&Limits { embedding_cache_bytes: 0, ..Limits::default() });
+    let options = EmbedderOptions { disk_cache: Some(Arc::new(disk_cache.unwrap())), ..options };
+    Embedder::spawn_on(Box::leak(Box::default()), Box::new(loader), options).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_known_outlives_the_server_and_is_one_models() {
+    let disk = tempfile::tempdir().unwrap();
+    let ask = async |folder: &Path, texts: &[&str]| {
+        let inputs = texts.iter().map(|&text| EmbeddingInput::Text(text.to_owned())).collect::<Vec<_>>();
+        let found = embedder(folder, disk.path()).embed(inputs.into()).await.unwrap();
+        (found.vectors, found.n_tokens, found.n_hits)
+    };
+    let model = tiny_encoder_folder();
+    let (first, n_tokens, n_hits) = ask(model.path(), &["the cat", "a dog"]).await;
+    assert_eq!(n_hits, 0);
+    assert_eq!(ask(model.path(), &["the cat", "a dog"]).await, (first.clone(), n_tokens, 2));
+    let elsewhere = tiny_encoder_folder();
+    assert_eq!(ask(elsewhere.path(), &["a dog", "a mouse"]).await.2, 1, "the same files at another place");
+    let config = std::fs::read_to_string(elsewhere.path().join("config.json")).unwrap();
+    let changed = config.replace("\"layer_norm_eps\": 1e-12", "\"layer_norm_eps\": 1e-2");
+    assert_ne!(changed, config);
+    std::fs::write(elsewhere.path().join("config.json"), changed).unwrap();
+    let (other, _, n_hits) = ask(elsewhere.path(), &["the cat"]).await;
+    assert_eq!(n_hits, 0, "another model's");
+    assert_ne!(other[0], first[0]);
+}

@@ -1,0 +1,81 @@
+//! A model in a GGUF file equals `transformers` as its checkpoint does, in every family.
+
+use std::fs;
+use std::path::Path;
+
+use predict_otron_9000::kernels::isa::Isa;
+use predict_otron_9000::models::decoder::CausalLm;
+use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
+use predict_otron_9000::models::load::{GgufFile, Weights};
+use predict_otron_9000::models::{Arithmetic, ModelConfig};
+
+use crate::support::converter::{as_gguf, config};
+use crate::support::gguf::Gguf;
+use crate::support::reference::{self, DecoderReference};
+
+/// The references that no file of their family can hold, and why.
+const SKIPPED: [(&str, &str); 6] = [
+    ("mistral", "its file is a llama's, which states no window"),
+    ("moe-mixed", "in a file every layer is a mixture that scales its weights to a sum of one"),
+    ("smollm3", "in a file every fourth layer does not rotate; here it is every second"),
+    ("yarn-mscale", "a file states neither `mscale` nor `truncate`"),
+    ("bert-reranker", "a file has no pooler, through which these scores go"),
+    ("mpnet", "the format has no such architecture"),
+];
+
+fn is_skipped(folder: &Path) -> bool {
+    SKIPPED.iter().any(|(name, _)| folder.ends_with(name))
+}
+
+fn model_type(folder: &Path) -> String {
+    config(folder)["model_type"].as_str().unwrap().to_owned()
+}
+
+fn open(gguf: &Gguf) -> GgufFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), gguf.bytes()).unwrap();
+    GgufFile::open(file.path()).unwrap()
+}
+
+fn assert_decoder(folder: &Path, model_type: &str) {
+    let what = format!("{folder:?} as {model_type}");
+    let file = open(&as_gguf(folder, model_type));
+    let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let model = CausalLm::load(config, &Weights::Gguf(file), Arithmetic::Reference);
+    let mut model = model.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let reference: DecoderReference = reference::read(folder);
+    reference::assert_logits(&what, &mut model, &reference, reference.input_ids.len());
+}
+
+#[test]
+fn decoders_in_files_equal_their_references() {
+    for folder in reference::decoders().into_iter().filter(|folder| !is_skipped(folder)) {
+        assert_decoder(&folder, &model_type(&folder));
+        // The first three layers of a SmolLM3 are a llama's.
+        if folder.ends_with("llama") {
+            assert_decoder(&folder, "smollm3");
+        }
+    }
+}
+
+#[test]
+fn encoders_in_files_equal_their_references() {
+    for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
+        let file = open(&as_gguf(&folder, &model_type(&folder)));
+        let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        let arithmetic = Arithmetic::Rounding(Isa::current());
+        let model = TextEncoder::load(config, &Weights::Gguf(file), arithmetic);
+        let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+        reference::assert_states_and_scores(&folder, &model, arithmetic);
+    }
+}
+
+#[test]
+fn an_encoder_has_the_activation_that_its_file_states() {
+    let gguf = || as_gguf(Path::new("tests/data/tiny-encoders/modernbert"), "modernbert");
+    let activation = |gguf: Gguf| EncoderConfig::from_gguf(&open(&gguf)).map(|config| config.activation);
+    assert_eq!(format!("{:?}", activation(gguf()).unwrap()), "Gelu");
+    let stating = |name| activation(gguf().string("modern-bert.hidden_activation", name));
+    assert_eq!(format!("{:?}", stating("silu").unwrap()), "Silu");
+    assert!(stating("relu").unwrap_err().to_string().contains("`relu`"));
+}

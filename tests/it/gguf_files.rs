@@ -1,0 +1,187 @@
+//! Models in GGUF files, from every type of tensor that is read.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use predict_otron_9000::gguf::{Header, TensorType};
+use predict_otron_9000::kernels::kv::KvFormat;
+use predict_otron_9000::models::decoder::CausalLm;
+use predict_otron_9000::models::load::{GgufFile, Rows, Weights};
+use predict_otron_9000::models::{
+    Arithmetic, BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+};
+
+use crate::support::gguf::{Gguf, tiny_llama_keys, tiny_llama_tensors};
+use crate::support::reference::arithmetics;
+
+/// What the `gguf` Python package wrote; see `make.py` beside it.
+const TYPES: &str = "tests/data/gguf/types.gguf";
+const SHAPE: [usize; 2] = [2, 256];
+
+/// The types in the file, which are those that are read.
+const NAMES: [&str; 17] = [
+    "F64", "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+];
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest difference, relative to the largest number.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0f32, |largest, number| largest.max(number.abs()));
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+#[test]
+fn every_type_expands_to_what_it_holds() {
+    let weights = Weights::Gguf(GgufFile::open(Path::new(TYPES)).unwrap());
+    for name in NAMES {
+        let found = numbers(&weights.tensor(name, &SHAPE).unwrap());
+        let expected = numbers(&weights.tensor(&format!("{name}.f32"), &SHAPE).unwrap());
+        assert!(difference(&found, &expected) <= 1e-6, "{name}: {}", difference(&found, &expected));
+    }
+}
+
+#[test]
+fn every_type_multiplies_as_what_it_holds() {
+    let bytes = fs::read(TYPES).unwrap();
+    let header = Header::parse(&bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for name in NAMES {
+        // `linear` asks for a tensor whose name ends in `.weight`.
+        let info = header.tensor(name).unwrap();
+        let file =
+            Gguf::default().tensor("m.weight", &SHAPE, info.tensor_type.id(), &bytes[info.bytes.clone()]);
+        let path = folder.path().join(name);
+        fs::write(&path, file.bytes()).unwrap();
+        let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
+        let expected = &header.tensor(&format!("{name}.f32")).unwrap().bytes;
+        let expected: Vec<f32> =
+            bytes[expected.clone()].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        // The kernels hold the scales of IQ4_XS in half precision.
+        let bound = if name == "IQ4_XS" { 1e-3 } else { 1e-5 };
+        for arithmetic in arithmetics() {
+            let matrix = weights.linear("m", &Rows::all(SHAPE[0]), SHAPE[1], arithmetic).unwrap();
+            // Each row of the unit matrix picks a column.
+            let one = Tensor::eye(SHAPE[1], DType::F32, &Device::Cpu).unwrap();
+            let found = numbers(&matrix.forward(&one).unwrap().t().unwrap());
+            let difference = difference(&found, &expected);
+            assert!(difference <= bound, "{name} {arithmetic:?}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn a_type_that_is_not_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let (iq2, n_bytes) = (TensorType::Iq2S, 2 * TensorType::Iq2S.block_bytes());
+    let file = Gguf::default().tensor("m.weight", &SHAPE, iq2.id(), &vec![0; n_bytes]);
+    fs::write(&path, file.bytes()).unwrap();
+    let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
+    for arithmetic in arithmetics() {
+        let rows = Rows::all(SHAPE[0]);
+        let error = weights.linear("m", &rows, SHAPE[1], arithmetic).err().unwrap().to_string();
+        for part in ["`m.weight`", "a.gguf", "IQ2_S", "Q4_K_M or Q8_0"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
+/// Logits after a few tokens.
+fn logits(file: GgufFile, arithmetic: Arithmetic) -> Vec<f32> {
+    let config = ModelConfig::from_gguf(&file).unwrap();
+    let mut model = CausalLm::load(config, &Weights::Gguf(file), arithmetic).unwrap();
+    let mut input = ForwardInput::default();
+    input.push(SequenceId(1), 5, 0, &[BlockId::run(0, 16)], &[1, 5, 2, 9, 3], 1);
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    numbers(&model.forward(&mut kv, &input).unwrap())
+}
+
+#[test]
+fn a_quantized_model_is_its_expanded_twin() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |file: &Gguf| {
+        let path = folder.path().join("model.gguf");
+        fs::write(&path, file.bytes()).unwrap();
+        GgufFile::open(&path).unwrap()
+    };
+    use GgmlDType::{BF16, F16, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let types = [
+        (TensorType::F16, F16),
+        (TensorType::Bf16, BF16),
+        (TensorType::Q4_0, Q4_0),
+        (TensorType::Q4_1, Q4_1),
+        (TensorType::Q5_0, Q5_0),
+        (TensorType::Q5_1, Q5_1),
+        (TensorType::Q8_0, Q8_0),
+        (TensorType::Q2K, Q2K),
+        (TensorType::Q3K, Q3K),
+        (TensorType::Q4K, Q4K),
+        (TensorType::Q5K, Q5K),
+        (TensorType::Q6K, Q6K),
+    ];
+    for (tensor_type, dtype) in types {
+        let (mut quantized, mut twin) = (tiny_llama_keys(256), tiny_llama_keys(256));
+        for (name, tensor) in tiny_llama_tensors(256) {
+            if tensor.rank() == 1 {
+                (quantized, twin) = (quantized.tensor_f32(name, &tensor), twin.tensor_f32(name, &tensor));
+                continue;
+            }
+            let blocks = QTensor::quantize(&tensor, dtype).unwrap();
+            quantized = quantized.tensor(name, tensor.dims(), tensor_type.id(), &blocks.data().unwrap());
+            twin = twin.tensor_f32(name, &blocks.dequantize(&Device::Cpu).unwrap());
+        }
+        let expected = logits(open(&twin), Arithmetic::Reference);
+        for arithmetic in arithmetics() {
+            let difference = difference(&logits(open(&quantized), arithmetic), &expected);
+            let bound = if arithmetic == Arithmetic::Reference { 0.0 } else { 1e-4 };
+            assert!(difference <= bound, "{tensor_type} {arithmetic:?}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn a_split_model_is_the_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |number: usize| folder.path().join(format!("m-{number:05}-of-00003.gguf"));
+    let tensors = tiny_llama_tensors(32);
+    let with_tensors = |file: Gguf, belongs: &dyn Fn(&str) -> bool| {
+        let of_part = tensors.iter().filter(|(name, _)| belongs(name));
+        of_part.fold(file, |file, (name, tensor)| file.tensor_f32(name, tensor))
+    };
+    // Attention in the second part, the MLP in the third.
+    let part_of = |name: &str| 1 + usize::from(name.contains("blk")) + usize::from(name.contains("ffn"));
+    let part = |number: usize| {
+        let keys = if number == 1 { tiny_llama_keys(32) } else { Gguf::default() };
+        let keys = keys.u32("split.no", number as u32 - 1).u32("split.count", 3);
+        with_tensors(keys.u32("split.tensors.count", tensors.len() as u32), &|name| part_of(name) == number)
+    };
+    for number in 1..=3 {
+        fs::write(path(number), part(number).bytes()).unwrap();
+    }
+    let whole = folder.path().join("whole.gguf");
+    fs::write(&whole, with_tensors(tiny_llama_keys(32), &|_| true).bytes()).unwrap();
+    let logits = |path: &Path| logits(GgufFile::open(path).unwrap(), Arithmetic::Reference);
+    assert_eq!(logits(&path(1)), logits(&whole));
+
+    let error = |path: &Path| GgufFile::open(path).err().unwrap().to_string();
+    assert!(error(&path(2)).contains("name the first part"), "{}", error(&path(2)));
+    fs::write(path(3), part(2).bytes()).unwrap();
+    assert!(error(&path(1)).contains("part 3 of 3"), "{}", error(&path(1)));
+    let repeated = with_tensors(Gguf::default().u32("split.no", 2).u32("split.count", 3), &|_| true);
+    fs::write(path(3), repeated.bytes()).unwrap();
+    assert!(error(&path(1)).contains("two of its parts"), "{}", error(&path(1)));
+    let empty = Gguf::default().u32("split.no", 2).u32("split.count", 3);
+    fs::write(path(3), empty.bytes()).unwrap();
+    assert!(error(&path(1)).contains("should have 11"), "{}", error(&path(1)));
+    fs::remove_file(path(3)).unwrap();
+    assert!(error(&path(1)).contains("m-00003-of-00003.gguf"), "{}", error(&path(1)));
+    fs::rename(path(1), folder.path().join("other.gguf")).unwrap();
+    assert!(error(&folder.path().join("other.gguf")).contains("-00001-of-00003.gguf"));
+}

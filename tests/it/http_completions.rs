@@ -1,0 +1,176 @@
+//! `POST /v1/completions`: texts are gone on with as they are.
+
+use serde_json::{Value, json};
+
+use crate::support::{self, ENGINE_OPTIONS, Script, Server, events, json as body, scripted_server};
+
+const COMPLETIONS: &str = "/v1/completions";
+
+async fn server(script: Script) -> Server {
+    scripted_server(script, predict_otron_9000::config::Limits::default(), ENGINE_OPTIONS).await
+}
+
+async fn ask(server: &Server, fields: Value) -> Value {
+    let answer = server.post(COMPLETIONS, &fields).await;
+    assert_eq!(answer.status(), 200, "{fields}");
+    body(answer).await
+}
+
+fn texts(answer: &Value) -> Vec<&str> {
+    let choices = answer["choices"].as_array().unwrap();
+    let is_in_order = choices.iter().enumerate().all(|(idx, choice)| choice["index"] == idx);
+    assert!(is_in_order, "{answer}");
+    choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_text_is_gone_on_with_as_it_is() {
+    let script = Script::saying("upon a time, far away");
+    let prompts = script.prompts.clone();
+    let server = server(script).await;
+    let answer = ask(&server, json!({"model": "scripted", "prompt": "Once <|im_end|> "})).await;
+    assert_eq!(texts(&answer), ["upon a time, far"], "16 tokens unless it is said");
+    assert_eq!(answer["object"], "text_completion");
+    assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
+    assert_eq!(answer["model"], "scripted");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["choices"][0]["logprobs"], Value::Null);
+    let usage = &answer["usage"];
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(7), &json!(16)));
+    assert_eq!(usage["total_tokens"], 23);
+    // No template is around it, and special tokens are what they are.
+    let expected: Vec<u32> = [b"Once ".map(u32::from).to_vec(), vec![support::END, u32::from(b' ')]].concat();
+    assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..7], expected);
+    let whole = ask(&server, json!({"prompt": "Once", "max_tokens": 50})).await;
+    assert_eq!(
+        (texts(&whole), &whole["choices"][0]["finish_reason"]),
+        (vec!["upon a time, far away"], &json!("stop"))
+    );
+    let echoed = ask(&server, json!({"prompt": "Once ", "echo": true, "stop": " a"})).await;
+    assert_eq!(texts(&echoed), ["Once upon"]);
+}
+
+#[tokio::test]
+async fn several_prompts_have_several_texts_each() {
+    let server = server(Script::saying("abc")).await;
+    let of = async |fields: Value| ask(&server, fields).await;
+    let answer = of(json!({"prompt": ["one", "three"], "n": 2, "echo": true})).await;
+    assert_eq!(texts(&answer), ["oneabc", "oneabc", "threeabc", "threeabc"]);
+    assert_eq!(answer["usage"]["prompt_tokens"], 8, "each prompt is counted once");
+    assert_eq!(answer["usage"]["completion_tokens"], 16);
+    let ids: Vec<u32> = "one".bytes().map(u32::from).collect();
+    assert_eq!(texts(&of(json!({"prompt": ids, "echo": true})).await), ["oneabc"]);
+    assert_eq!(texts(&of(json!({"prompt": [ids, [97]], "echo": true})).await), ["oneabc", "aabc"]);
+    let best = of(json!({"prompt": "x", "best_of": 3, "n": 1, "logprobs": null})).await;
+    assert_eq!(texts(&best), ["abc"]);
+    assert_eq!(best["choices"][0]["logprobs"], Value::Null, "they were not asked for");
+    assert_eq!(best["usage"]["completion_tokens"], 12, "what was computed counts");
+}
+
+#[tokio::test]
+async fn probabilities_have_the_legacy_form() {
+    let server = server(Script::saying("aéb")).await;
+    let answer = ask(&server, json!({"prompt": "x", "logprobs": 2})).await;
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["a", "é", "b"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
+    assert_eq!(logprobs["token_logprobs"].as_array().unwrap().len(), 3);
+    let top = logprobs["top_logprobs"][0].as_object().unwrap();
+    assert!(
+        top.len() == 2 && top["a"].as_f64().unwrap() > -0.1 && top["b"].as_f64().unwrap() < -10.0,
+        "{top:?}"
+    );
+    let none = ask(&server, json!({"prompt": "x", "logprobs": 0})).await;
+    assert_eq!(none["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
+    assert_eq!(none["choices"][0]["logprobs"]["tokens"], json!(["a", "é", "b"]));
+}
+
+#[tokio::test]
+async fn a_stream_says_the_same() {
+    let server = server(Script::saying("aéb")).await;
+    let request = json!({
+        "prompt": ["x", "y"], "stream": true, "echo": true, "stream_options": {"include_usage": true}
+    });
+    let events = events(server.post(COMPLETIONS, &request).await).await;
+    let (done, chunks) = events.split_last().unwrap();
+    assert_eq!(done, "[DONE]");
+    let chunks: Vec<Value> = chunks.iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let (usage, chunks) = chunks.split_last().unwrap();
+    assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&json!([]), &json!(12)));
+    let mut texts = [String::new(), String::new()];
+    let mut reasons = [Value::Null, Value::Null];
+    for chunk in chunks {
+        assert_eq!((&chunk["object"], &chunk["usage"]), (&json!("text_completion"), &Value::Null));
+        assert_eq!(chunk["id"], usage["id"]);
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        assert_eq!(reasons[index], Value::Null, "nothing comes after the end");
+        texts[index] += choice["text"].as_str().unwrap();
+        reasons[index] = choice["finish_reason"].clone();
+    }
+    assert_eq!(texts, ["xaéb", "yaéb"]);
+    assert_eq!(reasons, ["stop", "stop"]);
+    let request = json!({"prompt": "x", "stream": true, "logprobs": 1});
+    let events = support::events(server.post(COMPLETIONS, &request).await).await;
+    let offsets: Vec<u64> = events[..events.len() - 1]
+        .iter()
+        .map(|event| {
+            serde_json::from_str::<Value>(event).unwrap()["choices"][0]["logprobs"]["text_offset"].clone()
+        })
+        .flat_map(|offsets| offsets.as_array().cloned().unwrap_or_default())
+        .map(|offset| offset.as_u64().unwrap())
+        .collect();
+    assert_eq!(offsets, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_by_name() {
+    let server = server(Script::saying("abc")).await;
+    for (fields, param, words) in [
+        (json!({}), "prompt", "missing"),
+        (json!({"prompt": []}), "prompt", "empty"),
+        (json!({"prompt": [[]]}), "prompt", "empty"),
+        (json!({"prompt": 5}), "prompt", "expected a string"),
+        (json!({"prompt": [1, support::N_VOCAB]}), "prompt", "258"),
+        (json!({"prompt": "x".repeat(600)}), "prompt", "512"),
+        (json!({"prompt": "x", "suffix": "y"}), "suffix", "filling in"),
+        (json!({"prompt": "x", "logprobs": 6}), "logprobs", "5"),
+        (json!({"prompt": "x", "logprobs": true}), "logprobs", "integer"),
+        (json!({"prompt": "x", "logprobs": 1, "echo": true}), "echo", "logprobs"),
+        (json!({"prompt": "x", "n": 2, "best_of": 1}), "best_of", "2"),
+        (json!({"prompt": "x", "n": 1, "best_of": 9}), "best_of", "8"),
+        (json!({"prompt": "x", "best_of": 2, "stream": true}), "best_of", "stream"),
+        (json!({"prompt": vec!["x"; 65]}), "prompt", "64"),
+        (json!({"prompt": "x", "max_tokens": 0}), "max_tokens", "1"),
+        (json!({"prompt": "x", "temperature": 3}), "temperature", "2"),
+        (json!({"prompt": "x", "grammar": "y"}), "grammar", "grammar"),
+    ] {
+        let refusal = server.post(COMPLETIONS, &fields).await;
+        assert_eq!(refusal.status(), 400, "{fields}");
+        let error = body(refusal).await["error"].clone();
+        assert_eq!(error["param"], param, "{fields}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
+    // What only chat has is ignored whatever it says.
+    let fields = json!({"prompt": "x", "max_completion_tokens": 1, "messages": 5});
+    let response = server.post(COMPLETIONS, &fields).await;
+    assert_eq!(response.headers()["x-ignored-params"], "max_completion_tokens, messages");
+    assert_eq!(texts(&body(response).await), ["abc"]);
+    let cut = ask(&server, json!({"prompt": "x".repeat(600), "truncate_prompt_tokens": 5})).await;
+    assert_eq!(cut["usage"]["prompt_tokens"], 5);
+}
+
+#[tokio::test]
+async fn what_lies_between_two_texts_is_filled_in() {
+    let special = vec!["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+    let script = Script { special, ..Script::saying("middle") };
+    let prompts = script.prompts.clone();
+    let server = server(script).await;
+    let answer = ask(&server, json!({"prompt": "a", "suffix": "bc"})).await;
+    assert_eq!(texts(&answer), ["middle"]);
+    let [before, after, middle] = [0, 1, 2].map(|i| support::N_VOCAB as u32 + i);
+    let [a, b, c] = [b'a', b'b', b'c'].map(u32::from);
+    assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..6], [before, a, after, b, c, middle]);
+    let refusal = server.post(COMPLETIONS, &json!({"prompt": [97], "suffix": "b"})).await;
+    assert_eq!(body(refusal).await["error"]["param"], "suffix");
+}

@@ -1,0 +1,38 @@
+//! The integration tests, one module per area. Tests that need a process of their own are
+//! binaries beside this one: `metrics`, `mutated_headers` and `real_models`.
+
+mod auth;
+mod batching;
+mod cli;
+mod context;
+mod disk_cache;
+mod fastembed;
+mod gguf_families;
+mod gguf_files;
+mod gguf_header;
+mod http_chat;
+mod http_completions;
+mod http_connections;
+mod http_embeddings;
+mod http_wire;
+mod hub;
+mod kernels;
+mod layers;
+mod local_models;
+mod model_parity;
+mod openai_parameters;
+mod openapi;
+mod readme;
+mod registry;
+mod rerank;
+mod response_cache;
+mod retries;
+mod safetensors_files;
+mod several_models;
+mod structured_output;
+mod template_parity;
+mod tokenizer_parity;
+mod tools;
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,217 @@
+//! The model code equals `transformers` in float32, on tiny models with random weights.
+
+use std::fs;
+use std::path::Path;
+
+use predict_otron_9000::inference::scheduler::{BlockGroup, NewSequence, Scheduler, SchedulerOptions};
+use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
+use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
+use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
+use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
+use predict_otron_9000::models::{
+    Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+};
+
+use crate::support::reference::{self, DecoderReference};
+
+fn weights(folder: &Path) -> Weights {
+    Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap())
+}
+
+fn decoder(folder: &Path, arithmetic: Arithmetic) -> CausalLm {
+    let config = ModelConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
+    let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+    CausalLm::load(config, &weights(folder), arithmetic).unwrap_or_else(|e| panic!("{folder:?}: {e}"))
+}
+
+#[test]
+fn decoder_reference_logits_whole_and_in_chunks() {
+    for folder in reference::decoders() {
+        let reference: DecoderReference = reference::read(&folder);
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            for chunk in [reference.input_ids.len(), 33, 16, 7, 1] {
+                reference::assert_logits(
+                    &format!("{folder:?} {arithmetic:?}"),
+                    &mut model,
+                    &reference,
+                    chunk,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn decoder_reference_greedy_tokens_alone_and_beside_others() {
+    for folder in reference::decoders() {
+        let reference: DecoderReference = reference::read(&folder);
+        for arithmetic in reference::arithmetics() {
+            let mut model = decoder(&folder, arithmetic);
+            for n_neighbours in [0, 3] {
+                let found = greedy(&mut model, &reference, n_neighbours);
+                assert_eq!(found, reference.greedy, "{folder:?} {arithmetic:?}");
+            }
+        }
+    }
+}
+
+/// Generates greedily while `n_neighbours` other sequences, of other lengths, share every batch.
+fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usize) -> Vec<u32> {
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbours)
+        .map(|n| (SequenceId(n as u64), &reference.input_ids[7 * n..]))
+        .map(|(id, prompt)| (id, prompt.len(), prompt.to_vec()))
+        .collect();
+    // The references were made to be this long: their end tokens were never chosen.
+    let ends = model.config().eos_token_ids.clone();
+    let mut n_computed = vec![0; sequences.len()];
+    let mut generated = Vec::new();
+    while generated.len() < reference.greedy.len() {
+        let mut input = ForwardInput::default();
+        for ((id, n_prompt, tokens), computed) in sequences.iter().zip(&mut n_computed) {
+            let blocks = BlockId::run(100 * id.0 as u32, tokens.len());
+            input.push(*id, *n_prompt, *computed, &[blocks], &tokens[*computed..], 1);
+            *computed = tokens.len();
+        }
+        let logits = model.forward(&mut kv, &input).unwrap();
+        let logits = logits.to_vec2::<f32>().unwrap();
+        let next: Vec<u32> = logits.iter().map(|logits| likeliest(logits, &ends)).collect();
+        generated.push(next[0]);
+        for ((.., tokens), next) in sequences.iter_mut().zip(next) {
+            tokens.push(next);
+        }
+    }
+    generated
+}
+
+/// What the windows of some layers have left behind can be taken away.
+#[test]
+fn decoder_reference_windows_need_no_blocks_out_of_sight() {
+    let n_windowed = for_each_windowed(|what, mut model, reference| {
+        let groups = model.config().kv_groups();
+        let tokens = reference.input_ids.repeat(3);
+        let tables = |start: usize, drops: bool| -> Vec<BlockTable> {
+            let table = |group: &KvGroup| {
+                let mut table = BlockId::run(0, tokens.len());
+                if let Some(window) = group.window.filter(|_| drops) {
+                    table[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
+                }
+                table
+            };
+            groups.iter().map(table).collect()
+        };
+        let mut last_logits = |drops: bool| {
+            let mut kv = KvStore::new(model.config(), KvFormat::F32);
+            let mut logits = Vec::new();
+            for (idx, chunk) in tokens.chunks(7).enumerate() {
+                let mut input = ForwardInput::default();
+                input.push(SequenceId(1), tokens.len(), 7 * idx, &tables(7 * idx, drops), chunk, 1);
+                logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+            }
+            logits
+        };
+        assert_eq!(last_logits(true), last_logits(false), "{what}");
+        let n_unseen = tables(tokens.len() - 1, true).iter().flatten().filter(|id| id.is_none()).count();
+        assert!(n_unseen >= 2, "{what}: nothing was taken away");
+    });
+    assert!(n_windowed >= 4, "{n_windowed}");
+}
+
+/// Sequences that share beginnings, guesses and few blocks say what each says alone with all of its own.
+#[test]
+fn decoder_reference_windows_say_the_same_in_shared_and_scarce_blocks() {
+    let n_windowed = for_each_windowed(|what, mut model, reference| {
+        let groups = model.config().kv_groups();
+        let beginning = reference.input_ids.repeat(3);
+        let prompts: Vec<Vec<u32>> =
+            (0..4).map(|n| [&beginning[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
+        let alone: Vec<Vec<u32>> = prompts
+            .iter()
+            .map(|prompt| answers(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
+            .collect();
+        assert_eq!(answers(&mut model, &groups, &prompts, 13), alone, "{what}");
+    });
+    assert!(n_windowed >= 4, "{n_windowed}");
+}
+
+/// Does `test` with every model of which some layers have a window, computed in every way, and its name; says how
+/// many there were.
+fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) -> usize {
+    let mut n_windowed = 0;
+    for folder in reference::decoders() {
+        let reference: DecoderReference = reference::read(&folder);
+        for arithmetic in reference::arithmetics() {
+            let model = decoder(&folder, arithmetic);
+            if model.config().kv_groups().iter().any(|group| group.window.is_some()) {
+                n_windowed += 1;
+                test(&format!("{folder:?} {arithmetic:?}"), model, &reference);
+            }
+        }
+    }
+    n_windowed
+}
+
+/// Twenty tokens after each prompt, all at once, with so many blocks.
+fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blocks: usize) -> Vec<Vec<u32>> {
+    const N_TOKENS: usize = 20;
+    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut scheduler = Scheduler::new(SchedulerOptions {
+        max_running: 3,
+        prefill_chunk: 24,
+        groups: groups.iter().map(|group| BlockGroup { n_blocks, window: group.window }).collect(),
+        speculates: true,
+        shift: None,
+    });
+    for (n, prompt) in prompts.iter().enumerate() {
+        let id = SequenceId(n as u64);
+        let (tenant, shares_with) = ("".into(), "".into());
+        let (prompt, predicted) = (prompt.clone(), Vec::new());
+        scheduler.add(NewSequence { id, prompt, predicted, max_tokens: N_TOKENS, tenant, shares_with });
+    }
+    let mut said = vec![Vec::new(); prompts.len()];
+    while !scheduler.is_idle() {
+        let batch = scheduler.next_batch();
+        let mut input = ForwardInput::default();
+        for part in &batch.parts {
+            input.push(part.id, part.n_prompt, part.start, &part.tables, &part.tokens, part.n_logits());
+        }
+        let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+        for (id, rows, guesses) in input.sampled() {
+            let mut guesses = guesses.iter();
+            let mut new = Vec::new();
+            for logits in &logits[rows] {
+                new.push(likeliest(logits, &[]));
+                if guesses.next() != new.last() {
+                    break;
+                }
+            }
+            let said = &mut said[id.0 as usize];
+            said.extend(&new);
+            if said.len() < N_TOKENS {
+                scheduler.push(id, &new);
+            } else {
+                scheduler.remove(id, false);
+            }
+        }
+    }
+    said
+}
+
+fn likeliest(logits: &[f32], but: &[u32]) -> u32 {
+    let ids = (0..logits.len() as u32).filter(|id| !but.contains(id));
+    ids.max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap()
+}
+
+#[test]
+fn encoder_reference_states_and_scores_alone_and_in_a_batch() {
+    for folder in reference::encoders() {
+        for arithmetic in reference::encoder_arithmetics() {
+            let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
+            let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            let model = TextEncoder::load(config, &weights(&folder), arithmetic);
+            let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            reference::assert_states_and_scores(&folder, &model, arithmetic);
+        }
+    }
+}

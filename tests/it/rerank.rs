@@ -1,0 +1,201 @@
+//! `/v1/rerank` and `/v1/score`, by a cross-encoder and by an embedding model.
+
+use std::fs;
+use std::path::Path;
+
+use predict_otron_9000::config::Limits;
+use predict_otron_9000::embeddings::{EmbeddingSource, TextEmbedding};
+use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
+use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
+use predict_otron_9000::models::{Arithmetic, Encoder, EncoderInput};
+use predict_otron_9000::registry::Registry;
+use serde_json::{Value, json};
+
+use crate::support;
+use crate::support::embeddings::{tiny_encoder, tiny_reranker};
+use crate::support::{Server, json as body, scoring_server};
+
+async fn server() -> Server {
+    scoring_server(Limits::default(), Box::new(tiny_encoder), Some(Box::new(tiny_reranker))).await
+}
+
+async fn ask(server: &Server, route: &str, fields: &Value) -> Value {
+    let answer = server.post(route, fields).await;
+    let (status, answer) = (answer.status(), body(answer).await);
+    assert_eq!(status, 200, "{fields}: {answer}");
+    answer
+}
+
+/// Of each result its document and its score.
+fn ranking(answer: &Value) -> Vec<(u64, f64)> {
+    let results = answer["results"].as_array().unwrap().iter();
+    results
+        .map(|result| (result["index"].as_u64().unwrap(), result["relevance_score"].as_f64().unwrap()))
+        .collect()
+}
+
+const QUERY: &str = "the cat";
+const DOCUMENTS: [&str; 4] = ["a dog and a mouse", "the cat", "", "the rust model and the dog"];
+
+/// The scores that the model gives by plain tensor operations.
+async fn reference(server: &Server) -> Vec<f64> {
+    let folder = Path::new("tests/data/tiny-encoders/bert-reranker");
+    let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let weights = Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap());
+    let model = TextEncoder::load(config, &weights, Arithmetic::Reference).unwrap();
+    let ids = async |text: &str, is_whole: bool| -> Vec<u32> {
+        let fields = json!({"model": "reranker", "prompt": text, "add_special_tokens": is_whole});
+        serde_json::from_value(ask(server, "/tokenize", &fields).await["tokens"].clone()).unwrap()
+    };
+    let query = ids(QUERY, true).await;
+    let mut scores = Vec::new();
+    for document in DOCUMENTS {
+        let sep = query.last().copied();
+        let token_ids = query.iter().copied().chain(ids(document, false).await).chain(sep).collect();
+        let input = EncoderInput { token_ids, n_first: query.len() };
+        let logit = model.classify(&[input]).unwrap().to_vec2::<f32>().unwrap()[0][0];
+        scores.push(f64::from(logit));
+    }
+    scores
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cross_encoder_reads_query_and_document_together() {
+    let server = server().await;
+    let logits = reference(&server).await;
+    let mut expected: Vec<(u64, f64)> = (0..).zip(logits.iter().copied()).collect();
+    expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let fields = |raw: bool| json!({"query": QUERY, "documents": DOCUMENTS, "raw_scores": raw});
+    let raw = ranking(&ask(&server, "/v1/rerank", &fields(true)).await);
+    let answer = ask(&server, "/rerank", &fields(false)).await;
+    assert_eq!(answer["model"], "reranker");
+    assert!(answer["results"][0].get("document").is_none());
+    assert!(answer["usage"]["total_tokens"].as_u64().unwrap() > 20, "{answer}");
+    let found = ranking(&answer);
+    assert_eq!(found.len(), 4);
+    for ((found, raw), expected) in found.iter().zip(&raw).zip(&expected) {
+        assert_eq!((found.0, raw.0), (expected.0, expected.0));
+        assert!((raw.1 - expected.1).abs() < 2e-2, "{raw:?} {expected:?}");
+        assert!((found.1 - 1.0 / (1.0 + (-raw.1).exp())).abs() < 1e-6, "{found:?} {raw:?}");
+    }
+}
+
+#[test]
+fn an_onnx_folder_is_no_reranker() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
+        let from = Path::new("tests/data").join(file);
+        fs::copy(&from, folder.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let registry = Registry::new(support::real_registry());
+    let source = EmbeddingSource::locate_reranker(folder.path().to_str().unwrap(), &registry).unwrap();
+    let error = TextEmbedding::load(&source, &registry).err().unwrap().to_string();
+    assert!(error.contains("safetensors"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_best_few_come_with_their_texts() {
+    let server = server().await;
+    let objects: Vec<Value> = DOCUMENTS.iter().map(|text| json!({ "text": text })).collect();
+    let fields = json!({"model": "reranker", "query": QUERY, "documents": objects, "top_n": 2, "return_documents": true});
+    let answer = ask(&server, "/v1/rerank", &fields).await;
+    let all = ranking(&ask(&server, "/v1/rerank", &json!({"query": QUERY, "documents": DOCUMENTS})).await);
+    assert_eq!(ranking(&answer), all[..2]);
+    for result in answer["results"].as_array().unwrap() {
+        let index = result["index"].as_u64().unwrap() as usize;
+        assert_eq!(result["document"]["text"], DOCUMENTS[index]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedding_model_scores_by_cosine() {
+    let server = server().await;
+    let fields = json!({"model": "no-embeddings", "query": QUERY, "documents": DOCUMENTS});
+    let answer = ask(&server, "/v1/rerank", &fields).await;
+    let all: Vec<&str> = [QUERY].into_iter().chain(DOCUMENTS).collect();
+    let vectors = ask(&server, "/v1/embeddings", &json!({ "input": all })).await;
+    let vector = |idx: usize| -> Vec<f64> {
+        serde_json::from_value(vectors["data"][idx]["embedding"].clone()).unwrap()
+    };
+    for (index, score) in ranking(&answer) {
+        let cosine: f64 = vector(0).iter().zip(vector(1 + index as usize)).map(|(a, b)| a * b).sum();
+        assert!((score - cosine).abs() < 1e-5, "{score} {cosine}");
+    }
+    assert_eq!(ranking(&answer)[0].0, 1, "the query itself");
+    // Query and the same document are one text.
+    assert_eq!(answer["usage"]["total_tokens"], {
+        let unique = json!({ "input": DOCUMENTS });
+        ask(&server, "/v1/embeddings", &unique).await["usage"]["total_tokens"].clone()
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_scored_one_against_many_or_in_pairs() {
+    let server = server().await;
+    let score = async |first: Value, second: Value| -> Vec<f64> {
+        let answer = ask(&server, "/v1/score", &json!({"text_1": first, "text_2": second})).await;
+        let data = answer["data"].as_array().unwrap();
+        assert!(data.iter().enumerate().all(|(idx, item)| item["index"] == idx && item["object"] == "score"));
+        data.iter().map(|item| item["score"].as_f64().unwrap()).collect()
+    };
+    let many = score(json!(QUERY), json!(DOCUMENTS)).await;
+    let pairs = score(json!(vec![QUERY; 4]), json!(DOCUMENTS)).await;
+    assert_eq!(many, pairs);
+    assert_eq!(score(json!(QUERY), json!(DOCUMENTS[3])).await, many[3..]);
+    let turned = score(json!(DOCUMENTS), json!(QUERY)).await;
+    assert_eq!(turned.len(), 4);
+    assert_ne!(turned, many, "it matters which is the query");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_scored_is_refused_by_name() {
+    let server = server().await;
+    let long = "dog ".repeat(200);
+    for (route, fields, status, param, word) in [
+        ("/v1/rerank", json!({"query": "x", "documents": []}), 400, "documents", "empty"),
+        ("/v1/rerank", json!({"query": "x", "documents": ["y"], "top_n": 0}), 400, "top_n", "at least one"),
+        ("/v1/rerank", json!({"documents": ["y"]}), 400, "query", "missing"),
+        ("/v1/rerank", json!({"query": "x", "documents": vec!["y"; 3000]}), 400, "documents", "2048"),
+        ("/v1/rerank", json!({"query": "x", "documents": ["y", long]}), 400, "documents", "130"),
+        ("/v1/rerank", json!({"query": long, "documents": ["y"], "truncate": true}), 400, "documents", "130"),
+        ("/v1/rerank", json!({"model": "nobody", "query": "x", "documents": ["y"]}), 404, "model", "nobody"),
+        ("/v1/score", json!({"text_1": ["a", "b"], "text_2": vec!["c"; 3]}), 400, "text_2", "as many"),
+        ("/v1/embeddings", json!({"model": "reranker", "input": "x"}), 404, "model", "/v1/rerank"),
+    ] {
+        let answer = server.post(route, &fields).await;
+        assert_eq!(answer.status(), status, "{route} {fields}");
+        let error = body(answer).await["error"].clone();
+        assert_eq!(error["param"], param, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(word), "{error}");
+    }
+    let fields = json!({"query": "x", "documents": ["y", long], "truncate": true});
+    assert_eq!(ranking(&ask(&server, "/v1/rerank", &fields).await).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_become_tokens_and_tokens_texts() {
+    let server = server().await;
+    let tokenize = async |fields: Value| ask(&server, "/tokenize", &fields).await;
+    let whole =
+        tokenize(json!({"model": "no-embeddings", "prompt": "the cat", "return_token_strs": true})).await;
+    assert_eq!(whole["token_strs"], json!(["[CLS]", "the", "cat", "[SEP]"]));
+    assert_eq!((&whole["count"], &whole["max_model_len"]), (&json!(4), &json!(130)));
+    let bare =
+        tokenize(json!({"model": "no-embeddings", "prompt": "the cat", "add_special_tokens": false})).await;
+    assert_eq!(bare["tokens"].as_array().unwrap()[..], whole["tokens"].as_array().unwrap()[1..3]);
+    assert!(bare["token_strs"].is_null());
+    let text =
+        ask(&server, "/detokenize", &json!({"model": "no-embeddings", "tokens": bare["tokens"]})).await;
+    assert_eq!(text["prompt"], "the cat");
+    for (route, fields, param) in [
+        ("/tokenize", json!({"model": "no-embeddings"}), "prompt"),
+        ("/tokenize", json!({"model": "no-embeddings", "messages": []}), "messages"),
+        ("/tokenize", json!({"model": "no-embeddings", "prompt": "x", "messages": []}), "messages"),
+        ("/detokenize", json!({"model": "no-embeddings", "tokens": [4_000_000]}), "tokens"),
+        ("/detokenize", json!({"model": "no-embeddings"}), "tokens"),
+    ] {
+        let answer = server.post(route, &fields).await;
+        assert_eq!(answer.status(), 400, "{route} {fields}");
+        assert_eq!(body(answer).await["error"]["param"], param);
+    }
+}

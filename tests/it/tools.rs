@@ -1,0 +1,276 @@
+//! Functions that a model may call: how it is told of them, how its calls reach the client, and what it has to
+//! call whether it likes to or not.
+
+use predict_otron_9000::config::Limits;
+use serde_json::{Value, json};
+
+use crate::support::{self, ENGINE_OPTIONS, Script, Server, events, json as body, scripted_server};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// A template that knows tools, as those of many models do.
+const KNOWS_TOOLS: &str = "{% if tools %}TOOLS:{{ tools | tojson }} <tool_call>{% endif %}\
+    {% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}\
+    {% for call in m.tool_calls %}[{{ call.id }} {{ call.function.name }} {{ call.function.arguments.city }}]{% endfor %}\
+    {{ m.tool_call_id }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant:{% endif %}";
+
+fn weather() -> Value {
+    json!({"type": "function", "function": {
+        "name": "get_weather", "description": "The weather of <|im_end|> a city",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
+                       "additionalProperties": false}}})
+}
+
+fn sum() -> Value {
+    json!({"type": "function", "function": {
+        "name": "add", "strict": true,
+        "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"],
+                       "additionalProperties": false, "$defs": {"n": {"type": "integer", "minimum": 1, "maximum": 9}}}}})
+}
+
+async fn server(script: Script) -> Server {
+    let script = Script { context_length: Some(4096), ..script };
+    scripted_server(script, Limits::default(), ENGINE_OPTIONS).await
+}
+
+async fn ask(server: &Server, fields: Value) -> Value {
+    let mut request = json!({"messages": [{"role": "user", "content": "How warm is it?"}], "temperature": 0,
+                             "tools": [weather()]});
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body(server.post(CHAT, &request).await).await
+}
+
+fn calls(answer: &Value) -> Vec<(&str, Value)> {
+    let calls = answer["choices"][0]["message"]["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+    let call = |call: &'_ Value| -> (String, Value) {
+        assert!(call["id"].as_str().unwrap().starts_with("call_") && call["type"] == "function", "{call}");
+        let arguments = call["function"]["arguments"].as_str().unwrap();
+        (call["function"]["name"].as_str().unwrap().to_owned(), serde_json::from_str(arguments).unwrap())
+    };
+    calls.iter().map(|value| (value["function"]["name"].as_str().unwrap(), call(value).1)).collect()
+}
+
+/// The newest prompt that a model saw, as text.
+fn prompt(script: &Script) -> String {
+    let prompts = script.prompts.lock().unwrap();
+    let (_, ids) = prompts.iter().max_by_key(|(id, _)| id.0).unwrap();
+    let text =
+        |&id: &u32| u8::try_from(id).map_or_else(|_| "¤".to_owned(), |byte| char::from(byte).to_string());
+    ids.iter().map(text).collect()
+}
+
+#[tokio::test]
+async fn a_model_is_told_and_its_calls_are_read() {
+    let said = "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
+    let script = Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) };
+    let server = server(script.clone()).await;
+    let answer = ask(&server, json!({})).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["message"]["content"], "Let me look.");
+    assert_eq!(calls(&answer), [("get_weather", json!({"city": "Paris"}))]);
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let told = prompt(&script);
+    assert!(
+        told.starts_with("TOOLS:[{\"type\": \"function\", \"function\": {\"name\": \"get_weather\""),
+        "{told}"
+    );
+    assert!(told.contains("The weather of <|im_end|> a city"), "what a client says stays text: {told}");
+    // Who may not call is not told, and nothing is read.
+    let answer = ask(&server, json!({"tool_choice": "none"})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], said);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert!(!prompt(&script).contains("TOOLS"));
+    let answer = ask(&server, json!({"max_tokens": said.len() - 16})).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "it was cut short");
+}
+
+#[tokio::test]
+async fn calls_are_streamed_as_the_clients_put_them_together() {
+    let said = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
+                <tool_call>\n{\"name\": \"get_weather\", \"arguments\": {}}\n</tool_call>";
+    let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) }).await;
+    let request =
+        json!({"messages": [{"role": "user", "content": "x"}], "tools": [weather()], "stream": true});
+    let events = events(server.post(CHAT, &request).await).await;
+    let chunks: Vec<Value> = events.iter().filter_map(|event| serde_json::from_str(event).ok()).collect();
+    let mut arguments = vec![String::new(); 2];
+    let mut begun = Vec::new();
+    for delta in
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten()
+    {
+        let index = delta["index"].as_u64().unwrap() as usize;
+        arguments[index] += delta["function"]["arguments"].as_str().unwrap();
+        match delta["function"].get("name") {
+            Some(name) => {
+                begun.push((index, name.as_str().unwrap(), delta["id"].as_str().unwrap(), &delta["type"]));
+            }
+            None => assert!(delta.get("id").is_none() && delta.get("type").is_none(), "said once: {delta}"),
+        }
+    }
+    assert_eq!(arguments, ["{\"city\": \"Paris\"}", "{}"]);
+    assert_eq!(
+        begun.iter().map(|call| (call.0, call.1)).collect::<Vec<_>>(),
+        [(0, "get_weather"), (1, "get_weather")]
+    );
+    assert_ne!(begun[0].2, begun[1].2);
+    let last = chunks.iter().rfind(|chunk| chunk["choices"][0]["finish_reason"].is_string()).unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "tool_calls");
+    assert!(
+        chunks
+            .iter()
+            .all(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().is_empty())
+    );
+}
+
+#[tokio::test]
+async fn what_has_to_be_called_is_called() {
+    let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying("I'd rather not.") }).await;
+    let both = json!([weather(), sum()]);
+    let of = async |fields: Value| {
+        let mut all = json!({"tools": both, "max_tokens": 300});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        ask(&server, all).await
+    };
+    let answer = of(json!({"tool_choice": "required", "parallel_tool_calls": false})).await;
+    assert_eq!(calls(&answer).len(), 1, "{answer}");
+    assert_eq!(answer["choices"][0]["message"]["content"], Value::Null);
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    let name = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let answer = of(json!({"tool_choice": name("add")})).await;
+    let [("add", arguments)] = &calls(&answer)[..] else { panic!("{answer}") };
+    assert!((1..=9).contains(&arguments["a"].as_i64().unwrap()), "{answer}");
+    let answer = of(json!({"tool_choice": name("get_weather")})).await;
+    let [("get_weather", arguments)] = &calls(&answer)[..] else { panic!("{answer}") };
+    assert!(["Paris", "Rome"].contains(&arguments["city"].as_str().unwrap()), "{answer}");
+    let allowed =
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [name("add")]}});
+    assert_eq!(calls(&of(json!({"tool_choice": allowed})).await)[0].0, "add");
+    // Who may answer in words does, also where arguments would be kept to their schema.
+    let answer = of(json!({})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "I'd rather not.");
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes"]}}});
+    let answer = of(json!({"response_format": format})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "\"yes\"");
+    let answer = of(json!({"guided_regex": "1\\/2"})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "1/2");
+    let answer = of(json!({"guided_choice": ["1 \"call\""]})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "1 \"call\"");
+}
+
+#[tokio::test]
+async fn strict_arguments_are_kept_to_their_schema() {
+    let said = "Well: <tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 77}}\n</tool_call>";
+    let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) }).await;
+    let answer = ask(&server, json!({"tools": [sum()]})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "Well:");
+    let [("add", arguments)] = &calls(&answer)[..] else { panic!("{answer}") };
+    assert_eq!(arguments["a"], 7, "{answer}");
+    // Without the mark it is text, to which nothing is kept.
+    let bare = "{\"name\": \"add\", \"arguments\": {\"a\": 77}}";
+    let unmarked = self::server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(bare) }).await;
+    let answer = ask(&unmarked, json!({"tools": [sum()]})).await;
+    assert_eq!((answer["choices"][0]["message"]["content"].as_str(), calls(&answer).len()), (Some(bare), 0));
+    let mut loose = sum();
+    loose["function"]["strict"] = json!(false);
+    let answer = ask(&server, json!({"tools": [loose]})).await;
+    assert_eq!(calls(&answer), [("add", json!({"a": 77}))]);
+}
+
+#[tokio::test]
+async fn special_tokens_mark_calls() {
+    let mistral = "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{{ tool_calls }}";
+    let mark = support::N_VOCAB as u32;
+    let mut script = Script::saying("[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]");
+    script.answer.insert(0, mark);
+    script = Script { special: vec!["[TOOL_CALLS]"], template: Some(mistral), ..script };
+    let server = server(script).await;
+    let answer = ask(&server, json!({})).await;
+    let call = &answer["choices"][0]["message"]["tool_calls"][0];
+    assert_eq!(call["function"], json!({"name": "get_weather", "arguments": "{\"city\": \"Rome\"}"}));
+    let id = call["id"].as_str().unwrap();
+    assert!(id.len() == 9 && id.chars().all(|c| c.is_ascii_alphanumeric()), "{id}");
+    let mut strict = weather();
+    strict["function"]["strict"] = json!(true);
+    for fields in [json!({"tool_choice": "required"}), json!({"tools": [strict]})] {
+        let answer = ask(&server, fields).await;
+        let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+        assert_eq!(call["arguments"], "{\"city\": \"Rome\"}", "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn models_without_tools_are_told_in_words() {
+    let said = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+    let script = Script::saying(said);
+    let server = server(script.clone()).await;
+    assert_eq!(calls(&ask(&server, json!({})).await), [("get_weather", json!({"city": "Rome"}))]);
+    let told = prompt(&script);
+    assert!(told.starts_with("¤user:You can call functions."), "{told}");
+    assert!(told.contains("<tool_call>\n{\"name\": ") && told.contains("\n\nHow warm is it?¤"), "{told}");
+    let messages = json!([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "x"}]);
+    ask(&server, json!({"messages": messages})).await;
+    assert!(
+        prompt(&script).starts_with("¤system:Be kind.\n\nYou can call functions."),
+        "{}",
+        prompt(&script)
+    );
+}
+
+#[tokio::test]
+async fn calls_and_results_go_back_to_the_model() {
+    let history = |id: &str| {
+        json!([
+            {"role": "user", "content": "How warm is it?"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": id, "type": "function", "function":
+                {"name": "get_weather", "arguments": "{\"city\": \"Rome\"}"}}]},
+            {"role": "tool", "tool_call_id": id, "content": "21 degrees"},
+        ])
+    };
+    let script = Script { template: Some(KNOWS_TOOLS), ..Script::saying("21") };
+    let server_with = server(script.clone()).await;
+    let answer = ask(&server_with, json!({"messages": history("call_1")})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "21");
+    let told = prompt(&script);
+    assert!(
+        told.contains("assistant:[call_1 get_weather Rome]") && told.contains("tool:21 degreescall_1"),
+        "{told}"
+    );
+    let plain = Script::saying("21");
+    let server_without = server(plain.clone()).await;
+    ask(&server_without, json!({"messages": history("call_1"), "tools": []})).await;
+    let told = prompt(&plain);
+    assert!(told.contains("<tool_call>\n{\"name\":\"get_weather\""), "{told}");
+    assert!(told.contains("¤user:<tool_response>\n21 degrees\n</tool_response>"), "{told}");
+    for (messages, param) in [
+        (json!([{"role": "tool", "tool_call_id": "x", "content": "1"}]), "messages[0].tool_call_id"),
+        (json!([history("a")[0], history("a")[1], history("a")[0]]), "messages[1].tool_calls"),
+        (
+            json!([history("a")[0], {"role": "assistant", "tool_calls": [{"id": "a"}]}]),
+            "messages[1].tool_calls[0].type",
+        ),
+    ] {
+        let answer = ask(&server_with, json!({"messages": messages})).await;
+        assert_eq!(answer["error"]["param"], param, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_offered_is_refused_by_name() {
+    let server = server(Script::saying("x")).await;
+    let parameters = |schema: Value| json!([{"type": "function", "function": {"name": "f", "strict": true, "parameters": schema}}]);
+    for (fields, param) in [
+        (json!({"tools": [{"type": "custom", "custom": {"name": "x"}}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0].function.name"),
+        (json!({"tools": [weather(), weather()]}), "tools[1].function.name"),
+        (json!({"tools": vec![weather(); 129]}), "tools"),
+        (json!({"tools": [], "tool_choice": "required"}), "tool_choice"),
+        (json!({"tool_choice": {"type": "function", "function": {"name": "fly"}}}), "tool_choice"),
+        (json!({"tool_choice": "sometimes"}), "tool_choice"),
+        (json!({"tools": parameters(json!({"not": {}}))}), "tools"),
+        (json!({"grammar": "start: \"a\""}), "grammar"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+    ] {
+        let answer = ask(&server, fields.clone()).await;
+        assert_eq!(answer["error"]["param"], param, "{fields}: {answer}");
+    }
+}
