@@ -23,7 +23,7 @@ unsafe fn keep_memory() {
 unsafe fn keep_memory() {}
 
 fn main() -> ExitCode {
-    let args = Args::of_process();
+    let args = Args::from_process();
     // SAFETY: nothing has started a thread yet.
     unsafe { keep_memory() };
     // SAFETY: as above.

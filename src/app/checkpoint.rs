@@ -39,7 +39,7 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,
         kv_format: kv_format(limits.kv_format),
-        speculates: limits.speculates,
+        speculates: limits.speculative,
         queued_tokens: limits.queued_tokens,
         shifts_context: limits.context_overflow == ContextOverflow::Shift,
     };

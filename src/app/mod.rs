@@ -121,7 +121,7 @@ impl App {
     /// When a key cannot be one, a model is named wrongly or twice, or a thread cannot be started.
     pub fn new(config: &Config) -> Result<Self> {
         let api_keys = ApiKeys::new(&config.api_keys, config.api_key_file.as_deref())?;
-        if !api_keys.are_required() && !config.host.is_loopback() && !config.is_open {
+        if !api_keys.are_required() && !config.host.is_loopback() && !config.allow_unauthenticated {
             return Err(Error::new(
                 Kind::Config,
                 format!(

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::app::{kv_format, read_headers};
-use crate::config::{BenchArgs, Limits, RegistryConfig, system_bytes};
+use crate::config::{BenchArgs, Limits, RegistryConfig, procfs_bytes};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
@@ -312,7 +312,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 
 /// Memory of this process, where the system tells.
 fn resident_bytes() -> Option<usize> {
-    system_bytes("/proc/self/status", "VmRSS:")
+    procfs_bytes("/proc/self/status", "VmRSS:")
 }
 
 fn table(report: &Report) -> String {

@@ -23,7 +23,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
     ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
-    ("clap::", &["config.rs", "main.rs"]),
+    ("clap::", &["config/args.rs"]),
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar.rs"]),
     ("tokenizers::", &["tokenizer/"]),

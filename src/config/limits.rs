@@ -1,0 +1,120 @@
+//! Bounds on everything that a client can fill, and their defaults.
+
+use std::time::Duration;
+
+use super::args::{ContextOverflow, KvPrecision};
+
+/// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
+/// bound here.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a request body.
+    pub body_bytes: usize,
+    /// Chat requests that may wait for the engine, in addition to the running ones.
+    pub queued_requests: usize,
+    /// Prompt tokens of all waiting chat requests together. A single request may exceed it.
+    pub queued_tokens: usize,
+    /// How long a chat request may wait before it is refused.
+    pub queue_timeout: Duration,
+    /// Chat requests that the engine processes at the same time.
+    pub running_requests: usize,
+    /// Time for one batch. When a batch takes longer, the server reports itself unhealthy.
+    pub batch_time: Duration,
+    /// Prompt tokens computed in one batch.
+    pub prefill_chunk_tokens: usize,
+    /// Bytes of the KV cache of one chat model. Requests that do not fit wait; a context window
+    /// that does not fit alone is reduced to what does.
+    pub kv_bytes: usize,
+    /// Number format of the KV cache.
+    pub kv_format: KvPrecision,
+    /// Policy for prompts and answers that exceed the context.
+    pub context_overflow: ContextOverflow,
+    /// Whether to decode speculatively (prompt lookup) where it is profitable.
+    pub speculative: bool,
+    /// Bytes of the response cache; 0 disables it.
+    pub response_cache_bytes: usize,
+    /// Time to live of a cached response.
+    pub response_cache_ttl: Duration,
+    /// Interval of the spaces sent ahead of a slow response; zero disables them.
+    pub heartbeat: Duration,
+    /// How long a client must have waited for its response to be kept for a retry. The default is a
+    /// little less than the minute after which proxies give up.
+    pub retry_patience: Duration,
+    /// How long the response of a disconnected client is kept for its retry; zero disables that.
+    pub retry_grace: Duration,
+    /// Responses kept for retries at the same time.
+    pub retained_responses: usize,
+    /// Embedding requests waiting or running.
+    pub embedding_requests: usize,
+    /// Bytes of the embedding cache in memory; 0 disables it.
+    pub embedding_cache_bytes: usize,
+    /// Time to live of a cached embedding.
+    pub embedding_cache_ttl: Duration,
+    /// Inputs of one embedding request; OpenAI's own limit.
+    pub embedding_inputs: usize,
+    /// Keep-alive time of a connection without a request; at least the 75 s that clients and
+    /// proxies expect.
+    pub keep_alive_idle: Duration,
+    /// Time to receive the head of a request, from its first byte.
+    pub head_timeout: Duration,
+    /// Time to receive the next bytes of a request body.
+    pub body_idle: Duration,
+    /// Time for a client to accept the next bytes of a response.
+    pub write_stall: Duration,
+    /// How long requests are still accepted after SIGTERM, while `/health` tells load balancers to
+    /// go elsewhere.
+    pub drain_delay: Duration,
+    /// Time for running requests to finish once no new ones are accepted.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 2 << 20,
+            queued_requests: 256,
+            queued_tokens: 262_144,
+            queue_timeout: Duration::from_secs(300),
+            running_requests: 32,
+            batch_time: Duration::from_secs(10),
+            prefill_chunk_tokens: 256,
+            kv_bytes: MAX_DEFAULT_KV_BYTES,
+            kv_format: KvPrecision::F16,
+            context_overflow: ContextOverflow::Refuse,
+            speculative: true,
+            response_cache_bytes: 0,
+            response_cache_ttl: Duration::from_secs(3600),
+            heartbeat: Duration::ZERO,
+            retry_patience: Duration::from_secs(50),
+            retry_grace: Duration::from_secs(30),
+            retained_responses: 4,
+            embedding_requests: 256,
+            embedding_cache_bytes: 64 << 20,
+            embedding_cache_ttl: Duration::from_secs(24 * 3600),
+            embedding_inputs: 2048,
+            keep_alive_idle: Duration::from_secs(90),
+            head_timeout: Duration::from_secs(10),
+            body_idle: Duration::from_secs(30),
+            write_stall: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
+            shutdown_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Largest KV cache that is allocated by default.
+const MAX_DEFAULT_KV_BYTES: usize = 4 << 30;
+
+/// A quarter of the free memory where the system reports it, at most [`MAX_DEFAULT_KV_BYTES`].
+pub(super) fn default_kv_bytes() -> usize {
+    procfs_bytes("/proc/meminfo", "MemAvailable:")
+        .map_or(MAX_DEFAULT_KV_BYTES, |free| free / 4)
+        .min(MAX_DEFAULT_KV_BYTES)
+}
+
+/// Size in bytes from the line of a procfs file that begins with `label`, if there is one.
+pub fn procfs_bytes(file: &str, label: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(label))?;
+    Some(value.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+}

@@ -1,0 +1,211 @@
+//! Options in two stages: [`Args`] as typed, [`Config`] as resolved.
+//!
+//! Every option of the server has a flag, an environment variable and a line in `--help`. Nothing
+//! below `cli` sees [`Args`]; functions take the part of [`Config`] that they need.
+
+mod args;
+mod limits;
+mod parse;
+
+use std::env;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+
+pub use args::{
+    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, RegistryArgs,
+    ServeArgs,
+};
+pub use limits::{Limits, procfs_bytes};
+
+use limits::default_kv_bytes;
+
+/// The options of `serve`, resolved.
+#[derive(Clone)]
+pub struct Config {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 picks a free one.
+    pub port: u16,
+    /// API keys that clients may send. With none here and none in `api_key_file`, requests need no key.
+    pub api_keys: Vec<String>,
+    /// File with more API keys, one per line.
+    pub api_key_file: Option<PathBuf>,
+    /// Whether other machines are served although no API key is set.
+    pub allow_unauthenticated: bool,
+    /// References of the chat models, the default first.
+    pub models: Vec<String>,
+    /// Reference of the embedding model.
+    pub embedding_model: String,
+    /// Backend that runs the embedding model.
+    pub embedding_backend: EmbeddingBackend,
+    /// Reference of the reranker; without one, the embedding model scores.
+    pub rerank_model: Option<String>,
+    /// Pairs of an alias and the model name that it stands for.
+    pub aliases: Vec<(String, String)>,
+    /// Whether all chat models are loaded at startup, instead of the first alone.
+    pub preload: bool,
+    /// When chat models are unloaded.
+    pub residency: Residency,
+    /// The embedding cache on disk, if there is one.
+    pub disk_cache: Option<DiskCacheConfig>,
+    /// Sources of model files.
+    pub registry: RegistryConfig,
+    /// Bounds of queues, caches and times.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// Resolves `serve`'s options against the environment.
+    ///
+    /// # Errors
+    /// When no cache folder can be determined.
+    pub fn resolve(args: ServeArgs) -> Result<Self> {
+        Ok(Self {
+            host: args.host,
+            port: args.port,
+            api_keys: args.api_key,
+            api_key_file: args.api_key_file,
+            allow_unauthenticated: args.no_auth,
+            models: args.model,
+            embedding_model: args.embedding_model,
+            embedding_backend: args.embedding_backend,
+            rerank_model: args.rerank_model,
+            aliases: args.alias,
+            preload: args.preload,
+            residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
+            disk_cache: args.embedding_cache_dir.map(|folder| DiskCacheConfig {
+                folder,
+                max_bytes: args.embedding_cache_disk,
+                time_to_live: args.embedding_cache_ttl,
+            }),
+            registry: RegistryConfig::resolve(args.registry)?,
+            limits: Limits {
+                kv_format: args.compute.kv_format,
+                speculative: !args.no_speculation,
+                running_requests: usize::from(args.max_concurrent),
+                queued_requests: usize::from(args.max_queue),
+                queued_tokens: usize::try_from(args.max_queue_tokens).unwrap_or(usize::MAX),
+                queue_timeout: args.queue_timeout,
+                context_overflow: args.context_overflow,
+                kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, saturating_usize),
+                response_cache_bytes: saturating_usize(args.response_cache),
+                response_cache_ttl: args.response_cache_ttl,
+                heartbeat: args.heartbeat,
+                retry_patience: args.retry_patience,
+                retry_grace: args.retry_grace,
+                embedding_cache_bytes: saturating_usize(args.embedding_cache),
+                embedding_cache_ttl: args.embedding_cache_ttl,
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+/// Settings of the embedding cache on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskCacheConfig {
+    /// Folder of the cache file.
+    pub folder: PathBuf,
+    /// Approximate size limit of the cache file, in bytes.
+    pub max_bytes: u64,
+    /// How long an embedding stays valid.
+    pub time_to_live: Duration,
+}
+
+/// When chat models are unloaded from memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Bytes for the weights of all loaded models together; `None` is unlimited.
+    pub memory_budget: Option<u64>,
+    /// Idle time after which a model is unloaded; `None` keeps it.
+    pub idle_unload: Option<Duration>,
+}
+
+/// Sources of model files, resolved. Not `Debug`: it holds a token, which no log may show.
+#[derive(Clone)]
+pub struct RegistryConfig {
+    /// Whether all connections are forbidden.
+    pub offline: bool,
+    /// Root of the Hugging Face cache layout (`models--owner--name/…`).
+    pub hub_cache: PathBuf,
+    /// Root folder for files from all other sources, one subfolder per source.
+    pub cache_dir: PathBuf,
+    /// Base URL of the hub.
+    pub hub_endpoint: String,
+    /// Token for gated and private repositories.
+    pub hub_token: Option<String>,
+    /// How long the hub may take to accept a connection before the next source is tried.
+    pub hub_connect_timeout: Duration,
+    /// How long a download may stall before it counts as failed.
+    pub hub_read_timeout: Duration,
+    /// Python interpreter that runs pip.
+    pub python: PathBuf,
+}
+
+impl RegistryConfig {
+    /// Resolves the registry's options. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and
+    /// `HF_HUB_OFFLINE` have the meaning that every Hugging Face client gives them.
+    ///
+    /// # Errors
+    /// When none of `--cache-dir`, `XDG_CACHE_HOME` and `HOME` is set.
+    pub fn resolve(args: RegistryArgs) -> Result<Self> {
+        let user_cache = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(cache), _) => Some(PathBuf::from(cache)),
+            (None, Some(home)) => Some(PathBuf::from(home).join(".cache")),
+            (None, None) => None,
+        };
+        let no_folder =
+            || Error::new(Kind::Config, "no cache folder: set HOME or XDG_CACHE_HOME, or pass --cache-dir");
+        let hf_home = variable("HF_HOME")
+            .map(PathBuf::from)
+            .or_else(|| user_cache.as_ref().map(|cache| cache.join("huggingface")));
+        let (hub_cache, cache_dir) = match args.cache_dir {
+            Some(folder) => (folder.join("hub"), folder),
+            None => (
+                variable("HF_HUB_CACHE")
+                    .map(PathBuf::from)
+                    .or_else(|| hf_home.as_ref().map(|home| home.join("hub")))
+                    .ok_or_else(no_folder)?,
+                user_cache.ok_or_else(no_folder)?.join("predict-otron-9000"),
+            ),
+        };
+        let token_file =
+            variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| hf_home.map(|home| home.join("token")));
+        let hub_token = variable("HF_TOKEN")
+            .or_else(|| std::fs::read_to_string(token_file?).ok())
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty() && !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
+        Ok(Self {
+            offline: args.offline || is_true("HF_HUB_OFFLINE"),
+            hub_cache,
+            cache_dir,
+            hub_endpoint: variable("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".to_owned())
+                .trim_end_matches('/')
+                .to_owned(),
+            hub_token,
+            hub_connect_timeout: Duration::from_secs(3),
+            hub_read_timeout: Duration::from_secs(30),
+            python: variable("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from),
+        })
+    }
+}
+
+/// `n` as a `usize`, or the largest `usize` where it does not fit.
+fn saturating_usize(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// Value of an environment variable, if it is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether a boolean environment variable is set, by the rules of Hugging Face's clients.
+fn is_true(name: &str) -> bool {
+    variable(name)
+        .is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
