@@ -12,15 +12,12 @@ use std::time::{Duration, Instant, SystemTime};
 use once_cell::sync::OnceCell;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::cache::EmbeddingCache;
-use super::disk::DiskCache;
-use super::request::{Embedded, EmbeddingRequest, Prepared, Tokenized};
-use super::{Embeddings, TextEmbedding};
+use super::backend::Tokenized;
+use super::batch::{Answer, EmbeddingRequest, Embeddings, Prepared};
+use super::cache::{DiskCache, EmbeddingCache};
+use super::text_embedding::{TEXT_EMBEDDING, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
-
-/// The embedding model of this process.
-static TEXT_EMBEDDING: OnceCell<TextEmbedding> = OnceCell::new();
 
 /// Bytes of texts that are tokenized sooner than another thread would have begun.
 const FEW_BYTES: usize = 1024;
@@ -188,13 +185,13 @@ impl Embedder {
     ) -> Result<Prepared> {
         let reads_disk = self.cache.as_ref().is_some_and(|cache| cache.reads_disk());
         if request.n_bytes() <= FEW_BYTES && !reads_disk {
-            return Prepared::new(request, model, self.cache.as_deref(), SystemTime::now());
+            return model.prepare(request, self.cache.as_deref(), SystemTime::now());
         }
         let permit = self.preparing.clone().acquire_owned().await;
         let cache = self.cache.clone();
         let work = move || {
             let _held = (permit, place);
-            Prepared::new(request, model, cache.as_deref(), SystemTime::now())
+            model.prepare(request, cache.as_deref(), SystemTime::now())
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -242,14 +239,6 @@ impl Embedder {
     pub fn stop(&self) {
         self.stopped.send_replace(true);
     }
-}
-
-/// What the inputs of a request have become.
-pub(super) struct Answer {
-    pub embedded: Vec<Arc<Embedded>>,
-    pub n_hits: usize,
-    pub queue: Duration,
-    pub compute: Duration,
 }
 
 fn died() -> Error {

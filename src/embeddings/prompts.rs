@@ -4,9 +4,21 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::request::Prompt;
 use super::source::EmbeddingSource;
 use crate::error::{Error, Result};
+
+/// What the model is to see before each text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Prompt {
+    #[default]
+    Nothing,
+    /// What it was trained to see before a text that searches.
+    Query,
+    /// And before one that is found.
+    Document,
+    /// One of the prompts that its files name.
+    Named(String),
+}
 
 /// The prompts of a model, by name: those of its catalog row, and those of its own files.
 #[derive(Debug, Default)]

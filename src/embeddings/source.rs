@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::cache::Fingerprint;
-use super::onnx;
+use super::backend::onnx_catalog::{CatalogueEntry, CatalogueFiles, Recipe};
+use super::entry::Fingerprint;
 use crate::config::EmbeddingBackend;
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
@@ -32,7 +32,7 @@ pub struct EmbeddingSource {
     format: Format,
     /// What its catalog row says of it, if it has one.
     spec: Option<EmbeddingSpec>,
-    onnx: Option<onnx::Recipe>,
+    onnx: Option<Recipe>,
     license: Option<String>,
 }
 
@@ -53,13 +53,13 @@ impl EmbeddingSource {
     pub fn locate_for(reference: &str, backend: EmbeddingBackend, registry: &Registry) -> Result<Self> {
         let row = row(reference);
         let refused = |why: String| Error::registry(format!("--embedding-backend {backend}: {why}"));
-        match (backend, row, onnx::CatalogueEntry::find(reference)) {
+        match (backend, row, CatalogueEntry::find(reference)) {
             (EmbeddingBackend::Encoder, None, Some(_)) => Err(refused(format!(
                 "`{reference}` is of fastembed's catalogue; use `auto`, or a model of the catalog in README.md"
             ))),
             (EmbeddingBackend::Fastembed, Some(row), _) => {
                 row.check_kind(ModelKind::Embedding)?;
-                let entry = row.aliases.iter().find_map(|alias| onnx::CatalogueEntry::find(alias));
+                let entry = row.aliases.iter().find_map(|alias| CatalogueEntry::find(alias));
                 let entry = entry.ok_or_else(|| {
                     refused(format!(
                         "fastembed's catalogue has no `{}`; use `auto`, or name a repository or folder with its \
@@ -67,9 +67,9 @@ impl EmbeddingSource {
                         row.name
                     ))
                 })?;
-                Ok(entry.locate(registry)?.of_row(row))
+                Ok(Self::of_catalogue(entry, registry)?.of_row(row))
             }
-            (_, None, Some(entry)) => entry.locate(registry),
+            (_, None, Some(entry)) => Self::of_catalogue(entry, registry),
             (_, _, _) => {
                 let formats = match backend {
                     EmbeddingBackend::Auto => Purpose::from(ModelKind::Embedding).formats,
@@ -95,7 +95,7 @@ impl EmbeddingSource {
             registry.resolve(reference, purpose)?;
         let kind = purpose.kind.unwrap_or(ModelKind::Embedding);
         let onnx = match format {
-            Format::Onnx => Some(onnx::Recipe::of_folder(&files)?),
+            Format::Onnx => Some(Recipe::of_folder(&files)?),
             Format::Safetensors | Format::Gguf => None,
         };
         Ok(Self { id, kind, aliases, files, main, format, spec, onnx, license })
@@ -103,7 +103,7 @@ impl EmbeddingSource {
 
     /// Whether `reference` names a model of fastembed's catalogue and none of ours.
     pub fn is_in_fastembed(reference: &str) -> bool {
-        row(reference).is_none() && onnx::CatalogueEntry::find(reference).is_some()
+        row(reference).is_none() && CatalogueEntry::find(reference).is_some()
     }
 
     /// The name that clients will see and the other names they may use, without the model's files.
@@ -111,7 +111,7 @@ impl EmbeddingSource {
     /// # Errors
     /// When the reference is malformed, or names a model for another use.
     pub fn names(reference: &str, kind: ModelKind) -> Result<(String, Vec<String>)> {
-        match onnx::CatalogueEntry::find(reference) {
+        match CatalogueEntry::find(reference) {
             Some(entry) if kind == ModelKind::Embedding && Self::is_in_fastembed(reference) => {
                 let (own, repo) = entry.names();
                 Ok((repo, vec![own]))
@@ -128,20 +128,24 @@ impl EmbeddingSource {
 
     /// Names and repositories of fastembed's catalogue.
     pub fn fastembed_catalogue() -> Vec<(String, String)> {
-        onnx::CatalogueEntry::all().map(|entry| entry.names()).collect()
+        CatalogueEntry::all().map(|entry| entry.names()).collect()
     }
 
     /// A model of fastembed's catalogue.
-    pub(super) fn of_catalogue(
-        id: String,
-        aliases: Vec<String>,
-        files: BTreeMap<String, PathBuf>,
-        main: PathBuf,
-        recipe: onnx::Recipe,
-    ) -> Self {
-        let format = Format::Onnx;
-        let kind = ModelKind::Embedding;
-        Self { id, kind, aliases, files, main, format, spec: None, onnx: Some(recipe), license: None }
+    fn of_catalogue(entry: CatalogueEntry, registry: &Registry) -> Result<Self> {
+        let (own, id) = entry.names();
+        let CatalogueFiles { files, main, recipe } = entry.locate(registry)?;
+        Ok(Self {
+            id,
+            kind: ModelKind::Embedding,
+            aliases: vec![own],
+            files,
+            main,
+            format: Format::Onnx,
+            spec: None,
+            onnx: Some(recipe),
+            license: None,
+        })
     }
 
     /// The same files as those of a model of our catalog.
@@ -186,7 +190,7 @@ impl EmbeddingSource {
         self.spec
     }
 
-    pub(super) fn recipe(&self) -> Option<&onnx::Recipe> {
+    pub(super) fn recipe(&self) -> Option<&Recipe> {
         self.onnx.as_ref()
     }
 

@@ -27,10 +27,10 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar.rs"]),
     ("tokenizers::", &["tokenizer/"]),
-    ("fastembed::", &["embeddings/onnx.rs"]),
-    ("ort::", &["embeddings/onnx.rs"]),
+    ("fastembed::", &["embeddings/backend/onnx"]),
+    ("ort::", &["embeddings/backend/onnx"]),
     ("hf_hub::", &["registry/hub"]),
-    ("redb::", &["embeddings/disk.rs"]),
+    ("redb::", &["embeddings/cache/disk.rs"]),
     ("std::arch::", &["kernels/"]),
     ("unsafe {", &["kernels/", "models/load/mod.rs", "main.rs"]),
 ];

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::embedder::{Answer, Embedder};
-use super::request::{Embedded, EmbeddingInput, EmbeddingRequest, Prompt};
-use super::unit_length;
+use super::batch::{Answer, EmbeddingRequest};
+use super::embedder::Embedder;
+use super::entry::{Embedded, EmbeddingInput, unit_length};
+use super::prompts::Prompt;
 use crate::error::{Error, Result};
 use crate::registry::ModelKind;
 

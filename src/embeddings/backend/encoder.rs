@@ -4,7 +4,7 @@ use candle_core::{D, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::source::EmbeddingSource;
+use super::super::source::EmbeddingSource;
 use super::{Backend, Tokenized};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;

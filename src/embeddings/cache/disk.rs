@@ -13,8 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition};
 
-use super::cache::Key;
-use super::request::Embedded;
+use super::super::entry::{Embedded, Key, Known};
 use crate::config::DiskCacheConfig;
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
@@ -41,13 +40,6 @@ pub struct DiskCache {
     file: Arc<VectorFile>,
     sender: Option<SyncSender<Vec<Note>>>,
     writer: Option<JoinHandle<()>>,
-}
-
-/// What a text has become, and when.
-#[derive(Clone)]
-pub struct Known {
-    pub embedded: Arc<Embedded>,
-    pub since: SystemTime,
 }
 
 /// What is to be written.
@@ -312,7 +304,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::embeddings::{EmbeddingInput, Fingerprint};
+    use crate::embeddings::entry::{EmbeddingInput, Fingerprint};
 
     fn config(folder: &Path) -> DiskCacheConfig {
         DiskCacheConfig {
@@ -422,7 +414,7 @@ mod tests {
     fn a_kill_at_any_moment_costs_nothing_that_was_written() {
         let folder = tempfile::tempdir().unwrap();
         for n_lines in [1, 2, 7, 40, 111] {
-            let name = "embeddings::disk::tests::writes_until_it_is_killed";
+            let name = "embeddings::cache::disk::tests::writes_until_it_is_killed";
             let mut child = Command::new(env::current_exe().unwrap())
                 .args([name, "--exact", "--ignored", "--nocapture"])
                 .env(FOLDER, folder.path())

@@ -2,21 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::TextEmbedding;
-use super::cache::{EmbeddingCache, Key};
-use crate::error::{Error, Result};
-
-/// Something to embed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EmbeddingInput {
-    Text(String),
-    /// Token ids of the model's own vocabulary, without its first and last tokens.
-    Tokens(Vec<u32>),
-    /// Two texts that a cross-encoder scores against each other.
-    Pair(String, String),
-}
+use super::backend::Tokenized;
+use super::cache::EmbeddingCache;
+use super::entry::{Embedded, EmbeddingInput, Key, unit_length};
+use super::prompts::Prompt;
+use crate::error::Result;
 
 /// Texts to embed, and how.
 #[derive(Debug, Clone, Default)]
@@ -29,19 +21,6 @@ pub struct EmbeddingRequest {
     pub prompt: Prompt,
     /// Whether texts that are too long are cut instead of refused.
     pub truncates: bool,
-}
-
-/// What the model is to see before each text.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Prompt {
-    #[default]
-    Nothing,
-    /// What it was trained to see before a text that searches.
-    Query,
-    /// And before one that is found.
-    Document,
-    /// One of the prompts that its files name.
-    Named(String),
 }
 
 impl EmbeddingRequest {
@@ -63,24 +42,6 @@ impl From<Vec<EmbeddingInput>> for EmbeddingRequest {
     }
 }
 
-/// What a text has become: the model's numbers for it, not cut and of any length.
-#[derive(Debug, PartialEq)]
-pub struct Embedded {
-    pub numbers: Vec<f32>,
-    /// Tokens of the text, the model's first and last ones included.
-    pub n_tokens: usize,
-}
-
-/// A text with its token ids, the model's first and last ones included.
-#[derive(Debug, Clone)]
-pub(super) struct Tokenized {
-    /// What the ids were made of; absent where the client sent ids.
-    pub text: Option<String>,
-    pub ids: Vec<u32>,
-    /// How many of them belong to the first text of a pair.
-    pub n_first: Option<usize>,
-}
-
 /// A request, of whose texts those remain that nothing is known of, each once.
 pub(super) struct Prepared {
     /// Of each input, in order.
@@ -98,25 +59,17 @@ enum Found {
 }
 
 impl Prepared {
-    /// Looks up and tokenizes the inputs of a request.
+    /// Of inputs with their keys, and what is known of each. `tokenize` gets the place of an input in the
+    /// request too.
     ///
     /// # Errors
-    /// As [`TextEmbedding::embed`].
+    /// Those of `tokenize`.
     pub fn new(
-        request: EmbeddingRequest,
-        model: &TextEmbedding,
-        cache: Option<&EmbeddingCache>,
-        now: SystemTime,
+        inputs: Vec<EmbeddingInput>,
+        keys: Vec<Key>,
+        known: Vec<Option<Arc<Embedded>>>,
+        tokenize: impl Fn(EmbeddingInput, usize) -> Result<Tokenized>,
     ) -> Result<Self> {
-        if let Some(n) = request.dimensions {
-            model.check_dimensions(n, request.forces_dimensions)?;
-        }
-        let prefix = model.prefix(&request.prompt)?;
-        let inputs =
-            request.inputs.into_iter().map(|input| prompted(input, prefix)).collect::<Result<Vec<_>>>()?;
-        let key = |input| Key::new(model.fingerprint(), input, request.truncates);
-        let keys: Vec<Key> = inputs.iter().map(key).collect();
-        let known = cache.map_or_else(|| vec![None; keys.len()], |cache| cache.get_all(&keys, now));
         let mut prepared = Self { inputs: Vec::new(), texts: Vec::new(), keys: Vec::new(), n_hits: 0 };
         let mut places: HashMap<Key, usize> = HashMap::new();
         for (index, ((input, key), known)) in inputs.into_iter().zip(keys).zip(known).enumerate() {
@@ -131,7 +84,7 @@ impl Prepared {
             }
             places.insert(key, prepared.texts.len());
             prepared.inputs.push(Found::Unknown(prepared.texts.len()));
-            prepared.texts.push(model.tokenize(input, index, request.truncates)?);
+            prepared.texts.push(tokenize(input, index)?);
             prepared.keys.push(key);
         }
         Ok(prepared)
@@ -161,16 +114,41 @@ impl Prepared {
     }
 }
 
-/// An input with what the model is to see before it.
-fn prompted(input: EmbeddingInput, prefix: &str) -> Result<EmbeddingInput> {
-    match input {
-        EmbeddingInput::Text(text) if !prefix.is_empty() => {
-            Ok(EmbeddingInput::Text(format!("{prefix}{text}")))
-        }
-        EmbeddingInput::Tokens(_) if !prefix.is_empty() => Err(Error::invalid(
-            "input",
-            "a prompt can be put before texts, not before token ids; send strings",
-        )),
-        other => Ok(other),
+/// What the inputs of a request have become.
+pub(super) struct Answer {
+    pub embedded: Vec<Arc<Embedded>>,
+    pub n_hits: usize,
+    pub queue: Duration,
+    pub compute: Duration,
+}
+
+/// The vectors of one request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    /// Unit length, in input order.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all inputs, the model's first and last ones included.
+    pub n_tokens: usize,
+    /// Inputs whose vectors were known.
+    pub n_hits: usize,
+    pub queue: Duration,
+    pub compute: Duration,
+}
+
+impl Embeddings {
+    /// Vectors of unit length, cut to `dimensions` where given.
+    pub(super) fn new(answer: Answer, dimensions: Option<usize>) -> Result<Self> {
+        let Answer { embedded, n_hits, queue, compute } = answer;
+        let vectors = embedded.iter().map(|embedded| {
+            let n = dimensions.unwrap_or(embedded.numbers.len());
+            unit_length(&embedded.numbers[..n])
+        });
+        Ok(Self {
+            vectors: vectors.collect::<Result<_>>()?,
+            n_tokens: embedded.iter().map(|embedded| embedded.n_tokens).sum(),
+            n_hits,
+            queue,
+            compute,
+        })
     }
 }
