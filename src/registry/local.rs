@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::layout::{self, Format};
-use super::{ModelFiles, Purpose, Source};
+use super::layout::{self, Format, Purpose};
+use super::model_files::{ModelFiles, Source};
 use crate::error::{Error, Result};
 
 /// The model at `path`: a weights file, with what it needs beside it, or a folder of these.

@@ -7,15 +7,17 @@
 //! Everything here blocks: call it from a thread, or from tokio's `spawn_blocking`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod catalog;
 mod hub;
+mod kind;
 mod layout;
 mod local;
+mod model_files;
+mod model_ref;
+mod names;
 mod progress;
-mod reference;
 mod verify;
 mod wheel;
 
@@ -23,9 +25,11 @@ pub use catalog::{
     CatalogEntry, CatalogFile, CatalogSource, EmbeddingSpec, Golden, Origin, Pooling, Prefixes,
     catalog_entries,
 };
-pub use layout::Format;
+pub use kind::ModelKind;
+pub use layout::{Format, Purpose};
+pub use model_files::{ModelFiles, Source, read_file};
+pub use model_ref::ModelRef;
 pub use progress::readable_size;
-pub use reference::ModelRef;
 
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
@@ -37,145 +41,6 @@ use wheel::Wheel;
 /// The ONNX Runtime that is fetched when none is installed, matching the API version that the
 /// `ort` crate is built for.
 pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
-
-/// What a model is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ModelKind {
-    /// Generating text.
-    Chat,
-    /// Turning texts into vectors.
-    Embedding,
-    /// Scoring documents against a query.
-    Reranker,
-}
-
-impl fmt::Display for ModelKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Chat => "chat",
-            Self::Embedding => "embedding",
-            Self::Reranker => "reranking",
-        })
-    }
-}
-
-/// What a model is wanted for, and in which form.
-#[derive(Debug, Clone, Copy)]
-pub struct Purpose {
-    pub kind: Option<ModelKind>,
-    /// The formats that will do, the best first.
-    pub formats: &'static [Format],
-}
-
-impl From<ModelKind> for Purpose {
-    fn from(kind: ModelKind) -> Self {
-        Some(kind).into()
-    }
-}
-
-impl From<Option<ModelKind>> for Purpose {
-    fn from(kind: Option<ModelKind>) -> Self {
-        // The default encoder reads safetensors, the default decoder GGUF.
-        let formats: &[Format] = match kind {
-            Some(ModelKind::Embedding | ModelKind::Reranker) => {
-                &[Format::Safetensors, Format::Onnx, Format::Gguf]
-            }
-            Some(ModelKind::Chat) | None => &[Format::Gguf, Format::Safetensors, Format::Onnx],
-        };
-        Self { kind, formats }
-    }
-}
-
-/// Where a model's files came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    Local(PathBuf),
-    Hub { repo: String, revision: String },
-    Wheel { package: String, version: String },
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local(path) => path.display().fmt(f),
-            Self::Hub { repo, revision } => write!(f, "hub repository {repo}@{revision}"),
-            Self::Wheel { package, version } => write!(f, "wheel {package}=={version}"),
-        }
-    }
-}
-
-/// A model whose files are on disk.
-#[derive(Debug, Clone)]
-pub struct ModelFiles {
-    /// The name that clients see.
-    pub id: String,
-    /// Other names that clients may use: the repository's, and the reference as it was written.
-    pub aliases: Vec<String>,
-    pub format: Format,
-    /// The file to load: the GGUF file, `model.safetensors` or its index, the ONNX graph.
-    pub main: PathBuf,
-    /// Every file, `main` included, by the name its readers know it by (`config.json`,
-    /// `tokenizer.json`, `1_Pooling/config.json`, …), wherever in its source it was.
-    pub files: BTreeMap<String, PathBuf>,
-    pub source: Source,
-    /// As the catalog or the model card says.
-    pub license: Option<String>,
-    /// How texts become vectors, if it is a catalog row for embedding.
-    pub embedding: Option<EmbeddingSpec>,
-    /// Bytes of all files together.
-    pub size_bytes: u64,
-}
-
-impl ModelFiles {
-    /// The file known as `name`, if the model has one.
-    pub fn file(&self, name: &str) -> Option<&Path> {
-        self.files.get(name).map(PathBuf::as_path)
-    }
-
-    /// The file known as `name`.
-    ///
-    /// # Errors
-    /// When the model has none.
-    pub fn require(&self, name: &str) -> Result<&Path> {
-        self.file(name).ok_or_else(|| Error::model(format!("model `{}` has no file `{name}`", self.id)))
-    }
-
-    /// Puts together what was found for `layout`.
-    fn new(
-        id: String,
-        aliases: Vec<String>,
-        layout: &Layout,
-        files: BTreeMap<String, PathBuf>,
-        source: Source,
-    ) -> Result<Self> {
-        let main = layout.files.first().and_then(|file| files.get(&file.name)).cloned();
-        let size = |path: &PathBuf| {
-            std::fs::metadata(path).map(|metadata| metadata.len()).map_err(|error| {
-                Error::registry(format!("cannot read {}: {error}", path.display())).context(&id)
-            })
-        };
-        let size_bytes = files.values().map(size).sum::<Result<u64>>()?;
-        Ok(Self {
-            main: main.ok_or_else(|| Error::internal(format!("model `{id}` has no file to load")))?,
-            id,
-            aliases,
-            format: layout.format,
-            files,
-            source,
-            license: None,
-            embedding: None,
-            size_bytes,
-        })
-    }
-}
-
-/// The bytes of one of a model's files.
-///
-/// # Errors
-/// When they cannot be read.
-pub fn read_file(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
-}
 
 /// A model as the `models` command shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +88,7 @@ impl Registry {
         match ModelRef::parse(reference)? {
             ModelRef::Catalog(entry) => self.resolve_catalog(entry, purpose.kind),
             ModelRef::Hub { repo, revision, file } => {
-                let revision = revision.as_deref().unwrap_or(hub::MAIN);
+                let revision = revision.as_deref().unwrap_or(names::DEFAULT_REVISION);
                 self.resolve_hub(&repo, revision, file.as_deref(), purpose)
                     .map(|files| ModelFiles { aliases: vec![reference.to_owned()], ..files })
             }
@@ -245,10 +110,10 @@ impl Registry {
         revision: Option<&str>,
         files: &[(&str, bool)],
     ) -> Result<BTreeMap<String, PathBuf>> {
-        let revision = revision.unwrap_or(hub::MAIN);
-        reference::check_repo(repo)?;
-        reference::check_revision(revision)?;
-        files.iter().try_for_each(|(path, _)| reference::check_relative_path(path))?;
+        let revision = revision.unwrap_or(names::DEFAULT_REVISION);
+        names::check_repo(repo)?;
+        names::check_revision(revision)?;
+        files.iter().try_for_each(|(path, _)| names::check_relative_path(path))?;
         let wanted: Vec<WantedFile> = files
             .iter()
             .map(|&(path, optional)| WantedFile {

@@ -9,10 +9,9 @@ use std::process::{Command, Stdio};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::hub::Found;
-use super::layout::WantedFile;
+use super::layout::{Found, WantedFile};
+use super::names::check_relative_path;
 use super::progress::Progress;
-use super::reference::check_relative_path;
 use super::verify::{self, Digest, Hasher, Verifier, create_parent, io_error, put_in_place, write_whole};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! Models to chat with: GGUF files, 4-bit from a billion weights on and 8-bit below.
 
 use super::{APACHE_2, CatalogEntry, MIT, file, hub, hub_at, row, wheel, wheel_file};
-use crate::registry::ModelKind;
+use crate::registry::kind::ModelKind;
 
 const GEMMA: &str = "gemma";
 const LLAMA_3_1: &str = "llama3.1";

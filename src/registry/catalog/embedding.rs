@@ -9,7 +9,7 @@ use super::{
     APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, Golden, MIT, Pooling, Prefixes, file, hub, hub_at,
     row, wheel, wheel_file,
 };
-use crate::registry::ModelKind;
+use crate::registry::kind::ModelKind;
 
 const PLAIN: Prefixes = Prefixes { query: "", document: "" };
 const E5: Prefixes = Prefixes { query: "query: ", document: "passage: " };

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use super::{ModelKind, hub};
+use super::kind::ModelKind;
+use super::names::DEFAULT_REVISION;
 use crate::error::{Error, Result};
 
 mod chat;
@@ -194,7 +195,7 @@ const fn row(
 
 /// A repository at its head.
 const fn hub(repo: &'static str, main: CatalogFile, others: &'static [CatalogFile]) -> CatalogSource {
-    hub_at(repo, hub::MAIN, main, others)
+    hub_at(repo, DEFAULT_REVISION, main, others)
 }
 
 /// A repository at a branch or commit.
@@ -232,7 +233,7 @@ mod tests {
 
     use super::*;
     use crate::registry::layout::Format;
-    use crate::registry::reference::{check_relative_path, check_repo, check_revision};
+    use crate::registry::names::{check_relative_path, check_repo, check_revision};
 
     #[test]
     fn every_row_can_be_used() {

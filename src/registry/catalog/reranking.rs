@@ -4,7 +4,7 @@
 //! by ALiBi, `v2` names and joins its tensors as no other checkpoint does).
 
 use super::{APACHE_2, CatalogEntry, CatalogFile, MIT, file, hub, row};
-use crate::registry::ModelKind;
+use crate::registry::kind::ModelKind;
 
 const BESIDE: &[CatalogFile] = &[file("tokenizer.json", None), file("config.json", None)];
 

@@ -7,42 +7,23 @@
 mod session;
 mod transfer;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use super::layout::WantedFile;
+use super::layout::{Found, WantedFile};
 use super::local::files_under;
+use super::names::{DEFAULT_REVISION, is_commit};
 use super::progress::note;
 use super::verify::{self, Digest, Verifier, create_parent, io_error, write_whole};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
-use session::{Answer, RemoteFile, Session};
-
-/// The branch meant when none is named.
-pub const MAIN: &str = "main";
+use session::{Answer, RemoteFile, RepoListing, Session, no_file};
 
 /// The hub, and the part of it that is on disk.
 pub struct Hub<'a> {
     config: &'a RegistryConfig,
     verifier: &'a Verifier,
 }
-
-/// What a repository holds at one commit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepoListing {
-    /// The commit, 40 hex digits.
-    pub commit: String,
-    /// Relative paths of all files.
-    pub files: Vec<String>,
-    /// What the model card says.
-    pub license: Option<String>,
-}
-
-/// Logical names of files and where they are.
-pub type Found = BTreeMap<String, PathBuf>;
 
 /// What the disk has of a file.
 enum OnDisk {
@@ -188,7 +169,7 @@ impl<'a> Hub<'a> {
         let mut repos: Vec<_> = entries
             .filter_map(|entry| {
                 let repo = entry.file_name().to_str()?.strip_prefix("models--")?.replace("--", "/");
-                let commit = self.commit_on_disk(&repo, MAIN)?;
+                let commit = self.commit_on_disk(&repo, DEFAULT_REVISION)?;
                 let snapshot = entry.path().join("snapshots").join(commit);
                 let files = files_under(&snapshot);
                 Some((repo, snapshot, files))
@@ -319,14 +300,6 @@ impl<'a> Hub<'a> {
 /// `models--owner--name`, the cache's folder of a repository.
 fn folder_name(repo: &str) -> String {
     format!("models--{}", repo.replace('/', "--"))
-}
-
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn no_file(repo: &str, revision: &str, path: &str) -> Error {
-    Error::registry(format!("hub repository `{repo}` has no file `{path}` at revision `{revision}`"))
 }
 
 /// Makes `path`, `depth` folders below a snapshot's own, stand for `blob`: by a relative link, or

@@ -11,14 +11,14 @@ use hf_hub::repository::{HFRepository, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
+use super::super::names::{DEFAULT_REVISION, check_relative_path, is_commit};
 use super::super::progress::{Progress, note, readable_size};
-use super::super::reference::check_relative_path;
 use super::super::verify::{Digest, create_parent, io_error, put_in_place};
 use super::transfer::Transfer;
-use super::{MAIN, RepoListing, is_commit, no_file};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Kind, Result};
 
@@ -44,6 +44,17 @@ pub struct Session {
     endpoint: Url,
     token: Option<String>,
     read_timeout: Duration,
+}
+
+/// What a repository holds at one commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepoListing {
+    /// The commit, 40 hex digits.
+    pub commit: String,
+    /// Relative paths of all files.
+    pub files: Vec<String>,
+    /// What the model card says.
+    pub license: Option<String>,
 }
 
 /// A file as the hub describes it.
@@ -312,7 +323,7 @@ impl Session {
             HFError::AuthRequired { .. } | HFError::Forbidden { .. } => self.refused(repo),
             HFError::RepoNotFound { .. } => no_repo(repo),
             // The hub's answer is 404 for either.
-            HFError::RevisionNotFound { .. } if revision == MAIN => no_repo(repo),
+            HFError::RevisionNotFound { .. } if revision == DEFAULT_REVISION => no_repo(repo),
             HFError::RevisionNotFound { .. } => no_revision(repo, revision),
             HFError::EntryNotFound { path, .. } => no_file(repo, revision, &path),
             HFError::Request { source, .. } => self.unreachable(source),
@@ -358,6 +369,11 @@ enum Broken {
 fn etag_of(headers: &HeaderMap) -> Option<String> {
     let etag = headers.get("x-linked-etag").or_else(|| headers.get(header::ETAG))?.to_str().ok()?;
     Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_owned())
+}
+
+/// The error of a file that a repository lacks.
+pub fn no_file(repo: &str, revision: &str, path: &str) -> Error {
+    Error::registry(format!("hub repository `{repo}` has no file `{path}` at revision `{revision}`"))
 }
 
 fn no_repo(repo: &str) -> Error {
