@@ -1,4 +1,4 @@
-//! Errors as HTTP: the only status codes of the program, in OpenAI's envelope.
+//! Errors as HTTP responses in OpenAI's envelope. All status codes of the program are here.
 
 use std::any::Any;
 use std::time::Duration;
@@ -10,7 +10,10 @@ use axum::response::{IntoResponse, Response};
 use crate::error::{Error, Kind};
 use crate::openai::error::{ErrorBody, ErrorObject};
 
-/// An error on its way to the client.
+/// The message for clients after a panic.
+pub const PANICKED: &str = "internal error while serving this request; see the server's log";
+
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -18,19 +21,19 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
-/// What went wrong, on its way from an error's answer to the log.
+/// The message of an error response, attached to it for the request log.
 #[derive(Clone, Default)]
-pub struct Reason(pub String);
+pub struct LoggedMessage(pub String);
 
 impl ApiError {
-    /// An error that only HTTP knows, such as an unknown route.
+    /// An error of HTTP itself, such as an unknown route.
     pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
         let error = ErrorObject { message: message.into(), kind, param: None, code };
         Self { status, body: ErrorBody { error }, retry_after: None }
     }
 
-    /// The envelope alone, for an error in mid-stream.
+    /// Returns the envelope alone, for an error in mid-stream.
     pub fn into_body(self) -> ErrorBody {
         self.body
     }
@@ -65,16 +68,16 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let reason = Reason(self.body.error.message.clone());
+        let logged = LoggedMessage(self.body.error.message.clone());
         let mut response = (self.status, Json(self.body)).into_response();
-        response.extensions_mut().insert(reason);
+        response.extensions_mut().insert(logged);
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
-            // Whole seconds for the standard header, rounded up; the SDKs prefer the other.
+            // The standard header takes whole seconds, rounded up here; the SDKs prefer the other one.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
             headers.insert("retry-after-ms", HeaderValue::from(after.as_millis() as u64));
         }
-        // The SDKs retry every 5xx twice; a fault of ours would only happen again.
+        // The SDKs retry every 5xx twice, but an internal error would only recur.
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
@@ -82,25 +85,20 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// What no route answers.
+/// The response to an unknown path.
 pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
     let message = format!("there is no {method} {}; GET / lists the routes", uri.path());
     ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 
-/// A route that exists, asked with a method it does not answer.
-pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{} does not answer {method}; the Allow header says what it answers", uri.path());
+/// The response to a known path with an unsupported method.
+pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let message =
+        format!("{} does not support {method}; the Allow header lists the methods it supports", uri.path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
 }
 
-/// A panic in a handler. The message stays in the log.
-pub fn panicked(_: Box<dyn Any + Send>) -> Response {
-    Error::internal("the server failed on this request; the fault was logged").into_api_response()
-}
-
-impl Error {
-    fn into_api_response(self) -> Response {
-        ApiError::from(self).into_response()
-    }
+/// The response after a panic in a handler. The panic's message is only in the log.
+pub fn handler_panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::from(Error::internal(PANICKED)).into_response()
 }

@@ -1,4 +1,4 @@
-//! Request bodies: JSON within limits, checked against the parameters that are known.
+//! Extraction of request bodies: JSON within size, depth and time limits, checked against the known parameters.
 
 use std::future;
 use std::pin::pin;
@@ -12,27 +12,27 @@ use serde_json::{Map, Value};
 use tokio::time::{sleep, timeout};
 
 use super::error::ApiError;
-use super::server::shutdown::Closing;
+use super::server::shutdown::Shutdown;
 use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::openai::params::{self, Rows};
 
-/// A request body that is a JSON object.
+/// A request body: a JSON object, not yet checked.
 pub struct JsonObject(pub Map<String, Value>);
 
-/// Deepest nesting of a body. Real requests stay below 20; a tool's schema may reach 30.
+/// The deepest nesting of a body. Real requests stay below 20; the schema of a tool may reach 30.
 const MAX_DEPTH: usize = 64;
 
-/// Room for the names of ignored parameters: proxies refuse an answer whose head is longer than 4 or
+/// The longest value of `x-ignored-params`. Proxies reject responses with a head of more than 4 or
 /// 8 KiB.
 const MAX_IGNORED_BYTES: usize = 2048;
 
-/// Room for one of them.
+/// The longest name in `x-ignored-params`.
 const MAX_NAME_BYTES: usize = 128;
 
-/// Time for the rest of a body once the server is closing.
-const LAST_CALL: Duration = Duration::from_secs(1);
+/// Time for the rest of a body once the server is shutting down.
+const SHUTDOWN_BODY_GRACE: Duration = Duration::from_secs(1);
 
 impl FromRequest<App> for JsonObject {
     type Rejection = ApiError;
@@ -46,12 +46,12 @@ impl FromRequest<App> for JsonObject {
                 "the body must be JSON; send the header `content-type: application/json`",
             ));
         }
-        let closing = request.extensions().get::<Closing>().cloned();
-        let body = read_body(request.into_body(), app.limits(), closing).await?;
+        let shutdown = request.extensions().get::<Shutdown>().cloned();
+        let body = read_body(request.into_body(), app.limits(), shutdown).await?;
         match serde_json::from_slice(&body) {
             Ok(Value::Object(object)) if depth_is_at_most(MAX_DEPTH - 1, object.values()) => Ok(Self(object)),
             Ok(Value::Object(_)) => {
-                Err(malformed(format!("the body is nested more than {MAX_DEPTH} levels deep")))
+                Err(malformed(format!("the body is nested deeper than {MAX_DEPTH} levels")))
             }
             Ok(_) => Err(malformed("the body is not a JSON object")),
             Err(e) => Err(malformed(format!("the body is not valid JSON: {e}"))),
@@ -60,56 +60,56 @@ impl FromRequest<App> for JsonObject {
 }
 
 impl JsonObject {
-    /// The request as its type, and the names of parameters that were ignored.
+    /// Parses the request as `T`. Also returns the parameters that are ignored.
     ///
     /// # Errors
-    /// When a parameter is refused or has the wrong form.
-    pub fn read<T: serde::de::DeserializeOwned>(self, rows: Rows) -> Result<(T, Ignored)> {
-        let (object, ignored) = self.check(rows)?;
+    /// When a parameter is refused or has the wrong type.
+    pub fn parse<T: serde::de::DeserializeOwned>(self, rows: Rows) -> Result<(T, IgnoredParams)> {
+        let (object, ignored) = self.check_params(rows)?;
         Ok((crate::openai::from_value(Value::Object(object))?, ignored))
     }
 
-    /// The request's fields that the route knows, and the names of parameters that were ignored.
+    /// Returns the fields that the route knows, and the parameters that are ignored.
     ///
     /// # Errors
     /// When a parameter is refused.
-    pub fn check(mut self, rows: Rows) -> Result<(Map<String, Value>, Ignored)> {
+    pub fn check_params(mut self, rows: Rows) -> Result<(Map<String, Value>, IgnoredParams)> {
         let ignored = params::check(rows, &self.0)?;
         self.0.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
-        Ok((self.0, Ignored(ignored)))
+        Ok((self.0, IgnoredParams(ignored)))
     }
 }
 
-/// Parameters that were accepted and changed nothing.
-pub struct Ignored(Vec<String>);
+/// Names of parameters that were accepted without effect.
+pub struct IgnoredParams(Vec<String>);
 
-impl Ignored {
-    /// Adds what the model's template ignores.
+impl IgnoredParams {
+    /// Adds parameters that the model's template ignores.
     pub fn extend(&mut self, paths: &[String]) {
         self.0.extend_from_slice(paths);
     }
 
-    /// Names them in the `x-ignored-params` header.
-    pub fn name_in(self, headers: &mut HeaderMap) {
-        if let Some(names) = self.names()
+    /// Lists the names in the `x-ignored-params` header.
+    pub fn insert_into(self, headers: &mut HeaderMap) {
+        if let Some(names) = self.header_value()
             && let Ok(value) = HeaderValue::from_str(&names)
         {
             headers.insert("x-ignored-params", value);
         }
     }
 
-    /// The names in a form that can stand in a header, as many as it has room for.
-    fn names(&self) -> Option<String> {
+    /// The names, escaped for a header, as many as fit.
+    fn header_value(&self) -> Option<String> {
         let mut names = String::new();
-        for (n_named, name) in self.0.iter().enumerate() {
+        for (n_listed, name) in self.0.iter().enumerate() {
             let mut escaped: String = name.escape_default().take(MAX_NAME_BYTES + 1).collect();
             if escaped.len() > MAX_NAME_BYTES {
                 escaped.replace_range(MAX_NAME_BYTES.., "...");
             }
             if names.len() + escaped.len() > MAX_IGNORED_BYTES {
-                return Some(format!("{names}, ... and {} more", self.0.len() - n_named));
+                return Some(format!("{names}, ... and {} more", self.0.len() - n_listed));
             }
-            if n_named > 0 {
+            if n_listed > 0 {
                 names += ", ";
             }
             names += &escaped;
@@ -124,36 +124,36 @@ fn is_json(content_type: &[u8]) -> bool {
         || media_type.to_ascii_lowercase().ends_with(b"+json")
 }
 
-/// The bytes of a body that keeps coming, up to the limit. A server that is closing waits only
-/// [`LAST_CALL`] for its end.
-async fn read_body(mut body: Body, limits: &Limits, closing: Option<Closing>) -> Result<Vec<u8>, ApiError> {
-    let mut last_call = pin!(async {
-        match closing {
-            Some(mut closing) => closing.wait().await,
+/// Reads a body up to the size limit, within the idle timeout. During shutdown it waits only
+/// [`SHUTDOWN_BODY_GRACE`] for the rest.
+async fn read_body(mut body: Body, limits: &Limits, shutdown: Option<Shutdown>) -> Result<Vec<u8>, ApiError> {
+    let mut shutdown_deadline = pin!(async {
+        match shutdown {
+            Some(mut shutdown) => shutdown.begun().await,
             None => future::pending().await,
         }
-        sleep(LAST_CALL).await;
+        sleep(SHUTDOWN_BODY_GRACE).await;
     });
-    // What a client announces is refused before it is read.
+    // A body that is announced as too long is rejected before it is read.
     let mut n_bytes = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     let mut bytes = Vec::new();
     while n_bytes <= limits.body_bytes {
         let frame = tokio::select! {
             frame = timeout(limits.body_idle, body.frame()) => frame.map_err(|_| {
-                let message = format!("the body did not go on for {} s", limits.body_idle.as_secs());
+                let message = format!("no request data received for {} s", limits.body_idle.as_secs());
                 ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
             })?,
-            () = &mut last_call => return Err(Error::new(Kind::Unavailable, "the server is shutting down").into()),
+            () = &mut shutdown_deadline => return Err(Error::new(Kind::Unavailable, "the server is shutting down").into()),
         };
         let Some(frame) = frame else { return Ok(bytes) };
         let frame = frame.map_err(|e| {
-            ApiError::new(StatusCode::BAD_REQUEST, None, format!("the body could not be read: {e}"))
+            ApiError::new(StatusCode::BAD_REQUEST, None, format!("cannot read the body: {e}"))
         })?;
         let data = frame.into_data().unwrap_or_default();
         n_bytes = n_bytes.max(bytes.len() + data.len());
         bytes.extend_from_slice(&data);
     }
-    let message = format!("the body is longer than {} bytes; send less", limits.body_bytes);
+    let message = format!("the body is longer than {} bytes; send a shorter one", limits.body_bytes);
     Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message))
 }
 
@@ -161,6 +161,7 @@ fn malformed(message: impl Into<String>) -> ApiError {
     Error::new(Kind::InvalidRequest, message).into()
 }
 
+/// Whether `values` nest at most `depth` containers.
 fn depth_is_at_most<'a>(depth: usize, mut values: impl Iterator<Item = &'a Value>) -> bool {
     values.all(|value| match value {
         Value::Array(items) => depth > 0 && depth_is_at_most(depth - 1, items.iter()),
@@ -174,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn media_types() {
+    fn json_media_types_are_recognized() {
         for json in ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"] {
             assert!(is_json(json.as_bytes()), "{json}");
         }
@@ -184,8 +185,8 @@ mod tests {
     }
 
     #[test]
-    fn as_many_ignored_names_are_shown_as_a_header_has_room_for() {
-        let names = |names: Vec<String>| Ignored(names).names();
+    fn ignored_names_are_cut_to_fit_a_header() {
+        let names = |names: Vec<String>| IgnoredParams(names).header_value();
         assert_eq!(names(Vec::new()), None);
         assert_eq!(names(vec!["a".into(), "b é\n".into()]).unwrap(), "a, b \\u{e9}\\n");
         let many = names((0..60_000).map(|i| format!("key{i}")).collect()).unwrap();
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_counts_containers() {
+    fn depth_counts_nested_containers() {
         let nested = |n: usize| {
             let mut value = Value::Null;
             for _ in 0..n {

@@ -27,7 +27,7 @@ use crate::openai::chat::{
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Whose request it is: whoever sends the same key.
-pub fn tenant(headers: &HeaderMap) -> Arc<str> {
+pub fn tenant_from_headers(headers: &HeaderMap) -> Arc<str> {
     let key = headers.get(AUTHORIZATION).map(|key| String::from_utf8_lossy(key.as_bytes()));
     key.unwrap_or_default().into()
 }
@@ -54,7 +54,7 @@ impl Envelope {
 }
 
 /// What the choices of an answer took.
-struct Total {
+struct UsageTotals {
     choices_of_prompt: usize,
     /// Of each prompt: its tokens, and those of them that were there for every choice that has ended.
     prompts: Vec<Option<(usize, usize)>>,
@@ -62,7 +62,7 @@ struct Total {
     reasoning_tokens: usize,
 }
 
-impl Total {
+impl UsageTotals {
     fn new(answer: &ChatStream) -> Self {
         let n_prompts = answer.n_prompts();
         let choices_of_prompt = (answer.n_choices() / n_prompts).max(1);
@@ -92,7 +92,7 @@ impl Total {
 }
 
 /// A choice that has ended.
-pub struct Collected {
+pub struct CompletedChoice {
     pub text: String,
     /// What was thought before.
     pub reasoning: String,
@@ -102,7 +102,7 @@ pub struct Collected {
     pub reason: FinishReason,
 }
 
-impl Collected {
+impl CompletedChoice {
     /// Adds to what is called.
     fn call(&mut self, delta: ToolCallDelta) {
         let ToolCallDelta { index, id, kind, function } = delta;
@@ -123,17 +123,20 @@ impl Collected {
 ///
 /// # Errors
 /// When a choice fails.
-pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec<Collected>, Usage)> {
+pub async fn collect_choices(
+    mut answer: ChatStream,
+    mut log: RequestLog,
+) -> Result<(Vec<CompletedChoice>, Usage)> {
     log.n_running = answer.n_choices();
-    let empty = || Collected {
+    let empty = || CompletedChoice {
         text: String::new(),
         reasoning: String::new(),
         calls: Vec::new(),
         logprobs: Vec::new(),
         reason: FinishReason::Stop,
     };
-    let mut choices: Vec<Collected> = (0..answer.n_choices()).map(|_| empty()).collect();
-    let mut total = Total::new(&answer);
+    let mut choices: Vec<CompletedChoice> = (0..answer.n_choices()).map(|_| empty()).collect();
+    let mut totals = UsageTotals::new(&answer);
     while let Some((idx, event)) = answer.next().await {
         let choice = &mut choices[idx];
         match event {
@@ -145,9 +148,9 @@ pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec
             }
             ChatEvent::Finished { reason, usage, figures } => {
                 choice.reason = reason;
-                total.add(idx, &usage);
+                totals.add(idx, &usage);
                 if log.finished(&usage, figures) {
-                    return Ok((choices, total.usage()));
+                    return Ok((choices, totals.usage()));
                 }
             }
             ChatEvent::Failed(e) => {
@@ -161,9 +164,9 @@ pub async fn collect(mut answer: ChatStream, mut log: RequestLog) -> Result<(Vec
 }
 
 /// A part of a choice in a stream.
-pub enum Part {
+pub enum ChoicePart {
     /// Before everything else, and before the prompt is computed.
-    Beginning,
+    Start,
     /// More that is said, and what was thought before it.
     Text {
         text: String,
@@ -175,40 +178,44 @@ pub enum Part {
 }
 
 /// How a stream's events are written. Usage is left out of them, null, or in the last, which has no part.
-pub trait Wire: Send + 'static {
-    type Object: Serialize;
+pub trait ChunkEncoder: Send + 'static {
+    type Chunk: Serialize;
 
     /// The object that says a part of a choice; none where nothing is to be said.
-    fn object(
+    fn encode(
         &mut self,
         envelope: &Envelope,
-        part: Option<(usize, Part)>,
+        part: Option<(usize, ChoicePart)>,
         usage: Option<Option<Usage>>,
-    ) -> Option<Self::Object>;
+    ) -> Option<Self::Chunk>;
 }
 
 /// Server-sent events: the beginnings at once, before the prompt is computed; then content; then the
 /// reasons it ended, usage where it was asked for, and `[DONE]`.
-pub fn stream(
+pub fn stream_events(
     answer: ChatStream,
     envelope: Envelope,
-    wire: impl Wire,
+    encoder: impl ChunkEncoder,
     include_usage: bool,
     mut log: RequestLog,
 ) -> Response {
     log.n_running = answer.n_choices();
-    let total = Total::new(&answer);
+    let totals = UsageTotals::new(&answer);
     let pending = VecDeque::new();
-    let mut state = StreamState { answer, envelope, wire, include_usage, total, log, pending, ended: false };
+    let mut state =
+        StreamState { answer, envelope, encoder, include_usage, totals, log, pending, ended: false };
     for index in 0..state.answer.n_choices() {
-        state.push_part(index, Part::Beginning);
+        state.push_part(index, ChoicePart::Start);
     }
     let events = stream::unfold(state, |mut state| async move {
         while state.pending.is_empty() && !state.ended {
             match state.answer.next().await {
-                Some((index, event)) => state.take(index, event),
+                Some((index, event)) => state.push_event(index, event),
                 None => {
-                    state.take(0, ChatEvent::Failed(Error::internal("the engine ended without an answer")));
+                    state.push_event(
+                        0,
+                        ChatEvent::Failed(Error::internal("the engine ended without an answer")),
+                    );
                 }
             }
         }
@@ -218,32 +225,32 @@ pub fn stream(
     Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).text("ping")).into_response()
 }
 
-struct StreamState<W> {
+struct StreamState<E> {
     answer: ChatStream,
     envelope: Envelope,
-    wire: W,
+    encoder: E,
     include_usage: bool,
     /// Of the choices that have ended.
-    total: Total,
+    totals: UsageTotals,
     log: RequestLog,
     pending: VecDeque<Event>,
     ended: bool,
 }
 
-impl<W: Wire> StreamState<W> {
-    fn take(&mut self, index: usize, event: ChatEvent) {
+impl<E: ChunkEncoder> StreamState<E> {
+    fn push_event(&mut self, index: usize, event: ChatEvent) {
         match event {
             ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
-                self.push_part(index, Part::Text { text, reasoning, calls, logprobs });
+                self.push_part(index, ChoicePart::Text { text, reasoning, calls, logprobs });
             }
             ChatEvent::Finished { reason, usage, figures } => {
-                self.total.add(index, &usage);
-                self.push_part(index, Part::End(reason));
+                self.totals.add(index, &usage);
+                self.push_part(index, ChoicePart::End(reason));
                 if !self.log.finished(&usage, figures) {
                     return;
                 }
                 if self.include_usage {
-                    self.push_object(None, Some(self.total.usage()));
+                    self.push_chunk(None, Some(self.totals.usage()));
                 }
                 self.pending.push_back(Event::default().data("[DONE]"));
                 self.ended = true;
@@ -256,14 +263,14 @@ impl<W: Wire> StreamState<W> {
         }
     }
 
-    fn push_part(&mut self, index: usize, part: Part) {
-        self.push_object(Some((index, part)), None);
+    fn push_part(&mut self, index: usize, part: ChoicePart) {
+        self.push_chunk(Some((index, part)), None);
     }
 
-    fn push_object(&mut self, part: Option<(usize, Part)>, usage: Option<Usage>) {
+    fn push_chunk(&mut self, part: Option<(usize, ChoicePart)>, usage: Option<Usage>) {
         let usage = self.include_usage.then_some(usage);
-        if let Some(object) = self.wire.object(&self.envelope, part, usage) {
-            self.push(&object);
+        if let Some(chunk) = self.encoder.encode(&self.envelope, part, usage) {
+            self.push(&chunk);
         }
     }
 

@@ -20,7 +20,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
 use middleware::{auth, request_id};
-use retry::dedup::Retries;
+use retry::dedup::RetryDedup;
 use table::ROUTES;
 
 /// Serves `app` on `listener` until `shutdown` comes, as [`server::serve`] does.
@@ -30,15 +30,15 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    let retries = Retries::new(app.limits());
+    let dedup = RetryDedup::new(app.limits());
     ROUTES
         .iter()
         .fold(Router::new(), |router, route| router.route(route.path, route.response()))
         .fallback(error::unknown_route)
-        .method_not_allowed_fallback(error::wrong_method)
-        .layer(Extension(retries))
-        .layer(axum::middleware::from_fn_with_state(app.clone(), auth::check))
-        .layer(CatchPanicLayer::custom(error::panicked))
-        .layer(axum::middleware::from_fn(request_id::identify))
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(Extension(dedup))
+        .layer(axum::middleware::from_fn_with_state(app.clone(), auth::require_api_key))
+        .layer(CatchPanicLayer::custom(error::handler_panicked))
+        .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
 }

@@ -1,4 +1,4 @@
-//! Middleware: authentication, request ids and the access log.
+//! Middleware: authentication, request ids and the request log.
 
 pub mod auth;
 pub mod request_id;

@@ -1,4 +1,4 @@
-//! Retries: joining a running attempt, and a heartbeat that keeps slow responses from timing out.
+//! Retries of slow responses: deduplication, and a heartbeat that keeps clients from timing out.
 
 pub mod dedup;
 pub mod heartbeat;

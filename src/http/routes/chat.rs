@@ -11,10 +11,12 @@ use crate::app::App;
 use crate::chat::{ChatStream, ResponseCache};
 use crate::error::Result;
 use crate::http::error::ApiError;
-use crate::http::extract::{Ignored, JsonObject};
-use crate::http::generation_response::{self, Collected, Envelope, Part, RequestLog, Wire};
+use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::generation_response::{
+    self, ChoicePart, ChunkEncoder, CompletedChoice, Envelope, RequestLog,
+};
 use crate::http::middleware::request_id::RequestId;
-use crate::http::retry::dedup::{Attempt, Begun, Retries};
+use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::http::retry::heartbeat;
 use crate::openai::chat::{
     AssistantMessage, ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Choice, ChoiceLogprobs,
@@ -29,13 +31,13 @@ const CACHE: &str = "x-cache";
 pub async fn completions(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
-    Extension(retries): Extension<Retries>,
+    Extension(dedup): Extension<RetryDedup>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = generation_response::tenant(&headers);
-    let attempt = Attempt::of(&headers, &tenant, "/v1/chat/completions", &body.0);
-    let (request, ignored) = body.read::<ChatCompletionRequest>(params::CHAT)?;
+    let tenant = generation_response::tenant_from_headers(&headers);
+    let attempt = Attempt::from_request(&headers, &tenant, "/v1/chat/completions", &body.0);
+    let (request, ignored) = body.parse::<ChatCompletionRequest>(params::CHAT)?;
     let streams = request.stream.unwrap_or(false);
     let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
     let logprobs = request.logprobs.unwrap_or(false);
@@ -44,14 +46,17 @@ pub async fn completions(
     let begun = begin(app, request, tenant, ignored);
     if streams {
         let (answer, envelope, headers) = begun.await?;
-        return Ok((headers, generation_response::stream(answer, envelope, ChatWire, include_usage, log))
+        return Ok((
+            headers,
+            generation_response::stream_events(answer, envelope, ChatChunkEncoder, include_usage, log),
+        )
             .into_response());
     }
     let work = async move {
         let (answer, envelope, headers) = begun.await?;
-        Ok(Begun::new(headers, whole(answer, envelope, logprobs, log)))
+        Ok(PendingResponse::new(headers, whole(answer, envelope, logprobs, log)))
     };
-    heartbeat::answer(&retries, attempt, heartbeat, request_id, work).await
+    heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
 }
 
 /// Has the model begin its answer, or finds one that was given before.
@@ -59,7 +64,7 @@ async fn begin(
     app: App,
     request: ChatCompletionRequest,
     tenant: Arc<str>,
-    mut ignored: Ignored,
+    mut ignored: IgnoredParams,
 ) -> Result<(ChatStream, Envelope, HeaderMap)> {
     let slot = app.chat_slot(request.model.as_deref())?;
     let model_id = slot.served().id().to_owned();
@@ -81,7 +86,7 @@ async fn begin(
     };
     ignored.extend(answer.ignored_fields());
     let mut headers = HeaderMap::new();
-    ignored.name_in(&mut headers);
+    ignored.insert_into(&mut headers);
     if kept.is_some() {
         headers.insert(CACHE, HeaderValue::from_static(if answer.is_cached() { "hit" } else { "miss" }));
     }
@@ -96,9 +101,9 @@ async fn whole(
     logprobs: bool,
     log: RequestLog,
 ) -> Result<ChatCompletion> {
-    let (choices, usage) = generation_response::collect(answer, log).await?;
-    let choice = |(index, choice): (usize, Collected)| {
-        let Collected { text, reasoning, calls: tool_calls, logprobs: content, reason } = choice;
+    let (choices, usage) = generation_response::collect_choices(answer, log).await?;
+    let choice = |(index, choice): (usize, CompletedChoice)| {
+        let CompletedChoice { text, reasoning, calls: tool_calls, logprobs: content, reason } = choice;
         let reasoning_content = Some(reasoning).filter(|reasoning| !reasoning.is_empty());
         let text = Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty());
         let message = AssistantMessage {
@@ -117,15 +122,15 @@ async fn whole(
 }
 
 /// Chunks of a chat completion.
-struct ChatWire;
+struct ChatChunkEncoder;
 
-impl Wire for ChatWire {
-    type Object = ChatCompletionChunk;
+impl ChunkEncoder for ChatChunkEncoder {
+    type Chunk = ChatCompletionChunk;
 
-    fn object(
+    fn encode(
         &mut self,
         envelope: &Envelope,
-        part: Option<(usize, Part)>,
+        part: Option<(usize, ChoicePart)>,
         usage: Option<Option<Usage>>,
     ) -> Option<ChatCompletionChunk> {
         let given = |text: String| Some(text).filter(|text| !text.is_empty());
@@ -133,21 +138,21 @@ impl Wire for ChatWire {
             None => None,
             Some((index, part)) => {
                 let (delta, logprobs, finish_reason) = match part {
-                    Part::Beginning => {
+                    ChoicePart::Start => {
                         let (role, content) = (Some("assistant"), Some(String::new()));
                         (Delta { role, content, ..Delta::default() }, None, None)
                     }
                     // It is held back while it may be a tag.
-                    Part::Text { text, reasoning, calls, logprobs: None }
+                    ChoicePart::Text { text, reasoning, calls, logprobs: None }
                         if text.is_empty() && reasoning.is_empty() && calls.is_empty() =>
                     {
                         return None;
                     }
-                    Part::Text { text, reasoning, calls: tool_calls, logprobs } => {
+                    ChoicePart::Text { text, reasoning, calls: tool_calls, logprobs } => {
                         let (content, reasoning_content) = (given(text), given(reasoning));
                         (Delta { content, reasoning_content, tool_calls, ..Delta::default() }, logprobs, None)
                     }
-                    Part::End(reason) => (Delta::default(), None, Some(reason)),
+                    ChoicePart::End(reason) => (Delta::default(), None, Some(reason)),
                 };
                 Some(ChunkChoice { index, delta, logprobs, finish_reason })
             }

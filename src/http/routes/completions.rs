@@ -11,10 +11,12 @@ use crate::app::App;
 use crate::chat::CompletionStream;
 use crate::error::Result;
 use crate::http::error::ApiError;
-use crate::http::extract::{Ignored, JsonObject};
-use crate::http::generation_response::{self, Collected, Envelope, Part, RequestLog, Wire};
+use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::generation_response::{
+    self, ChoicePart, ChunkEncoder, CompletedChoice, Envelope, RequestLog,
+};
 use crate::http::middleware::request_id::RequestId;
-use crate::http::retry::dedup::{Attempt, Begun, Retries};
+use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::http::retry::heartbeat;
 use crate::openai::chat::{TokenLogprob, Usage};
 use crate::openai::completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest};
@@ -24,13 +26,13 @@ use crate::openai::params;
 pub async fn completions(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
-    Extension(retries): Extension<Retries>,
+    Extension(dedup): Extension<RetryDedup>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = generation_response::tenant(&headers);
-    let attempt = Attempt::of(&headers, &tenant, "/v1/completions", &body.0);
-    let (object, ignored) = body.check(params::COMPLETIONS)?;
+    let tenant = generation_response::tenant_from_headers(&headers);
+    let attempt = Attempt::from_request(&headers, &tenant, "/v1/completions", &body.0);
+    let (object, ignored) = body.check_params(params::COMPLETIONS)?;
     let request = CompletionRequest::from_object(object)?;
     let options = &request.options;
     let streams = options.stream.unwrap_or(false);
@@ -41,15 +43,18 @@ pub async fn completions(
     let begun = begin(app, request, tenant, ignored);
     if streams {
         let (CompletionStream { answer, echo, n }, envelope, headers) = begun.await?;
-        let wire = TextWire { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
-        return Ok((headers, generation_response::stream(answer, envelope, wire, include_usage, log))
+        let encoder = TextChunkEncoder { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
+        return Ok((
+            headers,
+            generation_response::stream_events(answer, envelope, encoder, include_usage, log),
+        )
             .into_response());
     }
     let work = async move {
         let (completion, envelope, headers) = begun.await?;
-        Ok(Begun::new(headers, whole(completion, envelope, n_top, log)))
+        Ok(PendingResponse::new(headers, whole(completion, envelope, n_top, log)))
     };
-    heartbeat::answer(&retries, attempt, heartbeat, request_id, work).await
+    heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
 }
 
 /// Has the model begin its texts.
@@ -57,7 +62,7 @@ async fn begin(
     app: App,
     request: CompletionRequest,
     tenant: Arc<str>,
-    mut ignored: Ignored,
+    mut ignored: IgnoredParams,
 ) -> Result<(CompletionStream, Envelope, HeaderMap)> {
     let slot = app.chat_slot(request.options.model.as_deref())?;
     let model_id = slot.served().id().to_owned();
@@ -66,7 +71,7 @@ async fn begin(
     let completion = app.compute(move || model.complete(admission, &request, tenant)).await??;
     ignored.extend(completion.answer.ignored_fields());
     let mut headers = HeaderMap::new();
-    ignored.name_in(&mut headers);
+    ignored.insert_into(&mut headers);
     let envelope = Envelope::new("cmpl", model_id, &completion.answer);
     Ok((completion, envelope, headers))
 }
@@ -79,16 +84,16 @@ async fn whole(
 ) -> Result<Completion> {
     let CompletionStream { answer, echo, n } = completion;
     let n_prompts = answer.n_prompts();
-    let (mut texts, usage) = generation_response::collect(answer, log).await?;
+    let (mut texts, usage) = generation_response::collect_choices(answer, log).await?;
     let best_of = texts.len() / n_prompts;
     let mut choices = Vec::new();
     for prompt in 0..n_prompts {
-        let mut of_prompt: Vec<Collected> = texts.drain(..best_of).collect();
+        let mut of_prompt: Vec<CompletedChoice> = texts.drain(..best_of).collect();
         if best_of > n {
             // The first of equals stays the first.
             of_prompt.sort_by(|a, b| likelihood(&b.logprobs).total_cmp(&likelihood(&a.logprobs)));
         }
-        for Collected { text, logprobs, reason, .. } in of_prompt.into_iter().take(n) {
+        for CompletedChoice { text, logprobs, reason, .. } in of_prompt.into_iter().take(n) {
             let echoed = echo.get(prompt).map_or("", String::as_str);
             choices.push(CompletionChoice {
                 index: choices.len(),
@@ -130,7 +135,7 @@ fn legacy(logprobs: Vec<TokenLogprob>, n_top: u64, offset: &mut usize) -> Comple
 }
 
 /// Events of a completion.
-struct TextWire {
+struct TextChunkEncoder {
     /// The prompts, where they are to stand before the texts, and how many texts each has.
     echo: Vec<String>,
     n: usize,
@@ -139,21 +144,21 @@ struct TextWire {
     offsets: Vec<usize>,
 }
 
-impl Wire for TextWire {
-    type Object = Completion;
+impl ChunkEncoder for TextChunkEncoder {
+    type Chunk = Completion;
 
-    fn object(
+    fn encode(
         &mut self,
         envelope: &Envelope,
-        part: Option<(usize, Part)>,
+        part: Option<(usize, ChoicePart)>,
         usage: Option<Option<Usage>>,
     ) -> Option<Completion> {
         let Some((index, part)) = part else { return Some(object(envelope.clone(), Vec::new(), usage)) };
         let (text, logprobs, finish_reason) = match part {
             // Whoever waits for the prompt to be computed sees that it is.
-            Part::Beginning => (self.echo.get(index / self.n).cloned().unwrap_or_default(), None, None),
-            Part::Text { text, logprobs, .. } => (text, logprobs, None),
-            Part::End(reason) => (String::new(), None, Some(reason)),
+            ChoicePart::Start => (self.echo.get(index / self.n).cloned().unwrap_or_default(), None, None),
+            ChoicePart::Text { text, logprobs, .. } => (text, logprobs, None),
+            ChoicePart::End(reason) => (String::new(), None, Some(reason)),
         };
         let offset = &mut self.offsets[index];
         let logprobs =

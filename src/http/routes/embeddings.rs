@@ -24,7 +24,7 @@ pub async fn embeddings(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<EmbeddingsRequest>(params::EMBEDDINGS)?;
+    let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS)?;
     let model = app.embedding_model(request.model.as_deref())?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embed(request, app.limits().embedding_inputs)?;
@@ -48,7 +48,7 @@ pub async fn embeddings(
     let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
     let answer = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
     let mut response = Json(answer).into_response();
-    ignored.name_in(response.headers_mut());
+    ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
 }

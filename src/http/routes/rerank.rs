@@ -12,7 +12,7 @@ use crate::app::{App, unix_time};
 use crate::embeddings::{Scores, ScoresRequest};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
-use crate::http::extract::{Ignored, JsonObject};
+use crate::http::extract::{IgnoredParams, JsonObject};
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::chat::OneOrMany;
 use crate::openai::embeddings::Usage;
@@ -28,7 +28,7 @@ pub async fn rerank(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<RerankRequest>(params::RERANK)?;
+    let (request, ignored) = body.parse::<RerankRequest>(params::RERANK)?;
     let model = app.scoring_model(request.model.as_deref())?;
     check_number("documents", request.documents.len(), app.limits().embedding_inputs)?;
     if request.top_n == Some(0) {
@@ -71,7 +71,7 @@ pub async fn score(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<ScoreRequest>(params::SCORE)?;
+    let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE)?;
     let model = app.scoring_model(request.model.as_deref())?;
     let pairs = pairs(request.text_1, request.text_2)?;
     check_number("text_2", pairs.len(), app.limits().embedding_inputs)?;
@@ -132,9 +132,9 @@ fn log(request_id: &RequestId, scores: &Scores) {
     );
 }
 
-fn respond(answer: impl Serialize, scores: &Scores, ignored: Ignored) -> Response {
+fn respond(answer: impl Serialize, scores: &Scores, ignored: IgnoredParams) -> Response {
     let mut response = Json(answer).into_response();
-    ignored.name_in(response.headers_mut());
+    ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(scores.n_hits));
     response
 }

@@ -14,7 +14,7 @@ use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeReque
 
 /// The token ids of a text or a conversation, for any of the models.
 pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<TokenizeRequest>(params::TOKENIZE)?;
+    let (request, ignored) = body.parse::<TokenizeRequest>(params::TOKENIZE)?;
     let vocabulary = app.vocabulary(request.model.as_deref()).await?;
     let work = move || -> Result<TokenizeResponse> {
         let tokens = tokens(&request, &vocabulary)?;
@@ -28,7 +28,7 @@ pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Respon
         })
     };
     let mut response = Json(app.compute(work).await??).into_response();
-    ignored.name_in(response.headers_mut());
+    ignored.insert_into(response.headers_mut());
     Ok(response)
 }
 
@@ -53,10 +53,10 @@ fn tokens(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u32>
 
 /// The text that token ids stand for.
 pub async fn detokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
-    let (request, ignored) = body.read::<DetokenizeRequest>(params::DETOKENIZE)?;
+    let (request, ignored) = body.parse::<DetokenizeRequest>(params::DETOKENIZE)?;
     let vocabulary = app.vocabulary(request.model.as_deref()).await?;
     let prompt = app.compute(move || vocabulary.tokenizer().decode(&request.tokens)).await??;
     let mut response = Json(DetokenizeResponse { prompt }).into_response();
-    ignored.name_in(response.headers_mut());
+    ignored.insert_into(response.headers_mut());
     Ok(response)
 }

@@ -1,7 +1,7 @@
-//! The accept loop, with the timers that axum's own lacks, and an orderly end.
+//! The accept loop, with backpressure, socket timeouts and graceful shutdown, which axum's own lacks.
 //!
-//! A request whose head hyper cannot read (400), or whose head (431) or path (414) is too long, never
-//! gets as far as a route: hyper answers it itself, with an empty body in place of the envelope.
+//! A request whose head hyper cannot parse (400), or whose head (431) or path (414) is too long, never
+//! reaches the router: hyper answers it itself, with an empty body in place of the error envelope.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,86 +16,72 @@ use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
-use super::connection::{Answer, TimedStream};
-use super::shutdown::Closing;
+use super::connection::{BusyBody, TimedStream};
+use super::shutdown::Shutdown;
 use crate::app::App;
 
-/// Connections open at once; more wait in the listener's backlog.
+/// Backpressure: the most connections open at once; further clients wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// How long to rest when the system cannot accept (out of file descriptors, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after the system refused to accept a connection (out of file descriptors, for example).
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Time for the last errors to reach their clients.
-const FAREWELL: Duration = Duration::from_secs(2);
-
-/// Serves `app` on `listener` until `shutdown` comes, which says how long to go on: meanwhile
-/// `/health` sends new clients elsewhere. Then accepts nothing new and waits for the running
-/// requests, at most as long as the limits say.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    app: App,
-    shutdown: impl Future<Output = Duration>,
-) {
+/// Serves `router` on `listener` until `stop` resolves, then shuts down gracefully.
+///
+/// `stop` resolves to a drain delay, during which requests are still accepted but `/health` fails, so
+/// that load balancers send new clients elsewhere. Then no new requests are accepted, and running
+/// ones have [`Limits::shutdown_grace`](crate::config::Limits::shutdown_grace) to finish.
+pub async fn serve(listener: TcpListener, router: Router, app: App, stop: impl Future<Output = Duration>) {
     let router = TowerToHyperService::new(router);
     let limits = app.limits().clone();
-    let (close, closing) = watch::channel(false);
-    let closing = Closing(closing);
+    let (trigger, shutdown) = Shutdown::channel();
     let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut shutdown = std::pin::pin!(async {
-        let delay = shutdown.await;
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut stop = std::pin::pin!(async {
+        let delay = stop.await;
         app.start_draining();
-        tracing::info!("shutting down after {} s: finishing what runs", delay.as_secs());
+        tracing::info!("shutting down in {} s; finishing running requests", delay.as_secs());
         sleep(delay).await;
     });
     loop {
-        let place = tokio::select! {
-            place = places.clone().acquire_owned() => place,
-            () = &mut shutdown => break,
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit,
+            () = &mut stop => break,
         };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(e) => {
                     tracing::warn!(error = %e, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             },
-            () = &mut shutdown => break,
+            () = &mut stop => break,
         };
-        // Tokens are small and should not wait for each other; a socket that refuses still works.
+        // Streamed tokens are small packets that should not wait for each other. A socket that
+        // refuses the option still works.
         let _ = stream.set_nodelay(true);
-        let stream = TimedStream::new(stream, &limits, closing.clone());
-        let (router, closing, activity) = (router.clone(), closing.clone(), stream.activity());
-        let answer = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(closing.clone());
+        let stream = TimedStream::new(stream, &limits, shutdown.clone());
+        let (router, shutdown, activity) = (router.clone(), shutdown.clone(), stream.activity());
+        let respond = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(shutdown.clone());
             let busy = activity.start_request();
-            let answer = router.call(request);
-            async { Ok::<_, Infallible>(answer.await?.map(|body| Answer::new(body, busy))) }
+            let response = router.call(request);
+            async { Ok::<_, Infallible>(response.await?.map(|body| BusyBody::new(body, busy))) }
         });
         let connection =
-            connections.watch(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            connections.watch(http1::Builder::new().serve_connection(TokioIo::new(stream), respond));
         tokio::spawn(async move {
             if let Err(e) = connection.await {
-                tracing::debug!(error = %e, "a connection broke");
+                tracing::debug!(error = %e, "connection failed");
             }
-            drop(place);
+            drop(permit);
         });
     }
     drop(listener);
-    // Before the connections are told, so that they know.
-    close.send_replace(true);
-    let mut finished = std::pin::pin!(connections.shutdown());
-    if timeout(limits.shutdown_grace, &mut finished).await.is_err() {
-        tracing::warn!("requests still run after {} s; they are ended", limits.shutdown_grace.as_secs());
-        app.stop_generating();
-        // Long enough to tell the clients; whoever does not read by then is cut off.
-        let _ = timeout(FAREWELL, finished).await;
-    }
+    trigger.drain(connections, &app, limits.shutdown_grace).await;
 }

@@ -1,11 +1,12 @@
-//! A client's connection: what goes on on it, and how long that may take.
+//! A client connection: keep-alive, and the timeouts of its reads and writes.
 //!
-//! hyper has one timer, for the whole time between two requests; here waiting for a request and
-//! reading its head are told apart, and a client that does not read its answers is noticed.
+//! hyper has one timer for the whole time between two requests. Here the keep-alive wait for a request
+//! and the reading of its head have separate limits, and a client that stops reading its response is
+//! disconnected.
 //!
-//! What this cannot see: a client that went away after it had sent another request ahead. hyper
-//! reads no further than that request while an answer is written, so the answer goes on until a
-//! write fails. A client that closes only its sending side counts as gone, as hyper has it.
+//! One case goes unnoticed: a client that disconnects after it has pipelined another request. hyper
+//! reads no further than that request while it writes a response, so the response runs on until a
+//! write fails. A client that closes only its sending side counts as disconnected, as in hyper.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -19,82 +20,89 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::shutdown::Closing;
+use super::shutdown::Shutdown;
 use crate::config::Limits;
 
-/// How long the rest of a request is read after its answer, so that a client that still sends gets
-/// to see the answer: closing at once would make its system throw the answer away.
+/// How long to read the rest of a request after its response. A socket that closes with unread data
+/// is reset, and the client's system would discard the response.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// What a connection does now.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// It waits for a request.
+enum ConnectionPhase {
+    /// Keep-alive: waiting for the next request.
     Idle,
-    /// A request has begun to come.
+    /// Reading the head of a request.
     Head,
-    /// A request is being answered.
+    /// Serving a request.
     Busy,
 }
 
-/// A connection's phase, known to its socket and to its requests.
+/// A connection's phase, shared by its socket and its requests.
 #[derive(Clone)]
-pub struct Activity(Arc<Mutex<State>>);
+pub struct Activity(Arc<Mutex<PhaseSince>>);
 
-struct State {
-    phase: Phase,
+/// A phase and when it began.
+struct PhaseSince {
+    phase: ConnectionPhase,
     since: Instant,
-    /// The connection's task, where it waits without a deadline.
+    /// The connection's task, if it waits without a deadline.
     waker: Option<Waker>,
 }
 
-/// Keeps its connection busy until it is dropped.
-pub struct Busy(Activity);
+/// A guard that keeps its connection busy until it is dropped.
+pub struct BusyGuard(Activity);
 
 impl Activity {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { phase: Phase::Idle, since: Instant::now(), waker: None })))
+        Self(Arc::new(Mutex::new(PhaseSince {
+            phase: ConnectionPhase::Idle,
+            since: Instant::now(),
+            waker: None,
+        })))
     }
 
-    /// A request has come; its answer ends when the guard is dropped.
-    pub fn start_request(&self) -> Busy {
-        self.enter(Phase::Busy);
-        Busy(self.clone())
+    /// Marks the connection as busy until the guard is dropped.
+    pub fn start_request(&self) -> BusyGuard {
+        self.enter(ConnectionPhase::Busy);
+        BusyGuard(self.clone())
     }
 
-    fn enter(&self, phase: Phase) -> Option<Waker> {
-        let mut state = self.state();
-        (state.phase, state.since) = (phase, Instant::now());
-        state.waker.take()
+    /// Changes the phase. Returns the task that now has a deadline to wait for.
+    fn enter(&self, phase: ConnectionPhase) -> Option<Waker> {
+        let mut current = self.lock();
+        (current.phase, current.since) = (phase, Instant::now());
+        current.waker.take()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PhaseSince> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
-        // From now on there is a deadline, which the task must come to know.
-        if let Some(waker) = self.0.enter(Phase::Idle) {
+        // An idle connection has a deadline, which its task must learn of.
+        if let Some(waker) = self.0.enter(ConnectionPhase::Idle) {
             waker.wake();
         }
     }
 }
 
-/// The body of an answer; its connection is busy until it is sent.
-pub struct Answer {
+/// A response body that keeps its connection busy until it is sent.
+pub struct BusyBody {
     body: axum::body::Body,
-    _busy: Busy,
+    _busy: BusyGuard,
 }
 
-impl Answer {
-    pub fn new(body: axum::body::Body, busy: Busy) -> Self {
+impl BusyBody {
+    /// Ties `busy` to `body`.
+    pub fn new(body: axum::body::Body, busy: BusyGuard) -> Self {
         Self { body, _busy: busy }
     }
 }
 
-impl Body for Answer {
+impl Body for BusyBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -115,78 +123,89 @@ impl Body for Answer {
 }
 
 /// A socket whose reads and writes fail when they take too long.
+///
+/// The limits are the keep-alive timeout while idle, the head timeout while a request's head arrives,
+/// and the write stall while the client does not read.
 pub struct TimedStream {
     stream: TcpStream,
     activity: Activity,
-    closing: Closing,
+    shutdown: Shutdown,
     keep_alive_idle: Duration,
     head_timeout: Duration,
     write_stall: Duration,
     read_timer: Pin<Box<Sleep>>,
     write_timer: Pin<Box<Sleep>>,
     /// Whether the write timer runs.
-    stalled: bool,
+    is_stalled: bool,
     /// Whether the sending side is closed.
-    is_shut_down: bool,
+    is_write_closed: bool,
 }
 
 impl TimedStream {
-    pub fn new(stream: TcpStream, limits: &Limits, closing: Closing) -> Self {
+    /// Wraps `stream` with the timeouts of `limits`.
+    pub fn new(stream: TcpStream, limits: &Limits, shutdown: Shutdown) -> Self {
         Self {
             stream,
             activity: Activity::new(),
-            closing,
+            shutdown,
             keep_alive_idle: limits.keep_alive_idle,
             head_timeout: limits.head_timeout,
             write_stall: limits.write_stall,
             read_timer: Box::pin(sleep(limits.keep_alive_idle)),
             write_timer: Box::pin(sleep(limits.write_stall)),
-            stalled: false,
-            is_shut_down: false,
+            is_stalled: false,
+            is_write_closed: false,
         }
     }
 
-    /// What goes on on this connection.
+    /// The connection's phase, for its requests.
     pub fn activity(&self) -> Activity {
         self.activity.clone()
     }
 
-    /// Whether a read that has nothing yet has waited too long.
+    /// Resolves when a read without data has waited too long. Never while a request is served.
     fn poll_read_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let deadline = {
-            let mut state = self.activity.state();
-            let limit = match state.phase {
-                Phase::Busy => {
-                    state.waker = Some(cx.waker().clone());
+            let mut current = self.activity.lock();
+            let limit = match current.phase {
+                ConnectionPhase::Busy => {
+                    current.waker = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
-                Phase::Idle => self.keep_alive_idle,
-                Phase::Head => self.head_timeout,
+                ConnectionPhase::Idle => self.keep_alive_idle,
+                ConnectionPhase::Head => self.head_timeout,
             };
-            state.since + limit
+            current.since + limit
         };
-        if self.closing.is_now() {
-            return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is closing"));
+        if self.shutdown.has_begun() {
+            return Poll::Ready(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the server is shutting down",
+            ));
         }
         if self.read_timer.deadline() != deadline {
             self.read_timer.as_mut().reset(deadline);
         }
         ready!(self.read_timer.as_mut().poll(cx));
-        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "no request came in time"))
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "no request received in time"))
     }
 
-    /// Makes a write that waits too long for the client an error.
-    fn within_stall<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Turns a write that has waited too long for the client into an error.
+    fn check_write_stall<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if write.is_ready() {
-            self.stalled = false;
+            self.is_stalled = false;
             return write;
         }
-        if !self.stalled {
-            self.stalled = true;
+        if !self.is_stalled {
+            self.is_stalled = true;
             self.write_timer.as_mut().reset(Instant::now() + self.write_stall);
         }
         ready!(self.write_timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answers")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its response")))
     }
 }
 
@@ -200,8 +219,8 @@ impl AsyncRead for TimedStream {
         let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buffer) else {
             return self.poll_read_deadline(cx).map(Err);
         };
-        if buffer.filled().len() > n_before && self.activity.state().phase == Phase::Idle {
-            self.activity.enter(Phase::Head);
+        if buffer.filled().len() > n_before && self.activity.lock().phase == ConnectionPhase::Idle {
+            self.activity.enter(ConnectionPhase::Head);
         }
         Poll::Ready(result)
     }
@@ -210,7 +229,7 @@ impl AsyncRead for TimedStream {
 impl AsyncWrite for TimedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.within_stall(cx, write)
+        self.check_write_stall(cx, write)
     }
 
     fn poll_write_vectored(
@@ -219,7 +238,7 @@ impl AsyncWrite for TimedStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.within_stall(cx, write)
+        self.check_write_stall(cx, write)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -232,13 +251,13 @@ impl AsyncWrite for TimedStream {
 
     /// Closes the sending side, then reads on for [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_shut_down {
+        if !self.is_write_closed {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.is_shut_down = true;
+            self.is_write_closed = true;
             self.read_timer.as_mut().reset(Instant::now() + LINGER);
         }
         let mut scratch = [0; 4096];
-        while !self.closing.is_now() && self.read_timer.as_mut().poll(cx).is_pending() {
+        while !self.shutdown.has_begun() && self.read_timer.as_mut().poll(cx).is_pending() {
             let mut buffer = ReadBuf::new(&mut scratch);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {

@@ -1,4 +1,4 @@
-//! The HTTP server: the accept loop, connections with timeouts, and graceful shutdown.
+//! The HTTP server: accept loop, connections with keep-alive and timeouts, graceful shutdown.
 
 mod accept;
 mod connection;
