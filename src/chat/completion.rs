@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{ChatModel, ChatStream, request, structured};
+use super::model::ChatModel;
+use super::stream::ChatStream;
+use super::truncate::most_prompt_tokens;
+use super::{generation_options, structured};
 use crate::error::{Error, Result};
 use crate::inference::{Admission, GenerationRequest};
 use crate::openai::completions::{CompletionRequest, Own};
@@ -53,8 +56,8 @@ impl ChatModel {
     ) -> Result<CompletionStream> {
         let CompletionRequest { own, options } = request;
         check_logprobs(own)?;
-        let mut generation = request::generation_request(options, tenant)?;
-        let n = request::n_choices(options)?;
+        let mut generation = generation_options::generation_request(options, tenant)?;
+        let n = generation_options::n_choices(options)?;
         let best_of = best_of(request, n)?;
         if best_of > n {
             generation.top_logprobs.get_or_insert(0);
@@ -71,7 +74,7 @@ impl ChatModel {
                 ),
             ));
         }
-        let most = request::most_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
+        let most = most_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
         let mut places = self.places(admission, prompts.len() * best_of)?;
         let (mut generations, mut ignored) = (Vec::new(), Vec::new());
         let echoes = own.echo.unwrap_or(false);
@@ -91,7 +94,11 @@ impl ChatModel {
             let generation = GenerationRequest { prompt: tokens, ..generation.clone() };
             generations.extend(self.engine.submit(of_prompt, generation).map_err(about_prompt)?);
         }
-        Ok(CompletionStream { answer: self.stream(generations, prompts.len(), ignored), echo, n })
+        Ok(CompletionStream {
+            answer: ChatStream::new(self.clone(), generations, prompts.len(), ignored),
+            echo,
+            n,
+        })
     }
 
     /// Token ids of a prompt, and whether its middle was left out.
@@ -154,10 +161,15 @@ fn prompts(own: &Own) -> Result<Vec<Prompt>> {
 fn best_of(request: &CompletionRequest, n: usize) -> Result<usize> {
     match request.own.best_of {
         None => Ok(n),
-        Some(best_of) if best_of < n as u64 || best_of > request::MAX_CHOICES => Err(Error::invalid(
-            "best_of",
-            format!("`best_of` is {best_of}; it must be from `n`, which is {n}, to {}", request::MAX_CHOICES),
-        )),
+        Some(best_of) if best_of < n as u64 || best_of > generation_options::MAX_CHOICES => {
+            Err(Error::invalid(
+                "best_of",
+                format!(
+                    "`best_of` is {best_of}; it must be from `n`, which is {n}, to {}",
+                    generation_options::MAX_CHOICES
+                ),
+            ))
+        }
         Some(best_of) if best_of > n as u64 && request.options.stream.unwrap_or(false) => {
             Err(Error::invalid(
                 "best_of",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::format::Format;
+use super::formats::Format;
 use super::{Choice, Tools};
 use crate::inference::Grammar;
 use crate::inference::grammar::for_each_schema;

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Message, Result, Role, TemplateMessage};
+use super::super::template::TemplateMessage;
+use crate::error::{Error, Result};
+use crate::openai::chat::{Message, Role};
 
 /// Checks that every call has its result and every result its call.
 ///

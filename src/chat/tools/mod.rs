@@ -5,7 +5,7 @@
 //! message or, without one, before the first user message; calls and results of the conversation so far are then
 //! written as those instructions say.
 
-mod format;
+mod formats;
 mod grammar;
 pub mod history;
 mod parser;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-pub use format::Format;
+pub use formats::Format;
 pub use parser::{CallParser, Parsed};
 
 use super::structured::{Asked, check_name};
@@ -23,8 +23,8 @@ use super::template::{ChatTemplate, TemplateMessage};
 use crate::error::{Error, Result};
 use crate::inference::Grammar;
 use crate::openai::chat::{
-    AllowedToolsMode, ChatCompletionRequest, FunctionDefinition, Message, Role, Tool, ToolChoice,
-    ToolChoiceMode, ToolChoiceObject,
+    AllowedToolsMode, ChatCompletionRequest, FunctionDefinition, Tool, ToolChoice, ToolChoiceMode,
+    ToolChoiceObject,
 };
 
 /// OpenAI's bound.

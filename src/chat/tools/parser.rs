@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::format::{BLOCKS, Format};
+use super::formats::{BLOCKS, Format};
 use crate::inference::overlap;
 use crate::openai::chat::{FunctionCallDelta, FunctionKind, ToolCallDelta};
 

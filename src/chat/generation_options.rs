@@ -1,14 +1,10 @@
-//! From a chat request to what the template and the engine take: messages, ranges, defaults.
+//! From a chat request to what the engine takes: ranges and defaults.
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use super::template::TemplateMessage;
-use super::tools;
 use crate::error::{Error, Result};
 use crate::inference::{GenerationRequest, SamplingParams};
-use crate::openai::chat::{ChatCompletionRequest, Content, Message, OneOrMany, Role};
+use crate::openai::chat::{ChatCompletionRequest, OneOrMany};
 
 /// OpenAI's bounds.
 const MAX_STOPS: usize = 4;
@@ -24,137 +20,6 @@ const MAX_STOP_BYTES: usize = 1024;
 /// Bounds of the repeat penalty. A logit divided by less than the first may leave float32.
 const MIN_REPEAT_PENALTY: f32 = 0.01;
 const MAX_REPEAT_PENALTY: f32 = 10.0;
-
-/// The messages as a template expects them.
-///
-/// # Errors
-/// When there are none, or one has content that is not text.
-pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<Vec<TemplateMessage>> {
-    if messages.is_empty() {
-        return Err(Error::invalid("messages", "`messages` is empty; send at least one message"));
-    }
-    tools::history::check(messages)?;
-    messages
-        .iter()
-        .enumerate()
-        .map(|(index, message)| {
-            if message.function_call.is_some() {
-                return Err(Error::invalid(
-                    format!("messages[{index}].function_call"),
-                    format!("messages[{index}].function_call is not supported; send `tool_calls`"),
-                ));
-            }
-            Ok(TemplateMessage {
-                role: match message.role {
-                    Role::Developer if knows_developer => "developer",
-                    Role::Developer | Role::System => "system",
-                    Role::User => "user",
-                    Role::Assistant => "assistant",
-                    Role::Tool | Role::Function => "tool",
-                },
-                content: text_of(message, index)?,
-                name: message.name.clone(),
-                tool_calls: tools::history::calls_for_template(message),
-                tool_call_id: message.tool_call_id.clone(),
-                reasoning_content: message.reasoning_content.clone(),
-                tools: None,
-            })
-        })
-        .collect()
-}
-
-/// All strings of a message that come from the client.
-pub fn texts(message: &TemplateMessage) -> Vec<&str> {
-    let mut texts = vec![message.content.as_str()];
-    texts.extend(message.name.as_deref());
-    texts.extend(message.tool_call_id.as_deref());
-    texts.extend(message.reasoning_content.as_deref());
-    message.tool_calls.iter().flatten().for_each(|call| collect_texts(call, &mut texts));
-    texts
-}
-
-/// All strings of a value, its keys among them.
-pub fn collect_texts<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
-    match value {
-        Value::String(text) => into.push(text),
-        Value::Array(items) => items.iter().for_each(|item| collect_texts(item, into)),
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-            into.push(key);
-            collect_texts(value, into);
-        }),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// Rewrites every string that [`texts`] lists.
-pub fn map_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
-    message.content = map(&message.content);
-    let TemplateMessage { name, tool_call_id, reasoning_content, .. } = message;
-    for text in [name, tool_call_id, reasoning_content].into_iter().flatten() {
-        *text = map(text);
-    }
-    message.tool_calls.iter_mut().flatten().for_each(|call| rewrite_texts(call, map));
-}
-
-/// Rewrites every string that [`collect_texts`] lists.
-pub fn rewrite_texts(value: &mut Value, map: &impl Fn(&str) -> String) {
-    match value {
-        Value::String(text) => *text = map(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| rewrite_texts(item, map)),
-        Value::Object(fields) => {
-            *fields = std::mem::take(fields)
-                .into_iter()
-                .map(|(key, mut value)| {
-                    rewrite_texts(&mut value, map);
-                    (map(&key), value)
-                })
-                .collect();
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// The text of a message: its string, or its text parts put together.
-fn text_of(message: &Message, index: usize) -> Result<String> {
-    let has_calls = message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty());
-    match &message.content {
-        Some(content) => text_of_content(content, &format!("messages[{index}].content")),
-        None if message.role == Role::Assistant && has_calls => Ok(String::new()),
-        None => Err(Error::invalid(
-            format!("messages[{index}].content"),
-            format!(
-                "messages[{index}] has no content; only an assistant message with tool calls may lack it"
-            ),
-        )),
-    }
-}
-
-/// A string, or text parts put together; `path` is where they stand in the request.
-fn text_of_content(content: &Content, path: &str) -> Result<String> {
-    match content {
-        Content::Text(text) => Ok(text.clone()),
-        Content::Parts(parts) => parts
-            .iter()
-            .enumerate()
-            .map(|(idx, part)| match (part.kind.as_str(), &part.text, &part.refusal) {
-                ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text.as_str()),
-                (kind, ..) => Err(Error::invalid(
-                    format!("{path}[{idx}]"),
-                    format!("content part of type `{kind}` is not supported; send text parts, each with its `text`"),
-                )),
-            })
-            .collect(),
-    }
-}
-
-/// What the client predicts that the answer will be.
-///
-/// # Errors
-/// When that is not text.
-pub fn prediction(request: &ChatCompletionRequest) -> Result<Option<String>> {
-    let prediction = request.prediction.as_ref();
-    prediction.map(|prediction| text_of_content(&prediction.content, "prediction.content")).transpose()
-}
 
 /// The engine's request without its prompt: ranges checked, defaults filled in.
 ///
@@ -245,33 +110,6 @@ pub fn n_choices(request: &ChatCompletionRequest) -> Result<usize> {
     }
 }
 
-/// Most tokens of the prompt, where the client wants the rest left out: as many as it says, or for -1 as many as
-/// leave room for an answer of `max_tokens`, or of half the context.
-///
-/// # Errors
-/// When they are none, or do not fit the context.
-pub fn most_prompt_tokens(
-    request: &ChatCompletionRequest,
-    context_length: usize,
-    max_tokens: usize,
-) -> Result<Option<usize>> {
-    let most = context_length.saturating_sub(1);
-    match request.truncate_prompt_tokens {
-        None => Ok(None),
-        Some(-1) => Ok(Some(context_length - max_tokens.min(context_length / 2))),
-        Some(n) => match usize::try_from(n) {
-            Ok(n) if (1..=most).contains(&n) => Ok(Some(n)),
-            _ => Err(Error::invalid(
-                "truncate_prompt_tokens",
-                format!(
-                    "`truncate_prompt_tokens` is {n}; it must be -1 (as many as fit) or from 1 to {most}, since the \
-                     context is {context_length} tokens, prompt and answer together"
-                ),
-            )),
-        },
-    }
-}
-
 fn top_logprobs(request: &ChatCompletionRequest) -> Result<Option<usize>> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (_, Some(n)) if n > MAX_TOP_LOGPROBS => Err(Error::invalid(
@@ -359,17 +197,12 @@ fn logit_bias(request: &ChatCompletionRequest) -> Result<Vec<(u32, f32)>> {
 mod tests {
     use super::*;
     use crate::openai;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn request(fields: Value) -> Result<GenerationRequest> {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         generation_request(&openai::from_value(body)?, "".into())
-    }
-
-    fn messages(messages: Value) -> Result<Vec<TemplateMessage>> {
-        let request: ChatCompletionRequest = openai::from_value(json!({ "messages": messages }))?;
-        template_messages(&request.messages, false)
     }
 
     #[test]
@@ -445,76 +278,11 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_cut_to_what_fits() {
-        let most = |n: i64, max_tokens: usize| {
-            let request = openai::from_value(json!({"messages": [], "truncate_prompt_tokens": n})).unwrap();
-            most_prompt_tokens(&request, 100, max_tokens)
-        };
-        assert_eq!(most_prompt_tokens(&ChatCompletionRequest::default(), 100, 5).unwrap(), None);
-        assert_eq!(most(7, 50).unwrap(), Some(7));
-        assert_eq!(most(-1, 30).unwrap(), Some(70));
-        assert_eq!(most(-1, usize::MAX).unwrap(), Some(50), "half, where the answer has no limit");
-        for n in [0, -2, 100, i64::MAX] {
-            let error = most(n, 5).unwrap_err();
-            assert_eq!(error.param(), Some("truncate_prompt_tokens"));
-            assert!(error.to_string().contains("from 1 to 99"), "{error}");
-        }
-    }
-
-    #[test]
     fn the_repeat_penalty_has_two_names() {
         let penalty = |fields| request(fields).map(|request| request.sampling.repeat_penalty);
         assert_eq!(penalty(json!({"repeat_penalty": null, "repetition_penalty": 1.1})).unwrap(), 1.1);
         assert_eq!(penalty(json!({"repeat_penalty": 1.1, "repetition_penalty": 1.1})).unwrap(), 1.1);
         let error = penalty(json!({"repeat_penalty": 1.2, "repetition_penalty": 1.1})).unwrap_err();
         assert_eq!(error.param(), Some("repetition_penalty"));
-    }
-
-    #[test]
-    fn text_parts_are_joined_and_roles_mapped() {
-        let messages = messages(json!([
-            {"role": "developer", "content": "be brief"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "assistant", "content": null, "tool_calls": [
-                {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-            ]},
-            {"role": "tool", "content": "4", "tool_call_id": "1"}
-        ]))
-        .unwrap();
-        let seen: Vec<(&str, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
-        assert_eq!(seen, [("system", "be brief"), ("user", "ab"), ("assistant", ""), ("tool", "4")]);
-    }
-
-    #[test]
-    fn what_is_not_text_is_refused_by_place() {
-        for (bad, param) in [
-            (json!([]), "messages"),
-            (json!([{"role": "user"}]), "messages[0].content"),
-            (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "messages[0].content[0]"),
-            (json!([{"role": "robot", "content": "x"}]), "messages[0].role"),
-            (json!([{"content": "x"}]), "messages[0].role"),
-            (
-                json!([{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]),
-                "messages[0].function_call",
-            ),
-            (json!([{"role": "user", "content": 5}]), "messages[0].content"),
-        ] {
-            let error = messages(bad).unwrap_err();
-            assert_eq!(error.param(), Some(param), "{error}");
-        }
-    }
-
-    #[test]
-    fn every_string_of_a_message_is_rewritten() {
-        let call = json!({"id": "i", "type": "function", "function": {"name": "f", "arguments": "{\"a\": [\"b\"]}"}});
-        let mut message = messages(json!([
-            {"role": "assistant", "content": "c", "name": "n", "reasoning_content": "r", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "i", "content": "x"}
-        ]))
-        .unwrap()
-        .remove(0);
-        let before: Vec<String> = texts(&message).iter().map(|text| format!("<{text}>")).collect();
-        map_texts(&mut message, &|text| format!("<{text}>"));
-        assert_eq!(texts(&message), before);
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::request::{generation_request, n_choices};
-use super::{ChatEvent, ChatStream};
+use super::event::ChatEvent;
+use super::generation_options::{generation_request, n_choices};
 use crate::cache::Cache;
 use crate::openai::chat::{ChatCompletionRequest, TokenLogprob};
 use crate::telemetry;
@@ -32,7 +32,7 @@ pub struct Answer {
 pub struct Recording {
     cache: Arc<ResponseCache>,
     key: Arc<str>,
-    events: Vec<(usize, ChatEvent)>,
+    answer: Answer,
     /// How many choices have ended.
     n_finished: usize,
     n_bytes: usize,
@@ -82,39 +82,44 @@ impl ResponseCache {
     }
 
     /// Keeps the events of an answer that is about to be given, once it is whole.
-    pub fn record(self: &Arc<Self>, key: Arc<str>) -> Recording {
+    pub fn record(
+        self: &Arc<Self>,
+        key: Arc<str>,
+        n_choices: usize,
+        fingerprint: &str,
+        ignored_fields: &[String],
+    ) -> Recording {
         metrics::counter!(telemetry::RESPONSE_MISSES).increment(1);
-        let n_bytes = 2 * key.len();
-        Recording { cache: self.clone(), key, events: Vec::new(), n_finished: 0, n_bytes }
+        let answer = Answer {
+            fingerprint: fingerprint.to_owned(),
+            ignored_fields: ignored_fields.to_vec(),
+            n_choices,
+            events: Vec::new(),
+        };
+        Recording { cache: self.clone(), n_bytes: 2 * key.len(), key, answer, n_finished: 0 }
     }
 }
 
 impl Recording {
     /// Adds an event of a choice of an answer; gives the recording back if more is to come and it is worth
     /// going on, which it is not after a failure, nor when there would be no room for it.
-    pub fn push(mut self, choice: usize, event: &ChatEvent, of: &ChatStream) -> Option<Self> {
+    pub fn push(mut self, choice: usize, event: &ChatEvent) -> Option<Self> {
         self.n_finished += usize::from(matches!(event, ChatEvent::Finished { .. }));
         self.n_bytes += n_bytes(event);
-        self.events.push((choice, event.clone()));
+        self.answer.events.push((choice, event.clone()));
         if matches!(event, ChatEvent::Failed(_)) || self.n_bytes > self.cache.max_bytes {
             return None;
         }
-        if self.n_finished < of.n_choices {
+        if self.n_finished < self.answer.n_choices {
             return Some(self);
         }
-        self.keep(&of.fingerprint, &of.ignored_fields);
+        self.keep();
         None
     }
 
     /// Keeps it for those who ask again.
-    fn keep(self, fingerprint: &str, ignored_fields: &[String]) {
-        let Self { cache, key, events, n_finished: n_choices, n_bytes } = self;
-        let answer = Answer {
-            fingerprint: fingerprint.to_owned(),
-            ignored_fields: ignored_fields.to_vec(),
-            n_choices,
-            events,
-        };
+    fn keep(self) {
+        let Self { cache, key, answer, n_bytes, .. } = self;
         let mut answers = cache.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.insert(key, Arc::new(answer), n_bytes, SystemTime::now());
         metrics::gauge!(telemetry::RESPONSE_BYTES).set(answers.n_bytes() as f64);
