@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
-use predict_otron_9000::kernels::activations::Norm;
+use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence, TextAttention};
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
-use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::matmul::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::norm::Norm;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
-use predict_otron_9000::kernels::{pool, sampling};
+use predict_otron_9000::kernels::{logits, threads::pool};
 
 use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
@@ -168,8 +168,8 @@ fn logits(criterion: &mut Criterion) {
     let isa = Isa::current();
     let logits = numbers(49_152);
     let mut group = criterion.benchmark_group("logits");
-    group.bench_function("max", |b| b.iter(|| sampling::max(isa, &logits)));
-    group.bench_function("weights", |b| b.iter(|| sampling::weights(isa, &logits, 1.0, 0.7)));
+    group.bench_function("max", |b| b.iter(|| logits::max(isa, &logits)));
+    group.bench_function("weights", |b| b.iter(|| logits::weights(isa, &logits, 1.0, 0.7)));
     group.finish();
 }
 

@@ -57,7 +57,7 @@
 //! - One owner holds the model and the keys and values; there is no lock around tensors. A model
 //!   that a request uses is never unloaded: whoever holds its `Arc` keeps it.
 //! - Who computes takes turns at one pool of threads, each party for the same share of its time
-//!   ([`kernels::pool`]).
+//!   ([`kernels::threads::pool`]).
 //! - Every queue has a bound, and it stands in [`config::Limits`].
 //! - Every accepted request gets exactly one last event. A panic costs one request.
 //! - Nothing is truncated, ignored or invented silently.

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
 use predict_otron_9000::config::Args;
-use predict_otron_9000::kernels::pool;
+use predict_otron_9000::kernels::threads::pool;
 use predict_otron_9000::{cli, telemetry};
 
 /// Keeps what is freed for the next request for memory: a forward pass frees and asks for megabytes

@@ -23,7 +23,7 @@ use crate::config::{Config, Limits};
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::Status;
-use crate::kernels::kv::BLOCK_TOKENS;
+use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;

@@ -9,9 +9,9 @@ use serde::Serialize;
 use crate::app::{kv_format, read_headers};
 use crate::config::{BenchArgs, Limits, RegistryConfig, procfs_bytes};
 use crate::error::{Error, Result};
+use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::isa::Isa;
-use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
-use crate::kernels::{limits, pool};
+use crate::kernels::{roofline, threads::pool};
 use crate::models::decoder::{CausalLm, Cost};
 use crate::models::profile::Op;
 use crate::models::{Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, SequenceId};
@@ -164,8 +164,8 @@ impl Bench {
     /// Measures the limits.
     fn measure(&self) {
         self.measured.borrow_mut().push(MeasuredLimits {
-            read_gb_s: limits::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
-            matrix_tflop_s: limits::product_operations_per_second(self.isa) / 1e12,
+            read_gb_s: roofline::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
+            matrix_tflop_s: roofline::product_operations_per_second(self.isa) / 1e12,
         });
     }
 

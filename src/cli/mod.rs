@@ -10,7 +10,7 @@ use std::io::stdout;
 use crate::config::{Args, Command, Config, RegistryConfig};
 use crate::error::Result;
 use crate::kernels::isa::Isa;
-use crate::kernels::pool;
+use crate::kernels::threads::pool;
 
 /// Runs the command that was typed; `serve` when none was.
 ///

@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use crate::kernels::kv::BLOCK_TOKENS;
+use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::models::BlockId;
 
 /// What comes before a block.

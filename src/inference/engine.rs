@@ -20,8 +20,8 @@ use super::scheduler::{Batch, BlockGroup, ContextShift, Load, NewSequence, Sched
 use super::text_generation::{Step, TextGeneration};
 use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
-use crate::kernels::kv::{BLOCK_TOKENS, KvFormat};
-use crate::kernels::pool;
+use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
+use crate::kernels::threads::pool;
 use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use super::block_pool::{BlockPool, Parent, Prefixes};
 use super::drafts::{PromptLookup, RowCost};
 use crate::kernels::attention::first_key;
-use crate::kernels::kv::BLOCK_TOKENS;
+use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::models::{BlockId, BlockTable, SequenceId};
 
 /// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use super::amx;
 use crate::error::{Error, Kind, Result};
 
 /// An instruction set, from the most portable to the fastest.
@@ -51,7 +50,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            Self::Amx => Self::Avx512.is_available() && amx::is_available(),
+            Self::Amx => Self::Avx512.is_available() && has_amx(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -113,4 +112,48 @@ impl FromStr for Isa {
             Error::new(Kind::Config, message)
         })
     }
+}
+
+/// Whether the processor has AMX for bytes and for bfloat16, and the system lets this process use it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_amx() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        /// Leaf 7: the system has switched on saving of extended states, tiles among them.
+        const OSXSAVE: u32 = 1 << 27;
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const AMX_INT8: u32 = 1 << 25;
+        const TILE_STATES: u64 = 0b11 << 17;
+        /// "Arch-specific state components: request a permission", and that for tile data.
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+        if __cpuid_count(0, 0).eax < 7 || __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
+            return false;
+        }
+        let wanted = AMX_TILE | AMX_INT8 | AMX_BF16;
+        let has_tiles = __cpuid_count(7, 0).edx & wanted == wanted;
+        // SAFETY: the system has switched on the instruction.
+        if !has_tiles || unsafe { xgetbv() } & TILE_STATES != TILE_STATES {
+            return false;
+        }
+        // SAFETY: asks the system for a permission of this process.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    })
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[target_feature(enable = "xsave")]
+unsafe fn xgetbv() -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { std::arch::x86_64::_xgetbv(0) }
+}
+
+/// There is no AMX on other processors, and no way to ask other systems for it.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn has_amx() -> bool {
+    false
 }

@@ -6,24 +6,19 @@
 
 #![allow(clippy::needless_range_loop)] // Registers are arrays here, of which several are gone through in step.
 
-pub mod activations;
-#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "amx/absent.rs")]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "amx/unsupported.rs")]
 mod amx;
 pub mod attention;
-mod bytes;
-pub mod isa;
-pub mod kv;
-pub mod limits;
-pub mod linear;
-pub mod op;
+pub mod custom_ops;
 #[cfg(test)]
-mod page_edges;
-pub mod pool;
-pub mod rows;
-pub mod sampling;
-mod shared_rows;
+mod guard_pages;
+pub mod isa;
+mod layout;
+pub mod logits;
+pub mod matmul;
+mod memory;
+pub mod norm;
+pub mod roofline;
 mod simd;
-mod turns;
-mod units;
+pub mod threads;
 pub mod weights;
-mod wide;

@@ -9,8 +9,8 @@ use candle_core::{Device, Tensor};
 use super::decoder::KvGroup;
 use super::{ForwardInput, ModelConfig};
 use crate::error::{Error, Result};
+use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, Row};
 use crate::kernels::attention::{KvRef, Sequence};
-use crate::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, Row};
 
 /// Names a sequence within one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use predict_otron_9000::gguf::{Header, TensorType};
-use predict_otron_9000::kernels::kv::KvFormat;
+use predict_otron_9000::kernels::attention::kv_block::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, Rows, Weights};
 use predict_otron_9000::models::{

@@ -2,13 +2,13 @@
 //! at ragged sizes, whoever else is in the batch.
 
 use half::f16;
-use predict_otron_9000::kernels::activations::Norm;
+use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::attention::{
     Attention, DistanceBias, KvRef, Rotation, Sequence, TextAttention,
 };
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
-use predict_otron_9000::kernels::linear::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::matmul::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::norm::Norm;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use predict_otron_9000::inference::scheduler::{BlockGroup, NewSequence, Scheduler, SchedulerOptions};
-use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
+use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};

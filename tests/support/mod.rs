@@ -25,7 +25,7 @@ use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
-use predict_otron_9000::kernels::kv::{BLOCK_TOKENS, KvFormat};
+use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use predict_otron_9000::kernels::attention::kv_block::KvFormat;
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::kv::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::TextEncoder;
 use predict_otron_9000::models::{

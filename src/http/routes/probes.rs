@@ -9,7 +9,7 @@ use crate::http::error::ApiError;
 use crate::http::openapi::html::escape;
 use crate::http::route::Route;
 use crate::inference::Status;
-use crate::kernels::kv::BLOCK_TOKENS;
+use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::openai::probes::{Health, Load, Loads};
 
 const OK: Health = Health { status: "ok" };

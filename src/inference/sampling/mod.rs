@@ -17,7 +17,7 @@ pub use repeat_penalty::{CachedRepeatPenalty, RepeatPenaltyStats};
 
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
-use crate::kernels::sampling as kernels;
+use crate::kernels::logits as kernels;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]

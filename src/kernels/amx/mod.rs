@@ -8,14 +8,12 @@
 mod emulator;
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
-use std::sync::OnceLock;
 
 use super::isa::Isa;
+use super::layout::{
+    CodeWidth, Expanded, FloatTile, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS, TILE_UNITS, Tile,
+};
 use super::simd::{Avx512, LANES, Simd};
-use super::units::{Factors, TILE_UNITS};
-use super::weights::{CodeWidth, Expanded, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS};
-use super::wide::Tile;
 
 /// Rows of a tile.
 const ROWS: usize = 16;
@@ -36,40 +34,6 @@ const PLANE_BYTES: usize = GROUP_LEN;
 
 /// Bytes of a full row of a tile.
 const LINE_BYTES: usize = 64;
-
-/// Whether the processor has AMX for bytes and for bfloat16, and the system lets this process use it.
-pub fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        /// Leaf 7: the system has switched on saving of extended states, tiles among them.
-        const OSXSAVE: u32 = 1 << 27;
-        const AMX_BF16: u32 = 1 << 22;
-        const AMX_TILE: u32 = 1 << 24;
-        const AMX_INT8: u32 = 1 << 25;
-        const TILE_STATES: u64 = 0b11 << 17;
-        /// "Arch-specific state components: request a permission", and that for tile data.
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const XFEATURE_XTILEDATA: libc::c_long = 18;
-
-        if __cpuid_count(0, 0).eax < 7 || __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
-            return false;
-        }
-        let wanted = AMX_TILE | AMX_INT8 | AMX_BF16;
-        let has_amx = __cpuid_count(7, 0).edx & wanted == wanted;
-        // SAFETY: the system has switched on the instruction.
-        if !has_amx || unsafe { xgetbv() } & TILE_STATES != TILE_STATES {
-            return false;
-        }
-        // SAFETY: asks the system for a permission of this process.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-    })
-}
-
-#[target_feature(enable = "xsave")]
-unsafe fn xgetbv() -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe { _xgetbv(0) }
-}
 
 /// What the shapes of the tiles are read from.
 #[repr(C, align(64))]
@@ -385,7 +349,7 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub unsafe fn unit_products<const P: usize>(
     _configured: &Configured,
-    x: Factors,
+    x: FloatTile,
     panels: [*const f32; P],
     mut sums: [&mut [[f32; LANES]]; P],
 ) {
@@ -396,7 +360,7 @@ pub unsafe fn unit_products<const P: usize>(
         let sums = [0, P - 1].map(|p| sums[p][start..].as_mut_ptr());
         // SAFETY: the caller's promise; there is room for the sums, as asserted.
         unsafe {
-            let x = Factors { rows: x.rows.add(start * x.stride), ..x };
+            let x = FloatTile { rows: x.rows.add(start * x.stride), ..x };
             if x.n_rows - start > ROWS {
                 units_two_by_two(x, panels, sums);
             } else {
@@ -411,7 +375,7 @@ pub unsafe fn unit_products<const P: usize>(
 /// # Safety
 /// As [`unit_products`].
 #[inline(always)]
-unsafe fn units_two_by_two(x: Factors, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+unsafe fn units_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
@@ -465,7 +429,7 @@ unsafe fn units_two_by_two(x: Factors, panels: [*const f32; 2], sums: [*mut [f32
 /// # Safety
 /// As [`unit_products`].
 #[inline(always)]
-unsafe fn units_one_by_two(x: Factors, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+unsafe fn units_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
@@ -536,7 +500,7 @@ pub unsafe fn multiply(n_turns: usize) {
 #[cfg(test)]
 mod tests {
     use super::super::attention::TextAttention;
-    use super::super::linear::{Gate, Products, Weighted, linear};
+    use super::super::matmul::{Gate, Products, Weighted, linear};
     use super::super::weights::{PackedMatrix, WeightFormat};
     use super::*;
 
@@ -548,7 +512,7 @@ mod tests {
         if !Isa::Avx512.is_available() {
             return;
         }
-        if !is_available() {
+        if !Isa::Amx.is_available() {
             emulator::install();
         }
         let numbers = |n: usize, seed: usize| -> Vec<f32> {
@@ -591,7 +555,7 @@ mod tests {
         if !Isa::Avx512.has_bf16() {
             return;
         }
-        if !is_available() {
+        if !Isa::Amx.is_available() {
             emulator::install();
         }
         let numbers = |n: usize, seed: usize| -> Vec<f32> {

@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::super::kv::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
 use super::super::simd::{LANES, Simd};
+use super::kv_block::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
 use super::{Rows, STEP_BLOCKS, Step, fetch, rows_at_once};
 
 /// Rows up to which keys and values come from memory more slowly than they are used. With more, each number

@@ -7,6 +7,7 @@
 //! tokens are cut into ranges of keys that several threads sum apart.
 
 mod float;
+pub mod kv_block;
 mod texts;
 mod whole;
 
@@ -17,12 +18,12 @@ use std::ops::Range;
 pub use self::texts::{DistanceBias, TextAttention};
 
 use self::float::FloatRows;
+use self::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
 use self::whole::WholeRows;
 use super::isa::Isa;
-use super::kv::{self, BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
-use super::pool;
-use super::shared_rows::SharedMut;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
+use super::threads::disjoint::SharedMut;
+use super::threads::pool;
 
 /// What a layer's attention is.
 #[derive(Debug, Clone, Copy)]
@@ -281,10 +282,10 @@ impl Attention<'_> {
             unsafe {
                 match layout.format {
                     KvFormat::F32 => {
-                        dispatch(isa, PieceKernel::<FloatRows<kv::F32>>::new(&work, piece, next))
+                        dispatch(isa, PieceKernel::<FloatRows<kv_block::F32>>::new(&work, piece, next))
                     }
                     KvFormat::F16 => {
-                        dispatch(isa, PieceKernel::<FloatRows<kv::F16>>::new(&work, piece, next))
+                        dispatch(isa, PieceKernel::<FloatRows<kv_block::F16>>::new(&work, piece, next))
                     }
                     KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece, next)),
                 }
@@ -577,10 +578,10 @@ unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
             largest = S::max_magnitude(largest, S::load(x.as_ptr()));
         }
         let largest = S::reduce_max_magnitude(largest);
-        scale.write(largest / kv::Int8::LARGEST);
+        scale.write(largest / kv_block::Int8::LARGEST);
         largest
     };
-    if largest > 0.0 { kv::Int8::LARGEST / largest } else { 0.0 }
+    if largest > 0.0 { kv_block::Int8::LARGEST / largest } else { 0.0 }
 }
 
 /// Norms, rotates and scales a head in place.

@@ -1,17 +1,17 @@
 //! Attention within whole texts, each token seeing those on both sides: products of units
-//! ([`super::super::units`]), a few queries against all keys that they see.
+//! ([`super::super::matmul::gemm_float`]), a few queries against all keys that they see.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::super::activations::load_part;
 use super::super::amx;
 use super::super::isa::Isa;
-use super::super::pool;
-use super::super::shared_rows::{SharedMut, written};
-use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each};
-use super::super::units::{Factors, padded_units};
+use super::super::layout::FloatTile;
+use super::super::matmul::gemm_float::padded_units;
+use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each, load_part};
+use super::super::threads::disjoint::{SharedMut, written};
+use super::super::threads::pool;
 use super::{PIECES_PER_THREAD, Rotation, rotate};
 
 /// What a layer's attention is.
@@ -219,7 +219,7 @@ impl Kernel for PieceKernel<'_> {
                 of_tile.start.saturating_sub(reach) / step * step..n_tokens.min(of_tile.end + reach)
             });
             let panels = seen.start / LANES..seen.end.div_ceil(LANES);
-            let factors = Factors {
+            let factors = FloatTile {
                 rows: queries.as_ptr(),
                 n_rows: m,
                 stride: head_units,
@@ -257,7 +257,7 @@ impl Kernel for PieceKernel<'_> {
             let first_unit = panels.start * LANES / S::UNIT_LEN;
             let end_unit = padded_units(panels.end * LANES, S::UNIT_LEN).min(key_units);
             // SAFETY: the weights from there on are those of the keys that are seen, and zeros behind them.
-            let factors = Factors {
+            let factors = FloatTile {
                 rows: unsafe { weights.as_ptr().add(first_unit) },
                 n_rows: m,
                 stride: key_units,

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::super::activations::scale_of;
-use super::super::kv::{BLOCK_TOKENS, Int8, KvLayout};
+use super::super::matmul::quantize::scale_of;
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd};
+use super::kv_block::{BLOCK_TOKENS, Int8, KvLayout};
 use super::{Rows, STEP_BLOCKS, Step, fetch, rows_at_once};
 
 /// Bytes of the quads of a vector.

@@ -260,3 +260,18 @@ pub unsafe fn tanh<S: Simd>(x: S::Floats) -> S::Floats {
     let e = exp::<S>(S::add(x, x));
     S::div(S::sub(e, one), S::add(e, one))
 }
+
+/// Sixteen numbers from `start` on; zeros past the end.
+#[inline(always)]
+pub unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
+    let rest = &x[start..];
+    // SAFETY: a vector is read where there are as many numbers.
+    unsafe {
+        if rest.len() >= LANES {
+            return S::load(rest.as_ptr());
+        }
+        let mut last = [0.0; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        S::load(last.as_ptr())
+    }
+}

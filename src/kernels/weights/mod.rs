@@ -1,23 +1,23 @@
 //! Matrices in the form that the kernels read, and their product with rows of activations.
 
-mod format;
+mod float;
+mod k_quants;
+mod legacy_quants;
+mod packing;
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub use format::PANEL_ROWS;
-pub(super) use format::{ActivationGroup, CodeWidth, GROUP_LEN};
-
-use self::format::{
-    Bf16, Bf16Pairs, F16, F32, Format, General6, Packing, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0, Quantized,
-};
-use super::activations::Activations;
-use super::bytes::PageBytes;
+pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
+pub(super) use self::k_quants::{General6, Q4K, Q6K};
+pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
+pub(super) use self::packing::{Packing, Quantized, fetch};
 use super::isa::Isa;
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::layout::{CodeWidth, Expanded, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS};
+use super::memory::PageBytes;
+use super::simd::{Kernel, Simd, dispatch};
 use crate::error::{Error, Result};
 
 /// How the weights of a matrix are stored. All but the last two are GGUF's types of these names.
@@ -44,31 +44,31 @@ macro_rules! with_quantized_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
             WeightFormat::Q4_0 => {
-                type $F = Q4_0;
+                type $F = $crate::kernels::weights::Q4_0;
                 $then
             }
             WeightFormat::Q4_1 => {
-                type $F = Q4_1;
+                type $F = $crate::kernels::weights::Q4_1;
                 $then
             }
             WeightFormat::Q5_1 => {
-                type $F = Q5_1;
+                type $F = $crate::kernels::weights::Q5_1;
                 $then
             }
             WeightFormat::Q8_0 => {
-                type $F = Q8_0;
+                type $F = $crate::kernels::weights::Q8_0;
                 $then
             }
             WeightFormat::Q4K => {
-                type $F = Q4K;
+                type $F = $crate::kernels::weights::Q4K;
                 $then
             }
             WeightFormat::Q6K => {
-                type $F = Q6K;
+                type $F = $crate::kernels::weights::Q6K;
                 $then
             }
             WeightFormat::General6 => {
-                type $F = General6;
+                type $F = $crate::kernels::weights::General6;
                 $then
             }
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Bf16Pairs => {
@@ -83,21 +83,23 @@ macro_rules! with_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
             WeightFormat::F32 => {
-                type $F = F32;
+                type $F = $crate::kernels::weights::F32;
                 $then
             }
             WeightFormat::F16 => {
-                type $F = F16;
+                type $F = $crate::kernels::weights::F16;
                 $then
             }
             WeightFormat::Bf16 => {
-                type $F = Bf16;
+                type $F = $crate::kernels::weights::Bf16;
                 $then
             }
             quantized => with_quantized_format!(quantized, $F => $then),
         }
     };
 }
+
+pub(super) use {with_format, with_quantized_format};
 
 /// Calls `$then` with `$P` standing for the [`Packing`] of a [`WeightFormat`].
 macro_rules! with_packing {
@@ -212,6 +214,11 @@ impl PackedMatrix {
         self.n_out.div_ceil(PANEL_ROWS)
     }
 
+    /// Where a panel begins.
+    pub(super) fn panel_start(&self, panel: usize) -> *const u8 {
+        self.panels[panel * self.panel_bytes()..].as_ptr()
+    }
+
     fn panel_bytes(&self) -> usize {
         self.n_in / self.format.block_len() * self.format.packed_bytes()
     }
@@ -265,75 +272,6 @@ impl PackedMatrix {
             unsafe { dispatch(isa, kernel) }
         });
     }
-
-    /// The products of the rows of some panels with rows of activations, the first of which begins a tile: for
-    /// each panel and each row of activations those with the sixteen rows of the panel. The first to use a
-    /// panel also fetches what follows it.
-    ///
-    /// # Safety
-    /// As [`Simd`].
-    ///
-    /// # Panics
-    /// When panels, rows or room for the products are not there, or the activations are of another length or
-    /// kind.
-    #[inline(always)]
-    pub(super) unsafe fn panel_products<'p, S: Simd>(
-        &self,
-        panels: Range<usize>,
-        x: &Activations,
-        rows: Range<usize>,
-        products: &'p mut [MaybeUninit<[f32; LANES]>],
-        fetches: bool,
-    ) -> &'p [[f32; LANES]] {
-        assert!(panels.end <= self.n_panels() && rows.end <= x.n_rows() && x.n_in() == self.n_in);
-        let products = &mut products[..panels.len() * rows.len()];
-        let n_blocks = self.n_in / self.format.block_len();
-        let packed = self.panels[panels.start * self.panel_bytes()..].as_ptr();
-        with_format!(self.format, F => {
-            let (all, stride) = (F::of(x), x.tile_rows());
-            let per_row = n_blocks * F::N_ACTIVATIONS;
-            assert!(rows.start.is_multiple_of(stride));
-            assert!(all.len() >= rows.end.next_multiple_of(stride) * per_row);
-            let x = all[rows.start * per_row..].as_ptr();
-            // SAFETY: the caller's promise; the panels are there with all their blocks, and so are the rows of
-            // activations, as asserted.
-            unsafe { tiles::<S, F>(packed, n_blocks, x, stride, rows.len(), products, fetches) }
-        });
-        // SAFETY: every row of every panel has been written.
-        unsafe { products.assume_init_ref() }
-    }
-}
-
-/// Groups of a panel that are expanded at once: two panels' stay in the first-level cache.
-pub(super) const STRETCH_GROUPS: usize = 16;
-
-/// Groups of a panel as whole numbers.
-#[derive(Clone)]
-#[repr(C, align(64))]
-pub(super) struct Expanded {
-    /// Group by group in whichever [`CodeWidth`].
-    codes: [u8; STRETCH_GROUPS * CodeWidth::Word.group_bytes()],
-    /// One or two for each group.
-    pub scales: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
-    pub mins: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
-    pub scales_per_group: usize,
-    pub has_mins: bool,
-}
-
-impl Expanded {
-    pub const EMPTY: Self = Self {
-        codes: [0; _],
-        scales: [[0.0; _]; _],
-        mins: [[0.0; _]; _],
-        scales_per_group: 1,
-        has_mins: false,
-    };
-
-    /// Those of a group, which there may not be.
-    #[inline(always)]
-    pub fn codes(&self, group: usize, width: CodeWidth) -> *const u8 {
-        self.codes.as_ptr().wrapping_add(group * width.group_bytes())
-    }
 }
 
 struct Expand<'a, Q> {
@@ -359,8 +297,8 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
             // SAFETY: the caller's promise; the slices have room for a group.
             unsafe {
                 let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
-                format::fetch::<S, Q>(packed, group % n_groups, n_groups);
-                format::expand::<S, Q>(
+                packing::fetch::<S, Q>(packed, group % n_groups, n_groups);
+                packing::expand::<S, Q>(
                     packed,
                     group % n_groups,
                     width,
@@ -369,79 +307,6 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
                     mins.as_mut_ptr().cast(),
                 );
             }
-        }
-    }
-}
-
-/// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
-pub(super) const MAX_TILE_ROWS: usize = 8;
-
-/// Products of panels of `n_blocks`, one behind the other, with `n_rows` rows in tiles of `stride`: the
-/// activations of a row are as far apart, those of the next row beside them. There is room for as many panels
-/// as there are.
-///
-/// # Safety
-/// As [`Simd`], and all that is there.
-#[inline(always)]
-unsafe fn tiles<S: Simd, F: Format>(
-    packed: *const u8,
-    n_blocks: usize,
-    x: *const F::Activation,
-    stride: usize,
-    n_rows: usize,
-    products: &mut [MaybeUninit<[f32; LANES]>],
-    fetches: bool,
-) {
-    for (idx, products) in products.chunks_exact_mut(n_rows).enumerate() {
-        for (of_tile, products) in products.chunks_mut(stride).enumerate() {
-            let mut row = 0;
-            // SAFETY: the caller's promise holds for each of the tiles, which lie within the rows.
-            unsafe {
-                let panel = packed.add(idx * n_blocks * F::PACKED_BYTES);
-                let x = x.add(of_tile * stride * n_blocks * F::N_ACTIVATIONS);
-                while row < products.len() {
-                    let fetches = fetches && of_tile == 0 && row == 0;
-                    let m = (products.len() - row).min(S::TILE_ROWS);
-                    let (x, products) = (x.add(row), &mut products[row..]);
-                    match m {
-                        1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
-                        2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
-                        3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
-                        4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
-                        5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
-                        6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
-                        7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
-                        _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
-                    }
-                    row += m;
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn tile<S: Simd, F: Format, const M: usize>(
-    panel: *const u8,
-    n_blocks: usize,
-    x: *const F::Activation,
-    stride: usize,
-    products: &mut [MaybeUninit<[f32; LANES]>],
-    fetches: bool,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [S::splat(0.0); M];
-        for block in 0..n_blocks {
-            let packed = panel.add(block * F::PACKED_BYTES);
-            let mut activations = [x; M];
-            for (m, activations) in activations.iter_mut().enumerate() {
-                *activations = x.add(m + block * F::N_ACTIVATIONS * stride);
-            }
-            F::accumulate::<S, M>(packed, activations, stride, &mut sums, fetches);
-        }
-        for (sums, products) in sums.into_iter().zip(products) {
-            S::store(sums, products.as_mut_ptr().cast());
         }
     }
 }

@@ -31,7 +31,7 @@ use super::rope::Rope;
 use super::{Arithmetic, Decoder, ForwardInput, KvStore};
 use crate::error::{Error, Result};
 use crate::kernels::attention::first_key;
-use crate::kernels::kv::KvLayout;
+use crate::kernels::attention::kv_block::KvLayout;
 
 /// A causal language model with its weights.
 pub struct CausalLm {

@@ -28,9 +28,9 @@ use super::load::{Rows, Weights};
 use super::{Arithmetic, Encoder, EncoderInput, SequenceId, Span};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{DistanceBias, TextAttention};
+use crate::kernels::custom_ops::TextAttentionOp;
 use crate::kernels::isa::Isa;
-use crate::kernels::op::TextAttentionOp;
-use crate::kernels::rows::{Lookup, looked_up};
+use crate::kernels::norm::{Lookup, looked_up};
 
 /// A text encoder with its weights.
 pub struct TextEncoder {

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::kernels::linear::Gate;
+use crate::kernels::matmul::Gate;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {

@@ -20,9 +20,9 @@ use super::mlp::{GatedMlp, Mixture};
 use super::norm::{RmsNorm, RowNorm};
 use super::rope::Rotation;
 use crate::error::Result;
+use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::{Attention, HeadNorms, Sequence, first_key};
-use crate::kernels::kv::KvLayout;
-use crate::kernels::op::AttentionOp;
+use crate::kernels::custom_ops::AttentionOp;
 
 /// Weights of one layer.
 #[derive(Debug, Clone)]
@@ -190,8 +190,8 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::kernels::attention::kv_block::KvFormat;
     use crate::kernels::isa::Isa;
-    use crate::kernels::kv::KvFormat;
     use crate::models::decoder::LayerConfig;
     use crate::models::layers::attention::causal_bias;
     use crate::models::layers::linear::Weight;

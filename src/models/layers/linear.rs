@@ -8,9 +8,9 @@ use candle_core::{D, Device, Tensor};
 use super::activation::Activation;
 use super::norm::{RmsNorm, RowNorm};
 use crate::error::{Error, Result};
+use crate::kernels::custom_ops::{LinearOp, MlpOp};
 use crate::kernels::isa::Isa;
-use crate::kernels::linear::{Products, Weighted};
-use crate::kernels::op::{LinearOp, MlpOp};
+use crate::kernels::matmul::{Products, Weighted};
 use crate::kernels::weights::PackedMatrix;
 
 /// `y = x Wᵀ + b`, `x` being `[n_rows, n_in]` and `y` `[n_rows, n_out]`.

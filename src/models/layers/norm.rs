@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::activations::Norm;
+use crate::kernels::custom_ops::NormOp;
 use crate::kernels::isa::Isa;
-use crate::kernels::op::NormOp;
+use crate::kernels::norm::Norm;
 
 /// What rows are normed with, in plain tensor operations and as the kernels know it.
 pub trait RowNorm {

@@ -1,19 +1,13 @@
 //! What stands for AMX where there never is any: other processors and systems.
 
 use super::isa::Isa;
+use super::layout::{Expanded, FloatTile, Tile};
 use super::simd::LANES;
-use super::units::Factors;
-use super::weights::Expanded;
-use super::wide::Tile;
 
 pub const TILE_ROWS: usize = 8;
 pub const MANY_ROWS: usize = usize::MAX;
 pub const UNIT_ROWS: usize = 0;
 pub const PRODUCTS_PER_TURN: usize = 1;
-
-pub fn is_available() -> bool {
-    false
-}
 
 /// There can be none.
 pub enum Configured {}
@@ -52,7 +46,7 @@ pub unsafe fn tile<const P: usize>(
 /// As where there is AMX.
 pub unsafe fn unit_products<const P: usize>(
     configured: &Configured,
-    _x: Factors,
+    _x: FloatTile,
     _panels: [*const f32; P],
     _sums: [&mut [[f32; LANES]]; P],
 ) {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::turns::Turns;
+use super::fair_share::Turns;
 
 /// The variable that says how many threads compute.
 const VARIABLE: &str = "RAYON_NUM_THREADS";

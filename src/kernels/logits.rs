@@ -1,8 +1,7 @@
 //! Passes over the logits of a whole vocabulary.
 
-use super::activations::load_part;
 use super::isa::Isa;
-use super::simd::{Kernel, LANES, Simd, dispatch, exp};
+use super::simd::{Kernel, LANES, Simd, dispatch, exp, load_part};
 
 /// The largest number; minus infinity when there is none. What is not a number counts as absent.
 pub fn max(isa: Isa, numbers: &[f32]) -> f32 {

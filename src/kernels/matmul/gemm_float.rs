@@ -9,13 +9,14 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::activations::{Norm, Transform};
-use super::amx;
-use super::isa::Isa;
-use super::pool;
-use super::shared_rows::SharedMut;
-use super::simd::{Kernel, LANES, Simd, dispatch_units};
-use super::wide::{Panel, Then};
+use super::super::amx;
+use super::super::isa::Isa;
+use super::super::layout::{FloatTile, TILE_UNITS};
+use super::super::norm::{Norm, Transform};
+use super::super::simd::{Kernel, LANES, Simd, dispatch_units};
+use super::super::threads::disjoint::SharedMut;
+use super::super::threads::pool;
+use super::epilogue::{Panel, Then};
 
 /// Rows of a block.
 const BLOCK_ROWS: usize = 64;
@@ -25,9 +26,6 @@ pub const BLOCKS_AT_ONCE: usize = 4;
 
 /// Units of a panel that are fetched ahead.
 const UNITS_AHEAD: usize = 24;
-
-/// Units of a full tile of AMX: rows are filled up with zeros to a multiple of it.
-pub const TILE_UNITS: usize = 16;
 
 /// Units that `n` numbers take with what fills them up.
 pub fn padded_units(n: usize, unit_len: usize) -> usize {
@@ -213,7 +211,7 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
         for idx in 0..n_tiles {
             let of_tile = edge(idx)..edge(idx + 1);
             let m = of_tile.len();
-            let factors = Factors {
+            let factors = FloatTile {
                 rows: rows.units[of_tile.start * rows.stride..].as_ptr(),
                 n_rows: m,
                 stride: rows.stride,
@@ -236,21 +234,7 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
     }
 }
 
-/// Rows on the left of a product.
-#[derive(Clone, Copy)]
-pub struct Factors {
-    pub rows: *const f32,
-    pub n_rows: usize,
-    /// Units from a row to the next.
-    pub stride: usize,
-    /// Units of a row that count; behind them there are zeros up to whole [`TILE_UNITS`].
-    pub n_units: usize,
-    /// Whether the panels lie beyond the first-level cache, where the processor alone does not look ahead far
-    /// enough.
-    pub fetches: bool,
-}
-
-impl Factors {
+impl FloatTile {
     /// The products with the rows of `P` panels of as many units: `sums[p][i][j]` is that of row `i` with row
     /// `j` of panel `p`.
     ///

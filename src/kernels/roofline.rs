@@ -4,10 +4,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::amx;
-use super::bytes::PageBytes;
 use super::isa::Isa;
-use super::pool;
+use super::memory::PageBytes;
 use super::simd::{Kernel, LANES, QUAD_BYTES, Simd, dispatch};
+use super::threads::pool;
 
 /// For how long each limit is measured.
 const TIME: Duration = Duration::from_millis(100);

@@ -1,12 +1,12 @@
 //! Tests that kernels stay within what they are given: all of it ends where a page does, and the next
 //! page may not be touched.
 
-use super::activations::Norm;
+use super::attention::kv_block::{BLOCK_TOKENS, KvFormat, KvLayout};
 use super::attention::{Attention, DistanceBias, HeadNorms, KvRef, Rotation, Sequence, TextAttention};
-use super::bytes::PageBytes;
 use super::isa::Isa;
-use super::kv::{BLOCK_TOKENS, KvFormat, KvLayout};
-use super::linear::{Gate, Products, Weighted, linear, mlp};
+use super::matmul::{Gate, Products, Weighted, linear, mlp};
+use super::memory::PageBytes;
+use super::norm::Norm;
 use super::weights::{PackedMatrix, WeightFormat};
 
 /// Numbers at the end of a page.

@@ -11,63 +11,23 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::activations::{Norm, Transform, scale_of};
-use super::amx;
-use super::isa::Isa;
-use super::pool;
-use super::shared_rows::SharedMut;
-use super::simd::{Kernel, LANES, Simd, dispatch};
-use super::weights::{CodeWidth, Expanded, GROUP_LEN, PackedMatrix, STRETCH_GROUPS};
-
-/// A matrix's panel.
-pub type Panel<'a> = (&'a PackedMatrix, usize);
-
-/// What becomes of products.
-pub trait Then: Sync {
-    /// Fetches the places that [`Then::take`] will write to, which are seldom in the cache.
-    ///
-    /// # Safety
-    /// As [`Simd`].
-    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>);
-
-    /// Takes the products of some rows with one or two panels.
-    ///
-    /// # Safety
-    /// As [`Simd`], and nobody else takes those of these rows with these panels.
-    unsafe fn take<S: Simd>(&self, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
-}
+use super::super::amx;
+use super::super::isa::Isa;
+use super::super::layout::{CodeWidth, Expanded, Factors, GROUP_LEN, STRETCH_GROUPS, Tile, Words};
+use super::super::norm::{Norm, Transform};
+use super::super::simd::{Kernel, LANES, Simd, dispatch};
+use super::super::threads::disjoint::SharedMut;
+use super::super::threads::pool;
+use super::epilogue::{Panel, Then};
+use super::quantize::scale_of;
 
 /// Rows that share an expanded panel at most: so many sums stay in the second-level cache.
 pub const BLOCK_ROWS: usize = 256;
-
-/// 32 activations as whole numbers, in the order in which [`Simd::dot_words`] takes them; or as many bytes
-/// of those of a tile, whose high bytes, row by row, come before the low.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Words([i16; GROUP_LEN]);
 
 /// The bytes of a tile's rows of a group.
 fn bytes_of(tile: &mut [Words]) -> &mut [i8] {
     // SAFETY: whole numbers of 16 bits are two bytes each, and any bytes are such numbers.
     unsafe { std::slice::from_raw_parts_mut(tile.as_mut_ptr().cast(), size_of_val(tile)) }
-}
-
-/// What goes with them.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Factors {
-    /// What the whole numbers are multiplied by.
-    pub scale: f32,
-    /// The sum of all, scaled, and of each half.
-    sum: f32,
-    half_sums: [f32; 2],
-}
-
-impl Factors {
-    /// The sum of one of `n_parts` of the group.
-    #[inline(always)]
-    pub fn sum_of(&self, part: usize, n_parts: usize) -> f32 {
-        if n_parts == 1 { self.sum } else { self.half_sums[part] }
-    }
 }
 
 /// What differs with AMX.
@@ -361,14 +321,6 @@ impl<T: Then> Kernel for Stretch<'_, T> {
 }
 
 const AHEAD: usize = 4;
-
-/// Groups of the rows of a tile.
-#[derive(Clone, Copy)]
-pub(super) struct Tile<'a> {
-    pub words: &'a [Words],
-    pub factors: &'a [Factors],
-    pub n_groups: usize,
-}
 
 #[inline(always)]
 unsafe fn by_rows<S: Simd, const P: usize>(

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use half::f16;
 
-use super::bytes::Slab;
-use super::simd::{LANES, QUAD_LEN, Simd};
+use super::super::memory::Slab;
+use super::super::simd::{LANES, QUAD_LEN, Simd};
 
 /// Tokens of a block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -43,15 +43,15 @@ macro_rules! with_kv_number {
     ($format:expr, $N:ident => $then:expr) => {
         match $format {
             KvFormat::F32 => {
-                type $N = $crate::kernels::kv::F32;
+                type $N = $crate::kernels::attention::kv_block::F32;
                 $then
             }
             KvFormat::F16 => {
-                type $N = $crate::kernels::kv::F16;
+                type $N = $crate::kernels::attention::kv_block::F16;
                 $then
             }
             KvFormat::Int8 => {
-                type $N = $crate::kernels::kv::Int8;
+                type $N = $crate::kernels::attention::kv_block::Int8;
                 $then
             }
         }

@@ -3,33 +3,11 @@
 
 use std::cell::RefCell;
 
-use super::isa::Isa;
-use super::shared_rows::SharedMut;
-use super::simd::{ACTIVATION_MAX, Kernel, LANES, Simd, dispatch};
-use super::weights::{ActivationGroup, GROUP_LEN, MAX_TILE_ROWS};
-
-/// What a row is divided by and multiplied with before a product.
-#[derive(Debug, Clone, Copy)]
-pub enum Norm<'a> {
-    /// `x / sqrt(mean(x²) + eps) * weight`
-    Rms { weight: &'a [f32], eps: f32 },
-    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`
-    Layer { weight: &'a [f32], bias: &'a [f32], eps: f32 },
-}
-
-impl Norm<'_> {
-    /// Checks that it is for rows of `n` numbers, which the kernels rely on.
-    ///
-    /// # Panics
-    /// When it is not.
-    pub(super) fn check(&self, n: usize) {
-        let (weight, bias) = match self {
-            Norm::Rms { weight, .. } => (weight, None),
-            Norm::Layer { weight, bias, .. } => (weight, Some(bias)),
-        };
-        assert!([Some(weight), bias].into_iter().flatten().all(|part| part.len() == n));
-    }
-}
+use super::super::isa::Isa;
+use super::super::layout::{ActivationGroup, GROUP_LEN, MAX_TILE_ROWS};
+use super::super::norm::{Norm, Transform};
+use super::super::simd::{ACTIVATION_MAX, Kernel, LANES, Simd, dispatch};
+use super::super::threads::disjoint::SharedMut;
 
 /// Rows to multiply with matrices, as float32, as whole numbers, or both.
 #[derive(Debug)]
@@ -180,103 +158,12 @@ impl Kernel for FillRow<'_> {
     }
 }
 
-/// A norm whose sums over the row are known: `(x - mean) * factor * weight + bias`.
-pub(super) struct Transform<'a, S: Simd> {
-    mean: S::Floats,
-    factor: S::Floats,
-    weight: Option<&'a [f32]>,
-    bias: Option<&'a [f32]>,
-}
-
-impl<'a, S: Simd> Transform<'a, S> {
-    #[inline(always)]
-    pub(super) unsafe fn of(x: &[f32], norm: Option<&Norm<'a>>) -> Self {
-        // SAFETY: the processor has the instructions.
-        unsafe {
-            let n = x.len() as f32;
-            let (mean, eps, weight, bias) = match norm {
-                None => {
-                    return Self { mean: S::splat(0.0), factor: S::splat(1.0), weight: None, bias: None };
-                }
-                Some(Norm::Rms { weight, eps }) => (0.0, *eps, *weight, None),
-                Some(Norm::Layer { weight, bias, eps }) => {
-                    (sum::<S>(x, |x| x) / n, *eps, *weight, Some(*bias))
-                }
-            };
-            let mean = S::splat(mean);
-            let is_centred = bias.is_none();
-            let squares = sum::<S>(x, |x| {
-                let centred = if is_centred { x } else { S::sub(x, mean) };
-                S::mul(centred, centred)
-            });
-            // The lanes past the end of a row are zeros, which a mean makes count.
-            let excess = if is_centred { 0.0 } else { past_end(x.len()) * square_of::<S>(mean) };
-            let factor = S::splat(1.0 / ((squares - excess) / n + eps).sqrt());
-            Self { mean, factor, weight: Some(weight), bias }
-        }
-    }
-
-    /// Sixteen numbers of the row, or as many as there are, followed by whatever.
-    #[inline(always)]
-    pub(super) unsafe fn apply(&self, x: &[f32], start: usize) -> S::Floats {
-        // SAFETY: the processor has the instructions.
-        unsafe {
-            let x = load_part::<S>(x, start);
-            let Some(weight) = self.weight else { return x };
-            let scaled = S::mul(S::mul(S::sub(x, self.mean), self.factor), load_part::<S>(weight, start));
-            match self.bias {
-                Some(bias) => S::add(scaled, load_part::<S>(bias, start)),
-                None => scaled,
-            }
-        }
-    }
-}
-
-/// Lanes that the last vector of `n` numbers leaves over.
-fn past_end(n: usize) -> f32 {
-    (n.next_multiple_of(LANES) - n) as f32
-}
-
-#[inline(always)]
-unsafe fn square_of<S: Simd>(x: S::Floats) -> f32 {
-    let mut lanes = [0.0; LANES];
-    // SAFETY: the array has room for a vector.
-    unsafe { S::store(x, lanes.as_mut_ptr()) };
-    lanes[0] * lanes[0]
-}
-
-/// The sum of `f` of all numbers, those past the end of the last vector being zeros.
-#[inline(always)]
-unsafe fn sum<S: Simd>(x: &[f32], f: impl Fn(S::Floats) -> S::Floats) -> f32 {
-    // SAFETY: the processor has the instructions.
-    unsafe {
-        let mut sum = S::splat(0.0);
-        for start in (0..x.len()).step_by(LANES) {
-            sum = S::add(sum, f(load_part::<S>(x, start)));
-        }
-        S::reduce_add(sum)
-    }
-}
-
-/// Sixteen numbers from `start` on; zeros past the end.
-#[inline(always)]
-pub(super) unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
-    let rest = &x[start..];
-    // SAFETY: a vector is read where there are as many numbers.
-    unsafe {
-        if rest.len() >= LANES {
-            return S::load(rest.as_ptr());
-        }
-        let mut last = [0.0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        S::load(last.as_ptr())
-    }
-}
-
 /// What numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
 /// so small, or they are not finite and neither is their scale.
 #[inline(always)]
-pub(super) unsafe fn scale_of<S: Simd>(vectors: impl Iterator<Item = S::Floats>) -> (f32, Option<f32>) {
+pub(in crate::kernels) unsafe fn scale_of<S: Simd>(
+    vectors: impl Iterator<Item = S::Floats>,
+) -> (f32, Option<f32>) {
     // SAFETY: the processor has the instructions.
     unsafe {
         let mut largest = S::splat(0.0);

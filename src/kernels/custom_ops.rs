@@ -4,11 +4,11 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
 
-use super::activations::Norm;
 use super::attention::{Attention, Sequence, TextAttention};
 use super::isa::Isa;
-use super::linear::{Products, Weighted, linear, mlp};
-use super::rows::normed;
+use super::matmul::{Products, Weighted, linear, mlp};
+use super::norm::Norm;
+use super::norm::normed;
 
 /// Products of `[n_rows, n_in]`; a second tensor is what they are added to.
 #[derive(Debug)]

@@ -1,0 +1,243 @@
+//! Epilogues: what is done with the output tile of a matrix product while it is in registers or the first-level cache.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::super::layout::PANEL_ROWS;
+use super::super::simd::{LANES, Simd, load_part};
+use super::super::threads::disjoint::SharedMut;
+use super::super::weights::PackedMatrix;
+use super::activation_fns::Gate;
+use super::{Products, Weighted};
+
+/// A matrix's panel.
+pub type Panel<'a> = (&'a PackedMatrix, usize);
+
+/// What becomes of products.
+pub trait Then: Sync {
+    /// Fetches the places that [`Then::take`] will write to, which are seldom in the cache.
+    ///
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>);
+
+    /// Takes the products of some rows with one or two panels.
+    ///
+    /// # Safety
+    /// As [`Simd`], and nobody else takes those of these rows with these panels.
+    unsafe fn take<S: Simd>(&self, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
+}
+
+/// Where the products go.
+pub struct Product<'a> {
+    pub n_out: usize,
+    /// From a row to the next.
+    pub stride: usize,
+    /// Whether they become units of two bfloat16 instead of float32.
+    pub in_bf16: bool,
+    pub numbers: SharedMut<'a, MaybeUninit<f32>>,
+    pub residual: Option<&'a [f32]>,
+}
+
+impl<'a> Product<'a> {
+    /// Rows of `n_out` numbers, one behind the other.
+    pub fn of_floats(
+        n_out: usize,
+        numbers: SharedMut<'a, MaybeUninit<f32>>,
+        residual: Option<&'a [f32]>,
+    ) -> Self {
+        Self { n_out, stride: n_out, in_bf16: false, numbers, residual }
+    }
+}
+
+/// A panel of a matrix, with what is added to its products.
+#[derive(Clone, Copy)]
+pub struct PanelOf<'a> {
+    pub weighted: &'a Weighted<'a>,
+    pub panel: usize,
+}
+
+impl<'a> PanelOf<'a> {
+    pub fn key(self) -> Panel<'a> {
+        (self.weighted.matrix, self.panel)
+    }
+
+    /// The panel so many further.
+    pub fn after(self, n: usize) -> Self {
+        Self { panel: self.panel + n, ..self }
+    }
+
+    /// Rows of the matrix that it has.
+    pub fn width(self) -> usize {
+        PANEL_ROWS.min(self.weighted.matrix.n_out() - self.panel * PANEL_ROWS)
+    }
+
+    pub fn bias(self) -> Option<&'a [f32]> {
+        self.weighted.bias.map(|bias| &bias[self.panel * PANEL_ROWS..][..self.width()])
+    }
+}
+
+/// Products of some rows with a panel.
+pub type PanelProducts<'a> = (PanelOf<'a>, &'a [[f32; LANES]]);
+
+/// Makes results of products with one or two panels and writes them.
+pub struct Finish<'a> {
+    pub products: &'a Products<'a>,
+    pub result: &'a Product<'a>,
+    /// Where those of the first panel go.
+    pub column: usize,
+    pub first: PanelOf<'a>,
+    pub second: Option<PanelOf<'a>>,
+}
+
+/// Bytes of a line of the cache.
+const LINE_BYTES: usize = 64;
+
+impl Then for Finish<'_> {
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>) {
+        let Self { result, column, second, .. } = *self;
+        let unit_len = if result.in_bf16 { S::UNIT_LEN } else { 1 };
+        let n_panels = if matches!(self.products, Products::Gated { .. }) {
+            1
+        } else {
+            1 + usize::from(second.is_some())
+        };
+        let n_bytes = n_panels * LANES / unit_len * size_of::<f32>();
+        for row in rows {
+            let of_row = result.numbers.start().wrapping_add(row * result.stride + column / unit_len);
+            for start in (0..n_bytes + LINE_BYTES).step_by(LINE_BYTES) {
+                // SAFETY: the processor has the instructions; any address will do.
+                unsafe { S::prefetch_l1(of_row.cast::<u8>().wrapping_add(start)) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take<S: Simd>(&self, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
+        let Self { products, column, first, second, .. } = *self;
+        // SAFETY: the caller's promise; products are vectors.
+        unsafe {
+            match (*products, second) {
+                (Products::Gated { function, .. }, Some(second)) => {
+                    let factors = Some((second, other));
+                    self.write::<S>(rows, column, (first, tile), Some(function), factors);
+                }
+                (products, second) => {
+                    let function = match products {
+                        Products::Through(_, function) => Some(function),
+                        _ => None,
+                    };
+                    self.write::<S>(rows.clone(), column, (first, tile), function, None);
+                    if let Some(second) = second {
+                        self.write::<S>(rows, column + PANEL_ROWS, (second, other), function, None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn bias_of<S: Simd>(panel: PanelOf) -> S::Floats {
+    // SAFETY: the caller's promise.
+    unsafe { panel.bias().map_or(S::splat(0.0), |bias| load_part::<S>(bias, 0)) }
+}
+
+impl Finish<'_> {
+    /// Writes a panel's products with some rows and its bias, through a function, times others.
+    ///
+    /// # Safety
+    /// As [`Then::take`].
+    #[inline(always)]
+    unsafe fn write<S: Simd>(
+        &self,
+        rows: Range<usize>,
+        column: usize,
+        of: PanelProducts,
+        function: Option<Gate>,
+        factors: Option<PanelProducts>,
+    ) {
+        const AT_ONCE: usize = 4;
+        let mut row = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while row + AT_ONCE <= rows.len() {
+                self.write_rows::<S, AT_ONCE>(rows.start, row, column, of, function, factors);
+                row += AT_ONCE;
+            }
+            while row < rows.len() {
+                self.write_rows::<S, 1>(rows.start, row, column, of, function, factors);
+                row += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_rows<S: Simd, const N: usize>(
+        &self,
+        first_row: usize,
+        row: usize,
+        column: usize,
+        (panel, tile): PanelProducts,
+        function: Option<Gate>,
+        factors: Option<PanelProducts>,
+    ) {
+        let result = self.result;
+        let width = panel.width();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut x = [bias_of::<S>(panel); N];
+            for i in 0..N {
+                x[i] = S::add(S::load(tile[row + i].as_ptr()), x[i]);
+            }
+            if let Some(function) = function {
+                x = function.of::<S, N>(x, result.in_bf16);
+            }
+            if let Some((panel, factors)) = factors {
+                let bias = bias_of::<S>(panel);
+                for i in 0..N {
+                    x[i] = S::mul(x[i], S::add(S::load(factors[row + i].as_ptr()), bias));
+                }
+            }
+            for i in 0..N {
+                let row = first_row + row + i;
+                if let Some(residual) = result.residual {
+                    let of_row = &residual[row * result.n_out..(row + 1) * result.n_out];
+                    x[i] = S::add(x[i], load_part::<S>(of_row, column));
+                }
+                if width == LANES {
+                    let start = row * result.stride;
+                    if result.in_bf16 {
+                        let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
+                        S::store_units(x[i], y.as_mut_ptr().cast());
+                    } else {
+                        let y = result.numbers.slice(start + column, LANES);
+                        S::store(x[i], y.as_mut_ptr().cast());
+                    }
+                } else {
+                    self.write_part::<S>(x[i], row, column, width);
+                }
+            }
+        }
+    }
+
+    /// Writes a row of the last panel.
+    #[inline(always)]
+    unsafe fn write_part<S: Simd>(&self, x: S::Floats, row: usize, column: usize, width: usize) {
+        let result = self.result;
+        let start = row * result.stride;
+        let mut numbers = [0.0; LANES];
+        // SAFETY: the caller's promise.
+        unsafe {
+            S::store(x, numbers.as_mut_ptr());
+            if result.in_bf16 {
+                numbers[width..].fill(0.0);
+                let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
+                S::store_units(S::load(numbers.as_ptr()), y.as_mut_ptr().cast());
+            } else {
+                result.numbers.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! GGUF's K formats, whose blocks are 256 weights.
+
+#![allow(unsafe_op_in_unsafe_fn)] // What its callers promise is what every operation here asks for.
+
+use super::super::layout::{GROUP_LEN, PANEL_ROWS};
+use super::super::simd::Simd;
+use super::packing::*;
+
+/// Inner elements of a block of the K formats, and groups in it.
+const K_LEN: usize = 256;
+const K_GROUPS: usize = K_LEN / GROUP_LEN;
+
+/// Q4_K: 4 bits; for 256 weights two factors in half precision, which multiply a scale and a minimum
+/// of 6 bits for each 32.
+///
+/// A packed block is both factors of sixteen rows, then for each group the codes, the scales and the
+/// minimums.
+pub struct Q4K;
+
+impl Q4K {
+    const FACTORS: usize = 4 * PANEL_ROWS;
+    const GROUP_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
+
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
+
+    /// Scale and minimum of a group, out of 12 bytes for all eight.
+    pub fn scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
+        if group < 4 {
+            (bytes[group] & 63, bytes[group + 4] & 63)
+        } else {
+            let low = bytes[group + 4];
+            ((low & 0xF) | (bytes[group - 4] >> 6) << 4, (low >> 4) | (bytes[group] >> 6) << 4)
+        }
+    }
+}
+
+impl Packing for Q4K {
+    const BLOCK_LEN: usize = K_LEN;
+    const SOURCE_BYTES: usize = 144;
+    const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        let (factors, groups) = packed.split_at_mut(Self::FACTORS);
+        put_half(factors, row, source);
+        put_half(&mut factors[2 * PANEL_ROWS..], row, &source[2..]);
+        for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            // Two groups share 32 bytes.
+            let codes = &source[16 + group / 2 * GROUP_LEN..][..GROUP_LEN];
+            for (i, byte) in codes.iter().enumerate() {
+                put_low(packed, row, i, byte >> (4 * (group % 2)) & 0xF);
+            }
+            let (scale, min) = Self::scale_and_min(&source[4..16], group);
+            packed[LOW_BYTES + row] = scale;
+            packed[LOW_BYTES + PANEL_ROWS + row] = min;
+        }
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let (factors, groups) = packed.split_at(Self::FACTORS);
+        let groups = groups.chunks_exact(Self::GROUP_BYTES);
+        for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
+            let scale = half(factors, row) * f32::from(packed[LOW_BYTES + row]);
+            let min = half(&factors[2 * PANEL_ROWS..], row) * f32::from(packed[LOW_BYTES + PANEL_ROWS + row]);
+            for (i, weight) in weights.iter_mut().enumerate() {
+                *weight = scale * f32::from(low(packed, row, i)) - min;
+            }
+        }
+    }
+}
+
+impl Quantized for Q4K {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed.add(Self::group(group)), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let scale = S::load_u8(packed.add(Self::group(group) + LOW_BYTES));
+        S::mul(scale, S::load_f16(packed.cast()))
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let min = S::load_u8(packed.add(Self::group(group) + LOW_BYTES + PANEL_ROWS));
+        S::mul(min, S::sub(S::splat(0.0), S::load_f16(packed.add(2 * PANEL_ROWS).cast())))
+    }
+}
+
+/// Q6_K: 6 bits, zero is 32; for 256 weights a factor in half precision, which multiplies a scale of 8
+/// bits for each 16.
+///
+/// A packed block is the factors of sixteen rows, then for each group the codes and two times the
+/// scales.
+pub struct Q6K;
+
+impl Q6K {
+    const FACTORS: usize = 2 * PANEL_ROWS;
+    const GROUP_BYTES: usize = LOW_BYTES + HIGH_BYTES + 2 * PANEL_ROWS;
+    const SCALES: usize = LOW_BYTES + HIGH_BYTES;
+
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
+}
+
+impl Packing for Q6K {
+    const BLOCK_LEN: usize = K_LEN;
+    const SOURCE_BYTES: usize = 210;
+    const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        let (low, rest) = source.split_at(128);
+        let (high, rest) = rest.split_at(64);
+        let (scales, factor) = rest.split_at(16);
+        let (factors, groups) = packed.split_at_mut(Self::FACTORS);
+        put_half(factors, row, factor);
+        for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            // Four groups share 64 bytes of low and 32 of high bits.
+            let (quarter, of_four) = (group / 4, group % 4);
+            for i in 0..GROUP_LEN {
+                let low = low[64 * quarter + 32 * (of_four % 2) + i] >> (4 * (of_four / 2)) & 0xF;
+                let high = high[32 * quarter + i] >> (2 * of_four) & 0b11;
+                put_low(packed, row, i, low);
+                put_high(&mut packed[LOW_BYTES..], row, i, high << 4);
+            }
+            for half in 0..2 {
+                packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
+            }
+        }
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let (factors, groups) = packed.split_at(Self::FACTORS);
+        let groups = groups.chunks_exact(Self::GROUP_BYTES);
+        for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
+            for (i, weight) in weights.iter_mut().enumerate() {
+                let scale = packed[Self::SCALES + i / 16 * PANEL_ROWS + row].cast_signed();
+                let code = i32::from(six_bits(packed, row, i)) - Self::ZERO;
+                *weight = half(factors, row) * f32::from(scale) * code as f32;
+            }
+        }
+    }
+}
+
+impl Quantized for Q6K {
+    const ZERO: i32 = 32;
+    const SCALES_PER_GROUP: usize = 2;
+    const HAS_MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        let packed = packed.add(Self::group(group));
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
+    }
+}
+
+/// For the K formats that have no own: up to 6 bits; for 256 weights two factors in half precision,
+/// which multiply a scale and a minimum of 8 bits, both signed, for each 16.
+///
+/// The source is a byte for each of 256 codes, 16 scales, 16 minimums, the factors of scales and
+/// minimums. A packed block is the factors of sixteen rows, then for each group the codes, two times
+/// the scales and two times the minimums.
+pub struct General6;
+
+impl General6 {
+    const FACTORS: usize = 4 * PANEL_ROWS;
+    const SCALES: usize = LOW_BYTES + HIGH_BYTES;
+    const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
+    const GROUP_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
+
+    /// Where a group begins.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
+}
+
+impl Packing for General6 {
+    const BLOCK_LEN: usize = K_LEN;
+    const SOURCE_BYTES: usize = K_LEN + 36;
+    const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        let (codes, rest) = source.split_at(K_LEN);
+        let (scales, rest) = rest.split_at(16);
+        let (mins, source_factors) = rest.split_at(16);
+        let (factors, groups) = packed.split_at_mut(Self::FACTORS);
+        put_half(factors, row, source_factors);
+        put_half(&mut factors[2 * PANEL_ROWS..], row, &source_factors[2..]);
+        for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
+            for (i, &code) in codes[group * GROUP_LEN..][..GROUP_LEN].iter().enumerate() {
+                put_low(packed, row, i, code);
+                put_high(&mut packed[LOW_BYTES..], row, i, code);
+            }
+            for half in 0..2 {
+                packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
+                packed[Self::MINS + half * PANEL_ROWS + row] = mins[2 * group + half];
+            }
+        }
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let (factors, groups) = packed.split_at(Self::FACTORS);
+        let (scale_factor, min_factor) = (half(factors, row), half(&factors[2 * PANEL_ROWS..], row));
+        let groups = groups.chunks_exact(Self::GROUP_BYTES);
+        for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
+            for (i, weight) in weights.iter_mut().enumerate() {
+                let of_half = |at: usize| f32::from(packed[at + i / 16 * PANEL_ROWS + row].cast_signed());
+                let (scale, min) = (scale_factor * of_half(Self::SCALES), min_factor * of_half(Self::MINS));
+                *weight = scale * f32::from(six_bits(packed, row, i)) + min;
+            }
+        }
+    }
+}
+
+impl Quantized for General6 {
+    const SCALES_PER_GROUP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        let packed = packed.add(Self::group(group));
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8::<S>(packed, Self::group(group) + Self::MINS + idx * PANEL_ROWS, 2 * PANEL_ROWS)
+    }
+}

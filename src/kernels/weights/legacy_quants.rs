@@ -1,0 +1,180 @@
+//! GGUF's quantized formats whose blocks are 32 weights.
+
+#![allow(unsafe_op_in_unsafe_fn)] // What its callers promise is what every operation here asks for.
+
+use super::super::layout::{GROUP_LEN, PANEL_ROWS};
+use super::super::simd::Simd;
+use super::packing::*;
+
+/// Q4_0: 4 bits, zero is 8, a scale in half precision for 32 weights.
+pub struct Q4_0;
+
+impl Packing for Q4_0 {
+    const BLOCK_LEN: usize = GROUP_LEN;
+    const SOURCE_BYTES: usize = 18;
+    const PACKED_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        pack_nibbles(&source[2..], row, packed);
+        put_half(&mut packed[LOW_BYTES..], row, source);
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let scale = half(&packed[LOW_BYTES..], row);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * (f32::from(low(packed, row, i)) - 8.0);
+        }
+    }
+}
+
+impl Quantized for Q4_0 {
+    const ZERO: i32 = 8;
+    const HAS_MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed, half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES).cast())
+    }
+}
+
+/// The codes of a block of Q4_0 or Q4_1: first halves in the low, second in the high bits.
+fn pack_nibbles(nibbles: &[u8], row: usize, packed: &mut [u8]) {
+    for (i, &byte) in nibbles.iter().enumerate() {
+        put_low(packed, row, i, byte & 0xF);
+        put_low(packed, row, i + GROUP_LEN / 2, byte >> 4);
+    }
+}
+
+/// Q4_1: 4 bits, a scale and a minimum in half precision for 32 weights.
+pub struct Q4_1;
+
+impl Packing for Q4_1 {
+    const BLOCK_LEN: usize = GROUP_LEN;
+    const SOURCE_BYTES: usize = 20;
+    const PACKED_BYTES: usize = LOW_BYTES + 4 * PANEL_ROWS;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        pack_nibbles(&source[4..], row, packed);
+        put_half(&mut packed[LOW_BYTES..], row, source);
+        put_half(&mut packed[LOW_BYTES + 2 * PANEL_ROWS..], row, &source[2..]);
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let scale = half(&packed[LOW_BYTES..], row);
+        let min = half(&packed[LOW_BYTES + 2 * PANEL_ROWS..], row);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * f32::from(low(packed, row, i)) + min;
+        }
+    }
+}
+
+impl Quantized for Q4_1 {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_4::<S>(packed, half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(LOW_BYTES + 2 * PANEL_ROWS).cast())
+    }
+}
+
+/// Q5_1: 5 bits, of which the kernels hold six, a scale and a minimum in half precision for 32 weights.
+pub struct Q5_1;
+
+impl Q5_1 {
+    const SCALES: usize = LOW_BYTES + HIGH_BYTES;
+    const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
+}
+
+impl Packing for Q5_1 {
+    const BLOCK_LEN: usize = GROUP_LEN;
+    const SOURCE_BYTES: usize = 24;
+    const PACKED_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        pack_nibbles(&source[8..], row, packed);
+        for i in 0..GROUP_LEN {
+            let fifth = source[4 + i / 8] >> (i % 8) & 1;
+            put_high(&mut packed[LOW_BYTES..], row, i, fifth << 4);
+        }
+        put_half(&mut packed[Self::SCALES..], row, source);
+        put_half(&mut packed[Self::MINS..], row, &source[2..]);
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let (scale, min) = (half(&packed[Self::SCALES..], row), half(&packed[Self::MINS..], row));
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * f32::from(six_bits(packed, row, i)) + min;
+        }
+    }
+}
+
+impl Quantized for Q5_1 {
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(Self::SCALES).cast())
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(Self::MINS).cast())
+    }
+}
+
+/// Q8_0: 8 bits, zero is 128, a scale in half precision for 32 weights.
+pub struct Q8_0;
+
+const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
+
+impl Packing for Q8_0 {
+    const BLOCK_LEN: usize = GROUP_LEN;
+    const SOURCE_BYTES: usize = 34;
+    const PACKED_BYTES: usize = BYTE_CODES + 2 * PANEL_ROWS;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        for (i, &byte) in source[2..].iter().enumerate() {
+            // From signed to unsigned.
+            packed[code_position(row, i)] = byte ^ 0x80;
+        }
+        put_half(&mut packed[BYTE_CODES..], row, source);
+    }
+
+    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let scale = half(&packed[BYTE_CODES..], row);
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * (f32::from(packed[code_position(row, i)]) - 128.0);
+        }
+    }
+}
+
+impl Quantized for Q8_0 {
+    const ZERO: i32 = 128;
+    const HAS_MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+        codes_8::<S>(packed, half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
+        S::load_f16(packed.add(BYTE_CODES).cast())
+    }
+}
