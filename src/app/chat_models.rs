@@ -14,7 +14,7 @@ use super::{ModelInfo, ServedModel};
 use crate::chat::ChatModel;
 use crate::config::Residency;
 use crate::error::{Error, Kind, Result};
-use crate::inference::Status;
+use crate::inference::EngineStatus;
 
 /// All chat models, the default first.
 pub struct ChatModels {
@@ -142,7 +142,7 @@ impl ChatModels {
     }
 
     /// How busy each model in memory is.
-    pub fn status(&self) -> Vec<(&ServedModel, Status)> {
+    pub fn status(&self) -> Vec<(&ServedModel, EngineStatus)> {
         let of_slot = |slot: &'_ Arc<ChatSlot>| {
             let state = slot.state();
             state.loaded.as_ref().map(|loaded| loaded.model.engine().status())

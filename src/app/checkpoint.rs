@@ -39,9 +39,9 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         prefill_chunk_tokens: limits.prefill_chunk_tokens,
         kv_bytes: limits.kv_bytes,
         kv_format: kv_format(limits.kv_format),
-        speculates: limits.speculative,
+        speculative: limits.speculative,
         queued_tokens: limits.queued_tokens,
-        shifts_context: limits.context_overflow == ContextOverflow::Shift,
+        context_shift: limits.context_overflow == ContextOverflow::Shift,
     };
     let info = ModelInfo {
         family: config.family.name.to_owned(),

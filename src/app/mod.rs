@@ -22,7 +22,7 @@ use crate::chat::{ChatModel, ResponseCache};
 use crate::config::{Config, Limits};
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result};
-use crate::inference::Status;
+use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::telemetry;
@@ -350,7 +350,7 @@ impl App {
 
     /// Counters in Prometheus' text format.
     pub fn render_metrics(&self) -> String {
-        for (model, Status { load, .. }) in self.chat_status() {
+        for (model, EngineStatus { load, .. }) in self.chat_status() {
             let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id.clone()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
             gauge(telemetry::RUNNING, load.n_running as f64);
@@ -367,7 +367,7 @@ impl App {
     }
 
     /// How busy each chat model in memory is.
-    pub fn chat_status(&self) -> Vec<(&ServedModel, Status)> {
+    pub fn chat_status(&self) -> Vec<(&ServedModel, EngineStatus)> {
         self.parts.chat_models.status()
     }
 

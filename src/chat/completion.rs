@@ -62,7 +62,7 @@ impl ChatModel {
         if best_of > n {
             generation.top_logprobs.get_or_insert(0);
         }
-        generation.continues = true;
+        generation.is_continuation = true;
         generation.constraint = self.constraint(structured::asked(options)?, None)?;
         let prompts = prompts(own)?;
         if prompts.len() * best_of > MAX_TEXTS {

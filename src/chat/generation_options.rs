@@ -73,15 +73,15 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
     }
     Ok(GenerationRequest {
         prompt: Vec::new(),
-        predicted: Vec::new(),
+        prediction: Vec::new(),
         max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
         min_tokens,
         sampling: sampling_params(request)?,
         constraint: None,
-        continues: false,
+        is_continuation: false,
         stop,
         stop_tokens: stop_tokens(request)?,
-        shown_tokens: Vec::new(),
+        visible_tokens: Vec::new(),
         ignore_eos: request.ignore_eos.unwrap_or(false),
         top_logprobs: top_logprobs(request)?,
         tenant,

@@ -48,7 +48,7 @@ impl ChatModel {
         // The parameters first: checking them costs nothing.
         let mut generation = generation_options::generation_request(request, tenant)?;
         let n_choices = generation_options::n_choices(request)?;
-        generation.predicted = self.predicted(request)?;
+        generation.prediction = self.predicted(request)?;
         let tools = Tools::of(request)?;
         let mut asked = structured::asked(request)?;
         let Prompt { tokens, ignored_fields, reasoning, format } =
@@ -57,7 +57,7 @@ impl ChatModel {
         let special = |text: &str| self.tokenizer.special(text);
         if let Some(tools) = &tools {
             let marks = [format.open, format.close].into_iter().chain(format.named_by);
-            generation.shown_tokens = marks.filter_map(special).collect();
+            generation.visible_tokens = marks.filter_map(special).collect();
             asked = tools::asked(tools, format, special, asked)?;
         }
         let generation_is_free = asked.is_none();

@@ -54,7 +54,7 @@ impl ChatModel {
         reasoning: Option<&Reasoning>,
     ) -> Result<Option<Constraint>> {
         let Some(Asked { param, grammar }) = asked else { return Ok(None) };
-        let constraint = self.engine.constrain(&grammar).map_err(|e| e.with_param(param))?;
+        let constraint = self.engine.compile_constraint(&grammar).map_err(|e| e.with_param(param))?;
         Ok(Some(match reasoning {
             None => constraint,
             Some(reasoning) => constraint.after(Preamble {

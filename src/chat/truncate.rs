@@ -34,12 +34,12 @@ impl ChatModel {
         marker: Option<char>,
         most: Option<usize>,
     ) -> Result<(Vec<u32>, bool)> {
-        match (most, self.engine.shift()) {
+        match (most, self.engine.context_shift()) {
             (Some(most), _) => {
                 Ok((self.encode_cut(prompt, marker, Cut { most, n_first: 0, n_last: most })?.0, false))
             }
             (None, Some(shift)) => {
-                let (n_first, n_last) = shift.kept();
+                let (n_first, n_last) = shift.n_kept();
                 let cut = Cut { most: self.engine.context_length() - 1, n_first, n_last };
                 self.encode_cut(prompt, marker, cut)
             }
@@ -82,7 +82,7 @@ impl ChatModel {
             let (piece, after) = rest.split_at(rest.floor_char_boundary(piece_bytes));
             n_tokens += self.tokenizer.encode_prompt(piece, marker)?.len().saturating_sub(CUT_TOKENS);
             if n_tokens > context_length {
-                return Err(self.engine.too_long(&format!("more than {context_length}")));
+                return Err(self.engine.prompt_too_long(&format!("more than {context_length}")));
             }
             rest = after;
         }

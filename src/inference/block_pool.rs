@@ -11,8 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use crate::kernels::attention::kv_block::BLOCK_TOKENS;
-use crate::models::BlockId;
+use crate::models::{BLOCK_TOKENS, BlockId};
 
 /// What comes before a block.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -6,9 +6,9 @@
 //! logits into the next token. This module never sees a message, a template or a socket.
 
 mod block_pool;
-mod drafts;
 pub mod engine;
 pub mod grammar;
+mod prompt_lookup;
 pub mod sampling;
 pub mod scheduler;
 mod stop;
@@ -17,7 +17,7 @@ mod text_generation;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use engine::{Admission, Engine, EngineOptions, Generation, Status};
+pub use engine::{Admission, Engine, EngineOptions, EngineStatus, Generation};
 pub use grammar::{Constraint, Grammar};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use scheduler::ContextShift;
@@ -32,7 +32,7 @@ pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
     /// What the text is predicted to be, perhaps: the more of it is right, the faster it comes.
-    pub predicted: Vec<u32>,
+    pub prediction: Vec<u32>,
     /// Most tokens to generate; at least one.
     pub max_tokens: usize,
     /// Before so many tokens nothing ends the text but its limits.
@@ -43,11 +43,11 @@ pub struct GenerationRequest {
     /// Strings that end the text where they appear; they are not part of it.
     pub stop: Vec<String>,
     /// Whether the text goes on from the prompt's, so that a space between them is its own.
-    pub continues: bool,
+    pub is_continuation: bool,
     /// Tokens that end it; they are not part of it.
     pub stop_tokens: Vec<u32>,
     /// Special tokens whose text is part of the text; that of others is not.
-    pub shown_tokens: Vec<u32>,
+    pub visible_tokens: Vec<u32>,
     /// Go on past the model's own end-of-text tokens.
     pub ignore_eos: bool,
     /// How many of the likeliest tokens to report with each token; `None` reports no

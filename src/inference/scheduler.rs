@@ -21,10 +21,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::block_pool::{BlockPool, Parent, Prefixes};
-use super::drafts::{PromptLookup, RowCost};
-use crate::kernels::attention::first_key;
-use crate::kernels::attention::kv_block::BLOCK_TOKENS;
-use crate::models::{BlockId, BlockTable, SequenceId};
+use super::prompt_lookup::{PromptLookup, RowCost};
+use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, first_key};
 
 /// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few
 /// times as long as alone.
@@ -47,9 +45,9 @@ pub struct SchedulerOptions {
     /// Blocks for keys and values, of each group of layers; those that see farthest first.
     pub groups: Vec<BlockGroup>,
     /// Whether what comes next is guessed at.
-    pub speculates: bool,
+    pub speculative: bool,
     /// What becomes of sequences that grow beyond the context, if they may.
-    pub shift: Option<ContextShift>,
+    pub context_shift: Option<ContextShift>,
 }
 
 /// Blocks of layers that see equally far.
@@ -84,7 +82,7 @@ impl ContextShift {
     const N_FIRST: usize = 4;
 
     /// How many tokens stay in front, and how many at the end: so many that there is room for as many more.
-    pub fn kept(&self) -> (usize, usize) {
+    pub fn n_kept(&self) -> (usize, usize) {
         let n_first = Self::N_FIRST.min(self.context_length / 4);
         (n_first, self.context_length / 2 - n_first)
     }
@@ -96,13 +94,13 @@ pub struct NewSequence {
     pub id: SequenceId,
     pub prompt: Vec<u32>,
     /// What is predicted to be generated.
-    pub predicted: Vec<u32>,
+    pub prediction: Vec<u32>,
     /// Most tokens that are generated.
     pub max_tokens: usize,
     /// Who sent it: tenants get their turns alike.
     pub tenant: Arc<str>,
     /// Those with the same name may share blocks.
-    pub shares_with: Arc<str>,
+    pub cache_namespace: Arc<str>,
 }
 
 /// Decides what is computed together.
@@ -127,7 +125,7 @@ struct Sequence {
     /// Its place among all that ever came.
     number: u64,
     tenant: Arc<str>,
-    shares_with: Arc<str>,
+    cache_namespace: Arc<str>,
     /// Prompt and what was generated.
     tokens: Vec<u32>,
     n_prompt: usize,
@@ -207,35 +205,35 @@ impl Blocks {
 /// One turn's work.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    pub parts: Vec<Part>,
+    pub sequences: Vec<ScheduledSeq>,
 }
 
 /// Tokens of a sequence to be computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct ScheduledSeq {
     pub id: SequenceId,
     pub n_prompt: usize,
     /// Position of the first.
     pub start: usize,
     pub tokens: Vec<u32>,
     /// All blocks of the sequence, in each group of layers.
-    pub tables: Vec<BlockTable>,
+    pub block_tables: Vec<BlockTable>,
     /// How many of the last of them are guesses.
     pub n_drafts: usize,
     /// Whether the last of the others is to be followed by a new token.
-    pub is_last: bool,
+    pub needs_logits: bool,
 }
 
-impl Part {
+impl ScheduledSeq {
     /// Tokens that are each to be followed by a new one: the last, and the guesses after it.
     pub fn n_logits(&self) -> usize {
-        if self.is_last { 1 + self.n_drafts } else { 0 }
+        if self.needs_logits { 1 + self.n_drafts } else { 0 }
     }
 }
 
 /// How busy a scheduler is.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Load {
+pub struct SchedulerLoad {
     pub n_running: usize,
     pub n_waiting: usize,
     /// Tokens of those that wait.
@@ -247,6 +245,18 @@ pub struct Load {
     pub kv_usage: f64,
     /// Sequences that ever had to give their blocks back.
     pub n_preempted: u64,
+}
+
+impl SchedulerLoad {
+    /// Tokens that the KV cache has room for.
+    pub fn capacity_tokens(&self) -> usize {
+        self.n_blocks * BLOCK_TOKENS
+    }
+
+    /// Tokens that the blocks of running sequences have room for.
+    pub fn used_tokens(&self) -> usize {
+        self.n_used_blocks * BLOCK_TOKENS
+    }
 }
 
 impl Scheduler {
@@ -269,7 +279,7 @@ impl Scheduler {
 
     /// Queues a sequence, which must not come to need more blocks than there are.
     pub fn add(&mut self, new: NewSequence) {
-        let NewSequence { id, prompt, predicted, max_tokens, tenant, shares_with } = new;
+        let NewSequence { id, prompt, prediction, max_tokens, tenant, cache_namespace } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
@@ -279,12 +289,12 @@ impl Scheduler {
             tokens: prompt,
             n_generated: 0,
             max_tokens,
-            lookup: PromptLookup::new(predicted),
+            lookup: PromptLookup::new(prediction),
             n_computed: 0,
             tables: vec![Table::default(); self.options.groups.len()],
             n_published: 0,
-            parent: Parent::Root(shares_with.clone()),
-            shares_with,
+            parent: Parent::Root(cache_namespace.clone()),
+            cache_namespace,
             n_of_turn: 0,
             n_cached: 0,
             has_begun: false,
@@ -299,8 +309,10 @@ impl Scheduler {
         sequence.tokens.extend(tokens);
         sequence.n_generated += tokens.len();
         sequence.n_computed += tokens.len().saturating_sub(1);
-        if let Some(shift) = self.options.shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
-            let (n_first, n_last) = shift.kept();
+        if let Some(shift) =
+            self.options.context_shift.filter(|shift| sequence.tokens.len() > shift.context_length)
+        {
+            let (n_first, n_last) = shift.n_kept();
             sequence.forget_computed(&mut self.blocks);
             sequence.tokens.drain(n_first..sequence.tokens.len() - n_last);
             sequence.lookup = PromptLookup::default();
@@ -309,8 +321,8 @@ impl Scheduler {
 
     /// Learns how long a batch took.
     pub fn learn(&mut self, batch: &Batch, seconds: f64) {
-        if batch.parts.iter().all(|part| part.tokens.len() == part.n_logits()) {
-            self.row_cost.learn(batch.parts.iter().map(Part::n_logits).sum(), seconds);
+        if batch.sequences.iter().all(|part| part.tokens.len() == part.n_logits()) {
+            self.row_cost.learn(batch.sequences.iter().map(ScheduledSeq::n_logits).sum(), seconds);
         }
     }
 
@@ -337,11 +349,11 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    pub fn load(&self) -> Load {
+    pub fn load(&self) -> SchedulerLoad {
         let pools = &self.blocks.pools;
         let n_used = |pool: &BlockPool| pool.n_blocks() - pool.n_available();
         let usages = pools.iter().map(|pool| n_used(pool) as f64 / pool.n_blocks().max(1) as f64);
-        Load {
+        SchedulerLoad {
             n_running: self.running.len(),
             n_waiting: self.waiting.len(),
             n_waiting_tokens: self.waiting.iter().map(|sequence| sequence.tokens.len()).sum(),
@@ -360,17 +372,17 @@ impl Scheduler {
         self.start_waiting();
         let mut batch = Batch::default();
         self.decode(&mut batch);
-        let n_decoding = batch.parts.len();
+        let n_decoding = batch.sequences.len();
         let bound = if n_decoding == 0 {
             self.options.prefill_chunk
         } else {
             (n_decoding * PROMPT_TOKENS_PER_DECODE).max(LEAST_PROMPT_TOKENS).min(self.options.prefill_chunk)
         };
         self.prefill(&mut batch, bound);
-        if self.options.speculates && batch.parts.len() == n_decoding {
+        if self.options.speculative && batch.sequences.len() == n_decoding {
             self.guess(&mut batch);
         }
-        while batch.parts.is_empty() && self.running.len() > 1 {
+        while batch.sequences.is_empty() && self.running.len() > 1 {
             // Unfinished prompts hold all blocks.
             self.preempt_youngest();
             self.prefill(&mut batch, bound);
@@ -424,7 +436,7 @@ impl Scheduler {
                     return;
                 }
             }
-            batch.parts.push(self.running[idx].take(1));
+            batch.sequences.push(self.running[idx].take(1));
             idx += 1;
         }
     }
@@ -439,7 +451,7 @@ impl Scheduler {
             if sequence.n_left() <= 1 && sequence.n_computed > 0 || n_left == 0 {
                 continue;
             }
-            if batch.parts.iter().any(|part| part.id == sequence.id) {
+            if batch.sequences.iter().any(|part| part.id == sequence.id) {
                 continue;
             }
             sequence.find_computed(&mut self.blocks);
@@ -454,7 +466,7 @@ impl Scheduler {
             }
             n_left = n_left.saturating_sub(n);
             sequence.n_of_turn += n;
-            batch.parts.push(sequence.take(n));
+            batch.sequences.push(sequence.take(n));
             if sequence.n_left() == 0 || sequence.n_of_turn == self.options.prefill_chunk {
                 self.last_turn = sequence.number;
                 sequence.n_of_turn = 0;
@@ -465,13 +477,13 @@ impl Scheduler {
     /// Adds guesses to sequences that generate, the likeliest first, as long as they pay.
     fn guess(&mut self, batch: &mut Batch) {
         let n_running = self.running.len();
-        let mut n_rows = batch.parts.len();
+        let mut n_rows = batch.sequences.len();
         let mut n_tokens = n_rows as f64;
         // Parts are in the order of their sequences.
-        let mut parts = batch.parts.iter_mut().peekable();
+        let mut parts = batch.sequences.iter_mut().peekable();
         let drafts = self.running.iter_mut().filter_map(|sequence| {
             let part = parts.next_if(|part| part.id == sequence.id)?;
-            let (guesses, right) = sequence.guesses(self.options.shift);
+            let (guesses, right) = sequence.guesses(self.options.context_shift);
             Some(Draft { part, sequence, guesses: guesses.into_iter(), right, likelihood: right })
         });
         let mut drafts: Vec<Draft> = drafts.collect();
@@ -492,7 +504,7 @@ impl Scheduler {
             }
             draft.part.tokens.extend(draft.guesses.next());
             draft.part.n_drafts += 1;
-            draft.part.tables = draft.sequence.block_tables();
+            draft.part.block_tables = draft.sequence.block_tables();
             n_rows += 1;
             n_tokens += draft.likelihood;
             draft.likelihood *= draft.right;
@@ -511,7 +523,7 @@ impl Scheduler {
 
 /// Guesses for a part of a batch.
 struct Draft<'a> {
-    part: &'a mut Part,
+    part: &'a mut ScheduledSeq,
     sequence: &'a mut Sequence,
     /// Those that are not in the part yet.
     guesses: std::vec::IntoIter<u32>,
@@ -554,7 +566,7 @@ impl Sequence {
         }
         self.n_computed = 0;
         self.n_published = 0;
-        self.parent = Parent::Root(self.shares_with.clone());
+        self.parent = Parent::Root(self.cache_namespace.clone());
     }
 
     /// Gives back the blocks that its next tokens do not see.
@@ -644,18 +656,18 @@ impl Sequence {
     }
 
     /// Its next `n` tokens, which count as computed.
-    fn take(&mut self, n: usize) -> Part {
+    fn take(&mut self, n: usize) -> ScheduledSeq {
         let start = self.n_computed;
         self.n_computed += n;
         self.has_begun = true;
-        Part {
+        ScheduledSeq {
             id: self.id,
             n_prompt: self.n_prompt,
             start,
             tokens: self.tokens[start..self.n_computed].to_vec(),
             n_drafts: 0,
-            tables: self.block_tables(),
-            is_last: self.n_computed == self.tokens.len(),
+            block_tables: self.block_tables(),
+            needs_logits: self.n_computed == self.tokens.len(),
         }
     }
 }
@@ -675,8 +687,8 @@ mod tests {
             max_running,
             prefill_chunk,
             groups: vec![BlockGroup { n_blocks, window: None }],
-            speculates: false,
-            shift: None,
+            speculative: false,
+            context_shift: None,
         })
     }
 
@@ -686,14 +698,14 @@ mod tests {
     }
 
     fn new(n: u64, prompt: Vec<u32>) -> NewSequence {
-        let predicted = Vec::new();
+        let prediction = Vec::new();
         NewSequence {
             id: id(n),
             prompt,
-            predicted,
+            prediction,
             max_tokens: 1000,
             tenant: "".into(),
-            shares_with: "".into(),
+            cache_namespace: "".into(),
         }
     }
 
@@ -703,13 +715,13 @@ mod tests {
 
     /// Of each part the sequence, where it starts, and how many tokens it has.
     fn parts(batch: &Batch) -> Vec<(u64, usize, usize)> {
-        batch.parts.iter().map(|part| (part.id.0, part.start, part.tokens.len())).collect()
+        batch.sequences.iter().map(|part| (part.id.0, part.start, part.tokens.len())).collect()
     }
 
     /// Takes a batch and lets every sequence that is due say something.
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize)> {
         let batch = scheduler.next_batch();
-        for part in batch.parts.iter().filter(|part| part.is_last) {
+        for part in batch.sequences.iter().filter(|part| part.needs_logits) {
             scheduler.push(part.id, &[7]);
         }
         check(scheduler);
@@ -771,7 +783,7 @@ mod tests {
         add(&mut s, 3, with_end(1)[..64].to_vec());
         assert_eq!(step(&mut s), [(3, 48, 16)]);
         // Others' is not.
-        s.add(NewSequence { shares_with: "salt".into(), ..new(4, with_end(1)) });
+        s.add(NewSequence { cache_namespace: "salt".into(), ..new(4, with_end(1)) });
         assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 64)]);
     }
 
@@ -810,13 +822,13 @@ mod tests {
     #[test]
     fn guesses_ride_along_as_long_as_they_pay() {
         let mut s = scheduler(2, 64, 5);
-        s.options.speculates = true;
+        s.options.speculative = true;
         let text = [1, 2, 3, 4, 5, 6];
         s.add(NewSequence { max_tokens: 9, ..new(1, text.repeat(2)) });
         assert_eq!(parts(&s.next_batch()), [(1, 0, 12)], "a prompt is not guessed at");
         let mut next = |said: &[u32]| {
             s.push(id(1), said);
-            let Part { start, tokens, n_drafts, .. } = s.next_batch().parts.remove(0);
+            let ScheduledSeq { start, tokens, n_drafts, .. } = s.next_batch().sequences.remove(0);
             check(&s);
             (start, tokens, n_drafts)
         };
@@ -830,7 +842,7 @@ mod tests {
 
         // Nobody gives way to a guess.
         let mut s = scheduler(1, 64, 1);
-        s.options.speculates = true;
+        s.options.speculative = true;
         add(&mut s, 1, text.repeat(2));
         s.next_batch();
         s.push(id(1), &[1]);
@@ -850,7 +862,8 @@ mod tests {
             let batch = s.next_batch();
             assert_eq!(parts(&batch), [(1, start, 32)]);
             check(&s);
-            let n_unseen = batch.parts[0].tables[0].iter().take_while(|block| block.is_none()).count();
+            let n_unseen =
+                batch.sequences[0].block_tables[0].iter().take_while(|block| block.is_none()).count();
             assert_eq!(n_unseen, (start + 1).saturating_sub(20) / 16);
             n_held.push(s.load().n_used_blocks);
         }
@@ -888,7 +901,7 @@ mod tests {
     #[test]
     fn a_full_context_goes_on_without_its_middle() {
         let mut s = scheduler(1, 64, 100);
-        s.options.shift = Some(ContextShift { context_length: 40 });
+        s.options.context_shift = Some(ContextShift { context_length: 40 });
         let beginning = prompt(1, 38);
         add(&mut s, 1, beginning.clone());
         assert_eq!(step(&mut s), [(1, 0, 38)]);
@@ -896,8 +909,8 @@ mod tests {
         assert_eq!(step(&mut s), [(1, 39, 1)], "there is room for forty");
         let batch = s.next_batch();
         let expected = [&beginning[..4], &beginning[25..], &[7; 3]].concat();
-        assert_eq!((batch.parts[0].start, &batch.parts[0].tokens), (0, &expected));
-        assert_eq!((expected.len(), batch.parts[0].n_prompt), (20, 38));
+        assert_eq!((batch.sequences[0].start, &batch.sequences[0].tokens), (0, &expected));
+        assert_eq!((expected.len(), batch.sequences[0].n_prompt), (20, 38));
         s.push(id(1), &[7]);
         assert_eq!(step(&mut s), [(1, 20, 1)]);
     }
@@ -978,7 +991,7 @@ mod tests {
             max_running in 1usize..6,
             chunk in 1usize..50,
             n_blocks in 7usize..30,
-            speculates: bool,
+            speculative: bool,
             window in prop::option::of(1usize..60),
             other in prop::option::of((7usize..30, 1usize..60)),
             context_length in prop::option::of(75usize..112),
@@ -987,8 +1000,8 @@ mod tests {
             options.groups[0].window = window;
             options.groups.extend(other.map(|(n_blocks, window)| BlockGroup { n_blocks, window: Some(window) }));
             let mut s = Scheduler::new(options);
-            s.options.speculates = speculates;
-            s.options.shift = context_length.map(|context_length| ContextShift { context_length });
+            s.options.speculative = speculative;
+            s.options.context_shift = context_length.map(|context_length| ContextShift { context_length });
             // What each block holds, as the model would have written it.
             let mut memory: HashMap<(usize, BlockId), Vec<u32>> = HashMap::new();
             let mut alive: HashMap<u64, Alive> = HashMap::new();
@@ -1000,7 +1013,7 @@ mod tests {
                     s.add(NewSequence {
                         max_tokens: arrival.n_generated,
                         tenant: arrival.tenant.into(),
-                        shares_with: arrival.tenant.into(),
+                        cache_namespace: arrival.tenant.into(),
                         ..new(n as u64, arrival.prompt.clone())
                     });
                     let tokens = arrival.prompt.clone();
@@ -1015,25 +1028,25 @@ mod tests {
                 prop_assert!(n_batches < 5000, "it goes on for ever");
                 let batch = s.next_batch();
                 check(&s);
-                prop_assert!(!batch.parts.is_empty() || s.is_idle());
-                prop_assert!(batch.parts.len() <= max_running);
-                let blocks_from = |part: &Part, first: usize| -> Vec<(usize, BlockId)> {
+                prop_assert!(!batch.sequences.is_empty() || s.is_idle());
+                prop_assert!(batch.sequences.len() <= max_running);
+                let blocks_from = |part: &ScheduledSeq, first: usize| -> Vec<(usize, BlockId)> {
                     let of_group = |(group, table): (usize, &BlockTable)| {
                         table[first..].iter().map(move |block| (group, block.unwrap())).collect::<Vec<_>>()
                     };
-                    part.tables.iter().enumerate().flat_map(of_group).collect()
+                    part.block_tables.iter().enumerate().flat_map(of_group).collect()
                 };
                 let written: Vec<(usize, BlockId)> =
-                    batch.parts.iter().flat_map(|part| blocks_from(part, part.start / BLOCK_TOKENS)).collect();
-                for part in &batch.parts {
+                    batch.sequences.iter().flat_map(|part| blocks_from(part, part.start / BLOCK_TOKENS)).collect();
+                for part in &batch.sequences {
                     let Alive { arrival, tokens, n_said, .. } = &alive[&part.id.0];
                     let (known, guessed) = part.tokens.split_at(part.tokens.len() - part.n_drafts);
                     let end = part.start + known.len();
                     prop_assert_eq!(known, &tokens[part.start..end]);
-                    prop_assert_eq!(part.is_last, end == tokens.len());
-                    prop_assert!(guessed.is_empty() || part.is_last);
+                    prop_assert_eq!(part.needs_logits, end == tokens.len());
+                    prop_assert!(guessed.is_empty() || part.needs_logits);
                     prop_assert!(part.n_logits() <= arrival.n_generated - n_said);
-                    for (group, table) in part.tables.iter().enumerate() {
+                    for (group, table) in part.block_tables.iter().enumerate() {
                         prop_assert!(table.len() * BLOCK_TOKENS >= end + guessed.len());
                         for (position, token) in tokens[..part.start].iter().enumerate() {
                             match table[position / BLOCK_TOKENS] {
@@ -1051,9 +1064,9 @@ mod tests {
                         prop_assert_eq!(written.iter().filter(|other| **other == block).count(), 1);
                     }
                 }
-                for part in &batch.parts {
+                for part in &batch.sequences {
                     for (position, token) in (part.start..).zip(&part.tokens) {
-                        for (group, table) in part.tables.iter().enumerate() {
+                        for (group, table) in part.block_tables.iter().enumerate() {
                             let id = table[position / BLOCK_TOKENS].unwrap();
                             let block = memory.entry((group, id)).or_default();
                             block.resize(BLOCK_TOKENS, u32::MAX);
@@ -1061,7 +1074,7 @@ mod tests {
                         }
                     }
                 }
-                for part in batch.parts.iter().filter(|part| part.is_last) {
+                for part in batch.sequences.iter().filter(|part| part.needs_logits) {
                     let Alive { arrival, tokens, n_said, .. } = alive.get_mut(&part.id.0).unwrap();
                     // It says 0, 1, 2 over and over, as far as its guesses allow at once.
                     let mut guesses = part.tokens[part.tokens.len() - part.n_drafts..].iter();

@@ -22,7 +22,7 @@ pub struct TextGeneration {
     max_tokens: usize,
     min_tokens: usize,
     /// Special tokens that are part of the text.
-    shown_tokens: Vec<u32>,
+    visible_tokens: Vec<u32>,
     /// Tokens that end the text: the model's own and the request's.
     ends: Vec<u32>,
     /// Whether a space at the beginning is the vocabulary's, not the model's.
@@ -57,14 +57,16 @@ impl TextGeneration {
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
         let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
-            skips_space: tokenizer.begins_with_space() && !request.continues && request.constraint.is_none(),
+            skips_space: tokenizer.begins_with_space()
+                && !request.is_continuation
+                && request.constraint.is_none(),
             ends: [own, &request.stop_tokens].concat(),
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
             constraint: request.constraint.clone(),
             stops: StopStrings::new(request.stop.clone()),
-            shown_tokens: request.shown_tokens.clone(),
+            visible_tokens: request.visible_tokens.clone(),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
@@ -99,7 +101,8 @@ impl TextGeneration {
                 None => self.waiting.push_back((self.n_text, logprob)),
             }
         }
-        let shown = self.shown_tokens.contains(&token).then(|| self.tokenizer.special_text(token)).flatten();
+        let shown =
+            self.visible_tokens.contains(&token).then(|| self.tokenizer.special_text(token)).flatten();
         let bytes = shown.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
         let mut text = self.detokenizer.push(bytes);
         if self.n_text == 0 && self.skips_space && text.starts_with(' ') {

@@ -21,6 +21,9 @@ use candle_core::Tensor;
 pub use decoder::ModelConfig;
 pub use kv_store::{BlockId, BlockTable, KvStore, SequenceId};
 
+/// The window and block arithmetic of attention that schedulers share with the kernels.
+pub use crate::kernels::attention::{first_key, kv_block::BLOCK_TOKENS};
+
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 

@@ -116,11 +116,11 @@ async fn what_waits_for_too_long_is_refused() {
 #[tokio::test]
 async fn guesses_save_batches_and_change_nothing() {
     let text = "the cat sat on the mat, the cat sat on the mat, the cat sat on the mat, and the cat sat. ";
-    for speculates in [false, true] {
+    for speculative in [false, true] {
         // A row more costs next to nothing.
         let script = Script { step: Duration::from_millis(3), ..Script::saying(text) };
         let n_batches = script.n_batches.clone();
-        let options = EngineOptions { speculates, ..ENGINE_OPTIONS };
+        let options = EngineOptions { speculative, ..ENGINE_OPTIONS };
         let server = scripted_server(script, Limits::default(), options).await;
         let answer = body(server.post(CHAT, &request("go on", json!({"logprobs": true}))).await).await;
         let choice = &answer["choices"][0];
@@ -128,7 +128,7 @@ async fn guesses_save_batches_and_change_nothing() {
         assert_eq!(choice["logprobs"]["content"].as_array().unwrap().len(), text.len());
         assert_eq!(answer["usage"]["completion_tokens"], text.len() + 1);
         let n_batches = n_batches.load(Ordering::SeqCst);
-        assert_eq!(n_batches < text.len() * 3 / 4, speculates, "{n_batches}");
+        assert_eq!(n_batches < text.len() * 3 / 4, speculative, "{n_batches}");
         // The limit holds in the middle of what was guessed, too.
         let answer = body(server.post(CHAT, &request("go on", json!({"max_tokens": 58}))).await).await;
         assert_eq!(answer["choices"][0]["message"]["content"], text[..58]);

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{self, ENGINE_OPTIONS, Script, Server, json as body, scripted_server};
 
 const CHAT: &str = "/v1/chat/completions";
-const SHIFTS: EngineOptions = EngineOptions { shifts_context: true, ..ENGINE_OPTIONS };
+const SHIFTS: EngineOptions = EngineOptions { context_shift: true, ..ENGINE_OPTIONS };
 
 /// What the model has seen of each sequence.
 type Seen = Arc<Mutex<HashMap<SequenceId, Vec<u32>>>>;
@@ -87,8 +87,8 @@ async fn a_server_that_shifts_takes_long_prompts_without_their_middle() {
 
 #[tokio::test]
 async fn an_answer_goes_on_when_the_context_is_full() {
-    for speculates in [false, true] {
-        let options = EngineOptions { speculates, ..SHIFTS };
+    for speculative in [false, true] {
+        let options = EngineOptions { speculative, ..SHIFTS };
         let (server, _) = server(Script::saying(&"x".repeat(600)), options).await;
         let answer = body(server.post(CHAT, &request("go on", json!({"max_tokens": 1500}))).await).await;
         assert_eq!(answer["usage"]["completion_tokens"], 1500);

@@ -171,7 +171,7 @@ async fn a_prediction_changes_nothing_but_the_number_of_batches() {
     let step = Duration::from_millis(3);
     let script = Script { step, ..Script::saying("the quick brown fox jumps over it") };
     let n_batches = script.n_batches.clone();
-    let options = EngineOptions { speculates: true, ..ENGINE_OPTIONS };
+    let options = EngineOptions { speculative: true, ..ENGINE_OPTIONS };
     let server = scripted_server(script, Limits::default(), options).await;
     let ask = async |fields: Value| {
         let before = n_batches.load(std::sync::atomic::Ordering::SeqCst);

@@ -160,21 +160,21 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
         max_running: 3,
         prefill_chunk: 24,
         groups: groups.iter().map(|group| BlockGroup { n_blocks, window: group.window }).collect(),
-        speculates: true,
-        shift: None,
+        speculative: true,
+        context_shift: None,
     });
     for (n, prompt) in prompts.iter().enumerate() {
         let id = SequenceId(n as u64);
-        let (tenant, shares_with) = ("".into(), "".into());
-        let (prompt, predicted) = (prompt.clone(), Vec::new());
-        scheduler.add(NewSequence { id, prompt, predicted, max_tokens: N_TOKENS, tenant, shares_with });
+        let (tenant, cache_namespace) = ("".into(), "".into());
+        let (prompt, prediction) = (prompt.clone(), Vec::new());
+        scheduler.add(NewSequence { id, prompt, prediction, max_tokens: N_TOKENS, tenant, cache_namespace });
     }
     let mut said = vec![Vec::new(); prompts.len()];
     while !scheduler.is_idle() {
         let batch = scheduler.next_batch();
         let mut input = ForwardInput::default();
-        for part in &batch.parts {
-            input.push(part.id, part.n_prompt, part.start, &part.tables, &part.tokens, part.n_logits());
+        for part in &batch.sequences {
+            input.push(part.id, part.n_prompt, part.start, &part.block_tables, &part.tokens, part.n_logits());
         }
         let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
         for (id, rows, guesses) in input.sampled() {

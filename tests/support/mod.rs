@@ -197,9 +197,9 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     prefill_chunk_tokens: 64,
     kv_bytes: 1 << 20,
     kv_format: KvFormat::F16,
-    speculates: false,
+    speculative: false,
     queued_tokens: 10_000,
-    shifts_context: false,
+    context_shift: false,
 };
 
 /// A template that shows who said what.

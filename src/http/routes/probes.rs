@@ -8,8 +8,7 @@ use crate::app::App;
 use crate::http::error::ApiError;
 use crate::http::openapi::html::escape;
 use crate::http::route::Route;
-use crate::inference::Status;
-use crate::kernels::attention::kv_block::BLOCK_TOKENS;
+use crate::inference::EngineStatus;
 use crate::openai::probes::{Health, Load, Loads};
 
 const OK: Health = Health { status: "ok" };
@@ -62,8 +61,8 @@ pub async fn loads(State(app): State<App>) -> Json<Loads> {
     Json(Loads { timestamp: jiff::Timestamp::now().to_string(), dp_rank_count: loads.len(), loads })
 }
 
-fn of(rank: usize, status: &Status) -> Load {
-    let Status { load, max_running, tokens_per_second, n_prompt_tokens, n_cached_tokens, .. } = *status;
+fn of(rank: usize, status: &EngineStatus) -> Load {
+    let EngineStatus { load, max_running, tokens_per_second, n_prompt_tokens, n_cached_tokens, .. } = *status;
     let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
     Load {
         dp_rank: rank,
@@ -71,8 +70,8 @@ fn of(rank: usize, status: &Status) -> Load {
         num_waiting_reqs: load.n_waiting,
         num_waiting_uncached_tokens: load.n_waiting_tokens,
         num_total_reqs: load.n_running + load.n_waiting,
-        num_used_tokens: load.n_used_blocks * BLOCK_TOKENS,
-        max_total_num_tokens: load.n_blocks * BLOCK_TOKENS,
+        num_used_tokens: load.used_tokens(),
+        max_total_num_tokens: load.capacity_tokens(),
         token_usage: load.kv_usage,
         gen_throughput: tokens_per_second,
         cache_hit_rate: share(n_cached_tokens as f64, n_prompt_tokens as f64),

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events};
 
-use super::grammar::{Constraint, Grammar, Grammars};
-use super::scheduler::{Batch, BlockGroup, ContextShift, Load, NewSequence, Scheduler, SchedulerOptions};
-use super::text_generation::{Step, TextGeneration};
-use super::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::error::{Error, Kind, Result};
+use crate::inference::grammar::{Constraint, Grammar, Grammars};
+use crate::inference::scheduler::{
+    Batch, BlockGroup, ContextShift, NewSequence, Scheduler, SchedulerLoad, SchedulerOptions,
+};
+use crate::inference::text_generation::{Step, TextGeneration};
+use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::threads::pool;
 use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
@@ -53,9 +55,9 @@ pub struct EngineOptions {
     /// How they are stored.
     pub kv_format: KvFormat,
     /// Whether what comes next is guessed at from the text itself, where that makes answers come faster.
-    pub speculates: bool,
+    pub speculative: bool,
     /// Whether an answer goes on when the context is full, without the middle of what came before.
-    pub shifts_context: bool,
+    pub context_shift: bool,
 }
 
 /// The handle to an engine's thread, which ends with it.
@@ -80,13 +82,13 @@ struct Shared {
     stopping: AtomicBool,
     /// Moving average of the time between two finished requests.
     time_per_request: Mutex<Duration>,
-    status: Mutex<Status>,
+    status: Mutex<EngineStatus>,
 }
 
 /// How busy an engine is.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Status {
-    pub load: Load,
+pub struct EngineStatus {
+    pub load: SchedulerLoad,
     /// Requests computed at most at once.
     pub max_running: usize,
     /// Tokens generated a second, of late.
@@ -110,7 +112,7 @@ impl Shared {
             .clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 
-    fn status(&self) -> MutexGuard<'_, Status> {
+    fn status(&self) -> MutexGuard<'_, EngineStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -155,8 +157,8 @@ impl EngineOptions {
             max_running: self.running_requests.max(1),
             prefill_chunk: self.prefill_chunk_tokens.max(1),
             groups: self.groups(config),
-            speculates: self.speculates,
-            shift: self.shifts_context.then_some(ContextShift { context_length }),
+            speculative: self.speculative,
+            context_shift: self.context_shift.then_some(ContextShift { context_length }),
         }
     }
 }
@@ -195,7 +197,10 @@ impl Engine {
             alive: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
-            status: Mutex::new(Status { max_running: options.running_requests, ..Status::default() }),
+            status: Mutex::new(EngineStatus {
+                max_running: options.running_requests,
+                ..EngineStatus::default()
+            }),
         });
         let n_vocab = model.config().n_vocab;
         let context_length = options.context_length(model.config());
@@ -256,7 +261,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the grammar is too large or too complex, cannot be read, or says what cannot be enforced.
-    pub fn constrain(&self, grammar: &Grammar) -> Result<Constraint> {
+    pub fn compile_constraint(&self, grammar: &Grammar) -> Result<Constraint> {
         self.grammars.compile(grammar)
     }
 
@@ -271,7 +276,7 @@ impl Engine {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
         }
         if n_prompt >= self.context_length {
-            return Err(self.too_long(&n_prompt.to_string()));
+            return Err(self.prompt_too_long(&n_prompt.to_string()));
         }
         request.sampling.check(self.n_vocab)?;
         if let Some(id) = request.stop_tokens.iter().find(|&&id| id as usize >= self.n_vocab) {
@@ -281,7 +286,7 @@ impl Engine {
         }
         let room = self.context_length - n_prompt;
         // Who names no limit does not ask for an endless answer.
-        let has_no_end = self.shared.options.shifts_context && request.max_tokens < usize::MAX;
+        let has_no_end = self.shared.options.context_shift && request.max_tokens < usize::MAX;
         request.max_tokens = request.max_tokens.clamp(1, if has_no_end { MAX_TOKENS } else { room });
         let waiting_tokens = Arc::new(self.wait_with(n_prompt)?);
         let arrived = Instant::now();
@@ -315,7 +320,7 @@ impl Engine {
     }
 
     /// The error of a prompt of `n_tokens` tokens, too many for the context.
-    pub fn too_long(&self, n_tokens: &str) -> Error {
+    pub fn prompt_too_long(&self, n_tokens: &str) -> Error {
         let message = format!(
             "the prompt has {n_tokens} tokens, and the context is {} tokens, prompt and answer together; shorten \
              the messages",
@@ -330,9 +335,9 @@ impl Engine {
     }
 
     /// How texts that are too long are cut, if they are not refused.
-    pub fn shift(&self) -> Option<ContextShift> {
+    pub fn context_shift(&self) -> Option<ContextShift> {
         let shift = ContextShift { context_length: self.context_length };
-        self.shared.options.shifts_context.then_some(shift)
+        self.shared.options.context_shift.then_some(shift)
     }
 
     /// Whether it gets on with its work.
@@ -340,7 +345,7 @@ impl Engine {
     /// # Errors
     /// When it has been busy with one batch for too long.
     pub fn check_health(&self) -> Result<()> {
-        let Status { batch_began, longest_batch, .. } = self.status();
+        let EngineStatus { batch_began, longest_batch, .. } = self.status();
         let busy = batch_began.map(|began| began.elapsed()).unwrap_or_default();
         // A large model may take its time.
         if busy <= self.shared.options.batch_time.max(3 * longest_batch) {
@@ -353,7 +358,7 @@ impl Engine {
     }
 
     /// How busy it is.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> EngineStatus {
         *self.shared.status()
     }
 
@@ -449,10 +454,10 @@ impl Worker {
                 continue;
             }
             let batch = self.scheduler.next_batch();
-            if batch.parts.is_empty() {
+            if batch.sequences.is_empty() {
                 continue;
             }
-            metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.parts.len() as f64);
+            metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.sequences.len() as f64);
             let start = Instant::now();
             let load = self.scheduler.load();
             let mut status = self.shared.status();
@@ -484,10 +489,10 @@ impl Worker {
                 self.scheduler.add(NewSequence {
                     id,
                     prompt: request.prompt,
-                    predicted: request.predicted,
+                    prediction: request.prediction,
                     max_tokens: request.max_tokens,
                     // The length tells where the key ends, whatever is in it.
-                    shares_with: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)
+                    cache_namespace: format!("{is_long}|{}|{}|{salt}", request.tenant.len(), request.tenant)
                         .into(),
                     tenant: request.tenant,
                 });
@@ -593,12 +598,12 @@ impl Worker {
     /// The batch as the model wants it.
     fn forward_input(&mut self, batch: &Batch) -> ForwardInput {
         let mut input = ForwardInput::default();
-        for part in &batch.parts {
+        for part in &batch.sequences {
             if let Some(sequence) = self.sequences.get_mut(&part.id) {
                 sequence.started.get_or_insert_with(Instant::now);
                 sequence.waiting_tokens = None;
             }
-            input.push(part.id, part.n_prompt, part.start, &part.tables, &part.tokens, part.n_logits());
+            input.push(part.id, part.n_prompt, part.start, &part.block_tables, &part.tokens, part.n_logits());
         }
         input
     }
@@ -801,8 +806,8 @@ mod tests {
             prefill_chunk_tokens: 64,
             kv_bytes: 1 << 19,
             kv_format: KvFormat::F16,
-            speculates: false,
-            shifts_context: false,
+            speculative: false,
+            context_shift: false,
         };
         let sliding = config(Some(128));
         let layer_bytes = KvStore::block_bytes(&sliding, KvFormat::F16)[0];
