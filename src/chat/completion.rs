@@ -9,7 +9,7 @@ use super::{generation_options, structured};
 use crate::error::{Error, Result};
 use crate::inference::{Admission, GenerationRequest};
 use crate::openai::completions::{CompletionRequest, Own};
-use crate::openai::embeddings::Input;
+use crate::openai::embeddings::TextsOrTokens;
 use crate::tokenizer::Tokenizer;
 
 /// Texts that one request may ask for, all prompts and choices together.
@@ -144,10 +144,10 @@ impl ChatModel {
 fn prompts(own: &Own) -> Result<Vec<Prompt>> {
     let prompt = own.prompt.clone().ok_or_else(|| Error::invalid("prompt", "`prompt` is missing"))?;
     let prompts: Vec<Prompt> = match prompt {
-        Input::Text(text) => vec![Prompt::Text(text)],
-        Input::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
-        Input::Tokens(ids) => vec![Prompt::Tokens(ids)],
-        Input::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
+        TextsOrTokens::Text(text) => vec![Prompt::Text(text)],
+        TextsOrTokens::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+        TextsOrTokens::Tokens(ids) => vec![Prompt::Tokens(ids)],
+        TextsOrTokens::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
     };
     if prompts.is_empty()
         || prompts.iter().any(|prompt| matches!(prompt, Prompt::Tokens(ids) if ids.is_empty()))

@@ -33,7 +33,7 @@ pub fn router(app: App) -> Router {
     let dedup = RetryDedup::new(app.limits());
     ROUTES
         .iter()
-        .fold(Router::new(), |router, route| router.route(route.path, route.response()))
+        .fold(Router::new(), |router, route| router.route(route.path, route.method_router()))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))

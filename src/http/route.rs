@@ -1,4 +1,4 @@
-//! A route as one row of data: its path, its handler, and everything the OpenAPI document says of it.
+//! A route as one row of data: its path, its handler, and its description for the OpenAPI document.
 
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter};
@@ -8,69 +8,78 @@ use schemars::{JsonSchema, Schema, json_schema};
 use crate::app::App;
 use crate::openai::params::Rows;
 
-/// A path and what answers it.
+/// A path, its handler and its description.
 pub struct Route {
-    /// As axum writes it: `{*id}` is an id that may hold slashes.
+    /// The path in axum's syntax: `{*id}` is an id that may contain slashes.
     pub path: &'static str,
+    /// Binds the handler to a method.
     pub handler: fn(MethodFilter) -> MethodRouter<App>,
-    /// A name for it in generated clients.
-    pub id: &'static str,
-    /// The routes it stands with.
-    pub group: &'static str,
+    /// The name of the function in generated clients.
+    pub operation_id: &'static str,
+    /// The group of routes in which the documentation lists it.
+    pub tag: &'static str,
+    /// One line of documentation.
     pub summary: &'static str,
-    /// What it is asked with; a route with a body is asked by POST, the others by GET.
-    pub body: Option<Body>,
-    /// Media types of the answer, and what stands in it.
-    pub answers: &'static [(&'static str, SchemaOf)],
-    /// Headers of the answer, beside those of every answer.
-    pub headers: &'static [&'static str],
-    /// Errors, beside those that every route may answer with.
-    pub errors: &'static [u16],
+    /// The body of a request. A route with a body takes POST, the others GET.
+    pub request: Option<RequestBody>,
+    /// Media types of the response, each with its schema.
+    pub responses: &'static [(&'static str, SchemaFn)],
+    /// Headers of the response, besides those of every response.
+    pub response_headers: &'static [&'static str],
+    /// Status codes of errors, besides those of every route.
+    pub error_statuses: &'static [u16],
 }
 
-/// What a request holds.
-pub struct Body {
-    pub schema: SchemaOf,
+/// The JSON body of a request.
+pub struct RequestBody {
+    /// The type of the body.
+    pub schema: SchemaFn,
+    /// The treatment of each of its fields.
     pub parameters: Rows,
 }
 
+/// The media type of JSON.
 pub const JSON: &str = "application/json";
-pub const EVENTS: &str = "text/event-stream";
+/// The media type of server-sent events.
+pub const EVENT_STREAM: &str = "text/event-stream";
+/// The media type of HTML.
 pub const HTML: &str = "text/html";
+/// The media type of plain text.
 pub const TEXT: &str = "text/plain";
 
-/// What orchestrators ask, which have no keys.
+/// Paths that need no API key, because orchestrators have none.
 pub const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
 
-/// Writes a type's schema.
-pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+/// A function that returns the schema of a type.
+pub type SchemaFn = fn(&mut SchemaGenerator) -> Schema;
 
-/// The schema of `T`.
+/// Returns the schema of `T`.
 pub fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-/// The schema of a JSON object of which no more is said.
+/// Returns the schema of an arbitrary JSON object.
 pub fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object"})
 }
 
 impl Route {
+    /// The method that the route takes.
     pub fn method(&self) -> Method {
-        if self.body.is_some() { Method::POST } else { Method::GET }
+        if self.request.is_some() { Method::POST } else { Method::GET }
     }
 
-    /// What answers it.
-    pub fn response(&self) -> MethodRouter<App> {
-        (self.handler)(if self.body.is_some() { MethodFilter::POST } else { MethodFilter::GET })
+    /// The handler, bound to the route's method.
+    pub fn method_router(&self) -> MethodRouter<App> {
+        (self.handler)(if self.request.is_some() { MethodFilter::POST } else { MethodFilter::GET })
     }
 
-    /// Whether it asks for a key where keys are set.
+    /// Whether the route needs an API key on a server that requires one.
     pub fn needs_key(&self) -> bool {
         !PROBES.contains(&self.path)
     }
 
-    /// Its path as OpenAPI writes it, and the parameter in it.
+    /// The path in OpenAPI's syntax, and the name of the parameter in it.
     pub fn template(&self) -> (String, Option<&'static str>) {
         let parameter = self.path.split_once("{*").map(|(_, rest)| rest.trim_end_matches('}'));
         (self.path.replace('*', ""), parameter)

@@ -1,5 +1,5 @@
-//! Every route, one row each: what answers it and what there is to say of it. The router, the document at
-//! `/openapi.json`, the page at `/docs` and the one at `/` are made from these rows.
+//! The table of routes: one row each. The router, the OpenAPI document at `/openapi.json`, and the pages at
+//! `/docs` and `/` are made from these rows.
 
 use std::sync::LazyLock;
 
@@ -10,237 +10,238 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use serde_json::Value;
 
 use super::openapi::{docs_page, document};
-use super::route::{Body, EVENTS, HTML, JSON, Route, TEXT, any_object, schema};
+use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, schema};
 use super::routes::{chat, completions, embeddings, models, probes, rerank, tokens};
 use crate::app::App;
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
-use crate::openai::models::{Model, ModelList};
+use crate::openai::models::{ModelList, ModelObject};
 use crate::openai::params;
 use crate::openai::probes::{Health, Loads};
-use crate::openai::scores::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
+use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
-/// Of a route that reads a body and asks a model.
-const OF_MODELS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
+/// Status codes of errors of a route that takes a body and runs a model.
+const MODEL_ERRORS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 
-/// All of them, in the order in which the document has them.
+/// All routes, in the order of the documentation.
 pub static ROUTES: &[Route] = &[
     Route {
         path: "/v1/chat/completions",
         handler: |method| on(method, chat::completions),
-        id: "createChatCompletion",
-        group: CHAT,
-        summary: "Answer a conversation, whole or as a stream",
-        body: Some(Body { schema: schema::<ChatCompletionRequest>, parameters: params::CHAT }),
-        answers: &[(JSON, schema::<ChatCompletion>), (EVENTS, schema::<ChatCompletionChunk>)],
-        headers: &["x-ignored-params", "x-cache"],
-        errors: OF_MODELS,
+        operation_id: "createChatCompletion",
+        tag: CHAT,
+        summary: "Create a chat completion, whole or streamed",
+        request: Some(RequestBody { schema: schema::<ChatCompletionRequest>, parameters: params::CHAT }),
+        responses: &[(JSON, schema::<ChatCompletion>), (EVENT_STREAM, schema::<ChatCompletionChunk>)],
+        response_headers: &["x-ignored-params", "x-cache"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
         path: "/v1/completions",
         handler: |method| on(method, completions::completions),
-        id: "createCompletion",
-        group: CHAT,
-        summary: "Go on with texts as they are, without the model's template",
-        body: Some(Body { schema: schema::<CompletionRequest>, parameters: params::COMPLETIONS }),
-        answers: &[(JSON, schema::<Completion>), (EVENTS, schema::<Completion>)],
-        headers: &["x-ignored-params"],
-        errors: OF_MODELS,
+        operation_id: "createCompletion",
+        tag: CHAT,
+        summary: "Create a text completion (no chat template)",
+        request: Some(RequestBody { schema: schema::<CompletionRequest>, parameters: params::COMPLETIONS }),
+        responses: &[(JSON, schema::<Completion>), (EVENT_STREAM, schema::<Completion>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
         path: "/v1/embeddings",
         handler: |method| on(method, embeddings::embeddings),
-        id: "createEmbedding",
-        group: TEXTS,
-        summary: "Turn texts into vectors",
-        body: Some(Body { schema: schema::<EmbeddingsRequest>, parameters: params::EMBEDDINGS }),
-        answers: &[(JSON, schema::<EmbeddingsResponse>)],
-        headers: &["x-ignored-params", "x-cache-hits"],
-        errors: OF_MODELS,
+        operation_id: "createEmbedding",
+        tag: EMBEDDINGS,
+        summary: "Create embeddings",
+        request: Some(RequestBody { schema: schema::<EmbeddingsRequest>, parameters: params::EMBEDDINGS }),
+        responses: &[(JSON, schema::<EmbeddingsResponse>)],
+        response_headers: &["x-ignored-params", "x-cache-hits"],
+        error_statuses: MODEL_ERRORS,
     },
     RERANK,
-    Route { path: "/rerank", id: "rerankWithoutVersion", summary: "The same as /v1/rerank", ..RERANK },
+    Route { path: "/rerank", operation_id: "rerankWithoutVersion", summary: "Alias of /v1/rerank", ..RERANK },
     Route {
         path: "/v1/score",
         handler: |method| on(method, rerank::score),
-        id: "score",
-        group: TEXTS,
-        summary: "Score texts against each other",
-        body: Some(Body { schema: schema::<ScoreRequest>, parameters: params::SCORE }),
-        answers: &[(JSON, schema::<ScoreResponse>)],
-        headers: &["x-ignored-params", "x-cache-hits"],
-        errors: OF_MODELS,
+        operation_id: "score",
+        tag: EMBEDDINGS,
+        summary: "Score pairs of texts by similarity",
+        request: Some(RequestBody { schema: schema::<ScoreRequest>, parameters: params::SCORE }),
+        responses: &[(JSON, schema::<ScoreResponse>)],
+        response_headers: &["x-ignored-params", "x-cache-hits"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
         path: "/tokenize",
         handler: |method| on(method, tokens::tokenize),
-        id: "tokenize",
-        group: TOKENS,
-        summary: "The token ids of a text or a conversation",
-        body: Some(Body { schema: schema::<TokenizeRequest>, parameters: params::TOKENIZE }),
-        answers: &[(JSON, schema::<TokenizeResponse>)],
-        headers: &["x-ignored-params"],
-        errors: OF_MODELS,
+        operation_id: "tokenize",
+        tag: TOKENS,
+        summary: "Convert a text or a conversation into token ids",
+        request: Some(RequestBody { schema: schema::<TokenizeRequest>, parameters: params::TOKENIZE }),
+        responses: &[(JSON, schema::<TokenizeResponse>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
         path: "/detokenize",
         handler: |method| on(method, tokens::detokenize),
-        id: "detokenize",
-        group: TOKENS,
-        summary: "The text that token ids stand for",
-        body: Some(Body { schema: schema::<DetokenizeRequest>, parameters: params::DETOKENIZE }),
-        answers: &[(JSON, schema::<DetokenizeResponse>)],
-        headers: &["x-ignored-params"],
-        errors: OF_MODELS,
+        operation_id: "detokenize",
+        tag: TOKENS,
+        summary: "Convert token ids into text",
+        request: Some(RequestBody { schema: schema::<DetokenizeRequest>, parameters: params::DETOKENIZE }),
+        responses: &[(JSON, schema::<DetokenizeResponse>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
-        answers: &[(JSON, schema::<ModelList>)],
-        ..page(
-            "/v1/models",
-            |method| on(method, models::list),
-            "listModels",
-            MODELS,
-            "All models that are served",
-        )
+        responses: &[(JSON, schema::<ModelList>)],
+        ..get("/v1/models", |method| on(method, models::list), "listModels", MODELS, "List the models")
     },
     Route {
-        answers: &[(JSON, schema::<Model>)],
-        errors: &[404],
-        ..page(
+        responses: &[(JSON, schema::<ModelObject>)],
+        error_statuses: &[404],
+        ..get(
             "/v1/models/{*id}",
-            |method| on(method, models::show),
+            |method| on(method, models::retrieve),
             "retrieveModel",
             MODELS,
-            "One of them, by any of its names; slashes may be raw or encoded",
+            "Describe a model, by id or alias; slashes may be raw or percent-encoded",
         )
     },
     Route {
-        answers: &[(JSON, schema::<Health>)],
-        errors: &[503],
-        ..page(
+        responses: &[(JSON, schema::<Health>)],
+        error_statuses: &[503],
+        ..get(
             "/health",
             |method| on(method, probes::health),
             "health",
-            OPERATION,
-            "Whether requests can be answered",
+            OPERATIONS,
+            "Health check: 200 if the server is ready for requests",
         )
     },
     Route {
-        answers: &[(JSON, schema::<Health>)],
-        errors: &[503],
-        ..page("/readyz", |method| on(method, probes::health), "ready", OPERATION, "The same as /health")
+        responses: &[(JSON, schema::<Health>)],
+        error_statuses: &[503],
+        ..get(
+            "/readyz",
+            |method| on(method, probes::health),
+            "ready",
+            OPERATIONS,
+            "Readiness probe, alias of /health",
+        )
     },
     Route {
-        answers: &[(JSON, schema::<Health>)],
-        ..page(
+        responses: &[(JSON, schema::<Health>)],
+        ..get(
             "/livez",
             |method| on(method, probes::alive),
             "alive",
-            OPERATION,
-            "Whether the process answers at all",
+            OPERATIONS,
+            "Liveness probe: 200 if the process responds",
         )
     },
     Route {
-        answers: &[(TEXT, schema::<String>)],
-        ..page(
+        responses: &[(TEXT, schema::<String>)],
+        ..get(
             "/metrics",
             |method| on(method, probes::metrics),
             "metrics",
-            OPERATION,
-            "Counters, times and loads in Prometheus' text format",
+            OPERATIONS,
+            "Metrics in the Prometheus text format",
         )
     },
     Route {
-        answers: &[(JSON, schema::<Loads>)],
-        ..page(
+        responses: &[(JSON, schema::<Loads>)],
+        ..get(
             "/v1/loads",
             |method| on(method, probes::loads),
             "loads",
-            OPERATION,
-            "How busy each chat model is, as routers read it",
+            OPERATIONS,
+            "Load of each chat model, for load balancers",
         )
     },
     Route {
-        answers: &[(JSON, any_object)],
-        ..page(
+        responses: &[(JSON, any_object)],
+        ..get(
             "/openapi.json",
-            |method| on(method, openapi),
+            |method| on(method, openapi_json),
             "describe",
-            DESCRIPTION,
-            "This description, as an OpenAPI document",
+            DOCUMENTATION,
+            "This documentation as an OpenAPI document",
         )
     },
-    page(
+    get(
         "/docs",
         |method| on(method, docs),
         "readDescription",
-        DESCRIPTION,
-        "This description, as a page for people",
+        DOCUMENTATION,
+        "This documentation as a web page",
     ),
-    page("/", |method| on(method, front), "introduce", DESCRIPTION, "A short page for people"),
+    get("/", |method| on(method, start_page), "introduce", DOCUMENTATION, "Start page: models and routes"),
 ];
 
 const RERANK: Route = Route {
     path: "/v1/rerank",
     handler: |method| on(method, rerank::rerank),
-    id: "rerank",
-    group: TEXTS,
-    summary: "Put documents in the order in which they fit a query",
-    body: Some(Body { schema: schema::<RerankRequest>, parameters: params::RERANK }),
-    answers: &[(JSON, schema::<RerankResponse>)],
-    headers: &["x-ignored-params", "x-cache-hits"],
-    errors: OF_MODELS,
+    operation_id: "rerank",
+    tag: EMBEDDINGS,
+    summary: "Rank documents by relevance to a query",
+    request: Some(RequestBody { schema: schema::<RerankRequest>, parameters: params::RERANK }),
+    responses: &[(JSON, schema::<RerankResponse>)],
+    response_headers: &["x-ignored-params", "x-cache-hits"],
+    error_statuses: MODEL_ERRORS,
 };
 
 const CHAT: &str = "Chat and completions";
-const TEXTS: &str = "Embeddings and scores";
+const EMBEDDINGS: &str = "Embeddings and reranking";
 const TOKENS: &str = "Tokens";
 const MODELS: &str = "Models";
-const OPERATION: &str = "Operation";
-const DESCRIPTION: &str = "Description";
+const OPERATIONS: &str = "Operations";
+const DOCUMENTATION: &str = "Documentation";
 
-/// A route that shows something to whoever asks.
-const fn page(
+/// A GET route that responds with HTML; rows may override the rest.
+const fn get(
     path: &'static str,
     handler: fn(MethodFilter) -> MethodRouter<App>,
-    id: &'static str,
-    group: &'static str,
+    operation_id: &'static str,
+    tag: &'static str,
     summary: &'static str,
 ) -> Route {
     Route {
         path,
         handler,
-        id,
-        group,
+        operation_id,
+        tag,
         summary,
-        body: None,
-        answers: &[(HTML, schema::<String>)],
-        headers: &[],
-        errors: &[],
+        request: None,
+        responses: &[(HTML, schema::<String>)],
+        response_headers: &[],
+        error_statuses: &[],
     }
 }
 
-/// The documents of a server that requires an API key, and of one that does not.
-static KEYED: LazyLock<Value> = LazyLock::new(|| document::of_routes(ROUTES, true));
-static OPEN: LazyLock<Value> = LazyLock::new(|| document::of_routes(ROUTES, false));
+/// The OpenAPI document of a server that requires an API key.
+static KEYED: LazyLock<Value> = LazyLock::new(|| document::for_routes(ROUTES, true));
+/// The OpenAPI document of a server that requires none.
+static OPEN: LazyLock<Value> = LazyLock::new(|| document::for_routes(ROUTES, false));
 
-fn document_of(app: &App) -> &'static Value {
+fn openapi_document(app: &App) -> &'static Value {
     if app.api_keys().are_required() { &KEYED } else { &OPEN }
 }
 
 /// `GET /openapi.json`.
-async fn openapi(State(app): State<App>) -> Response {
-    ([(CONTENT_TYPE, JSON)], document_of(&app).to_string()).into_response()
+async fn openapi_json(State(app): State<App>) -> Response {
+    ([(CONTENT_TYPE, JSON)], openapi_document(&app).to_string()).into_response()
 }
 
 /// `GET /docs`.
 async fn docs(State(app): State<App>) -> Html<String> {
-    Html(docs_page::render(document_of(&app)))
+    Html(docs_page::render(openapi_document(&app)))
 }
 
 /// `GET /`.
-async fn front(state: State<App>) -> Html<String> {
-    probes::page(state, ROUTES)
+async fn start_page(state: State<App>) -> Html<String> {
+    probes::start_page(state, ROUTES)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::chat::{ChatCompletionRequest, FinishReason, Usage};
-use super::embeddings::Input;
+use super::embeddings::TextsOrTokens;
 use crate::error::Result;
 
 /// A request, as far as it is honoured ([`super::params`] deals with the rest).
@@ -26,7 +26,7 @@ pub struct CompletionRequest {
 pub struct Own {
     /// Texts, or token ids of the model's own vocabulary.
     #[schemars(example = "Once upon a time")]
-    pub prompt: Option<Input>,
+    pub prompt: Option<TextsOrTokens>,
     /// What comes after the text that is to be filled in.
     pub suffix: Option<String>,
     /// Whether the prompt stands before each text.

@@ -1,21 +1,25 @@
-//! The error envelope: `{"error": {"message", "type", "param", "code"}}`, all keys always there.
+//! The error envelope: `{"error": {"message", "type", "param", "code"}}`, with all keys always present.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// The body of every answer that is not a success.
+/// The body of every error response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ErrorBody {
+    /// The error.
     pub error: ErrorObject,
 }
 
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ErrorObject {
-    /// What went wrong, and what to do.
+    /// What went wrong and how to fix it.
     pub message: String,
+    /// Class of the error.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The parameter at fault, if it is one.
+    /// The parameter at fault, if any.
     pub param: Option<String>,
+    /// A code for programs, if the error has one.
     pub code: Option<&'static str>,
 }

@@ -1,5 +1,5 @@
-//! The wire: OpenAI's JSON as types, their JSON schemas, and which parameters are honoured. serde and
-//! schemars only.
+//! The wire types: the JSON of OpenAI's API and of its extensions, their JSON schemas, and the treatment of
+//! each parameter. Uses only serde and schemars.
 
 pub mod chat;
 pub mod completions;
@@ -8,7 +8,7 @@ pub mod error;
 pub mod models;
 pub mod params;
 pub mod probes;
-pub mod scores;
+pub mod rerank;
 pub mod tokens;
 
 use serde::de::DeserializeOwned;
@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 
-/// Reads a request of type `T`; an error names the field.
+/// Parses a request of type `T`.
 ///
 /// # Errors
-/// When `body` does not have the form of `T`.
+/// When `body` is not a `T`; the error names the field.
 pub fn from_value<T: DeserializeOwned>(body: Value) -> Result<T> {
     serde_path_to_error::deserialize(body).map_err(|e| {
         let message = e.inner().to_string();
@@ -30,18 +30,18 @@ pub fn from_value<T: DeserializeOwned>(body: Value) -> Result<T> {
             (path, Some(field)) => {
                 Error::invalid(format!("{path}.{field}"), format!("`{path}.{field}` is missing"))
             }
-            (".", None) => Error::new(Kind::InvalidRequest, in_words_of_json(&message)),
-            // Its keys are the client's own, not parameters.
+            (".", None) => Error::new(Kind::InvalidRequest, in_json_terms(&message)),
+            // The keys are the client's own, not parameters.
             (path, None) if path.starts_with("logit_bias.") => {
-                Error::invalid("logit_bias", format!("`{path}`: {}", in_words_of_json(&message)))
+                Error::invalid("logit_bias", format!("`{path}`: {}", in_json_terms(&message)))
             }
-            (path, None) => Error::invalid(path, format!("`{path}`: {}", in_words_of_json(&message))),
+            (path, None) => Error::invalid(path, format!("`{path}`: {}", in_json_terms(&message))),
         }
     })
 }
 
-/// serde's message with JSON's names for types in place of Rust's.
-fn in_words_of_json(message: &str) -> String {
+/// Replaces Rust's type names with JSON's in a message of serde.
+fn in_json_terms(message: &str) -> String {
     const FOUND: &[(&str, &str)] = &[
         ("invalid type: map", "invalid type: object"),
         ("invalid type: sequence", "invalid type: array"),
@@ -49,7 +49,7 @@ fn in_words_of_json(message: &str) -> String {
         ("invalid value: floating point", "invalid value: number"),
         ("invalid value: map", "invalid type: object"),
     ];
-    // What was found may quote the client, and so say "expected" too.
+    // The first part may quote the client, and so contain "expected" too.
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
     let found = FOUND
         .iter()
@@ -76,8 +76,8 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_wrong_is_said_in_words_of_json() {
-        for (field, value, param, says) in [
+    fn type_errors_use_json_terms() {
+        for (field, value, param, expected) in [
             ("temperature", json!("warm"), "temperature", "string \"warm\", expected a number"),
             ("temperature", json!("x, expected u64"), "temperature", "expected a number"),
             ("max_tokens", json!(1.5), "max_tokens", "number `1.5`, expected an integer of 0 or more"),
@@ -95,7 +95,7 @@ mod tests {
         ] {
             let error = from_value::<ChatCompletionRequest>(json!({ field: value })).unwrap_err();
             assert_eq!(error.param(), Some(param), "{error}");
-            assert!(error.to_string().contains(says), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
         }
         let error = from_value::<EmbeddingsRequest>(json!({})).unwrap_err();
         assert_eq!((error.param(), error.to_string().as_str()), (Some("input"), "`input` is missing"));

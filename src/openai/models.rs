@@ -3,30 +3,39 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// One model that is served here.
+/// A model of this server. `kind` and the fields after it extend OpenAI's object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Model {
+#[schemars(rename = "Model")]
+pub struct ModelObject {
+    /// Id of the model.
     pub id: String,
+    /// Always `model`.
     #[schemars(extend("const" = "model"))]
     pub object: &'static str,
-    /// Unix time in seconds.
+    /// Unix time in seconds since which the server has the model.
     pub created: u64,
+    /// The model's publisher.
     pub owned_by: String,
-    /// What it is for: `chat`, `embedding` or `reranking`. This and what follows is ours.
+    /// Purpose of the model: `chat`, `embedding` or `reranking`.
     pub kind: String,
-    /// Whether it is in memory.
+    /// Whether the model is in memory.
     pub loaded: bool,
-    /// These four are null until its files are at hand.
+    /// The most tokens of a prompt and its completion, or of a text. Null until the model's files are available.
     pub context_length: Option<usize>,
+    /// Architecture. Null until the model's files are available.
     pub family: Option<String>,
+    /// File format. Null until the model's files are available.
     pub format: Option<&'static str>,
+    /// License, if the model's files name one.
     pub license: Option<String>,
 }
 
-/// All of them.
+/// The models of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ModelList {
+    /// Always `list`.
     #[schemars(extend("const" = "list"))]
     pub object: &'static str,
-    pub data: Vec<Model>,
+    /// The models.
+    pub data: Vec<ModelObject>,
 }

@@ -1,45 +1,52 @@
-//! What operators and routers read: `/health`, `/livez`, `/readyz` and `/v1/loads`.
+//! `/health`, `/livez`, `/readyz` and `/v1/loads`, for operators and load balancers.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// All is well.
+/// The response of a healthy server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Health {
+    /// Always `ok`.
     #[schemars(extend("const" = "ok"))]
     pub status: &'static str,
 }
 
-/// How busy each chat model is.
+/// The load of each chat model. The field names are SGLang's.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Loads {
-    /// When, in RFC 3339.
+    /// Time of the measurement, as in RFC 3339.
     pub timestamp: String,
+    /// Number of chat models in memory.
     pub dp_rank_count: usize,
+    /// The load of each.
     pub loads: Vec<Load>,
 }
 
-/// How busy a chat model is.
+/// The load of a chat model.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Load {
-    /// Its place among them.
+    /// Index of the model.
     pub dp_rank: usize,
+    /// Running requests.
     pub num_running_reqs: usize,
+    /// Queued requests.
     pub num_waiting_reqs: usize,
-    /// Prompt tokens of those that wait.
+    /// Prompt tokens of queued requests.
     pub num_waiting_uncached_tokens: usize,
+    /// Running and queued requests.
     pub num_total_reqs: usize,
-    /// Tokens whose keys and values are held.
+    /// Tokens in the KV cache that running requests use.
     pub num_used_tokens: usize,
-    /// Tokens that there is room for.
+    /// Capacity of the KV cache in tokens.
     pub max_total_num_tokens: usize,
-    /// The share of that room that is used, from 0 to 1.
+    /// Share of the KV cache in use, from 0 to 1.
     pub token_usage: f64,
-    /// Tokens generated a second, of late.
+    /// Recent throughput in generated tokens per second.
     pub gen_throughput: f64,
-    /// Share of prompt tokens that were there already.
+    /// Share of prompt tokens that were found in the prefix cache.
     pub cache_hit_rate: f64,
-    /// Share of the requests it could compute at once.
+    /// Running requests as a share of `max_running_requests`.
     pub utilization: f64,
+    /// The most requests that can run at once.
     pub max_running_requests: usize,
 }

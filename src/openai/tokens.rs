@@ -1,53 +1,60 @@
-//! `/tokenize` and `/detokenize`, as vLLM has them.
+//! `/tokenize` and `/detokenize`, as in vLLM's API.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::Message;
 
-/// A text or a conversation.
+/// A text or a conversation to tokenize.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 pub struct TokenizeRequest {
-    /// Any name of any model; the first chat model unless it is said.
+    /// Id or alias of any model; the first chat model by default.
     #[serde(default)]
     #[schemars(example = &"default")]
     pub model: Option<String>,
-    /// A text; not together with `messages`.
+    /// The text. Excludes `messages`.
     #[serde(default)]
     #[schemars(example = "Say hello.")]
     pub prompt: Option<String>,
-    /// Whether the model's own first and last tokens are put around it.
+    /// Add the model's special tokens at the start and the end of `prompt`; true by default.
     #[serde(default)]
     pub add_special_tokens: Option<bool>,
-    /// Whether the texts of the tokens are given too.
+    /// Include the text of each token in the response.
     #[serde(default)]
     pub return_token_strs: Option<bool>,
-    /// A conversation instead of a text, for the model's own template.
+    /// The conversation, rendered with the model's chat template. Excludes `prompt`.
     #[serde(default)]
     pub messages: Option<Vec<Message>>,
 }
 
+/// The response: token ids.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct TokenizeResponse {
+    /// Number of tokens.
     pub count: usize,
-    /// Most tokens that the model takes.
+    /// Context length of the model in tokens.
     pub max_model_len: usize,
+    /// The token ids.
     pub tokens: Vec<u32>,
+    /// The text of each token, if `return_token_strs` was set.
     pub token_strs: Option<Vec<String>>,
 }
 
-/// Token ids.
+/// Token ids to convert into text.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 pub struct DetokenizeRequest {
-    /// Any name of any model; the first chat model unless it is said.
+    /// Id or alias of any model; the first chat model by default.
     #[serde(default)]
     #[schemars(example = &"default")]
     pub model: Option<String>,
+    /// The token ids.
     #[schemars(example = [72, 105])]
     pub tokens: Vec<u32>,
 }
 
+/// The response: text.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct DetokenizeResponse {
+    /// The text.
     pub prompt: String,
 }

@@ -14,11 +14,12 @@ use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::{
-    Embedding, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, Input, InputType, Usage, Vector,
+    EmbeddingObject, EmbeddingVector, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, InputType,
+    InputUsage, TextsOrTokens,
 };
 use crate::openai::params;
 
-/// Embeds texts.
+/// Responds with the embeddings of the request's texts.
 pub async fn embeddings(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
@@ -27,7 +28,7 @@ pub async fn embeddings(
     let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS)?;
     let model = app.embedding_model(request.model.as_deref())?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-    let request = to_embed(request, app.limits().embedding_inputs)?;
+    let request = to_embedding_request(request, app.limits().embedding_inputs)?;
     let n_inputs = request.inputs.len();
     let Embeddings { vectors, n_tokens, n_hits, queue, compute } = model.embedder.embed(request).await?;
     tracing::info!(
@@ -43,22 +44,26 @@ pub async fn embeddings(
     let data = vectors
         .into_iter()
         .enumerate()
-        .map(|(index, vector)| Embedding { object: "embedding", index, embedding: encode(vector, format) })
+        .map(|(index, vector)| EmbeddingObject {
+            object: "embedding",
+            index,
+            embedding: encode(vector, format),
+        })
         .collect();
-    let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-    let answer = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
-    let mut response = Json(answer).into_response();
+    let usage = InputUsage { prompt_tokens: n_tokens, total_tokens: n_tokens };
+    let body = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
+    let mut response = Json(body).into_response();
     ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
 }
 
-/// What a request asks the embedder for.
-fn to_embed(request: EmbeddingsRequest, max_inputs: usize) -> Result<EmbeddingRequest> {
+/// Converts a request into the embedder's terms.
+fn to_embedding_request(request: EmbeddingsRequest, max_inputs: usize) -> Result<EmbeddingRequest> {
     let prompt = match (request.input_type, request.prompt_name) {
         (Some(_), Some(_)) => {
             let message =
-                "`input_type` and `prompt_name` both choose what stands before the texts; send one of them";
+                "`input_type` and `prompt_name` both select the prompt before the texts; send one of them";
             return Err(Error::invalid("prompt_name", message));
         }
         (None, None) => Prompt::Nothing,
@@ -75,38 +80,41 @@ fn to_embed(request: EmbeddingsRequest, max_inputs: usize) -> Result<EmbeddingRe
     })
 }
 
-/// The request's items, one kind for all.
-fn inputs(input: Input, max_inputs: usize) -> Result<Vec<EmbeddingInput>> {
+/// The texts of a request.
+///
+/// # Errors
+/// When there are none or too many.
+fn inputs(input: TextsOrTokens, max_inputs: usize) -> Result<Vec<EmbeddingInput>> {
     let inputs: Vec<EmbeddingInput> = match input {
-        Input::Text(text) => vec![EmbeddingInput::Text(text)],
-        Input::Texts(texts) => texts.into_iter().map(EmbeddingInput::Text).collect(),
-        Input::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
-        Input::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
+        TextsOrTokens::Text(text) => vec![EmbeddingInput::Text(text)],
+        TextsOrTokens::Texts(texts) => texts.into_iter().map(EmbeddingInput::Text).collect(),
+        TextsOrTokens::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
+        TextsOrTokens::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
     };
     let is_empty = |input: &EmbeddingInput| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty());
     let n_inputs = if inputs.iter().any(is_empty) { 0 } else { inputs.len() };
-    check_number("input", n_inputs, max_inputs)?;
+    check_n_texts("input", n_inputs, max_inputs)?;
     Ok(inputs)
 }
 
-/// Refuses no texts and too many.
-pub fn check_number(param: &str, n: usize, most: usize) -> Result<()> {
+/// Rejects a request with `n` texts in `param` if there are none, or more than `max`.
+pub fn check_n_texts(param: &str, n: usize, max: usize) -> Result<()> {
     if n == 0 {
         return Err(Error::invalid(param, format!("`{param}` is empty; send at least one text")));
     }
-    if n > most {
-        let message = format!("`{param}` has {n} items; at most {most} are taken at once");
+    if n > max {
+        let message = format!("`{param}` has {n} items; send at most {max} per request");
         return Err(Error::invalid(param, message));
     }
     Ok(())
 }
 
-fn encode(vector: Vec<f32>, format: EncodingFormat) -> Vector {
+fn encode(vector: Vec<f32>, format: EncodingFormat) -> EmbeddingVector {
     match format {
-        EncodingFormat::Float => Vector::Float(vector),
+        EncodingFormat::Float => EmbeddingVector::Float(vector),
         EncodingFormat::Base64 => {
             let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-            Vector::Base64(BASE64.encode(bytes))
+            EmbeddingVector::Base64(BASE64.encode(bytes))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Request handlers, one file per family of routes.
+//! Request handlers, one file per group of routes.
 
 pub mod chat;
 pub mod completions;

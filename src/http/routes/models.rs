@@ -7,26 +7,25 @@ use axum::extract::{Path, State};
 use crate::app::{App, ModelStatus};
 use crate::error::{Error, Kind};
 use crate::http::error::ApiError;
-use crate::openai::models::{Model, ModelList};
+use crate::openai::models::{ModelList, ModelObject};
 
-/// All models that are served.
+/// Lists the models.
 pub async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: app.models().map(describe).collect() })
+    Json(ModelList { object: "list", data: app.models().map(model_object).collect() })
 }
 
-/// One of them, by any of its names; slashes may be raw or encoded.
-pub async fn show(
+/// Describes a model by id or alias. Slashes in it may be raw or percent-encoded.
+pub async fn retrieve(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Model>, ApiError> {
-    let Path(id) =
-        id.map_err(|_| Error::new(Kind::ModelNotFound, "no model has a name that is not UTF-8"))?;
-    Ok(Json(describe(app.any_model(&id)?)))
+) -> Result<Json<ModelObject>, ApiError> {
+    let Path(id) = id.map_err(|_| Error::new(Kind::ModelNotFound, "the model's name is not UTF-8"))?;
+    Ok(Json(model_object(app.any_model(&id)?)))
 }
 
-fn describe(model: ModelStatus) -> Model {
+fn model_object(model: ModelStatus) -> ModelObject {
     let ModelStatus { served, kind, info, is_loaded } = model;
-    Model {
+    ModelObject {
         id: served.id().to_owned(),
         object: "model",
         created: served.created(),

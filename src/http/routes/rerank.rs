@@ -7,7 +7,7 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::embeddings::check_number;
+use super::embeddings::check_n_texts;
 use crate::app::{App, unix_time};
 use crate::embeddings::{Scores, ScoresRequest};
 use crate::error::{Error, Result};
@@ -15,14 +15,14 @@ use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::chat::OneOrMany;
-use crate::openai::embeddings::Usage;
+use crate::openai::embeddings::InputUsage;
 use crate::openai::params;
-use crate::openai::scores::{
+use crate::openai::rerank::{
     Document, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
     ScoreResponse,
 };
 
-/// Orders documents by how well they fit a query.
+/// Ranks documents by relevance to a query.
 pub async fn rerank(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
@@ -30,9 +30,9 @@ pub async fn rerank(
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<RerankRequest>(params::RERANK)?;
     let model = app.scoring_model(request.model.as_deref())?;
-    check_number("documents", request.documents.len(), app.limits().embedding_inputs)?;
+    check_n_texts("documents", request.documents.len(), app.limits().embedding_inputs)?;
     if request.top_n == Some(0) {
-        return Err(Error::invalid("top_n", "`top_n` is 0; ask for at least one document").into());
+        return Err(Error::invalid("top_n", "`top_n` is 0; set it to 1 or more").into());
     }
     let documents: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
     let scores = model
@@ -43,29 +43,29 @@ pub async fn rerank(
             is_raw: request.raw_scores.unwrap_or(false),
         })
         .await?;
-    log(&request_id, &scores);
+    log_scores(&request_id, &scores);
     let mut ranked: Vec<(usize, f32)> = scores.scores.iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     ranked.truncate(request.top_n.unwrap_or(usize::MAX));
-    let returns = request.return_documents.unwrap_or(false);
+    let return_documents = request.return_documents.unwrap_or(false);
     let results = ranked
         .into_iter()
         .map(|(index, relevance_score)| RerankResult {
             index,
             relevance_score,
-            document: returns.then(|| ReturnedDocument { text: documents[index].clone() }),
+            document: return_documents.then(|| ReturnedDocument { text: documents[index].clone() }),
         })
         .collect();
-    let answer = RerankResponse {
+    let body = RerankResponse {
         id: format!("rerank-{}", Uuid::new_v4().simple()),
         model: model.served.id().to_owned(),
         results,
         usage: usage(&scores),
     };
-    Ok(respond(answer, &scores, ignored))
+    Ok(json_response(body, &scores, ignored))
 }
 
-/// Scores texts against each other: one against many, or each against its own.
+/// Scores pairs of texts: one text against many, or two lists pairwise.
 pub async fn score(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
@@ -74,13 +74,13 @@ pub async fn score(
     let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE)?;
     let model = app.scoring_model(request.model.as_deref())?;
     let pairs = pairs(request.text_1, request.text_2)?;
-    check_number("text_2", pairs.len(), app.limits().embedding_inputs)?;
+    check_n_texts("text_2", pairs.len(), app.limits().embedding_inputs)?;
     let truncates = request.truncate.unwrap_or(false);
     let is_raw = request.raw_scores.unwrap_or(false);
     let scores = model.embedder.score(ScoresRequest { pairs, truncates, is_raw }).await?;
-    log(&request_id, &scores);
+    log_scores(&request_id, &scores);
     let data = scores.scores.iter().enumerate();
-    let answer = ScoreResponse {
+    let body = ScoreResponse {
         id: format!("score-{}", Uuid::new_v4().simple()),
         object: "list",
         created: unix_time(),
@@ -88,9 +88,10 @@ pub async fn score(
         data: data.map(|(index, &score)| Score { index, object: "score", score }).collect(),
         usage: usage(&scores),
     };
-    Ok(respond(answer, &scores, ignored))
+    Ok(json_response(body, &scores, ignored))
 }
 
+/// Pairs up the texts of a request.
 fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
     Ok(match (first, second) {
         (OneOrMany::One(first), OneOrMany::One(second)) => vec![(first, second)],
@@ -107,7 +108,7 @@ fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
             return Err(Error::invalid(
                 "text_2",
                 format!(
-                    "`text_1` has {} texts and `text_2` {}; send one against many, or as many of each",
+                    "`text_1` has {} texts and `text_2` has {}; send one against many, or lists of equal length",
                     all.len(),
                     others.len()
                 ),
@@ -116,11 +117,11 @@ fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
     })
 }
 
-fn usage(scores: &Scores) -> Usage {
-    Usage { prompt_tokens: scores.n_tokens, total_tokens: scores.n_tokens }
+fn usage(scores: &Scores) -> InputUsage {
+    InputUsage { prompt_tokens: scores.n_tokens, total_tokens: scores.n_tokens }
 }
 
-fn log(request_id: &RequestId, scores: &Scores) {
+fn log_scores(request_id: &RequestId, scores: &Scores) {
     tracing::info!(
         id = request_id.as_str(),
         texts = scores.scores.len(),
@@ -132,8 +133,8 @@ fn log(request_id: &RequestId, scores: &Scores) {
     );
 }
 
-fn respond(answer: impl Serialize, scores: &Scores, ignored: IgnoredParams) -> Response {
-    let mut response = Json(answer).into_response();
+fn json_response(body: impl Serialize, scores: &Scores, ignored: IgnoredParams) -> Response {
+    let mut response = Json(body).into_response();
     ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(scores.n_hits));
     response

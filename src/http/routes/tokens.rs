@@ -12,12 +12,12 @@ use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::params;
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
-/// The token ids of a text or a conversation, for any of the models.
+/// Responds with the token ids of a text or a conversation.
 pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<TokenizeRequest>(params::TOKENIZE)?;
     let vocabulary = app.vocabulary(request.model.as_deref()).await?;
     let work = move || -> Result<TokenizeResponse> {
-        let tokens = tokens(&request, &vocabulary)?;
+        let tokens = token_ids(&request, &vocabulary)?;
         let tokenizer = vocabulary.tokenizer();
         let texts = || tokens.iter().map(|&id| tokenizer.token_text(id)).collect();
         Ok(TokenizeResponse {
@@ -32,11 +32,12 @@ pub async fn tokenize(State(app): State<App>, body: JsonObject) -> Result<Respon
     Ok(response)
 }
 
-fn tokens(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+fn token_ids(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
     match (&request.prompt, &request.messages, vocabulary) {
-        (Some(_), Some(_), _) => {
-            Err(Error::invalid("messages", "`prompt` and `messages` exclude each other; send one of them"))
-        }
+        (Some(_), Some(_), _) => Err(Error::invalid(
+            "messages",
+            "`prompt` and `messages` are mutually exclusive; send one of them",
+        )),
         (Some(text), None, vocabulary) => {
             vocabulary.tokenizer().encode_text(text, request.add_special_tokens.unwrap_or(true))
         }
@@ -47,11 +48,11 @@ fn tokens(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u32>
         (None, Some(_), Vocabulary::OfTexts(_)) => {
             Err(Error::invalid("messages", "this model has no chat template; send `prompt`"))
         }
-        (None, None, _) => Err(Error::invalid("prompt", "send a text as `prompt`, or `messages`")),
+        (None, None, _) => Err(Error::invalid("prompt", "`prompt` is missing; send it or `messages`")),
     }
 }
 
-/// The text that token ids stand for.
+/// Responds with the text of token ids.
 pub async fn detokenize(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<DetokenizeRequest>(params::DETOKENIZE)?;
     let vocabulary = app.vocabulary(request.model.as_deref()).await?;
