@@ -1,5 +1,4 @@
-//! What was computed before and may be asked for again: the least recently used goes first, nothing is given
-//! out after its time, and all of it together takes no more bytes than it may.
+//! A generic LRU cache with a time to live and a byte budget.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -7,59 +6,61 @@ use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
 
-/// Values by their keys. Whoever asks says what time it is.
+/// An LRU cache. Entries expire after a time to live, and the least recently used are evicted to keep within a
+/// byte budget. The caller supplies the time.
 #[derive(Debug)]
 pub struct Cache<K: Hash + Eq, V> {
-    entries: LruCache<K, Entry<V>>,
+    entries: LruCache<K, CacheEntry<V>>,
     n_bytes: usize,
     max_bytes: usize,
     time_to_live: Duration,
 }
 
 #[derive(Debug)]
-struct Entry<V> {
+struct CacheEntry<V> {
     value: V,
     n_bytes: usize,
     since: SystemTime,
 }
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
+    /// An empty cache for at most `max_bytes`, whose entries expire after `time_to_live`.
     pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
         Self { entries: LruCache::unbounded(), n_bytes: 0, max_bytes, time_to_live }
     }
 
-    /// What is known of `key` at the time `now`.
+    /// Returns the value of `key`, unless it has expired by `now`.
     pub fn get<Q: Hash + Eq + ?Sized>(&mut self, key: &Q, now: SystemTime) -> Option<V>
     where
         K: Borrow<Q>,
     {
         let since = self.entries.peek(key)?.since;
         if now.duration_since(since).unwrap_or_default() >= self.time_to_live {
-            let old = self.entries.pop(key)?;
-            self.n_bytes -= old.n_bytes;
+            let expired = self.entries.pop(key)?;
+            self.n_bytes -= expired.n_bytes;
             return None;
         }
         self.entries.get(key).map(|entry| entry.value.clone())
     }
 
-    /// Keeps a value that is true since a time and takes `n_bytes`, its key included; one that takes more than
-    /// all may is not kept.
+    /// Inserts a value of `n_bytes`, its key included, whose time to live begins at `since`. A value that exceeds
+    /// the whole budget is dropped.
     pub fn insert(&mut self, key: K, value: V, n_bytes: usize, since: SystemTime) {
         if n_bytes > self.max_bytes {
             return;
         }
         self.n_bytes += n_bytes;
-        if let Some(old) = self.entries.put(key, Entry { value, n_bytes, since }) {
-            self.n_bytes -= old.n_bytes;
+        if let Some(replaced) = self.entries.put(key, CacheEntry { value, n_bytes, since }) {
+            self.n_bytes -= replaced.n_bytes;
         }
         while self.n_bytes > self.max_bytes
-            && let Some((_, oldest)) = self.entries.pop_lru()
+            && let Some((_, evicted)) = self.entries.pop_lru()
         {
-            self.n_bytes -= oldest.n_bytes;
+            self.n_bytes -= evicted.n_bytes;
         }
     }
 
-    /// Bytes that all values take.
+    /// Bytes of all entries.
     pub fn n_bytes(&self) -> usize {
         self.n_bytes
     }
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_recently_used_goes_first() {
+    fn evicts_the_least_recently_used() {
         let now = SystemTime::now();
         let mut cache = Cache::new(10, Duration::from_secs(60));
         cache.insert("a", 1, 4, now);
@@ -86,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_given_out_after_its_time() {
+    fn entries_expire() {
         let start = SystemTime::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut cache = Cache::new(10, Duration::from_secs(60));
         cache.insert("a", 1, 4, start);
         assert_eq!(cache.get("a", at(59)), Some(1));
-        assert_eq!(cache.get("a", at(60)), None, "being asked for does not keep it");
+        assert_eq!(cache.get("a", at(60)), None, "a look-up does not extend the time to live");
         assert_eq!(cache.n_bytes(), 0);
         cache.insert("a", 2, 4, at(60));
         assert_eq!(cache.get("a", at(100)), Some(2));

@@ -1,5 +1,9 @@
-//! HTTP: the only folder that says `axum`. Routes here, one file per route family; this layer
-//! knows no tokens.
+//! The HTTP server: routes, middleware, retries, and the OpenAPI document. The only module that uses axum,
+//! tower and hyper. It knows no tokens, tensors or models; see [`crate::app`] for those.
+//!
+//! A request passes through [`server`] (connections, keep-alive, graceful shutdown), [`middleware`] (request
+//! id, API key) and the router made from [`table`] to its handler in [`routes`]. The handler reads its body with
+//! [`extract`]. Admission control is the model's: a full queue is an error, which [`error`] turns into a 429.
 
 mod error;
 mod extract;
@@ -23,12 +27,16 @@ use middleware::{auth, request_id};
 use retry::dedup::RetryDedup;
 use table::ROUTES;
 
-/// Serves `app` on `listener` until `shutdown` comes, as [`server::serve`] does.
-pub async fn serve(listener: TcpListener, app: App, shutdown: impl Future<Output = Duration>) {
-    server::serve(listener, router(app.clone()), app, shutdown).await;
+/// Serves `app` on `listener` until `stop` resolves, then shuts down gracefully.
+///
+/// `stop` resolves to a drain delay, during which requests are still accepted but `/health` fails, so that load
+/// balancers send new clients elsewhere. Then no new requests are accepted, and running ones have
+/// [`Limits::shutdown_grace`](crate::config::Limits::shutdown_grace) to finish.
+pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = Duration>) {
+    server::serve(listener, router(app.clone()), app, stop).await;
 }
 
-/// All routes.
+/// The router of all routes, with their middleware.
 pub fn router(app: App) -> Router {
     let dedup = RetryDedup::new(app.limits());
     ROUTES

@@ -13,7 +13,7 @@ pub struct ErrorBody {
 /// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ErrorObject {
-    /// What went wrong and how to fix it.
+    /// The problem and its remedy.
     pub message: String,
     /// Class of the error.
     #[serde(rename = "type")]

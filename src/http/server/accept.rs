@@ -29,11 +29,8 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Pause after the system refused to accept a connection (out of file descriptors, for example).
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `stop` resolves, then shuts down gracefully.
-///
-/// `stop` resolves to a drain delay, during which requests are still accepted but `/health` fails, so
-/// that load balancers send new clients elsewhere. Then no new requests are accepted, and running
-/// ones have [`Limits::shutdown_grace`](crate::config::Limits::shutdown_grace) to finish.
+/// Serves `router` on `listener` until `stop` resolves, then shuts down gracefully, as
+/// [`crate::http::serve`] describes.
 pub async fn serve(listener: TcpListener, router: Router, app: App, stop: impl Future<Output = Duration>) {
     let router = TowerToHyperService::new(router);
     let limits = app.limits().clone();
