@@ -56,7 +56,7 @@ fn backends(criterion: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(8));
     for backend in [EmbeddingBackend::Encoder, EmbeddingBackend::Fastembed] {
         let load = || {
-            let source = EmbeddingSource::locate_for(&args.embedding_model, backend, &registry)?;
+            let source = EmbeddingSource::locate_for_backend(&args.embedding_model, backend, &registry)?;
             TextEmbedding::load(&source, &registry)
         };
         let model = match load() {

@@ -20,7 +20,7 @@ use crate::kernels::isa::Isa;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
 use crate::models::{Arithmetic, ModelConfig};
-use crate::registry::{Format, ModelFiles, ModelKind, Registry, read_file};
+use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
 /// Finds the files that `reference` leads to, fetching what is missing, and reads their headers.
@@ -77,18 +77,20 @@ fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
 /// When a file is damaged, or describes a model that is not supported.
 pub fn read_headers(files: &ModelFiles) -> Result<(ModelConfig, Weights)> {
     match files.format {
-        Format::Gguf => {
+        ModelFormat::Gguf => {
             let file = GgufFile::open(&files.main)?;
             Ok((ModelConfig::from_gguf(&file)?, Weights::Gguf(file)))
         }
-        Format::Safetensors => {
+        ModelFormat::Safetensors => {
             let mut config = ModelConfig::from_json(&read_file(files.require("config.json")?)?)?;
             if let Some(path) = files.file("generation_config.json") {
                 config = config.with_generation_config(&read_file(path)?)?;
             }
             Ok((config, Weights::Safetensors(SafetensorsFiles::open(&files.main)?)))
         }
-        Format::Onnx => Err(Error::model("ONNX files are read for embeddings only; use GGUF or safetensors")),
+        ModelFormat::Onnx => {
+            Err(Error::model("ONNX files are read for embeddings only; use GGUF or safetensors"))
+        }
     }
 }
 

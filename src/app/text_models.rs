@@ -42,7 +42,7 @@ impl TextModel {
     ) -> Result<Self> {
         let locate = move |reference: &str, registry: &Registry| match kind {
             ModelKind::Reranker => EmbeddingSource::locate_reranker(reference, registry),
-            _ => EmbeddingSource::locate_for(reference, backend, registry),
+            _ => EmbeddingSource::locate_for_backend(reference, backend, registry),
         };
         let parsed = ModelRef::parse(reference).ok();
         let owner = parsed.as_ref().and_then(ModelRef::owner);
@@ -76,7 +76,7 @@ impl TextModel {
         let embedder = match kind {
             ModelKind::Reranker => {
                 static RERANKER: OnceCell<TextEmbedding> = OnceCell::new();
-                Embedder::spawn_on(&RERANKER, Box::new(loader), options)?
+                Embedder::spawn_with_cell(&RERANKER, Box::new(loader), options)?
             }
             _ => Embedder::spawn(Box::new(loader), options)?,
         };

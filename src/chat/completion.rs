@@ -126,13 +126,7 @@ impl ChatModel {
                 Err(Error::invalid("suffix", "`suffix` needs a prompt of text, not of token ids"))
             }
             (Prompt::Tokens(ids), None) => {
-                let n_vocab = self.tokenizer.n_vocab();
-                if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
-                    let last = n_vocab - 1;
-                    let message =
-                        format!("`prompt` has token id {id}, but this model's vocabulary ends at {last}");
-                    return Err(Error::invalid("prompt", message));
-                }
+                self.tokenizer.check_ids(ids, "prompt", "send text, or ids of this model's tokenizer")?;
                 let start = most.map_or(0, |most| ids.len().saturating_sub(most));
                 Ok((ids[start..].to_vec(), false))
             }

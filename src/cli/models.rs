@@ -27,7 +27,7 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
         let license = model.license.as_deref().unwrap_or("-");
         line([&model.name, &kind, &readable_size(model.size_bytes), license, tested, &place])?;
     }
-    let mut catalogue = EmbeddingSource::fastembed_catalogue();
+    let mut catalogue = EmbeddingSource::fastembed_catalog();
     catalogue.sort();
     let names: Vec<String> = catalogue.into_iter().map(|(name, repo)| format!("  {name} ({repo})")).collect();
     writeln!(

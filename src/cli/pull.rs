@@ -14,7 +14,7 @@ use crate::registry::Registry;
 /// When the model is not to be had, or `out` is closed.
 pub fn run(config: RegistryConfig, name: &str, out: &mut impl Write) -> Result<()> {
     let registry = Registry::new(config);
-    let (main, files) = if EmbeddingSource::is_in_fastembed(name) {
+    let (main, files) = if EmbeddingSource::is_fastembed_only(name) {
         let source = EmbeddingSource::locate(name, &registry)?;
         (source.main().to_owned(), source.files().clone())
     } else {

@@ -1,154 +1,166 @@
-//! What is asked of an embedding model, and what it is asked after a look at what is known.
+//! Embedding requests, the part of a request that the cache does not answer, and results.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::backend::Tokenized;
+use super::backend::TokenizedInput;
 use super::cache::EmbeddingCache;
-use super::entry::{Embedded, EmbeddingInput, Key, unit_length};
-use super::prompts::Prompt;
+use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, l2_normalize};
+use super::prompts::PromptPrefix;
 use crate::error::Result;
 
-/// Texts to embed, and how.
+/// Inputs to embed, and how.
 #[derive(Debug, Clone, Default)]
 pub struct EmbeddingRequest {
+    /// The inputs; the result has one vector for each, in this order.
     pub inputs: Vec<EmbeddingInput>,
-    /// Numbers of each vector to keep, if not all.
+    /// The number of leading dimensions to keep; `None` keeps all.
     pub dimensions: Option<usize>,
-    /// Whether they may be kept of a model that was not trained for it.
-    pub forces_dimensions: bool,
-    pub prompt: Prompt,
-    /// Whether texts that are too long are cut instead of refused.
-    pub truncates: bool,
+    /// Whether `dimensions` may shorten the vectors of a model that was not trained for it.
+    pub force_dimensions: bool,
+    /// The prompt prefix of every text.
+    pub prompt: PromptPrefix,
+    /// Whether an input that is too long is truncated instead of refused.
+    pub truncate: bool,
 }
 
 impl EmbeddingRequest {
     /// Bytes of all inputs.
     pub(super) fn n_bytes(&self) -> usize {
-        let of_input = |input: &EmbeddingInput| match input {
+        let input_bytes = |input: &EmbeddingInput| match input {
             EmbeddingInput::Text(text) => text.len(),
             EmbeddingInput::Tokens(ids) => size_of_val(&ids[..]),
             EmbeddingInput::Pair(first, second) => first.len() + second.len(),
         };
-        self.inputs.iter().map(of_input).sum()
+        self.inputs.iter().map(input_bytes).sum()
     }
 }
 
 impl From<Vec<EmbeddingInput>> for EmbeddingRequest {
-    /// Texts as they are.
+    /// A request with default settings: no prompt, all dimensions, no truncation.
     fn from(inputs: Vec<EmbeddingInput>) -> Self {
         Self { inputs, ..Self::default() }
     }
 }
 
-/// A request, of whose texts those remain that nothing is known of, each once.
-pub(super) struct Prepared {
-    /// Of each input, in order.
-    inputs: Vec<Found>,
-    pub texts: Vec<Tokenized>,
-    keys: Vec<Key>,
-    /// Inputs that were known.
+/// A request after cache look-up and tokenization: the distinct inputs that still have to be computed.
+pub(super) struct PreparedBatch {
+    /// One for each input of the request, in order.
+    lookups: Vec<CacheLookup>,
+    /// The inputs to compute, without duplicates.
+    pub inputs: Vec<TokenizedInput>,
+    /// Their cache keys.
+    keys: Vec<EmbeddingKey>,
+    /// Cache hits.
     pub n_hits: usize,
 }
 
-enum Found {
-    Known(Arc<Embedded>),
-    /// Which of the texts it is.
-    Unknown(usize),
+/// The outcome of a cache look-up.
+enum CacheLookup {
+    Hit(Arc<Embedding>),
+    /// The index in [`PreparedBatch::inputs`].
+    Miss(usize),
 }
 
-impl Prepared {
-    /// Of inputs with their keys, and what is known of each. `tokenize` gets the place of an input in the
-    /// request too.
+impl PreparedBatch {
+    /// Deduplicates the inputs that are not in `cached`, and tokenizes them. `tokenize` takes an input and its
+    /// index in the request.
     ///
     /// # Errors
-    /// Those of `tokenize`.
+    /// When `tokenize` fails.
     pub fn new(
         inputs: Vec<EmbeddingInput>,
-        keys: Vec<Key>,
-        known: Vec<Option<Arc<Embedded>>>,
-        tokenize: impl Fn(EmbeddingInput, usize) -> Result<Tokenized>,
+        keys: Vec<EmbeddingKey>,
+        cached: Vec<Option<Arc<Embedding>>>,
+        tokenize: impl Fn(EmbeddingInput, usize) -> Result<TokenizedInput>,
     ) -> Result<Self> {
-        let mut prepared = Self { inputs: Vec::new(), texts: Vec::new(), keys: Vec::new(), n_hits: 0 };
-        let mut places: HashMap<Key, usize> = HashMap::new();
-        for (index, ((input, key), known)) in inputs.into_iter().zip(keys).zip(known).enumerate() {
-            if let Some(known) = known {
-                prepared.inputs.push(Found::Known(known));
-                prepared.n_hits += 1;
+        let mut batch = Self { lookups: Vec::new(), inputs: Vec::new(), keys: Vec::new(), n_hits: 0 };
+        let mut first_uses: HashMap<EmbeddingKey, usize> = HashMap::new();
+        for (index, ((input, key), cached)) in inputs.into_iter().zip(keys).zip(cached).enumerate() {
+            if let Some(embedding) = cached {
+                batch.lookups.push(CacheLookup::Hit(embedding));
+                batch.n_hits += 1;
                 continue;
             }
-            if let Some(&place) = places.get(&key) {
-                prepared.inputs.push(Found::Unknown(place));
+            if let Some(&first_use) = first_uses.get(&key) {
+                batch.lookups.push(CacheLookup::Miss(first_use));
                 continue;
             }
-            places.insert(key, prepared.texts.len());
-            prepared.inputs.push(Found::Unknown(prepared.texts.len()));
-            prepared.texts.push(tokenize(input, index)?);
-            prepared.keys.push(key);
+            first_uses.insert(key, batch.inputs.len());
+            batch.lookups.push(CacheLookup::Miss(batch.inputs.len()));
+            batch.inputs.push(tokenize(input, index)?);
+            batch.keys.push(key);
         }
-        Ok(prepared)
+        Ok(batch)
     }
 
-    /// What each input has become, once the texts have become `vectors`; the cache gets to know them.
-    pub fn finish(
+    /// The embedding of every input of the request, given the token counts and computed `vectors` of
+    /// [`PreparedBatch::inputs`]. Adds these to the cache.
+    pub fn into_embeddings(
         self,
         n_tokens: Vec<usize>,
         vectors: Vec<Vec<f32>>,
         cache: Option<&EmbeddingCache>,
         now: SystemTime,
-    ) -> Vec<Arc<Embedded>> {
-        let embedded: Vec<Arc<Embedded>> = vectors
+    ) -> Vec<Arc<Embedding>> {
+        let computed: Vec<Arc<Embedding>> = vectors
             .into_iter()
             .zip(n_tokens)
-            .map(|(numbers, n_tokens)| Arc::new(Embedded { numbers, n_tokens }))
+            .map(|(values, n_tokens)| Arc::new(Embedding { values, n_tokens }))
             .collect();
         if let Some(cache) = cache {
-            cache.insert_all(self.keys.into_iter().zip(embedded.iter().cloned()).collect(), now);
+            cache.insert_all(self.keys.into_iter().zip(computed.iter().cloned()).collect(), now);
         }
-        let of_input = |found| match found {
-            Found::Known(known) => known,
-            Found::Unknown(place) => embedded[place].clone(),
+        let embedding = |lookup| match lookup {
+            CacheLookup::Hit(embedding) => embedding,
+            CacheLookup::Miss(idx) => computed[idx].clone(),
         };
-        self.inputs.into_iter().map(of_input).collect()
+        self.lookups.into_iter().map(embedding).collect()
     }
 }
 
-/// What the inputs of a request have become.
-pub(super) struct Answer {
-    pub embedded: Vec<Arc<Embedded>>,
+/// The raw output for one request.
+pub(super) struct BatchOutput {
+    /// One for each input, in order.
+    pub embeddings: Vec<Arc<Embedding>>,
     pub n_hits: usize,
-    pub queue: Duration,
-    pub compute: Duration,
+    pub queue_time: Duration,
+    pub compute_time: Duration,
 }
 
 /// The vectors of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
-    /// Unit length, in input order.
+    /// Unit vectors, in input order.
     pub vectors: Vec<Vec<f32>>,
-    /// Tokens of all inputs, the model's first and last ones included.
+    /// Tokens of all inputs, the model's first and last special tokens included.
     pub n_tokens: usize,
-    /// Inputs whose vectors were known.
+    /// Inputs found in the cache.
     pub n_hits: usize,
-    pub queue: Duration,
-    pub compute: Duration,
+    /// How long the request waited for its first batch.
+    pub queue_time: Duration,
+    /// How long its batches took.
+    pub compute_time: Duration,
 }
 
 impl Embeddings {
-    /// Vectors of unit length, cut to `dimensions` where given.
-    pub(super) fn new(answer: Answer, dimensions: Option<usize>) -> Result<Self> {
-        let Answer { embedded, n_hits, queue, compute } = answer;
-        let vectors = embedded.iter().map(|embedded| {
-            let n = dimensions.unwrap_or(embedded.numbers.len());
-            unit_length(&embedded.numbers[..n])
+    /// Keeps the first `dimensions` values of each embedding (all by default), and normalizes them.
+    ///
+    /// # Errors
+    /// When a vector cannot be normalized.
+    pub(super) fn new(output: BatchOutput, dimensions: Option<usize>) -> Result<Self> {
+        let BatchOutput { embeddings, n_hits, queue_time, compute_time } = output;
+        let vectors = embeddings.iter().map(|embedding| {
+            let n = dimensions.unwrap_or(embedding.values.len());
+            l2_normalize(&embedding.values[..n])
         });
         Ok(Self {
             vectors: vectors.collect::<Result<_>>()?,
-            n_tokens: embedded.iter().map(|embedded| embedded.n_tokens).sum(),
+            n_tokens: embeddings.iter().map(|embedding| embedding.n_tokens).sum(),
             n_hits,
-            queue,
-            compute,
+            queue_time,
+            compute_time,
         })
     }
 }

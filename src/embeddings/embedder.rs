@@ -1,7 +1,7 @@
 //! The embedding thread and the handle to it.
 //!
-//! Texts of all requests that wait are computed together: a batch takes as many tokens of each as of the
-//! others, so that a large request keeps a small one waiting for a batch, not for all of its own.
+//! Batches are filled from all waiting requests, with an equal share of tokens for each. A large request
+//! therefore delays a small one by a single batch, not by all of its own.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,29 +12,29 @@ use std::time::{Duration, Instant, SystemTime};
 use once_cell::sync::OnceCell;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-use super::backend::Tokenized;
-use super::batch::{Answer, EmbeddingRequest, Embeddings, Prepared};
+use super::backend::TokenizedInput;
+use super::batch::{BatchOutput, EmbeddingRequest, Embeddings, PreparedBatch};
 use super::cache::{DiskCache, EmbeddingCache};
 use super::text_embedding::{TEXT_EMBEDDING, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
 
-/// Bytes of texts that are tokenized sooner than another thread would have begun.
-const FEW_BYTES: usize = 1024;
+/// Requests up to this size are tokenized on the spot, which is faster than handing them to another thread.
+const INLINE_BYTES: usize = 1024;
 
-/// How a model is loaded when it is first needed.
+/// Loads the model when it is first needed.
 pub type Loader = dyn Fn() -> Result<TextEmbedding> + Send + Sync;
 
-/// Bounds of an [`Embedder`].
+/// Limits of an [`Embedder`], and its cache.
 #[derive(Clone)]
 pub struct EmbedderOptions {
-    /// Requests that wait or run at once.
+    /// Requests that may wait or run at once; further ones are refused as overloaded.
     pub max_requests: usize,
-    /// Bytes of vectors that are kept for those who ask again; none are where there is no room.
+    /// Budget of the memory cache in bytes; 0 disables it.
     pub cache_bytes: usize,
-    /// How long they are kept at most.
+    /// How long a cached embedding is valid.
     pub cache_ttl: Duration,
-    /// Where they are kept beyond that room and beyond the process, if anywhere.
+    /// The disk cache behind the memory cache, if any.
     pub disk_cache: Option<Arc<DiskCache>>,
 }
 
@@ -42,233 +42,243 @@ pub struct EmbedderOptions {
 #[derive(Clone)]
 pub struct Embedder {
     cell: &'static OnceCell<TextEmbedding>,
-    sender: mpsc::Sender<Order>,
-    /// One for each request that waits or runs.
-    places: Arc<Semaphore>,
-    /// Permits to look up and tokenize: one per core.
-    preparing: Arc<Semaphore>,
+    sender: mpsc::Sender<EmbedderCommand>,
+    /// One permit for each request that waits or runs.
+    slots: Arc<Semaphore>,
+    /// One permit per core for cache look-up and tokenization.
+    prepare_permits: Arc<Semaphore>,
     max_requests: usize,
     cache: Option<Arc<EmbeddingCache>>,
     stopped: watch::Sender<bool>,
 }
 
-/// What the thread is asked for.
-enum Order {
-    /// The model, which is not loaded yet.
-    Load {
-        arrived: Instant,
-        reply: oneshot::Sender<Result<&'static TextEmbedding>>,
-    },
-    Embed(Job),
+/// A message to the embedding thread.
+enum EmbedderCommand {
+    /// Loads the model.
+    Load { arrived: Instant, reply: oneshot::Sender<Result<&'static TextEmbedding>> },
+    /// Computes the inputs of a request.
+    Embed(EmbedJob),
 }
 
-/// The texts of a request in the hands of the thread.
-struct Job {
-    /// Those to come with their places in the request, the longest first: they are taken from the end, so that
-    /// a batch has texts of like length.
-    rest: Vec<(usize, Tokenized)>,
+/// A request in the queue of the embedding thread.
+struct EmbedJob {
+    /// Inputs not computed yet with their indices in the job, longest first. Batches take them from the end, so
+    /// that each batch has inputs of similar length.
+    pending: Vec<(usize, TokenizedInput)>,
+    /// Results by index; empty where not computed yet.
     vectors: Vec<Vec<f32>>,
-    n_left: usize,
-    reply: oneshot::Sender<Result<Computed>>,
+    n_remaining: usize,
+    reply: oneshot::Sender<Result<JobOutput>>,
     arrived: Instant,
-    /// How long it waited for its first batch.
-    queue: Option<Duration>,
-    /// How long its batches took.
-    compute: Duration,
-    /// Given back when the job is dropped, whatever becomes of it.
-    _place: Arc<OwnedSemaphorePermit>,
+    /// How long it waited for its first batch, once that has started.
+    queue_time: Option<Duration>,
+    /// How long its batches have taken.
+    compute_time: Duration,
+    /// Released when the job is dropped, in whichever way it ends.
+    _slot: Arc<OwnedSemaphorePermit>,
 }
 
-/// What the texts of a job have become.
+/// The result of a job.
 #[derive(Default)]
-struct Computed {
+struct JobOutput {
     vectors: Vec<Vec<f32>>,
-    queue: Duration,
-    compute: Duration,
+    queue_time: Duration,
+    compute_time: Duration,
 }
 
 impl Embedder {
-    /// Starts the thread; `loader` fills the process's singleton when the first request comes.
+    /// Starts the thread. The first request runs `loader` to fill [`TEXT_EMBEDDING`].
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn spawn(loader: Box<Loader>, options: EmbedderOptions) -> Result<Self> {
-        Self::spawn_on(&TEXT_EMBEDDING, loader, options)
+        Self::spawn_with_cell(&TEXT_EMBEDDING, loader, options)
     }
 
-    /// As [`Embedder::spawn`], with a cell of the caller's for the model.
+    /// Like [`Embedder::spawn`], with another cell for the model.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn spawn_on(
+    pub fn spawn_with_cell(
         cell: &'static OnceCell<TextEmbedding>,
         loader: Box<Loader>,
         options: EmbedderOptions,
     ) -> Result<Self> {
         let EmbedderOptions { max_requests, cache_bytes, cache_ttl, disk_cache } = options;
         let is_cached = cache_bytes > 0 || disk_cache.is_some();
-        let (sender, arrivals) = mpsc::channel();
+        let (sender, commands) = mpsc::channel();
         thread::Builder::new()
             .name("embedder".to_owned())
-            .spawn(move || Worker { cell, loader, failed: None, queue: VecDeque::new() }.run(&arrivals))
+            .spawn(move || {
+                EmbedderWorker { cell, loader, load_failure: None, queue: VecDeque::new() }.run(&commands)
+            })
             .map_err(|e| Error::internal(format!("cannot start the embedding thread: {e}")))?;
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             cell,
             sender,
-            places: Arc::new(Semaphore::new(max_requests)),
-            preparing: Arc::new(Semaphore::new(n_cores)),
+            slots: Arc::new(Semaphore::new(max_requests)),
+            prepare_permits: Arc::new(Semaphore::new(n_cores)),
             max_requests,
             cache: is_cached.then(|| Arc::new(EmbeddingCache::new(cache_bytes, cache_ttl, disk_cache))),
             stopped: watch::Sender::new(false),
         })
     }
 
-    /// The model, if it has been loaded.
+    /// The model, if it is loaded.
     pub fn loaded(&self) -> Option<&'static TextEmbedding> {
         self.cell.get()
     }
 
-    /// The model, loaded now if it is not yet.
+    /// The model, loaded first if necessary.
     ///
     /// # Errors
-    /// When it cannot be loaded, or the server ends.
+    /// When it cannot be loaded, or the server shuts down.
     pub async fn model(&self) -> Result<&'static TextEmbedding> {
         if let Some(model) = self.loaded() {
             return Ok(model);
         }
-        let (reply, answer) = oneshot::channel();
-        self.send(Order::Load { arrived: Instant::now(), reply })?;
-        self.unless_stopped(answer).await
+        let (reply, response) = oneshot::channel();
+        self.send(EmbedderCommand::Load { arrived: Instant::now(), reply })?;
+        self.wait_for(response).await
     }
 
-    /// Embeds the texts of a request. Dropping the future cancels what is not computed yet.
+    /// Embeds the inputs of a request. Dropping the future cancels the work that has not started.
     ///
     /// # Errors
-    /// As [`TextEmbedding::embed`]; and when the queue is full, the model cannot be loaded, or the
-    /// server ends.
+    /// See [`TextEmbedding::embed`]; also when the queue is full, the model cannot be loaded, or the
+    /// server shuts down.
     pub async fn embed(&self, request: EmbeddingRequest) -> Result<Embeddings> {
         let dimensions = request.dimensions;
-        let answer = self.compute(request).await?;
-        Embeddings::new(answer, dimensions)
+        let output = self.compute(request).await?;
+        Embeddings::new(output, dimensions)
     }
 
-    /// What the texts of a request become, and how it was done.
-    pub(super) async fn compute(&self, request: EmbeddingRequest) -> Result<Answer> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+    /// The raw output for a request: cached where possible, computed otherwise.
+    pub(super) async fn compute(&self, request: EmbeddingRequest) -> Result<BatchOutput> {
+        let slot = self.slots.clone().try_acquire_owned().map_err(|_| {
             Error::new(
                 Kind::Overloaded { retry_after: Duration::from_secs(1) },
-                format!(
-                    "{} embedding requests are queued, and that is the limit; try again later",
-                    self.max_requests
-                ),
+                format!("the queue is full with {} embedding requests; try again later", self.max_requests),
             )
         })?;
-        let place = Arc::new(place);
+        let slot = Arc::new(slot);
         let model = self.model().await?;
-        let mut prepared = self.prepare(request, model, place.clone()).await?;
+        let mut prepared = self.prepare(request, model, slot.clone()).await?;
         let n_hits = prepared.n_hits;
-        let n_tokens: Vec<usize> = prepared.texts.iter().map(|text| text.ids.len()).collect();
-        let texts = std::mem::take(&mut prepared.texts);
-        let computed = if texts.is_empty() { Computed::default() } else { self.run(texts, place).await? };
-        let Computed { vectors, queue, compute } = computed;
-        let embedded = prepared.finish(n_tokens, vectors, self.cache.as_deref(), SystemTime::now());
-        Ok(Answer { embedded, n_hits, queue, compute })
+        let n_tokens: Vec<usize> = prepared.inputs.iter().map(|input| input.ids.len()).collect();
+        let inputs = std::mem::take(&mut prepared.inputs);
+        let output =
+            if inputs.is_empty() { JobOutput::default() } else { self.run_job(inputs, slot).await? };
+        let JobOutput { vectors, queue_time, compute_time } = output;
+        let now = SystemTime::now();
+        let embeddings = prepared.into_embeddings(n_tokens, vectors, self.cache.as_deref(), now);
+        Ok(BatchOutput { embeddings, n_hits, queue_time, compute_time })
     }
 
-    /// Looks up and tokenizes; what takes long, on a thread that may take its time.
+    /// Looks up and tokenizes the inputs: large requests, and those that read the disk, on a blocking thread.
     async fn prepare(
         &self,
         request: EmbeddingRequest,
         model: &'static TextEmbedding,
-        place: Arc<OwnedSemaphorePermit>,
-    ) -> Result<Prepared> {
-        let reads_disk = self.cache.as_ref().is_some_and(|cache| cache.reads_disk());
-        if request.n_bytes() <= FEW_BYTES && !reads_disk {
+        slot: Arc<OwnedSemaphorePermit>,
+    ) -> Result<PreparedBatch> {
+        let has_disk = self.cache.as_ref().is_some_and(|cache| cache.has_disk());
+        if request.n_bytes() <= INLINE_BYTES && !has_disk {
             return model.prepare(request, self.cache.as_deref(), SystemTime::now());
         }
-        let permit = self.preparing.clone().acquire_owned().await;
+        let permit = self.prepare_permits.clone().acquire_owned().await;
         let cache = self.cache.clone();
         let work = move || {
-            let _held = (permit, place);
+            let _held = (permit, slot);
             model.prepare(request, cache.as_deref(), SystemTime::now())
         };
         tokio::task::spawn_blocking(work)
             .await
-            .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))?
+            .map_err(|e| Error::internal(format!("the embedding request could not be prepared: {e}")))?
     }
 
-    /// Has the thread compute texts.
-    async fn run(&self, texts: Vec<Tokenized>, place: Arc<OwnedSemaphorePermit>) -> Result<Computed> {
-        let (reply, answer) = oneshot::channel();
-        let n_texts = texts.len();
-        let mut rest: Vec<(usize, Tokenized)> = texts.into_iter().enumerate().collect();
-        rest.sort_by_key(|(_, text)| std::cmp::Reverse(text.ids.len()));
-        self.send(Order::Embed(Job {
-            rest,
-            vectors: vec![Vec::new(); n_texts],
-            n_left: n_texts,
+    /// Has the embedding thread compute `inputs`.
+    async fn run_job(
+        &self,
+        inputs: Vec<TokenizedInput>,
+        slot: Arc<OwnedSemaphorePermit>,
+    ) -> Result<JobOutput> {
+        let (reply, response) = oneshot::channel();
+        let n_inputs = inputs.len();
+        let mut pending: Vec<(usize, TokenizedInput)> = inputs.into_iter().enumerate().collect();
+        pending.sort_by_key(|(_, input)| std::cmp::Reverse(input.ids.len()));
+        self.send(EmbedderCommand::Embed(EmbedJob {
+            pending,
+            vectors: vec![Vec::new(); n_inputs],
+            n_remaining: n_inputs,
             reply,
             arrived: Instant::now(),
-            queue: None,
-            compute: Duration::ZERO,
-            _place: place,
+            queue_time: None,
+            compute_time: Duration::ZERO,
+            _slot: slot,
         }))?;
-        self.unless_stopped(answer).await
+        self.wait_for(response).await
     }
 
-    fn send(&self, order: Order) -> Result<()> {
-        self.sender.send(order).map_err(|_| died())
+    fn send(&self, command: EmbedderCommand) -> Result<()> {
+        self.sender.send(command).map_err(|_| thread_died())
     }
 
-    /// The thread's answer, unless the server ends before.
-    async fn unless_stopped<T>(&self, answer: oneshot::Receiver<Result<T>>) -> Result<T> {
+    /// Waits for the thread's response, or for the end of the server.
+    async fn wait_for<T>(&self, response: oneshot::Receiver<Result<T>>) -> Result<T> {
         let mut stopped = self.stopped.subscribe();
         tokio::select! {
             biased;
-            // Leaving drops the receiver, and the thread drops what nobody waits for.
+            // Returning drops the receiver, and the thread drops jobs that nobody waits for.
             _ = stopped.wait_for(|&stopped| stopped) => {
                 Err(Error::new(Kind::Unavailable, "the server is shutting down; send the request again"))
             }
-            answer = answer => answer.map_err(|_| died())?,
+            response = response => response.map_err(|_| thread_died())?,
         }
     }
 
-    /// Ends every request with an error, those to come too. For a shutdown that has waited long
-    /// enough.
+    /// Fails all running and future requests, for a graceful shutdown that has run out of time.
     pub fn stop(&self) {
         self.stopped.send_replace(true);
     }
 }
 
-fn died() -> Error {
+fn thread_died() -> Error {
     Error::new(Kind::Unavailable, "the embedding thread has stopped after a fault; restart the server")
 }
 
-/// The thread's state.
-struct Worker {
+/// The state of the embedding thread.
+struct EmbedderWorker {
     cell: &'static OnceCell<TextEmbedding>,
     loader: Box<Loader>,
-    /// When the last try to load the model failed, and how.
-    failed: Option<(Instant, Error)>,
-    queue: VecDeque<Job>,
+    /// When the last attempt to load the model failed, and its error.
+    load_failure: Option<(Instant, Error)>,
+    queue: VecDeque<EmbedJob>,
 }
 
-/// Texts that are computed together, each with its job's place in the queue and its own in the job.
-type Batch = Vec<(usize, usize, Tokenized)>;
+/// One input of a batch.
+#[derive(Clone)]
+struct BatchItem {
+    /// The job's index in the queue.
+    job_idx: usize,
+    /// The input's index in the job.
+    input_idx: usize,
+    input: TokenizedInput,
+}
 
-impl Worker {
-    fn run(mut self, arrivals: &mpsc::Receiver<Order>) {
+impl EmbedderWorker {
+    fn run(mut self, commands: &mpsc::Receiver<EmbedderCommand>) {
         loop {
             if self.queue.is_empty() {
-                let Ok(order) = arrivals.recv() else { return };
-                self.take(order);
+                let Ok(command) = commands.recv() else { return };
+                self.handle_command(command);
             }
-            for order in arrivals.try_iter() {
-                self.take(order);
+            for command in commands.try_iter() {
+                self.handle_command(command);
             }
             self.queue.retain(|job| !job.reply.is_closed());
-            // A job comes only after the model.
+            // A request sends its job only after it has the model.
             if let Some(model) = self.cell.get()
                 && !self.queue.is_empty()
             {
@@ -277,61 +287,62 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, order: Order) {
-        match order {
-            Order::Embed(job) => self.queue.push_back(job),
-            Order::Load { arrived, reply } => {
-                let model = catch_unwind(AssertUnwindSafe(|| self.model(arrived)));
-                let fault =
-                    || Error::internal("the embedding model could not be loaded; the fault was logged");
-                // The client may have gone away meanwhile.
-                let _ = reply.send(model.unwrap_or_else(|_| Err(fault())));
+    fn handle_command(&mut self, command: EmbedderCommand) {
+        match command {
+            EmbedderCommand::Embed(job) => self.queue.push_back(job),
+            EmbedderCommand::Load { arrived, reply } => {
+                let model = catch_unwind(AssertUnwindSafe(|| self.load_model(arrived)));
+                let panicked =
+                    || Error::internal("the embedding model could not be loaded; the panic was logged");
+                // The client may have disconnected.
+                let _ = reply.send(model.unwrap_or_else(|_| Err(panicked())));
             }
         }
     }
 
-    /// Computes a batch, and answers the jobs of which it was the last.
+    /// Computes one batch, and replies to the jobs that it completes.
     fn compute_batch(&mut self, model: &TextEmbedding) {
         let started = Instant::now();
         let batch = next_batch(&mut self.queue, model.batch_tokens());
         let jobs: Vec<usize> = {
-            let mut jobs: Vec<usize> = batch.iter().map(|(job, ..)| *job).collect();
+            let mut jobs: Vec<usize> = batch.iter().map(|item| item.job_idx).collect();
             jobs.dedup();
             jobs
         };
         for &job in &jobs {
             let job = &mut self.queue[job];
-            job.queue.get_or_insert_with(|| started - job.arrived);
+            job.queue_time.get_or_insert_with(|| started - job.arrived);
         }
-        let mut failed = vec![None; self.queue.len()];
-        match compute(model, &batch) {
-            Ok(vectors) => self.hand_out(&batch, vectors),
-            // A fault costs the request that it comes from.
+        let mut errors = vec![None; self.queue.len()];
+        match run_model(model, &batch) {
+            Ok(vectors) => self.scatter(&batch, vectors),
+            // Compute each job alone, so that only the one at fault fails.
             Err(_) if jobs.len() > 1 => {
                 for &job in &jobs {
-                    let own: Batch = batch.iter().filter(|(of, ..)| *of == job).cloned().collect();
-                    match compute(model, &own) {
-                        Ok(vectors) => self.hand_out(&own, vectors),
-                        Err(e) => failed[job] = Some(e),
+                    let alone: Vec<BatchItem> =
+                        batch.iter().filter(|item| item.job_idx == job).cloned().collect();
+                    match run_model(model, &alone) {
+                        Ok(vectors) => self.scatter(&alone, vectors),
+                        Err(e) => errors[job] = Some(e),
                     }
                 }
             }
-            Err(e) => jobs.iter().for_each(|&job| failed[job] = Some(e.clone())),
+            Err(e) => jobs.iter().for_each(|&job| errors[job] = Some(e.clone())),
         }
         let took = started.elapsed();
-        // Those that got nothing are the first next time.
+        // Jobs that were not in this batch move to the front.
         let mut served = VecDeque::new();
         for (idx, mut job) in std::mem::take(&mut self.queue).into_iter().enumerate() {
             if jobs.contains(&idx) {
-                job.compute += took;
+                job.compute_time += took;
             }
-            match failed[idx].take() {
-                // The client may have gone away meanwhile.
+            match errors[idx].take() {
+                // The client may have disconnected.
                 Some(e) => drop(job.reply.send(Err(e))),
-                None if job.n_left == 0 => {
-                    let Job { vectors, queue, compute, .. } = job;
-                    let computed = Computed { vectors, queue: queue.unwrap_or_default(), compute };
-                    let _ = job.reply.send(Ok(computed));
+                None if job.n_remaining == 0 => {
+                    let EmbedJob { vectors, queue_time, compute_time, .. } = job;
+                    let queue_time = queue_time.unwrap_or_default();
+                    let _ = job.reply.send(Ok(JobOutput { vectors, queue_time, compute_time }));
                 }
                 None if jobs.contains(&idx) => served.push_back(job),
                 None => self.queue.push_back(job),
@@ -340,105 +351,106 @@ impl Worker {
         self.queue.append(&mut served);
     }
 
-    fn hand_out(&mut self, batch: &Batch, vectors: Vec<Vec<f32>>) {
-        let n_tokens: usize = batch.iter().map(|(_, _, text)| text.ids.len()).sum();
+    /// Hands the vectors of a batch to their jobs.
+    fn scatter(&mut self, batch: &[BatchItem], vectors: Vec<Vec<f32>>) {
+        let n_tokens: usize = batch.iter().map(|item| item.input.ids.len()).sum();
         metrics::counter!(telemetry::EMBEDDED_TEXTS).increment(batch.len() as u64);
         metrics::counter!(telemetry::EMBEDDED_TOKENS).increment(n_tokens as u64);
-        for ((job, place, _), vector) in batch.iter().zip(vectors) {
-            let job = &mut self.queue[*job];
-            job.vectors[*place] = vector;
-            job.n_left -= 1;
+        for (item, vector) in batch.iter().zip(vectors) {
+            let job = &mut self.queue[item.job_idx];
+            job.vectors[item.input_idx] = vector;
+            job.n_remaining -= 1;
         }
     }
 
-    /// The model, loaded now if it is not yet. A load that fails answers every request that came
-    /// before it ended; later ones try again.
-    fn model(&mut self, arrived: Instant) -> Result<&'static TextEmbedding> {
-        if let Some((when, e)) = &self.failed
+    /// The model, loaded first if necessary. A failed load is the answer to every request that arrived
+    /// before it failed; later ones try again.
+    fn load_model(&mut self, arrived: Instant) -> Result<&'static TextEmbedding> {
+        if let Some((when, e)) = &self.load_failure
             && arrived < *when
         {
             return Err(e.clone());
         }
         self.cell
             .get_or_try_init(&*self.loader)
-            .inspect_err(|e| self.failed = Some((Instant::now(), e.clone())))
+            .inspect_err(|e| self.load_failure = Some((Instant::now(), e.clone())))
     }
 }
 
-/// One vector per text, all of them finite.
-fn compute(model: &TextEmbedding, batch: &Batch) -> Result<Vec<Vec<f32>>> {
-    let texts: Vec<&Tokenized> = batch.iter().map(|(_, _, text)| text).collect();
-    catch_unwind(AssertUnwindSafe(|| model.compute(&texts)))
-        .unwrap_or_else(|_| Err(Error::internal("embedding failed; the fault was logged")))
+/// Computes one vector per item, all of them finite; a panic becomes an error.
+fn run_model(model: &TextEmbedding, batch: &[BatchItem]) -> Result<Vec<Vec<f32>>> {
+    let inputs: Vec<&TokenizedInput> = batch.iter().map(|item| &item.input).collect();
+    catch_unwind(AssertUnwindSafe(|| model.compute(&inputs)))
+        .unwrap_or_else(|_| Err(Error::internal("embedding failed; the panic was logged")))
 }
 
-/// Takes texts of up to `max_tokens` out of the queue, in the order of their jobs: of each as much as of the
-/// others, then what there is room for; at least one text.
-fn next_batch(queue: &mut VecDeque<Job>, max_tokens: usize) -> Batch {
+/// Takes inputs of up to `max_tokens` in all out of the queue, but at least one: first an equal share of each
+/// job, then whatever still fits. Items are in the order of their jobs.
+fn next_batch(queue: &mut VecDeque<EmbedJob>, max_tokens: usize) -> Vec<BatchItem> {
     let share = max_tokens / queue.len().max(1);
-    let mut taken: Vec<(usize, usize, Tokenized)> = Vec::new();
+    let mut batch: Vec<BatchItem> = Vec::new();
     let mut n_tokens = 0;
-    for most in [share, max_tokens] {
-        for (idx, job) in queue.iter_mut().enumerate() {
-            let mut n_own = 0;
-            let fits = |own: usize, n: usize, all: usize, is_first: bool| {
-                is_first || all + n <= max_tokens && (own == 0 || own + n <= most)
-            };
-            while let Some((place, text)) =
-                job.rest.pop_if(|(_, text)| fits(n_own, text.ids.len(), n_tokens, n_tokens == 0))
-            {
-                n_own += text.ids.len();
-                n_tokens += text.ids.len();
-                taken.push((idx, place, text));
+    for max_job_tokens in [share, max_tokens] {
+        for (job_idx, job) in queue.iter_mut().enumerate() {
+            let mut n_job_tokens = 0;
+            while let Some((input_idx, input)) = job.pending.pop_if(|(_, input)| {
+                let n = input.ids.len();
+                let is_first = n_tokens == 0;
+                let fits_job = n_job_tokens == 0 || n_job_tokens + n <= max_job_tokens;
+                is_first || n_tokens + n <= max_tokens && fits_job
+            }) {
+                n_job_tokens += input.ids.len();
+                n_tokens += input.ids.len();
+                batch.push(BatchItem { job_idx, input_idx, input });
             }
         }
     }
-    taken.sort_by_key(|(job, ..)| *job);
-    taken
+    batch.sort_by_key(|item| item.job_idx);
+    batch
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A queue of jobs with texts of these lengths.
-    fn queue(jobs: &[&[usize]]) -> VecDeque<Job> {
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().map(Arc::new).unwrap();
+    /// A queue of jobs with inputs of these lengths.
+    fn queue(jobs: &[&[usize]]) -> VecDeque<EmbedJob> {
+        let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().map(Arc::new).unwrap();
         let job = |lengths: &&[usize]| {
-            let text = |(place, &n): (usize, &usize)| {
-                (place, Tokenized { text: None, ids: vec![0; n], n_first: None })
+            let input = |(idx, &n): (usize, &usize)| {
+                (idx, TokenizedInput { text: None, ids: vec![0; n], n_first: None })
             };
-            Job {
-                rest: lengths.iter().enumerate().map(text).collect(),
+            EmbedJob {
+                pending: lengths.iter().enumerate().map(input).collect(),
                 vectors: Vec::new(),
-                n_left: lengths.len(),
+                n_remaining: lengths.len(),
                 reply: oneshot::channel().0,
                 arrived: Instant::now(),
-                queue: None,
-                compute: Duration::ZERO,
-                _place: place.clone(),
+                queue_time: None,
+                compute_time: Duration::ZERO,
+                _slot: slot.clone(),
             }
         };
         jobs.iter().map(job).collect()
     }
 
-    /// Of each text of the next batch its job and its length.
-    fn batch(queue: &mut VecDeque<Job>, max_tokens: usize) -> Vec<(usize, usize)> {
-        next_batch(queue, max_tokens).iter().map(|(job, _, text)| (*job, text.ids.len())).collect()
+    /// The job and the length of each input of the next batch.
+    fn batch(queue: &mut VecDeque<EmbedJob>, max_tokens: usize) -> Vec<(usize, usize)> {
+        next_batch(queue, max_tokens).iter().map(|item| (item.job_idx, item.input.ids.len())).collect()
     }
 
     #[test]
-    fn a_batch_takes_of_each_job_as_much_as_of_the_others() {
+    fn a_batch_shares_its_tokens_equally_among_jobs() {
         let mut jobs = queue(&[&[10; 50], &[10; 2], &[10; 50]]);
         let mut counts = [0; 3];
         batch(&mut jobs, 120).iter().for_each(|(job, _)| counts[*job] += 1);
-        assert_eq!(counts, [6, 2, 4], "four for each, then what there is room for");
+        assert_eq!(counts, [6, 2, 4], "four for each, then whatever still fits");
         let mut jobs = queue(&[&[10; 4], &[100], &[10; 4]]);
         assert_eq!(batch(&mut jobs, 60), [(0, 10), (0, 10), (0, 10), (0, 10), (2, 10), (2, 10)]);
     }
 
     #[test]
-    fn a_batch_has_a_text_however_long_it_is() {
+    fn a_batch_has_at_least_one_input() {
         let mut jobs = queue(&[&[500], &[3, 2]]);
         assert_eq!(batch(&mut jobs, 100), [(0, 500)]);
         assert_eq!(batch(&mut jobs, 100), [(1, 2), (1, 3)]);

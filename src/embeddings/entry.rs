@@ -1,4 +1,4 @@
-//! Inputs, their cache keys, and what they have become.
+//! Embedding inputs, their cache keys, and their embeddings.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,29 +7,30 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Something to embed.
+/// One input of an embedding request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddingInput {
+    /// A text.
     Text(String),
-    /// Token ids of the model's own vocabulary, without its first and last tokens.
+    /// Token ids of the model's own vocabulary, without its first and last special tokens.
     Tokens(Vec<u32>),
     /// Two texts that a cross-encoder scores against each other.
     Pair(String, String),
 }
 
-/// What tells one model's vectors from another's: the SHA-256 of its files and of how they are computed.
+/// Identifies a model in the cache: the SHA-256 of its files and of how they are computed.
 pub type Fingerprint = [u8; 32];
 
-/// A text and what it depends on what becomes of it: the SHA-256 of all of that.
+/// A cache key: the SHA-256 of an input and everything its embedding depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct EmbeddingKey([u8; 32]);
 
-impl Key {
-    /// The key of an input of a model that is cut if it is too long, or is not.
-    pub fn new(model: &Fingerprint, input: &EmbeddingInput, truncates: bool) -> Self {
+impl EmbeddingKey {
+    /// The key of an `input` of a model; `truncate` says whether an input that is too long is cut.
+    pub fn new(model: &Fingerprint, input: &EmbeddingInput, truncate: bool) -> Self {
         let mut hash = Sha256::new();
         hash.update(model);
-        hash.update([u8::from(truncates)]);
+        hash.update([u8::from(truncate)]);
         match input {
             EmbeddingInput::Text(text) => {
                 hash.update(b"text");
@@ -49,31 +50,41 @@ impl Key {
         Self(hash.finalize().into())
     }
 
+    /// The bytes of the hash.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// What a text has become: the model's numbers for it, not cut and of any length.
+/// The raw output of a model for one input: not normalized, and with all dimensions. A cross-encoder's
+/// is its logits.
 #[derive(Debug, PartialEq)]
-pub struct Embedded {
-    pub numbers: Vec<f32>,
-    /// Tokens of the text, the model's first and last ones included.
+pub struct Embedding {
+    /// `[dimensions]`.
+    pub values: Vec<f32>,
+    /// Tokens of the input, the model's first and last special tokens included.
     pub n_tokens: usize,
 }
 
-/// What a text has become, and when.
-#[derive(Clone)]
-pub struct Known {
-    pub embedded: Arc<Embedded>,
-    pub since: SystemTime,
+/// An embedding found in the cache.
+#[derive(Debug, Clone)]
+pub struct CacheHit {
+    /// The cached embedding.
+    pub embedding: Arc<Embedding>,
+    /// When it was computed; its time to live counts from here.
+    pub computed_at: SystemTime,
 }
 
-/// Scales a vector to length 1.
-pub fn unit_length(vector: &[f32]) -> Result<Vec<f32>> {
+/// Scales a vector to length 1 (L2 norm).
+///
+/// # Errors
+/// When the vector is zero or not finite.
+pub fn l2_normalize(vector: &[f32]) -> Result<Vec<f32>> {
     let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if !(length.is_finite() && length > 0.0) {
-        return Err(Error::internal(format!("the model gave a vector of length {length}; it is not served")));
+        return Err(Error::internal(format!(
+            "the model computed a vector of length {length}, which cannot be normalized"
+        )));
     }
     Ok(vector.iter().map(|&x| (f64::from(x) / length) as f32).collect())
 }
@@ -85,31 +96,31 @@ mod tests {
     const MODEL: Fingerprint = [1; 32];
 
     #[test]
-    fn keys_differ_with_what_makes_a_difference() {
+    fn every_detail_of_an_input_changes_its_key() {
         let text = |text: &str| EmbeddingInput::Text(text.to_owned());
         let tokens = |ids: &[u32]| EmbeddingInput::Tokens(ids.to_vec());
         let keys = [
-            Key::new(&MODEL, &text("a"), false),
-            Key::new(&MODEL, &text("b"), false),
-            Key::new(&MODEL, &text("a"), true),
-            Key::new(&MODEL, &text(""), false),
-            Key::new(&MODEL, &tokens(&[]), false),
-            Key::new(&MODEL, &EmbeddingInput::Pair("a".into(), "b".into()), false),
-            Key::new(&MODEL, &EmbeddingInput::Pair(String::new(), "ab".into()), false),
-            Key::new(&MODEL, &tokens(&[97]), false),
-            Key::new(&MODEL, &tokens(&[97, 0]), false),
+            EmbeddingKey::new(&MODEL, &text("a"), false),
+            EmbeddingKey::new(&MODEL, &text("b"), false),
+            EmbeddingKey::new(&MODEL, &text("a"), true),
+            EmbeddingKey::new(&MODEL, &text(""), false),
+            EmbeddingKey::new(&MODEL, &tokens(&[]), false),
+            EmbeddingKey::new(&MODEL, &EmbeddingInput::Pair("a".into(), "b".into()), false),
+            EmbeddingKey::new(&MODEL, &EmbeddingInput::Pair(String::new(), "ab".into()), false),
+            EmbeddingKey::new(&MODEL, &tokens(&[97]), false),
+            EmbeddingKey::new(&MODEL, &tokens(&[97, 0]), false),
         ];
         for (idx, key) in keys.iter().enumerate() {
             assert!(!keys[..idx].contains(key), "{idx}");
         }
-        assert_eq!(Key::new(&MODEL, &text("a"), false), keys[0]);
+        assert_eq!(EmbeddingKey::new(&MODEL, &text("a"), false), keys[0]);
     }
 
     #[test]
-    fn vectors_that_are_not_numbers_are_not_served() {
-        assert_eq!(unit_length(&[3.0, 4.0]).unwrap(), [0.6, 0.8]);
+    fn zero_and_non_finite_vectors_are_refused() {
+        assert_eq!(l2_normalize(&[3.0, 4.0]).unwrap(), [0.6, 0.8]);
         for bad in [[0.0, 0.0], [f32::NAN, 1.0], [f32::INFINITY, 1.0]] {
-            assert!(unit_length(&bad).is_err());
+            assert!(l2_normalize(&bad).is_err());
         }
     }
 }

@@ -1,10 +1,12 @@
-//! Texts to vectors.
+//! Text embeddings and reranking.
 //!
-//! One [`TextEmbedding`] per process, in a `once_cell` singleton ([`TEXT_EMBEDDING`]): loaded by the
-//! first request that needs it, exactly once, kept for all later ones; a load that fails is reported
-//! to its request and tried again by the next. [`Embedder`] is the handle to the thread that computes.
+//! A process holds one [`TextEmbedding`], in the `once_cell` singleton [`TEXT_EMBEDDING`]. The first
+//! request that needs the model loads it, exactly once, and all later requests share it. A load that
+//! fails is reported to the request that caused it, and the next request tries again. [`Embedder`] is
+//! the handle to the thread that computes.
 //!
-//! Two backends: our encoder ([`crate::models::Encoder`], safetensors) and fastembed (ONNX Runtime).
+//! There are two backends: our own encoder ([`crate::models::Encoder`]; safetensors and GGUF) and
+//! fastembed (ONNX Runtime).
 
 mod backend;
 mod batch;
@@ -19,8 +21,8 @@ mod text_embedding;
 pub use batch::{EmbeddingRequest, Embeddings};
 pub use cache::DiskCache;
 pub use embedder::{Embedder, EmbedderOptions, Loader};
-pub use entry::{Embedded, EmbeddingInput, Fingerprint};
-pub use prompts::Prompt;
-pub use rerank::{Scores, ScoresRequest};
+pub use entry::{Embedding, EmbeddingInput, Fingerprint};
+pub use prompts::PromptPrefix;
+pub use rerank::{RelevanceScores, ScoringRequest};
 pub use source::EmbeddingSource;
 pub use text_embedding::{TEXT_EMBEDDING, TextEmbedding};

@@ -1,4 +1,4 @@
-//! What a model was trained to see before a text.
+//! Prompt prefixes: text that a model was trained to see before a query or a document.
 
 use std::collections::BTreeMap;
 
@@ -7,26 +7,27 @@ use serde::Deserialize;
 use super::source::EmbeddingSource;
 use crate::error::{Error, Result};
 
-/// What the model is to see before each text.
+/// Selects the prompt prefix of a request's texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Prompt {
+pub enum PromptPrefix {
+    /// No prefix.
     #[default]
-    Nothing,
-    /// What it was trained to see before a text that searches.
+    None,
+    /// The model's prefix for search queries.
     Query,
-    /// And before one that is found.
+    /// The model's prefix for documents to be found.
     Document,
-    /// One of the prompts that its files name.
+    /// A prompt by its name in the model's files.
     Named(String),
 }
 
-/// The prompts of a model, by name: those of its catalog row, and those of its own files.
+/// The prompt prefixes of a model by name, from its catalog row and its own files.
 #[derive(Debug, Default)]
-pub struct Prompts(BTreeMap<String, String>);
+pub struct PromptTable(BTreeMap<String, String>);
 
-/// `config_sentence_transformers.json`, as far as it is about prompts.
+/// The prompts in `config_sentence_transformers.json`.
 #[derive(Deserialize)]
-struct SentenceTransformers {
+struct SentenceTransformersConfig {
     #[serde(default)]
     prompts: BTreeMap<String, String>,
 }
@@ -34,16 +35,16 @@ struct SentenceTransformers {
 const QUERY: &str = "query";
 const DOCUMENT: &str = "document";
 
-impl Prompts {
-    /// Those of a model.
+impl PromptTable {
+    /// Reads the prefixes of a model. Its own files win over its catalog row.
     ///
     /// # Errors
-    /// When its file of prompts is malformed.
-    pub fn of(source: &EmbeddingSource) -> Result<Self> {
+    /// When `config_sentence_transformers.json` is malformed.
+    pub fn from_source(source: &EmbeddingSource) -> Result<Self> {
         const FILE: &str = "config_sentence_transformers.json";
         let mut prompts = BTreeMap::new();
         if source.optional_file(FILE).is_some() {
-            let file: SentenceTransformers = serde_json::from_slice(&source.read(FILE)?)
+            let file: SentenceTransformersConfig = serde_json::from_slice(&source.read(FILE)?)
                 .map_err(|e| Error::model(format!("cannot read {FILE}: {e}")))?;
             prompts = file.prompts;
         }
@@ -55,24 +56,25 @@ impl Prompts {
         Ok(Self(prompts))
     }
 
-    /// What stands before each text. A model without a prompt for queries or documents takes these as they are.
+    /// The text to put before each input. It is empty for queries and documents of a model that has no prefix
+    /// for them.
     ///
     /// # Errors
-    /// When a prompt is asked for by a name that the model does not have.
-    pub fn prefix(&self, prompt: &Prompt) -> Result<&str> {
-        let of = |name: &str| self.0.get(name).map_or("", String::as_str);
+    /// When the model has no prompt of a given name.
+    pub fn prefix(&self, prompt: &PromptPrefix) -> Result<&str> {
+        let or_empty = |name: &str| self.0.get(name).map_or("", String::as_str);
         match prompt {
-            Prompt::Nothing => Ok(""),
-            Prompt::Query => Ok(of(QUERY)),
-            Prompt::Document => Ok(of(DOCUMENT)),
-            Prompt::Named(name) => self.0.get(name).map(String::as_str).ok_or_else(|| {
+            PromptPrefix::None => Ok(""),
+            PromptPrefix::Query => Ok(or_empty(QUERY)),
+            PromptPrefix::Document => Ok(or_empty(DOCUMENT)),
+            PromptPrefix::Named(name) => self.0.get(name).map(String::as_str).ok_or_else(|| {
                 let names: Vec<String> = self.0.keys().map(|name| format!("`{name}`")).collect();
-                let has = if names.is_empty() {
-                    "it has none; leave it out".to_owned()
+                let remedy = if names.is_empty() {
+                    "it has none; leave `prompt_name` out".to_owned()
                 } else {
                     format!("it has {}", names.join(", "))
                 };
-                Error::invalid("prompt_name", format!("this model has no prompt `{name}`; {has}"))
+                Error::invalid("prompt_name", format!("this model has no prompt `{name}`; {remedy}"))
             }),
         }
     }
@@ -83,19 +85,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_are_found_by_name() {
-        let prompts = Prompts(BTreeMap::from([
+    fn prefixes_are_found_by_name() {
+        let prompts = PromptTable(BTreeMap::from([
             ("query".to_owned(), "query: ".to_owned()),
             ("sts".to_owned(), "compare: ".to_owned()),
         ]));
         let prefix = |prompt| prompts.prefix(&prompt).map_err(|e| e.to_string());
-        assert_eq!(prefix(Prompt::Nothing), Ok(""));
-        assert_eq!(prefix(Prompt::Query), Ok("query: "));
-        assert_eq!(prefix(Prompt::Document), Ok(""));
-        assert_eq!(prefix(Prompt::Named("sts".to_owned())), Ok("compare: "));
-        let unknown = prefix(Prompt::Named("x".to_owned())).unwrap_err();
+        assert_eq!(prefix(PromptPrefix::None), Ok(""));
+        assert_eq!(prefix(PromptPrefix::Query), Ok("query: "));
+        assert_eq!(prefix(PromptPrefix::Document), Ok(""));
+        assert_eq!(prefix(PromptPrefix::Named("sts".to_owned())), Ok("compare: "));
+        let unknown = prefix(PromptPrefix::Named("x".to_owned())).unwrap_err();
         assert!(unknown.contains("`query`, `sts`"), "{unknown}");
-        let none = Prompts::default().prefix(&Prompt::Named("x".to_owned())).unwrap_err();
+        let none = PromptTable::default().prefix(&PromptPrefix::Named("x".to_owned())).unwrap_err();
         assert!(none.to_string().contains("has none"), "{none}");
     }
 }

@@ -1,95 +1,102 @@
-//! How well documents fit a query: by a cross-encoder, which reads both together, or by the cosine of the
-//! vectors of an embedding model.
+//! Relevance scores of texts: the logit of a cross-encoder that reads both texts together, or the cosine
+//! similarity of their embeddings.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::{Answer, EmbeddingRequest};
+use super::batch::{BatchOutput, EmbeddingRequest};
 use super::embedder::Embedder;
-use super::entry::{Embedded, EmbeddingInput, unit_length};
-use super::prompts::Prompt;
+use super::entry::{Embedding, EmbeddingInput, l2_normalize};
+use super::prompts::PromptPrefix;
 use crate::error::{Error, Result};
 use crate::registry::ModelKind;
 
-/// Texts to score against each other.
+/// Pairs of texts to score.
 #[derive(Debug, Clone, Default)]
-pub struct ScoresRequest {
-    /// Queries with what each is scored against.
+pub struct ScoringRequest {
+    /// Each a query and a document.
     pub pairs: Vec<(String, String)>,
-    /// Whether what is too long is cut at its end instead of refused; of a query and a document that are read
-    /// together, the document.
-    pub truncates: bool,
-    /// Whether a cross-encoder's scores are given as the model makes them, not as numbers from 0 to 1.
-    pub is_raw: bool,
+    /// Whether a text that is too long is truncated instead of refused. A cross-encoder truncates the document.
+    pub truncate: bool,
+    /// Whether a cross-encoder's logits are returned as they are, without the sigmoid that maps them to 0 to 1.
+    pub raw_scores: bool,
 }
 
-/// What came out.
+/// The scores of one request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Scores {
-    /// Of each pair, in order.
+pub struct RelevanceScores {
+    /// One for each pair, in order.
     pub scores: Vec<f32>,
-    /// Tokens of all that was read, the model's first and last ones included.
+    /// Tokens of all inputs, the model's first and last special tokens included. A text that occurs in several
+    /// pairs is embedded, and counted, once.
     pub n_tokens: usize,
-    /// Texts, or pairs of them, that were known.
+    /// Inputs found in the cache.
     pub n_hits: usize,
-    pub queue: Duration,
-    pub compute: Duration,
+    /// How long the request waited for its first batches.
+    pub queue_time: Duration,
+    /// How long its batches took.
+    pub compute_time: Duration,
 }
 
 impl Embedder {
-    /// Scores pairs of texts. Dropping the future cancels what is not computed yet.
+    /// Scores pairs of texts. Dropping the future cancels the work that has not started.
     ///
     /// # Errors
-    /// As [`Embedder::embed`].
-    pub async fn score(&self, request: ScoresRequest) -> Result<Scores> {
-        let ScoresRequest { pairs, truncates, is_raw } = request;
-        let of =
-            |inputs, prompt| EmbeddingRequest { inputs, prompt, truncates, ..EmbeddingRequest::default() };
+    /// See [`Embedder::embed`].
+    pub async fn score(&self, request: ScoringRequest) -> Result<RelevanceScores> {
+        let ScoringRequest { pairs, truncate, raw_scores } = request;
+        let request = |inputs, prompt| EmbeddingRequest { inputs, prompt, truncate, ..Default::default() };
         if self.model().await?.kind() == ModelKind::Reranker {
             let inputs = pairs.into_iter().map(|(query, text)| EmbeddingInput::Pair(query, text)).collect();
-            let answer =
-                self.compute(of(inputs, Prompt::Nothing)).await.map_err(|e| named(e, "documents"))?;
-            let score = |logit: f32| if is_raw { logit } else { 1.0 / (1.0 + (-logit).exp()) };
-            let scores = answer.embedded.iter().map(|embedded| score(embedded.numbers[0])).collect();
-            return Ok(Scores::new(scores, [&answer]));
+            let output = self
+                .compute(request(inputs, PromptPrefix::None))
+                .await
+                .map_err(|e| with_param_name(e, "documents"))?;
+            let score = |logit: f32| if raw_scores { logit } else { 1.0 / (1.0 + (-logit).exp()) };
+            let scores = output.embeddings.iter().map(|embedding| score(embedding.values[0])).collect();
+            return Ok(RelevanceScores::new(scores, [&output]));
         }
         let (queries, documents): (Vec<_>, Vec<_>) = pairs
             .into_iter()
             .map(|(query, text)| (EmbeddingInput::Text(query), EmbeddingInput::Text(text)))
             .unzip();
-        // The same text is computed once, however often it stands there.
-        let queries = self.compute(of(queries, Prompt::Query)).await.map_err(|e| named(e, "query"))?;
-        let documents = self.compute(of(documents, Prompt::Document)).await;
-        let documents = documents.map_err(|e| named(e, "documents"))?;
-        let pairs = queries.embedded.iter().zip(&documents.embedded);
-        let scores = pairs.map(|(query, document)| cosine(query, document)).collect::<Result<_>>()?;
-        Ok(Scores::new(scores, [&queries, &documents]))
+        // A query that occurs in many pairs is computed once: a batch has no duplicates.
+        let queries = self.compute(request(queries, PromptPrefix::Query)).await;
+        let queries = queries.map_err(|e| with_param_name(e, "query"))?;
+        let documents = self.compute(request(documents, PromptPrefix::Document)).await;
+        let documents = documents.map_err(|e| with_param_name(e, "documents"))?;
+        let pairs = queries.embeddings.iter().zip(&documents.embeddings);
+        let scores =
+            pairs.map(|(query, document)| cosine_similarity(query, document)).collect::<Result<_>>()?;
+        Ok(RelevanceScores::new(scores, [&queries, &documents]))
     }
 }
 
-impl Scores {
-    fn new<const N: usize>(scores: Vec<f32>, answers: [&Answer; N]) -> Self {
-        // What stands in several pairs was read once.
-        let read = answers.iter().flat_map(|answer| &answer.embedded);
-        let read: HashMap<*const Embedded, usize> =
-            read.map(|embedded| (Arc::as_ptr(embedded), embedded.n_tokens)).collect();
+impl RelevanceScores {
+    fn new<const N: usize>(scores: Vec<f32>, outputs: [&BatchOutput; N]) -> Self {
+        // Inputs that occur several times share one embedding.
+        let distinct: HashMap<*const Embedding, usize> = outputs
+            .iter()
+            .flat_map(|output| &output.embeddings)
+            .map(|embedding| (Arc::as_ptr(embedding), embedding.n_tokens))
+            .collect();
         Self {
             scores,
-            n_tokens: read.values().sum(),
-            n_hits: answers.iter().map(|answer| answer.n_hits).sum(),
-            queue: answers.iter().map(|answer| answer.queue).sum(),
-            compute: answers.iter().map(|answer| answer.compute).sum(),
+            n_tokens: distinct.values().sum(),
+            n_hits: outputs.iter().map(|output| output.n_hits).sum(),
+            queue_time: outputs.iter().map(|output| output.queue_time).sum(),
+            compute_time: outputs.iter().map(|output| output.compute_time).sum(),
         }
     }
 }
 
-/// An error about inputs as one about what these are here.
-fn named(e: Error, param: &str) -> Error {
+/// Names the request's own parameter in an error about `input`.
+fn with_param_name(e: Error, param: &str) -> Error {
     if e.param() == Some("input") { e.with_param(param) } else { e }
 }
 
-fn cosine(a: &Embedded, b: &Embedded) -> Result<f32> {
-    let (a, b) = (unit_length(&a.numbers)?, unit_length(&b.numbers)?);
+fn cosine_similarity(a: &Embedding, b: &Embedding) -> Result<f32> {
+    let (a, b) = (l2_normalize(&a.values)?, l2_normalize(&b.values)?);
     Ok(a.iter().zip(&b).map(|(a, b)| a * b).sum())
 }

@@ -1,21 +1,21 @@
-//! Which files an embedding model's name leads to.
+//! Locating the files of an embedding model by its reference.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::backend::onnx_catalog::{CatalogueEntry, CatalogueFiles, Recipe};
+use super::backend::onnx_catalog::{FastembedEntry, FastembedFiles, OnnxConfig};
 use super::entry::Fingerprint;
 use crate::config::EmbeddingBackend;
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::registry::{
-    CatalogEntry, EmbeddingSpec, Format, ModelFiles, ModelKind, ModelRef, Purpose, Registry, read_file,
+    CatalogEntry, EmbeddingSpec, ModelFiles, ModelFormat, ModelKind, ModelRef, Purpose, Registry, read_file,
 };
 
-/// The row of our catalog that a reference names.
-fn row(reference: &str) -> Option<&'static CatalogEntry> {
+/// The row of our own catalog that a reference names.
+fn catalog_row(reference: &str) -> Option<&'static CatalogEntry> {
     match ModelRef::parse(reference) {
         Ok(ModelRef::Catalog(entry)) => Some(entry),
         _ => None,
@@ -29,63 +29,69 @@ pub struct EmbeddingSource {
     aliases: Vec<String>,
     files: BTreeMap<String, PathBuf>,
     main: PathBuf,
-    format: Format,
-    /// What its catalog row says of it, if it has one.
+    format: ModelFormat,
+    /// The specification in its catalog row, if it has one.
     spec: Option<EmbeddingSpec>,
-    onnx: Option<Recipe>,
+    onnx: Option<OnnxConfig>,
     license: Option<String>,
 }
 
 impl EmbeddingSource {
-    /// Finds the files of the model that `reference` names, and fetches those that are missing:
-    /// our catalog first, then fastembed's, then whatever the registry makes of it.
+    /// Locates the files of the model that `reference` names, and downloads those that are missing. The
+    /// reference is looked up in our own catalog, then in fastembed's, then by the registry.
     ///
     /// # Errors
-    /// When nothing is known under this name or its files cannot be had.
+    /// When the name is unknown, or its files are not available.
     pub fn locate(reference: &str, registry: &Registry) -> Result<Self> {
-        Self::locate_for(reference, EmbeddingBackend::Auto, registry)
+        Self::locate_for_backend(reference, EmbeddingBackend::Auto, registry)
     }
 
-    /// As [`EmbeddingSource::locate`], in the form that a backend computes.
+    /// Like [`EmbeddingSource::locate`], for the backend that the user chose.
     ///
     /// # Errors
-    /// As there, and when the backend cannot compute the model.
-    pub fn locate_for(reference: &str, backend: EmbeddingBackend, registry: &Registry) -> Result<Self> {
-        let row = row(reference);
-        let refused = |why: String| Error::registry(format!("--embedding-backend {backend}: {why}"));
-        match (backend, row, CatalogueEntry::find(reference)) {
-            (EmbeddingBackend::Encoder, None, Some(_)) => Err(refused(format!(
-                "`{reference}` is of fastembed's catalogue; use `auto`, or a model of the catalog in README.md"
+    /// See [`EmbeddingSource::locate`]; also when the backend cannot run the model.
+    pub fn locate_for_backend(
+        reference: &str,
+        backend: EmbeddingBackend,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let row = catalog_row(reference);
+        let backend_error = |why: String| Error::registry(format!("--embedding-backend {backend}: {why}"));
+        match (backend, row, FastembedEntry::find(reference)) {
+            (EmbeddingBackend::Encoder, None, Some(_)) => Err(backend_error(format!(
+                "`{reference}` is in fastembed's catalog only; use `auto`, or another model"
             ))),
             (EmbeddingBackend::Fastembed, Some(row), _) => {
                 row.check_kind(ModelKind::Embedding)?;
-                let entry = row.aliases.iter().find_map(|alias| CatalogueEntry::find(alias));
+                let entry = row.aliases.iter().find_map(|alias| FastembedEntry::find(alias));
                 let entry = entry.ok_or_else(|| {
-                    refused(format!(
-                        "fastembed's catalogue has no `{}`; use `auto`, or name a repository or folder with its \
+                    backend_error(format!(
+                        "fastembed's catalog has no `{}`; use `auto`, or name a repository or folder that has its \
                          model.onnx",
                         row.name
                     ))
                 })?;
-                Ok(Self::of_catalogue(entry, registry)?.of_row(row))
+                Ok(Self::from_fastembed(entry, registry)?.with_catalog_row(row))
             }
-            (_, None, Some(entry)) => Self::of_catalogue(entry, registry),
+            (_, None, Some(entry)) => Self::from_fastembed(entry, registry),
             (_, _, _) => {
                 let formats = match backend {
                     EmbeddingBackend::Auto => Purpose::from(ModelKind::Embedding).formats,
-                    EmbeddingBackend::Encoder => &[Format::Safetensors, Format::Gguf],
-                    EmbeddingBackend::Fastembed => &[Format::Onnx],
+                    EmbeddingBackend::Encoder => &[ModelFormat::Safetensors, ModelFormat::Gguf],
+                    EmbeddingBackend::Fastembed => &[ModelFormat::Onnx],
                 };
                 Self::resolve(reference, Purpose { kind: Some(ModelKind::Embedding), formats }, registry)
-                    .map_err(|e| if backend == EmbeddingBackend::Auto { e } else { refused(e.to_string()) })
+                    .map_err(
+                        |e| if backend == EmbeddingBackend::Auto { e } else { backend_error(e.to_string()) },
+                    )
             }
         }
     }
 
-    /// As [`EmbeddingSource::locate`], of a model that scores texts against each other.
+    /// Like [`EmbeddingSource::locate`], for a reranker.
     ///
     /// # Errors
-    /// As there.
+    /// See [`EmbeddingSource::locate`].
     pub fn locate_reranker(reference: &str, registry: &Registry) -> Result<Self> {
         Self::resolve(reference, ModelKind::Reranker.into(), registry)
     }
@@ -95,24 +101,24 @@ impl EmbeddingSource {
             registry.resolve(reference, purpose)?;
         let kind = purpose.kind.unwrap_or(ModelKind::Embedding);
         let onnx = match format {
-            Format::Onnx => Some(Recipe::of_folder(&files)?),
-            Format::Safetensors | Format::Gguf => None,
+            ModelFormat::Onnx => Some(OnnxConfig::from_files(&files)?),
+            ModelFormat::Safetensors | ModelFormat::Gguf => None,
         };
         Ok(Self { id, kind, aliases, files, main, format, spec, onnx, license })
     }
 
-    /// Whether `reference` names a model of fastembed's catalogue and none of ours.
-    pub fn is_in_fastembed(reference: &str) -> bool {
-        row(reference).is_none() && CatalogueEntry::find(reference).is_some()
+    /// Whether `reference` names a model of fastembed's catalog that is not in our own.
+    pub fn is_fastembed_only(reference: &str) -> bool {
+        catalog_row(reference).is_none() && FastembedEntry::find(reference).is_some()
     }
 
-    /// The name that clients will see and the other names they may use, without the model's files.
+    /// The name that clients see and its aliases, for a model whose files are not here yet.
     ///
     /// # Errors
-    /// When the reference is malformed, or names a model for another use.
+    /// When the reference is malformed, or names a model of another kind.
     pub fn names(reference: &str, kind: ModelKind) -> Result<(String, Vec<String>)> {
-        match CatalogueEntry::find(reference) {
-            Some(entry) if kind == ModelKind::Embedding && Self::is_in_fastembed(reference) => {
+        match FastembedEntry::find(reference) {
+            Some(entry) if kind == ModelKind::Embedding && Self::is_fastembed_only(reference) => {
                 let (own, repo) = entry.names();
                 Ok((repo, vec![own]))
             }
@@ -126,30 +132,30 @@ impl EmbeddingSource {
         }
     }
 
-    /// Names and repositories of fastembed's catalogue.
-    pub fn fastembed_catalogue() -> Vec<(String, String)> {
-        CatalogueEntry::all().map(|entry| entry.names()).collect()
+    /// The name and repository of every model in fastembed's catalog.
+    pub fn fastembed_catalog() -> Vec<(String, String)> {
+        FastembedEntry::all().map(|entry| entry.names()).collect()
     }
 
-    /// A model of fastembed's catalogue.
-    fn of_catalogue(entry: CatalogueEntry, registry: &Registry) -> Result<Self> {
+    /// Locates a model of fastembed's catalog.
+    fn from_fastembed(entry: FastembedEntry, registry: &Registry) -> Result<Self> {
         let (own, id) = entry.names();
-        let CatalogueFiles { files, main, recipe } = entry.locate(registry)?;
+        let FastembedFiles { files, main, config } = entry.locate(registry)?;
         Ok(Self {
             id,
             kind: ModelKind::Embedding,
             aliases: vec![own],
             files,
             main,
-            format: Format::Onnx,
+            format: ModelFormat::Onnx,
             spec: None,
-            onnx: Some(recipe),
+            onnx: Some(config),
             license: None,
         })
     }
 
-    /// The same files as those of a model of our catalog.
-    fn of_row(self, row: &CatalogEntry) -> Self {
+    /// The same files under the names and specification of a row of our own catalog.
+    fn with_catalog_row(self, row: &CatalogEntry) -> Self {
         let aliases = row.other_names().map(str::to_owned).collect();
         let license = Some(row.license.to_owned());
         Self { id: row.name.to_owned(), aliases, spec: row.embedding, license, ..self }
@@ -160,47 +166,48 @@ impl EmbeddingSource {
         &self.id
     }
 
-    /// Other names that clients may use.
+    /// Other names that clients may use for it.
     pub fn aliases(&self) -> &[String] {
         &self.aliases
     }
 
-    /// What it is for.
+    /// Embedding or reranking.
     pub(super) fn kind(&self) -> ModelKind {
         self.kind
     }
 
-    /// Whether fastembed runs it.
+    /// Whether the ONNX Runtime backend runs it.
     pub fn is_onnx(&self) -> bool {
         self.onnx.is_some()
     }
 
-    /// The form of its weights.
-    pub fn format(&self) -> Format {
+    /// The format of its weights.
+    pub fn format(&self) -> ModelFormat {
         self.format
     }
 
-    /// The licence of its weights, where it is known.
+    /// The license of its weights, if known.
     pub fn license(&self) -> Option<&str> {
         self.license.as_deref()
     }
 
-    /// What its catalog row says of it, if it has one.
+    /// The specification in its catalog row, if it has one.
     pub(super) fn spec(&self) -> Option<EmbeddingSpec> {
         self.spec
     }
 
-    pub(super) fn recipe(&self) -> Option<&Recipe> {
+    /// The settings of an ONNX model.
+    pub(super) fn onnx_config(&self) -> Option<&OnnxConfig> {
         self.onnx.as_ref()
     }
 
-    /// Every file by the name its readers know it by.
+    /// Every file by its logical name, such as `tokenizer.json`.
     pub fn files(&self) -> &BTreeMap<String, PathBuf> {
         &self.files
     }
 
-    /// What tells this model's vectors from another's, and from those that another version of the program or
-    /// another processor would compute.
+    /// A hash of everything that the model's vectors depend on: the program's version, the backend or instruction
+    /// set, and the model's files.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -214,20 +221,30 @@ impl EmbeddingSource {
         Ok(hash.finalize().into())
     }
 
-    /// The graph or the weights.
+    /// The file to load: the weights or the ONNX graph.
     pub fn main(&self) -> &Path {
         &self.main
     }
 
+    /// The path of a file, if the model has it.
     pub(super) fn optional_file(&self, name: &str) -> Option<&Path> {
         self.files.get(name).map(PathBuf::as_path)
     }
 
+    /// The path of a file.
+    ///
+    /// # Errors
+    /// When the model does not have it.
     pub(super) fn file(&self, name: &str) -> Result<&Path> {
-        self.optional_file(name)
-            .ok_or_else(|| Error::model(format!("model `{}` has no file `{name}`; fetch it again", self.id)))
+        self.optional_file(name).ok_or_else(|| {
+            Error::model(format!("model `{}` has no file `{name}`; download the model again", self.id))
+        })
     }
 
+    /// The contents of a file.
+    ///
+    /// # Errors
+    /// When the model does not have it, or it cannot be read.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         read_file(self.file(name)?)
     }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// The form of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum ModelFormat {
     /// A GGUF file that holds everything, or the first of the parts it is split into.
     Gguf,
     /// `model.safetensors`, or `model.safetensors.index.json` and its shards, with `config.json`
@@ -18,7 +18,7 @@ pub enum Format {
     Onnx,
 }
 
-impl Format {
+impl ModelFormat {
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ pub struct WantedFile {
 /// The files of a model; the one to load comes first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    pub format: Format,
+    pub format: ModelFormat,
     pub files: Vec<WantedFile>,
 }
 
@@ -71,7 +71,7 @@ pub struct Layout {
 pub struct Purpose {
     pub kind: Option<ModelKind>,
     /// The formats that will do, the best first.
-    pub formats: &'static [Format],
+    pub formats: &'static [ModelFormat],
 }
 
 impl From<ModelKind> for Purpose {
@@ -83,11 +83,11 @@ impl From<ModelKind> for Purpose {
 impl From<Option<ModelKind>> for Purpose {
     fn from(kind: Option<ModelKind>) -> Self {
         // The default encoder reads safetensors, the default decoder GGUF.
-        let formats: &[Format] = match kind {
+        let formats: &[ModelFormat] = match kind {
             Some(ModelKind::Embedding | ModelKind::Reranker) => {
-                &[Format::Safetensors, Format::Onnx, Format::Gguf]
+                &[ModelFormat::Safetensors, ModelFormat::Onnx, ModelFormat::Gguf]
             }
-            Some(ModelKind::Chat) | None => &[Format::Gguf, Format::Safetensors, Format::Onnx],
+            Some(ModelKind::Chat) | None => &[ModelFormat::Gguf, ModelFormat::Safetensors, ModelFormat::Onnx],
         };
         Self { kind, formats }
     }
@@ -129,9 +129,9 @@ pub fn choose(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<
     }
     for format in formats {
         let main = match format {
-            Format::Gguf => choose_gguf(names)?,
-            Format::Safetensors => first_present(names, &["model.safetensors", INDEX]),
-            Format::Onnx => first_present(names, &["model.onnx", "onnx/model.onnx"]),
+            ModelFormat::Gguf => choose_gguf(names)?,
+            ModelFormat::Safetensors => first_present(names, &["model.safetensors", INDEX]),
+            ModelFormat::Onnx => first_present(names, &["model.onnx", "onnx/model.onnx"]),
         };
         if let Some(main) = main {
             return layout_of(names, main);
@@ -141,11 +141,11 @@ pub fn choose(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<
 }
 
 /// Formats for a message.
-fn either(formats: &[Format]) -> String {
-    let name = |format: &Format| match format {
-        Format::Gguf => "GGUF file",
-        Format::Safetensors => "model.safetensors",
-        Format::Onnx => "model.onnx",
+fn either(formats: &[ModelFormat]) -> String {
+    let name = |format: &ModelFormat| match format {
+        ModelFormat::Gguf => "GGUF file",
+        ModelFormat::Safetensors => "model.safetensors",
+        ModelFormat::Onnx => "model.onnx",
     };
     formats.iter().map(name).collect::<Vec<_>>().join(" or ")
 }
@@ -153,7 +153,8 @@ fn either(formats: &[Format]) -> String {
 /// The GGUF file to take, if there is any.
 fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
     let is_model = |name: &&str| {
-        Format::of(name) == Some(Format::Gguf) && !file_name(name).to_ascii_lowercase().starts_with("mmproj")
+        ModelFormat::of(name) == Some(ModelFormat::Gguf)
+            && !file_name(name).to_ascii_lowercase().starts_with("mmproj")
     };
     let is_first = |name: &&str| shard_of(name).is_none_or(|(idx, _)| idx == 1);
     let whole: Vec<&str> = names.iter().map(String::as_str).filter(is_model).filter(is_first).collect();
@@ -196,11 +197,11 @@ fn layout_of(names: &[String], main: &str) -> Result<Layout> {
     if !known.contains(main) {
         return Err(Error::registry(format!("it has no file `{main}`; it holds {}", summary(names))));
     }
-    let format = Format::of(main).ok_or_else(|| {
+    let format = ModelFormat::of(main).ok_or_else(|| {
         Error::registry(format!("`{main}` is not a model: expected .gguf, .safetensors or .onnx"))
     })?;
     let mut files = vec![wanted(file_name(main), main)];
-    if format == Format::Gguf {
+    if format == ModelFormat::Gguf {
         files.extend(following_parts(main)?);
         return Ok(Layout { format, files });
     }
@@ -210,7 +211,8 @@ fn layout_of(names: &[String], main: &str) -> Result<Layout> {
     }
     // ONNX graphs over 2 GB keep their tensors in files named after the graph.
     let external = |name: &&String| {
-        format == Format::Onnx && name.strip_prefix(main).is_some_and(|rest| rest.starts_with(['_', '.']))
+        format == ModelFormat::Onnx
+            && name.strip_prefix(main).is_some_and(|rest| rest.starts_with(['_', '.']))
     };
     files.extend(names.iter().filter(external).map(|name| wanted(file_name(name), name)));
     // A graph in `onnx/` shares the tokenizer of the folder above.
@@ -327,7 +329,7 @@ mod tests {
         let onnx = ["onnx/model.onnx", "config.json", "tokenizer.json"];
         assert_eq!(chosen(&all, Some("onnx/model.onnx"), None).unwrap(), onnx);
         let names: Vec<String> = all.iter().map(|&name| name.to_owned()).collect();
-        let only_onnx = Purpose { kind: Some(ModelKind::Embedding), formats: &[Format::Onnx] };
+        let only_onnx = Purpose { kind: Some(ModelKind::Embedding), formats: &[ModelFormat::Onnx] };
         let chosen = choose(&names, None, only_onnx).unwrap();
         assert_eq!(chosen.files.iter().map(|file| &file.path).collect::<Vec<_>>(), onnx);
         for main in [Some("a.gguf"), None] {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::layout::{self, Format, Purpose};
-use super::model_files::{ModelFiles, Source};
+use super::layout::{self, ModelFormat, Purpose};
+use super::model_files::{ModelFiles, ModelSource};
 use crate::error::{Error, Result};
 
 /// The model at `path`: a weights file, with what it needs beside it, or a folder of these.
@@ -28,7 +28,7 @@ pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
     };
     let names = match main {
         // A GGUF file needs no others but parts that its name tells; its folder may be a large one.
-        Some(main) if Format::of(main) == Some(Format::Gguf) => vec![main.to_owned()],
+        Some(main) if ModelFormat::of(main) == Some(ModelFormat::Gguf) => vec![main.to_owned()],
         _ => files_under(folder),
     };
     let layout = layout::choose(&names, main, purpose)
@@ -37,7 +37,7 @@ pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
         layout.files.iter().map(|file| (file.name.clone(), folder.join(&file.path))).collect();
     let named_after = if main.is_some() { absolute.file_stem() } else { absolute.file_name() };
     let id = named_after.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
-    ModelFiles::new(id, vec![shown.to_string()], &layout, files, Source::Local(absolute.clone()))
+    ModelFiles::new(id, vec![shown.to_string()], &layout, files, ModelSource::Local(absolute.clone()))
 }
 
 /// Relative paths of all files under a folder, sorted, with `/` between their parts.

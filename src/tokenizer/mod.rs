@@ -197,7 +197,7 @@ impl Tokenizer {
     }
 
     /// Reads special tokens wherever a text to embed spells them out, as the reference does.
-    pub fn reading_special_tokens(self) -> Self {
+    pub fn with_special_tokens_in_text(self) -> Self {
         Self { reads_special: true, ..self }
     }
 
@@ -253,7 +253,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.put_in_template(&self.encode_to_embed(text)?))
+        Ok(self.add_template(&self.encode_to_embed(text)?))
     }
 
     /// Encodes two texts and puts the model's own tokens around and between them (`[CLS] … [SEP] … [SEP]`),
@@ -297,7 +297,7 @@ impl Tokenizer {
         if !is_whole {
             return Ok(ids);
         }
-        let ids = self.put_in_template(&ids);
+        let ids = self.add_template(&ids);
         let lacks = self.adds_bos.filter(|bos| ids.first() != Some(bos));
         Ok(lacks.into_iter().chain(ids).collect())
     }
@@ -307,13 +307,7 @@ impl Tokenizer {
     /// # Errors
     /// When an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.n_vocab()) {
-            let last = self.n_vocab() - 1;
-            return Err(Error::invalid(
-                "tokens",
-                format!("there is no token {id}: this model's vocabulary ends at {last}"),
-            ));
-        }
+        self.check_ids(ids, "tokens", "send ids of this model's tokenizer")?;
         if let Model::Json { inner, .. } = &self.model
             && json::parts_words(inner)
         {
@@ -343,7 +337,7 @@ impl Tokenizer {
     }
 
     /// Puts the model's own first and last tokens around ids that lack them.
-    pub fn put_in_template(&self, ids: &[u32]) -> Vec<u32> {
+    pub fn add_template(&self, ids: &[u32]) -> Vec<u32> {
         [&self.around.0, ids, &self.around.1].concat()
     }
 
@@ -431,6 +425,23 @@ impl Tokenizer {
     /// Number of token ids.
     pub fn n_vocab(&self) -> usize {
         self.token_bytes.len()
+    }
+
+    /// Refuses token ids outside the vocabulary. The error is about the request's `param`, and ends with `remedy`.
+    ///
+    /// # Errors
+    /// When an id is [`Tokenizer::n_vocab`] or more.
+    pub fn check_ids(&self, ids: &[u32], param: &str, remedy: &str) -> Result<()> {
+        match ids.iter().find(|&&id| id as usize >= self.n_vocab()) {
+            None => Ok(()),
+            Some(id) => Err(Error::invalid(
+                param,
+                format!(
+                    "token id {id} is outside this model's vocabulary of {} ids; {remedy}",
+                    self.n_vocab()
+                ),
+            )),
+        }
     }
 
     /// Text of the token that begins a text, for chat templates that write it themselves.

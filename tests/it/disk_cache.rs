@@ -27,7 +27,7 @@ fn embedder(folder: &Path, disk: &Path) -> Embedder {
     });
     let options = embedder_options(&Limits { embedding_cache_bytes: 0, ..Limits::default() });
     let options = EmbedderOptions { disk_cache: Some(Arc::new(disk_cache.unwrap())), ..options };
-    Embedder::spawn_on(Box::leak(Box::default()), Box::new(loader), options).unwrap()
+    Embedder::spawn_with_cell(Box::leak(Box::default()), Box::new(loader), options).unwrap()
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use once_cell::sync::OnceCell;
 use predict_otron_9000::app::embedder_options;
 use predict_otron_9000::config::{EmbeddingBackend, Limits, RegistryConfig};
 use predict_otron_9000::embeddings::{
-    Embedder, EmbeddingInput, EmbeddingRequest, EmbeddingSource, Prompt, TextEmbedding,
+    Embedder, EmbeddingInput, EmbeddingRequest, EmbeddingSource, PromptPrefix, TextEmbedding,
 };
 use predict_otron_9000::error::Error;
 use predict_otron_9000::registry::Registry;
@@ -97,10 +97,11 @@ fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
 fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
     let (_hub, registry, _cache) = hub_with("Xenova/bge-small-en-v1.5");
     for name in ["bge-small-en-v1.5", "BGESmallENV15"] {
-        let source = EmbeddingSource::locate_for(name, EmbeddingBackend::Fastembed, &registry).unwrap();
+        let source =
+            EmbeddingSource::locate_for_backend(name, EmbeddingBackend::Fastembed, &registry).unwrap();
         assert_eq!((source.id(), source.is_onnx()), ("bge-small-en-v1.5", true));
         let model = TextEmbedding::load(&source, &registry).unwrap();
-        let query = EmbeddingRequest { prompt: Prompt::Query, ..inputs(&["the cat"]) };
+        let query = EmbeddingRequest { prompt: PromptPrefix::Query, ..inputs(&["the cat"]) };
         let plain = inputs(&["Represent this sentence for searching relevant passages: the cat"]);
         assert_eq!(model.embed(query).unwrap().vectors, model.embed(plain).unwrap().vectors);
     }
@@ -112,7 +113,7 @@ fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
     ];
     let both = folder(&files);
     let is_onnx = |folder: &tempfile::TempDir, backend| {
-        let source = EmbeddingSource::locate_for(folder.path().to_str().unwrap(), backend, &registry);
+        let source = EmbeddingSource::locate_for_backend(folder.path().to_str().unwrap(), backend, &registry);
         source.map(|source| source.is_onnx()).map_err(|e| e.to_string())
     };
     assert_eq!(is_onnx(&both, EmbeddingBackend::Auto), Ok(false));
@@ -128,7 +129,8 @@ fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
     for (name, backend) in
         [("BGESmallZHV15", EmbeddingBackend::Encoder), ("gte-small", EmbeddingBackend::Fastembed)]
     {
-        let refusal = EmbeddingSource::locate_for(name, backend, &registry).err().unwrap().to_string();
+        let refusal =
+            EmbeddingSource::locate_for_backend(name, backend, &registry).err().unwrap().to_string();
         assert!(refusal.contains(name) && refusal.contains("`auto`"), "{refusal}");
     }
 }
@@ -151,7 +153,8 @@ async fn concurrent_first_requests_load_the_singleton_once() {
         _ => Ok(load(&files)),
     };
     let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
-    let embedder = Embedder::spawn_on(cell, Box::new(loader), embedder_options(&Limits::default())).unwrap();
+    let embedder =
+        Embedder::spawn_with_cell(cell, Box::new(loader), embedder_options(&Limits::default())).unwrap();
     assert_eq!(embedder.embed(inputs(&["cat"])).await.unwrap_err().to_string(), "not yet");
     let answers = futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"])))).await;
     let first = answers[0].as_ref().unwrap().vectors.clone();

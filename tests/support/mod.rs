@@ -273,7 +273,7 @@ async fn server_of(
 ) -> Server {
     let model = |name: &str, alias: &str, loader: Box<Loader>| {
         let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
-        let embedder = Embedder::spawn_on(cell, loader, embedder_options(&limits)).unwrap();
+        let embedder = Embedder::spawn_with_cell(cell, loader, embedder_options(&limits)).unwrap();
         TextModel { served: ServedModel::new(name.into(), vec![alias.into()], Some("tests")), embedder }
     };
     serve(App::from_parts(Parts {

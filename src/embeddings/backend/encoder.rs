@@ -1,71 +1,74 @@
-//! The backend on our own encoder.
+//! The backend that runs our own encoder.
 
 use candle_core::{D, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::super::source::EmbeddingSource;
-use super::{Backend, Tokenized};
+use super::{TokenizedInput, VectorBackend};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
 use crate::models::{Arithmetic, Encoder, EncoderInput};
-use crate::registry::{Format, ModelKind, Pooling};
+use crate::registry::{ModelFormat, ModelKind, Pooling};
 use crate::tokenizer::Tokenizer;
 
-/// So many rows of a layer stay in the caches; with more, or half as many, it is no faster (2026-11-26).
+/// Tokens per batch. The activations of a layer fit the caches; batches of twice or half the size are no faster
+/// (measured 2026-11-26).
 const BATCH_TOKENS: usize = 512;
 
-/// An encoder and what becomes of its hidden states.
+/// An encoder with its output head.
 pub struct EncoderBackend {
     family: &'static str,
     encoder: Box<dyn Encoder>,
-    readout: Readout,
+    head: Head,
 }
 
-/// How hidden states become one vector.
+/// Turns hidden states into one vector.
 #[derive(Debug, Clone, Copy)]
-enum Readout {
-    Pooled(Pooling),
-    /// The scores of the labels of a classification head.
-    Scores,
+enum Head {
+    Pooling(Pooling),
+    /// A classification head, which computes the logits of its labels.
+    Classifier,
 }
 
-/// One entry of `modules.json`.
+/// One step of a sentence-transformers pipeline: an entry of `modules.json`.
 #[derive(Deserialize)]
-struct Module {
+struct PipelineModule {
     #[serde(rename = "type")]
     kind: String,
 }
 
+// The type lives in the registry, whose catalog rows name a pooling.
 impl Pooling {
     /// Reads `1_Pooling/config.json` of a sentence-transformers model.
     ///
     /// # Errors
-    /// When it is malformed or asks for another pooling, or for several.
+    /// When it is malformed, or names an unsupported pooling or several.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let file: Map<String, Value> = serde_json::from_slice(json)
             .map_err(|e| Error::model(format!("cannot read 1_Pooling/config.json: {e}")))?;
-        let asked: Vec<&str> = file
+        let modes: Vec<&str> = file
             .iter()
             .filter(|&(_, value)| *value == true)
             .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
             .collect();
-        match asked[..] {
+        match modes[..] {
             ["mean_tokens"] => Ok(Self::Mean),
             ["cls_token"] => Ok(Self::Cls),
             ["lasttoken"] => Ok(Self::LastToken),
             _ => Err(Error::model(format!(
-                "1_Pooling/config.json asks for the pooling {asked:?}; mean_tokens, cls_token or lasttoken is done"
+                "1_Pooling/config.json names the pooling modes {modes:?}; supported is exactly one of mean_tokens, \
+                 cls_token and lasttoken"
             ))),
         }
     }
 
-    /// Reads the pooling that a GGUF file names.
+    /// Reads the pooling of a GGUF file, if it names one.
     ///
     /// # Errors
-    /// When it names another.
+    /// When it names an unsupported pooling.
     pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
         let key = format!("{}.pooling_type", file.architecture()?);
         match file.metadata().integer(&key)? {
@@ -74,27 +77,27 @@ impl Pooling {
             Some(2) => Ok(Some(Self::Cls)),
             Some(3) => Ok(Some(Self::LastToken)),
             Some(other) => Err(Error::model(format!(
-                "`{key}` of the GGUF file is {other}; 1 (mean), 2 (first token) or 3 (last token) is done"
+                "`{key}` of the GGUF file is {other}; supported are 1 (mean), 2 (first token) and 3 (last token)"
             ))),
         }
     }
 
-    /// The pooling that the model's catalog row and its own files name. Where neither does it is
-    /// the mean, as in sentence-transformers.
+    /// The pooling named by a model's catalog row or its own files. The default is the mean, as in
+    /// sentence-transformers.
     ///
     /// # Errors
-    /// When they differ: one of them gives wrong vectors without any other sign.
-    pub fn agreed(row: Option<Self>, own: Option<Self>) -> Result<Self> {
+    /// When they differ, since the wrong one would silently give wrong vectors.
+    pub fn reconcile(row: Option<Self>, own: Option<Self>) -> Result<Self> {
         match (row, own) {
             (Some(row), Some(own)) if row != own => Err(Error::model(format!(
-                "its catalog row asks for pooling by {row}, its own files by {own}; one of them is wrong, so it \
-                 is not served; name it as hf:owner/repo, or by its folder, to go by its files"
+                "the catalog names {row} pooling, but the model's own files name {own} pooling; to use the \
+                 files' choice, name the model as hf:owner/repo or by its path"
             ))),
             (row, own) => Ok(row.or(own).unwrap_or(Self::Mean)),
         }
     }
 
-    /// `[n_tokens, hidden]` to `[hidden]`.
+    /// Pools hidden states `[n_tokens, hidden]` into one vector `[hidden]`.
     fn pool(self, states: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Mean => states.mean(D::Minus2)?,
@@ -104,18 +107,19 @@ impl Pooling {
     }
 }
 
-/// Refuses a sentence-transformers model with steps beyond encoder, pooling and normalisation:
-/// leaving one out would give wrong vectors without any other sign.
+/// Refuses a sentence-transformers pipeline with steps beyond encoder, pooling and normalization:
+/// skipping a step would silently give wrong vectors.
 fn check_modules(json: &[u8]) -> Result<()> {
-    let modules: Vec<Module> =
+    let modules: Vec<PipelineModule> =
         serde_json::from_slice(json).map_err(|e| Error::model(format!("cannot read modules.json: {e}")))?;
-    let is_known = |module: &&Module| {
+    let is_known = |module: &&PipelineModule| {
         ["Transformer", "Pooling", "Normalize"].iter().any(|known| module.kind.ends_with(known))
     };
     match modules.iter().find(|module| !is_known(module)) {
-        Some(module) => {
-            Err(Error::model(format!("modules.json has the step `{}`, which is not supported", module.kind)))
-        }
+        Some(module) => Err(Error::model(format!(
+            "modules.json has the unsupported step `{}`; use another model",
+            module.kind
+        ))),
         None => Ok(()),
     }
 }
@@ -124,10 +128,10 @@ impl EncoderBackend {
     /// Loads an encoder and its tokenizer from safetensors or a GGUF file.
     ///
     /// # Errors
-    /// When its files are damaged, of an unknown family, or ask for a step that is not done here.
+    /// When its files are damaged, or its family or a step of its pipeline is not supported.
     pub fn load(source: &EmbeddingSource) -> Result<(Self, Tokenizer)> {
         let (config, weights, own, tokenizer) = match source.format() {
-            Format::Gguf => {
+            ModelFormat::Gguf => {
                 let file = GgufFile::open(source.main())?;
                 let tokenizer = Tokenizer::from_gguf(file.metadata())?;
                 let own = Pooling::from_gguf(&file)?;
@@ -148,39 +152,39 @@ impl EncoderBackend {
         };
         if tokenizer.n_vocab() > config.n_vocab {
             return Err(Error::model(format!(
-                "the tokenizer has {} token ids and the model {}; they do not belong together",
+                "the tokenizer has {} token ids, but the model has {}; they do not belong together",
                 tokenizer.n_vocab(),
                 config.n_vocab
             )));
         }
         let family = config.family.name;
         let encoder = Box::new(TextEncoder::load(config, &weights, Arithmetic::Rounding(Isa::current()))?);
-        let readout = if source.kind() == ModelKind::Reranker {
+        let head = if source.kind() == ModelKind::Reranker {
             if encoder.n_labels() != 1 {
                 return Err(Error::model(format!(
-                    "`{}` has {} labels where a reranker has one score; use a cross-encoder",
+                    "`{}` has {} labels, but a reranker has one; use a cross-encoder",
                     source.id(),
                     encoder.n_labels()
                 )));
             }
-            Readout::Scores
+            Head::Classifier
         } else {
             let row = source.spec().map(|spec| spec.pooling);
-            Readout::Pooled(Pooling::agreed(row, own).map_err(|e| e.context(source.id()))?)
+            Head::Pooling(Pooling::reconcile(row, own).map_err(|e| e.context(source.id()))?)
         };
-        Ok((Self { family, encoder, readout }, tokenizer))
+        Ok((Self { family, encoder, head }, tokenizer))
     }
 }
 
-impl Backend for EncoderBackend {
+impl VectorBackend for EncoderBackend {
     fn family(&self) -> &str {
         self.family
     }
 
     fn dimensions(&self) -> usize {
-        match self.readout {
-            Readout::Pooled(_) => self.encoder.hidden_size(),
-            Readout::Scores => self.encoder.n_labels(),
+        match self.head {
+            Head::Pooling(_) => self.encoder.hidden_size(),
+            Head::Classifier => self.encoder.n_labels(),
         }
     }
 
@@ -192,15 +196,15 @@ impl Backend for EncoderBackend {
         BATCH_TOKENS
     }
 
-    fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>> {
-        let inputs: Vec<EncoderInput> = texts
+    fn embed(&self, inputs: &[&TokenizedInput]) -> Result<Vec<Vec<f32>>> {
+        let inputs: Vec<EncoderInput> = inputs
             .iter()
-            .map(|text| EncoderInput {
-                token_ids: text.ids.clone(),
-                n_first: text.n_first.unwrap_or(text.ids.len()),
+            .map(|input| EncoderInput {
+                token_ids: input.ids.clone(),
+                n_first: input.n_first.unwrap_or(input.ids.len()),
             })
             .collect();
-        let Readout::Pooled(pooling) = self.readout else {
+        let Head::Pooling(pooling) = self.head else {
             return Ok(self.encoder.classify(&inputs)?.to_vec2()?);
         };
         let states = self.encoder.forward(&inputs)?;
@@ -221,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_pooling_is_read_and_others_are_refused() {
+    fn supported_poolings_are_read_and_others_are_refused() {
         let read = |json: &str| Pooling::from_json(json.as_bytes()).map_err(|e| e.to_string());
         for (mode, pooling) in
             [("mean_tokens", Pooling::Mean), ("cls_token", Pooling::Cls), ("lasttoken", Pooling::LastToken)]
@@ -236,18 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn a_row_and_the_model_must_not_contradict_each_other() {
-        let agreed = |row, own| Pooling::agreed(row, own).map_err(|e| e.to_string());
-        assert_eq!(agreed(None, None), Ok(Pooling::Mean));
-        assert_eq!(agreed(Some(Pooling::Cls), None), Ok(Pooling::Cls));
-        assert_eq!(agreed(None, Some(Pooling::LastToken)), Ok(Pooling::LastToken));
-        assert_eq!(agreed(Some(Pooling::Cls), Some(Pooling::Cls)), Ok(Pooling::Cls));
-        let contradiction = agreed(Some(Pooling::Cls), Some(Pooling::Mean)).unwrap_err();
+    fn contradictory_poolings_are_refused() {
+        let reconcile = |row, own| Pooling::reconcile(row, own).map_err(|e| e.to_string());
+        assert_eq!(reconcile(None, None), Ok(Pooling::Mean));
+        assert_eq!(reconcile(Some(Pooling::Cls), None), Ok(Pooling::Cls));
+        assert_eq!(reconcile(None, Some(Pooling::LastToken)), Ok(Pooling::LastToken));
+        assert_eq!(reconcile(Some(Pooling::Cls), Some(Pooling::Cls)), Ok(Pooling::Cls));
+        let contradiction = reconcile(Some(Pooling::Cls), Some(Pooling::Mean)).unwrap_err();
         assert!(contradiction.contains("first token") && contradiction.contains("mean"), "{contradiction}");
     }
 
     #[test]
-    fn pooling_takes_the_hidden_states_it_names() {
+    fn each_pooling_selects_its_hidden_states() {
         let states =
             Tensor::from_vec(vec![1f32, 10., 2., 20., 6., 60.], (3, 2), &candle_core::Device::Cpu).unwrap();
         for (pooling, expected) in

@@ -1,4 +1,4 @@
-//! What computes vectors: our encoder, or ONNX Runtime.
+//! The backends that compute vectors: our own encoder, and ONNX Runtime.
 
 pub mod encoder;
 pub mod onnx;
@@ -6,31 +6,34 @@ pub mod onnx_catalog;
 
 use crate::error::Result;
 
-/// A text with its token ids, the model's first and last ones included.
+/// An input with its token ids.
 #[derive(Debug, Clone)]
-pub struct Tokenized {
-    /// What the ids were made of; absent where the client sent ids.
+pub struct TokenizedInput {
+    /// The text, prompt prefix included; `None` where the client sent token ids, and for pairs.
     pub text: Option<String>,
+    /// The ids, the model's first and last special tokens included.
     pub ids: Vec<u32>,
-    /// How many of them belong to the first text of a pair.
+    /// For a pair, the number of ids that belong to its first text.
     pub n_first: Option<usize>,
 }
 
-/// What computes the vectors.
-pub trait Backend: Send + Sync {
+/// Computes vectors.
+pub trait VectorBackend: Send + Sync {
     /// Name of the model's family.
     fn family(&self) -> &str;
 
     /// Length of a vector.
     fn dimensions(&self) -> usize;
 
-    /// Most tokens of a text, the model's own first and last ones included.
+    /// Maximum number of tokens of an input, the model's first and last special tokens included.
     fn max_tokens(&self) -> usize;
 
-    /// Tokens that are best computed at once: more take more memory and keep others waiting longer, fewer are
-    /// slower.
+    /// The best number of tokens per batch: more take more memory and delay other requests, fewer are slower.
     fn batch_tokens(&self) -> usize;
 
-    /// One vector per text, in order.
-    fn embed(&self, texts: &[&Tokenized]) -> Result<Vec<Vec<f32>>>;
+    /// Returns one vector per input, in order.
+    ///
+    /// # Errors
+    /// When the computation fails, or the backend does not support this kind of input.
+    fn embed(&self, inputs: &[&TokenizedInput]) -> Result<Vec<Vec<f32>>>;
 }

@@ -3,33 +3,34 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::super::entry::{Embedded, Key, Known};
+use super::super::entry::{CacheHit, Embedding, EmbeddingKey};
 use crate::cache::Cache;
 use crate::telemetry;
 
-/// Bytes of an entry beside its numbers, about: key, list, table and counters.
+/// Bytes of an entry beside its values, approximately: key, vector header, hash table and reference counts.
 pub const ENTRY_BYTES: usize = 256;
 
-/// Vectors in memory, as many as there is room for, and for so long.
-pub struct MemoryCache(Mutex<Cache<Key, Arc<Embedded>>>);
+/// An LRU cache of embeddings with a byte budget and a time to live.
+pub struct MemoryCache(Mutex<Cache<EmbeddingKey, Arc<Embedding>>>);
 
 impl MemoryCache {
+    /// An empty cache of at most `max_bytes`.
     pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
         Self(Mutex::new(Cache::new(max_bytes, time_to_live)))
     }
 
-    /// What each text became, as far as it is known at the time `now`.
-    pub fn get_all(&self, keys: &[Key], now: SystemTime) -> Vec<Option<Arc<Embedded>>> {
+    /// The embeddings under `keys` that have not expired at the time `now`.
+    pub fn get_all(&self, keys: &[EmbeddingKey], now: SystemTime) -> Vec<Option<Arc<Embedding>>> {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         keys.iter().map(|key| memory.get(key, now)).collect()
     }
 
-    /// Keeps in memory what is known since a time.
-    pub fn insert_all(&self, all: impl Iterator<Item = (Key, Known)>) {
+    /// Caches embeddings, and reports the bytes used.
+    pub fn insert_all(&self, entries: impl Iterator<Item = (EmbeddingKey, CacheHit)>) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key, Known { embedded, since }) in all {
-            let n_bytes = ENTRY_BYTES + size_of_val(&embedded.numbers[..]);
-            memory.insert(key, embedded, n_bytes, since);
+        for (key, CacheHit { embedding, computed_at }) in entries {
+            let n_bytes = ENTRY_BYTES + size_of_val(&embedding.values[..]);
+            memory.insert(key, embedding, n_bytes, computed_at);
         }
         metrics::gauge!(telemetry::EMBEDDING_CACHE_BYTES, "tier" => "memory").set(memory.n_bytes() as f64);
     }

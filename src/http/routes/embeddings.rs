@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::app::App;
-use crate::embeddings::{EmbeddingInput, EmbeddingRequest, Embeddings, Prompt};
+use crate::embeddings::{EmbeddingInput, EmbeddingRequest, Embeddings, PromptPrefix};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
@@ -30,15 +30,16 @@ pub async fn embeddings(
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embedding_request(request, app.limits().embedding_inputs)?;
     let n_inputs = request.inputs.len();
-    let Embeddings { vectors, n_tokens, n_hits, queue, compute } = model.embedder.embed(request).await?;
+    let Embeddings { vectors, n_tokens, n_hits, queue_time, compute_time } =
+        model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
         texts = n_inputs,
         tokens = n_tokens,
         cache_hits = n_hits,
-        queue_ms = queue.as_millis(),
-        compute_ms = compute.as_millis(),
-        texts_s = (n_inputs as f64 / compute.as_secs_f64().max(1e-9)).round(),
+        queue_ms = queue_time.as_millis(),
+        compute_ms = compute_time.as_millis(),
+        texts_s = (n_inputs as f64 / compute_time.as_secs_f64().max(1e-9)).round(),
         "embeddings"
     );
     let data = vectors
@@ -66,17 +67,17 @@ fn to_embedding_request(request: EmbeddingsRequest, max_inputs: usize) -> Result
                 "`input_type` and `prompt_name` both select the prompt before the texts; send one of them";
             return Err(Error::invalid("prompt_name", message));
         }
-        (None, None) => Prompt::Nothing,
-        (Some(InputType::Query), None) => Prompt::Query,
-        (Some(InputType::Document), None) => Prompt::Document,
-        (None, Some(name)) => Prompt::Named(name),
+        (None, None) => PromptPrefix::None,
+        (Some(InputType::Query), None) => PromptPrefix::Query,
+        (Some(InputType::Document), None) => PromptPrefix::Document,
+        (None, Some(name)) => PromptPrefix::Named(name),
     };
     Ok(EmbeddingRequest {
         inputs: inputs(request.input, max_inputs)?,
         dimensions: request.dimensions,
-        forces_dimensions: request.force_dimensions.unwrap_or(false),
+        force_dimensions: request.force_dimensions.unwrap_or(false),
         prompt,
-        truncates: request.truncate.unwrap_or(false),
+        truncate: request.truncate.unwrap_or(false),
     })
 }
 

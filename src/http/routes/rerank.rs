@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::embeddings::check_n_texts;
 use crate::app::{App, unix_time};
-use crate::embeddings::{Scores, ScoresRequest};
+use crate::embeddings::{RelevanceScores, ScoringRequest};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
@@ -37,10 +37,10 @@ pub async fn rerank(
     let documents: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
     let scores = model
         .embedder
-        .score(ScoresRequest {
+        .score(ScoringRequest {
             pairs: documents.iter().map(|document| (request.query.clone(), document.clone())).collect(),
-            truncates: request.truncate.unwrap_or(false),
-            is_raw: request.raw_scores.unwrap_or(false),
+            truncate: request.truncate.unwrap_or(false),
+            raw_scores: request.raw_scores.unwrap_or(false),
         })
         .await?;
     log_scores(&request_id, &scores);
@@ -75,9 +75,9 @@ pub async fn score(
     let model = app.scoring_model(request.model.as_deref())?;
     let pairs = pairs(request.text_1, request.text_2)?;
     check_n_texts("text_2", pairs.len(), app.limits().embedding_inputs)?;
-    let truncates = request.truncate.unwrap_or(false);
-    let is_raw = request.raw_scores.unwrap_or(false);
-    let scores = model.embedder.score(ScoresRequest { pairs, truncates, is_raw }).await?;
+    let truncate = request.truncate.unwrap_or(false);
+    let raw_scores = request.raw_scores.unwrap_or(false);
+    let scores = model.embedder.score(ScoringRequest { pairs, truncate, raw_scores }).await?;
     log_scores(&request_id, &scores);
     let data = scores.scores.iter().enumerate();
     let body = ScoreResponse {
@@ -117,23 +117,23 @@ fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
     })
 }
 
-fn usage(scores: &Scores) -> InputUsage {
+fn usage(scores: &RelevanceScores) -> InputUsage {
     InputUsage { prompt_tokens: scores.n_tokens, total_tokens: scores.n_tokens }
 }
 
-fn log_scores(request_id: &RequestId, scores: &Scores) {
+fn log_scores(request_id: &RequestId, scores: &RelevanceScores) {
     tracing::info!(
         id = request_id.as_str(),
         texts = scores.scores.len(),
         tokens = scores.n_tokens,
         cache_hits = scores.n_hits,
-        queue_ms = scores.queue.as_millis(),
-        compute_ms = scores.compute.as_millis(),
+        queue_ms = scores.queue_time.as_millis(),
+        compute_ms = scores.compute_time.as_millis(),
         "scores"
     );
 }
 
-fn json_response(body: impl Serialize, scores: &Scores, ignored: IgnoredParams) -> Response {
+fn json_response(body: impl Serialize, scores: &RelevanceScores, ignored: IgnoredParams) -> Response {
     let mut response = Json(body).into_response();
     ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(scores.n_hits));

@@ -232,7 +232,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::registry::layout::Format;
+    use crate::registry::layout::ModelFormat;
     use crate::registry::names::{check_relative_path, check_repo, check_revision};
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
             assert_eq!(entry.embedding.is_some(), entry.kind == ModelKind::Embedding, "{}", entry.name);
             assert!(entry.source.repo().is_some(), "the hub comes first");
             for source in entry.sources() {
-                assert!(Format::of(source.main.path).is_some(), "{} loads no weights", entry.name);
+                assert!(ModelFormat::of(source.main.path).is_some(), "{} loads no weights", entry.name);
                 match source.origin {
                     Origin::Hub { repo, revision } => {
                         check_repo(repo).and(check_revision(revision)).unwrap();
