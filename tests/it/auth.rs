@@ -1,4 +1,4 @@
-//! Keys: who shows one is served, everybody else learns what to do.
+//! Authentication by API key.
 
 use reqwest::Method;
 use serde_json::json;
@@ -6,9 +6,9 @@ use serde_json::json;
 use crate::support::{json as body, keyed_server};
 
 #[tokio::test]
-async fn all_routes_but_the_probes_need_a_key() {
+async fn every_route_but_the_probes_needs_a_key() {
     let server = keyed_server(&["sk-one", "sk-two"]).await;
-    let ask = async |method: Method, path: &str, authorization: Option<&str>| {
+    let send = async |method: Method, path: &str, authorization: Option<&str>| {
         let mut request = server.client.request(method, server.url(path));
         if let Some(value) = authorization {
             request = request.header("authorization", value);
@@ -16,7 +16,7 @@ async fn all_routes_but_the_probes_need_a_key() {
         request.header("content-type", "application/json").body(r#"{"input": "cat"}"#).send().await.unwrap()
     };
     for probe in ["/health", "/readyz", "/livez"] {
-        assert_eq!(ask(Method::GET, probe, None).await.status(), 200, "{probe}");
+        assert_eq!(send(Method::GET, probe, None).await.status(), 200, "{probe}");
     }
     for (method, path) in [
         (Method::POST, "/v1/embeddings"),
@@ -39,11 +39,11 @@ async fn all_routes_but_the_probes_need_a_key() {
             (Some("Bearer sk-three"), "invalid_api_key"),
             (Some("Bearer sk-one,sk-two"), "invalid_api_key"),
         ] {
-            let answer = ask(method.clone(), path, authorization).await;
-            assert_eq!(answer.status(), 401, "{path} {authorization:?}");
-            assert_eq!(answer.headers()["www-authenticate"], "Bearer");
-            assert!(answer.headers().contains_key("x-request-id"));
-            let error = &body(answer).await["error"];
+            let response = send(method.clone(), path, authorization).await;
+            assert_eq!(response.status(), 401, "{path} {authorization:?}");
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+            assert!(response.headers().contains_key("x-request-id"));
+            let error = &body(response).await["error"];
             assert_eq!(error["type"], "invalid_request_error");
             assert_eq!(error["code"], code, "{path} {authorization:?}");
             assert_eq!(error["param"], json!(null));
@@ -51,8 +51,8 @@ async fn all_routes_but_the_probes_need_a_key() {
         }
     }
     for authorization in ["Bearer sk-one", "bearer sk-two"] {
-        let answer = ask(Method::POST, "/v1/embeddings", Some(authorization)).await;
-        assert_eq!(answer.status(), 200, "{authorization}");
-        assert_eq!(ask(Method::GET, "/no-such-route", Some(authorization)).await.status(), 404);
+        let response = send(Method::POST, "/v1/embeddings", Some(authorization)).await;
+        assert_eq!(response.status(), 200, "{authorization}");
+        assert_eq!(send(Method::GET, "/no-such-route", Some(authorization)).await.status(), 404);
     }
 }

@@ -1,5 +1,5 @@
-//! Connections: how long each part of a request and its answer may take, and how a shutdown ends
-//! them. Clients here speak HTTP by hand.
+//! Connections: keep-alive, timeouts of each part of a request and its response, and graceful shutdown.
+//! The clients here write HTTP by hand.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::support::{ENGINE_OPTIONS, Script, Server, json as body, scripted_serv
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// Each limit is far enough from the others to be told from them.
+/// Limits far enough apart to tell which of them ended a connection.
 fn limits() -> Limits {
     Limits {
         keep_alive_idle: Duration::from_millis(1200),
@@ -28,34 +28,35 @@ async fn server() -> Server {
     scripted_server(Script::saying("x"), limits(), ENGINE_OPTIONS).await
 }
 
-async fn connect(server: &Server, said: &str) -> TcpStream {
+async fn connect(server: &Server, bytes: &str) -> TcpStream {
     let mut client = TcpStream::connect(server.address).await.unwrap();
-    client.write_all(said.as_bytes()).await.unwrap();
+    client.write_all(bytes.as_bytes()).await.unwrap();
     client
 }
 
-/// All that comes until the server closes, and how long that takes. A reset counts as closing.
-async fn rest(client: &mut TcpStream) -> (String, Duration) {
+/// Everything received until the server closes the connection, and how long that takes. A reset counts as closing.
+async fn read_to_close(client: &mut TcpStream) -> (String, Duration) {
     let started = Instant::now();
-    let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut answer))
+    let mut response = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut response))
         .await
         .expect("the server closes the connection");
-    (String::from_utf8_lossy(&answer).into_owned(), started.elapsed())
+    (String::from_utf8_lossy(&response).into_owned(), started.elapsed())
 }
 
-fn post(length: usize, said: &str) -> String {
+fn post(length: usize, bytes: &str) -> String {
     let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-    format!("{head}content-length: {length}\r\n\r\n{said}")
+    format!("{head}content-length: {length}\r\n\r\n{bytes}")
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_is_cut_off() {
+async fn a_head_that_never_ends_times_out() {
     let server = server().await;
-    let (answer, took) = rest(&mut connect(&server, "GET /health HTTP/1.1\r\nhost: x\r\n").await).await;
-    assert_eq!(answer, "");
+    let (response, took) =
+        read_to_close(&mut connect(&server, "GET /health HTTP/1.1\r\nhost: x\r\n").await).await;
+    assert_eq!(response, "");
     assert!(took < Duration::from_millis(1000), "{took:?}");
-    // Neither does a byte now and then keep it open.
+    // A byte now and then does not keep it open either.
     let mut client = connect(&server, "GET /").await;
     let started = Instant::now();
     while client.write_all(b"x").await.is_ok() && started.elapsed() < Duration::from_secs(3) {
@@ -65,36 +66,36 @@ async fn a_head_that_never_ends_is_cut_off() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_is_refused_and_a_slow_one_is_read() {
+async fn a_stalled_body_times_out_and_a_slow_one_does_not() {
     let server = server().await;
-    let (answer, _) = rest(&mut connect(&server, &post(99, "{")).await).await;
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    assert!(answer.contains("request_timeout"), "{answer}");
+    let (response, _) = read_to_close(&mut connect(&server, &post(99, "{")).await).await;
+    assert!(response.starts_with("HTTP/1.1 408"), "{response}");
+    assert!(response.contains("request_timeout"), "{response}");
 
     let mut client = connect(&server, &post(6, "")).await;
     for byte in b"{    }" {
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.write_all(&[*byte]).await.unwrap();
     }
-    assert!(rest(&mut client).await.0.starts_with("HTTP/1.1 400"), "its parameter is missing");
+    assert!(read_to_close(&mut client).await.0.starts_with("HTTP/1.1 400"), "a parameter is missing");
 }
 
 #[tokio::test]
-async fn a_connection_may_be_idle_for_longer_than_a_head_may_take() {
+async fn keep_alive_outlasts_the_head_timeout() {
     let server = server().await;
     let mut client = connect(&server, HEALTH).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     client.write_all(HEALTH.as_bytes()).await.unwrap();
-    let (answers, took) = rest(&mut client).await;
-    assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{answers}");
+    let (responses, took) = read_to_close(&mut client).await;
+    assert_eq!(responses.matches("HTTP/1.1 200").count(), 2, "{responses}");
     assert!(took > Duration::from_millis(1100) && took < Duration::from_secs(3), "{took:?}");
-    let (nothing, took) = rest(&mut connect(&server, "").await).await;
+    let (nothing, took) = read_to_close(&mut connect(&server, "").await).await;
     assert_eq!(nothing, "");
     assert!(took > Duration::from_millis(1000), "{took:?}");
 }
 
 #[tokio::test]
-async fn the_limits_are_those_that_clients_reckon_with() {
+async fn default_timeouts_suit_common_clients() {
     let limits = Limits::default();
     assert!(limits.keep_alive_idle >= Duration::from_secs(75));
     assert_eq!(limits.head_timeout, Duration::from_secs(10));
@@ -103,11 +104,11 @@ async fn the_limits_are_those_that_clients_reckon_with() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off() {
+async fn a_client_that_never_reads_is_disconnected() {
     let server = server().await;
     let mut client = TcpStream::connect(server.address).await.unwrap();
     let started = Instant::now();
-    // Requests for a page, without end; their answers fill every buffer on the way.
+    // Endless requests for a page, whose responses fill every buffer on the way.
     let requests = "GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
     let flood = async { while client.write_all(requests.as_bytes()).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(20), flood).await.expect("the server closes the connection");
@@ -115,7 +116,7 @@ async fn a_client_that_never_reads_is_cut_off() {
 }
 
 #[tokio::test]
-async fn an_answer_reaches_a_client_that_still_sends() {
+async fn a_response_reaches_a_client_that_is_still_sending() {
     let server = server().await;
     let refused = [
         ("/v1/embeddings", "application/json", "413"),
@@ -133,15 +134,15 @@ async fn an_answer_reaches_a_client_that_still_sends() {
             client.write_all(piece).await.unwrap_or_else(|e| panic!("{status}: {e}"));
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let mut answer = vec![0; 12];
-        client.read_exact(&mut answer).await.unwrap_or_else(|e| panic!("{status}: {e}"));
-        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes());
+        let mut response = vec![0; 12];
+        client.read_exact(&mut response).await.unwrap_or_else(|e| panic!("{status}: {e}"));
+        assert_eq!(response, format!("HTTP/1.1 {status}").as_bytes());
     }
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_for_requests_that_are_not_whole() {
-    let mut server = server_with_patience().await;
+async fn graceful_shutdown_does_not_wait_for_incomplete_requests() {
+    let mut server = server_with_default_limits().await;
     let mut idle = connect(&server, HEALTH).await;
     let mut silent = connect(&server, "").await;
     let mut in_head = connect(&server, "GET /he").await;
@@ -151,19 +152,19 @@ async fn a_shutdown_does_not_wait_for_requests_that_are_not_whole() {
     server.shut_down();
     tokio::time::timeout(Duration::from_secs(5), &mut server.running).await.unwrap().unwrap();
     assert!(started.elapsed() < Duration::from_secs(3));
-    assert!(rest(&mut idle).await.0.starts_with("HTTP/1.1 200"));
-    assert_eq!(rest(&mut silent).await.0, "");
-    assert_eq!(rest(&mut in_head).await.0, "");
-    assert!(rest(&mut in_body).await.0.starts_with("HTTP/1.1 503"));
+    assert!(read_to_close(&mut idle).await.0.starts_with("HTTP/1.1 200"));
+    assert_eq!(read_to_close(&mut silent).await.0, "");
+    assert_eq!(read_to_close(&mut in_head).await.0, "");
+    assert!(read_to_close(&mut in_body).await.0.starts_with("HTTP/1.1 503"));
 }
 
-async fn server_with_patience() -> Server {
+async fn server_with_default_limits() -> Server {
     scripted_server(Script::saying("x"), Limits::default(), ENGINE_OPTIONS).await
 }
 
 #[tokio::test]
-async fn a_server_that_will_close_says_so_and_goes_on_for_a_while() {
-    let mut server = server_with_patience().await;
+async fn a_draining_server_fails_its_health_check_and_serves_on() {
+    let mut server = server_with_default_limits().await;
     server.shut_down_after(Duration::from_millis(600));
     tokio::time::sleep(Duration::from_millis(100)).await;
     let health = server.get("/health").await;
@@ -172,5 +173,5 @@ async fn a_server_that_will_close_says_so_and_goes_on_for_a_while() {
     let request = json!({"messages": [{"role": "user", "content": "hi"}]});
     assert_eq!(server.post("/v1/chat/completions", &request).await.status(), 200);
     tokio::time::timeout(Duration::from_secs(3), &mut server.running).await.unwrap().unwrap();
-    assert!(server.client.get(server.url("/health")).send().await.is_err(), "nothing listens any more");
+    assert!(server.client.get(server.url("/health")).send().await.is_err(), "the listener is closed");
 }

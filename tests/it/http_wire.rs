@@ -1,4 +1,4 @@
-//! What holds for every route: errors in the envelope, limits, ids; and the small routes.
+//! Behavior common to all routes (error envelope, limits, request ids), and the small routes.
 
 use predict_otron_9000::config::Limits;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn server() -> Server {
 }
 
 #[tokio::test]
-async fn every_error_has_the_whole_envelope() {
+async fn every_error_has_the_full_envelope() {
     let server = server().await;
     let client = &server.client;
     let chat = server.url("/v1/chat/completions");
@@ -42,17 +42,20 @@ async fn every_error_has_the_whole_envelope() {
 }
 
 #[tokio::test]
-async fn the_callers_request_id_comes_back() {
+async fn the_clients_request_id_is_echoed() {
     let server = server().await;
     let with_id = |id: &str| server.client.get(server.url("/health")).header("x-request-id", id);
     let response = with_id("my-id-1").send().await.unwrap();
     assert_eq!(response.headers()["x-request-id"], "my-id-1");
     let response = with_id(&"x".repeat(200)).send().await.unwrap();
-    assert!(response.headers()["x-request-id"].to_str().unwrap().starts_with("req_"), "too long to take");
+    assert!(
+        response.headers()["x-request-id"].to_str().unwrap().starts_with("req_"),
+        "a longer id is replaced"
+    );
 }
 
 #[tokio::test]
-async fn models_are_listed_and_found_by_every_name() {
+async fn models_are_listed_and_found_by_id_and_alias() {
     let server = server().await;
     let list = body(server.get("/v1/models").await).await;
     assert_eq!(list["object"], "list");
@@ -69,7 +72,7 @@ async fn models_are_listed_and_found_by_every_name() {
 }
 
 #[tokio::test]
-async fn the_page_and_the_probes() {
+async fn the_start_page_and_the_probes_respond() {
     let server = server().await;
     let page = server.get("/").await;
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
@@ -81,8 +84,8 @@ async fn the_page_and_the_probes() {
 }
 
 #[tokio::test]
-async fn counters_are_exported() {
-    // The recorder must be there before the first count.
+async fn metrics_are_exported() {
+    // The recorder must be installed before the first count.
     let _ = &*METRICS;
     let server = server().await;
     let request = json!({
@@ -103,7 +106,7 @@ async fn counters_are_exported() {
 }
 
 #[tokio::test]
-async fn embeddings_refuse_what_they_cannot_do() {
+async fn invalid_embeddings_requests_name_the_parameter() {
     let server = server().await;
     for (fields, status, param) in [
         (json!({}), 400, json!("input")),
@@ -121,7 +124,7 @@ async fn embeddings_refuse_what_they_cannot_do() {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_be_loaded_is_reported_and_tried_again() {
+async fn a_model_that_fails_to_load_is_reported_and_retried() {
     let server = server().await;
     for _ in 0..2 {
         let response = server.post("/v1/embeddings", &json!({"input": "x"})).await;
