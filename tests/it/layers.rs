@@ -1,10 +1,15 @@
-//! Imports point only downward. The layers stand in `src/lib.rs` and `LAYERS` below; siblings of
-//! one layer do not import each other. Each foreign crate that has a home is named only there.
+//! The house rules of `src/`: imports point only downward, siblings of one layer do not import each other,
+//! some modules never meet, files form no circles, and foreign crates are named only in their home.
 
+mod imports;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Top first; the modules of one row are siblings.
+use imports::{Crate, circles};
+
+/// The layers that `src/lib.rs` describes, top first; the modules of one row are siblings.
 const LAYERS: [&[&str]; 9] = [
     &["cli"],
     &["http"],
@@ -17,7 +22,26 @@ const LAYERS: [&[&str]; 9] = [
     &["error"],
 ];
 
-/// Foreign words and the only files (by prefix) that may say them.
+/// Files (by prefix) and the modules below them that they must not import all the same.
+const FORBIDDEN: [(&str, &[&str]); 3] = [
+    // HTTP knows no tokens.
+    ("http/", &["inference", "kernels", "models", "tokenizer"]),
+    // Chat knows no tensors.
+    ("chat/", &["kernels", "models"]),
+    // The scheduler decides; it computes nothing.
+    ("inference/scheduler", &["kernels"]),
+];
+
+/// Circles of files that stay, each by the prefixes of its files.
+const ALLOWED_CIRCLES: [&[&str]; 3] = [
+    // A table and its rows: the table lists the families, and each is built from the table's types.
+    &["models/decoder/"],
+    &["models/encoder/"],
+    // To be opened.
+    &["models/load/blocks.rs", "models/load/expand.rs"],
+];
+
+/// Foreign words and the only files (by prefix) that may contain them.
 const HOMES: [(&str, &[&str]); 14] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
@@ -102,16 +126,60 @@ fn imports_point_only_downward() {
 }
 
 #[test]
+fn some_modules_never_meet() {
+    let mut violations = Vec::new();
+    for (file, code) in sources() {
+        for (prefix, modules) in FORBIDDEN {
+            let mut targets = imported(&code);
+            targets.retain(|target| file.starts_with(prefix) && modules.contains(&target.as_str()));
+            violations.extend(targets.iter().map(|target| format!("{file} imports crate::{target}")));
+        }
+    }
+    assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn files_form_no_circles() {
+    let sources = sources();
+    let parsed = Crate::parse(&sources);
+    let mut uses = parsed.dependencies();
+    for (file, targets) in &mut uses {
+        // A folder's `mod.rs` has what the files of the folder share.
+        let is_shared = |target: &str| target.strip_suffix("mod.rs").is_some_and(|dir| file.starts_with(dir));
+        targets.retain(|target| !is_shared(target));
+    }
+    let found = circles(&uses);
+    let is_within = |circle: &BTreeSet<&str>, prefixes: &[&str]| {
+        circle.iter().all(|file| prefixes.iter().any(|prefix| file.starts_with(prefix)))
+    };
+    for circle in &found {
+        let edges: Vec<String> = circle
+            .iter()
+            .map(|file| {
+                let targets: Vec<&str> = uses[file].intersection(circle).copied().collect();
+                format!("{file} uses {}", targets.join(", "))
+            })
+            .collect();
+        let is_allowed = ALLOWED_CIRCLES.iter().any(|prefixes| is_within(circle, prefixes));
+        assert!(is_allowed, "a circle of files: {edges:#?}");
+    }
+    for prefixes in ALLOWED_CIRCLES {
+        let is_needed = found.iter().any(|circle| is_within(circle, prefixes));
+        assert!(is_needed, "there is no circle left of {prefixes:?}: remove it from ALLOWED_CIRCLES");
+    }
+}
+
+#[test]
 fn foreign_crates_stay_at_home() {
     let mut violations = Vec::new();
     for (file, code) in sources() {
         for (word, homes) in HOMES {
             let is_home = homes.iter().any(|home| file.starts_with(home));
-            let says = code
+            let is_named = code
                 .match_indices(word)
                 .any(|(start, _)| !code[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
-            if says && !is_home {
-                violations.push(format!("{file} says `{word}`, which belongs to {homes:?}"));
+            if is_named && !is_home {
+                violations.push(format!("{file} names `{word}`, which belongs to {homes:?}"));
             }
         }
     }
