@@ -18,6 +18,10 @@ border-top:1px solid var(--line)}td p{margin:0}\
 details{border:1px solid var(--line);border-radius:.4rem;padding:.5rem 1rem;margin:.6rem 0}\
 summary{cursor:pointer}summary span,.type{color:var(--faint)}h4{margin:1rem 0 .3rem}";
 
+/// Opens the target of a followed link.
+const SCRIPT: &str = "<script>addEventListener('hashchange',()=>{const found=document.getElementById(\
+                      location.hash.slice(1));if(found)found.open=true})</script>";
+
 /// Renders an OpenAPI document as HTML.
 pub fn render(document: &Value) -> String {
     let info = &document["info"];
@@ -62,10 +66,6 @@ pub fn render(document: &Value) -> String {
         + SCRIPT
         + "</html>"
 }
-
-/// Opens the target of a followed link.
-const SCRIPT: &str = "<script>addEventListener('hashchange',()=>{const found=document.getElementById(\
-                      location.hash.slice(1));if(found)found.open=true})</script>";
 
 /// An operation: its parameters, body and responses.
 fn operation_section(path: &str, method: &str, operation: &Value) -> String {
