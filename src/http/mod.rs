@@ -1,9 +1,9 @@
 //! The HTTP server: routes, middleware, retries, and the OpenAPI document. The only module that uses axum,
 //! tower and hyper. It knows no tokens, tensors or models; see [`crate::app`] for those.
 //!
-//! A request passes through [`server`] (connections, keep-alive, graceful shutdown), [`middleware`] (request
-//! id, API key) and the router made from [`table`] to its handler in [`routes`]. The handler reads its body with
-//! [`extract`]. Admission control is the model's: a full queue is an error, which [`error`] turns into a 429.
+//! A request passes through `server` (connections, keep-alive, graceful shutdown), `middleware` (request
+//! id, API key) and the router made from `table` to its handler in `routes`. The handler reads its body with
+//! `extract`. Admission control is the model's: a full queue is an error, which `error` turns into a 429.
 
 mod error;
 mod extract;
