@@ -27,8 +27,11 @@ impl Isa {
 
     /// The fastest that this processor has.
     pub fn detect() -> Self {
-        let mut available = Self::ALL.into_iter().filter(|isa| isa.is_available());
-        available.next_back().unwrap_or(Self::Scalar)
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let mut available = Self::ALL.into_iter().filter(|isa| isa.is_available());
+            available.next_back().unwrap_or(Self::Scalar)
+        })
     }
 
     /// Whether this processor has it.

@@ -32,7 +32,7 @@ pub struct ActivationGroup {
 pub enum CodeWidth {
     /// Bytes: of each four inner elements those of sixteen rows.
     Byte,
-    /// Whole numbers of 16 bits, in the order in which [`Simd::dot_words`](super::simd::Simd::dot_words) takes them: of each two inner
+    /// Whole numbers of 16 bits, in the order in which [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs) takes them: of each two inner
     /// elements those of sixteen rows.
     Word,
 }
@@ -99,7 +99,7 @@ pub struct FloatTile {
     pub fetches: bool,
 }
 
-/// 32 activations as whole numbers, in the order in which [`Simd::dot_words`](super::simd::Simd::dot_words) takes them; or as many bytes
+/// 32 activations as whole numbers, in the order in which [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs) takes them; or as many bytes
 /// of those of a tile, whose high bytes, row by row, come before the low.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]

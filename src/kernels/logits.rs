@@ -5,16 +5,14 @@ use super::simd::{Kernel, LANES, Simd, dispatch, exp, load_part};
 
 /// The largest number; minus infinity when there is none. What is not a number counts as absent.
 pub fn max(isa: Isa, numbers: &[f32]) -> f32 {
-    // SAFETY: `isa` is available.
-    unsafe { dispatch(isa, Max(numbers)) }
+    dispatch(isa, Max(numbers))
 }
 
 /// `e^((x - max) / temperature)` of each number. What is less than `e^-87`, or not a number, becomes
 /// zero.
 pub fn weights(isa: Isa, numbers: &[f32], max: f32, temperature: f32) -> Vec<f32> {
     let mut weights = vec![0.0; numbers.len()];
-    // SAFETY: `isa` is available.
-    unsafe { dispatch(isa, Weights { numbers, max, temperature, weights: &mut weights }) };
+    dispatch(isa, Weights { numbers, max, temperature, weights: &mut weights });
     weights
 }
 
@@ -24,17 +22,17 @@ impl Kernel for Max<'_> {
     type Output = f32;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> f32 {
+    fn run<S: Simd>(self, simd: S) -> f32 {
         // SAFETY: the processor has the instructions; arrays of a vector's length.
         unsafe {
             let (vectors, rest) = self.0.as_chunks::<LANES>();
             // Several side by side, since a comparison waits for the one before it.
-            let mut largest = [S::splat(f32::NEG_INFINITY); 4];
+            let mut largest = [simd.splat(f32::NEG_INFINITY); 4];
             for (idx, vector) in vectors.iter().enumerate() {
-                largest[idx % 4] = S::max(S::load(vector.as_ptr()), largest[idx % 4]);
+                largest[idx % 4] = simd.max(simd.load(vector.as_ptr()), largest[idx % 4]);
             }
             let [a, b, c, d] = largest;
-            rest.iter().copied().fold(S::reduce_max(S::max(S::max(a, b), S::max(c, d))), f32::max)
+            rest.iter().copied().fold(simd.reduce_max(simd.max(simd.max(a, b), simd.max(c, d))), f32::max)
         }
     }
 }
@@ -50,17 +48,17 @@ impl Kernel for Weights<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { numbers, max, temperature, weights } = self;
         // SAFETY: the processor has the instructions; arrays of a vector's length.
         unsafe {
-            let (max, inverse) = (S::splat(max), S::splat(1.0 / temperature));
+            let (max, inverse) = (simd.splat(max), simd.splat(1.0 / temperature));
             // All that is less than this has come to it.
-            let least = exp::<S>(S::splat(f32::NEG_INFINITY));
+            let least = exp(simd, simd.splat(f32::NEG_INFINITY));
             for (start, weights) in (0..).step_by(LANES).zip(weights.chunks_mut(LANES)) {
-                let x = S::mul(S::sub(load_part::<S>(numbers, start), max), inverse);
+                let x = simd.mul(simd.sub(load_part(simd, numbers, start), max), inverse);
                 let mut vector = [0.0; LANES];
-                S::store(S::sub(exp::<S>(x), least), vector.as_mut_ptr());
+                simd.store(simd.sub(exp(simd, x), least), vector.as_mut_ptr());
                 weights.copy_from_slice(&vector[..weights.len()]);
             }
         }

@@ -87,8 +87,7 @@ fn normed_rows(
             fill(row, filled);
             // SAFETY: each row is claimed once.
             let y = unsafe { numbers.slice(row * n_columns, n_columns) };
-            // SAFETY: the processor has the instructions; the norm is of the row's length.
-            unsafe { dispatch(isa, NormRow { x: filled, norm, y }) };
+            dispatch(isa, NormRow { x: filled, norm, y });
         };
         if n_rows <= ROWS_AT_ONCE {
             let mut filled = vec![0.0; n_columns];
@@ -114,18 +113,18 @@ impl Kernel for NormRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { x, norm, y } = self;
         // SAFETY: the caller's promise.
         unsafe {
-            let transform = Transform::<S>::of(x, Some(norm));
+            let transform = Transform::new(simd, x, Some(norm));
             for (idx, y) in y.chunks_mut(LANES).enumerate() {
                 let numbers = transform.apply(x, idx * LANES);
                 if y.len() == LANES {
-                    S::store(numbers, y.as_mut_ptr().cast());
+                    simd.store(numbers, y.as_mut_ptr().cast());
                 } else {
                     let mut rest = [0.0; LANES];
-                    S::store(numbers, rest.as_mut_ptr());
+                    simd.store(numbers, rest.as_mut_ptr());
                     y.write_copy_of_slice(&rest[..y.len()]);
                 }
             }
@@ -135,6 +134,7 @@ impl Kernel for NormRow<'_> {
 
 /// A norm whose sums over the row are known: `(x - mean) * factor * weight + bias`.
 pub(super) struct Transform<'a, S: Simd> {
+    simd: S,
     mean: S::Floats,
     factor: S::Floats,
     weight: Option<&'a [f32]>,
@@ -143,44 +143,43 @@ pub(super) struct Transform<'a, S: Simd> {
 
 impl<'a, S: Simd> Transform<'a, S> {
     #[inline(always)]
-    pub(super) unsafe fn of(x: &[f32], norm: Option<&Norm<'a>>) -> Self {
-        // SAFETY: the processor has the instructions.
-        unsafe {
-            let n = x.len() as f32;
-            let (mean, eps, weight, bias) = match norm {
-                None => {
-                    return Self { mean: S::splat(0.0), factor: S::splat(1.0), weight: None, bias: None };
-                }
-                Some(Norm::Rms { weight, eps }) => (0.0, *eps, *weight, None),
-                Some(Norm::Layer { weight, bias, eps }) => {
-                    (sum::<S>(x, |x| x) / n, *eps, *weight, Some(*bias))
-                }
-            };
-            let mean = S::splat(mean);
-            let is_centred = bias.is_none();
-            let squares = sum::<S>(x, |x| {
-                let centred = if is_centred { x } else { S::sub(x, mean) };
-                S::mul(centred, centred)
-            });
-            // The lanes past the end of a row are zeros, which a mean makes count.
-            let excess = if is_centred { 0.0 } else { past_end(x.len()) * square_of::<S>(mean) };
-            let factor = S::splat(1.0 / ((squares - excess) / n + eps).sqrt());
-            Self { mean, factor, weight: Some(weight), bias }
-        }
+    pub(super) fn new(simd: S, x: &[f32], norm: Option<&Norm<'a>>) -> Self {
+        let n = x.len() as f32;
+        let (mean, eps, weight, bias) = match norm {
+            None => {
+                return Self {
+                    simd,
+                    mean: simd.splat(0.0),
+                    factor: simd.splat(1.0),
+                    weight: None,
+                    bias: None,
+                };
+            }
+            Some(Norm::Rms { weight, eps }) => (0.0, *eps, *weight, None),
+            Some(Norm::Layer { weight, bias, eps }) => (sum(simd, x, |x| x) / n, *eps, *weight, Some(*bias)),
+        };
+        let mean = simd.splat(mean);
+        let is_centred = bias.is_none();
+        let squares = sum(simd, x, |x| {
+            let centred = if is_centred { x } else { simd.sub(x, mean) };
+            simd.mul(centred, centred)
+        });
+        // The lanes past the end of a row are zeros, which a mean makes count.
+        let excess = if is_centred { 0.0 } else { past_end(x.len()) * square_of(simd, mean) };
+        let factor = simd.splat(1.0 / ((squares - excess) / n + eps).sqrt());
+        Self { simd, mean, factor, weight: Some(weight), bias }
     }
 
     /// Sixteen numbers of the row, or as many as there are, followed by whatever.
     #[inline(always)]
-    pub(super) unsafe fn apply(&self, x: &[f32], start: usize) -> S::Floats {
-        // SAFETY: the processor has the instructions.
-        unsafe {
-            let x = load_part::<S>(x, start);
-            let Some(weight) = self.weight else { return x };
-            let scaled = S::mul(S::mul(S::sub(x, self.mean), self.factor), load_part::<S>(weight, start));
-            match self.bias {
-                Some(bias) => S::add(scaled, load_part::<S>(bias, start)),
-                None => scaled,
-            }
+    pub(super) fn apply(&self, x: &[f32], start: usize) -> S::Floats {
+        let simd = self.simd;
+        let x = load_part(simd, x, start);
+        let Some(weight) = self.weight else { return x };
+        let scaled = simd.mul(simd.mul(simd.sub(x, self.mean), self.factor), load_part(simd, weight, start));
+        match self.bias {
+            Some(bias) => simd.add(scaled, load_part(simd, bias, start)),
+            None => scaled,
         }
     }
 }
@@ -191,22 +190,19 @@ fn past_end(n: usize) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn square_of<S: Simd>(x: S::Floats) -> f32 {
+fn square_of<S: Simd>(simd: S, x: S::Floats) -> f32 {
     let mut lanes = [0.0; LANES];
     // SAFETY: the array has room for a vector.
-    unsafe { S::store(x, lanes.as_mut_ptr()) };
+    unsafe { simd.store(x, lanes.as_mut_ptr()) };
     lanes[0] * lanes[0]
 }
 
 /// The sum of `f` of all numbers, those past the end of the last vector being zeros.
 #[inline(always)]
-unsafe fn sum<S: Simd>(x: &[f32], f: impl Fn(S::Floats) -> S::Floats) -> f32 {
-    // SAFETY: the processor has the instructions.
-    unsafe {
-        let mut sum = S::splat(0.0);
-        for start in (0..x.len()).step_by(LANES) {
-            sum = S::add(sum, f(load_part::<S>(x, start)));
-        }
-        S::reduce_add(sum)
+fn sum<S: Simd>(simd: S, x: &[f32], f: impl Fn(S::Floats) -> S::Floats) -> f32 {
+    let mut sum = simd.splat(0.0);
+    for start in (0..x.len()).step_by(LANES) {
+        sum = simd.add(sum, f(load_part(simd, x, start)));
     }
+    simd.reduce_add(sum)
 }

@@ -24,8 +24,7 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
         pool::run(|team| {
             let of_thread = |index: usize| index * n_vectors / team.n_threads() * VECTOR_BYTES;
             let part = &bytes[of_thread(team.index())..of_thread(team.index() + 1)];
-            // SAFETY: `isa` is available; the kernel reads whole vectors of the part.
-            black_box(unsafe { dispatch(isa, Read(part)) });
+            black_box(dispatch(isa, Read(part)));
         });
     })
 }
@@ -34,15 +33,13 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 /// with the instructions that the kernels multiply quantized weights with, on registers.
 pub fn product_operations_per_second(isa: Isa) -> f64 {
     if isa == Isa::Amx {
-        // SAFETY: `isa` is available.
-        let work = || pool::run(|_| unsafe { amx::multiply(TURNS) });
+        let work = || pool::run(|_| amx::multiply(TURNS));
         return median_rate((pool::n_threads() * 2 * TURNS * amx::PRODUCTS_PER_TURN) as f64, work);
     }
     let n_threads = pool::n_threads() as f64;
     median_rate(n_threads * (TURNS * OPERATIONS_PER_TURN) as f64, || {
         pool::run(|_| {
-            // SAFETY: `isa` is available.
-            black_box(unsafe { dispatch(isa, Multiply) });
+            black_box(dispatch(isa, Multiply));
         });
     })
 }
@@ -68,16 +65,16 @@ impl Kernel for Read<'_> {
     type Output = f32;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> f32 {
+    fn run<S: Simd>(self, simd: S) -> f32 {
         // SAFETY: whole vectors of the slice are read.
         unsafe {
-            let mut sums = [S::splat(0.0); 4];
+            let mut sums = [simd.splat(0.0); 4];
             for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
                 // Without it less would be measured than the products reach.
-                S::prefetch_l1(vector.as_ptr().wrapping_add(4096));
-                sums[idx % 4] = S::add(sums[idx % 4], S::load(vector.as_ptr().cast()));
+                simd.prefetch_l1(vector.as_ptr().wrapping_add(4096));
+                sums[idx % 4] = simd.add(sums[idx % 4], simd.load(vector.as_ptr().cast()));
             }
-            S::reduce_add(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+            simd.reduce_add(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
         }
     }
 }
@@ -93,23 +90,23 @@ impl Kernel for Multiply {
     type Output = f32;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> f32 {
+    fn run<S: Simd>(self, simd: S) -> f32 {
         let codes = black_box([1u8; 64]);
         let quads = black_box([0u8; ROWS * QUAD_BYTES]);
         // SAFETY: arrays of the sizes that are read.
         unsafe {
-            let codes = S::codes_8(codes.as_ptr());
-            let mut sums = [S::sums(0); ROWS];
+            let codes = simd.load_codes_8(codes.as_ptr());
+            let mut sums = [simd.splat_sums(0); ROWS];
             for _ in 0..TURNS {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    *sums = S::dot(*sums, codes, quads.as_ptr().add(row * QUAD_BYTES));
+                    *sums = simd.dot_codes(*sums, codes, quads.as_ptr().add(row * QUAD_BYTES));
                 }
             }
-            let mut sum = S::splat(0.0);
+            let mut sum = simd.splat(0.0);
             for sums in sums {
-                sum = S::add(sum, S::finish(sums));
+                sum = simd.add(sum, simd.sums_to_floats(sums));
             }
-            S::reduce_add(sum)
+            simd.reduce_add(sum)
         }
     }
 }

@@ -49,14 +49,18 @@ struct Shapes {
 /// on the same thread may have tiles of its own.
 pub struct Configured {
     n_inner: usize,
+    /// Sums are scaled with it.
+    simd: Avx512,
 }
 
 impl Configured {
     /// For products over `n_inner` elements.
     ///
-    /// # Safety
-    /// AMX is available.
-    pub unsafe fn new(n_inner: usize) -> Self {
+    /// # Panics
+    /// When the processor does not have AMX, which tests may emulate.
+    pub fn new(n_inner: usize) -> Self {
+        let simd = Avx512::detect().filter(|_| cfg!(test) || Isa::Amx.is_available());
+        let simd = simd.unwrap_or_else(|| panic!("this processor does not have AMX"));
         let mut shapes =
             Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], n_rows: [0; 16] };
         for tile in 0..8 {
@@ -67,30 +71,28 @@ impl Configured {
             };
             (shapes.n_rows[tile], shapes.row_bytes[tile]) = (n_rows as u8, row_bytes as u16);
         }
-        // SAFETY: the caller's promise; the shapes are those of palette 1, whose tiles hold 16 rows of 64
-        // bytes.
+        // SAFETY: the processor has AMX, as checked; the shapes are those of palette 1, whose tiles hold 16
+        // rows of 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack)) };
-        Self { n_inner }
+        Self { n_inner, simd }
     }
 
     /// For products of units, if these are made with AMX.
     pub fn for_units(isa: Isa, in_bf16: bool) -> Option<Self> {
-        // SAFETY: an instruction set that was chosen is available.
-        (isa == Isa::Amx && in_bf16).then(|| unsafe { Self::new(FULL_LEN) })
+        (isa == Isa::Amx && in_bf16).then(|| Self::new(FULL_LEN))
     }
 
     /// The same for products over `n_inner` elements, out of what is `kept` from piece to piece of a thread's
     /// work: to configure takes as long as some ten products.
     ///
-    /// # Safety
+    /// # Panics
     /// As [`Configured::new`].
-    pub unsafe fn again(kept: &mut Option<Self>, n_inner: usize) -> &Self {
+    pub fn again(kept: &mut Option<Self>, n_inner: usize) -> &Self {
         if kept.as_ref().is_some_and(|configured| configured.n_inner != n_inner) {
             // The old shapes go before the new ones come.
             *kept = None;
         }
-        // SAFETY: the caller's promise.
-        kept.get_or_insert_with(|| unsafe { Self::new(n_inner) })
+        kept.get_or_insert_with(|| Self::new(n_inner))
     }
 }
 
@@ -136,8 +138,8 @@ pub unsafe fn tile<const P: usize>(
     macro_rules! rows {
         ($($m:literal),*) => {
             match (n_rows, n_parts) {
-                $(($m, 1) => rows::<$m, P, 1>(x, panels, sums),
-                ($m, 2) => rows::<$m, P, 2>(x, panels, sums),)*
+                $(($m, 1) => rows::<$m, P, 1>(configured.simd, x, panels, sums),
+                ($m, 2) => rows::<$m, P, 2>(configured.simd, x, panels, sums),)*
                 _ => unreachable!("tiles of {n_rows} rows with {n_parts} scales for a group"),
             }
         };
@@ -149,6 +151,7 @@ pub unsafe fn tile<const P: usize>(
 /// [`tile`] with `M` rows, whose sums stay in registers, and panels of `PARTS` scales for a group.
 #[inline(always)]
 unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
+    simd: Avx512,
     x: Tile,
     panels: [&Expanded; P],
     sums: [&mut [[f32; LANES]]; P],
@@ -156,12 +159,12 @@ unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
     assert!(x.n_groups <= STRETCH_GROUPS && x.words.len() >= M * (x.n_groups - 1) + TILE_ROWS);
     assert!(x.factors.len() >= M * x.n_groups && sums.iter().all(|sums| sums.len() == M));
     let sums = sums.map(|sums| sums.as_mut_ptr());
-    let mut steps = Steps::<M, P, PARTS> { x, panels, waiting: Waiting([[[0; _]; _]; _]) };
+    let mut steps = Steps::<M, P, PARTS> { simd, x, panels, waiting: Waiting([[[0; _]; _]; _]) };
     // SAFETY: the caller's promise; the lengths are as asserted.
     unsafe {
         // Two variables, since an array of arrays is not kept in registers.
-        let mut first = load_sums::<M>(sums[0]);
-        let mut second = load_sums::<M>(sums[P - 1]);
+        let mut first = load_sums::<M>(simd, sums[0]);
+        let mut second = load_sums::<M>(simd, sums[P - 1]);
         let n_steps = x.n_groups * PARTS * P;
         steps.multiply::<0>(0, n_steps);
         steps.multiply::<1>(1, n_steps);
@@ -174,9 +177,9 @@ unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
             steps.take::<2>(step + 2, n_steps, &mut first);
             steps.take::<3>(step + 3, n_steps, if P == 1 { &mut first } else { &mut second });
         }
-        store_sums(first, sums[0]);
+        store_sums(simd, first, sums[0]);
         if P > 1 {
-            store_sums(second, sums[P - 1]);
+            store_sums(simd, second, sums[P - 1]);
         }
     }
 }
@@ -184,23 +187,23 @@ unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
 type Floats = <Avx512 as Simd>::Floats;
 
 #[inline(always)]
-unsafe fn load_sums<const M: usize>(from: *const [f32; LANES]) -> [Floats; M] {
+unsafe fn load_sums<const M: usize>(simd: Avx512, from: *const [f32; LANES]) -> [Floats; M] {
     // SAFETY: the caller's promise: `M` vectors are there.
     unsafe {
-        let mut sums = [Avx512::splat(0.0); M];
+        let mut sums = [simd.splat(0.0); M];
         for m in 0..M {
-            sums[m] = Avx512::load(from.add(m).cast());
+            sums[m] = simd.load(from.add(m).cast());
         }
         sums
     }
 }
 
 #[inline(always)]
-unsafe fn store_sums<const M: usize>(sums: [Floats; M], to: *mut [f32; LANES]) {
+unsafe fn store_sums<const M: usize>(simd: Avx512, sums: [Floats; M], to: *mut [f32; LANES]) {
     // SAFETY: the caller's promise: there is room for `M` vectors.
     unsafe {
         for m in 0..M {
-            Avx512::store(sums[m], to.add(m).cast());
+            simd.store(sums[m], to.add(m).cast());
         }
     }
 }
@@ -209,6 +212,7 @@ unsafe fn store_sums<const M: usize>(sums: [Floats; M], to: *mut [f32; LANES]) {
 /// and stored while the sums of earlier ones are scaled. `I` is a step's number, without multiples of
 /// [`N_SUMS`].
 struct Steps<'a, const M: usize, const P: usize, const PARTS: usize> {
+    simd: Avx512,
     x: Tile<'a>,
     panels: [&'a Expanded; P],
     waiting: Waiting,
@@ -233,21 +237,22 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
                 2 => self.store::<3>(step + SCALED_AFTER, n_steps),
                 _ => self.store::<0>(step + SCALED_AFTER, n_steps),
             }
+            let simd = self.simd;
             let at = step / P;
             let panel = self.panels[I % P];
             let factors = self.x.factors.as_ptr().add(at / PARTS * M);
             let products = &self.waiting.0[I % (SCALED_AFTER + 1)];
-            let scale = Avx512::load(panel.scales.as_ptr().add(at).cast());
+            let scale = simd.load(panel.scales.as_ptr().add(at).cast());
             for m in 0..M {
-                let whole = Avx512::join(products[m].as_ptr(), products[M + m].as_ptr());
-                let product = Avx512::mul(whole, Avx512::splat((*factors.add(m)).scale));
-                sums[m] = Avx512::mul_add(product, scale, sums[m]);
+                let whole = simd.join_planes(products[m].as_ptr(), products[M + m].as_ptr());
+                let product = simd.mul(whole, simd.splat((*factors.add(m)).scale));
+                sums[m] = simd.mul_add(product, scale, sums[m]);
             }
             if panel.has_mins {
-                let min = Avx512::load(panel.mins.as_ptr().add(at).cast());
+                let min = simd.load(panel.mins.as_ptr().add(at).cast());
                 for m in 0..M {
                     let sum = (*factors.add(m)).sum_of(at % PARTS, PARTS);
-                    sums[m] = Avx512::mul_add(min, Avx512::splat(sum), sums[m]);
+                    sums[m] = simd.mul_add(min, simd.splat(sum), sums[m]);
                 }
             }
         }
@@ -477,12 +482,12 @@ const FULL_LEN: usize = 64;
 
 /// Multiplies tiles that are full, over and over.
 ///
-/// # Safety
-/// AMX is available.
-pub unsafe fn multiply(n_turns: usize) {
-    // SAFETY: the caller's promise.
+/// # Panics
+/// As [`Configured::new`].
+pub fn multiply(n_turns: usize) {
+    let _configured = Configured::new(FULL_LEN);
+    // SAFETY: tiles are configured.
     unsafe {
-        let _configured = Configured::new(FULL_LEN);
         asm!("tilezero tmm4", "tilezero tmm6", out("tmm4") _, out("tmm6") _, options(nomem, nostack));
         for _ in 0..n_turns {
             asm!(

@@ -13,19 +13,11 @@ pub const PRODUCTS_PER_TURN: usize = 1;
 pub enum Configured {}
 
 impl Configured {
-    /// # Safety
-    /// AMX is available.
-    pub unsafe fn new(_n_inner: usize) -> Self {
-        unreachable!("AMX is never available here")
-    }
-
     pub fn for_units(_isa: Isa, _in_bf16: bool) -> Option<Self> {
         None
     }
 
-    /// # Safety
-    /// AMX is available.
-    pub unsafe fn again(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
+    pub fn again(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
         unreachable!("AMX is never available here")
     }
 }
@@ -53,8 +45,6 @@ pub unsafe fn unit_products<const P: usize>(
     match *configured {}
 }
 
-/// # Safety
-/// AMX is available.
-pub unsafe fn multiply(_n_turns: usize) {
+pub fn multiply(_n_turns: usize) {
     unreachable!("AMX is never available here")
 }

@@ -23,14 +23,14 @@ impl<N: KvFloat> Rows for FloatRows<N> {
     type Number = N;
 
     #[inline(always)]
-    unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
+    unsafe fn new<S: Simd>(_: S, layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
         let has_few = n_rows_of_head <= FEW_ROWS;
         let room = if has_few { 0 } else { STEP_BLOCKS * layout.padded_dim() * BLOCK_TOKENS };
         Self { queries, expanded: vec![0.0; room], has_few, number: PhantomData }
     }
 
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&mut self, step: &Step, scores: &mut [f32]) {
+    unsafe fn scores<S: Simd>(&mut self, simd: S, step: &Step, scores: &mut [f32]) {
         let (head_dim, padded) = (step.layout.head_dim, step.layout.padded_dim());
         let queries = &self.queries[step.rows.start * padded..];
         let stride = step.stride();
@@ -42,21 +42,21 @@ impl<N: KvFloat> Rows for FloatRows<N> {
                 if self.has_few {
                     let ahead = [step.ahead[pair], step.ahead[pair + 1]];
                     let keys = &step.blocks[pair..end];
-                    products::<S, N>(queries, padded, keys, ahead, head_dim, scores, stride);
+                    products::<S, N>(simd, queries, padded, keys, ahead, head_dim, scores, stride);
                 } else {
                     let mut keys = [step.blocks[pair], step.blocks[end - 1]];
                     for (keys, to) in keys.iter_mut().zip(self.expanded.chunks_exact_mut(padded * LANES)) {
-                        *keys = expand::<S, N>(*keys, &mut to[..head_dim * LANES]);
+                        *keys = expand::<S, N>(simd, *keys, &mut to[..head_dim * LANES]);
                     }
                     let keys = &keys[..end - pair];
-                    products::<S, F32>(queries, padded, keys, [None; 2], head_dim, scores, stride);
+                    products::<S, F32>(simd, queries, padded, keys, [None; 2], head_dim, scores, stride);
                 }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn add_values<S: Simd>(&mut self, step: &Step, weights: &mut [f32], values: &mut [f32]) {
+    unsafe fn add_values<S: Simd>(&mut self, simd: S, step: &Step, weights: &mut [f32], values: &mut [f32]) {
         let (padded, offset, stride) = (step.layout.padded_dim(), step.layout.values_offset(), step.stride());
         // SAFETY: the caller's promise.
         unsafe {
@@ -67,14 +67,14 @@ impl<N: KvFloat> Rows for FloatRows<N> {
                 padded,
             };
             if self.has_few {
-                return add_values::<S, N>(weights, stride, &of_step, values);
+                return add_values::<S, N>(simd, weights, stride, &of_step, values);
             }
             of_step.ahead = [None; STEP_BLOCKS];
             let rooms = self.expanded.chunks_exact_mut(padded * LANES);
             for (block, to) in of_step.blocks[..step.n_blocks].iter_mut().zip(rooms) {
-                *block = expand::<S, N>(*block, to);
+                *block = expand::<S, N>(simd, *block, to);
             }
-            add_values::<S, F32>(weights, stride, &of_step, values);
+            add_values::<S, F32>(simd, weights, stride, &of_step, values);
         }
     }
 }
@@ -90,10 +90,10 @@ struct StepValues {
 
 /// Numbers as float32; gives where they are.
 #[inline(always)]
-unsafe fn expand<S: Simd, N: KvFloat>(from: *const u8, to: &mut [f32]) -> *const u8 {
+unsafe fn expand<S: Simd, N: KvFloat>(simd: S, from: *const u8, to: &mut [f32]) -> *const u8 {
     for (idx, to) in to.chunks_exact_mut(LANES).enumerate() {
         // SAFETY: the caller's promise: as many numbers as there is room for.
-        unsafe { S::store(N::load::<S>(from.add(idx * LANES * N::BYTES)), to.as_mut_ptr()) };
+        unsafe { simd.store(N::load(simd, from.add(idx * LANES * N::BYTES)), to.as_mut_ptr()) };
     }
     to.as_ptr().cast()
 }
@@ -102,6 +102,7 @@ unsafe fn expand<S: Simd, N: KvFloat>(from: *const u8, to: &mut [f32]) -> *const
 /// block `stride` behind those of the first. Fetches the keys of blocks `ahead` meanwhile.
 #[inline(always)]
 unsafe fn products<S: Simd, N: KvFloat>(
+    simd: S,
     queries: &[f32],
     padded: usize,
     keys: &[*const u8],
@@ -122,8 +123,8 @@ unsafe fn products<S: Simd, N: KvFloat>(
                 ($($m:literal),*) => {
                     match (m, keys) {
                         $(
-                            ($m, &[a]) => product_rows::<S, N, $m, 1>(queries, padded, [a], ahead, head_dim, scores, stride),
-                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(queries, padded, [a, b], ahead, head_dim, scores, stride),
+                            ($m, &[a]) => product_rows::<S, N, $m, 1>(simd, queries, padded, [a], ahead, head_dim, scores, stride),
+                            ($m, &[a, b]) => product_rows::<S, N, $m, 2>(simd, queries, padded, [a, b], ahead, head_dim, scores, stride),
                         )*
                         _ => unreachable!("one or two blocks"),
                     }
@@ -141,6 +142,7 @@ const SUMS: usize = 2;
 
 #[inline(always)]
 unsafe fn product_rows<S: Simd, N: KvFloat, const M: usize, const B: usize>(
+    simd: S,
     queries: *const f32,
     padded: usize,
     keys: [*const u8; B],
@@ -151,38 +153,39 @@ unsafe fn product_rows<S: Simd, N: KvFloat, const M: usize, const B: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[[S::splat(0.0); SUMS]; B]; M];
+        let mut sums = [[[simd.splat(0.0); SUMS]; B]; M];
         let n_whole = head_dim / SUMS * SUMS;
         for start in (0..n_whole).step_by(SUMS) {
             for ahead in ahead.into_iter().flatten() {
-                fetch::<S>(ahead.add(start * BLOCK_TOKENS * N::BYTES), SUMS * BLOCK_TOKENS * N::BYTES);
+                fetch(simd, ahead.add(start * BLOCK_TOKENS * N::BYTES), SUMS * BLOCK_TOKENS * N::BYTES);
             }
             for n in 0..SUMS {
                 let i = start + n;
-                let mut of_blocks = [S::splat(0.0); B];
+                let mut of_blocks = [simd.splat(0.0); B];
                 for b in 0..B {
-                    of_blocks[b] = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
+                    of_blocks[b] = N::load(simd, keys[b].add(i * BLOCK_TOKENS * N::BYTES));
                 }
                 for m in 0..M {
-                    let query = S::splat(*queries.add(m * padded + i));
+                    let query = simd.splat(*queries.add(m * padded + i));
                     for b in 0..B {
-                        sums[m][b][n] = S::mul_add(query, of_blocks[b], sums[m][b][n]);
+                        sums[m][b][n] = simd.mul_add(query, of_blocks[b], sums[m][b][n]);
                     }
                 }
             }
         }
         for i in n_whole..head_dim {
             for b in 0..B {
-                let keys = N::load::<S>(keys[b].add(i * BLOCK_TOKENS * N::BYTES));
+                let keys = N::load(simd, keys[b].add(i * BLOCK_TOKENS * N::BYTES));
                 for m in 0..M {
-                    sums[m][b][0] = S::mul_add(S::splat(*queries.add(m * padded + i)), keys, sums[m][b][0]);
+                    sums[m][b][0] =
+                        simd.mul_add(simd.splat(*queries.add(m * padded + i)), keys, sums[m][b][0]);
                 }
             }
         }
         for m in 0..M {
             for b in 0..B {
                 let [first, second] = sums[m][b];
-                S::store(S::add(first, second), scores.add(m * LANES + b * stride));
+                simd.store(simd.add(first, second), scores.add(m * LANES + b * stride));
             }
         }
     }
@@ -192,6 +195,7 @@ unsafe fn product_rows<S: Simd, N: KvFloat, const M: usize, const B: usize>(
 /// those of the one before it. Fetches the values ahead meanwhile.
 #[inline(always)]
 unsafe fn add_values<S: Simd, N: KvFloat>(
+    simd: S,
     weights: &[f32],
     stride: usize,
     step: &StepValues,
@@ -211,7 +215,7 @@ unsafe fn add_values<S: Simd, N: KvFloat>(
                 macro_rules! add {
                     ($($m:literal $v:literal),*) => {
                         match (m, n_vectors) {
-                            $(($m, $v) => add_rows::<S, N, $m, $v>(weights, stride, step, column, row == 0, values),)*
+                            $(($m, $v) => add_rows::<S, N, $m, $v>(simd, weights, stride, step, column, row == 0, values),)*
                             _ => {}
                         }
                     };
@@ -225,6 +229,7 @@ unsafe fn add_values<S: Simd, N: KvFloat>(
 
 #[inline(always)]
 unsafe fn add_rows<S: Simd, N: KvFloat, const M: usize, const V: usize>(
+    simd: S,
     weights: *const f32,
     stride: usize,
     step: &StepValues,
@@ -235,10 +240,10 @@ unsafe fn add_rows<S: Simd, N: KvFloat, const M: usize, const V: usize>(
     let padded = step.padded;
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[S::splat(0.0); V]; M];
+        let mut sums = [[simd.splat(0.0); V]; M];
         for m in 0..M {
             for v in 0..V {
-                sums[m][v] = S::load(values.add(m * padded + v * LANES));
+                sums[m][v] = simd.load(values.add(m * padded + v * LANES));
             }
         }
         for n in 0..step.n_keys.div_ceil(BLOCK_TOKENS) {
@@ -248,23 +253,23 @@ unsafe fn add_rows<S: Simd, N: KvFloat, const M: usize, const V: usize>(
             for key in 0..BLOCK_TOKENS.min(step.n_keys - n * BLOCK_TOKENS) {
                 let place = key * padded * N::BYTES;
                 if let Some(ahead) = ahead {
-                    fetch::<S>(ahead.add(place), V * LANES * N::BYTES);
+                    fetch(simd, ahead.add(place), V * LANES * N::BYTES);
                 }
-                let mut of_key = [S::splat(0.0); V];
+                let mut of_key = [simd.splat(0.0); V];
                 for v in 0..V {
-                    of_key[v] = N::load::<S>(of_block.add(place + v * LANES * N::BYTES));
+                    of_key[v] = N::load(simd, of_block.add(place + v * LANES * N::BYTES));
                 }
                 for m in 0..M {
-                    let weight = S::splat(*weights.add(m * LANES + key));
+                    let weight = simd.splat(*weights.add(m * LANES + key));
                     for v in 0..V {
-                        sums[m][v] = S::mul_add(weight, of_key[v], sums[m][v]);
+                        sums[m][v] = simd.mul_add(weight, of_key[v], sums[m][v]);
                     }
                 }
             }
         }
         for m in 0..M {
             for v in 0..V {
-                S::store(sums[m][v], values.add(m * padded + v * LANES));
+                simd.store(sums[m][v], values.add(m * padded + v * LANES));
             }
         }
     }

@@ -271,14 +271,14 @@ pub(super) trait KvNumber {
 
     /// # Safety
     /// As [`Simd`]; `to` points to room for sixteen numbers.
-    unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8);
+    unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8);
 }
 
 /// Those that become float32 where they are used.
 pub(super) trait KvFloat: KvNumber {
     /// # Safety
     /// As [`Simd`]; `from` points to sixteen numbers.
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats;
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats;
 }
 
 pub(super) struct F32;
@@ -287,17 +287,17 @@ impl KvNumber for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
+    unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { S::store(x, to.cast()) }
+        unsafe { simd.store(x, to.cast()) }
     }
 }
 
 impl KvFloat for F32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats {
         // SAFETY: the caller's promise.
-        unsafe { S::load(from.cast()) }
+        unsafe { simd.load(from.cast()) }
     }
 }
 
@@ -307,17 +307,17 @@ impl KvNumber for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
+    unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
-        unsafe { S::store_f16(x, to.cast()) }
+        unsafe { simd.store_f16(x, to.cast()) }
     }
 }
 
 impl KvFloat for F16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Floats {
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats {
         // SAFETY: the caller's promise.
-        unsafe { S::load_f16(from.cast()) }
+        unsafe { simd.load_f16(from.cast()) }
     }
 }
 
@@ -344,10 +344,10 @@ impl KvNumber for Int8 {
     }
 
     #[inline(always)]
-    unsafe fn store<S: Simd>(x: S::Floats, to: *mut u8) {
+    unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
         // SAFETY: the caller's promise.
         unsafe {
-            S::store_i8(x, to.cast());
+            simd.store_i8(x, to.cast());
             for i in 0..LANES {
                 *to.add(i) ^= Self::ZERO;
             }

@@ -184,7 +184,7 @@ impl Part {
 
     /// Adds another part, whose weighted values are `other_values`; whole vectors, as many as its own.
     #[inline(always)]
-    unsafe fn add<S: Simd>(&mut self, values: &mut [f32], other: Self, other_values: &[f32]) {
+    unsafe fn add<S: Simd>(&mut self, simd: S, values: &mut [f32], other: Self, other_values: &[f32]) {
         if other.weight == 0.0 {
             return;
         }
@@ -196,14 +196,16 @@ impl Part {
         let largest = self.largest.max(other.largest);
         // SAFETY: the caller's promise.
         unsafe {
-            let factor = |part: Self| exp::<S>(S::splat(part.largest - largest));
+            let factor = |part: Self| exp(simd, simd.splat(part.largest - largest));
             let (own, others) = (factor(*self), factor(other));
-            let weight = S::mul_add(S::splat(other.weight), others, S::mul(S::splat(self.weight), own));
-            *self = Self { largest, weight: S::reduce_max(weight) };
+            let weight =
+                simd.mul_add(simd.splat(other.weight), others, simd.mul(simd.splat(self.weight), own));
+            *self = Self { largest, weight: simd.reduce_max(weight) };
             let vectors = values.chunks_exact_mut(LANES).zip(other_values.chunks_exact(LANES));
             for (value, other) in vectors {
-                let sum = S::mul_add(S::load(other.as_ptr()), others, S::mul(S::load(value.as_ptr()), own));
-                S::store(sum, value.as_mut_ptr());
+                let sum =
+                    simd.mul_add(simd.load(other.as_ptr()), others, simd.mul(simd.load(value.as_ptr()), own));
+                simd.store(sum, value.as_mut_ptr());
             }
         }
     }
@@ -277,18 +279,14 @@ impl Attention<'_> {
         };
         let do_piece = |idx: usize| {
             let (piece, next) = (&pieces[idx], pieces.get(idx + 1));
-            // SAFETY: the instructions are there; the blocks are of this layout and have room for every
-            // key; each piece writes rows or parts of its own.
-            unsafe {
-                match layout.format {
-                    KvFormat::F32 => {
-                        dispatch(isa, PieceKernel::<FloatRows<kv_block::F32>>::new(&work, piece, next))
-                    }
-                    KvFormat::F16 => {
-                        dispatch(isa, PieceKernel::<FloatRows<kv_block::F16>>::new(&work, piece, next))
-                    }
-                    KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece, next)),
+            match layout.format {
+                KvFormat::F32 => {
+                    dispatch(isa, PieceKernel::<FloatRows<kv_block::F32>>::new(&work, piece, next))
                 }
+                KvFormat::F16 => {
+                    dispatch(isa, PieceKernel::<FloatRows<kv_block::F16>>::new(&work, piece, next))
+                }
+                KvFormat::Int8 => dispatch(isa, PieceKernel::<WholeRows>::new(&work, piece, next)),
             }
         };
         // Keys and values that several pieces read.
@@ -300,9 +298,7 @@ impl Attention<'_> {
             .collect();
         let store = |idx: usize| {
             let store = work.store(shared[idx], 0..layout.n_kv_heads);
-            // SAFETY: the instructions are there; the block is of this layout and each token has a slot of its
-            // own.
-            with_kv_number!(layout.format, N => unsafe { dispatch(isa, StoreAs::<N>(store, PhantomData)) });
+            with_kv_number!(layout.format, N => dispatch(isa, StoreAs::<N>(store, PhantomData)));
         };
         if pieces.len() == 1 && shared.is_empty() {
             do_piece(0);
@@ -326,8 +322,7 @@ impl Attention<'_> {
                 values: &part_values,
                 y: &mut y,
             };
-            // SAFETY: the instructions are there; the values are whole vectors.
-            unsafe { dispatch(isa, combine) };
+            dispatch(isa, combine);
         }
         SPARE.set(part_values);
         y
@@ -431,7 +426,7 @@ impl Kernel for Combine<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { attention, pieces, first_rows, rows_of_part, parts, values, y } = self;
         let (head_dim, padded, group) =
             (attention.layout.head_dim, attention.padded_dim(), attention.group());
@@ -446,7 +441,7 @@ impl Kernel for Combine<'_> {
                     let idx = part * rows_of_part + row;
                     // SAFETY: the caller's promise.
                     unsafe {
-                        total.add::<S>(&mut sum, parts[idx], &values[idx * padded..(idx + 1) * padded])
+                        total.add(simd, &mut sum, parts[idx], &values[idx * padded..(idx + 1) * padded])
                     };
                 }
                 let (kv_head, rest) = (kv_heads.start + row / rows_of_head, row % rows_of_head);
@@ -485,11 +480,11 @@ impl<N: KvNumber> Kernel for StoreAs<'_, N> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         // SAFETY: the caller's promise.
         unsafe {
-            self.0.fetch::<S, N>();
-            self.0.write::<S, N>();
+            self.0.fetch::<S, N>(simd);
+            self.0.write::<S, N>(simd);
         }
     }
 }
@@ -505,23 +500,20 @@ impl Store<'_> {
 
     /// Fetches the lines that are written: a key is written to as many as its block has.
     #[inline(always)]
-    unsafe fn fetch<S: Simd, N: KvNumber>(&self) {
+    fn fetch<S: Simd, N: KvNumber>(&self, simd: S) {
         let layout = &self.attention.layout;
         let padded = layout.padded_dim();
         for head in self.kv_heads.clone() {
             let keys = self.keys(head);
             let values = keys.wrapping_add(layout.values_offset() + N::value_place(padded, self.slot, 0));
-            // SAFETY: the caller's promise; fetching does no harm anywhere.
-            unsafe {
-                fetch::<S>(keys, layout.values_offset());
-                fetch::<S>(values, padded * N::BYTES);
-            }
+            fetch(simd, keys, layout.values_offset());
+            fetch(simd, values, padded * N::BYTES);
         }
     }
 
     /// Norms and rotates the keys, writes keys and values.
     #[inline(always)]
-    unsafe fn write<S: Simd, N: KvNumber>(&self) {
+    unsafe fn write<S: Simd, N: KvNumber>(&self, simd: S) {
         let Self { attention, row, qkv, slot, .. } = *self;
         let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
         let padded = attention.padded_dim();
@@ -534,30 +526,34 @@ impl Store<'_> {
             whole[..head_dim].copy_from_slice(&key[of_head.clone()]);
             // SAFETY: the caller's promise: the block has these places, and this slot is this token's.
             unsafe {
-                turn::<S>(attention, row, &mut whole[..head_dim], norm, 1.0);
+                turn(attention, row, &mut whole[..head_dim], norm, 1.0);
                 let scales = keys.add(attention.layout.scales_offset()).cast::<f32>();
-                let inverse = S::splat(scaled::<S, N>(&whole, scales.add(slot)));
+                let inverse = simd.splat(scaled::<S, N>(simd, &whole, scales.add(slot)));
                 for start in (0..head_dim).step_by(LANES) {
                     let mut numbers = [0u8; LANES * 4];
-                    N::store::<S>(S::mul(S::load(whole.as_ptr().add(start)), inverse), numbers.as_mut_ptr());
+                    N::store(
+                        simd,
+                        simd.mul(simd.load(whole.as_ptr().add(start)), inverse),
+                        numbers.as_mut_ptr(),
+                    );
                     for i in 0..LANES.min(head_dim - start) {
                         let to = keys.add(N::key_place(slot, start + i));
                         to.copy_from_nonoverlapping(numbers.as_ptr().add(i * N::BYTES), N::BYTES);
                     }
                 }
                 whole[..head_dim].copy_from_slice(&value[of_head]);
-                let inverse = S::splat(scaled::<S, N>(&whole, scales.add(BLOCK_TOKENS + slot)));
+                let inverse = simd.splat(scaled::<S, N>(simd, &whole, scales.add(BLOCK_TOKENS + slot)));
                 let values = keys.add(attention.layout.values_offset());
                 for start in (0..padded).step_by(LANES) {
-                    let x = S::mul(S::load(whole.as_ptr().add(start)), inverse);
+                    let x = simd.mul(simd.load(whole.as_ptr().add(start)), inverse);
                     if N::IS_WHOLE {
                         let mut numbers = [0u8; LANES];
-                        N::store::<S>(x, numbers.as_mut_ptr());
+                        N::store(simd, x, numbers.as_mut_ptr());
                         for (i, number) in numbers.into_iter().enumerate() {
                             *values.add(N::value_place(padded, slot, start + i)) = number;
                         }
                     } else {
-                        N::store::<S>(x, values.add(N::value_place(padded, slot, start)));
+                        N::store(simd, x, values.add(N::value_place(padded, slot, start)));
                     }
                 }
             }
@@ -567,17 +563,17 @@ impl Store<'_> {
 
 /// Writes the scale of a row, where rows have one; gives what its numbers are to be multiplied with.
 #[inline(always)]
-unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
+unsafe fn scaled<S: Simd, N: KvNumber>(simd: S, row: &[f32], scale: *mut f32) -> f32 {
     if !N::IS_WHOLE {
         return 1.0;
     }
     // SAFETY: the caller's promise: rows are whole vectors, and there is room for a scale.
     let largest = unsafe {
-        let mut largest = S::splat(0.0);
+        let mut largest = simd.splat(0.0);
         for x in row.chunks_exact(LANES) {
-            largest = S::max_magnitude(largest, S::load(x.as_ptr()));
+            largest = simd.max_magnitude(largest, simd.load(x.as_ptr()));
         }
-        let largest = S::reduce_max_magnitude(largest);
+        let largest = simd.reduce_max_magnitude(largest);
         scale.write(largest / kv_block::Int8::LARGEST);
         largest
     };
@@ -586,13 +582,7 @@ unsafe fn scaled<S: Simd, N: KvNumber>(row: &[f32], scale: *mut f32) -> f32 {
 
 /// Norms, rotates and scales a head in place.
 #[inline(always)]
-unsafe fn turn<S: Simd>(
-    attention: &Attention,
-    row: usize,
-    head: &mut [f32],
-    norm: Option<(&[f32], f32)>,
-    scale: f32,
-) {
+fn turn(attention: &Attention, row: usize, head: &mut [f32], norm: Option<(&[f32], f32)>, scale: f32) {
     if let Some((weight, eps)) = norm {
         let squares: f32 = head.iter().map(|x| x * x).sum();
         let factor = 1.0 / (squares / head.len() as f32 + eps).sqrt();
@@ -672,14 +662,14 @@ trait Rows {
     type Number: KvNumber;
 
     /// `queries` are `[n_rows, padded_dim]`; those of `n_rows_of_head` rows meet the same key head.
-    unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self;
+    unsafe fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self;
 
     /// The scores of a step's keys for its rows, `[n_blocks, n_rows, BLOCK_TOKENS]`.
-    unsafe fn scores<S: Simd>(&mut self, step: &Step, scores: &mut [f32]);
+    unsafe fn scores<S: Simd>(&mut self, simd: S, step: &Step, scores: &mut [f32]);
 
     /// Adds to each row's `values`, `[n_rows, padded_dim]`, those of a step's keys times their `weights`, which
     /// stand where the scores stood and may change.
-    unsafe fn add_values<S: Simd>(&mut self, step: &Step, weights: &mut [f32], values: &mut [f32]);
+    unsafe fn add_values<S: Simd>(&mut self, simd: S, step: &Step, weights: &mut [f32], values: &mut [f32]);
 }
 
 /// A few blocks of one key head, and the rows that meet them.
@@ -739,7 +729,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { work, piece, .. } = self;
         let attention = work.attention;
         let layout = attention.layout;
@@ -762,8 +752,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
         let stores =
             new.map(|token| work.store(NewToken { sequence: piece.sequence, token }, piece.kv_heads.clone()));
         for store in stores.clone() {
-            // SAFETY: the caller's promise.
-            unsafe { store.fetch::<S, R::Number>() };
+            store.fetch::<S, R::Number>(simd);
         }
         let mut queries = vec![0.0f32; n_rows * padded];
         let norm = attention.head_norms.map(|norms| (norms.query, norms.eps));
@@ -771,12 +760,11 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
             let (row, head) = place(row);
             let to = &mut to[..head_dim];
             to.copy_from_slice(&work.qkv_of(row)[head * head_dim..(head + 1) * head_dim]);
-            // SAFETY: the caller's promise.
-            unsafe { turn::<S>(attention, row, to, norm, attention.scale) };
+            turn(attention, row, to, norm, attention.scale);
         }
         for store in stores {
             // SAFETY: the caller's promise; nobody else writes these tokens' places of these heads, or reads them.
-            unsafe { store.write::<S, R::Number>() };
+            unsafe { store.write::<S, R::Number>(simd) };
         }
         let mut totals = vec![Part::NOTHING; n_rows];
         let mut total_values = vec![0.0f32; n_rows * padded];
@@ -789,7 +777,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
 
         let softcap = attention.softcap.map(|cap| Softcap { cap, inverse: 1.0 / cap });
         // SAFETY: the caller's promise.
-        let mut of_format = unsafe { R::new::<S>(&layout, queries, rows_of_head) };
+        let mut of_format = unsafe { R::new(simd, &layout, queries, rows_of_head) };
         // SAFETY: a sequence has blocks for all keys that are seen.
         let keys_of = |piece: &Piece, kv_head: usize, block: usize| unsafe {
             let block = work.sequences[piece.sequence].blocks[block];
@@ -823,14 +811,15 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
                 };
                 // SAFETY: the caller's promise; all buffers have room for the rows.
                 unsafe {
-                    of_format.scores::<S>(&step, &mut scores);
+                    of_format.scores(simd, &step, &mut scores);
                     for row in 0..rows_of_head {
                         let position = sequence.start + piece.tokens.start + row / group;
                         let seen: [Range<usize>; STEP_BLOCKS] =
                             std::array::from_fn(|n| self.seen(position, block + n));
                         let scores = &mut scores[row * LANES..];
                         let row = step.rows.start + row;
-                        weigh::<S>(
+                        weigh(
+                            simd,
                             softcap,
                             &seen[..n_blocks],
                             scores,
@@ -841,7 +830,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
                         );
                     }
                     let values = &mut values[step.rows.start * padded..step.rows.end * padded];
-                    of_format.add_values::<S>(&step, &mut scores, values);
+                    of_format.add_values(simd, &step, &mut scores, values);
                 }
             }
             block += n_blocks;
@@ -850,13 +839,13 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
                     let of_row = row * padded..(row + 1) * padded;
                     let of_weights = &mut weights[row * LANES..(row + 1) * LANES];
                     // SAFETY: the buffer has a vector for each row.
-                    let weight = unsafe { S::reduce_add(S::load(of_weights.as_ptr())) };
+                    let weight = unsafe { simd.reduce_add(simd.load(of_weights.as_ptr())) };
                     let part = Part { largest: largest[row], weight };
                     let of_range = &values[of_row.clone()];
                     match piece.part {
                         // SAFETY: the values are whole vectors.
                         None => unsafe {
-                            totals[row].add::<S>(&mut total_values[of_row.clone()], part, of_range);
+                            totals[row].add(simd, &mut total_values[of_row.clone()], part, of_range);
                         },
                         Some(first) => {
                             let range = (block - 1) * BLOCK_TOKENS / RANGE_KEYS;
@@ -907,6 +896,7 @@ impl<'a, R> PieceKernel<'a, R> {
 /// sums so far to the same scale. Weights of what is not seen are zero.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
+    simd: S,
     softcap: Option<Softcap>,
     seen: &[Range<usize>],
     scores: &mut [f32],
@@ -917,68 +907,67 @@ unsafe fn weigh<S: Simd>(
 ) {
     // SAFETY: the caller's promise: scores and weights are a vector each, values several.
     unsafe {
-        let mut x = [S::splat(f32::NEG_INFINITY); STEP_BLOCKS];
-        let mut new = S::splat(f32::NEG_INFINITY);
+        let mut x = [simd.splat(f32::NEG_INFINITY); STEP_BLOCKS];
+        let mut new = simd.splat(f32::NEG_INFINITY);
         for (n, seen) in seen.iter().enumerate() {
-            x[n] = S::load(scores[n * stride..].as_ptr());
+            x[n] = simd.load(scores[n * stride..].as_ptr());
             if let Some(Softcap { cap, inverse }) = softcap {
-                x[n] = S::mul(tanh::<S>(S::mul(x[n], S::splat(inverse))), S::splat(cap));
+                x[n] = simd.mul(tanh(simd, simd.mul(x[n], simd.splat(inverse))), simd.splat(cap));
             }
             if *seen != (0..LANES) {
-                x[n] = S::add(x[n], outside::<S>(&HIDING, seen));
+                x[n] = simd.add(x[n], outside(simd, &HIDING, seen));
             }
-            new = S::max(new, x[n]);
+            new = simd.max(new, x[n]);
         }
-        let new = S::reduce_max(new);
+        let new = simd.reduce_max(new);
         if new > *largest {
             let factor = if *largest == f32::NEG_INFINITY {
-                S::splat(0.0)
+                simd.splat(0.0)
             } else {
-                exp::<S>(S::splat(*largest - new))
+                exp(simd, simd.splat(*largest - new))
             };
-            S::store(S::mul(S::load(weights.as_ptr()), factor), weights.as_mut_ptr());
+            simd.store(simd.mul(simd.load(weights.as_ptr()), factor), weights.as_mut_ptr());
             for values in values.chunks_exact_mut(LANES) {
-                S::store(S::mul(S::load(values.as_ptr()), factor), values.as_mut_ptr());
+                simd.store(simd.mul(simd.load(values.as_ptr()), factor), values.as_mut_ptr());
             }
             *largest = new;
         }
-        let mut sum = S::load(weights.as_ptr());
+        let mut sum = simd.load(weights.as_ptr());
         for (n, seen) in seen.iter().enumerate() {
-            let mut weight = exp::<S>(S::sub(x[n], S::splat(*largest)));
+            let mut weight = exp(simd, simd.sub(x[n], simd.splat(*largest)));
             if *seen != (0..LANES) {
                 // Where nothing has been seen yet, the weight is not a number.
-                let least = outside::<S>(&ABSENT, seen);
-                weight = if seen.is_empty() { least } else { S::mul(weight, least) };
+                let least = outside(simd, &ABSENT, seen);
+                weight = if seen.is_empty() { least } else { simd.mul(weight, least) };
             }
-            S::store(weight, scores[n * stride..].as_mut_ptr());
-            sum = S::add(sum, weight);
+            simd.store(weight, scores[n * stride..].as_mut_ptr());
+            sum = simd.add(sum, weight);
         }
-        S::store(sum, weights.as_mut_ptr());
+        simd.store(sum, weights.as_mut_ptr());
     }
 }
 
 /// A table's middle number in the lanes of `seen`, its outer one in the others.
 #[inline(always)]
-unsafe fn outside<S: Simd>(table: &Outside, seen: &Range<usize>) -> S::Floats {
+unsafe fn outside<S: Simd>(simd: S, table: &Outside, seen: &Range<usize>) -> S::Floats {
     // SAFETY: the caller's promise; the table has a vector on both sides of any lane.
     unsafe {
-        let before = S::load(table.0.as_ptr().add(LANES - seen.start));
-        let behind = S::load(table.0.as_ptr().add(2 * LANES - seen.end));
+        let before = simd.load(table.0.as_ptr().add(LANES - seen.start));
+        let behind = simd.load(table.0.as_ptr().add(2 * LANES - seen.end));
         // One of them is the middle number where the other is the outer one.
-        S::min(before, behind)
+        simd.min(before, behind)
     }
 }
 
 /// Rows that meet keys or values at once: their sums stay in registers.
 const fn rows_at_once<S: Simd>() -> usize {
-    if S::TILE_ROWS >= 8 { 4 } else { 1 }
+    if S::GEMV_TILE_ROWS >= 8 { 4 } else { 1 }
 }
 
 /// Fetches bytes from memory: a few at a time, in between, since many at once keep other loads waiting.
 #[inline(always)]
-unsafe fn fetch<S: Simd>(from: *const u8, n_bytes: usize) {
+fn fetch<S: Simd>(simd: S, from: *const u8, n_bytes: usize) {
     for line in (0..n_bytes).step_by(64) {
-        // SAFETY: the caller's promise; fetching does no harm anywhere.
-        unsafe { S::prefetch_l2(from.wrapping_add(line)) };
+        simd.prefetch_l2(from.wrapping_add(line));
     }
 }

@@ -9,7 +9,7 @@ use super::super::amx;
 use super::super::isa::Isa;
 use super::super::layout::FloatTile;
 use super::super::matmul::gemm_float::padded_units;
-use super::super::simd::{Kernel, LANES, Simd, dispatch_units, exp_each, load_part};
+use super::super::simd::{Kernel, LANES, Simd, dispatch_float, exp_each, load_part};
 use super::super::threads::disjoint::{SharedMut, written};
 use super::super::threads::pool;
 use super::{PIECES_PER_THREAD, Rotation, rotate};
@@ -78,9 +78,7 @@ impl TextAttention<'_> {
                     for idx in own {
                         let piece = &pieces[idx];
                         let kernel = PieceKernel { attention: self, piece, qkv, amx: &amx, scratch, y };
-                        // SAFETY: the processor has the instructions; lengths are as asserted; each piece
-                        // writes rows of its own.
-                        unsafe { dispatch_units(isa, self.in_bf16, kernel) };
+                        dispatch_float(isa, self.in_bf16, kernel);
                     }
                 });
             };
@@ -156,16 +154,16 @@ impl Kernel for PieceKernel<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { attention, piece, qkv, amx, scratch, y } = self;
         let TextAttention { n_heads, head_dim, scale, reach, .. } = *attention;
         let Piece { first_row, n_tokens, head, .. } = *piece;
         let hidden = n_heads * head_dim;
-        let head_units = padded_units(head_dim, S::UNIT_LEN);
-        let key_units = padded_units(n_tokens, S::UNIT_LEN);
+        let head_units = padded_units(head_dim, S::FLOATS_PER_DWORD);
+        let key_units = padded_units(n_tokens, S::FLOATS_PER_DWORD);
         let n_panels = n_tokens.div_ceil(LANES);
         let head_panels = head_dim.div_ceil(LANES);
-        let tile_rows = if amx.is_some() { amx::UNIT_ROWS } else { S::UNIT_TILE.0 };
+        let tile_rows = if amx.is_some() { amx::UNIT_ROWS } else { S::FLOAT_TILE.0 };
 
         let mut heads =
             Heads { attention, qkv, first_row, head, turned: at_least(&mut scratch.turned, head_dim, 0.0) };
@@ -176,7 +174,7 @@ impl Kernel for PieceKernel<'_> {
         let queries = at_least(&mut scratch.queries, tile_rows * head_units, 0.0);
         for token in 0..n_tokens {
             // SAFETY: there is room for the units of a head.
-            unsafe { heads.store_units::<S>(token, KEY, 1.0, &mut queries[..head_units]) };
+            unsafe { heads.store_units(simd, token, KEY, 1.0, &mut queries[..head_units]) };
             let panel = &mut keys[token / LANES * panel_len..][..panel_len];
             for (unit, to) in queries.iter().zip(panel.chunks_exact_mut(LANES)) {
                 to[token % LANES] = *unit;
@@ -187,15 +185,15 @@ impl Kernel for PieceKernel<'_> {
         let values = at_least(&mut scratch.values, (head_panels + 1) * value_len, 0.0);
         for unit in 0..key_units {
             let rows = [0, 1].map(|half| {
-                let token = unit * S::UNIT_LEN + half;
+                let token = unit * S::FLOATS_PER_DWORD + half;
                 if token < n_tokens { heads.of(token, VALUE) } else { &[] }
             });
             for panel in 0..head_panels {
                 let to = &mut values[panel * value_len + unit * LANES..][..LANES];
                 // SAFETY: there is room for a vector of units.
                 unsafe {
-                    let [first, second] = rows.map(|row| load_part::<S>(row, row.len().min(panel * LANES)));
-                    S::zip_units(first, second, to.as_mut_ptr());
+                    let [first, second] = rows.map(|row| load_part(simd, row, row.len().min(panel * LANES)));
+                    simd.store_dword_pairs(first, second, to.as_mut_ptr());
                 }
             }
         }
@@ -212,7 +210,7 @@ impl Kernel for PieceKernel<'_> {
             let m = of_tile.len();
             for (query, to) in of_tile.clone().zip(queries.chunks_exact_mut(head_units)) {
                 // SAFETY: as above.
-                unsafe { heads.store_units::<S>(query, QUERY, scale, to) };
+                unsafe { heads.store_units(simd, query, QUERY, scale, to) };
             }
             // Keys that any of them sees, in whole steps.
             let seen = reach.map_or(0..n_tokens, |reach| {
@@ -223,7 +221,7 @@ impl Kernel for PieceKernel<'_> {
                 rows: queries.as_ptr(),
                 n_rows: m,
                 stride: head_units,
-                n_units: head_dim.div_ceil(S::UNIT_LEN),
+                n_units: head_dim.div_ceil(S::FLOATS_PER_DWORD),
                 fetches: false,
             };
             for panel in panels.clone().step_by(2) {
@@ -231,7 +229,7 @@ impl Kernel for PieceKernel<'_> {
                 let (first, second) = scores[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: whole panels of keys, behind which there is one more; room for the scores.
                 unsafe {
-                    factors.products::<S, 2>(amx.as_ref(), of_panels, [first, second]);
+                    factors.products::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
                 }
             }
             let mut of_rows = [0.0; MAX_TILE_ROWS];
@@ -252,10 +250,10 @@ impl Kernel for PieceKernel<'_> {
                 };
                 let of_row = &mut weights[row * key_units..][..key_units];
                 // SAFETY: scores and weights of all panels are there.
-                of_rows[row] = unsafe { softmax.weigh::<S>(of_row) };
+                of_rows[row] = unsafe { softmax.weigh(simd, of_row) };
             }
-            let first_unit = panels.start * LANES / S::UNIT_LEN;
-            let end_unit = padded_units(panels.end * LANES, S::UNIT_LEN).min(key_units);
+            let first_unit = panels.start * LANES / S::FLOATS_PER_DWORD;
+            let end_unit = padded_units(panels.end * LANES, S::FLOATS_PER_DWORD).min(key_units);
             // SAFETY: the weights from there on are those of the keys that are seen, and zeros behind them.
             let factors = FloatTile {
                 rows: unsafe { weights.as_ptr().add(first_unit) },
@@ -270,7 +268,7 @@ impl Kernel for PieceKernel<'_> {
                 let (first, second) = sums[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: as above, for the values.
                 unsafe {
-                    factors.products::<S, 2>(amx.as_ref(), of_panels, [first, second]);
+                    factors.products::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
                 }
             }
             for (row, query) in of_tile.enumerate() {
@@ -312,18 +310,25 @@ impl<'a> Heads<'a> {
 
     /// Writes a query or a key, turned and times `scale`, as units, filled up with zeros.
     #[inline(always)]
-    unsafe fn store_units<S: Simd>(&mut self, token: usize, third: usize, scale: f32, to: &mut [f32]) {
+    unsafe fn store_units<S: Simd>(
+        &mut self,
+        simd: S,
+        token: usize,
+        third: usize,
+        scale: f32,
+        to: &mut [f32],
+    ) {
         let mut numbers = self.of(token, third);
         if let Some(rotation) = &self.attention.rotation {
             self.turned.copy_from_slice(numbers);
             rotate(rotation, self.first_row + token, self.turned);
             numbers = self.turned;
         }
-        for (idx, to) in to.chunks_exact_mut(LANES / S::UNIT_LEN).enumerate() {
+        for (idx, to) in to.chunks_exact_mut(LANES / S::FLOATS_PER_DWORD).enumerate() {
             // SAFETY: the caller's promise; a vector of numbers fills as many units.
             unsafe {
-                let numbers = load_part::<S>(numbers, numbers.len().min(idx * LANES));
-                S::store_units(S::mul(numbers, S::splat(scale)), to.as_mut_ptr());
+                let numbers = load_part(simd, numbers, numbers.len().min(idx * LANES));
+                simd.store_dwords(simd.mul(numbers, simd.splat(scale)), to.as_mut_ptr());
             }
         }
     }
@@ -345,17 +350,17 @@ struct Softmax<'a> {
 impl Softmax<'_> {
     /// Writes weights as units, from the first panel's on, with zeros up to the end; gives their sum.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(self, weights: &mut [f32]) -> f32 {
+    unsafe fn weigh<S: Simd>(self, simd: S, weights: &mut [f32]) -> f32 {
         let Self { scores, tile_rows, row, panels, visible, bias } = self;
         // SAFETY: the caller's promise; scores are whole vectors.
         unsafe {
-            let mut largest = S::splat(f32::NEG_INFINITY);
+            let mut largest = simd.splat(f32::NEG_INFINITY);
             for panel in panels.clone() {
                 let of_panel = &mut scores[panel * tile_rows + row];
                 let first = panel * LANES;
                 if let Some(bias) = bias {
-                    let sum = S::add(S::load(of_panel.as_ptr()), load_part::<S>(bias, first));
-                    S::store(sum, of_panel.as_mut_ptr());
+                    let sum = simd.add(simd.load(of_panel.as_ptr()), load_part(simd, bias, first));
+                    simd.store(sum, of_panel.as_mut_ptr());
                 }
                 if first < visible.start || first + LANES > visible.end {
                     for (lane, score) in of_panel.iter_mut().enumerate() {
@@ -364,24 +369,24 @@ impl Softmax<'_> {
                         }
                     }
                 }
-                largest = S::max(S::load(of_panel.as_ptr()), largest);
+                largest = simd.max(simd.load(of_panel.as_ptr()), largest);
             }
-            let largest = S::splat(S::reduce_max(largest));
-            let mut sum = S::splat(0.0);
+            let largest = simd.splat(simd.reduce_max(largest));
+            let mut sum = simd.splat(0.0);
             let mut panel = panels.start;
             while panel < panels.end {
                 let scores = |panel: usize| scores[panel * tile_rows + row].as_ptr();
-                let to = weights.as_mut_ptr().add(panel * LANES / S::UNIT_LEN);
+                let to = weights.as_mut_ptr().add(panel * LANES / S::FLOATS_PER_DWORD);
                 if panels.end - panel >= IN_STEP {
-                    sum = weigh::<S, IN_STEP>(scores, panel, largest, to, sum);
+                    sum = weigh::<S, IN_STEP>(simd, scores, panel, largest, to, sum);
                     panel += IN_STEP;
                 } else {
-                    sum = weigh::<S, 1>(scores, panel, largest, to, sum);
+                    sum = weigh::<S, 1>(simd, scores, panel, largest, to, sum);
                     panel += 1;
                 }
             }
-            weights[panels.end * LANES / S::UNIT_LEN..].fill(0.0);
-            S::reduce_add(sum)
+            weights[panels.end * LANES / S::FLOATS_PER_DWORD..].fill(0.0);
+            simd.reduce_add(sum)
         }
     }
 }
@@ -392,6 +397,7 @@ const IN_STEP: usize = 4;
 /// Writes the weights of `N` panels from one on as units; gives `sum` with them.
 #[inline(always)]
 unsafe fn weigh<S: Simd, const N: usize>(
+    simd: S,
     scores: impl Fn(usize) -> *const f32,
     panel: usize,
     largest: S::Floats,
@@ -402,12 +408,12 @@ unsafe fn weigh<S: Simd, const N: usize>(
     unsafe {
         let mut differences = [largest; N];
         for i in 0..N {
-            differences[i] = S::sub(S::load(scores(panel + i)), largest);
+            differences[i] = simd.sub(simd.load(scores(panel + i)), largest);
         }
-        let of_panels = exp_each::<S, N>(differences);
+        let of_panels = exp_each::<S, N>(simd, differences);
         for i in 0..N {
-            sum = S::add(sum, of_panels[i]);
-            S::store_units(of_panels[i], to.add(i * LANES / S::UNIT_LEN));
+            sum = simd.add(sum, of_panels[i]);
+            simd.store_dwords(of_panels[i], to.add(i * LANES / S::FLOATS_PER_DWORD));
         }
         sum
     }

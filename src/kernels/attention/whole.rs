@@ -50,21 +50,21 @@ impl WholeNumbers {
 
     /// Makes `vectors` a row.
     #[inline(always)]
-    unsafe fn set<S: Simd>(&mut self, row: usize, vectors: impl Iterator<Item = S::Floats> + Clone) {
+    unsafe fn set<S: Simd>(&mut self, simd: S, row: usize, vectors: impl Iterator<Item = S::Floats> + Clone) {
         let first = row * self.n_vectors;
         // SAFETY: the caller's promise; a vector's quads have their place.
         unsafe {
-            let (scale, inverse) = scale_of::<S>(vectors.clone());
+            let (scale, inverse) = scale_of(simd, vectors.clone());
             self.scales[row] = scale;
             let of_row = first..first + self.n_vectors;
-            let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else {
+            let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
                 self.quads[of_row.start * VECTOR_BYTES..of_row.end * VECTOR_BYTES].fill(0);
                 self.sums[of_row].fill(0);
                 return;
             };
             for (idx, x) in of_row.zip(vectors) {
                 let quads = &mut self.quads[idx * VECTOR_BYTES..(idx + 1) * VECTOR_BYTES];
-                self.sums[idx] = S::quantize(S::mul(x, inverse), quads.as_mut_ptr());
+                self.sums[idx] = simd.quantize_quads(simd.mul(x, inverse), quads.as_mut_ptr());
             }
         }
     }
@@ -82,24 +82,23 @@ impl Rows for WholeRows {
     type Number = Int8;
 
     #[inline(always)]
-    unsafe fn new<S: Simd>(layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
+    unsafe fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self {
         let padded = layout.padded_dim();
         let mut whole = WholeNumbers::new(queries.len() / padded, padded / LANES);
         for (row, query) in queries.chunks_exact(padded).enumerate() {
             // SAFETY: the caller's promise; a query is whole vectors.
-            unsafe { whole.set::<S>(row, query.chunks_exact(LANES).map(|x| S::load(x.as_ptr()))) };
+            unsafe { whole.set(simd, row, query.chunks_exact(LANES).map(|x| simd.load(x.as_ptr()))) };
         }
         Self { queries: whole, weights: WholeNumbers::new(n_rows_of_head, STEP_BLOCKS) }
     }
 
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&mut self, step: &Step, scores: &mut [f32]) {
+    unsafe fn scores<S: Simd>(&mut self, simd: S, step: &Step, scores: &mut [f32]) {
         let stride = step.stride();
         for n in 0..step.n_blocks {
             let scores = &mut scores[n * stride..(n + 1) * stride];
             if let Some(ahead) = step.ahead[n] {
-                // SAFETY: the caller's promise.
-                unsafe { fetch::<S>(ahead.wrapping_add(step.layout.scales_offset()), SCALE_BYTES) };
+                fetch(simd, ahead.wrapping_add(step.layout.scales_offset()), SCALE_BYTES);
             }
             let mut row = 0;
             while row < step.rows.len() {
@@ -110,10 +109,10 @@ impl Rows for WholeRows {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match m {
-                        1 => self.block_scores::<S, 1>(step, rows, n, ahead, to),
-                        2 => self.block_scores::<S, 2>(step, rows, n, ahead, to),
-                        3 => self.block_scores::<S, 3>(step, rows, n, ahead, to),
-                        _ => self.block_scores::<S, 4>(step, rows, n, ahead, to),
+                        1 => self.block_scores::<S, 1>(simd, step, rows, n, ahead, to),
+                        2 => self.block_scores::<S, 2>(simd, step, rows, n, ahead, to),
+                        3 => self.block_scores::<S, 3>(simd, step, rows, n, ahead, to),
+                        _ => self.block_scores::<S, 4>(simd, step, rows, n, ahead, to),
                     }
                 }
                 row += m;
@@ -122,16 +121,16 @@ impl Rows for WholeRows {
     }
 
     #[inline(always)]
-    unsafe fn add_values<S: Simd>(&mut self, step: &Step, weights: &mut [f32], values: &mut [f32]) {
+    unsafe fn add_values<S: Simd>(&mut self, simd: S, step: &Step, weights: &mut [f32], values: &mut [f32]) {
         let (n_rows, padded, stride) = (step.rows.len(), step.layout.padded_dim(), step.stride());
         // SAFETY: the caller's promise.
         unsafe {
             for row in 0..n_rows {
                 let of_block = |n: usize| {
-                    let weights = S::load(weights[n * stride + row * LANES..].as_ptr());
-                    S::mul(weights, scales::<S>(step, n, 1))
+                    let weights = simd.load(weights[n * stride + row * LANES..].as_ptr());
+                    simd.mul(weights, scales(simd, step, n, 1))
                 };
-                self.weights.set::<S>(row, (0..step.n_blocks).map(of_block));
+                self.weights.set(simd, row, (0..step.n_blocks).map(of_block));
             }
             for column in (0..padded).step_by(2 * LANES) {
                 let mut row = 0;
@@ -140,14 +139,14 @@ impl Rows for WholeRows {
                     let has_two = column + LANES < padded;
                     let values = &mut values[row * padded + column..];
                     match (m, has_two) {
-                        (1, false) => self.add_rows::<S, 1, 1>(step, row, column, values),
-                        (1, true) => self.add_rows::<S, 1, 2>(step, row, column, values),
-                        (2, false) => self.add_rows::<S, 2, 1>(step, row, column, values),
-                        (2, true) => self.add_rows::<S, 2, 2>(step, row, column, values),
-                        (3, false) => self.add_rows::<S, 3, 1>(step, row, column, values),
-                        (3, true) => self.add_rows::<S, 3, 2>(step, row, column, values),
-                        (_, false) => self.add_rows::<S, 4, 1>(step, row, column, values),
-                        (_, true) => self.add_rows::<S, 4, 2>(step, row, column, values),
+                        (1, false) => self.add_rows::<S, 1, 1>(simd, step, row, column, values),
+                        (1, true) => self.add_rows::<S, 1, 2>(simd, step, row, column, values),
+                        (2, false) => self.add_rows::<S, 2, 1>(simd, step, row, column, values),
+                        (2, true) => self.add_rows::<S, 2, 2>(simd, step, row, column, values),
+                        (3, false) => self.add_rows::<S, 3, 1>(simd, step, row, column, values),
+                        (3, true) => self.add_rows::<S, 3, 2>(simd, step, row, column, values),
+                        (_, false) => self.add_rows::<S, 4, 1>(simd, step, row, column, values),
+                        (_, true) => self.add_rows::<S, 4, 2>(simd, step, row, column, values),
                     }
                     row += m;
                 }
@@ -161,6 +160,7 @@ impl WholeRows {
     #[inline(always)]
     unsafe fn block_scores<S: Simd, const M: usize>(
         &self,
+        simd: S,
         step: &Step,
         first_row: usize,
         n: usize,
@@ -171,31 +171,31 @@ impl WholeRows {
         let quads_at_once = SUM_VECTORS * LANES / QUAD_LEN;
         // SAFETY: the caller's promise.
         unsafe {
-            let mut totals = [S::splat(0.0); M];
+            let mut totals = [simd.splat(0.0); M];
             for start in (0..n_quads).step_by(quads_at_once) {
                 let vector = start * QUAD_LEN / LANES;
                 let vectors = vector..self.queries.n_vectors.min(vector + SUM_VECTORS);
                 let parts: [_; M] =
                     std::array::from_fn(|m| self.queries.part(first_row + m, vectors.clone()));
-                let mut sums = parts.map(|(_, start)| S::sums(start));
+                let mut sums = parts.map(|(_, start)| simd.splat_sums(start));
                 for quad in 0..quads_at_once.min(n_quads - start) {
                     let place = (start + quad) * CODE_BYTES;
                     if let Some(ahead) = ahead {
-                        fetch::<S>(ahead.add(place), CODE_BYTES);
+                        fetch(simd, ahead.add(place), CODE_BYTES);
                     }
-                    let codes = S::codes_8(step.blocks[n].add(place));
+                    let codes = simd.load_codes_8(step.blocks[n].add(place));
                     for m in 0..M {
-                        sums[m] = S::dot(sums[m], codes, parts[m].0.add(quad * QUAD_BYTES));
+                        sums[m] = simd.dot_codes(sums[m], codes, parts[m].0.add(quad * QUAD_BYTES));
                     }
                 }
                 for m in 0..M {
-                    totals[m] = S::add(totals[m], S::finish(sums[m]));
+                    totals[m] = simd.add(totals[m], simd.sums_to_floats(sums[m]));
                 }
             }
-            let of_keys = scales::<S>(step, n, 0);
+            let of_keys = scales(simd, step, n, 0);
             for m in 0..M {
-                let scale = S::mul(of_keys, S::splat(self.queries.scales[first_row + m]));
-                S::store(S::mul(totals[m], scale), scores[m * LANES..].as_mut_ptr());
+                let scale = simd.mul(of_keys, simd.splat(self.queries.scales[first_row + m]));
+                simd.store(simd.mul(totals[m], scale), scores[m * LANES..].as_mut_ptr());
             }
         }
     }
@@ -204,6 +204,7 @@ impl WholeRows {
     #[inline(always)]
     unsafe fn add_rows<S: Simd, const M: usize, const V: usize>(
         &self,
+        simd: S,
         step: &Step,
         first_row: usize,
         column: usize,
@@ -214,32 +215,32 @@ impl WholeRows {
         // SAFETY: the caller's promise.
         unsafe {
             let parts: [_; M] = std::array::from_fn(|m| self.weights.part(first_row + m, 0..step.n_blocks));
-            let mut sums = parts.map(|(_, start)| [S::sums(start); V]);
+            let mut sums = parts.map(|(_, start)| [simd.splat_sums(start); V]);
             for n in 0..step.n_blocks {
                 let ahead = step.ahead[n].filter(|_| first_row == 0).map(|ahead| ahead.add(offset));
                 let n_keys = BLOCK_TOKENS.min(step.n_keys - n * BLOCK_TOKENS);
                 for quad in 0..n_keys.div_ceil(QUAD_LEN) {
                     let place = quad * QUAD_LEN * padded;
                     if let Some(ahead) = ahead {
-                        fetch::<S>(ahead.add(place), V * CODE_BYTES);
+                        fetch(simd, ahead.add(place), V * CODE_BYTES);
                     }
-                    let mut codes = [S::codes_8(step.blocks[n].add(offset + place)); V];
+                    let mut codes = [simd.load_codes_8(step.blocks[n].add(offset + place)); V];
                     for (v, codes) in codes.iter_mut().enumerate().skip(1) {
-                        *codes = S::codes_8(step.blocks[n].add(offset + place + v * CODE_BYTES));
+                        *codes = simd.load_codes_8(step.blocks[n].add(offset + place + v * CODE_BYTES));
                     }
                     for m in 0..M {
                         let weights = parts[m].0.add(n * VECTOR_BYTES + quad * QUAD_BYTES);
                         for v in 0..V {
-                            sums[m][v] = S::dot(sums[m][v], codes[v], weights);
+                            sums[m][v] = simd.dot_codes(sums[m][v], codes[v], weights);
                         }
                     }
                 }
             }
             for m in 0..M {
-                let scale = S::splat(self.weights.scales[first_row + m]);
+                let scale = simd.splat(self.weights.scales[first_row + m]);
                 for v in 0..V {
                     let to = values[m * padded + v * LANES..].as_mut_ptr();
-                    S::store(S::mul_add(S::finish(sums[m][v]), scale, S::load(to)), to);
+                    simd.store(simd.mul_add(simd.sums_to_floats(sums[m][v]), scale, simd.load(to)), to);
                 }
             }
         }
@@ -248,10 +249,10 @@ impl WholeRows {
 
 /// The scales of a block's keys, or its values.
 #[inline(always)]
-unsafe fn scales<S: Simd>(step: &Step, n: usize, idx: usize) -> S::Floats {
+unsafe fn scales<S: Simd>(simd: S, step: &Step, n: usize, idx: usize) -> S::Floats {
     // SAFETY: the caller's promise: the block has them.
     unsafe {
         let scales = step.blocks[n].add(step.layout.scales_offset()).cast::<f32>();
-        S::load(scales.add(idx * BLOCK_TOKENS))
+        simd.load(scales.add(idx * BLOCK_TOKENS))
     }
 }

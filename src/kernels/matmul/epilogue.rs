@@ -19,13 +19,13 @@ pub trait Then: Sync {
     ///
     /// # Safety
     /// As [`Simd`].
-    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>);
+    unsafe fn fetch<S: Simd>(&self, simd: S, rows: Range<usize>);
 
     /// Takes the products of some rows with one or two panels.
     ///
     /// # Safety
     /// As [`Simd`], and nobody else takes those of these rows with these panels.
-    unsafe fn take<S: Simd>(&self, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
+    unsafe fn take<S: Simd>(&self, simd: S, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
 }
 
 /// Where the products go.
@@ -95,9 +95,9 @@ const LINE_BYTES: usize = 64;
 
 impl Then for Finish<'_> {
     #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, rows: Range<usize>) {
+    unsafe fn fetch<S: Simd>(&self, simd: S, rows: Range<usize>) {
         let Self { result, column, second, .. } = *self;
-        let unit_len = if result.in_bf16 { S::UNIT_LEN } else { 1 };
+        let unit_len = if result.in_bf16 { S::FLOATS_PER_DWORD } else { 1 };
         let n_panels = if matches!(self.products, Products::Gated { .. }) {
             1
         } else {
@@ -107,30 +107,29 @@ impl Then for Finish<'_> {
         for row in rows {
             let of_row = result.numbers.start().wrapping_add(row * result.stride + column / unit_len);
             for start in (0..n_bytes + LINE_BYTES).step_by(LINE_BYTES) {
-                // SAFETY: the processor has the instructions; any address will do.
-                unsafe { S::prefetch_l1(of_row.cast::<u8>().wrapping_add(start)) };
+                simd.prefetch_l1(of_row.cast::<u8>().wrapping_add(start));
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn take<S: Simd>(&self, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
+    unsafe fn take<S: Simd>(&self, simd: S, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
         let Self { products, column, first, second, .. } = *self;
         // SAFETY: the caller's promise; products are vectors.
         unsafe {
             match (*products, second) {
                 (Products::Gated { function, .. }, Some(second)) => {
                     let factors = Some((second, other));
-                    self.write::<S>(rows, column, (first, tile), Some(function), factors);
+                    self.write(simd, rows, column, (first, tile), Some(function), factors);
                 }
                 (products, second) => {
                     let function = match products {
                         Products::Through(_, function) => Some(function),
                         _ => None,
                     };
-                    self.write::<S>(rows.clone(), column, (first, tile), function, None);
+                    self.write(simd, rows.clone(), column, (first, tile), function, None);
                     if let Some(second) = second {
-                        self.write::<S>(rows, column + PANEL_ROWS, (second, other), function, None);
+                        self.write(simd, rows, column + PANEL_ROWS, (second, other), function, None);
                     }
                 }
             }
@@ -139,9 +138,8 @@ impl Then for Finish<'_> {
 }
 
 #[inline(always)]
-unsafe fn bias_of<S: Simd>(panel: PanelOf) -> S::Floats {
-    // SAFETY: the caller's promise.
-    unsafe { panel.bias().map_or(S::splat(0.0), |bias| load_part::<S>(bias, 0)) }
+fn bias_of<S: Simd>(simd: S, panel: PanelOf) -> S::Floats {
+    panel.bias().map_or(simd.splat(0.0), |bias| load_part(simd, bias, 0))
 }
 
 impl Finish<'_> {
@@ -152,6 +150,7 @@ impl Finish<'_> {
     #[inline(always)]
     unsafe fn write<S: Simd>(
         &self,
+        simd: S,
         rows: Range<usize>,
         column: usize,
         of: PanelProducts,
@@ -163,11 +162,11 @@ impl Finish<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             while row + AT_ONCE <= rows.len() {
-                self.write_rows::<S, AT_ONCE>(rows.start, row, column, of, function, factors);
+                self.write_rows::<S, AT_ONCE>(simd, rows.start, row, column, of, function, factors);
                 row += AT_ONCE;
             }
             while row < rows.len() {
-                self.write_rows::<S, 1>(rows.start, row, column, of, function, factors);
+                self.write_rows::<S, 1>(simd, rows.start, row, column, of, function, factors);
                 row += 1;
             }
         }
@@ -176,6 +175,7 @@ impl Finish<'_> {
     #[inline(always)]
     unsafe fn write_rows<S: Simd, const N: usize>(
         &self,
+        simd: S,
         first_row: usize,
         row: usize,
         column: usize,
@@ -187,36 +187,38 @@ impl Finish<'_> {
         let width = panel.width();
         // SAFETY: the caller's promise.
         unsafe {
-            let mut x = [bias_of::<S>(panel); N];
+            let mut x = [bias_of(simd, panel); N];
             for i in 0..N {
-                x[i] = S::add(S::load(tile[row + i].as_ptr()), x[i]);
+                x[i] = simd.add(simd.load(tile[row + i].as_ptr()), x[i]);
             }
             if let Some(function) = function {
-                x = function.of::<S, N>(x, result.in_bf16);
+                x = function.of::<S, N>(simd, x, result.in_bf16);
             }
             if let Some((panel, factors)) = factors {
-                let bias = bias_of::<S>(panel);
+                let bias = bias_of(simd, panel);
                 for i in 0..N {
-                    x[i] = S::mul(x[i], S::add(S::load(factors[row + i].as_ptr()), bias));
+                    x[i] = simd.mul(x[i], simd.add(simd.load(factors[row + i].as_ptr()), bias));
                 }
             }
             for i in 0..N {
                 let row = first_row + row + i;
                 if let Some(residual) = result.residual {
                     let of_row = &residual[row * result.n_out..(row + 1) * result.n_out];
-                    x[i] = S::add(x[i], load_part::<S>(of_row, column));
+                    x[i] = simd.add(x[i], load_part(simd, of_row, column));
                 }
                 if width == LANES {
                     let start = row * result.stride;
                     if result.in_bf16 {
-                        let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
-                        S::store_units(x[i], y.as_mut_ptr().cast());
+                        let y = result
+                            .numbers
+                            .slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
+                        simd.store_dwords(x[i], y.as_mut_ptr().cast());
                     } else {
                         let y = result.numbers.slice(start + column, LANES);
-                        S::store(x[i], y.as_mut_ptr().cast());
+                        simd.store(x[i], y.as_mut_ptr().cast());
                     }
                 } else {
-                    self.write_part::<S>(x[i], row, column, width);
+                    self.write_part(simd, x[i], row, column, width);
                 }
             }
         }
@@ -224,17 +226,18 @@ impl Finish<'_> {
 
     /// Writes a row of the last panel.
     #[inline(always)]
-    unsafe fn write_part<S: Simd>(&self, x: S::Floats, row: usize, column: usize, width: usize) {
+    unsafe fn write_part<S: Simd>(&self, simd: S, x: S::Floats, row: usize, column: usize, width: usize) {
         let result = self.result;
         let start = row * result.stride;
         let mut numbers = [0.0; LANES];
         // SAFETY: the caller's promise.
         unsafe {
-            S::store(x, numbers.as_mut_ptr());
+            simd.store(x, numbers.as_mut_ptr());
             if result.in_bf16 {
                 numbers[width..].fill(0.0);
-                let y = result.numbers.slice(start + column / S::UNIT_LEN, LANES / S::UNIT_LEN);
-                S::store_units(S::load(numbers.as_ptr()), y.as_mut_ptr().cast());
+                let y =
+                    result.numbers.slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
+                simd.store_dwords(simd.load(numbers.as_ptr()), y.as_mut_ptr().cast());
             } else {
                 result.numbers.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
             }

@@ -13,7 +13,7 @@ use super::super::amx;
 use super::super::isa::Isa;
 use super::super::layout::{FloatTile, TILE_UNITS};
 use super::super::norm::{Norm, Transform};
-use super::super::simd::{Kernel, LANES, Simd, dispatch_units};
+use super::super::simd::{Kernel, LANES, Simd, dispatch_float};
 use super::super::threads::disjoint::SharedMut;
 use super::super::threads::pool;
 use super::epilogue::{Panel, Then};
@@ -70,8 +70,7 @@ impl Rows {
                 // SAFETY: each row is claimed once.
                 let to = unsafe { units.slice(row * stride, stride) };
                 let fill = FillRow { x: &x[row * n_in..][..n_in], norm, to };
-                // SAFETY: the processor has the instructions, and there is room for the row's units.
-                unsafe { dispatch_units(isa, in_bf16, fill) };
+                dispatch_float(isa, in_bf16, fill);
             };
             const AT_ONCE: usize = 8;
             const FEW_NUMBERS: usize = 1 << 15;
@@ -145,8 +144,7 @@ impl Rows {
         }
         SUMS.with_borrow_mut(|sums| {
             let kernel = BlockProducts { rows: self, of_block: rows, panels, n_panels, amx, sums, then };
-            // SAFETY: the processor has the instructions; rows and panels are of as many units.
-            unsafe { dispatch_units(isa, self.in_bf16, kernel) };
+            dispatch_float(isa, self.in_bf16, kernel);
         });
     }
 }
@@ -161,24 +159,24 @@ impl Kernel for FillRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { x, norm, to } = self;
         let n_whole = x.len() / LANES * LANES;
         // SAFETY: the caller's promise: the row's units and those that fill it up.
         unsafe {
-            let transform = Transform::<S>::of(x, norm);
+            let transform = Transform::new(simd, x, norm);
             let to = to.as_mut_ptr();
             for start in (0..n_whole).step_by(LANES) {
-                S::store_units(transform.apply(x, start), to.add(start / S::UNIT_LEN));
+                simd.store_dwords(transform.apply(x, start), to.add(start / S::FLOATS_PER_DWORD));
             }
-            let end = padded_units(x.len(), S::UNIT_LEN) * S::UNIT_LEN;
+            let end = padded_units(x.len(), S::FLOATS_PER_DWORD) * S::FLOATS_PER_DWORD;
             for start in (n_whole..end).step_by(LANES) {
                 let mut rest = [0.0; LANES];
                 if start < x.len() {
-                    S::store(transform.apply(x, start), rest.as_mut_ptr());
+                    simd.store(transform.apply(x, start), rest.as_mut_ptr());
                     rest[x.len() - start..].fill(0.0);
                 }
-                S::store_units(S::load(rest.as_ptr()), to.add(start / S::UNIT_LEN));
+                simd.store_dwords(simd.load(rest.as_ptr()), to.add(start / S::FLOATS_PER_DWORD));
             }
         }
     }
@@ -199,9 +197,9 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { rows, of_block, panels, n_panels, amx, sums: [first, second], then } = self;
-        let tile = if amx.is_some() { amx::UNIT_ROWS } else { S::UNIT_TILE.0 };
+        let tile = if amx.is_some() { amx::UNIT_ROWS } else { S::FLOAT_TILE.0 };
         for sums in [&mut *first, &mut *second] {
             sums.resize(sums.len().max(tile), [0.0; LANES]);
         }
@@ -215,21 +213,21 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
                 rows: rows.units[of_tile.start * rows.stride..].as_ptr(),
                 n_rows: m,
                 stride: rows.stride,
-                n_units: rows.n_in.div_ceil(S::UNIT_LEN),
+                n_units: rows.n_in.div_ceil(S::FLOATS_PER_DWORD),
                 fetches: true,
             };
             let (first, second) = (&mut first[..tile], &mut second[..tile]);
             // SAFETY: the caller's promise.
             unsafe {
-                then.fetch::<S>(of_tile.clone());
+                then.fetch(simd, of_tile.clone());
                 if n_panels == 1 {
-                    factors.products::<S, 1>(amx.as_ref(), [panels[0]], [&mut *first]);
+                    factors.products::<S, 1>(simd, amx.as_ref(), [panels[0]], [&mut *first]);
                 } else {
-                    factors.products::<S, 2>(amx.as_ref(), panels, [&mut *first, &mut *second]);
+                    factors.products::<S, 2>(simd, amx.as_ref(), panels, [&mut *first, &mut *second]);
                 }
             }
             // SAFETY: the caller's promise.
-            unsafe { then.take::<S>(of_tile, [&first[..m], &second[..m]]) };
+            unsafe { then.take(simd, of_tile, [&first[..m], &second[..m]]) };
         }
     }
 }
@@ -243,6 +241,7 @@ impl FloatTile {
     #[inline(always)]
     pub unsafe fn products<S: Simd, const P: usize>(
         self,
+        simd: S,
         amx: Option<&amx::Configured>,
         panels: [*const f32; P],
         sums: [&mut [[f32; LANES]]; P],
@@ -253,7 +252,7 @@ impl FloatTile {
                 return amx::unit_products(amx, self, panels, sums);
             }
             let sums = sums.map(|sums| sums.as_mut_ptr());
-            let (tile_rows, tile_panels) = S::UNIT_TILE;
+            let (tile_rows, tile_panels) = S::FLOAT_TILE;
             let n_tiles = self.n_rows.div_ceil(tile_rows);
             let edge = |idx: usize| idx * self.n_rows / n_tiles;
             for idx in 0..n_tiles {
@@ -261,10 +260,10 @@ impl FloatTile {
                 let tile = Self { rows: self.rows.add(start * self.stride), n_rows: m, ..self };
                 let sums = sums.map(|sums| sums.add(start));
                 if P <= tile_panels {
-                    tile.of_rows::<S, P>(panels, sums);
+                    tile.of_rows::<S, P>(simd, panels, sums);
                 } else {
                     for p in 0..P {
-                        tile.of_rows::<S, 1>([panels[p]], [sums[p]]);
+                        tile.of_rows::<S, 1>(simd, [panels[p]], [sums[p]]);
                     }
                 }
             }
@@ -272,12 +271,17 @@ impl FloatTile {
     }
 
     #[inline(always)]
-    unsafe fn of_rows<S: Simd, const P: usize>(self, panels: [*const f32; P], sums: [*mut [f32; LANES]; P]) {
+    unsafe fn of_rows<S: Simd, const P: usize>(
+        self,
+        simd: S,
+        panels: [*const f32; P],
+        sums: [*mut [f32; LANES]; P],
+    ) {
         macro_rules! tile {
             ($($m:literal),*) => {
                 match self.n_rows {
-                    $($m if $m <= S::UNIT_TILE.0 && self.fetches => self.tile::<S, $m, P, true>(panels, sums),
-                    $m if $m <= S::UNIT_TILE.0 => self.tile::<S, $m, P, false>(panels, sums),)*
+                    $($m if $m <= S::FLOAT_TILE.0 && self.fetches => self.tile::<S, $m, P, true>(simd, panels, sums),
+                    $m if $m <= S::FLOAT_TILE.0 => self.tile::<S, $m, P, false>(simd, panels, sums),)*
                     _ => unreachable!("a tile of more rows than there are registers for"),
                 }
             };
@@ -289,29 +293,30 @@ impl FloatTile {
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const P: usize, const FETCHES: bool>(
         self,
+        simd: S,
         panels: [*const f32; P],
         to: [*mut [f32; LANES]; P],
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut sums = [[S::splat(0.0); P]; M];
+            let mut sums = [[simd.splat(0.0); P]; M];
             for unit in 0..self.n_units {
                 if FETCHES {
                     panels.iter().for_each(|panel| {
-                        S::prefetch_l1(panel.wrapping_add((unit + UNITS_AHEAD) * LANES).cast());
+                        simd.prefetch_l1(panel.wrapping_add((unit + UNITS_AHEAD) * LANES).cast());
                     });
                 }
-                let weights = panels.map(|panel| S::load(panel.add(unit * LANES)));
+                let weights = panels.map(|panel| simd.load(panel.add(unit * LANES)));
                 for m in 0..M {
                     let of_row = self.rows.add(m * self.stride + unit);
                     for p in 0..P {
-                        sums[m][p] = S::dot_units(sums[m][p], weights[p], of_row);
+                        sums[m][p] = simd.dot_dwords(sums[m][p], weights[p], of_row);
                     }
                 }
             }
             for m in 0..M {
                 for p in 0..P {
-                    S::store(sums[m][p], to[p].add(m).cast());
+                    simd.store(sums[m][p], to[p].add(m).cast());
                 }
             }
         }

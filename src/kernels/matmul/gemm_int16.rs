@@ -41,14 +41,13 @@ fn rows_of(isa: Isa) -> (usize, usize) {
     impl Kernel for RowsOf {
         type Output = (usize, usize);
 
-        unsafe fn run<S: Simd>(self) -> (usize, usize) {
-            (S::WIDE_TILE_ROWS, S::MANY_ROWS)
+        fn run<S: Simd>(self, _: S) -> (usize, usize) {
+            (S::I16_TILE_ROWS, S::MIN_GEMM_ROWS)
         }
     }
     match isa {
         Isa::Amx => (amx::TILE_ROWS, amx::MANY_ROWS),
-        // SAFETY: `Isa::choose` and `detect` give only what the processor has.
-        _ => unsafe { dispatch(isa, RowsOf) },
+        _ => dispatch(isa, RowsOf),
     }
 }
 
@@ -105,8 +104,7 @@ impl Rows {
                             words,
                             factors,
                         };
-                        // SAFETY: the processor has the instructions; each tile is claimed once.
-                        unsafe { dispatch(isa, fill) };
+                        dispatch(isa, fill);
                     }
                 }
             });
@@ -144,8 +142,7 @@ impl Rows {
         let tiles = Tiles { n_rows: self.n_rows, n_tiles: self.n_tiles };
         let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
         let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
-        // SAFETY: AMX is available if it was chosen.
-        let amx = (isa == Isa::Amx).then(|| unsafe { amx::Configured::again(amx, panels[0].0.n_scaled()) });
+        let amx = (isa == Isa::Amx).then(|| amx::Configured::again(amx, panels[0].0.n_scaled()));
         PANELS.with_borrow_mut(|expanded| {
             SUMS.with_borrow_mut(|sums| {
                 for sums in sums.iter_mut().take(panels.len()) {
@@ -167,9 +164,7 @@ impl Rows {
                         amx,
                         sums: [&mut *first, &mut *second],
                     };
-                    // SAFETY: the processor has the instructions; the panels hold the groups, which the
-                    // rows have, and there are sums for each row.
-                    unsafe { dispatch(isa, kernel) };
+                    dispatch(isa, kernel);
                 }
             });
         });
@@ -211,11 +206,11 @@ impl Kernel for FillRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { x, norm, row, of_tile, n_rows, width, words, factors } = self;
         // SAFETY: the processor has the instructions, and nobody else has the places of this row.
         unsafe {
-            let transform = Transform::<S>::of(x, norm);
+            let transform = Transform::new(simd, x, norm);
             for groups in stretches(x.len() / GROUP_LEN) {
                 let first_place = groups.start * n_rows + of_tile.start * groups.len();
                 for (idx, group) in groups.enumerate() {
@@ -223,14 +218,14 @@ impl Kernel for FillRow<'_> {
                     let factors = &mut factors.slice(place + row, 1)[0];
                     let start = group * GROUP_LEN;
                     let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
-                    let (scale, inverse) = scale_of::<S>(halves.into_iter());
-                    let inverse = inverse.map(|inverse| S::splat(inverse));
-                    let numbers = inverse.map(|inverse| halves.map(|half| S::mul(half, inverse)));
-                    let numbers = numbers.unwrap_or([S::splat(0.0); 2]);
+                    let (scale, inverse) = scale_of(simd, halves.into_iter());
+                    let inverse = inverse.map(|inverse| simd.splat(inverse));
+                    let numbers = inverse.map(|inverse| halves.map(|half| simd.mul(half, inverse)));
+                    let numbers = numbers.unwrap_or([simd.splat(0.0); 2]);
                     // SAFETY: other threads have other tiles.
                     let sums = match width {
-                        CodeWidth::Word => store_words::<S>(numbers, &mut words.slice(place + row, 1)[0]),
-                        CodeWidth::Byte => store_bytes::<S>(numbers, row, words.slice(place, of_tile.len())),
+                        CodeWidth::Word => store_words(simd, numbers, &mut words.slice(place + row, 1)[0]),
+                        CodeWidth::Byte => store_bytes(simd, numbers, row, words.slice(place, of_tile.len())),
                     };
                     *factors = Factors { scale, ..Factors::default() };
                     if inverse.is_some() {
@@ -245,17 +240,17 @@ impl Kernel for FillRow<'_> {
 
 /// Rounds 32 numbers into whole ones; gives the sum of each half.
 #[inline(always)]
-unsafe fn store_words<S: Simd>([first, second]: [S::Floats; 2], to: &mut Words) -> [i32; 2] {
+unsafe fn store_words<S: Simd>(simd: S, [first, second]: [S::Floats; 2], to: &mut Words) -> [i32; 2] {
     let (of_first, of_second) = to.0.split_at_mut(LANES);
     // SAFETY: the processor has the instructions; there is room for a vector in each half.
     unsafe {
-        [S::quantize_words(first, of_first.as_mut_ptr()), S::quantize_words(second, of_second.as_mut_ptr())]
+        [simd.quantize_i16(first, of_first.as_mut_ptr()), simd.quantize_i16(second, of_second.as_mut_ptr())]
     }
 }
 
 /// The same into the bytes of a row of a tile.
 #[inline(always)]
-unsafe fn store_bytes<S: Simd>(halves: [S::Floats; 2], row: usize, tile: &mut [Words]) -> [i32; 2] {
+unsafe fn store_bytes<S: Simd>(simd: S, halves: [S::Floats; 2], row: usize, tile: &mut [Words]) -> [i32; 2] {
     let n_bytes = tile.len() * GROUP_LEN;
     let (high, low) = bytes_of(tile).split_at_mut(n_bytes);
     let place = row * GROUP_LEN..(row + 1) * GROUP_LEN;
@@ -264,7 +259,7 @@ unsafe fn store_bytes<S: Simd>(halves: [S::Floats; 2], row: usize, tile: &mut [W
     for (idx, (half, sum)) in halves.into_iter().zip(&mut sums).enumerate() {
         let (high, low) = (&mut high[idx * LANES..], &mut low[idx * LANES..]);
         // SAFETY: the processor has the instructions; the slices have room for a half's bytes.
-        *sum = unsafe { S::quantize_bytes(half, high.as_mut_ptr(), low.as_mut_ptr()) };
+        *sum = unsafe { simd.quantize_i8_planes(half, high.as_mut_ptr(), low.as_mut_ptr()) };
     }
     sums
 }
@@ -288,7 +283,7 @@ impl<T: Then> Kernel for Stretch<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { rows, tiles, of_block, panels, groups, amx, sums: [mut first, mut second], then } = self;
         for tile in of_block {
             let of_tile = tiles.rows(tile);
@@ -303,18 +298,18 @@ impl<T: Then> Kernel for Stretch<'_, T> {
             // SAFETY: the caller's promise.
             unsafe {
                 if let Some(then) = then {
-                    then.fetch::<S>(of_tile.clone());
+                    then.fetch(simd, of_tile.clone());
                 }
                 match (amx, panels) {
                     (Some(amx), [a, b]) => amx::tile(amx, m, x, [a, b], [&mut *sums, &mut *others]),
                     (Some(amx), _) => amx::tile(amx, m, x, [&panels[0]], [&mut *sums]),
-                    (None, [a, b]) => by_rows::<S, 2>(m, x, [a, b], [&mut *sums, &mut *others]),
-                    (None, _) => by_rows::<S, 1>(m, x, [&panels[0]], [&mut *sums]),
+                    (None, [a, b]) => by_rows::<S, 2>(simd, m, x, [a, b], [&mut *sums, &mut *others]),
+                    (None, _) => by_rows::<S, 1>(simd, m, x, [&panels[0]], [&mut *sums]),
                 }
             }
             if let Some(then) = then {
                 // SAFETY: the caller's promise.
-                unsafe { then.take::<S>(of_tile, [sums, others]) };
+                unsafe { then.take(simd, of_tile, [sums, others]) };
             }
         }
     }
@@ -324,6 +319,7 @@ const AHEAD: usize = 4;
 
 #[inline(always)]
 unsafe fn by_rows<S: Simd, const P: usize>(
+    simd: S,
     m: usize,
     x: Tile,
     panels: [&Expanded; P],
@@ -332,18 +328,19 @@ unsafe fn by_rows<S: Simd, const P: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match m {
-            1 => tile::<S, 1, P>(x, panels, sums),
-            2 => tile::<S, 2, P>(x, panels, sums),
-            3 => tile::<S, 3, P>(x, panels, sums),
-            4 => tile::<S, 4, P>(x, panels, sums),
-            5 => tile::<S, 5, P>(x, panels, sums),
-            _ => tile::<S, 6, P>(x, panels, sums),
+            1 => tile::<S, 1, P>(simd, x, panels, sums),
+            2 => tile::<S, 2, P>(simd, x, panels, sums),
+            3 => tile::<S, 3, P>(simd, x, panels, sums),
+            4 => tile::<S, 4, P>(simd, x, panels, sums),
+            5 => tile::<S, 5, P>(simd, x, panels, sums),
+            _ => tile::<S, 6, P>(simd, x, panels, sums),
         }
     }
 }
 
 #[inline(always)]
 unsafe fn tile<S: Simd, const M: usize, const P: usize>(
+    simd: S,
     x: Tile,
     panels: [&Expanded; P],
     all_sums: [&mut [[f32; LANES]]; P],
@@ -355,49 +352,51 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
     let n_pairs = GROUP_LEN / 2 / n_parts;
     // SAFETY: the processor has the instructions; the lengths are as asserted.
     unsafe {
-        let mut sums = [[S::splat(0.0); M]; P];
+        let mut sums = [[simd.splat(0.0); M]; P];
         for p in 0..P {
             for m in 0..M {
-                sums[p][m] = S::load(all_sums[p][m].as_ptr());
+                sums[p][m] = simd.load(all_sums[p][m].as_ptr());
             }
         }
         for group in 0..x.n_groups {
             let (words, factors) = (words.add(group * M), factors.add(group * M));
             for m in 0..M {
-                S::prefetch_l1(words.wrapping_add(AHEAD * M + m).cast());
+                simd.prefetch_l1(words.wrapping_add(AHEAD * M + m).cast());
             }
-            S::prefetch_l1(factors.wrapping_add(AHEAD * M).cast());
-            S::prefetch_l1(factors.wrapping_add(AHEAD * M + 4).cast());
+            simd.prefetch_l1(factors.wrapping_add(AHEAD * M).cast());
+            simd.prefetch_l1(factors.wrapping_add(AHEAD * M + 4).cast());
             for part in 0..n_parts {
-                let mut products = [[S::word_sums(); M]; P];
+                let mut products = [[simd.zero_i16_sums(); M]; P];
                 for pair in part * n_pairs..(part + 1) * n_pairs {
                     let of_panel = |p: usize| {
                         panels[p].codes(group, CodeWidth::Word).cast::<i16>().add(pair * 2 * LANES)
                     };
-                    let mut weights = [S::load_words(of_panel(0)); P];
+                    let mut weights = [simd.load_i16_pairs(of_panel(0)); P];
                     for p in 1..P {
-                        weights[p] = S::load_words(of_panel(p));
+                        weights[p] = simd.load_i16_pairs(of_panel(p));
                     }
                     for m in 0..M {
                         let activations = words.add(m).cast::<i16>().add(2 * pair);
                         for p in 0..P {
-                            products[p][m] = S::dot_words(products[p][m], weights[p], activations);
+                            products[p][m] = simd.dot_i16_pairs(products[p][m], weights[p], activations);
                         }
                     }
                 }
                 for p in 0..P {
                     let at = group * n_parts + part;
-                    let scale = S::load(panels[p].scales[at].as_ptr());
+                    let scale = simd.load(panels[p].scales[at].as_ptr());
                     for m in 0..M {
-                        let product =
-                            S::mul(S::finish_words(products[p][m]), S::splat((*factors.add(m)).scale));
-                        sums[p][m] = S::mul_add(product, scale, sums[p][m]);
+                        let product = simd.mul(
+                            simd.i16_sums_to_floats(products[p][m]),
+                            simd.splat((*factors.add(m)).scale),
+                        );
+                        sums[p][m] = simd.mul_add(product, scale, sums[p][m]);
                     }
                     if has_mins {
-                        let min = S::load(panels[p].mins[at].as_ptr());
+                        let min = simd.load(panels[p].mins[at].as_ptr());
                         for m in 0..M {
                             let sum = (*factors.add(m)).sum_of(part, n_parts);
-                            sums[p][m] = S::mul_add(min, S::splat(sum), sums[p][m]);
+                            sums[p][m] = simd.mul_add(min, simd.splat(sum), sums[p][m]);
                         }
                     }
                 }
@@ -405,7 +404,7 @@ unsafe fn tile<S: Simd, const M: usize, const P: usize>(
         }
         for p in 0..P {
             for m in 0..M {
-                S::store(sums[p][m], all_sums[p][m].as_mut_ptr());
+                simd.store(sums[p][m], all_sums[p][m].as_mut_ptr());
             }
         }
     }

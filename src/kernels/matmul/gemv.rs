@@ -41,6 +41,7 @@ pub trait Format: Packing {
     /// As [`Simd`]; `packed` points to a block, each of `x` to the activations of its inner elements, which
     /// are `stride` apart.
     unsafe fn accumulate<S: Simd, const M: usize>(
+        simd: S,
         packed: *const u8,
         x: [*const Self::Activation; M],
         stride: usize,
@@ -59,6 +60,7 @@ impl<Q: Quantized> Format for Q {
 
     #[inline(always)]
     unsafe fn accumulate<S: Simd, const M: usize>(
+        simd: S,
         packed: *const u8,
         mut x: [*const ActivationGroup; M],
         stride: usize,
@@ -67,41 +69,41 @@ impl<Q: Quantized> Format for Q {
     ) {
         for group in 0..Self::N_ACTIVATIONS {
             if fetches {
-                fetch::<S, Q>(packed, group, Self::N_ACTIVATIONS);
+                fetch::<S, Q>(simd, packed, group, Self::N_ACTIVATIONS);
             }
             for idx in 0..Q::SCALES_PER_GROUP {
                 let is_whole = Q::SCALES_PER_GROUP == 1;
-                let mut products = [S::sums(0); M];
+                let mut products = [simd.splat_sums(0); M];
                 if Q::ZERO != 0 {
                     for m in 0..M {
                         let sum = if is_whole { (*x[m]).sum } else { (*x[m]).half_sums[idx] };
-                        products[m] = S::sums(-Q::ZERO * sum);
+                        products[m] = simd.splat_sums(-Q::ZERO * sum);
                     }
                 }
                 let pairs = if is_whole { 0..4 } else { 2 * idx..2 * idx + 2 };
                 for first in pairs.clone().step_by(S::PAIRS_AT_ONCE) {
-                    let mut codes = [Q::codes::<S>(packed, group, first / 2, first % 2); 4];
+                    let mut codes = [Q::codes(simd, packed, group, first / 2, first % 2); 4];
                     for pair in first + 1..pairs.end.min(first + S::PAIRS_AT_ONCE) {
-                        codes[pair - first] = Q::codes::<S>(packed, group, pair / 2, pair % 2);
+                        codes[pair - first] = Q::codes(simd, packed, group, pair / 2, pair % 2);
                     }
                     for quad in 2 * first..2 * pairs.end.min(first + S::PAIRS_AT_ONCE) {
                         let codes = codes[quad / 2 - first][quad % 2];
                         for m in 0..M {
                             let quads = x[m].cast::<u8>().add(quad * QUAD_BYTES);
-                            products[m] = S::dot(products[m], codes, quads);
+                            products[m] = simd.dot_codes(products[m], codes, quads);
                         }
                     }
                 }
-                let scale = Q::scale::<S>(packed, group, idx);
+                let scale = Q::scale(simd, packed, group, idx);
                 for m in 0..M {
-                    let product = S::mul(S::finish(products[m]), S::splat((*x[m]).scale));
-                    sums[m] = S::mul_add(product, scale, sums[m]);
+                    let product = simd.mul(simd.sums_to_floats(products[m]), simd.splat((*x[m]).scale));
+                    sums[m] = simd.mul_add(product, scale, sums[m]);
                 }
                 if Q::HAS_MINS {
-                    let min = Q::min::<S>(packed, group, idx);
+                    let min = Q::min(simd, packed, group, idx);
                     for m in 0..M {
                         let sum = if is_whole { (*x[m]).scaled_sum } else { (*x[m]).scaled_half_sums[idx] };
-                        sums[m] = S::mul_add(min, S::splat(sum), sums[m]);
+                        sums[m] = simd.mul_add(min, simd.splat(sum), sums[m]);
                     }
                 }
             }
@@ -125,6 +127,7 @@ macro_rules! float_gemv {
 
             #[inline(always)]
             unsafe fn accumulate<S: Simd, const M: usize>(
+                simd: S,
                 packed: *const u8,
                 x: [*const f32; M],
                 _: usize,
@@ -132,11 +135,11 @@ macro_rules! float_gemv {
                 fetches: bool,
             ) {
                 if fetches {
-                    fetch::<S, Self>(packed, 0, 1);
+                    fetch::<S, Self>(simd, packed, 0, 1);
                 }
-                let weights = S::$load(packed.cast());
+                let weights = simd.$load(packed.cast());
                 for m in 0..M {
-                    sums[m] = S::mul_add(weights, S::splat(*x[m]), sums[m]);
+                    sums[m] = simd.mul_add(weights, simd.splat(*x[m]), sums[m]);
                 }
             }
         }
@@ -159,6 +162,7 @@ float_gemv!(Bf16, load_bf16);
 /// kind.
 #[inline(always)]
 unsafe fn panel_products<'p, S: Simd>(
+    simd: S,
     matrix: &PackedMatrix,
     panels: Range<usize>,
     x: &Activations,
@@ -178,7 +182,7 @@ unsafe fn panel_products<'p, S: Simd>(
         let x = all[rows.start * per_row..].as_ptr();
         // SAFETY: the caller's promise; the panels are there with all their blocks, and so are the rows of
         // activations, as asserted.
-        unsafe { tiles::<S, F>(packed, n_blocks, x, stride, rows.len(), products, fetches) }
+        unsafe { tiles::<S, F>(simd, packed, n_blocks, x, stride, rows.len(), products, fetches) }
     });
     // SAFETY: every row of every panel has been written.
     unsafe { products.assume_init_ref() }
@@ -192,6 +196,7 @@ unsafe fn panel_products<'p, S: Simd>(
 /// As [`Simd`], and all that is there.
 #[inline(always)]
 unsafe fn tiles<S: Simd, F: Format>(
+    simd: S,
     packed: *const u8,
     n_blocks: usize,
     x: *const F::Activation,
@@ -209,17 +214,17 @@ unsafe fn tiles<S: Simd, F: Format>(
                 let x = x.add(of_tile * stride * n_blocks * F::N_ACTIVATIONS);
                 while row < products.len() {
                     let fetches = fetches && of_tile == 0 && row == 0;
-                    let m = (products.len() - row).min(S::TILE_ROWS);
+                    let m = (products.len() - row).min(S::GEMV_TILE_ROWS);
                     let (x, products) = (x.add(row), &mut products[row..]);
                     match m {
-                        1 => tile::<S, F, 1>(panel, n_blocks, x, stride, products, fetches),
-                        2 => tile::<S, F, 2>(panel, n_blocks, x, stride, products, fetches),
-                        3 => tile::<S, F, 3>(panel, n_blocks, x, stride, products, fetches),
-                        4 => tile::<S, F, 4>(panel, n_blocks, x, stride, products, fetches),
-                        5 => tile::<S, F, 5>(panel, n_blocks, x, stride, products, fetches),
-                        6 => tile::<S, F, 6>(panel, n_blocks, x, stride, products, fetches),
-                        7 => tile::<S, F, 7>(panel, n_blocks, x, stride, products, fetches),
-                        _ => tile::<S, F, 8>(panel, n_blocks, x, stride, products, fetches),
+                        1 => tile::<S, F, 1>(simd, panel, n_blocks, x, stride, products, fetches),
+                        2 => tile::<S, F, 2>(simd, panel, n_blocks, x, stride, products, fetches),
+                        3 => tile::<S, F, 3>(simd, panel, n_blocks, x, stride, products, fetches),
+                        4 => tile::<S, F, 4>(simd, panel, n_blocks, x, stride, products, fetches),
+                        5 => tile::<S, F, 5>(simd, panel, n_blocks, x, stride, products, fetches),
+                        6 => tile::<S, F, 6>(simd, panel, n_blocks, x, stride, products, fetches),
+                        7 => tile::<S, F, 7>(simd, panel, n_blocks, x, stride, products, fetches),
+                        _ => tile::<S, F, 8>(simd, panel, n_blocks, x, stride, products, fetches),
                     }
                     row += m;
                 }
@@ -230,6 +235,7 @@ unsafe fn tiles<S: Simd, F: Format>(
 
 #[inline(always)]
 unsafe fn tile<S: Simd, F: Format, const M: usize>(
+    simd: S,
     panel: *const u8,
     n_blocks: usize,
     x: *const F::Activation,
@@ -239,17 +245,17 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [S::splat(0.0); M];
+        let mut sums = [simd.splat(0.0); M];
         for block in 0..n_blocks {
             let packed = panel.add(block * F::PACKED_BYTES);
             let mut activations = [x; M];
             for (m, activations) in activations.iter_mut().enumerate() {
                 *activations = x.add(m + block * F::N_ACTIVATIONS * stride);
             }
-            F::accumulate::<S, M>(packed, activations, stride, &mut sums, fetches);
+            F::accumulate::<S, M>(simd, packed, activations, stride, &mut sums, fetches);
         }
         for (sums, products) in sums.into_iter().zip(products) {
-            S::store(sums, products.as_mut_ptr().cast());
+            simd.store(sums, products.as_mut_ptr().cast());
         }
     }
 }
@@ -313,8 +319,7 @@ fn as_read(team: &Team, isa: Isa, products: &Products, activations: &Activations
     let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
     for pieces in team.share(n_blocks * n_panels, at_once) {
         let kernel = AsRead { products, activations, result, block_rows, n_panels, pieces };
-        // SAFETY: the instructions are there; each panel of each block is claimed once.
-        unsafe { dispatch(isa, kernel) };
+        dispatch(isa, kernel);
     }
 }
 
@@ -333,7 +338,7 @@ impl Kernel for AsRead<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { products, activations, result, block_rows, n_panels, mut pieces } = self;
         let rows_at_once = block_rows.min(PRODUCTS_AT_ONCE);
         let mut room = [const { [const { MaybeUninit::uninit() }; PRODUCTS_AT_ONCE] }; 2];
@@ -354,7 +359,7 @@ impl Kernel for AsRead<'_> {
                     let (matrix, panels) = (panel.weighted.matrix, panel.panel..panel.panel + n_together);
                     // SAFETY: the caller's promise.
                     *tiles = unsafe {
-                        panel_products::<S>(matrix, panels, activations, rows.clone(), room, fetches)
+                        panel_products(simd, matrix, panels, activations, rows.clone(), room, fetches)
                     };
                 }
                 for idx in 0..n_together {
@@ -365,7 +370,7 @@ impl Kernel for AsRead<'_> {
                     let tile = &tiles[0][of_panel.clone()];
                     let other = if second.is_some() { &tiles[1][of_panel] } else { tile };
                     // SAFETY: as above.
-                    unsafe { finish.take::<S>(rows.clone(), [tile, other]) };
+                    unsafe { finish.take(simd, rows.clone(), [tile, other]) };
                 }
             }
         }

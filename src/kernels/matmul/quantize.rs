@@ -114,8 +114,7 @@ impl ActivationsMut<'_> {
         let rows = x[idx * tile_len..].chunks_exact(self.n_in).take(self.tile_rows);
         for (row, x) in rows.enumerate() {
             let (floats, groups) = (floats.as_deref_mut(), groups.as_deref_mut());
-            // SAFETY: the instructions are there, and the slices have places for all rows of the tile.
-            unsafe { dispatch(isa, FillRow { x, norm, row, stride: self.tile_rows, floats, groups }) }
+            dispatch(isa, FillRow { x, norm, row, stride: self.tile_rows, floats, groups });
         }
     }
 }
@@ -134,15 +133,15 @@ impl Kernel for FillRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { x, norm, row, stride, floats, groups } = self;
         // SAFETY: the caller's promise: all slices are of one length, or as many groups.
         unsafe {
-            let transform = Transform::<S>::of(x, norm);
+            let transform = Transform::new(simd, x, norm);
             if let Some(floats) = floats {
                 for start in (0..x.len()).step_by(LANES) {
                     let mut numbers = [0.0; LANES];
-                    S::store(transform.apply(x, start), numbers.as_mut_ptr());
+                    simd.store(transform.apply(x, start), numbers.as_mut_ptr());
                     let places = floats[start * stride + row..].iter_mut().step_by(stride);
                     places.take(x.len() - start).zip(numbers).for_each(|(to, number)| *to = number);
                 }
@@ -151,7 +150,7 @@ impl Kernel for FillRow<'_> {
                 for (idx, group) in groups[row..].iter_mut().step_by(stride).enumerate() {
                     let start = idx * GROUP_LEN;
                     let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
-                    quantize::<S>(halves, group);
+                    quantize(simd, halves, group);
                 }
             }
         }
@@ -161,39 +160,37 @@ impl Kernel for FillRow<'_> {
 /// What numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
 /// so small, or they are not finite and neither is their scale.
 #[inline(always)]
-pub(in crate::kernels) unsafe fn scale_of<S: Simd>(
+pub(in crate::kernels) fn scale_of<S: Simd>(
+    simd: S,
     vectors: impl Iterator<Item = S::Floats>,
 ) -> (f32, Option<f32>) {
-    // SAFETY: the processor has the instructions.
-    unsafe {
-        let mut largest = S::splat(0.0);
-        for x in vectors {
-            largest = S::max_magnitude(largest, x);
-        }
-        let largest = S::reduce_max_magnitude(largest);
-        if !largest.is_finite() {
-            return (f32::NAN, None);
-        }
-        if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
-            return (0.0, None);
-        }
-        (largest / ACTIVATION_MAX, Some(ACTIVATION_MAX / largest))
+    let mut largest = simd.splat(0.0);
+    for x in vectors {
+        largest = simd.max_magnitude(largest, x);
     }
+    let largest = simd.reduce_max_magnitude(largest);
+    if !largest.is_finite() {
+        return (f32::NAN, None);
+    }
+    if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
+        return (0.0, None);
+    }
+    (largest / ACTIVATION_MAX, Some(ACTIVATION_MAX / largest))
 }
 
 /// 32 numbers as whole ones.
 #[inline(always)]
-unsafe fn quantize<S: Simd>([first, second]: [S::Floats; 2], group: &mut ActivationGroup) {
+unsafe fn quantize<S: Simd>(simd: S, [first, second]: [S::Floats; 2], group: &mut ActivationGroup) {
     // SAFETY: a group has room for the quads of two vectors.
     unsafe {
-        let (scale, inverse) = scale_of::<S>([first, second].into_iter());
-        let Some(inverse) = inverse.map(|inverse| S::splat(inverse)) else {
+        let (scale, inverse) = scale_of(simd, [first, second].into_iter());
+        let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
             *group = ActivationGroup { scale, ..ActivationGroup::default() };
             return;
         };
-        let numbers = [S::mul(first, inverse), S::mul(second, inverse)];
+        let numbers = [simd.mul(first, inverse), simd.mul(second, inverse)];
         let quads = group.quads.each_mut().map(|quads| quads.as_mut_ptr());
-        let [first, second] = S::quantize_two(numbers, quads);
+        let [first, second] = simd.quantize_two_quads(numbers, quads);
         group.scale = scale;
         group.half_sums = [first, second];
         group.sum = first + second;

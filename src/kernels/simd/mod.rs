@@ -5,7 +5,14 @@
 //! [`dispatch`] chooses one at run time. [`Scalar`] is the definition; the others give the same
 //! integers, and the same floats but for the rounding of fused multiplications.
 
-#![allow(unsafe_op_in_unsafe_fn)] // Every function here is one expression of unsafe operations.
+/// Runs intrinsics in a method of a [`Simd`] token.
+macro_rules! intrinsics {
+    ($($body:tt)*) => {
+        // SAFETY: a token is made only where detection has found its instructions; a method that takes
+        // pointers is unsafe itself, and its caller has shown that they are valid.
+        unsafe { $($body)* }
+    };
+}
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -27,7 +34,7 @@ pub const LANES: usize = 16;
 /// Activations that are multiplied with as many neighbours of a row at once.
 pub const QUAD_LEN: usize = 4;
 
-/// Bytes that a quad of activations takes, in the form in which [`Simd::dot`] multiplies them.
+/// Bytes that a quad of activations takes, in the form in which [`Simd::dot_codes`] multiplies them.
 pub const QUAD_BYTES: usize = 8;
 
 /// The largest whole number that stands for an activation: two signed bytes hold it, the high one
@@ -41,17 +48,17 @@ pub const ACTIVATION_MAX: f32 = 32_639.0;
 /// written, of any alignment.
 pub trait Simd: Copy + 'static {
     /// Rows of activations whose sums the registers hold beside what else a product needs.
-    const TILE_ROWS: usize;
+    const GEMV_TILE_ROWS: usize;
     /// Pairs of quads whose codes are made before any of them is used: few stay in registers beside the sums.
     const PAIRS_AT_ONCE: usize = 1;
-    /// The same for products of two panels with [`Simd::dot_words`].
-    const WIDE_TILE_ROWS: usize;
+    /// The same for products of two panels with [`Simd::dot_i16_pairs`].
+    const I16_TILE_ROWS: usize;
     /// Rows from which on it pays to expand panels for that.
-    const MANY_ROWS: usize;
+    const MIN_GEMM_ROWS: usize;
     /// Rows whose sums the registers hold in products of units, and with how many panels at once.
-    const UNIT_TILE: (usize, usize);
+    const FLOAT_TILE: (usize, usize);
     /// Numbers of a unit: four bytes of what is multiplied as floats, one float32 or two bfloat16.
-    const UNIT_LEN: usize = 1;
+    const FLOATS_PER_DWORD: usize = 1;
 
     /// Sixteen float32.
     type Floats: Copy;
@@ -61,113 +68,128 @@ pub trait Simd: Copy + 'static {
     /// Sixteen sums of products in progress, one for each row.
     type Sums: Copy;
     /// Two whole numbers of 16 bits for each of sixteen rows.
-    type Words: Copy;
+    type I16Pairs: Copy;
     /// Sixteen sums of products of such, one for each row.
-    type WordSums: Copy;
+    type I16Sums: Copy;
 
     /// Runs a kernel compiled for this instruction set.
-    unsafe fn run<K: Kernel>(kernel: K) -> K::Output;
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
-    unsafe fn splat(x: f32) -> Self::Floats;
-    unsafe fn load(from: *const f32) -> Self::Floats;
-    unsafe fn store(x: Self::Floats, to: *mut f32);
-    unsafe fn load_f16(from: *const u16) -> Self::Floats;
-    unsafe fn store_f16(x: Self::Floats, to: *mut u16);
-    unsafe fn load_bf16(from: *const u16) -> Self::Floats;
-    unsafe fn load_u8(from: *const u8) -> Self::Floats;
-    unsafe fn load_i8(from: *const i8) -> Self::Floats;
+    fn splat(self, x: f32) -> Self::Floats;
+    unsafe fn load(self, from: *const f32) -> Self::Floats;
+    unsafe fn store(self, x: Self::Floats, to: *mut f32);
+    unsafe fn load_f16(self, from: *const u16) -> Self::Floats;
+    unsafe fn store_f16(self, x: Self::Floats, to: *mut u16);
+    unsafe fn load_bf16(self, from: *const u16) -> Self::Floats;
+    unsafe fn load_u8(self, from: *const u8) -> Self::Floats;
+    unsafe fn load_i8(self, from: *const i8) -> Self::Floats;
     /// Rounds numbers from -127 to 127.
-    unsafe fn store_i8(x: Self::Floats, to: *mut i8);
-    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    unsafe fn sub(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    unsafe fn store_i8(self, x: Self::Floats, to: *mut i8);
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The larger of each pair; `b` where one is not a number.
-    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The smaller of each pair; `b` where one is not a number.
-    unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`
-    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// To the nearest whole number.
-    unsafe fn round(x: Self::Floats) -> Self::Floats;
+    fn round(self, x: Self::Floats) -> Self::Floats;
     /// `x * 2^n` for whole `n` from -126 to 127.
-    unsafe fn scale_by_power(x: Self::Floats, n: Self::Floats) -> Self::Floats;
-    unsafe fn reduce_add(x: Self::Floats) -> f32;
-    unsafe fn reduce_max(x: Self::Floats) -> f32;
+    fn scale_by_power(self, x: Self::Floats, n: Self::Floats) -> Self::Floats;
+    fn reduce_add(self, x: Self::Floats) -> f32;
+    fn reduce_max(self, x: Self::Floats) -> f32;
     /// The larger magnitude of each pair; where one is not finite, neither is the result.
-    unsafe fn max_magnitude(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn max_magnitude(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The largest magnitude; not finite where one number is not.
-    unsafe fn reduce_max_magnitude(x: Self::Floats) -> f32;
+    fn reduce_max_magnitude(self, x: Self::Floats) -> f32;
 
     /// 64 codes of a byte each.
-    unsafe fn codes_8(from: *const u8) -> Self::Codes;
+    unsafe fn load_codes_8(self, from: *const u8) -> Self::Codes;
     /// Two times 64 codes of 4 bits each: in the low halves of 64 bytes, then in the high ones.
-    unsafe fn codes_4(from: *const u8) -> [Self::Codes; 2];
+    unsafe fn load_codes_4(self, from: *const u8) -> [Self::Codes; 2];
     /// Adds two bits above the low four: those at `shift` of each of 64 bytes.
-    unsafe fn with_high_2<const SHIFT: i32>(low: Self::Codes, from: *const u8) -> Self::Codes;
+    unsafe fn or_high_bits<const SHIFT: i32>(self, low: Self::Codes, from: *const u8) -> Self::Codes;
     /// Sums that start at a number.
-    unsafe fn sums(start: i32) -> Self::Sums;
+    fn splat_sums(self, start: i32) -> Self::Sums;
     /// Adds the products of 64 codes with four activations.
-    unsafe fn dot(sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums;
-    unsafe fn finish(sums: Self::Sums) -> Self::Floats;
+    unsafe fn dot_codes(self, sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums;
+    fn sums_to_floats(self, sums: Self::Sums) -> Self::Floats;
     /// Rounds sixteen numbers and stores them as four quads; gives their sum.
-    unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32;
+    unsafe fn quantize_quads(self, x: Self::Floats, quads: *mut u8) -> i32;
 
     /// The same of two vectors.
     #[inline(always)]
-    unsafe fn quantize_two(x: [Self::Floats; 2], quads: [*mut u8; 2]) -> [i32; 2] {
-        [Self::quantize(x[0], quads[0]), Self::quantize(x[1], quads[1])]
+    unsafe fn quantize_two_quads(self, x: [Self::Floats; 2], quads: [*mut u8; 2]) -> [i32; 2] {
+        intrinsics! {
+            [self.quantize_quads(x[0], quads[0]), self.quantize_quads(x[1], quads[1])]
+        }
     }
 
-    /// Stores 64 codes less `zero` as two times [`Simd::Words`]: first inner elements 0 and 2 of each row,
+    /// Stores 64 codes less `zero` as two times [`Simd::I16Pairs`]: first inner elements 0 and 2 of each row,
     /// then 1 and 3.
-    unsafe fn store_words(codes: Self::Codes, zero: i16, to: *mut i16);
+    unsafe fn store_codes_i16(self, codes: Self::Codes, zero: i16, to: *mut i16);
     /// Stores 64 codes less `zero`.
-    unsafe fn store_bytes(codes: Self::Codes, zero: i8, to: *mut i8);
-    unsafe fn load_words(from: *const i16) -> Self::Words;
-    unsafe fn word_sums() -> Self::WordSums;
+    unsafe fn store_codes_i8(self, codes: Self::Codes, zero: i8, to: *mut i8);
+    unsafe fn load_i16_pairs(self, from: *const i16) -> Self::I16Pairs;
+    fn zero_i16_sums(self) -> Self::I16Sums;
     /// Adds the products of words with two activations.
-    unsafe fn dot_words(sums: Self::WordSums, words: Self::Words, pair: *const i16) -> Self::WordSums;
-    unsafe fn finish_words(sums: Self::WordSums) -> Self::Floats;
+    unsafe fn dot_i16_pairs(
+        self,
+        sums: Self::I16Sums,
+        words: Self::I16Pairs,
+        pair: *const i16,
+    ) -> Self::I16Sums;
+    fn i16_sums_to_floats(self, sums: Self::I16Sums) -> Self::Floats;
     /// Rounds sixteen numbers and stores them as words, of each four the first and third before the second
     /// and fourth; gives their sum.
-    unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32;
+    unsafe fn quantize_i16(self, x: Self::Floats, words: *mut i16) -> i32;
 
     /// Rounds sixteen numbers and stores the two signed bytes of each, high and low ones apart; gives their
     /// sum.
     #[inline(always)]
-    unsafe fn quantize_bytes(x: Self::Floats, high: *mut i8, low: *mut i8) -> i32 {
-        let mut numbers = [0.0f32; LANES];
-        Self::store(Self::round(x), numbers.as_mut_ptr());
-        let numbers = numbers.map(|number| number as i32);
-        // The low byte is signed, so the high one takes what rounding to 256 leaves.
-        high.cast::<[i8; LANES]>().write(numbers.map(|number| ((number + 128) >> 8) as i8));
-        low.cast::<[i8; LANES]>().write(numbers.map(|number| number as i8));
-        numbers.into_iter().sum()
+    unsafe fn quantize_i8_planes(self, x: Self::Floats, high: *mut i8, low: *mut i8) -> i32 {
+        intrinsics! {
+            let mut numbers = [0.0f32; LANES];
+            self.store(self.round(x), numbers.as_mut_ptr());
+            let numbers = numbers.map(|number| number as i32);
+            // The low byte is signed, so the high one takes what rounding to 256 leaves.
+            high.cast::<[i8; LANES]>().write(numbers.map(|number| ((number + 128) >> 8) as i8));
+            low.cast::<[i8; LANES]>().write(numbers.map(|number| number as i8));
+            numbers.into_iter().sum()
+        }
     }
 
     /// Adds the products of sixteen units, which are loaded as floats, with one unit.
     #[inline(always)]
-    unsafe fn dot_units(sums: Self::Floats, units: Self::Floats, unit: *const f32) -> Self::Floats {
-        Self::mul_add(units, Self::splat(*unit), sums)
+    unsafe fn dot_dwords(self, sums: Self::Floats, units: Self::Floats, unit: *const f32) -> Self::Floats {
+        intrinsics! {
+            self.mul_add(units, self.splat(*unit), sums)
+        }
     }
 
     /// Stores sixteen numbers as units, one after the other.
     #[inline(always)]
-    unsafe fn store_units(x: Self::Floats, to: *mut f32) {
-        Self::store(x, to);
+    unsafe fn store_dwords(self, x: Self::Floats, to: *mut f32) {
+        intrinsics! {
+            self.store(x, to);
+        }
     }
 
     /// Stores sixteen units, of which each holds a number of `first` and, if it holds two, one of `second`.
     #[inline(always)]
-    unsafe fn zip_units(first: Self::Floats, _second: Self::Floats, to: *mut f32) {
-        Self::store(first, to);
+    unsafe fn store_dword_pairs(self, first: Self::Floats, _second: Self::Floats, to: *mut f32) {
+        intrinsics! {
+            self.store(first, to);
+        }
     }
 
     /// Fetches a line into the first-level cache; any address will do.
-    unsafe fn prefetch_l1(from: *const u8);
+    fn prefetch_l1(self, from: *const u8);
     /// Fetches a line into the second-level cache; any address will do.
-    unsafe fn prefetch_l2(from: *const u8);
+    fn prefetch_l2(self, from: *const u8);
 }
 
 /// A piece of work that is compiled for every instruction set.
@@ -178,17 +200,17 @@ pub trait Kernel {
     ///
     /// # Safety
     /// The processor has the instructions of `S`; and what the kernel itself asks for.
-    unsafe fn run<S: Simd>(self) -> Self::Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Runs a kernel on an instruction set; one that multiplies units of two bfloat16 if `in_bf16`.
+/// Runs a kernel on an instruction set, with dwords of two bfloat16 if `in_bf16`.
 ///
-/// # Safety
-/// As [`dispatch`]; and the processor multiplies bfloat16, if it is to ([`Isa::has_bf16`]).
-pub unsafe fn dispatch_units<K: Kernel>(isa: Isa, in_bf16: bool, kernel: K) -> K::Output {
+/// # Panics
+/// When the processor does not have the instructions.
+pub fn dispatch_float<K: Kernel>(isa: Isa, in_bf16: bool, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     if in_bf16 {
-        return Avx512Bf16::run(kernel);
+        return token(isa, Avx512Bf16::detect()).run(kernel);
     }
     debug_assert!(!in_bf16);
     dispatch(isa, kernel)
@@ -196,82 +218,79 @@ pub unsafe fn dispatch_units<K: Kernel>(isa: Isa, in_bf16: bool, kernel: K) -> K
 
 /// Runs a kernel on an instruction set.
 ///
-/// # Safety
-/// The processor has it ([`Isa::is_available`]); and what the kernel itself asks for.
-pub unsafe fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+/// # Panics
+/// When the processor does not have the instructions.
+pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => Avx512::run(kernel),
+        Isa::Avx512 | Isa::Amx => token(isa, Avx512::detect()).run(kernel),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Avx2::run(kernel),
-        _ => Scalar::run(kernel),
+        Isa::Avx2 => token(isa, Avx2::detect()).run(kernel),
+        _ => Scalar.run(kernel),
     }
 }
 
-/// `e^x`, to within two units in the last place, for x from -87 to 88; beyond these, of these.
-///
-/// # Safety
-/// As [`Simd`].
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub unsafe fn exp<S: Simd>(x: S::Floats) -> S::Floats {
-    let [y] = exp_each::<S, 1>([x]);
+fn token<S: Simd>(isa: Isa, detected: Option<S>) -> S {
+    detected.unwrap_or_else(|| panic!("this processor does not have the instructions `{isa}`"))
+}
+
+/// `e^x`, to within two units in the last place, for x from -87 to 88; beyond these, of these.
+#[inline(always)]
+pub fn exp<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+    let [y] = exp_each::<S, 1>(simd, [x]);
     y
 }
 
 /// The same of several vectors in step: each operation on one waits for the one before it.
-///
-/// # Safety
-/// As [`Simd`].
 #[inline(always)]
-pub unsafe fn exp_each<S: Simd, const N: usize>(mut x: [S::Floats; N]) -> [S::Floats; N] {
+pub fn exp_each<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
     // e^x = 2^n * e^r with |r| <= ln(2) / 2, n whole; e^r by its series, whose next term is less than
     // 2^-26.
-    let (mut powers, mut sums) = (x, [S::splat(1.0 / 5040.0); N]);
+    let (mut powers, mut sums) = (x, [simd.splat(1.0 / 5040.0); N]);
     for i in 0..N {
-        x[i] = S::min(S::max(x[i], S::splat(-87.0)), S::splat(88.0));
-        powers[i] = S::round(S::mul(x[i], S::splat(std::f32::consts::LOG2_E)));
+        x[i] = simd.min(simd.max(x[i], simd.splat(-87.0)), simd.splat(88.0));
+        powers[i] = simd.round(simd.mul(x[i], simd.splat(std::f32::consts::LOG2_E)));
     }
     // ln(2) in two parts, the first of few bits, so that the subtraction is exact.
     for part in [-0.693_359_4, 2.121_944_4e-4] {
         for i in 0..N {
-            x[i] = S::mul_add(powers[i], S::splat(part), x[i]);
+            x[i] = simd.mul_add(powers[i], simd.splat(part), x[i]);
         }
     }
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         for i in 0..N {
-            sums[i] = S::mul_add(sums[i], x[i], S::splat(coefficient));
+            sums[i] = simd.mul_add(sums[i], x[i], simd.splat(coefficient));
         }
     }
     for i in 0..N {
-        sums[i] = S::scale_by_power(sums[i], powers[i]);
+        sums[i] = simd.scale_by_power(sums[i], powers[i]);
     }
     sums
 }
 
 /// `(e^2x - 1) / (e^2x + 1)`
-///
-/// # Safety
-/// As [`Simd`].
 #[inline(always)]
-pub unsafe fn tanh<S: Simd>(x: S::Floats) -> S::Floats {
-    let one = S::splat(1.0);
+pub fn tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
+    let one = simd.splat(1.0);
     // Beyond 20 it is one, to the last place.
-    let x = S::min(S::max(x, S::splat(-20.0)), S::splat(20.0));
-    let e = exp::<S>(S::add(x, x));
-    S::div(S::sub(e, one), S::add(e, one))
+    let x = simd.min(simd.max(x, simd.splat(-20.0)), simd.splat(20.0));
+    let e = exp(simd, simd.add(x, x));
+    simd.div(simd.sub(e, one), simd.add(e, one))
 }
 
 /// Sixteen numbers from `start` on; zeros past the end.
 #[inline(always)]
-pub unsafe fn load_part<S: Simd>(x: &[f32], start: usize) -> S::Floats {
+pub fn load_part<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {
     let rest = &x[start..];
     // SAFETY: a vector is read where there are as many numbers.
     unsafe {
         if rest.len() >= LANES {
-            return S::load(rest.as_ptr());
+            return simd.load(rest.as_ptr());
         }
         let mut last = [0.0; LANES];
         last[..rest.len()].copy_from_slice(rest);
-        S::load(last.as_ptr())
+        simd.load(last.as_ptr())
     }
 }

@@ -27,124 +27,141 @@ fn half_to_float(bits: u16) -> f32 {
 /// The four activations of a quad.
 #[inline(always)]
 unsafe fn activations(quad: *const u8) -> [i32; 4] {
-    let numbers: [i16; 4] = quad.cast::<[i16; 4]>().read_unaligned();
+    // SAFETY: the caller has shown that a quad can be read.
+    let numbers: [i16; 4] = unsafe { quad.cast::<[i16; 4]>().read_unaligned() };
     numbers.map(i32::from)
 }
 
 impl Simd for Scalar {
-    const TILE_ROWS: usize = 1;
+    const GEMV_TILE_ROWS: usize = 1;
     // A compiler makes vector instructions of the loops when it sees all of a group.
     const PAIRS_AT_ONCE: usize = 4;
-    const WIDE_TILE_ROWS: usize = 4;
-    const MANY_ROWS: usize = 24;
-    const UNIT_TILE: (usize, usize) = (4, 1);
+    const I16_TILE_ROWS: usize = 4;
+    const MIN_GEMM_ROWS: usize = 24;
+    const FLOAT_TILE: (usize, usize) = (4, 1);
 
     type Floats = [f32; LANES];
     type Codes = [u8; 64];
     type Sums = [i32; LANES];
-    type Words = [i16; 2 * LANES];
-    type WordSums = [i32; LANES];
+    type I16Pairs = [i16; 2 * LANES];
+    type I16Sums = [i32; LANES];
 
     #[inline(always)]
-    unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-        kernel.run::<Self>()
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 
     #[inline(always)]
-    unsafe fn splat(x: f32) -> Self::Floats {
+    fn splat(self, x: f32) -> Self::Floats {
         [x; LANES]
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self::Floats {
-        from.cast::<Self::Floats>().read_unaligned()
+    unsafe fn load(self, from: *const f32) -> Self::Floats {
+        intrinsics! {
+            from.cast::<Self::Floats>().read_unaligned()
+        }
     }
 
     #[inline(always)]
-    unsafe fn store(x: Self::Floats, to: *mut f32) {
-        to.cast::<Self::Floats>().write_unaligned(x);
+    unsafe fn store(self, x: Self::Floats, to: *mut f32) {
+        intrinsics! {
+            to.cast::<Self::Floats>().write_unaligned(x);
+        }
     }
 
     #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> Self::Floats {
-        let bits = from.cast::<[u16; LANES]>().read_unaligned();
-        each(|i| half_to_float(bits[i]))
+    unsafe fn load_f16(self, from: *const u16) -> Self::Floats {
+        intrinsics! {
+            let bits = from.cast::<[u16; LANES]>().read_unaligned();
+            each(|i| half_to_float(bits[i]))
+        }
     }
 
     #[inline(always)]
-    unsafe fn store_f16(x: Self::Floats, to: *mut u16) {
-        to.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
+    unsafe fn store_f16(self, x: Self::Floats, to: *mut u16) {
+        intrinsics! {
+            to.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits()));
+        }
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self::Floats {
-        let bits = from.cast::<[u16; LANES]>().read_unaligned();
-        each(|i| bf16::from_bits(bits[i]).to_f32())
+    unsafe fn load_bf16(self, from: *const u16) -> Self::Floats {
+        intrinsics! {
+            let bits = from.cast::<[u16; LANES]>().read_unaligned();
+            each(|i| bf16::from_bits(bits[i]).to_f32())
+        }
     }
 
     #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> Self::Floats {
-        from.cast::<[u8; LANES]>().read_unaligned().map(f32::from)
+    unsafe fn load_u8(self, from: *const u8) -> Self::Floats {
+        intrinsics! {
+            from.cast::<[u8; LANES]>().read_unaligned().map(f32::from)
+        }
     }
 
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self::Floats {
-        from.cast::<[i8; LANES]>().read_unaligned().map(f32::from)
+    unsafe fn load_i8(self, from: *const i8) -> Self::Floats {
+        intrinsics! {
+            from.cast::<[i8; LANES]>().read_unaligned().map(f32::from)
+        }
     }
 
     #[inline(always)]
-    unsafe fn store_i8(x: Self::Floats, to: *mut i8) {
-        to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8));
+    unsafe fn store_i8(self, x: Self::Floats, to: *mut i8) {
+        intrinsics! {
+            to.cast::<[i8; LANES]>().write_unaligned(x.map(|x| x.round_ties_even() as i8));
+        }
     }
 
     #[inline(always)]
-    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| a[i] + b[i])
     }
 
     #[inline(always)]
-    unsafe fn sub(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| a[i] - b[i])
     }
 
     #[inline(always)]
-    unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| a[i] * b[i])
     }
 
     #[inline(always)]
-    unsafe fn div(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| a[i] / b[i])
     }
 
     #[inline(always)]
-    unsafe fn max(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
     #[inline(always)]
-    unsafe fn min(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
 
     #[inline(always)]
-    unsafe fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
         // Not fused: a processor without the instruction would call a function.
         each(|i| a[i] * b[i] + c[i])
     }
 
     #[inline(always)]
-    unsafe fn round(x: Self::Floats) -> Self::Floats {
+    fn round(self, x: Self::Floats) -> Self::Floats {
         x.map(f32::round_ties_even)
     }
 
     #[inline(always)]
-    unsafe fn scale_by_power(x: Self::Floats, n: Self::Floats) -> Self::Floats {
+    fn scale_by_power(self, x: Self::Floats, n: Self::Floats) -> Self::Floats {
         each(|i| x[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
 
     #[inline(always)]
-    unsafe fn reduce_add(x: Self::Floats) -> f32 {
+    fn reduce_add(self, x: Self::Floats) -> f32 {
         // In halves, as the vector instructions do.
         let eight: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
         let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
@@ -152,113 +169,138 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn reduce_max(x: Self::Floats) -> f32 {
+    fn reduce_max(self, x: Self::Floats) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
     #[inline(always)]
-    unsafe fn max_magnitude(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+    fn max_magnitude(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
         // What is not finite is larger than other numbers as a whole number, too.
         std::array::from_fn(|i| f32::from_bits(a[i].abs().to_bits().max(b[i].abs().to_bits())))
     }
 
     #[inline(always)]
-    unsafe fn reduce_max_magnitude(x: Self::Floats) -> f32 {
+    fn reduce_max_magnitude(self, x: Self::Floats) -> f32 {
         f32::from_bits(x.into_iter().fold(0, |largest, x| largest.max(x.abs().to_bits())))
     }
 
     #[inline(always)]
-    unsafe fn codes_8(from: *const u8) -> Self::Codes {
-        from.cast::<[u8; 64]>().read()
+    unsafe fn load_codes_8(self, from: *const u8) -> Self::Codes {
+        intrinsics! {
+            from.cast::<[u8; 64]>().read()
+        }
     }
 
     #[inline(always)]
-    unsafe fn codes_4(from: *const u8) -> [Self::Codes; 2] {
-        let bytes = from.cast::<[u8; 64]>().read();
-        [bytes.map(|byte| byte & 0xF), bytes.map(|byte| byte >> 4)]
+    unsafe fn load_codes_4(self, from: *const u8) -> [Self::Codes; 2] {
+        intrinsics! {
+            let bytes = from.cast::<[u8; 64]>().read();
+            [bytes.map(|byte| byte & 0xF), bytes.map(|byte| byte >> 4)]
+        }
     }
 
     #[inline(always)]
-    unsafe fn with_high_2<const SHIFT: i32>(low: Self::Codes, from: *const u8) -> Self::Codes {
-        let bytes = from.cast::<[u8; 64]>().read();
-        std::array::from_fn(|i| low[i] | ((bytes[i] >> SHIFT) & 0b11) << 4)
+    unsafe fn or_high_bits<const SHIFT: i32>(self, low: Self::Codes, from: *const u8) -> Self::Codes {
+        intrinsics! {
+            let bytes = from.cast::<[u8; 64]>().read();
+            std::array::from_fn(|i| low[i] | ((bytes[i] >> SHIFT) & 0b11) << 4)
+        }
     }
 
     #[inline(always)]
-    unsafe fn sums(start: i32) -> Self::Sums {
+    fn splat_sums(self, start: i32) -> Self::Sums {
         [start; LANES]
     }
 
     #[inline(always)]
-    unsafe fn dot(sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums {
-        let quad = activations(quad);
-        std::array::from_fn(|row| {
-            (0..4).fold(sums[row], |sum, i| sum + i32::from(codes[4 * row + i]) * quad[i])
-        })
+    unsafe fn dot_codes(self, sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums {
+        intrinsics! {
+            let quad = activations(quad);
+            std::array::from_fn(|row| {
+                (0..4).fold(sums[row], |sum, i| sum + i32::from(codes[4 * row + i]) * quad[i])
+            })
+        }
     }
 
     #[inline(always)]
-    unsafe fn finish(sums: Self::Sums) -> Self::Floats {
+    fn sums_to_floats(self, sums: Self::Sums) -> Self::Floats {
         sums.map(|sum| sum as f32)
     }
 
     #[inline(always)]
-    unsafe fn quantize(x: Self::Floats, quads: *mut u8) -> i32 {
-        let numbers = x.map(|x| x.round_ties_even() as i16);
-        for (i, quad) in numbers.as_chunks::<4>().0.iter().enumerate() {
-            quads.add(i * QUAD_BYTES).cast::<[i16; 4]>().write_unaligned(*quad);
+    unsafe fn quantize_quads(self, x: Self::Floats, quads: *mut u8) -> i32 {
+        intrinsics! {
+            let numbers = x.map(|x| x.round_ties_even() as i16);
+            for (i, quad) in numbers.as_chunks::<4>().0.iter().enumerate() {
+                quads.add(i * QUAD_BYTES).cast::<[i16; 4]>().write_unaligned(*quad);
+            }
+            numbers.into_iter().map(i32::from).sum()
         }
-        numbers.into_iter().map(i32::from).sum()
     }
 
     #[inline(always)]
-    unsafe fn store_words(codes: Self::Codes, zero: i16, to: *mut i16) {
-        let word = |row: usize, i: usize| i16::from(codes[4 * row + i]) - zero;
-        let words =
-            |first: usize| std::array::from_fn::<i16, { 2 * LANES }, _>(|i| word(i / 2, first + 2 * (i % 2)));
-        to.cast::<[[i16; 2 * LANES]; 2]>().write_unaligned([words(0), words(1)]);
+    unsafe fn store_codes_i16(self, codes: Self::Codes, zero: i16, to: *mut i16) {
+        intrinsics! {
+            let word = |row: usize, i: usize| i16::from(codes[4 * row + i]) - zero;
+            let words =
+                |first: usize| std::array::from_fn::<i16, { 2 * LANES }, _>(|i| word(i / 2, first + 2 * (i % 2)));
+            to.cast::<[[i16; 2 * LANES]; 2]>().write_unaligned([words(0), words(1)]);
+        }
     }
 
     #[inline(always)]
-    unsafe fn store_bytes(codes: Self::Codes, zero: i8, to: *mut i8) {
-        to.cast::<[i8; 4 * LANES]>()
-            .write_unaligned(codes.map(|code| code.wrapping_sub_signed(zero).cast_signed()));
+    unsafe fn store_codes_i8(self, codes: Self::Codes, zero: i8, to: *mut i8) {
+        intrinsics! {
+            to.cast::<[i8; 4 * LANES]>()
+                .write_unaligned(codes.map(|code| code.wrapping_sub_signed(zero).cast_signed()));
+        }
     }
 
     #[inline(always)]
-    unsafe fn load_words(from: *const i16) -> Self::Words {
-        from.cast::<Self::Words>().read_unaligned()
+    unsafe fn load_i16_pairs(self, from: *const i16) -> Self::I16Pairs {
+        intrinsics! {
+            from.cast::<Self::I16Pairs>().read_unaligned()
+        }
     }
 
     #[inline(always)]
-    unsafe fn word_sums() -> Self::WordSums {
+    fn zero_i16_sums(self) -> Self::I16Sums {
         [0; LANES]
     }
 
     #[inline(always)]
-    unsafe fn dot_words(sums: Self::WordSums, words: Self::Words, pair: *const i16) -> Self::WordSums {
-        let [a, b] = pair.cast::<[i16; 2]>().read_unaligned().map(i32::from);
-        std::array::from_fn(|row| {
-            sums[row] + i32::from(words[2 * row]) * a + i32::from(words[2 * row + 1]) * b
-        })
+    unsafe fn dot_i16_pairs(
+        self,
+        sums: Self::I16Sums,
+        words: Self::I16Pairs,
+        pair: *const i16,
+    ) -> Self::I16Sums {
+        intrinsics! {
+            let [a, b] = pair.cast::<[i16; 2]>().read_unaligned().map(i32::from);
+            std::array::from_fn(|row| {
+                sums[row] + i32::from(words[2 * row]) * a + i32::from(words[2 * row + 1]) * b
+            })
+        }
     }
 
     #[inline(always)]
-    unsafe fn finish_words(sums: Self::WordSums) -> Self::Floats {
+    fn i16_sums_to_floats(self, sums: Self::I16Sums) -> Self::Floats {
         sums.map(|sum| sum as f32)
     }
 
     #[inline(always)]
-    unsafe fn quantize_words(x: Self::Floats, words: *mut i16) -> i32 {
-        let numbers = x.map(|x| x.round_ties_even() as i16);
-        let ordered: [i16; LANES] = std::array::from_fn(|i| numbers[i / 4 * 4 + [0, 2, 1, 3][i % 4]]);
-        words.cast::<[i16; LANES]>().write_unaligned(ordered);
-        numbers.into_iter().map(i32::from).sum()
+    unsafe fn quantize_i16(self, x: Self::Floats, words: *mut i16) -> i32 {
+        intrinsics! {
+            let numbers = x.map(|x| x.round_ties_even() as i16);
+            let ordered: [i16; LANES] = std::array::from_fn(|i| numbers[i / 4 * 4 + [0, 2, 1, 3][i % 4]]);
+            words.cast::<[i16; LANES]>().write_unaligned(ordered);
+            numbers.into_iter().map(i32::from).sum()
+        }
     }
 
     #[inline(always)]
-    unsafe fn prefetch_l1(_: *const u8) {}
+    fn prefetch_l1(self, _: *const u8) {}
 
     #[inline(always)]
-    unsafe fn prefetch_l2(_: *const u8) {}
+    fn prefetch_l2(self, _: *const u8) {}
 }

@@ -73,20 +73,26 @@ impl Packing for Q4K {
 
 impl Quantized for Q4K {
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
-        codes_4::<S>(packed.add(Self::group(group)), half, pair)
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        group: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_4(simd, packed.add(Self::group(group)), half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
-        let scale = S::load_u8(packed.add(Self::group(group) + LOW_BYTES));
-        S::mul(scale, S::load_f16(packed.cast()))
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let scale = simd.load_u8(packed.add(Self::group(group) + LOW_BYTES));
+        simd.mul(scale, simd.load_f16(packed.cast()))
     }
 
     #[inline(always)]
-    unsafe fn min<S: Simd>(packed: *const u8, group: usize, _: usize) -> S::Floats {
-        let min = S::load_u8(packed.add(Self::group(group) + LOW_BYTES + PANEL_ROWS));
-        S::mul(min, S::sub(S::splat(0.0), S::load_f16(packed.add(2 * PANEL_ROWS).cast())))
+    unsafe fn min<S: Simd>(simd: S, packed: *const u8, group: usize, _: usize) -> S::Floats {
+        let min = simd.load_u8(packed.add(Self::group(group) + LOW_BYTES + PANEL_ROWS));
+        simd.mul(min, simd.sub(simd.splat(0.0), simd.load_f16(packed.add(2 * PANEL_ROWS).cast())))
     }
 }
 
@@ -153,14 +159,20 @@ impl Quantized for Q6K {
     const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        group: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
         let packed = packed.add(Self::group(group));
-        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+        codes_6(simd, packed, packed.add(LOW_BYTES), half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8(simd, packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
     }
 }
 
@@ -226,18 +238,24 @@ impl Quantized for General6 {
     const SCALES_PER_GROUP: usize = 2;
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2] {
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        group: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
         let packed = packed.add(Self::group(group));
-        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+        codes_6(simd, packed, packed.add(LOW_BYTES), half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        scale_i8::<S>(packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8(simd, packed, Self::group(group) + Self::SCALES + idx * PANEL_ROWS, 0)
     }
 
     #[inline(always)]
-    unsafe fn min<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats {
-        scale_i8::<S>(packed, Self::group(group) + Self::MINS + idx * PANEL_ROWS, 2 * PANEL_ROWS)
+    unsafe fn min<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        scale_i8(simd, packed, Self::group(group) + Self::MINS + idx * PANEL_ROWS, 2 * PANEL_ROWS)
     }
 }

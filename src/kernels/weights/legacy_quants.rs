@@ -32,13 +32,19 @@ impl Quantized for Q4_0 {
     const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
-        codes_4::<S>(packed, half, pair)
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        _: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_4(simd, packed, half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(LOW_BYTES).cast())
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(LOW_BYTES).cast())
     }
 }
 
@@ -75,18 +81,24 @@ impl Packing for Q4_1 {
 
 impl Quantized for Q4_1 {
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
-        codes_4::<S>(packed, half, pair)
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        _: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_4(simd, packed, half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(LOW_BYTES).cast())
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(LOW_BYTES).cast())
     }
 
     #[inline(always)]
-    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(LOW_BYTES + 2 * PANEL_ROWS).cast())
+    unsafe fn min<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(LOW_BYTES + 2 * PANEL_ROWS).cast())
     }
 }
 
@@ -123,18 +135,24 @@ impl Packing for Q5_1 {
 
 impl Quantized for Q5_1 {
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
-        codes_6::<S>(packed, packed.add(LOW_BYTES), half, pair)
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        _: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_6(simd, packed, packed.add(LOW_BYTES), half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(Self::SCALES).cast())
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(Self::SCALES).cast())
     }
 
     #[inline(always)]
-    unsafe fn min<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(Self::MINS).cast())
+    unsafe fn min<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(Self::MINS).cast())
     }
 }
 
@@ -169,12 +187,18 @@ impl Quantized for Q8_0 {
     const HAS_MINS: bool = false;
 
     #[inline(always)]
-    unsafe fn codes<S: Simd>(packed: *const u8, _: usize, half: usize, pair: usize) -> [S::Codes; 2] {
-        codes_8::<S>(packed, half, pair)
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        _: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_8(simd, packed, half, pair)
     }
 
     #[inline(always)]
-    unsafe fn scale<S: Simd>(packed: *const u8, _: usize, _: usize) -> S::Floats {
-        S::load_f16(packed.add(BYTE_CODES).cast())
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, _: usize, _: usize) -> S::Floats {
+        simd.load_f16(packed.add(BYTE_CODES).cast())
     }
 }

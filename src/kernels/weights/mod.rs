@@ -267,9 +267,7 @@ impl PackedMatrix {
             expanded.scales_per_group = Q::SCALES_PER_GROUP;
             expanded.has_mins = Q::HAS_MINS;
             let kernel = Expand::<Q> { panel, groups, width, expanded, format: PhantomData };
-            // SAFETY: `Isa::choose` and `detect` give only what the processor has; the groups are there,
-            // and so is room for them.
-            unsafe { dispatch(isa, kernel) }
+            dispatch(isa, kernel)
         });
     }
 }
@@ -286,7 +284,7 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { panel, groups, width, expanded, .. } = self;
         let n_groups = Q::BLOCK_LEN / GROUP_LEN;
         for (idx, group) in groups.enumerate() {
@@ -297,8 +295,9 @@ impl<Q: Quantized> Kernel for Expand<'_, Q> {
             // SAFETY: the caller's promise; the slices have room for a group.
             unsafe {
                 let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
-                packing::fetch::<S, Q>(packed, group % n_groups, n_groups);
+                packing::fetch::<S, Q>(simd, packed, group % n_groups, n_groups);
                 packing::expand::<S, Q>(
+                    simd,
                     packed,
                     group % n_groups,
                     width,

@@ -45,14 +45,20 @@ pub trait Quantized: Packing {
     const HAS_MINS: bool = true;
 
     /// The codes of two quads: the first or second `pair` of a `half` of a group.
-    unsafe fn codes<S: Simd>(packed: *const u8, group: usize, half: usize, pair: usize) -> [S::Codes; 2];
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        group: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2];
 
     /// A scale of a group.
-    unsafe fn scale<S: Simd>(packed: *const u8, group: usize, idx: usize) -> S::Floats;
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats;
 
     /// A minimum of a group.
-    unsafe fn min<S: Simd>(_packed: *const u8, _group: usize, _idx: usize) -> S::Floats {
-        S::splat(0.0)
+    unsafe fn min<S: Simd>(simd: S, _packed: *const u8, _group: usize, _idx: usize) -> S::Floats {
+        simd.splat(0.0)
     }
 }
 
@@ -65,10 +71,10 @@ pub(super) const FETCH_BYTES: usize = 8192;
 /// # Safety
 /// As [`Simd`]. Past the end of the matrix there is nothing to fetch, which does no harm.
 #[inline(always)]
-pub unsafe fn fetch<S: Simd, P: Packing>(packed: *const u8, group: usize, n_groups: usize) {
+pub unsafe fn fetch<S: Simd, P: Packing>(simd: S, packed: *const u8, group: usize, n_groups: usize) {
     let n_lines = P::PACKED_BYTES.div_ceil(64);
     for line in group * n_lines / n_groups..(group + 1) * n_lines / n_groups {
-        S::prefetch_l2(packed.wrapping_add(FETCH_BYTES + 64 * line));
+        simd.prefetch_l2(packed.wrapping_add(FETCH_BYTES + 64 * line));
     }
 }
 
@@ -78,6 +84,7 @@ pub unsafe fn fetch<S: Simd, P: Packing>(packed: *const u8, group: usize, n_grou
 /// As [`Quantized`]; there is room behind the pointers.
 #[inline(always)]
 pub unsafe fn expand<S: Simd, Q: Quantized>(
+    simd: S,
     packed: *const u8,
     group: usize,
     width: CodeWidth,
@@ -86,18 +93,20 @@ pub unsafe fn expand<S: Simd, Q: Quantized>(
     mins: *mut f32,
 ) {
     for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for (quad, codes) in Q::codes::<S>(packed, group, half, pair).into_iter().enumerate() {
+        for (quad, codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
             let place = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
             match width {
-                CodeWidth::Byte => S::store_bytes(codes, Q::ZERO as i8, expanded.add(place).cast()),
-                CodeWidth::Word => S::store_words(codes, Q::ZERO as i16, expanded.add(2 * place).cast()),
+                CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, expanded.add(place).cast()),
+                CodeWidth::Word => {
+                    simd.store_codes_i16(codes, Q::ZERO as i16, expanded.add(2 * place).cast())
+                }
             }
         }
     }
     for idx in 0..Q::SCALES_PER_GROUP {
-        S::store(Q::scale::<S>(packed, group, idx), scales.add(idx * PANEL_ROWS));
+        simd.store(Q::scale(simd, packed, group, idx), scales.add(idx * PANEL_ROWS));
         if Q::HAS_MINS {
-            S::store(Q::min::<S>(packed, group, idx), mins.add(idx * PANEL_ROWS));
+            simd.store(Q::min(simd, packed, group, idx), mins.add(idx * PANEL_ROWS));
         }
     }
 }
@@ -149,35 +158,41 @@ pub(super) fn half(packed: &[u8], row: usize) -> f32 {
 
 /// Two quads of four bits each: the first or second pair of a half of a group.
 #[inline(always)]
-pub(super) unsafe fn codes_4<S: Simd>(low: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
-    S::codes_4(low.add(128 * half + 64 * pair))
+pub(super) unsafe fn codes_4<S: Simd>(simd: S, low: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
+    simd.load_codes_4(low.add(128 * half + 64 * pair))
 }
 
 /// The same with two bits more.
 #[inline(always)]
 pub(super) unsafe fn codes_6<S: Simd>(
+    simd: S,
     low: *const u8,
     high: *const u8,
     half: usize,
     pair: usize,
 ) -> [S::Codes; 2] {
-    let [a, b] = codes_4::<S>(low, half, pair);
+    let [a, b] = codes_4(simd, low, half, pair);
     let high = high.add(64 * half);
     if pair == 0 {
-        [S::with_high_2::<0>(a, high), S::with_high_2::<2>(b, high)]
+        [simd.or_high_bits::<0>(a, high), simd.or_high_bits::<2>(b, high)]
     } else {
-        [S::with_high_2::<4>(a, high), S::with_high_2::<6>(b, high)]
+        [simd.or_high_bits::<4>(a, high), simd.or_high_bits::<6>(b, high)]
     }
 }
 
 #[inline(always)]
-pub(super) unsafe fn codes_8<S: Simd>(codes: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
+pub(super) unsafe fn codes_8<S: Simd>(simd: S, codes: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
     let codes = codes.add(256 * half + 128 * pair);
-    [S::codes_8(codes), S::codes_8(codes.add(64))]
+    [simd.load_codes_8(codes), simd.load_codes_8(codes.add(64))]
 }
 
 /// Sixteen scales or minimums: signed bytes at one place of a block times their factors at another.
 #[inline(always)]
-pub(super) unsafe fn scale_i8<S: Simd>(packed: *const u8, at: usize, factors_at: usize) -> S::Floats {
-    S::mul(S::load_i8(packed.add(at).cast()), S::load_f16(packed.add(factors_at).cast()))
+pub(super) unsafe fn scale_i8<S: Simd>(
+    simd: S,
+    packed: *const u8,
+    at: usize,
+    factors_at: usize,
+) -> S::Floats {
+    simd.mul(simd.load_i8(packed.add(at).cast()), simd.load_f16(packed.add(factors_at).cast()))
 }
