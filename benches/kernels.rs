@@ -8,12 +8,12 @@ use half::f16;
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence, TextAttention};
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::matmul::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
 use predict_otron_9000::kernels::norm::Norm;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use predict_otron_9000::kernels::{logits, threads::pool};
 
-use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1999) as f32 / 999.5 - 1.0).collect()
@@ -30,18 +30,18 @@ fn matrix(format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
 fn products(criterion: &mut Criterion) {
     let (n_out, n_in) = (8192, 2048);
     let isa = Isa::current();
-    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic] {
         if format == Bf16Pairs && !isa.has_bf16() {
             continue;
         }
         let mut group = criterion.benchmark_group(format!("products/{format:?}"));
         let matrix = matrix(format, n_out, n_in);
-        let weighted = [Weighted { matrix: &matrix, bias: None }];
+        let weighted = [WeightWithBias { matrix: &matrix, bias: None }];
         for n_rows in [1, 4, 32, 256] {
             let x = numbers(n_rows * n_in);
             group.throughput(Throughput::Elements(2 * (n_rows * n_out * n_in) as u64));
             group.bench_function(BenchmarkId::from_parameter(n_rows), |b| {
-                b.iter(|| linear(isa, &x, n_in, None, &Products::SideBySide(&weighted), None));
+                b.iter(|| linear(isa, &x, n_in, None, &Projection::Concat(&weighted), None));
             });
         }
         group.finish();
@@ -53,18 +53,21 @@ fn fused(criterion: &mut Criterion) {
     let (n_out, n_in, n_rows) = (1536, 576, 32);
     let isa = Isa::current();
     let (gate, up) = (matrix(Q4_1, n_out, n_in), matrix(Q4_1, n_out, n_in));
-    let (gate, up) = (Weighted { matrix: &gate, bias: None }, Weighted { matrix: &up, bias: None });
+    let (gate, up) =
+        (WeightWithBias { matrix: &gate, bias: None }, WeightWithBias { matrix: &up, bias: None });
     let (x, weight) = (numbers(n_rows * n_in), numbers(n_in));
     let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
     let mut group = criterion.benchmark_group("fused");
     group.bench_function("two products", |b| {
-        b.iter(|| linear(isa, &x, n_in, None, &Products::SideBySide(&[gate, up]), None));
+        b.iter(|| linear(isa, &x, n_in, None, &Projection::Concat(&[gate, up]), None));
     });
     group.bench_function("norm, two products", |b| {
-        b.iter(|| linear(isa, &x, n_in, norm(), &Products::SideBySide(&[gate, up]), None));
+        b.iter(|| linear(isa, &x, n_in, norm(), &Projection::Concat(&[gate, up]), None));
     });
     group.bench_function("norm, two products, gate", |b| {
-        b.iter(|| linear(isa, &x, n_in, norm(), &Products::Gated { gate, up, function: Gate::Silu }, None));
+        b.iter(|| {
+            linear(isa, &x, n_in, norm(), &Projection::Gated { gate, up, function: ActivationFn::Silu }, None)
+        });
     });
     group.finish();
 }
@@ -139,11 +142,12 @@ fn encoder_layer(criterion: &mut Criterion) {
         let format = if in_bf16 { Bf16Pairs } else { F32 };
         let mut group = criterion.benchmark_group(format!("encoder/{format:?}"));
         let (up, down) = (matrix(format, inner, hidden), matrix(format, hidden, inner));
-        let (up, down) = (Weighted { matrix: &up, bias: None }, Weighted { matrix: &down, bias: None });
+        let (up, down) =
+            (WeightWithBias { matrix: &up, bias: None }, WeightWithBias { matrix: &down, bias: None });
         group.throughput(Throughput::Elements((4 * n_rows * hidden * inner) as u64));
         group.bench_function("mlp", |b| {
             let x = &qkv[..n_rows * hidden];
-            b.iter(|| mlp(isa, x, None, &Products::Through(up, Gate::Gelu), down));
+            b.iter(|| mlp(isa, x, None, &Projection::Activated(up, ActivationFn::Gelu), down));
         });
         let attention = TextAttention {
             n_heads,
@@ -168,8 +172,8 @@ fn logits(criterion: &mut Criterion) {
     let isa = Isa::current();
     let logits = numbers(49_152);
     let mut group = criterion.benchmark_group("logits");
-    group.bench_function("max", |b| b.iter(|| logits::max(isa, &logits)));
-    group.bench_function("weights", |b| b.iter(|| logits::weights(isa, &logits, 1.0, 0.7)));
+    group.bench_function("max", |b| b.iter(|| logits::max_logit(isa, &logits)));
+    group.bench_function("weights", |b| b.iter(|| logits::softmax_weights(isa, &logits, 1.0, 0.7)));
     group.finish();
 }
 
@@ -177,7 +181,7 @@ fn logits(criterion: &mut Criterion) {
 fn pool_costs(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pool");
     group.bench_function("run", |b| b.iter(|| pool::run(|_| {})));
-    group.bench_function("share", |b| b.iter(|| pool::run(|team| team.share(16, 1).for_each(drop))));
+    group.bench_function("share", |b| b.iter(|| pool::run(|team| team.claim_chunks(16, 1).for_each(drop))));
     group.finish();
 }
 

@@ -40,7 +40,7 @@ struct Report {
 struct MeasuredLimits {
     /// Reading as many bytes as the model has weights.
     read_gb_s: f64,
-    /// Products of the instructions in use.
+    /// Projection of the instructions in use.
     matrix_tflop_s: f64,
 }
 

@@ -1,5 +1,5 @@
 //! Guesses at what comes next, out of a text itself or of what the client predicts of it: what followed its last few tokens when they stood there
-//! before may follow them again (Saxena, "Prompt Lookup Decoding", 2023). The model computes a few guesses
+//! before may follow them again (Saxena, "Prompt TableLookup Decoding", 2023). The model computes a few guesses
 //! along with the newest token for little more than that one takes, and what it would have chosen itself is
 //! kept: the text stays the same.
 //!

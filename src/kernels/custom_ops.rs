@@ -6,16 +6,16 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail}
 
 use super::attention::{Attention, Sequence, TextAttention};
 use super::isa::Isa;
-use super::matmul::{Products, Weighted, linear, mlp};
+use super::matmul::{Projection, WeightWithBias, linear, mlp};
 use super::norm::Norm;
-use super::norm::normed;
+use super::norm::norm_rows;
 
-/// Products of `[n_rows, n_in]`; a second tensor is what they are added to.
+/// Projection of `[n_rows, n_in]`; a second tensor is what they are added to.
 #[derive(Debug)]
 pub struct LinearOp<'a> {
     pub isa: Isa,
     pub norm: Option<Norm<'a>>,
-    pub products: Products<'a>,
+    pub products: Projection<'a>,
 }
 
 impl LinearOp<'_> {
@@ -64,8 +64,8 @@ impl CustomOp2 for LinearOp<'_> {
 pub struct MlpOp<'a> {
     pub isa: Isa,
     pub norm: Option<Norm<'a>>,
-    pub inner: Products<'a>,
-    pub down: Weighted<'a>,
+    pub inner: Projection<'a>,
+    pub down: WeightWithBias<'a>,
 }
 
 impl CustomOp1 for MlpOp<'_> {
@@ -96,19 +96,19 @@ impl CustomOp1 for NormOp<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, n_columns) = layout.shape().dims2()?;
-        let y = normed(self.isa, numbers(x, layout)?, n_columns, &self.norm);
+        let y = norm_rows(self.isa, numbers(x, layout)?, n_columns, &self.norm);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
 
 /// Attention within texts of some lengths, `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
-pub struct TextAttentionOp<'a> {
+pub struct EncoderAttentionOp<'a> {
     pub isa: Isa,
     pub attention: TextAttention<'a>,
     pub lengths: &'a [usize],
 }
 
-impl CustomOp1 for TextAttentionOp<'_> {
+impl CustomOp1 for EncoderAttentionOp<'_> {
     fn name(&self) -> &'static str {
         "text-attention"
     }

@@ -4,17 +4,17 @@
 use super::attention::kv_block::{BLOCK_TOKENS, KvFormat, KvLayout};
 use super::attention::{Attention, DistanceBias, HeadNorms, KvRef, Rotation, Sequence, TextAttention};
 use super::isa::Isa;
-use super::matmul::{Gate, Products, Weighted, linear, mlp};
-use super::memory::PageBytes;
+use super::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
+use super::memory::HugePageBuf;
 use super::norm::Norm;
 use super::weights::{PackedMatrix, WeightFormat};
 
 /// Numbers at the end of a page.
-struct Numbers(PageBytes);
+struct Numbers(HugePageBuf);
 
 impl Numbers {
     fn new(len: usize) -> Self {
-        let mut bytes = PageBytes::zeroed(len * size_of::<f32>());
+        let mut bytes = HugePageBuf::zeroed(len * size_of::<f32>());
         for (idx, bytes) in bytes.chunks_exact_mut(size_of::<f32>()).enumerate() {
             let number = (idx * 7 % 23) as f32 / 8.0 - 1.0;
             bytes.copy_from_slice(&number.to_ne_bytes());
@@ -36,9 +36,9 @@ fn isas() -> impl Iterator<Item = Isa> {
 
 #[test]
 fn products_stay_within_weights_and_rows() {
-    use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+    use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
-    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6] {
+    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic] {
         let blocks: &[usize] = if format.block_len() == 1 { &[1, 33, 100] } else { &[1, 3] };
         for (n_in, n_out) in blocks.iter().flat_map(|n| [1, 17, 64].map(|out| (n * format.block_len(), out)))
         {
@@ -46,8 +46,8 @@ fn products_stay_within_weights_and_rows() {
             let pack = || PackedMatrix::pack(format, n_out, n_in, |_| &row).unwrap();
             let (first, second) = (pack(), pack());
             let (weight, bias, of_out) = (Numbers::new(n_in), Numbers::new(n_in), Numbers::new(n_out));
-            let gate = Weighted { matrix: &first, bias: Some(of_out.get()) };
-            let up = Weighted { matrix: &second, bias: None };
+            let gate = WeightWithBias { matrix: &first, bias: Some(of_out.get()) };
+            let up = WeightWithBias { matrix: &second, bias: None };
             let norms = [
                 None,
                 Some(Norm::Rms { weight: weight.get(), eps: 1e-5 }),
@@ -57,13 +57,13 @@ fn products_stay_within_weights_and_rows() {
                 let (x, residual) = (Numbers::new(n_rows * n_in), Numbers::new(n_rows * n_out));
                 let isas = isas().filter(|isa| format != Bf16Pairs || isa.has_bf16());
                 for (isa, norm) in isas.flat_map(|isa| norms.map(|norm| (isa, norm))) {
-                    linear(isa, x.get(), n_in, norm, &Products::SideBySide(&[gate, up]), None);
-                    linear(isa, x.get(), n_in, norm, &Products::Added(gate), Some(residual.get()));
-                    let gated = Products::Gated { gate, up, function: Gate::Silu };
+                    linear(isa, x.get(), n_in, norm, &Projection::Concat(&[gate, up]), None);
+                    linear(isa, x.get(), n_in, norm, &Projection::Residual(gate), Some(residual.get()));
+                    let gated = Projection::Gated { gate, up, function: ActivationFn::Silu };
                     linear(isa, x.get(), n_in, norm, &gated, None);
                     if n_in == n_out {
                         mlp(isa, x.get(), norm, &gated, gate);
-                        mlp(isa, x.get(), norm, &Products::Through(up, Gate::Gelu), gate);
+                        mlp(isa, x.get(), norm, &Projection::Activated(up, ActivationFn::Gelu), gate);
                     }
                 }
                 let mut found = vec![0.0; n_in];

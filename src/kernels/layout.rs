@@ -48,22 +48,22 @@ impl CodeWidth {
 }
 
 /// Groups of a panel that are expanded at once: two panels' stay in the first-level cache.
-pub const STRETCH_GROUPS: usize = 16;
+pub const K_CHUNK_GROUPS: usize = 16;
 
 /// Groups of a panel as whole numbers.
 #[derive(Clone)]
 #[repr(C, align(64))]
-pub struct Expanded {
+pub struct UnpackedPanel {
     /// Group by group in whichever [`CodeWidth`].
-    pub codes: [u8; STRETCH_GROUPS * CodeWidth::Word.group_bytes()],
+    pub codes: [u8; K_CHUNK_GROUPS * CodeWidth::Word.group_bytes()],
     /// One or two for each group.
-    pub scales: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
-    pub mins: [[f32; PANEL_ROWS]; 2 * STRETCH_GROUPS],
+    pub scales: [[f32; PANEL_ROWS]; 2 * K_CHUNK_GROUPS],
+    pub mins: [[f32; PANEL_ROWS]; 2 * K_CHUNK_GROUPS],
     pub scales_per_group: usize,
     pub has_mins: bool,
 }
 
-impl Expanded {
+impl UnpackedPanel {
     pub const EMPTY: Self = Self {
         codes: [0; _],
         scales: [[0.0; _]; _],
@@ -83,7 +83,7 @@ impl Expanded {
 pub const MAX_TILE_ROWS: usize = 8;
 
 /// Units of a full tile of AMX: rows are filled up with zeros to a multiple of it.
-pub const TILE_UNITS: usize = 16;
+pub const TILE_DWORDS: usize = 16;
 
 /// Rows on the left of a product.
 #[derive(Clone, Copy)]
@@ -92,8 +92,8 @@ pub struct FloatTile {
     pub n_rows: usize,
     /// Units from a row to the next.
     pub stride: usize,
-    /// Units of a row that count; behind them there are zeros up to whole [`TILE_UNITS`].
-    pub n_units: usize,
+    /// Units of a row that count; behind them there are zeros up to whole [`TILE_DWORDS`].
+    pub n_dwords: usize,
     /// Whether the panels lie beyond the first-level cache, where the processor alone does not look ahead far
     /// enough.
     pub fetches: bool,
@@ -103,11 +103,11 @@ pub struct FloatTile {
 /// of those of a tile, whose high bytes, row by row, come before the low.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Words(pub [i16; GROUP_LEN]);
+pub struct I16Group(pub [i16; GROUP_LEN]);
 
 /// What goes with them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Factors {
+pub struct GroupScale {
     /// What the whole numbers are multiplied by.
     pub scale: f32,
     /// The sum of all, scaled, and of each half.
@@ -115,7 +115,7 @@ pub struct Factors {
     pub half_sums: [f32; 2],
 }
 
-impl Factors {
+impl GroupScale {
     /// The sum of one of `n_parts` of the group.
     #[inline(always)]
     pub fn sum_of(&self, part: usize, n_parts: usize) -> f32 {
@@ -125,8 +125,8 @@ impl Factors {
 
 /// Groups of the rows of a tile.
 #[derive(Clone, Copy)]
-pub struct Tile<'a> {
-    pub words: &'a [Words],
-    pub factors: &'a [Factors],
+pub struct I16Tile<'a> {
+    pub words: &'a [I16Group],
+    pub factors: &'a [GroupScale],
     pub n_groups: usize,
 }

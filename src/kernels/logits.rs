@@ -1,24 +1,24 @@
 //! Passes over the logits of a whole vocabulary.
 
 use super::isa::Isa;
-use super::simd::{Kernel, LANES, Simd, dispatch, exp, load_part};
+use super::simd::{Kernel, LANES, Simd, dispatch, exp, load_masked};
 
 /// The largest number; minus infinity when there is none. What is not a number counts as absent.
-pub fn max(isa: Isa, numbers: &[f32]) -> f32 {
-    dispatch(isa, Max(numbers))
+pub fn max_logit(isa: Isa, numbers: &[f32]) -> f32 {
+    dispatch(isa, MaxKernel(numbers))
 }
 
 /// `e^((x - max) / temperature)` of each number. What is less than `e^-87`, or not a number, becomes
 /// zero.
-pub fn weights(isa: Isa, numbers: &[f32], max: f32, temperature: f32) -> Vec<f32> {
+pub fn softmax_weights(isa: Isa, numbers: &[f32], max: f32, temperature: f32) -> Vec<f32> {
     let mut weights = vec![0.0; numbers.len()];
-    dispatch(isa, Weights { numbers, max, temperature, weights: &mut weights });
+    dispatch(isa, SoftmaxWeightsKernel { numbers, max, temperature, weights: &mut weights });
     weights
 }
 
-struct Max<'a>(&'a [f32]);
+struct MaxKernel<'a>(&'a [f32]);
 
-impl Kernel for Max<'_> {
+impl Kernel for MaxKernel<'_> {
     type Output = f32;
 
     #[inline(always)]
@@ -37,14 +37,14 @@ impl Kernel for Max<'_> {
     }
 }
 
-struct Weights<'a> {
+struct SoftmaxWeightsKernel<'a> {
     numbers: &'a [f32],
     max: f32,
     temperature: f32,
     weights: &'a mut [f32],
 }
 
-impl Kernel for Weights<'_> {
+impl Kernel for SoftmaxWeightsKernel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -56,7 +56,7 @@ impl Kernel for Weights<'_> {
             // All that is less than this has come to it.
             let least = exp(simd, simd.splat(f32::NEG_INFINITY));
             for (start, weights) in (0..).step_by(LANES).zip(weights.chunks_mut(LANES)) {
-                let x = simd.mul(simd.sub(load_part(simd, numbers, start), max), inverse);
+                let x = simd.mul(simd.sub(load_masked(simd, numbers, start), max), inverse);
                 let mut vector = [0.0; LANES];
                 simd.store(simd.sub(exp(simd, x), least), vector.as_mut_ptr());
                 weights.copy_from_slice(&vector[..weights.len()]);
@@ -78,8 +78,8 @@ mod tests {
                     (numbers[3], numbers[9], numbers[n - 1]) = (f32::NAN, f32::NEG_INFINITY, -500.0);
                 }
                 let largest = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                assert_eq!(max(isa, &numbers), largest, "{isa} {n}");
-                for (x, weight) in numbers.iter().zip(weights(isa, &numbers, largest, 0.7)) {
+                assert_eq!(max_logit(isa, &numbers), largest, "{isa} {n}");
+                for (x, weight) in numbers.iter().zip(softmax_weights(isa, &numbers, largest, 0.7)) {
                     let expected = ((x - largest) / 0.7).exp();
                     let expected = if expected > 2e-38 { expected } else { 0.0 };
                     assert!(

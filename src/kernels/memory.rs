@@ -15,7 +15,7 @@ use memmap2::MmapMut;
 ///
 /// In this crate's own tests they end where a page ends, and what reads or writes behind it crashes.
 #[derive(Debug)]
-pub struct PageBytes {
+pub struct HugePageBuf {
     start: *mut u8,
     len: usize,
     /// What `start` points to.
@@ -23,11 +23,11 @@ pub struct PageBytes {
 }
 
 // SAFETY: nobody else reaches these bytes of the map.
-unsafe impl Send for PageBytes {}
+unsafe impl Send for HugePageBuf {}
 // SAFETY: as above.
-unsafe impl Sync for PageBytes {}
+unsafe impl Sync for HugePageBuf {}
 
-impl PageBytes {
+impl HugePageBuf {
     /// `len` zeros.
     ///
     /// # Panics
@@ -83,7 +83,7 @@ mod shared_map {
     unsafe impl Send for Rest {}
 
     /// `len` zeros that nobody else has.
-    pub fn take(len: usize) -> PageBytes {
+    pub fn take(len: usize) -> HugePageBuf {
         static LAST: Mutex<Option<Rest>> = Mutex::new(None);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = len.next_multiple_of(ALIGNMENT);
@@ -94,7 +94,7 @@ mod shared_map {
         rest.n_left -= taken;
         let map = rest.map.clone();
         *last = Some(rest);
-        PageBytes { start, len, _map: map }
+        HugePageBuf { start, len, _map: map }
     }
 
     impl Rest {
@@ -112,7 +112,7 @@ mod shared_map {
     }
 }
 
-impl Deref for PageBytes {
+impl Deref for HugePageBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -121,7 +121,7 @@ impl Deref for PageBytes {
     }
 }
 
-impl DerefMut for PageBytes {
+impl DerefMut for HugePageBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { slice::from_raw_parts_mut(self.start, self.len) }
@@ -130,12 +130,12 @@ impl DerefMut for PageBytes {
 
 /// Bytes that are shared out among several owners, each of which reaches its own part only.
 #[derive(Debug)]
-pub struct Slab(PageBytes);
+pub struct Slab(HugePageBuf);
 
 impl Slab {
     /// `len` zeros.
     pub fn zeroed(len: usize) -> Self {
-        Self(PageBytes::zeroed(len))
+        Self(HugePageBuf::zeroed(len))
     }
 
     pub fn start(&self) -> *mut u8 {

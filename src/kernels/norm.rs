@@ -3,8 +3,8 @@
 use std::mem::MaybeUninit;
 
 use super::isa::Isa;
-use super::simd::{Kernel, LANES, Simd, dispatch, load_part};
-use super::threads::disjoint::{SharedMut, written};
+use super::simd::{Kernel, LANES, Simd, dispatch, load_masked};
+use super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::threads::pool;
 
 /// What a row is divided by and multiplied with before a product.
@@ -35,7 +35,7 @@ const ROWS_AT_ONCE: usize = 16;
 
 /// A table `[n_rows, n_columns]`, and which of its rows each row of the result takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Lookup<'a> {
+pub struct TableLookup<'a> {
     pub table: &'a [f32],
     pub rows: &'a [u32],
 }
@@ -44,14 +44,14 @@ pub struct Lookup<'a> {
 ///
 /// # Panics
 /// When a table has no such row, or lengths do not fit each other.
-pub fn looked_up(isa: Isa, lookups: &[Lookup], n_columns: usize, norm: &Norm) -> Vec<f32> {
+pub fn embedding_lookup(isa: Isa, lookups: &[TableLookup], n_columns: usize, norm: &Norm) -> Vec<f32> {
     let n_rows = lookups.first().map_or(0, |lookup| lookup.rows.len());
     assert!(lookups.iter().all(|lookup| lookup.rows.len() == n_rows));
-    let row_of = |lookup: &Lookup, row: usize| {
+    let row_of = |lookup: &TableLookup, row: usize| {
         let start = lookup.rows[row] as usize * n_columns;
         start..start + n_columns
     };
-    normed_rows(isa, n_rows, n_columns, norm, |row, sum| {
+    norm_each_row(isa, n_rows, n_columns, norm, |row, sum| {
         let mut lookups = lookups.iter().map(|lookup| &lookup.table[row_of(lookup, row)]);
         if let Some(first) = lookups.next() {
             sum.copy_from_slice(first);
@@ -66,15 +66,15 @@ pub fn looked_up(isa: Isa, lookups: &[Lookup], n_columns: usize, norm: &Norm) ->
 ///
 /// # Panics
 /// When `x` is not whole rows.
-pub fn normed(isa: Isa, x: &[f32], n_columns: usize, norm: &Norm) -> Vec<f32> {
+pub fn norm_rows(isa: Isa, x: &[f32], n_columns: usize, norm: &Norm) -> Vec<f32> {
     assert!(x.len().is_multiple_of(n_columns));
-    normed_rows(isa, x.len() / n_columns, n_columns, norm, |row, numbers| {
+    norm_each_row(isa, x.len() / n_columns, n_columns, norm, |row, numbers| {
         numbers.copy_from_slice(&x[row * n_columns..][..n_columns]);
     })
 }
 
 /// Norms of rows that `fill` makes.
-fn normed_rows(
+fn norm_each_row(
     isa: Isa,
     n_rows: usize,
     n_columns: usize,
@@ -82,7 +82,7 @@ fn normed_rows(
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     norm.check(n_columns);
-    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
+    let write = |numbers: DisjointSlice<MaybeUninit<f32>>| {
         let compute = |row: usize, filled: &mut [f32]| {
             fill(row, filled);
             // SAFETY: each row is claimed once.
@@ -95,12 +95,12 @@ fn normed_rows(
         } else {
             pool::run(|team| {
                 let mut filled = vec![0.0; n_columns];
-                team.share(n_rows, ROWS_AT_ONCE).flatten().for_each(|row| compute(row, &mut filled));
+                team.claim_chunks(n_rows, ROWS_AT_ONCE).flatten().for_each(|row| compute(row, &mut filled));
             });
         }
     };
     // SAFETY: every row is written.
-    unsafe { written(n_rows * n_columns, write) }
+    unsafe { collect_rows(n_rows * n_columns, write) }
 }
 
 struct NormRow<'a> {
@@ -174,11 +174,12 @@ impl<'a, S: Simd> Transform<'a, S> {
     #[inline(always)]
     pub(super) fn apply(&self, x: &[f32], start: usize) -> S::Floats {
         let simd = self.simd;
-        let x = load_part(simd, x, start);
+        let x = load_masked(simd, x, start);
         let Some(weight) = self.weight else { return x };
-        let scaled = simd.mul(simd.mul(simd.sub(x, self.mean), self.factor), load_part(simd, weight, start));
+        let scaled =
+            simd.mul(simd.mul(simd.sub(x, self.mean), self.factor), load_masked(simd, weight, start));
         match self.bias {
-            Some(bias) => simd.add(scaled, load_part(simd, bias, start)),
+            Some(bias) => simd.add(scaled, load_masked(simd, bias, start)),
             None => scaled,
         }
     }
@@ -202,7 +203,7 @@ fn square_of<S: Simd>(simd: S, x: S::Floats) -> f32 {
 fn sum<S: Simd>(simd: S, x: &[f32], f: impl Fn(S::Floats) -> S::Floats) -> f32 {
     let mut sum = simd.splat(0.0);
     for start in (0..x.len()).step_by(LANES) {
-        sum = simd.add(sum, f(load_part(simd, x, start)));
+        sum = simd.add(sum, f(load_masked(simd, x, start)));
     }
     simd.reduce_add(sum)
 }

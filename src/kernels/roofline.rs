@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::amx;
 use super::isa::Isa;
-use super::memory::PageBytes;
+use super::memory::HugePageBuf;
 use super::simd::{Kernel, LANES, QUAD_BYTES, Simd, dispatch};
 use super::threads::pool;
 
@@ -16,7 +16,7 @@ const TIME: Duration = Duration::from_millis(100);
 /// the median of the passes.
 pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
     let n_vectors = (n_bytes / VECTOR_BYTES).max(1);
-    let mut buffer = PageBytes::zeroed(n_vectors * VECTOR_BYTES);
+    let mut buffer = HugePageBuf::zeroed(n_vectors * VECTOR_BYTES);
     // A page that nobody has written is no memory yet.
     buffer.iter_mut().step_by(512).for_each(|byte| *byte = 1);
     let bytes = &buffer[..];
@@ -24,7 +24,7 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
         pool::run(|team| {
             let of_thread = |index: usize| index * n_vectors / team.n_threads() * VECTOR_BYTES;
             let part = &bytes[of_thread(team.index())..of_thread(team.index() + 1)];
-            black_box(dispatch(isa, Read(part)));
+            black_box(dispatch(isa, ReadKernel(part)));
         });
     })
 }
@@ -33,13 +33,13 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 /// with the instructions that the kernels multiply quantized weights with, on registers.
 pub fn product_operations_per_second(isa: Isa) -> f64 {
     if isa == Isa::Amx {
-        let work = || pool::run(|_| amx::multiply(TURNS));
-        return median_rate((pool::n_threads() * 2 * TURNS * amx::PRODUCTS_PER_TURN) as f64, work);
+        let work = || pool::run(|_| amx::multiply(ITERATIONS));
+        return median_rate((pool::n_threads() * 2 * ITERATIONS * amx::PRODUCTS_PER_ITERATION) as f64, work);
     }
     let n_threads = pool::n_threads() as f64;
-    median_rate(n_threads * (TURNS * OPERATIONS_PER_TURN) as f64, || {
+    median_rate(n_threads * (ITERATIONS * OPERATIONS_PER_ITERATION) as f64, || {
         pool::run(|_| {
-            black_box(dispatch(isa, Multiply));
+            black_box(dispatch(isa, MultiplyKernel));
         });
     })
 }
@@ -59,9 +59,9 @@ fn median_rate(amount: f64, work: impl Fn()) -> f64 {
 
 const VECTOR_BYTES: usize = LANES * size_of::<f32>();
 
-struct Read<'a>(&'a [u8]);
+struct ReadKernel<'a>(&'a [u8]);
 
-impl Kernel for Read<'_> {
+impl Kernel for ReadKernel<'_> {
     type Output = f32;
 
     #[inline(always)]
@@ -79,14 +79,14 @@ impl Kernel for Read<'_> {
     }
 }
 
-/// Products of the same few operands, each a matrix of 16 by 4 with 4 activations.
-const TURNS: usize = 100_000;
+/// Projection of the same few operands, each a matrix of 16 by 4 with 4 activations.
+const ITERATIONS: usize = 100_000;
 const ROWS: usize = 8;
-const OPERATIONS_PER_TURN: usize = 2 * ROWS * 4 * LANES;
+const OPERATIONS_PER_ITERATION: usize = 2 * ROWS * 4 * LANES;
 
-struct Multiply;
+struct MultiplyKernel;
 
-impl Kernel for Multiply {
+impl Kernel for MultiplyKernel {
     type Output = f32;
 
     #[inline(always)]
@@ -97,7 +97,7 @@ impl Kernel for Multiply {
         unsafe {
             let codes = simd.load_codes_8(codes.as_ptr());
             let mut sums = [simd.splat_sums(0); ROWS];
-            for _ in 0..TURNS {
+            for _ in 0..ITERATIONS {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     *sums = simd.dot_codes(*sums, codes, quads.as_ptr().add(row * QUAD_BYTES));
                 }

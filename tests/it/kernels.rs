@@ -7,15 +7,15 @@ use predict_otron_9000::kernels::attention::{
     Attention, DistanceBias, KvRef, Rotation, Sequence, TextAttention,
 };
 use predict_otron_9000::kernels::isa::Isa;
-use predict_otron_9000::kernels::matmul::{Gate, Products, Weighted, linear, mlp};
+use predict_otron_9000::kernels::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
 use predict_otron_9000::kernels::norm::Norm;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use WeightFormat::{Bf16, Bf16Pairs, F16, F32, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
-const FORMATS: [WeightFormat; 11] = [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6];
+const FORMATS: [WeightFormat; 11] = [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic];
 
 /// Activations of quantized weights are whole numbers up to this.
 const ACTIVATION_MAX: f64 = 32_639.0;
@@ -61,7 +61,7 @@ fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8>
             Q4_0 | Q8_0 => &[0],
             Q4_1 | Q5_1 | Q4K => &[0, 2],
             Q6K => &[208],
-            General6 => &[288, 290],
+            K6Generic => &[288, 290],
         };
         for &at in factors {
             let factor = f16::from_f32(random.random_range(-0.1..0.1));
@@ -112,8 +112,8 @@ fn products_equal_their_definition() {
             for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 24, 64] {
                 let x = random_numbers(random, n_rows * n_in);
                 for isa in isas_for(format) {
-                    let products = [Weighted { matrix: &matrix, bias: None }];
-                    let found = linear(isa, &x, n_in, None, &Products::SideBySide(&products), None);
+                    let products = [WeightWithBias { matrix: &matrix, bias: None }];
+                    let found = linear(isa, &x, n_in, None, &Projection::Concat(&products), None);
                     assert_eq!(found.len(), n_rows * n_out);
                     for (idx, found) in found.iter().enumerate() {
                         let x = &x[idx / n_out * n_in..][..n_in];
@@ -137,12 +137,12 @@ fn a_row_has_the_same_products_in_every_batch() {
     for format in FORMATS {
         let (n_in, n_out) = (512, 100);
         let matrix = random_matrix(random, format, n_out, n_in);
-        let weighted = [Weighted { matrix: &matrix, bias: None }];
+        let weighted = [WeightWithBias { matrix: &matrix, bias: None }];
         let x = random_numbers(random, 64 * n_in);
         let weight = random_numbers(random, n_in);
         let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
         for isa in isas_for(format) {
-            let products = |x: &[f32]| linear(isa, x, n_in, norm(), &Products::SideBySide(&weighted), None);
+            let products = |x: &[f32]| linear(isa, x, n_in, norm(), &Projection::Concat(&weighted), None);
             let alone: Vec<f32> = x.chunks_exact(n_in).flat_map(products).collect();
             for n_rows in [2, 3, 6, 8, 11, 25, 64] {
                 let found: Vec<f32> = x.chunks(n_rows * n_in).flat_map(products).collect();
@@ -161,8 +161,8 @@ fn an_mlp_is_its_layers_one_after_the_other() {
         for down_format in [format, Q4_1, F32] {
             let [gate, up] = [(); 2].map(|()| random_matrix(random, format, n_inner, n_in));
             let down = random_matrix(random, down_format, n_in, n_inner);
-            let of = |matrix| Weighted { matrix, bias: None };
-            let inner = Products::Gated { gate: of(&gate), up: of(&up), function: Gate::Silu };
+            let of = |matrix| WeightWithBias { matrix, bias: None };
+            let inner = Projection::Gated { gate: of(&gate), up: of(&up), function: ActivationFn::Silu };
             let x = random_numbers(random, 20 * n_in);
             let weight = random_numbers(random, n_in);
             let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
@@ -170,7 +170,7 @@ fn an_mlp_is_its_layers_one_after_the_other() {
                 for x in [1, 2, 7, 8, 9, 20].map(|n_rows| &x[..n_rows * n_in]) {
                     let found = mlp(isa, x, norm(), &inner, of(&down));
                     let y = linear(isa, x, n_in, norm(), &inner, None);
-                    let expected = linear(isa, &y, n_inner, None, &Products::Added(of(&down)), Some(x));
+                    let expected = linear(isa, &y, n_inner, None, &Projection::Residual(of(&down)), Some(x));
                     // Where both are of bfloat16, so is what is between them.
                     let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * (1.0 + b.abs());
                     let is_equal = if format == Bf16Pairs && down_format == Bf16Pairs {
@@ -196,8 +196,8 @@ fn what_is_not_a_number_stays_in_its_row() {
         {
             let mut x = random_numbers(random, 3 * n_in);
             x[n_in + 77] = wrong;
-            let products = [Weighted { matrix: &matrix, bias: None }];
-            let found = linear(isa, &x, n_in, None, &Products::SideBySide(&products), None);
+            let products = [WeightWithBias { matrix: &matrix, bias: None }];
+            let found = linear(isa, &x, n_in, None, &Projection::Concat(&products), None);
             let (first, rest) = found.split_at(n_out);
             let (second, third) = rest.split_at(n_out);
             assert!(first.iter().chain(third).all(|y| y.is_finite()), "{format:?} {isa}");
@@ -212,12 +212,12 @@ fn very_small_and_very_large_numbers_keep_their_size() {
     let (n_in, n_out) = (64, 16);
     for format in [Q4_0, Q8_0, F16] {
         let matrix = random_matrix(random, format, n_out, n_in);
-        let products = [Weighted { matrix: &matrix, bias: None }];
+        let products = [WeightWithBias { matrix: &matrix, bias: None }];
         let x = random_numbers(random, n_in);
         for isa in isas() {
             let of = |factor: f32| {
                 let x: Vec<f32> = x.iter().map(|x| x * factor).collect();
-                linear(isa, &x, n_in, None, &Products::SideBySide(&products), None)
+                linear(isa, &x, n_in, None, &Projection::Concat(&products), None)
             };
             let usual = of(1.0);
             let largest = usual.iter().fold(0f32, |largest, y| largest.max(y.abs()));

@@ -624,7 +624,7 @@ impl Worker {
         match advancing.len() {
             0 => return 0,
             1 => advance(0),
-            n => pool::run(|team| team.share(n, 1).flatten().for_each(advance)),
+            n => pool::run(|team| team.claim_chunks(n, 1).flatten().for_each(advance)),
         }
         let advanced: Vec<_> = advancing
             .into_iter()

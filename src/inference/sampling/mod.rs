@@ -150,7 +150,7 @@ impl Sampler {
         if temperature <= 0.0 {
             return Ok(argmax(logits));
         }
-        let weights = kernels::weights(Isa::current(), logits, max, temperature);
+        let weights = kernels::softmax_weights(Isa::current(), logits, max, temperature);
         let drawn = if self.params.cuts() {
             draw(&mut self.rng, &candidates(&weights, &self.params))
         } else {
@@ -212,7 +212,7 @@ fn draw_of_all(rng: &mut StdRng, weights: &[f32]) -> Option<u32> {
 
 /// The largest logit; not finite when there is none or one is infinite. NaN counts as absent.
 fn max(logits: &[f32]) -> f32 {
-    kernels::max(Isa::current(), logits)
+    kernels::max_logit(Isa::current(), logits)
 }
 
 /// The likeliest token; the first of equals.
@@ -286,7 +286,7 @@ pub struct Logprobs<'a> {
 impl<'a> Logprobs<'a> {
     pub fn new(logits: &'a [f32]) -> Self {
         let max = max(logits);
-        let weights = kernels::weights(Isa::current(), logits, max, 1.0);
+        let weights = kernels::softmax_weights(Isa::current(), logits, max, 1.0);
         let sum: f64 = weights.into_iter().map(f64::from).sum();
         Self { logits, log_sum: max + sum.ln() as f32 }
     }
@@ -366,7 +366,7 @@ mod tests {
     }
 
     fn candidates_of(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
-        candidates(&kernels::weights(Isa::current(), logits, max(logits), 1.0), params)
+        candidates(&kernels::softmax_weights(Isa::current(), logits, max(logits), 1.0), params)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::arch::asm;
 
 use super::isa::Isa;
 use super::layout::{
-    CodeWidth, Expanded, FloatTile, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS, TILE_UNITS, Tile,
+    CodeWidth, FloatTile, GROUP_LEN, I16Tile, K_CHUNK_GROUPS, PANEL_ROWS, TILE_DWORDS, UnpackedPanel,
 };
 use super::simd::{Avx512, LANES, Simd};
 
@@ -27,7 +27,7 @@ pub const TILE_ROWS: usize = ROWS / 2;
 pub const MANY_ROWS: usize = 2 * TILE_ROWS;
 
 /// Rows of units that are multiplied at once: two tiles, so that a tile of weights, once read, is used twice.
-pub const UNIT_ROWS: usize = 2 * ROWS;
+pub const FLOAT_TILE_ROWS: usize = 2 * ROWS;
 
 /// Bytes of a plane of one row's activations of a group; the low plane of a tile's rows follows the high.
 const PLANE_BYTES: usize = GROUP_LEN;
@@ -47,13 +47,13 @@ struct Shapes {
 
 /// Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights, for as long as this lives; another library
 /// on the same thread may have tiles of its own.
-pub struct Configured {
+pub struct TileConfig {
     n_inner: usize,
     /// Sums are scaled with it.
     simd: Avx512,
 }
 
-impl Configured {
+impl TileConfig {
     /// For products over `n_inner` elements.
     ///
     /// # Panics
@@ -78,7 +78,7 @@ impl Configured {
     }
 
     /// For products of units, if these are made with AMX.
-    pub fn for_units(isa: Isa, in_bf16: bool) -> Option<Self> {
+    pub fn for_floats(isa: Isa, in_bf16: bool) -> Option<Self> {
         (isa == Isa::Amx && in_bf16).then(|| Self::new(FULL_LEN))
     }
 
@@ -86,8 +86,8 @@ impl Configured {
     /// work: to configure takes as long as some ten products.
     ///
     /// # Panics
-    /// As [`Configured::new`].
-    pub fn again(kept: &mut Option<Self>, n_inner: usize) -> &Self {
+    /// As [`TileConfig::new`].
+    pub fn reconfigure(kept: &mut Option<Self>, n_inner: usize) -> &Self {
         if kept.as_ref().is_some_and(|configured| configured.n_inner != n_inner) {
             // The old shapes go before the new ones come.
             *kept = None;
@@ -96,7 +96,7 @@ impl Configured {
     }
 }
 
-impl Drop for Configured {
+impl Drop for TileConfig {
     fn drop(&mut self) {
         // SAFETY: there is AMX, as it was configured.
         unsafe { asm!("tilerelease", options(nomem, nostack)) };
@@ -115,7 +115,7 @@ const N_SUMS: usize = 4;
 
 /// Sums that wait to be scaled.
 #[repr(C, align(64))]
-struct Waiting([[[i32; PANEL_ROWS]; ROWS]; SCALED_AFTER + 1]);
+struct PendingStore([[[i32; PANEL_ROWS]; ROWS]; SCALED_AFTER + 1]);
 
 /// Adds to `sums` the products of a tile's rows with a stretch of one or two panels, group by group as
 /// [`super::wide`] does it.
@@ -125,10 +125,10 @@ struct Waiting([[[i32; PANEL_ROWS]; ROWS]; SCALED_AFTER + 1]);
 /// [`TILE_ROWS`] rows for each of its groups, though there may be fewer rows; there are those of [`MANY_ROWS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub unsafe fn tile<const P: usize>(
-    configured: &Configured,
+    configured: &TileConfig,
     n_rows: usize,
-    x: Tile,
-    panels: [&Expanded; P],
+    x: I16Tile,
+    panels: [&UnpackedPanel; P],
     sums: [&mut [[f32; LANES]]; P],
 ) {
     let n_parts = panels[0].scales_per_group;
@@ -152,14 +152,14 @@ pub unsafe fn tile<const P: usize>(
 #[inline(always)]
 unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
     simd: Avx512,
-    x: Tile,
-    panels: [&Expanded; P],
+    x: I16Tile,
+    panels: [&UnpackedPanel; P],
     sums: [&mut [[f32; LANES]]; P],
 ) {
-    assert!(x.n_groups <= STRETCH_GROUPS && x.words.len() >= M * (x.n_groups - 1) + TILE_ROWS);
+    assert!(x.n_groups <= K_CHUNK_GROUPS && x.words.len() >= M * (x.n_groups - 1) + TILE_ROWS);
     assert!(x.factors.len() >= M * x.n_groups && sums.iter().all(|sums| sums.len() == M));
     let sums = sums.map(|sums| sums.as_mut_ptr());
-    let mut steps = Steps::<M, P, PARTS> { simd, x, panels, waiting: Waiting([[[0; _]; _]; _]) };
+    let mut steps = Steps::<M, P, PARTS> { simd, x, panels, waiting: PendingStore([[[0; _]; _]; _]) };
     // SAFETY: the caller's promise; the lengths are as asserted.
     unsafe {
         // Two variables, since an array of arrays is not kept in registers.
@@ -213,9 +213,9 @@ unsafe fn store_sums<const M: usize>(simd: Avx512, sums: [Floats; M], to: *mut [
 /// [`N_SUMS`].
 struct Steps<'a, const M: usize, const P: usize, const PARTS: usize> {
     simd: Avx512,
-    x: Tile<'a>,
-    panels: [&'a Expanded; P],
-    waiting: Waiting,
+    x: I16Tile<'a>,
+    panels: [&'a UnpackedPanel; P],
+    waiting: PendingStore,
 }
 
 impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> {
@@ -346,14 +346,14 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
     }
 }
 
-/// What [`Factors::products`] does. Sums are written tile by tile, those of rows that are not there too.
+/// What [`GroupScale::products`] does. Sums are written tile by tile, those of rows that are not there too.
 ///
 /// # Safety
-/// AVX-512 and AMX are available; tiles are configured as [`Configured::for_units`] does it; whole tiles of
+/// AVX-512 and AMX are available; tiles are configured as [`TileConfig::for_floats`] does it; whole tiles of
 /// rows and panels can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub unsafe fn unit_products<const P: usize>(
-    _configured: &Configured,
+pub unsafe fn float_products<const P: usize>(
+    _configured: &TileConfig,
     x: FloatTile,
     panels: [*const f32; P],
     mut sums: [&mut [[f32; LANES]]; P],
@@ -361,15 +361,15 @@ pub unsafe fn unit_products<const P: usize>(
     assert!(sums.iter().all(|sums| sums.len() >= x.n_rows.next_multiple_of(ROWS)));
     // Where there is one panel, it stands for both, and its sums are written twice.
     let panels = [panels[0], panels[P - 1]];
-    for start in (0..x.n_rows).step_by(UNIT_ROWS) {
+    for start in (0..x.n_rows).step_by(FLOAT_TILE_ROWS) {
         let sums = [0, P - 1].map(|p| sums[p][start..].as_mut_ptr());
         // SAFETY: the caller's promise; there is room for the sums, as asserted.
         unsafe {
             let x = FloatTile { rows: x.rows.add(start * x.stride), ..x };
             if x.n_rows - start > ROWS {
-                units_two_by_two(x, panels, sums);
+                float_two_by_two(x, panels, sums);
             } else {
-                units_one_by_two(x, panels, sums);
+                float_one_by_two(x, panels, sums);
             }
         }
     }
@@ -378,9 +378,9 @@ pub unsafe fn unit_products<const P: usize>(
 /// The products of two tiles of rows, one behind the other, with two panels.
 ///
 /// # Safety
-/// As [`unit_products`].
+/// As [`float_products`].
 #[inline(always)]
-unsafe fn units_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+unsafe fn float_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
@@ -393,7 +393,7 @@ unsafe fn units_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nomem, nostack),
         );
-        for step in 0..x.n_units.div_ceil(TILE_UNITS) {
+        for step in 0..x.n_dwords.div_ceil(TILE_DWORDS) {
             let rows = rows.add(step * LINE_BYTES);
             let panels = panels.map(|panel| panel.cast::<u8>().add(step * ROWS * LINE_BYTES));
             asm!(
@@ -432,9 +432,9 @@ unsafe fn units_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
 /// The products of one tile of rows with two panels.
 ///
 /// # Safety
-/// As [`unit_products`].
+/// As [`float_products`].
 #[inline(always)]
-unsafe fn units_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
+unsafe fn float_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
     // SAFETY: the caller's promise.
@@ -445,7 +445,7 @@ unsafe fn units_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
             out("tmm0") _, out("tmm1") _,
             options(nomem, nostack),
         );
-        for step in 0..x.n_units.div_ceil(TILE_UNITS) {
+        for step in 0..x.n_dwords.div_ceil(TILE_DWORDS) {
             let panels = panels.map(|panel| panel.cast::<u8>().add(step * ROWS * LINE_BYTES));
             asm!(
                 "tileloadd tmm4, [{rows} + {stride}*1]",
@@ -475,7 +475,7 @@ unsafe fn units_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
 
 /// Multiplications of activations of two bytes that a turn of [`multiply`] takes the time of: as many as
 /// there would be in bfloat16.
-pub const PRODUCTS_PER_TURN: usize = 4 * ROWS * PANEL_ROWS * FULL_LEN / 2;
+pub const PRODUCTS_PER_ITERATION: usize = 4 * ROWS * PANEL_ROWS * FULL_LEN / 2;
 
 /// Inner elements of a full tile.
 const FULL_LEN: usize = 64;
@@ -483,13 +483,13 @@ const FULL_LEN: usize = 64;
 /// Multiplies tiles that are full, over and over.
 ///
 /// # Panics
-/// As [`Configured::new`].
-pub fn multiply(n_turns: usize) {
-    let _configured = Configured::new(FULL_LEN);
+/// As [`TileConfig::new`].
+pub fn multiply(n_iterations: usize) {
+    let _configured = TileConfig::new(FULL_LEN);
     // SAFETY: tiles are configured.
     unsafe {
         asm!("tilezero tmm4", "tilezero tmm6", out("tmm4") _, out("tmm6") _, options(nomem, nostack));
-        for _ in 0..n_turns {
+        for _ in 0..n_iterations {
             asm!(
                 "tdpbssd tmm0, tmm4, tmm6",
                 "tdpbssd tmm1, tmm4, tmm6",
@@ -505,14 +505,14 @@ pub fn multiply(n_turns: usize) {
 #[cfg(test)]
 mod tests {
     use super::super::attention::TextAttention;
-    use super::super::matmul::{Gate, Products, Weighted, linear};
+    use super::super::matmul::{ActivationFn, Projection, WeightWithBias, linear};
     use super::super::weights::{PackedMatrix, WeightFormat};
     use super::*;
 
     /// On a processor without AMX its instructions are emulated.
     #[test]
     fn products_are_those_of_avx512_bit_by_bit() {
-        use WeightFormat::{Bf16, General6, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+        use WeightFormat::{Bf16, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
         if !Isa::Avx512.is_available() {
             return;
@@ -523,7 +523,7 @@ mod tests {
         let numbers = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 999.5 - 1.0).collect()
         };
-        for format in [Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, General6, Bf16] {
+        for format in [Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic, Bf16] {
             let matrix = |n_out: usize, n_in: usize, seed: usize| {
                 let n_bytes = n_in / format.block_len() * format.source_bytes();
                 // Any bytes are codes; small ones are small numbers in half precision, too.
@@ -536,14 +536,14 @@ mod tests {
             {
                 let n_in = n_blocks * format.block_len().max(32);
                 let (first, second) = (matrix(n_out, n_in, 1), matrix(n_out, n_in, 2));
-                let [first, second] = [&first, &second].map(|matrix| Weighted { matrix, bias: None });
+                let [first, second] = [&first, &second].map(|matrix| WeightWithBias { matrix, bias: None });
                 let mut x = numbers(n_rows * n_in, 3);
                 x[5] = f32::INFINITY;
                 let residual = numbers(n_rows * n_out, 4);
                 for (products, residual) in [
-                    (Products::SideBySide(&[first, second]), None),
-                    (Products::Added(first), Some(&residual[..])),
-                    (Products::Gated { gate: first, up: second, function: Gate::Silu }, None),
+                    (Projection::Concat(&[first, second]), None),
+                    (Projection::Residual(first), Some(&residual[..])),
+                    (Projection::Gated { gate: first, up: second, function: ActivationFn::Silu }, None),
                 ] {
                     let of = |isa| -> Vec<u32> {
                         let y = linear(isa, &x, n_in, None, &products, residual);
@@ -578,9 +578,9 @@ mod tests {
             let rows: Vec<u8> = numbers(n_out * n_in, 1).into_iter().flat_map(f32::to_le_bytes).collect();
             let row = |idx: usize| &rows[4 * idx * n_in..4 * (idx + 1) * n_in];
             let matrix = PackedMatrix::pack(WeightFormat::Bf16Pairs, n_out, n_in, row).unwrap();
-            let weighted = [Weighted { matrix: &matrix, bias: None }];
+            let weighted = [WeightWithBias { matrix: &matrix, bias: None }];
             let x = numbers(n_rows * n_in, 3);
-            let of = |isa| linear(isa, &x, n_in, None, &Products::SideBySide(&weighted), None);
+            let of = |isa| linear(isa, &x, n_in, None, &Projection::Concat(&weighted), None);
             assert_close(&of(Isa::Amx), &of(Isa::Avx512), &format!("{n_rows} x {n_in} x {n_out}"));
         }
         for (head_dim, reach) in [(32, None), (20, Some(9)), (64, Some(40))] {

@@ -1,23 +1,23 @@
 //! What stands for AMX where there never is any: other processors and systems.
 
 use super::isa::Isa;
-use super::layout::{Expanded, FloatTile, Tile};
+use super::layout::{FloatTile, I16Tile, UnpackedPanel};
 use super::simd::LANES;
 
 pub const TILE_ROWS: usize = 8;
 pub const MANY_ROWS: usize = usize::MAX;
-pub const UNIT_ROWS: usize = 0;
-pub const PRODUCTS_PER_TURN: usize = 1;
+pub const FLOAT_TILE_ROWS: usize = 0;
+pub const PRODUCTS_PER_ITERATION: usize = 1;
 
 /// There can be none.
-pub enum Configured {}
+pub enum TileConfig {}
 
-impl Configured {
-    pub fn for_units(_isa: Isa, _in_bf16: bool) -> Option<Self> {
+impl TileConfig {
+    pub fn for_floats(_isa: Isa, _in_bf16: bool) -> Option<Self> {
         None
     }
 
-    pub fn again(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
+    pub fn reconfigure(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
         unreachable!("AMX is never available here")
     }
 }
@@ -25,10 +25,10 @@ impl Configured {
 /// # Safety
 /// As where there is AMX.
 pub unsafe fn tile<const P: usize>(
-    configured: &Configured,
+    configured: &TileConfig,
     _n_rows: usize,
-    _x: Tile,
-    _panels: [&Expanded; P],
+    _x: I16Tile,
+    _panels: [&UnpackedPanel; P],
     _sums: [&mut [[f32; LANES]]; P],
 ) {
     match *configured {}
@@ -36,8 +36,8 @@ pub unsafe fn tile<const P: usize>(
 
 /// # Safety
 /// As where there is AMX.
-pub unsafe fn unit_products<const P: usize>(
-    configured: &Configured,
+pub unsafe fn float_products<const P: usize>(
+    configured: &TileConfig,
     _x: FloatTile,
     _panels: [*const f32; P],
     _sums: [&mut [[f32; LANES]]; P],

@@ -22,7 +22,7 @@ use self::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_k
 use self::whole::WholeRows;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
-use super::threads::disjoint::SharedMut;
+use super::threads::disjoint::DisjointSlice;
 use super::threads::pool;
 
 /// What a layer's attention is.
@@ -116,7 +116,7 @@ struct Place {
 #[derive(Clone, Copy)]
 struct BlockPtr(*mut u8);
 
-// SAFETY: the block is borrowed for as long as `Attention::forward` runs: exclusively if it is written, and
+// SAFETY: the block is borrowed for as long as `Attention::forward` runs: exclusively if it is collect_rows, and
 // then no two threads write the same place, nor one while another reads.
 unsafe impl Send for BlockPtr {}
 // SAFETY: as above.
@@ -136,7 +136,7 @@ const RANGE_KEYS: usize = 256;
 /// Pieces of work that a thread should have, so that none waits long for another.
 const PIECES_PER_THREAD: usize = 4;
 
-/// Products of queries and keys, by their number of multiplications, that are not worth sharing out.
+/// Projection of queries and keys, by their number of multiplications, that are not worth sharing out.
 const SMALL: usize = 1 << 15;
 
 /// A piece of work: some queries of some heads against some keys.
@@ -273,9 +273,9 @@ impl Attention<'_> {
             sequences: &sequences,
             first_rows: &first_rows,
             rows_of_part,
-            y: SharedMut::new(&mut y),
-            parts: SharedMut::new(&mut parts),
-            part_values: SharedMut::new(&mut part_values),
+            y: DisjointSlice::new(&mut y),
+            parts: DisjointSlice::new(&mut parts),
+            part_values: DisjointSlice::new(&mut part_values),
         };
         let do_piece = |idx: usize| {
             let (piece, next) = (&pieces[idx], pieces.get(idx + 1));
@@ -306,10 +306,10 @@ impl Attention<'_> {
             pool::run(|team| {
                 if !shared.is_empty() {
                     let at_once = shared.len().div_ceil(8 * team.n_threads());
-                    team.share(shared.len(), at_once).flatten().for_each(store);
-                    team.meet();
+                    team.claim_chunks(shared.len(), at_once).flatten().for_each(store);
+                    team.barrier();
                 }
-                team.share(pieces.len(), 1).flatten().for_each(do_piece);
+                team.claim_chunks(pieces.len(), 1).flatten().for_each(do_piece);
             });
         }
         if n_parts > 0 {
@@ -622,9 +622,9 @@ struct Work<'a> {
     first_rows: &'a [usize],
     /// Rows that a part has room for.
     rows_of_part: usize,
-    y: SharedMut<'a, f32>,
-    parts: SharedMut<'a, Part>,
-    part_values: SharedMut<'a, f32>,
+    y: DisjointSlice<'a, f32>,
+    parts: DisjointSlice<'a, Part>,
+    part_values: DisjointSlice<'a, f32>,
 }
 
 impl Work<'_> {

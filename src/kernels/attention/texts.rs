@@ -8,9 +8,9 @@ use std::ops::Range;
 use super::super::amx;
 use super::super::isa::Isa;
 use super::super::layout::FloatTile;
-use super::super::matmul::gemm_float::padded_units;
-use super::super::simd::{Kernel, LANES, Simd, dispatch_float, exp_each, load_part};
-use super::super::threads::disjoint::{SharedMut, written};
+use super::super::matmul::gemm_float::padded_dwords;
+use super::super::simd::{Kernel, LANES, Simd, dispatch_float, exp_array, load_masked};
+use super::super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::super::threads::pool;
 use super::{PIECES_PER_THREAD, Rotation, rotate};
 
@@ -71,9 +71,9 @@ impl TextAttention<'_> {
         }
         assert!(!self.in_bf16 || isa.has_bf16());
         let pieces = self.pieces(lengths);
-        let write = |y: SharedMut<MaybeUninit<f32>>| {
+        let write = |y: DisjointSlice<MaybeUninit<f32>>| {
             let do_pieces = |own: &mut dyn Iterator<Item = usize>| {
-                let amx = amx::Configured::for_units(isa, self.in_bf16);
+                let amx = amx::TileConfig::for_floats(isa, self.in_bf16);
                 SCRATCH.with_borrow_mut(|scratch| {
                     for idx in own {
                         let piece = &pieces[idx];
@@ -84,11 +84,11 @@ impl TextAttention<'_> {
             };
             match pieces.len() {
                 1 => do_pieces(&mut (0..1)),
-                n => pool::run(|team| do_pieces(&mut team.share(n, 1).flatten())),
+                n => pool::run(|team| do_pieces(&mut team.claim_chunks(n, 1).flatten())),
             }
         };
         // SAFETY: the pieces write every head of every token.
-        unsafe { written(n_tokens * hidden, write) }
+        unsafe { collect_rows(n_tokens * hidden, write) }
     }
 
     /// Shares out the work.
@@ -145,9 +145,9 @@ struct PieceKernel<'a> {
     attention: &'a TextAttention<'a>,
     piece: &'a Piece,
     qkv: &'a [f32],
-    amx: &'a Option<amx::Configured>,
+    amx: &'a Option<amx::TileConfig>,
     scratch: &'a mut Scratch,
-    y: SharedMut<'a, MaybeUninit<f32>>,
+    y: DisjointSlice<'a, MaybeUninit<f32>>,
 }
 
 impl Kernel for PieceKernel<'_> {
@@ -159,11 +159,11 @@ impl Kernel for PieceKernel<'_> {
         let TextAttention { n_heads, head_dim, scale, reach, .. } = *attention;
         let Piece { first_row, n_tokens, head, .. } = *piece;
         let hidden = n_heads * head_dim;
-        let head_units = padded_units(head_dim, S::FLOATS_PER_DWORD);
-        let key_units = padded_units(n_tokens, S::FLOATS_PER_DWORD);
+        let head_units = padded_dwords(head_dim, S::FLOATS_PER_DWORD);
+        let key_units = padded_dwords(n_tokens, S::FLOATS_PER_DWORD);
         let n_panels = n_tokens.div_ceil(LANES);
         let head_panels = head_dim.div_ceil(LANES);
-        let tile_rows = if amx.is_some() { amx::UNIT_ROWS } else { S::FLOAT_TILE.0 };
+        let tile_rows = if amx.is_some() { amx::FLOAT_TILE_ROWS } else { S::FLOAT_TILE.0 };
 
         let mut heads =
             Heads { attention, qkv, first_row, head, turned: at_least(&mut scratch.turned, head_dim, 0.0) };
@@ -192,7 +192,8 @@ impl Kernel for PieceKernel<'_> {
                 let to = &mut values[panel * value_len + unit * LANES..][..LANES];
                 // SAFETY: there is room for a vector of units.
                 unsafe {
-                    let [first, second] = rows.map(|row| load_part(simd, row, row.len().min(panel * LANES)));
+                    let [first, second] =
+                        rows.map(|row| load_masked(simd, row, row.len().min(panel * LANES)));
                     simd.store_dword_pairs(first, second, to.as_mut_ptr());
                 }
             }
@@ -221,7 +222,7 @@ impl Kernel for PieceKernel<'_> {
                 rows: queries.as_ptr(),
                 n_rows: m,
                 stride: head_units,
-                n_units: head_dim.div_ceil(S::FLOATS_PER_DWORD),
+                n_dwords: head_dim.div_ceil(S::FLOATS_PER_DWORD),
                 fetches: false,
             };
             for panel in panels.clone().step_by(2) {
@@ -253,13 +254,13 @@ impl Kernel for PieceKernel<'_> {
                 of_rows[row] = unsafe { softmax.weigh(simd, of_row) };
             }
             let first_unit = panels.start * LANES / S::FLOATS_PER_DWORD;
-            let end_unit = padded_units(panels.end * LANES, S::FLOATS_PER_DWORD).min(key_units);
+            let end_unit = padded_dwords(panels.end * LANES, S::FLOATS_PER_DWORD).min(key_units);
             // SAFETY: the weights from there on are those of the keys that are seen, and zeros behind them.
             let factors = FloatTile {
                 rows: unsafe { weights.as_ptr().add(first_unit) },
                 n_rows: m,
                 stride: key_units,
-                n_units: end_unit - first_unit,
+                n_dwords: end_unit - first_unit,
                 fetches: false,
             };
             for panel in (0..head_panels).step_by(2) {
@@ -327,7 +328,7 @@ impl<'a> Heads<'a> {
         for (idx, to) in to.chunks_exact_mut(LANES / S::FLOATS_PER_DWORD).enumerate() {
             // SAFETY: the caller's promise; a vector of numbers fills as many units.
             unsafe {
-                let numbers = load_part(simd, numbers, numbers.len().min(idx * LANES));
+                let numbers = load_masked(simd, numbers, numbers.len().min(idx * LANES));
                 simd.store_dwords(simd.mul(numbers, simd.splat(scale)), to.as_mut_ptr());
             }
         }
@@ -359,7 +360,7 @@ impl Softmax<'_> {
                 let of_panel = &mut scores[panel * tile_rows + row];
                 let first = panel * LANES;
                 if let Some(bias) = bias {
-                    let sum = simd.add(simd.load(of_panel.as_ptr()), load_part(simd, bias, first));
+                    let sum = simd.add(simd.load(of_panel.as_ptr()), load_masked(simd, bias, first));
                     simd.store(sum, of_panel.as_mut_ptr());
                 }
                 if first < visible.start || first + LANES > visible.end {
@@ -410,7 +411,7 @@ unsafe fn weigh<S: Simd, const N: usize>(
         for i in 0..N {
             differences[i] = simd.sub(simd.load(scores(panel + i)), largest);
         }
-        let of_panels = exp_each::<S, N>(simd, differences);
+        let of_panels = exp_array::<S, N>(simd, differences);
         for i in 0..N {
             sum = simd.add(sum, of_panels[i]);
             simd.store_dwords(of_panels[i], to.add(i * LANES / S::FLOATS_PER_DWORD));

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::super::matmul::quantize::scale_of;
+use super::super::matmul::quantize::quantization_scale;
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd};
 use super::kv_block::{BLOCK_TOKENS, Int8, KvLayout};
 use super::{Rows, STEP_BLOCKS, Step, fetch, rows_at_once};
@@ -54,7 +54,7 @@ impl WholeNumbers {
         let first = row * self.n_vectors;
         // SAFETY: the caller's promise; a vector's quads have their place.
         unsafe {
-            let (scale, inverse) = scale_of(simd, vectors.clone());
+            let (scale, inverse) = quantization_scale(simd, vectors.clone());
             self.scales[row] = scale;
             let of_row = first..first + self.n_vectors;
             let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {

@@ -1,10 +1,10 @@
-//! Activation functions, on vectors.
+//! ActivationFn functions, on vectors.
 
-use super::super::simd::{Simd, exp_each, tanh};
+use super::super::simd::{Simd, exp_array, tanh};
 
 /// What a gate is passed through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
+pub enum ActivationFn {
     Silu,
     /// GELU by the error function.
     Gelu,
@@ -13,7 +13,7 @@ pub enum Gate {
     Tanh,
 }
 
-impl Gate {
+impl ActivationFn {
     /// Of several vectors in step, since each operation on one waits for the one before it; what is to be
     /// rounded to bfloat16 need not be right to the last place.
     #[inline(always)]
@@ -62,7 +62,7 @@ fn over_one_plus_exp<S: Simd, const N: usize>(
     mut x: [S::Floats; N],
     y: [S::Floats; N],
 ) -> [S::Floats; N] {
-    let powers = exp_each::<S, N>(simd, y);
+    let powers = exp_array::<S, N>(simd, y);
     for i in 0..N {
         x[i] = simd.div(x[i], simd.add(simd.splat(1.0), powers[i]));
     }
@@ -111,7 +111,7 @@ fn gelu<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; 
         t[i] = simd.div(one, simd.mul_add(scaled, simd.splat(0.327_591_1), one));
         minus_squares[i] = simd.mul(simd.sub(zero, scaled), scaled);
     }
-    let powers = exp_each::<S, N>(simd, minus_squares);
+    let powers = exp_array::<S, N>(simd, minus_squares);
     // Half of 1 - erf: what is left of x, or of nothing where x is negative.
     let mut rest = [simd.splat(0.5 * 1.061_405_4); N];
     for coefficient in [-1.453_152_1, 1.421_413_7, -0.284_496_72, 0.254_829_6, 0.0] {

@@ -4,18 +4,18 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::super::layout::PANEL_ROWS;
-use super::super::simd::{LANES, Simd, load_part};
-use super::super::threads::disjoint::SharedMut;
+use super::super::simd::{LANES, Simd, load_masked};
+use super::super::threads::disjoint::DisjointSlice;
 use super::super::weights::PackedMatrix;
-use super::activation_fns::Gate;
-use super::{Products, Weighted};
+use super::activation_fns::ActivationFn;
+use super::{Projection, WeightWithBias};
 
 /// A matrix's panel.
 pub type Panel<'a> = (&'a PackedMatrix, usize);
 
 /// What becomes of products.
-pub trait Then: Sync {
-    /// Fetches the places that [`Then::take`] will write to, which are seldom in the cache.
+pub trait Epilogue: Sync {
+    /// Fetches the places that [`Epilogue::take`] will write to, which are seldom in the cache.
     ///
     /// # Safety
     /// As [`Simd`].
@@ -29,21 +29,21 @@ pub trait Then: Sync {
 }
 
 /// Where the products go.
-pub struct Product<'a> {
+pub struct OutputRows<'a> {
     pub n_out: usize,
     /// From a row to the next.
     pub stride: usize,
     /// Whether they become units of two bfloat16 instead of float32.
     pub in_bf16: bool,
-    pub numbers: SharedMut<'a, MaybeUninit<f32>>,
+    pub numbers: DisjointSlice<'a, MaybeUninit<f32>>,
     pub residual: Option<&'a [f32]>,
 }
 
-impl<'a> Product<'a> {
+impl<'a> OutputRows<'a> {
     /// Rows of `n_out` numbers, one behind the other.
     pub fn of_floats(
         n_out: usize,
-        numbers: SharedMut<'a, MaybeUninit<f32>>,
+        numbers: DisjointSlice<'a, MaybeUninit<f32>>,
         residual: Option<&'a [f32]>,
     ) -> Self {
         Self { n_out, stride: n_out, in_bf16: false, numbers, residual }
@@ -52,12 +52,12 @@ impl<'a> Product<'a> {
 
 /// A panel of a matrix, with what is added to its products.
 #[derive(Clone, Copy)]
-pub struct PanelOf<'a> {
-    pub weighted: &'a Weighted<'a>,
+pub struct PanelRef<'a> {
+    pub weighted: &'a WeightWithBias<'a>,
     pub panel: usize,
 }
 
-impl<'a> PanelOf<'a> {
+impl<'a> PanelRef<'a> {
     pub fn key(self) -> Panel<'a> {
         (self.weighted.matrix, self.panel)
     }
@@ -77,28 +77,28 @@ impl<'a> PanelOf<'a> {
     }
 }
 
-/// Products of some rows with a panel.
-pub type PanelProducts<'a> = (PanelOf<'a>, &'a [[f32; LANES]]);
+/// Projection of some rows with a panel.
+pub type PanelTile<'a> = (PanelRef<'a>, &'a [[f32; LANES]]);
 
 /// Makes results of products with one or two panels and writes them.
-pub struct Finish<'a> {
-    pub products: &'a Products<'a>,
-    pub result: &'a Product<'a>,
+pub struct StoreEpilogue<'a> {
+    pub products: &'a Projection<'a>,
+    pub result: &'a OutputRows<'a>,
     /// Where those of the first panel go.
     pub column: usize,
-    pub first: PanelOf<'a>,
-    pub second: Option<PanelOf<'a>>,
+    pub first: PanelRef<'a>,
+    pub second: Option<PanelRef<'a>>,
 }
 
 /// Bytes of a line of the cache.
 const LINE_BYTES: usize = 64;
 
-impl Then for Finish<'_> {
+impl Epilogue for StoreEpilogue<'_> {
     #[inline(always)]
     unsafe fn fetch<S: Simd>(&self, simd: S, rows: Range<usize>) {
         let Self { result, column, second, .. } = *self;
         let unit_len = if result.in_bf16 { S::FLOATS_PER_DWORD } else { 1 };
-        let n_panels = if matches!(self.products, Products::Gated { .. }) {
+        let n_panels = if matches!(self.products, Projection::Gated { .. }) {
             1
         } else {
             1 + usize::from(second.is_some())
@@ -118,13 +118,13 @@ impl Then for Finish<'_> {
         // SAFETY: the caller's promise; products are vectors.
         unsafe {
             match (*products, second) {
-                (Products::Gated { function, .. }, Some(second)) => {
+                (Projection::Gated { function, .. }, Some(second)) => {
                     let factors = Some((second, other));
                     self.write(simd, rows, column, (first, tile), Some(function), factors);
                 }
                 (products, second) => {
                     let function = match products {
-                        Products::Through(_, function) => Some(function),
+                        Projection::Activated(_, function) => Some(function),
                         _ => None,
                     };
                     self.write(simd, rows.clone(), column, (first, tile), function, None);
@@ -138,24 +138,24 @@ impl Then for Finish<'_> {
 }
 
 #[inline(always)]
-fn bias_of<S: Simd>(simd: S, panel: PanelOf) -> S::Floats {
-    panel.bias().map_or(simd.splat(0.0), |bias| load_part(simd, bias, 0))
+fn bias_of<S: Simd>(simd: S, panel: PanelRef) -> S::Floats {
+    panel.bias().map_or(simd.splat(0.0), |bias| load_masked(simd, bias, 0))
 }
 
-impl Finish<'_> {
+impl StoreEpilogue<'_> {
     /// Writes a panel's products with some rows and its bias, through a function, times others.
     ///
     /// # Safety
-    /// As [`Then::take`].
+    /// As [`Epilogue::take`].
     #[inline(always)]
     unsafe fn write<S: Simd>(
         &self,
         simd: S,
         rows: Range<usize>,
         column: usize,
-        of: PanelProducts,
-        function: Option<Gate>,
-        factors: Option<PanelProducts>,
+        of: PanelTile,
+        function: Option<ActivationFn>,
+        factors: Option<PanelTile>,
     ) {
         const AT_ONCE: usize = 4;
         let mut row = 0;
@@ -179,9 +179,9 @@ impl Finish<'_> {
         first_row: usize,
         row: usize,
         column: usize,
-        (panel, tile): PanelProducts,
-        function: Option<Gate>,
-        factors: Option<PanelProducts>,
+        (panel, tile): PanelTile,
+        function: Option<ActivationFn>,
+        factors: Option<PanelTile>,
     ) {
         let result = self.result;
         let width = panel.width();
@@ -204,7 +204,7 @@ impl Finish<'_> {
                 let row = first_row + row + i;
                 if let Some(residual) = result.residual {
                     let of_row = &residual[row * result.n_out..(row + 1) * result.n_out];
-                    x[i] = simd.add(x[i], load_part(simd, of_row, column));
+                    x[i] = simd.add(x[i], load_masked(simd, of_row, column));
                 }
                 if width == LANES {
                     let start = row * result.stride;

@@ -1,8 +1,8 @@
-//! Products of floats: of rows of activations with panels of sixteen rows of weights, or of queries with
+//! Projection of floats: of rows of activations with panels of sixteen rows of weights, or of queries with
 //! keys.
 //!
-//! Numbers lie in units of four bytes: one float32, or two bfloat16 where the processor multiplies these
-//! twice as fast. A row is its units one after the other, a panel the units of its sixteen rows side by side,
+//! Numbers lie in dwords of four bytes: one float32, or two bfloat16 where the processor multiplies these
+//! twice as fast. A row is its dwords one after the other, a panel the dwords of its sixteen rows side by side,
 //! which is also how the tiles of AMX want them. Sums are float32.
 
 use std::cell::RefCell;
@@ -11,52 +11,52 @@ use std::ops::Range;
 
 use super::super::amx;
 use super::super::isa::Isa;
-use super::super::layout::{FloatTile, TILE_UNITS};
+use super::super::layout::{FloatTile, TILE_DWORDS};
 use super::super::norm::{Norm, Transform};
 use super::super::simd::{Kernel, LANES, Simd, dispatch_float};
-use super::super::threads::disjoint::SharedMut;
+use super::super::threads::disjoint::DisjointSlice;
 use super::super::threads::pool;
-use super::epilogue::{Panel, Then};
+use super::epilogue::{Epilogue, Panel};
 
-/// Rows of a block.
+/// FloatActivations of a block.
 const BLOCK_ROWS: usize = 64;
 
 /// Blocks that meet a panel before the next does: so many stay in the second-level cache.
 pub const BLOCKS_AT_ONCE: usize = 4;
 
 /// Units of a panel that are fetched ahead.
-const UNITS_AHEAD: usize = 24;
+const DWORDS_AHEAD: usize = 24;
 
 /// Units that `n` numbers take with what fills them up.
-pub fn padded_units(n: usize, unit_len: usize) -> usize {
-    n.next_multiple_of(TILE_UNITS * unit_len) / unit_len
+pub fn padded_dwords(n: usize, unit_len: usize) -> usize {
+    n.next_multiple_of(TILE_DWORDS * unit_len) / unit_len
 }
 
 /// Units from a row of `n` numbers to the next, which should not share the same few places of a cache.
 fn stride_of(n: usize, unit_len: usize) -> usize {
     const PAGE_QUARTER: usize = 256;
-    let n_units = padded_units(n, unit_len);
-    if n_units.is_multiple_of(PAGE_QUARTER) { n_units + TILE_UNITS } else { n_units }
+    let n_dwords = padded_dwords(n, unit_len);
+    if n_dwords.is_multiple_of(PAGE_QUARTER) { n_dwords + TILE_DWORDS } else { n_dwords }
 }
 
-/// Rows of activations as units.
+/// FloatActivations of activations as dwords.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct FloatActivations {
     n_rows: usize,
     n_in: usize,
     in_bf16: bool,
     /// Units from a row to the next.
     stride: usize,
-    units: Vec<f32>,
+    dwords: Vec<f32>,
 }
 
 thread_local! {
     /// Room for the next rows, and for sums.
-    static SPARE_ROWS: RefCell<Vec<Vec<f32>>> = RefCell::default();
+    static SPARE_DWORDS: RefCell<Vec<Vec<f32>>> = RefCell::default();
     static SUMS: RefCell<[Vec<[f32; LANES]>; 2]> = RefCell::default();
 }
 
-impl Rows {
+impl FloatActivations {
     /// What `norm` makes of the rows of `x`, each `n_in` long, in bfloat16 or not.
     pub fn new(isa: Isa, in_bf16: bool, x: &[f32], n_in: usize, norm: Option<&Norm>) -> Self {
         if let Some(norm) = norm {
@@ -65,11 +65,11 @@ impl Rows {
         let mut rows = Self::room(in_bf16, x.len() / n_in, n_in);
         let (n_rows, stride) = (rows.n_rows, rows.stride);
         {
-            let units = SharedMut::new(&mut rows.units[..n_rows * stride]);
+            let dwords = DisjointSlice::new(&mut rows.dwords[..n_rows * stride]);
             let fill = |row: usize| {
                 // SAFETY: each row is claimed once.
-                let to = unsafe { units.slice(row * stride, stride) };
-                let fill = FillRow { x: &x[row * n_in..][..n_in], norm, to };
+                let to = unsafe { dwords.slice(row * stride, stride) };
+                let fill = NormFloatRow { x: &x[row * n_in..][..n_in], norm, to };
                 dispatch_float(isa, in_bf16, fill);
             };
             const AT_ONCE: usize = 8;
@@ -77,42 +77,45 @@ impl Rows {
             if n_rows * n_in <= FEW_NUMBERS {
                 (0..n_rows).for_each(fill);
             } else {
-                pool::run(|team| team.share(n_rows, AT_ONCE).flatten().for_each(fill));
+                pool::run(|team| team.claim_chunks(n_rows, AT_ONCE).flatten().for_each(fill));
             }
         }
         rows
     }
 
-    /// Rows to be written, with zeros behind what will be.
+    /// FloatActivations to be collect_rows, with zeros behind what will be.
     pub fn zeros(in_bf16: bool, n_rows: usize, n_in: usize) -> Self {
         let mut rows = Self::room(in_bf16, n_rows, n_in);
         let n_written = n_in.next_multiple_of(LANES) / if in_bf16 { 2 } else { 1 };
-        for row in rows.units[..n_rows * rows.stride].chunks_exact_mut(rows.stride) {
+        for row in rows.dwords[..n_rows * rows.stride].chunks_exact_mut(rows.stride) {
             row[n_written..].fill(0.0);
         }
         rows
     }
 
-    /// Rows that hold whatever.
+    /// FloatActivations that hold whatever.
     fn room(in_bf16: bool, n_rows: usize, n_in: usize) -> Self {
         let stride = stride_of(n_in, if in_bf16 { 2 } else { 1 });
-        let mut units = SPARE_ROWS.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let mut dwords = SPARE_DWORDS.with_borrow_mut(Vec::pop).unwrap_or_default();
         // They only grow: what is there need not be written again. Tiles of AMX are read as if they were
         // full.
-        units.resize(units.len().max((n_rows + amx::UNIT_ROWS) * stride), 0.0);
-        Self { n_rows, n_in, in_bf16, stride, units }
+        dwords.resize(dwords.len().max((n_rows + amx::FLOAT_TILE_ROWS) * stride), 0.0);
+        Self { n_rows, n_in, in_bf16, stride, dwords }
     }
 
-    /// From a row to the next, and all units.
-    pub fn units_mut(&mut self) -> (usize, SharedMut<'_, MaybeUninit<f32>>) {
-        let units = self.units.as_mut_ptr().cast();
+    /// From a row to the next, and all dwords.
+    pub fn dwords_mut(&mut self) -> (usize, DisjointSlice<'_, MaybeUninit<f32>>) {
+        let dwords = self.dwords.as_mut_ptr().cast();
         // SAFETY: what is initialised may be taken for what need not be, as long as nothing else is written.
-        (self.stride, SharedMut::new(unsafe { std::slice::from_raw_parts_mut(units, self.units.len()) }))
+        (
+            self.stride,
+            DisjointSlice::new(unsafe { std::slice::from_raw_parts_mut(dwords, self.dwords.len()) }),
+        )
     }
 
     /// Leaves the room to the next.
-    pub fn put_back(self) {
-        SPARE_ROWS.with_borrow_mut(|spare| spare.push(self.units));
+    pub fn recycle(self) {
+        SPARE_DWORDS.with_borrow_mut(|spare| spare.push(self.dwords));
     }
 
     /// How many pieces the rows are cut into.
@@ -120,56 +123,57 @@ impl Rows {
         self.n_rows.div_ceil(BLOCK_ROWS)
     }
 
-    /// Computes the products of a block of the rows with one or two panels of units; `then` gets some of the
+    /// Computes the products of a block of the rows with one or two panels of dwords; `epilogue` gets some of the
     /// rows and for each panel their products with its rows, until it has had all of the block.
     ///
     /// # Panics
-    /// When a panel is not there, of another length, or of other units.
+    /// When a panel is not there, of another length, or of other dwords.
     pub fn products(
         &self,
         isa: Isa,
-        amx: &mut Option<amx::Configured>,
+        amx: &mut Option<amx::TileConfig>,
         block: usize,
         panels: &[Panel],
-        then: &impl Then,
+        epilogue: &impl Epilogue,
     ) {
         assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
         assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_in));
-        let units = |(matrix, panel): &Panel| matrix.panel_units(*panel, self.in_bf16).as_ptr().cast();
+        let dwords = |(matrix, panel): &Panel| matrix.panel_units(*panel, self.in_bf16).as_ptr().cast();
         let rows = block * self.n_rows / self.n_blocks()..(block + 1) * self.n_rows / self.n_blocks();
-        let panels: [*const f32; 2] = [units(&panels[0]), panels.get(1).map_or(std::ptr::null(), units)];
+        let panels: [*const f32; 2] = [dwords(&panels[0]), panels.get(1).map_or(std::ptr::null(), dwords)];
         let n_panels = 1 + usize::from(!panels[1].is_null());
         if amx.is_none() {
-            *amx = amx::Configured::for_units(isa, self.in_bf16);
+            *amx = amx::TileConfig::for_floats(isa, self.in_bf16);
         }
         SUMS.with_borrow_mut(|sums| {
-            let kernel = BlockProducts { rows: self, of_block: rows, panels, n_panels, amx, sums, then };
+            let kernel =
+                FloatBlockKernel { rows: self, of_block: rows, panels, n_panels, amx, sums, epilogue };
             dispatch_float(isa, self.in_bf16, kernel);
         });
     }
 }
 
-struct FillRow<'a> {
+struct NormFloatRow<'a> {
     x: &'a [f32],
     norm: Option<&'a Norm<'a>>,
     to: &'a mut [f32],
 }
 
-impl Kernel for FillRow<'_> {
+impl Kernel for NormFloatRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { x, norm, to } = self;
         let n_whole = x.len() / LANES * LANES;
-        // SAFETY: the caller's promise: the row's units and those that fill it up.
+        // SAFETY: the caller's promise: the row's dwords and those that fill it up.
         unsafe {
             let transform = Transform::new(simd, x, norm);
             let to = to.as_mut_ptr();
             for start in (0..n_whole).step_by(LANES) {
                 simd.store_dwords(transform.apply(x, start), to.add(start / S::FLOATS_PER_DWORD));
             }
-            let end = padded_units(x.len(), S::FLOATS_PER_DWORD) * S::FLOATS_PER_DWORD;
+            let end = padded_dwords(x.len(), S::FLOATS_PER_DWORD) * S::FLOATS_PER_DWORD;
             for start in (n_whole..end).step_by(LANES) {
                 let mut rest = [0.0; LANES];
                 if start < x.len() {
@@ -183,23 +187,23 @@ impl Kernel for FillRow<'_> {
 }
 
 /// The products of a block of rows with one or two panels.
-struct BlockProducts<'a, T> {
-    rows: &'a Rows,
+struct FloatBlockKernel<'a, T> {
+    rows: &'a FloatActivations,
     of_block: Range<usize>,
     panels: [*const f32; 2],
     n_panels: usize,
-    amx: &'a Option<amx::Configured>,
+    amx: &'a Option<amx::TileConfig>,
     sums: &'a mut [Vec<[f32; LANES]>; 2],
-    then: &'a T,
+    epilogue: &'a T,
 }
 
-impl<T: Then> Kernel for BlockProducts<'_, T> {
+impl<T: Epilogue> Kernel for FloatBlockKernel<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { rows, of_block, panels, n_panels, amx, sums: [first, second], then } = self;
-        let tile = if amx.is_some() { amx::UNIT_ROWS } else { S::FLOAT_TILE.0 };
+        let Self { rows, of_block, panels, n_panels, amx, sums: [first, second], epilogue } = self;
+        let tile = if amx.is_some() { amx::FLOAT_TILE_ROWS } else { S::FLOAT_TILE.0 };
         for sums in [&mut *first, &mut *second] {
             sums.resize(sums.len().max(tile), [0.0; LANES]);
         }
@@ -210,16 +214,16 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
             let of_tile = edge(idx)..edge(idx + 1);
             let m = of_tile.len();
             let factors = FloatTile {
-                rows: rows.units[of_tile.start * rows.stride..].as_ptr(),
+                rows: rows.dwords[of_tile.start * rows.stride..].as_ptr(),
                 n_rows: m,
                 stride: rows.stride,
-                n_units: rows.n_in.div_ceil(S::FLOATS_PER_DWORD),
+                n_dwords: rows.n_in.div_ceil(S::FLOATS_PER_DWORD),
                 fetches: true,
             };
             let (first, second) = (&mut first[..tile], &mut second[..tile]);
             // SAFETY: the caller's promise.
             unsafe {
-                then.fetch(simd, of_tile.clone());
+                epilogue.fetch(simd, of_tile.clone());
                 if n_panels == 1 {
                     factors.products::<S, 1>(simd, amx.as_ref(), [panels[0]], [&mut *first]);
                 } else {
@@ -227,13 +231,13 @@ impl<T: Then> Kernel for BlockProducts<'_, T> {
                 }
             }
             // SAFETY: the caller's promise.
-            unsafe { then.take(simd, of_tile, [&first[..m], &second[..m]]) };
+            unsafe { epilogue.take(simd, of_tile, [&first[..m], &second[..m]]) };
         }
     }
 }
 
 impl FloatTile {
-    /// The products with the rows of `P` panels of as many units: `sums[p][i][j]` is that of row `i` with row
+    /// The products with the rows of `P` panels of as many dwords: `sums[p][i][j]` is that of row `i` with row
     /// `j` of panel `p`.
     ///
     /// # Safety
@@ -242,14 +246,14 @@ impl FloatTile {
     pub unsafe fn products<S: Simd, const P: usize>(
         self,
         simd: S,
-        amx: Option<&amx::Configured>,
+        amx: Option<&amx::TileConfig>,
         panels: [*const f32; P],
         sums: [&mut [[f32; LANES]]; P],
     ) {
         // SAFETY: the caller's promise.
         unsafe {
             if let Some(amx) = amx {
-                return amx::unit_products(amx, self, panels, sums);
+                return amx::float_products(amx, self, panels, sums);
             }
             let sums = sums.map(|sums| sums.as_mut_ptr());
             let (tile_rows, tile_panels) = S::FLOAT_TILE;
@@ -300,10 +304,10 @@ impl FloatTile {
         // SAFETY: the caller's promise.
         unsafe {
             let mut sums = [[simd.splat(0.0); P]; M];
-            for unit in 0..self.n_units {
+            for unit in 0..self.n_dwords {
                 if FETCHES {
                     panels.iter().for_each(|panel| {
-                        simd.prefetch_l1(panel.wrapping_add((unit + UNITS_AHEAD) * LANES).cast());
+                        simd.prefetch_l1(panel.wrapping_add((unit + DWORDS_AHEAD) * LANES).cast());
                     });
                 }
                 let weights = panels.map(|panel| simd.load(panel.add(unit * LANES)));

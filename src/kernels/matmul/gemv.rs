@@ -13,9 +13,9 @@ use super::super::threads::pool::{self, Team};
 use super::super::weights::{
     Bf16, F16, F32, PackedMatrix, Packing, Quantized, WeightFormat, fetch, with_format, with_quantized_format,
 };
-use super::epilogue::{Finish, Product, Then};
-use super::quantize::Activations;
-use super::{PIECES_PER_THREAD, Products};
+use super::epilogue::{Epilogue, OutputRows, StoreEpilogue};
+use super::quantize::GemvActivations;
+use super::{PIECES_PER_THREAD, Projection};
 
 /// Bytes of activations that one pass over the matrices uses, so that they stay in the second-level
 /// cache.
@@ -25,14 +25,14 @@ const BLOCK_BYTES: usize = 128 << 10;
 const PRODUCTS_AT_ONCE: usize = 64;
 
 /// How weights are multiplied as they are read.
-pub trait Format: Packing {
+pub trait GemvFormat: Packing {
     /// What stands for the activations of a block: [`ActivationGroup`]s or float32.
     type Activation;
     /// How many of them.
     const N_ACTIVATIONS: usize;
 
     /// The activations that it multiplies with.
-    fn of(x: &Activations) -> &[Self::Activation];
+    fn of(x: &GemvActivations) -> &[Self::Activation];
 
     /// Adds the products of a block's sixteen rows with each of `M` rows of activations. Where it `fetches`,
     /// it fetches what follows meanwhile.
@@ -50,11 +50,11 @@ pub trait Format: Packing {
     );
 }
 
-impl<Q: Quantized> Format for Q {
+impl<Q: Quantized> GemvFormat for Q {
     type Activation = ActivationGroup;
     const N_ACTIVATIONS: usize = Q::BLOCK_LEN / GROUP_LEN;
 
-    fn of(x: &Activations) -> &[ActivationGroup] {
+    fn of(x: &GemvActivations) -> &[ActivationGroup] {
         x.groups()
     }
 
@@ -117,11 +117,11 @@ impl<Q: Quantized> Format for Q {
 /// A block of one float for each row.
 macro_rules! float_gemv {
     ($name:ident, $load:ident) => {
-        impl Format for $name {
+        impl GemvFormat for $name {
             type Activation = f32;
             const N_ACTIVATIONS: usize = 1;
 
-            fn of(x: &Activations) -> &[f32] {
+            fn of(x: &GemvActivations) -> &[f32] {
                 x.floats()
             }
 
@@ -165,7 +165,7 @@ unsafe fn panel_products<'p, S: Simd>(
     simd: S,
     matrix: &PackedMatrix,
     panels: Range<usize>,
-    x: &Activations,
+    x: &GemvActivations,
     rows: Range<usize>,
     products: &'p mut [MaybeUninit<[f32; LANES]>],
     fetches: bool,
@@ -188,14 +188,14 @@ unsafe fn panel_products<'p, S: Simd>(
     unsafe { products.assume_init_ref() }
 }
 
-/// Products of panels of `n_blocks`, one behind the other, with `n_rows` rows in tiles of `stride`: the
+/// Projection of panels of `n_blocks`, one behind the other, with `n_rows` rows in tiles of `stride`: the
 /// activations of a row are as far apart, those of the next row beside them. There is room for as many panels
 /// as there are.
 ///
 /// # Safety
 /// As [`Simd`], and all that is there.
 #[inline(always)]
-unsafe fn tiles<S: Simd, F: Format>(
+unsafe fn tiles<S: Simd, F: GemvFormat>(
     simd: S,
     packed: *const u8,
     n_blocks: usize,
@@ -234,7 +234,7 @@ unsafe fn tiles<S: Simd, F: Format>(
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Format, const M: usize>(
+unsafe fn tile<S: Simd, F: GemvFormat, const M: usize>(
     simd: S,
     panel: *const u8,
     n_blocks: usize,
@@ -261,13 +261,13 @@ unsafe fn tile<S: Simd, F: Format, const M: usize>(
 }
 
 /// Multiplies the weights as they are read.
-pub fn few_rows(
+pub fn gemv(
     isa: Isa,
     x: &[f32],
     n_in: usize,
     norm: Option<&Norm>,
-    products: &Products,
-    result: &Product,
+    products: &Projection,
+    result: &OutputRows,
 ) {
     let n_rows = x.len() / n_in;
     if n_rows <= MAX_TILE_ROWS {
@@ -279,10 +279,10 @@ pub fn few_rows(
         let n_tiles = n_rows.div_ceil(MAX_TILE_ROWS);
         // SAFETY: each tile is filled once.
         let fill = |tile| unsafe { filling.fill(isa, tile, x, norm) };
-        pool::run(|team| team.share(n_tiles, 1).flatten().for_each(fill));
+        pool::run(|team| team.claim_chunks(n_tiles, 1).flatten().for_each(fill));
     }
-    pool::run(|team| as_read(team, isa, products, &activations, result));
-    activations.put_back();
+    pool::run(|team| gemv_stage(team, isa, products, &activations, result));
+    activations.recycle();
 }
 
 /// A stage in which the threads share the products with up to [`MAX_TILE_ROWS`] rows of `x`. Each prepares the
@@ -293,48 +293,54 @@ pub fn one_tile(
     x: &[f32],
     n_in: usize,
     norm: Option<&Norm>,
-    products: &Products,
-    result: &Product,
+    products: &Projection,
+    result: &OutputRows,
 ) {
     let mut activations = activations_for(products, x.len() / n_in, n_in);
     // SAFETY: nobody else has these.
     unsafe { activations.shared().fill(isa, 0, x, norm) };
-    as_read(team, isa, products, &activations, result);
-    activations.put_back();
+    gemv_stage(team, isa, products, &activations, result);
+    activations.recycle();
 }
 
 /// Room for rows in the forms that `products` take.
-fn activations_for(products: &Products, n_rows: usize, n_in: usize) -> Activations {
+fn activations_for(products: &Projection, n_rows: usize, n_in: usize) -> GemvActivations {
     let wants = |quantized: bool| {
         products.matrices().any(|weighted| weighted.matrix.format().is_quantized() == quantized)
     };
-    Activations::take(n_rows, n_in, wants(false), wants(true))
+    GemvActivations::acquire(n_rows, n_in, wants(false), wants(true))
 }
 
 /// Shares out the products with all rows.
-fn as_read(team: &Team, isa: Isa, products: &Products, activations: &Activations, result: &Product) {
+fn gemv_stage(
+    team: &Team,
+    isa: Isa,
+    products: &Projection,
+    activations: &GemvActivations,
+    result: &OutputRows,
+) {
     let (n_rows, n_panels) = (activations.n_rows(), products.n_groups(1));
     let block_rows = (BLOCK_BYTES / (3 * activations.n_in())).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
     let n_blocks = n_rows.div_ceil(block_rows.max(1));
     let at_once = n_panels.div_ceil(PIECES_PER_THREAD * team.n_threads());
-    for pieces in team.share(n_blocks * n_panels, at_once) {
-        let kernel = AsRead { products, activations, result, block_rows, n_panels, pieces };
+    for pieces in team.claim_chunks(n_blocks * n_panels, at_once) {
+        let kernel = GemvKernel { products, activations, result, block_rows, n_panels, pieces };
         dispatch(isa, kernel);
     }
 }
 
 /// Groups of panels with blocks of rows.
-struct AsRead<'a> {
-    products: &'a Products<'a>,
-    activations: &'a Activations,
-    result: &'a Product<'a>,
+struct GemvKernel<'a> {
+    products: &'a Projection<'a>,
+    activations: &'a GemvActivations,
+    result: &'a OutputRows<'a>,
     block_rows: usize,
     n_panels: usize,
     /// Which, block by block.
     pieces: Range<usize>,
 }
 
-impl Kernel for AsRead<'_> {
+impl Kernel for GemvKernel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -365,7 +371,7 @@ impl Kernel for AsRead<'_> {
                 for idx in 0..n_together {
                     let column = column + idx * PANEL_ROWS;
                     let (first, second) = (first.after(idx), second.map(|second| second.after(idx)));
-                    let finish = Finish { products, result, column, first, second };
+                    let finish = StoreEpilogue { products, result, column, first, second };
                     let of_panel = idx * rows.len()..(idx + 1) * rows.len();
                     let tile = &tiles[0][of_panel.clone()];
                     let other = if second.is_some() { &tiles[1][of_panel] } else { tile };

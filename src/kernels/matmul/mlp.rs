@@ -5,21 +5,21 @@ use std::mem::MaybeUninit;
 use super::super::isa::Isa;
 use super::super::layout::MAX_TILE_ROWS;
 use super::super::norm::Norm;
-use super::super::threads::disjoint::{SharedMut, written};
+use super::super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::super::threads::pool;
-use super::epilogue::Product;
+use super::epilogue::OutputRows;
 use super::gemm_float;
 use super::gemv::one_tile;
-use super::{Products, Weighted, linear, many_rows};
+use super::{Projection, WeightWithBias, gemm, linear};
 
 /// The rows of `x`, passed through `norm` and two layers of products and added to themselves: `x +
 /// down(inner(norm(x)))`.
 ///
 /// # Panics
 /// When a length does not fit the others.
-pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weighted) -> Vec<f32> {
+pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Projection, down: WeightWithBias) -> Vec<f32> {
     let (n_in, n_inner) = (down.matrix.n_out(), inner.n_out());
-    let outer = Products::Added(down);
+    let outer = Projection::Residual(down);
     let n_rows = inner.check(x, n_in);
     assert_eq!(down.matrix.n_in(), n_inner);
     let in_bf16 = match (inner.units(n_rows), outer.units(n_rows)) {
@@ -32,36 +32,42 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Products, down: Weig
             return linear(isa, &y, n_inner, None, &outer, Some(x));
         }
     };
-    let rows = gemm_float::Rows::new(isa, in_bf16, x, n_in, norm.as_ref());
-    let mut inner_rows = gemm_float::Rows::zeros(in_bf16, n_rows, n_inner);
-    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
+    let rows = gemm_float::FloatActivations::new(isa, in_bf16, x, n_in, norm.as_ref());
+    let mut inner_rows = gemm_float::FloatActivations::zeros(in_bf16, n_rows, n_inner);
+    let write = |numbers: DisjointSlice<MaybeUninit<f32>>| {
         // A block's inner rows stay in the cache until they have been used.
         for start in (0..rows.n_blocks()).step_by(gemm_float::BLOCKS_AT_ONCE) {
             let blocks = start..rows.n_blocks().min(start + gemm_float::BLOCKS_AT_ONCE);
-            let (stride, units) = inner_rows.units_mut();
-            let result = Product { n_out: n_inner, stride, in_bf16, numbers: units, residual: None };
-            many_rows(isa, &rows, blocks.clone(), inner, &result);
-            many_rows(isa, &inner_rows, blocks, &outer, &Product::of_floats(n_in, numbers, Some(x)));
+            let (stride, dwords) = inner_rows.dwords_mut();
+            let result = OutputRows { n_out: n_inner, stride, in_bf16, numbers: dwords, residual: None };
+            gemm(isa, &rows, blocks.clone(), inner, &result);
+            gemm(isa, &inner_rows, blocks, &outer, &OutputRows::of_floats(n_in, numbers, Some(x)));
         }
     };
     // SAFETY: every panel of the second matrix is multiplied with every row.
-    let y = unsafe { written(n_rows * n_in, write) };
-    inner_rows.put_back();
-    rows.put_back();
+    let y = unsafe { collect_rows(n_rows * n_in, write) };
+    inner_rows.recycle();
+    rows.recycle();
     y
 }
 
 /// The same of up to [`MAX_TILE_ROWS`] rows, whose weights are multiplied as they are read: the threads come
 /// together once between the layers instead of twice and at the caller.
-fn mlp_of_one_tile(isa: Isa, x: &[f32], norm: Option<&Norm>, inner: &Products, outer: &Products) -> Vec<f32> {
+fn mlp_of_one_tile(
+    isa: Isa,
+    x: &[f32],
+    norm: Option<&Norm>,
+    inner: &Projection,
+    outer: &Projection,
+) -> Vec<f32> {
     let (n_in, n_inner) = (outer.n_out(), inner.n_out());
     let n_rows = x.len() / n_in;
     let mut inner_rows: Vec<f32> = Vec::with_capacity(n_rows * n_inner);
-    let inner_numbers = SharedMut::new(&mut inner_rows.spare_capacity_mut()[..n_rows * n_inner]);
-    let write = |numbers: SharedMut<MaybeUninit<f32>>| {
+    let inner_numbers = DisjointSlice::new(&mut inner_rows.spare_capacity_mut()[..n_rows * n_inner]);
+    let write = |numbers: DisjointSlice<MaybeUninit<f32>>| {
         pool::run(|team| {
-            one_tile(team, isa, x, n_in, norm, inner, &Product::of_floats(n_inner, inner_numbers, None));
-            team.meet();
+            one_tile(team, isa, x, n_in, norm, inner, &OutputRows::of_floats(n_inner, inner_numbers, None));
+            team.barrier();
             // SAFETY: every panel of the first matrices has been multiplied with every row, and nobody writes
             // to them any more.
             let inner_rows = unsafe { inner_numbers.assume_written() };
@@ -72,10 +78,10 @@ fn mlp_of_one_tile(isa: Isa, x: &[f32], norm: Option<&Norm>, inner: &Products, o
                 n_inner,
                 None,
                 outer,
-                &Product::of_floats(n_in, numbers, Some(x)),
+                &OutputRows::of_floats(n_in, numbers, Some(x)),
             );
         });
     };
     // SAFETY: every panel of the second matrix is multiplied with every row.
-    unsafe { written(n_rows * n_in, write) }
+    unsafe { collect_rows(n_rows * n_in, write) }
 }

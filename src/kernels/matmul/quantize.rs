@@ -1,4 +1,4 @@
-//! Rows of activations on their way into a product: normed, and as whole numbers where the weights
+//! Rows of activations on their way into a product: norm_rows, and as whole numbers where the weights
 //! are quantized.
 
 use std::cell::RefCell;
@@ -7,11 +7,11 @@ use super::super::isa::Isa;
 use super::super::layout::{ActivationGroup, GROUP_LEN, MAX_TILE_ROWS};
 use super::super::norm::{Norm, Transform};
 use super::super::simd::{ACTIVATION_MAX, Kernel, LANES, Simd, dispatch};
-use super::super::threads::disjoint::SharedMut;
+use super::super::threads::disjoint::DisjointSlice;
 
 /// Rows to multiply with matrices, as float32, as whole numbers, or both.
 #[derive(Debug)]
-pub struct Activations {
+pub struct GemvActivations {
     n_rows: usize,
     n_in: usize,
     tile_rows: usize,
@@ -24,11 +24,11 @@ pub struct Activations {
 
 /// Where threads put the rows.
 #[derive(Debug, Clone, Copy)]
-pub struct ActivationsMut<'a> {
+pub struct GemvActivationsMut<'a> {
     n_in: usize,
     tile_rows: usize,
-    floats: Option<SharedMut<'a, f32>>,
-    groups: Option<SharedMut<'a, ActivationGroup>>,
+    floats: Option<DisjointSlice<'a, f32>>,
+    groups: Option<DisjointSlice<'a, ActivationGroup>>,
 }
 
 thread_local! {
@@ -36,9 +36,9 @@ thread_local! {
     static SPARE: RefCell<(Vec<f32>, Vec<ActivationGroup>)> = RefCell::default();
 }
 
-impl Activations {
+impl GemvActivations {
     /// Room for rows of `n_in` numbers in the wanted forms, holding whatever.
-    pub fn take(n_rows: usize, n_in: usize, wants_floats: bool, wants_groups: bool) -> Self {
+    pub fn acquire(n_rows: usize, n_in: usize, wants_floats: bool, wants_groups: bool) -> Self {
         debug_assert!(!wants_groups || n_in.is_multiple_of(GROUP_LEN));
         let (mut floats, mut groups) = SPARE.take();
         let tile_rows = n_rows.clamp(1, MAX_TILE_ROWS);
@@ -52,7 +52,7 @@ impl Activations {
     }
 
     /// Leaves the room to the next.
-    pub fn put_back(self) {
+    pub fn recycle(self) {
         SPARE.replace((self.floats, self.groups));
     }
 
@@ -80,11 +80,11 @@ impl Activations {
     }
 
     /// To fill the rows from several threads.
-    pub fn shared(&mut self) -> ActivationsMut<'_> {
-        fn wanted<T>(all: &mut [T]) -> Option<SharedMut<'_, T>> {
-            (!all.is_empty()).then(|| SharedMut::new(all))
+    pub fn shared(&mut self) -> GemvActivationsMut<'_> {
+        fn wanted<T>(all: &mut [T]) -> Option<DisjointSlice<'_, T>> {
+            (!all.is_empty()).then(|| DisjointSlice::new(all))
         }
-        ActivationsMut {
+        GemvActivationsMut {
             n_in: self.n_in,
             tile_rows: self.tile_rows,
             floats: wanted(&mut self.floats[..self.n_floats]),
@@ -93,7 +93,7 @@ impl Activations {
     }
 }
 
-impl ActivationsMut<'_> {
+impl GemvActivationsMut<'_> {
     /// Fills tile `idx` with what `norm` makes of its rows out of all those of `x`.
     ///
     /// # Safety
@@ -114,12 +114,12 @@ impl ActivationsMut<'_> {
         let rows = x[idx * tile_len..].chunks_exact(self.n_in).take(self.tile_rows);
         for (row, x) in rows.enumerate() {
             let (floats, groups) = (floats.as_deref_mut(), groups.as_deref_mut());
-            dispatch(isa, FillRow { x, norm, row, stride: self.tile_rows, floats, groups });
+            dispatch(isa, QuantizeRow { x, norm, row, stride: self.tile_rows, floats, groups });
         }
     }
 }
 
-struct FillRow<'a> {
+struct QuantizeRow<'a> {
     x: &'a [f32],
     norm: Option<&'a Norm<'a>>,
     /// Which of the rows of the tile, and how many there are.
@@ -129,7 +129,7 @@ struct FillRow<'a> {
     groups: Option<&'a mut [ActivationGroup]>,
 }
 
-impl Kernel for FillRow<'_> {
+impl Kernel for QuantizeRow<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -160,7 +160,7 @@ impl Kernel for FillRow<'_> {
 /// What numbers as whole ones are multiplied by, and its inverse. Without one, all are zeros: they are
 /// so small, or they are not finite and neither is their scale.
 #[inline(always)]
-pub(in crate::kernels) fn scale_of<S: Simd>(
+pub(in crate::kernels) fn quantization_scale<S: Simd>(
     simd: S,
     vectors: impl Iterator<Item = S::Floats>,
 ) -> (f32, Option<f32>) {
@@ -183,7 +183,7 @@ pub(in crate::kernels) fn scale_of<S: Simd>(
 unsafe fn quantize<S: Simd>(simd: S, [first, second]: [S::Floats; 2], group: &mut ActivationGroup) {
     // SAFETY: a group has room for the quads of two vectors.
     unsafe {
-        let (scale, inverse) = scale_of(simd, [first, second].into_iter());
+        let (scale, inverse) = quantization_scale(simd, [first, second].into_iter());
         let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
             *group = ActivationGroup { scale, ..ActivationGroup::default() };
             return;

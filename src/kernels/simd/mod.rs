@@ -45,7 +45,7 @@ pub const ACTIVATION_MAX: f32 = 32_639.0;
 ///
 /// # Safety
 /// All functions: the processor has the instructions, and pointers are valid for what is read or
-/// written, of any alignment.
+/// collect_rows, of any alignment.
 pub trait Simd: Copy + 'static {
     /// Rows of activations whose sums the registers hold beside what else a product needs.
     const GEMV_TILE_ROWS: usize;
@@ -239,13 +239,13 @@ fn token<S: Simd>(isa: Isa, detected: Option<S>) -> S {
 /// `e^x`, to within two units in the last place, for x from -87 to 88; beyond these, of these.
 #[inline(always)]
 pub fn exp<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
-    let [y] = exp_each::<S, 1>(simd, [x]);
+    let [y] = exp_array::<S, 1>(simd, [x]);
     y
 }
 
 /// The same of several vectors in step: each operation on one waits for the one before it.
 #[inline(always)]
-pub fn exp_each<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
+pub fn exp_array<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
     // e^x = 2^n * e^r with |r| <= ln(2) / 2, n whole; e^r by its series, whose next term is less than
     // 2^-26.
     let (mut powers, mut sums) = (x, [simd.splat(1.0 / 5040.0); N]);
@@ -282,7 +282,7 @@ pub fn tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
 
 /// Sixteen numbers from `start` on; zeros past the end.
 #[inline(always)]
-pub fn load_part<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {
+pub fn load_masked<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {
     let rest = &x[start..];
     // SAFETY: a vector is read where there are as many numbers.
     unsafe {

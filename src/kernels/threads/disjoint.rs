@@ -5,18 +5,18 @@ use std::mem::MaybeUninit;
 
 /// Numbers of which each thread writes what no other touches.
 #[derive(Debug, Clone, Copy)]
-pub struct SharedMut<'a, T> {
+pub struct DisjointSlice<'a, T> {
     start: *mut T,
     len: usize,
     lifetime: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: access is by `slice`, whose caller answers for it.
-unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+unsafe impl<T: Send> Send for DisjointSlice<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+unsafe impl<T: Send> Sync for DisjointSlice<'_, T> {}
 
-impl<'a, T> SharedMut<'a, T> {
+impl<'a, T> DisjointSlice<'a, T> {
     pub fn new(all: &'a mut [T]) -> Self {
         Self { start: all.as_mut_ptr(), len: all.len(), lifetime: PhantomData }
     }
@@ -41,11 +41,11 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
-impl<'a, T> SharedMut<'a, MaybeUninit<T>> {
+impl<'a, T> DisjointSlice<'a, MaybeUninit<T>> {
     /// All that was written.
     ///
     /// # Safety
-    /// All of it has been written, and nobody writes any of it while it is in use.
+    /// All of it has been collect_rows, and nobody writes any of it while it is in use.
     pub unsafe fn assume_written(&self) -> &'a [T] {
         // SAFETY: within the buffer, which is borrowed for `'a`; the caller says the rest.
         unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
@@ -56,9 +56,9 @@ impl<'a, T> SharedMut<'a, MaybeUninit<T>> {
 ///
 /// # Safety
 /// It writes all of them.
-pub unsafe fn written(n: usize, write: impl FnOnce(SharedMut<MaybeUninit<f32>>)) -> Vec<f32> {
+pub unsafe fn collect_rows(n: usize, write: impl FnOnce(DisjointSlice<MaybeUninit<f32>>)) -> Vec<f32> {
     let mut numbers = Vec::with_capacity(n);
-    write(SharedMut::new(&mut numbers.spare_capacity_mut()[..n]));
+    write(DisjointSlice::new(&mut numbers.spare_capacity_mut()[..n]));
     // SAFETY: there is room for them, and the caller says that they were written.
     unsafe { numbers.set_len(n) };
     numbers

@@ -1,7 +1,7 @@
 //! The compute pool: threads that do one piece of work together, in step.
 //!
-//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::share`],
-//! stage by stage where one needs the results of the one before it ([`Team::meet`]). The caller is one
+//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::claim_chunks`],
+//! stage by stage where one needs the results of the one before it ([`Team::barrier`]). The caller is one
 //! of them. Between two pieces of work the others spin for a moment, since a forward pass brings
 //! hundreds of pieces in a row, and then sleep.
 //!
@@ -132,7 +132,7 @@ impl Team<'_> {
 
     /// Shares out pieces `0..n`, up to `at_once` at a time; once in each stage. Each thread goes through
     /// a stretch of its own, so that it reads memory in order, and then helps the others with theirs.
-    pub fn share(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+    pub fn claim_chunks(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
         let n_threads = self.n_threads();
         let stage = self.stage.get();
         let mut owners = (0..n_threads).map(move |idx| (self.index + idx) % n_threads);
@@ -155,7 +155,7 @@ impl Team<'_> {
     ///
     /// # Panics
     /// When another thread has panicked, or there are too many stages.
-    pub fn meet(&self) {
+    pub fn barrier(&self) {
         let next = self.stage.get() + 1;
         assert!(!next.is_multiple_of(MAX_STAGES), "a piece of work has {MAX_STAGES} stages at most");
         self.stage.set(next);
@@ -178,20 +178,20 @@ type Work = NonNull<dyn Fn(&Team) + Sync>;
 /// What is on a cache line of its own, and its neighbour, which processors fetch along with it.
 #[derive(Default)]
 #[repr(align(128))]
-struct Apart<T>(T);
+struct CachePadded<T>(T);
 
 struct Shared {
     n_threads: usize,
     /// The current work: where its caller has the pointer to it.
     work: AtomicPtr<Work>,
     /// Pieces of work begun so far.
-    begun: Apart<AtomicUsize>,
+    begun: CachePadded<AtomicUsize>,
     /// The stage that each thread has come to. Piece of work `n` has the stages from `n * MAX_STAGES` on;
     /// whoever has finished it has come to the first of the next.
-    reached: Box<[Apart<AtomicUsize>]>,
+    reached: Box<[CachePadded<AtomicUsize>]>,
     /// Of each thread's stretch, how much has been taken: in the stages of this piece of work and in those
     /// of the next, which each thread sets to zero for itself.
-    taken: Box<[Apart<[AtomicUsize; 2 * MAX_STAGES]>]>,
+    taken: Box<[CachePadded<[AtomicUsize; 2 * MAX_STAGES]>]>,
     /// How many threads sleep.
     n_asleep: AtomicUsize,
     sleep: Mutex<()>,
@@ -204,9 +204,9 @@ impl Pool {
         let shared = Arc::new(Shared {
             n_threads,
             work: AtomicPtr::new(ptr::null_mut()),
-            begun: Apart::default(),
-            reached: (0..n_threads).map(|_| Apart::default()).collect(),
-            taken: (0..n_threads).map(|_| Apart::default()).collect(),
+            begun: CachePadded::default(),
+            reached: (0..n_threads).map(|_| CachePadded::default()).collect(),
+            taken: (0..n_threads).map(|_| CachePadded::default()).collect(),
             n_asleep: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -333,7 +333,7 @@ mod tests {
         for (n, at_once) in [(0, 1), (1, 1), (5, 3), (1000, 7), (1000, 1), (3, 100)] {
             let done: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             run(|team| {
-                for pieces in team.share(n, at_once) {
+                for pieces in team.claim_chunks(n, at_once) {
                     assert!(pieces.len() <= at_once);
                     pieces.for_each(|piece| {
                         done[piece].fetch_add(1, Ordering::Relaxed);
@@ -349,7 +349,7 @@ mod tests {
         let slow = AtomicUsize::new(usize::MAX);
         let done: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(usize::MAX)).collect();
         run(|team| {
-            for piece in team.share(100, 1).flatten() {
+            for piece in team.claim_chunks(100, 1).flatten() {
                 done[piece].store(team.index(), Ordering::Relaxed);
                 // The first to come waits until the others have done all the rest.
                 if slow.compare_exchange(usize::MAX, piece, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -372,7 +372,7 @@ mod tests {
                 [const { [const { AtomicUsize::new(0) }; N] }; MAX_STAGES];
             run(|team| {
                 for (stage, numbers) in stages.iter().enumerate() {
-                    for piece in team.share(N, 3).flatten() {
+                    for piece in team.claim_chunks(N, 3).flatten() {
                         let last = if stage > 0 {
                             stages[stage - 1][N - 1 - piece].load(Ordering::Relaxed)
                         } else {
@@ -381,7 +381,7 @@ mod tests {
                         numbers[piece].fetch_add(last + 1, Ordering::Relaxed);
                     }
                     if stage + 1 < MAX_STAGES {
-                        team.meet();
+                        team.barrier();
                     }
                 }
             });
@@ -433,7 +433,7 @@ mod tests {
         let caught = catch_unwind(|| {
             run(|team| {
                 assert!(team.index() != 0, "on purpose");
-                team.meet();
+                team.barrier();
             });
         });
         assert!(caught.is_err());

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::super::layout::{PANEL_ROWS, TILE_UNITS};
+use super::super::layout::{PANEL_ROWS, TILE_DWORDS};
 use super::packing::Packing;
 
 /// A block of one float for each row.
@@ -37,7 +37,7 @@ float_format!(Bf16, "bfloat16", 2, |bytes| bf16::from_le_bytes(bytes).to_f32());
 pub struct Bf16Pairs;
 
 impl Packing for Bf16Pairs {
-    const BLOCK_LEN: usize = 2 * TILE_UNITS;
+    const BLOCK_LEN: usize = 2 * TILE_DWORDS;
     const SOURCE_BYTES: usize = 4 * Self::BLOCK_LEN;
     const PACKED_BYTES: usize = 2 * Self::BLOCK_LEN * PANEL_ROWS;
 

@@ -182,9 +182,9 @@ impl Quantized for Q6K {
 /// The source is a byte for each of 256 codes, 16 scales, 16 minimums, the factors of scales and
 /// minimums. A packed block is the factors of sixteen rows, then for each group the codes, two times
 /// the scales and two times the minimums.
-pub struct General6;
+pub struct K6Generic;
 
-impl General6 {
+impl K6Generic {
     const FACTORS: usize = 4 * PANEL_ROWS;
     const SCALES: usize = LOW_BYTES + HIGH_BYTES;
     const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
@@ -196,7 +196,7 @@ impl General6 {
     }
 }
 
-impl Packing for General6 {
+impl Packing for K6Generic {
     const BLOCK_LEN: usize = K_LEN;
     const SOURCE_BYTES: usize = K_LEN + 36;
     const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
@@ -234,7 +234,7 @@ impl Packing for General6 {
     }
 }
 
-impl Quantized for General6 {
+impl Quantized for K6Generic {
     const SCALES_PER_GROUP: usize = 2;
 
     #[inline(always)]

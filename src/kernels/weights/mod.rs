@@ -11,12 +11,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
-pub(super) use self::k_quants::{General6, Q4K, Q6K};
+pub(super) use self::k_quants::{K6Generic, Q4K, Q6K};
 pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
 pub(super) use self::packing::{Packing, Quantized, fetch};
 use super::isa::Isa;
-use super::layout::{CodeWidth, Expanded, GROUP_LEN, PANEL_ROWS, STRETCH_GROUPS};
-use super::memory::PageBytes;
+use super::layout::{CodeWidth, GROUP_LEN, K_CHUNK_GROUPS, PANEL_ROWS, UnpackedPanel};
+use super::memory::HugePageBuf;
 use super::simd::{Kernel, Simd, dispatch};
 use crate::error::{Error, Result};
 
@@ -34,7 +34,7 @@ pub enum WeightFormat {
     Q6K,
     /// Up to 6 bits: what other K formats are turned into. A source block is 256 codes of a byte, 16
     /// scales and 16 minimums of a signed byte, and a factor in half precision for each of the two.
-    General6,
+    K6Generic,
     /// float32 rounded to bfloat16, for rows of activations that are rounded as well.
     Bf16Pairs,
 }
@@ -67,8 +67,8 @@ macro_rules! with_quantized_format {
                 type $F = $crate::kernels::weights::Q6K;
                 $then
             }
-            WeightFormat::General6 => {
-                type $F = $crate::kernels::weights::General6;
+            WeightFormat::K6Generic => {
+                type $F = $crate::kernels::weights::K6Generic;
                 $then
             }
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Bf16Pairs => {
@@ -147,7 +147,7 @@ pub struct PackedMatrix {
     format: WeightFormat,
     n_out: usize,
     n_in: usize,
-    panels: PageBytes,
+    panels: HugePageBuf,
 }
 
 impl PackedMatrix {
@@ -169,7 +169,7 @@ impl PackedMatrix {
         }
         let n_blocks = n_in / format.block_len();
         let panel_bytes = n_blocks * format.packed_bytes();
-        let mut panels = PageBytes::zeroed(format.matrix_bytes(n_out, n_in));
+        let mut panels = HugePageBuf::zeroed(format.matrix_bytes(n_out, n_in));
         with_packing!(format, F => {
             panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
                 for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
@@ -258,10 +258,10 @@ impl PackedMatrix {
         panel: usize,
         groups: Range<usize>,
         width: CodeWidth,
-        expanded: &mut Expanded,
+        expanded: &mut UnpackedPanel,
     ) {
         assert!(panel < self.n_panels() && groups.end <= self.n_in / GROUP_LEN);
-        assert!(groups.len() <= STRETCH_GROUPS);
+        assert!(groups.len() <= K_CHUNK_GROUPS);
         let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
         with_quantized_format!(self.format, Q => {
             expanded.scales_per_group = Q::SCALES_PER_GROUP;
@@ -276,7 +276,7 @@ struct Expand<'a, Q> {
     panel: *const u8,
     groups: Range<usize>,
     width: CodeWidth,
-    expanded: &'a mut Expanded,
+    expanded: &'a mut UnpackedPanel,
     format: PhantomData<Q>,
 }
 

@@ -28,9 +28,9 @@ use super::load::{Rows, Weights};
 use super::{Arithmetic, Encoder, EncoderInput, SequenceId, Span};
 use crate::error::{Error, Result};
 use crate::kernels::attention::{DistanceBias, TextAttention};
-use crate::kernels::custom_ops::TextAttentionOp;
+use crate::kernels::custom_ops::EncoderAttentionOp;
 use crate::kernels::isa::Isa;
-use crate::kernels::norm::{Lookup, looked_up};
+use crate::kernels::norm::{TableLookup, embedding_lookup};
 
 /// A text encoder with its weights.
 pub struct TextEncoder {
@@ -155,9 +155,9 @@ impl TextEncoder {
         }
         let (n_tokens, hidden) = (lookups[0].1.len(), self.config.hidden_size);
         if let Some(isa) = self.arithmetic.isa() {
-            let lookups: Vec<Lookup> =
-                lookups.iter().map(|(table, rows)| Lookup { table: &table.numbers, rows }).collect();
-            let numbers = looked_up(isa, &lookups, hidden, &self.embedding_norm.kernel());
+            let lookups: Vec<TableLookup> =
+                lookups.iter().map(|(table, rows)| TableLookup { table: &table.numbers, rows }).collect();
+            let numbers = embedding_lookup(isa, &lookups, hidden, &self.embedding_norm.kernel());
             return Ok(Tensor::from_vec(numbers, (n_tokens, hidden), &Device::Cpu)?);
         }
         let mut sum = Tensor::zeros((n_tokens, hidden), DType::F32, &Device::Cpu)?;
@@ -240,7 +240,7 @@ impl TextEncoder {
                 .map(|(numbers, max_distance)| DistanceBias { numbers, max_distance: *max_distance }),
             in_bf16: self.arithmetic.rounds(),
         };
-        Ok(qkv.apply_op1_no_bwd(&TextAttentionOp { isa, attention, lengths: &context.lengths })?)
+        Ok(qkv.apply_op1_no_bwd(&EncoderAttentionOp { isa, attention, lengths: &context.lengths })?)
     }
 
     /// The same in plain tensor operations, text by text.

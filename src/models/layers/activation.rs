@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::kernels::matmul::Gate;
+use crate::kernels::matmul::ActivationFn;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -33,12 +33,12 @@ impl Activation {
     }
 
     /// What the kernels call it.
-    pub fn gate(self) -> Gate {
+    pub fn gate(self) -> ActivationFn {
         match self {
-            Self::Silu => Gate::Silu,
-            Self::Gelu => Gate::Gelu,
-            Self::GeluTanh => Gate::GeluTanh,
-            Self::Tanh => Gate::Tanh,
+            Self::Silu => ActivationFn::Silu,
+            Self::Gelu => ActivationFn::Gelu,
+            Self::GeluTanh => ActivationFn::GeluTanh,
+            Self::Tanh => ActivationFn::Tanh,
         }
     }
 

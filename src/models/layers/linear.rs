@@ -10,7 +10,7 @@ use super::norm::{RmsNorm, RowNorm};
 use crate::error::{Error, Result};
 use crate::kernels::custom_ops::{LinearOp, MlpOp};
 use crate::kernels::isa::Isa;
-use crate::kernels::matmul::{Products, Weighted};
+use crate::kernels::matmul::{Projection, WeightWithBias};
 use crate::kernels::weights::PackedMatrix;
 
 /// `y = x Wᵀ + b`, `x` being `[n_rows, n_in]` and `y` `[n_rows, n_out]`.
@@ -91,10 +91,12 @@ impl Linear {
     }
 
     /// What the kernels need of it, where they are to be used.
-    fn packed(&self) -> Option<(Isa, Weighted<'_>)> {
+    fn packed(&self) -> Option<(Isa, WeightWithBias<'_>)> {
         match &self.weight {
             Weight::Dense(_) => None,
-            Weight::Packed { matrix, isa } => Some((*isa, Weighted { matrix, bias: self.bias.as_deref() })),
+            Weight::Packed { matrix, isa } => {
+                Some((*isa, WeightWithBias { matrix, bias: self.bias.as_deref() }))
+            }
         }
     }
 }
@@ -104,8 +106,8 @@ pub fn side_by_side(norm: Option<&dyn RowNorm>, linears: &[&Linear], x: &Tensor)
     let packed: Option<Vec<_>> = linears.iter().map(|linear| linear.packed()).collect();
     if let Some([(isa, _), ..]) = packed.as_deref() {
         let isa = *isa;
-        let weighted: Vec<Weighted> = packed.iter().flatten().map(|(_, weighted)| *weighted).collect();
-        return kernel(isa, norm, Products::SideBySide(&weighted), x);
+        let weighted: Vec<WeightWithBias> = packed.iter().flatten().map(|(_, weighted)| *weighted).collect();
+        return kernel(isa, norm, Projection::Concat(&weighted), x);
     }
     let x = normed(norm, x)?;
     let each = linears.iter().map(|linear| linear.forward(&x)).collect::<Result<Vec<_>>>()?;
@@ -124,7 +126,7 @@ pub fn gated(
     x: &Tensor,
 ) -> Result<Tensor> {
     if let (Some((isa, gate)), Some((_, up))) = (gate.packed(), up.packed()) {
-        return kernel(isa, norm, Products::Gated { gate, up, function: activation.gate() }, x);
+        return kernel(isa, norm, Projection::Gated { gate, up, function: activation.gate() }, x);
     }
     let x = normed(norm, x)?;
     Ok((activation.forward(&gate.forward(&x)?)? * up.forward(&x)?)?)
@@ -149,12 +151,12 @@ pub fn mlp(
 ) -> Result<Tensor> {
     let products = match inner {
         Inner::Plain { up, activation } => {
-            up.packed().map(|(_, up)| Products::Through(up, activation.gate()))
+            up.packed().map(|(_, up)| Projection::Activated(up, activation.gate()))
         }
         Inner::Gated { gate, up, activation } => gate
             .packed()
             .zip(up.packed())
-            .map(|((_, gate), (_, up))| Products::Gated { gate, up, function: activation.gate() }),
+            .map(|((_, gate), (_, up))| Projection::Gated { gate, up, function: activation.gate() }),
     };
     if let (Some(inner), Some((isa, down)), None) = (products, down.packed(), post_norm) {
         return Ok(x.apply_op1_no_bwd(&MlpOp { isa, norm: norm.map(RowNorm::kernel), inner, down })?);
@@ -170,7 +172,7 @@ pub fn mlp(
 pub fn added(linear: &Linear, norm: Option<&RmsNorm>, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
     match (linear.packed(), norm) {
         (Some((isa, weighted)), None) => {
-            let op = LinearOp { isa, norm: None, products: Products::Added(weighted) };
+            let op = LinearOp { isa, norm: None, products: Projection::Residual(weighted) };
             Ok(x.apply_op2_no_bwd(residual, &op)?)
         }
         (_, None) => Ok((linear.forward(x)? + residual)?),
@@ -182,7 +184,7 @@ fn normed(norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, products: Products, x: &Tensor) -> Result<Tensor> {
+fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, products: Projection, x: &Tensor) -> Result<Tensor> {
     Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel), products })?)
 }
 

@@ -13,7 +13,7 @@ use crate::kernels::weights::{PackedMatrix, WeightFormat};
 /// Turns whole blocks of a type into those of a format.
 type Turn = fn(blocks: &[u8], turned: &mut [u8]);
 
-/// Bytes of a block of [`WeightFormat::General6`], and where its parts begin.
+/// Bytes of a block of [`WeightFormat::K6Generic`], and where its parts begin.
 const GENERAL_BYTES: usize = 292;
 const GENERAL_SCALES: usize = 256;
 const GENERAL_MINS: usize = 272;
@@ -31,7 +31,7 @@ pub fn format_of(tensor_type: TensorType) -> Option<WeightFormat> {
         TensorType::Q8_0 | TensorType::Iq4Nl | TensorType::Iq4Xs | TensorType::Mxfp4 => WeightFormat::Q8_0,
         TensorType::Q4K => WeightFormat::Q4K,
         TensorType::Q6K => WeightFormat::Q6K,
-        TensorType::Q2K | TensorType::Q3K | TensorType::Q5K => WeightFormat::General6,
+        TensorType::Q2K | TensorType::Q3K | TensorType::Q5K => WeightFormat::K6Generic,
         _ => return None,
     })
 }
