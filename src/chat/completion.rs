@@ -118,8 +118,8 @@ impl ChatModel {
                 self.check_length(text, None)
                     .and_then(|()| self.check_length(suffix, None))
                     .map_err(about_prompt)?;
-                let text = self.tokenizer.encode_special(text)?;
-                let suffix = self.tokenizer.encode_special(suffix)?;
+                let text = self.tokenizer.encode_with_special(text)?;
+                let suffix = self.tokenizer.encode_with_special(suffix)?;
                 Ok(([&[before][..], &text, &[after], &suffix, &[middle]].concat(), false))
             }
             (Prompt::Tokens(_), Some(_)) => {
@@ -190,7 +190,7 @@ fn check_logprobs(own: &Own) -> Result<()> {
 
 /// The tokens for filling in, where the vocabulary has them.
 fn fill_in(tokenizer: &Tokenizer) -> Option<[u32; 3]> {
-    let id = |name: &str| tokenizer.special(name);
+    let id = |name: &str| tokenizer.special_token_id(name);
     FILL_IN.iter().find_map(|[before, after, middle]| Some([id(before)?, id(after)?, id(middle)?]))
 }
 

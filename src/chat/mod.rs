@@ -54,7 +54,7 @@ impl ChatModel {
         let Prompt { tokens, ignored_fields, reasoning, format } =
             self.prompt(request, tools.as_ref(), generation.max_tokens)?;
         generation.prompt = tokens;
-        let special = |text: &str| self.tokenizer.special(text);
+        let special = |text: &str| self.tokenizer.special_token_id(text);
         if let Some(tools) = &tools {
             let marks = [format.open, format.close].into_iter().chain(format.named_by);
             generation.visible_tokens = marks.filter_map(special).collect();

@@ -58,7 +58,7 @@ impl ChatModel {
         Ok(Some(match reasoning {
             None => constraint,
             Some(reasoning) => constraint.after(Preamble {
-                open: self.tokenizer.single(reasoning::OPEN),
+                open: self.tokenizer.single_token_id(reasoning::OPEN),
                 is_open: reasoning.is_open(),
                 close: reasoning::CLOSE.to_owned(),
             }),

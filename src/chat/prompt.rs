@@ -49,13 +49,13 @@ impl ChatModel {
         let mut texts = messages.iter().flat_map(texts).collect::<Vec<&str>>();
         collect_texts(&options, &mut texts);
         collect_texts(&tools, &mut texts);
-        let marker = Tokenizer::free_marker(texts.iter().copied()).ok_or_else(|| {
+        let marker = Tokenizer::unused_marker(texts.iter().copied()).ok_or_else(|| {
             Error::invalid(
                 "messages",
                 "the messages use every Unicode noncharacter from U+FDD0 to U+FDEF; leave one out",
             )
         })?;
-        let defuse = |text: &str| self.tokenizer.defuse(text, marker);
+        let defuse = |text: &str| self.tokenizer.escape_special_tokens(text, marker);
         messages.iter_mut().for_each(|message| map_texts(message, &defuse));
         rewrite_texts(&mut options, &defuse);
         rewrite_texts(&mut tools, &defuse);

@@ -503,6 +503,6 @@ impl TokenizerEnv for Vocabulary {
 
     /// Where it does not, what a grammar leaves no choice about need not be said in the tokens a model expects.
     fn tokenize_is_canonical(&self) -> bool {
-        !self.tokenizer.begins_with_space()
+        !self.tokenizer.has_space_prefix()
     }
 }

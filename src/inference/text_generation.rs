@@ -57,7 +57,7 @@ impl TextGeneration {
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
         let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
-            skips_space: tokenizer.begins_with_space()
+            skips_space: tokenizer.has_space_prefix()
                 && !request.is_continuation
                 && request.constraint.is_none(),
             ends: [own, &request.stop_tokens].concat(),
@@ -102,7 +102,7 @@ impl TextGeneration {
             }
         }
         let shown =
-            self.visible_tokens.contains(&token).then(|| self.tokenizer.special_text(token)).flatten();
+            self.visible_tokens.contains(&token).then(|| self.tokenizer.special_token_text(token)).flatten();
         let bytes = shown.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
         let mut text = self.detokenizer.push(bytes);
         if self.n_text == 0 && self.skips_space && text.starts_with(' ') {

@@ -1,15 +1,15 @@
-//! Bytes to text as they come, never splitting a UTF-8 character.
+//! An incremental detokenizer: turns the bytes of tokens into text as they arrive, without splitting UTF-8
+//! characters.
 
-/// Collects the bytes of tokens and gives out text as soon as it is complete.
+/// Collects the bytes of tokens, and returns text as soon as its characters are complete.
 #[derive(Debug, Default)]
 pub struct Detokenizer {
-    /// The start of a character whose end has not come yet: at most three bytes.
+    /// The first bytes of an incomplete character: at most three.
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
-    /// Takes the bytes of one token and returns the text that is now complete. Bytes that can
-    /// never become UTF-8 come out as U+FFFD.
+    /// Takes the bytes of one token, and returns the text that they complete. Invalid UTF-8 becomes U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::with_capacity(self.pending.len());
@@ -41,8 +41,7 @@ impl Detokenizer {
         text
     }
 
-    /// Whether the bytes so far end within a character. If no more come, it was cut short, and is
-    /// not text.
+    /// Whether the bytes so far end within a character, which is lost if no more bytes follow.
     pub fn is_mid_character(&self) -> bool {
         !self.pending.is_empty()
     }

@@ -10,23 +10,25 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Inner};
 
-use super::pre_tokenizers::{self, PreTokenizer};
-use super::sentence_piece::{SPACE, SentencePiece};
-use super::special::SpecialToken;
-use super::word_piece::{Form, WordPiece};
-use super::{END_OF_GENERATION, Model, Tokenizer, Vocabulary, byte_level_bytes};
+use super::model::{TokenizerModel, TokenizerParts};
+use super::pre_tokenizers::{PreTokenizer, pre_tokenizer_by_name};
+use super::sentence_piece::SentencePiece;
+use super::special::{END_OF_GENERATION, SpecialToken};
+use super::template::TextTemplate;
+use super::token_bytes::{SPACE, byte_level_bytes, fallback_byte, sentence_piece_bytes};
+use super::word_piece::{WordNormalizer, WordPiece};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, StringList};
 
-/// Types of tokens in the format.
+/// Token types of `tokenizer.ggml.token_type`.
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
-/// Tokens that are for control whatever type a file gives them, beside those that end a text: the
-/// parts of a gap to be filled.
-const CONTROL_LOOKING: [&str; 35] = [
+/// Texts of control tokens for fill-in-the-middle (FIM). Like [`END_OF_GENERATION`] tokens, they are control tokens
+/// whatever type a file gives them.
+const FIM_CONTROL_TOKENS: [&str; 35] = [
     "<|fim_prefix|>",
     "<fim-prefix>",
     "<fim_prefix>",
@@ -64,92 +66,98 @@ const CONTROL_LOOKING: [&str; 35] = [
     "<|file_sep|>",
 ];
 
-/// The vocabulary of a file.
-struct Tokens<'a> {
+/// The vocabulary of a GGUF file, by token id.
+struct GgufVocab<'a> {
     texts: &'a StringList,
     types: Vec<i64>,
     scores: &'a [f32],
 }
 
-/// Builds the tokenizer; see [`Tokenizer::from_gguf`].
-pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
-    let string = |key| required(key, metadata.string(key)?);
+/// Reads the parts of a tokenizer from the metadata of a GGUF file.
+///
+/// # Errors
+/// When a key is missing or malformed, or names an unknown model or pre-tokenizer.
+pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
+    let string = |key| require_key(key, metadata.string(key)?);
     let kind = string("tokenizer.ggml.model")?;
-    let tokens = Tokens::read(metadata)?;
+    let tokens = GgufVocab::read(metadata)?;
     let token_id = |name: &str| metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"));
     let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
-    let adds = |name: &str, usual| flag(&format!("add_{name}_token")).ok().flatten().unwrap_or(usual);
+    let adds_token =
+        |name: &str, default| flag(&format!("add_{name}_token")).ok().flatten().unwrap_or(default);
     let (mut bos, mut eos, mut unknown) = (token_id("bos")?, token_id("eos")?, token_id("unknown")?);
-    let mut adds_bos = false;
-    let mut around = (Vec::new(), Vec::new());
-    let mut begins_with_space = false;
-    let (model, bytes_of): (Model, fn(&str) -> Vec<u8>) = match kind {
+    let mut add_bos = false;
+    let mut template = TextTemplate::default();
+    let mut has_space_prefix = false;
+    let (model, text_bytes): (TokenizerModel, fn(&str) -> Vec<u8>) = match kind {
         "gpt2" => {
-            // Files older than the key mean the oldest rule.
+            // Files from before this key was introduced mean the oldest rule.
             let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
-            let rule = pre_tokenizers::find(pre).ok_or_else(|| {
+            let rule = pre_tokenizer_by_name(pre).ok_or_else(|| {
                 Error::model(format!(
-                    "GGUF pre-tokenizer `{pre}` is not known; use safetensors with a tokenizer.json for this model"
+                    "GGUF pre-tokenizer `{pre}` is not supported; use the model in safetensors format with its tokenizer.json"
                 ))
             })?;
-            adds_bos = rule.adds_bos;
-            (Model::Crate(Box::new(byte_level(rule, &tokens, metadata)?)), byte_level_bytes)
+            add_bos = rule.add_bos;
+            (TokenizerModel::Crate(Box::new(byte_level_bpe(rule, &tokens, metadata)?)), byte_level_bytes)
         }
         "llama" => {
-            adds_bos = true;
+            add_bos = true;
             (bos, eos, unknown) = (bos.or(Some(1)), eos.or(Some(2)), unknown.or(Some(0)));
-            let adds_space = flag("add_space_prefix")?.unwrap_or(true);
-            begins_with_space = adds_space;
+            has_space_prefix = flag("add_space_prefix")?.unwrap_or(true);
             let entries = tokens.texts.iter().zip(tokens.scores.iter().copied());
-            let byte = |id: u32| tokens.byte(id as usize);
-            (Model::SentencePiece(SentencePiece::new(entries, byte, unknown, adds_space)), spaced_bytes)
+            let fallback_byte = |id: u32| tokens.fallback_byte(id as usize);
+            let model = SentencePiece::new(entries, fallback_byte, unknown, has_space_prefix);
+            (TokenizerModel::SentencePiece(model), sentence_piece_bytes)
         }
         "bert" => {
-            let unknown = required("tokenizer.ggml.unknown_token_id", unknown)?;
-            // The format itself misspells this key.
+            let unknown = require_key("tokenizer.ggml.unknown_token_id", unknown)?;
+            // GGUF misspells this key.
             let (first, last) = (token_id("cls")?.or(bos), token_id("seperator")?);
-            around = (first.into_iter().collect(), last.into_iter().collect());
-            {
-                let form = Form {
-                    is_lower_case: flag("normalizer.lowercase")?.unwrap_or(true),
-                    strips_accents: flag("normalizer.strip_accents")?.unwrap_or(true),
-                };
-                (Model::WordPiece(WordPiece::new(tokens.texts.iter(), unknown, form)), spaced_bytes)
-            }
+            template =
+                TextTemplate { before: first.into_iter().collect(), after: last.into_iter().collect() };
+            let normalizer = WordNormalizer {
+                lowercase: flag("normalizer.lowercase")?.unwrap_or(true),
+                strip_accents: flag("normalizer.strip_accents")?.unwrap_or(true),
+            };
+            let model = WordPiece::new(tokens.texts.iter(), unknown, normalizer);
+            (TokenizerModel::WordPiece(model), sentence_piece_bytes)
         }
         "t5" => {
             (eos, unknown) = (eos.or(Some(1)), unknown.or(Some(2)));
-            let first = bos.filter(|_| adds("bos", false));
-            let last = eos.filter(|_| adds("eos", true));
-            around = (first.into_iter().collect(), last.into_iter().collect());
-            (Model::Crate(Box::new(unigram(&tokens, unknown, metadata)?)), spaced_bytes)
+            let first = bos.filter(|_| adds_token("bos", false));
+            let last = eos.filter(|_| adds_token("eos", true));
+            template =
+                TextTemplate { before: first.into_iter().collect(), after: last.into_iter().collect() };
+            (TokenizerModel::Crate(Box::new(unigram(&tokens, unknown, metadata)?)), sentence_piece_bytes)
         }
         other => {
             return Err(Error::model(format!(
-                "GGUF tokenizer model `{other}` is not supported; supported: gpt2, llama, bert, t5; or use \
-                 safetensors with a tokenizer.json"
+                "GGUF tokenizer model `{other}` is not supported (gpt2, llama, bert and t5 are); use the model in \
+                 safetensors format with its tokenizer.json"
             )));
         }
     };
-    let ends = [eos, token_id("eot")?, token_id("eom")?].into_iter().flatten().collect::<Vec<u32>>();
-    let vocabulary = Vocabulary {
+    Ok(TokenizerParts {
         model,
-        special: tokens.special(strips_right(metadata)?),
+        special_tokens: tokens.special_tokens(strip_right(metadata)?),
         token_bytes: (0..tokens.texts.len())
             .zip(tokens.texts.iter())
-            .map(|(id, text)| tokens.bytes(id, text, bytes_of))
+            .map(|(id, text)| tokens.bytes(id, text, text_bytes))
             .collect(),
-        around,
-        begins_with_space,
-    };
-    let adds_bos = flag("add_bos_token")?.unwrap_or(adds_bos);
-    Ok(Tokenizer::assemble(vocabulary)?.with_text_tokens(bos, &ends, adds_bos))
+        template,
+        pair_template: None,
+        has_space_prefix,
+        bos,
+        eos: [eos, token_id("eot")?, token_id("eom")?].into_iter().flatten().collect(),
+        add_bos: flag("add_bos_token")?.unwrap_or(add_bos),
+    })
 }
 
-impl<'a> Tokens<'a> {
+impl<'a> GgufVocab<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self> {
         let texts_key = "tokenizer.ggml.tokens";
-        let texts = required(texts_key, metadata.strings(texts_key)?)?;
+        let texts = require_key(texts_key, metadata.strings(texts_key)?)?;
         let types_key = "tokenizer.ggml.token_type";
         let mut types = metadata.integers(types_key)?.unwrap_or_else(|| vec![1; texts.len()]);
         let scores = metadata.floats("tokenizer.ggml.scores")?;
@@ -161,65 +169,65 @@ impl<'a> Tokens<'a> {
             )));
         }
         for (text, kind) in texts.iter().zip(&mut types) {
-            if END_OF_GENERATION.contains(&text) || CONTROL_LOOKING.contains(&text) {
+            if END_OF_GENERATION.contains(&text) || FIM_CONTROL_TOKENS.contains(&text) {
                 *kind = CONTROL;
             }
         }
         let kind = metadata.string("tokenizer.ggml.model")?.unwrap_or_default();
         let scores = match scores {
             Some(scores) => scores,
-            None if matches!(kind, "llama" | "t5") => required("tokenizer.ggml.scores", None)?,
+            None if matches!(kind, "llama" | "t5") => require_key("tokenizer.ggml.scores", None)?,
             None => &[],
         };
         Ok(Self { texts, types, scores })
     }
 
-    /// The byte that a token stands for, if it is one of bytes: `<0x0A>`.
-    fn byte(&self, id: usize) -> Option<u8> {
+    /// The byte of a token, if it is a byte-fallback token such as `<0x0A>`.
+    fn fallback_byte(&self, id: usize) -> Option<u8> {
         if self.types.get(id) != Some(&BYTE) {
             return None;
         }
-        byte_of(self.texts.get(id)?)
+        fallback_byte(self.texts.get(id)?)
     }
 
-    /// The bytes that a token stands for in text.
-    fn bytes(&self, id: usize, text: &str, bytes_of: fn(&str) -> Vec<u8>) -> Vec<u8> {
+    /// The bytes of a token; `text_bytes` converts the texts of normal tokens.
+    fn bytes(&self, id: usize, text: &str, text_bytes: fn(&str) -> Vec<u8>) -> Vec<u8> {
         match self.types[id] {
             CONTROL | UNKNOWN => Vec::new(),
-            USER_DEFINED => text.replace(SPACE, " ").into_bytes(),
-            BYTE => byte_of(text).map_or_else(|| bytes_of(text), |byte| vec![byte]),
-            _ => bytes_of(text),
+            USER_DEFINED => sentence_piece_bytes(text),
+            BYTE => fallback_byte(text).map_or_else(|| text_bytes(text), |byte| vec![byte]),
+            _ => text_bytes(text),
         }
     }
 
-    fn special(&self, strips_right: impl Fn(&str) -> bool) -> Vec<SpecialToken> {
+    fn special_tokens(&self, strip_right: impl Fn(&str) -> bool) -> Vec<SpecialToken> {
         let tokens = (0u32..).zip(self.texts.iter().zip(&self.types));
         tokens
             .filter(|(_, (_, kind))| matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED))
             .map(|(id, (text, &kind))| SpecialToken {
                 id,
                 text: text.to_owned(),
-                is_plain: kind == USER_DEFINED,
-                strips_right: strips_right(text),
+                is_user_defined: kind == USER_DEFINED,
+                strip_right: strip_right(text),
             })
             .collect()
     }
 }
 
-/// Which special tokens swallow the white space behind them: the files of Phi-3 do not say it, and
-/// are known by their name.
-fn strips_right(metadata: &Metadata) -> Result<impl Fn(&str) -> bool> {
+/// Whether a special token consumes the white space after it. The files of Phi-3 do not say so, and are recognized
+/// by name.
+fn strip_right(metadata: &Metadata) -> Result<impl Fn(&str) -> bool> {
     let name = metadata.string("general.name")?.unwrap_or_default().to_lowercase();
     let is_phi3 = name.contains("phi-3") || name.contains("phi3");
     Ok(move |text: &str| is_phi3 && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>"))
 }
 
-/// Byte-level byte-pair encoding.
-fn byte_level(rule: &PreTokenizer, tokens: &Tokens, metadata: &Metadata) -> Result<Inner> {
+/// Builds a byte-level BPE model.
+fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) -> Result<Inner> {
     let key = "tokenizer.ggml.merges";
-    let merges = required(key, metadata.strings(key)?)?
+    let merges = require_key(key, metadata.strings(key)?)?
         .iter()
-        // A token may begin with the space that parts the two.
+        // The first token may itself start with a space.
         .map(|merge| {
             let at = merge.char_indices().skip(1).find(|&(_, c)| c == ' ')?.0;
             Some((merge[..at].to_owned(), merge[at + 1..].to_owned()))
@@ -229,7 +237,7 @@ fn byte_level(rule: &PreTokenizer, tokens: &Tokens, metadata: &Metadata) -> Resu
     let vocab: Vocab = tokens.texts.iter().map(str::to_owned).zip(0u32..).collect();
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
-        .ignore_merges(rule.ignores_merges)
+        .ignore_merges(rule.ignore_merges)
         .build()
         .map_err(inconsistent)?;
     let mut steps = rule
@@ -247,15 +255,15 @@ fn byte_level(rule: &PreTokenizer, tokens: &Tokens, metadata: &Metadata) -> Resu
     Ok(inner)
 }
 
-/// The likeliest tokens by their scores, of a text in SentencePiece's normal form.
-fn unigram(tokens: &Tokens, unknown: Option<u32>, metadata: &Metadata) -> Result<Inner> {
+/// Builds a SentencePiece unigram model: the most likely tokens by their scores.
+fn unigram(tokens: &GgufVocab, unknown: Option<u32>, metadata: &Metadata) -> Result<Inner> {
     let scores = tokens.scores.iter().map(|&score| f64::from(score));
-    // Special tokens are cut out before; here their texts must match nothing.
-    let text = |(id, text): (usize, &str)| match tokens.types[id] {
+    // Special tokens are split off before; here their texts must not match.
+    let vocab_text = |(id, text): (usize, &str)| match tokens.types[id] {
         CONTROL | UNKNOWN => format!("\u{10FFFF}{id}\u{10FFFF}"),
         _ => text.to_owned(),
     };
-    let vocab = tokens.texts.iter().enumerate().map(text).zip(scores).collect();
+    let vocab = tokens.texts.iter().enumerate().map(vocab_text).zip(scores).collect();
     let model = Unigram::from(vocab, unknown.map(|id| id as usize), false).map_err(inconsistent)?;
     let mut inner = Inner::new(model);
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
@@ -263,14 +271,14 @@ fn unigram(tokens: &Tokens, unknown: Option<u32>, metadata: &Metadata) -> Result
         let bytes: Vec<u8> = map.into_iter().map(|byte| byte as u8).collect();
         steps.push(NormalizerWrapper::from(Precompiled::from(&bytes).map_err(|e| inconsistent(e.into()))?));
     }
-    let merges_spaces = metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
-    if merges_spaces {
-        for (spaces, one) in [(r"\A +| +\z", ""), (" {2,}", " ")] {
-            let spaces = ReplacePattern::Regex(spaces.to_owned());
-            steps.push(Replace::new(spaces, one).map_err(inconsistent)?.into());
+    let collapse_spaces = metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
+    if collapse_spaces {
+        for (pattern, replacement) in [(r"\A +| +\z", ""), (" {2,}", " ")] {
+            let pattern = ReplacePattern::Regex(pattern.to_owned());
+            steps.push(Replace::new(pattern, replacement).map_err(inconsistent)?.into());
         }
     }
-    if merges_spaces || metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
+    if collapse_spaces || metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
         steps.push(Prepend::new(SPACE.to_string()).into());
     }
     let space = ReplacePattern::String(" ".to_owned());
@@ -279,21 +287,14 @@ fn unigram(tokens: &Tokens, unknown: Option<u32>, metadata: &Metadata) -> Result
     Ok(inner)
 }
 
-/// The text of a token in which spaces are written `▁`.
-pub(super) fn spaced_bytes(token: &str) -> Vec<u8> {
-    token.replace(SPACE, " ").into_bytes()
-}
-
-/// The byte that the text of a token names.
-pub(super) fn byte_of(token: &str) -> Option<u8> {
-    let hex = token.strip_prefix("<0x")?.strip_suffix('>').filter(|hex| hex.len() == 2)?;
-    u8::from_str_radix(hex, 16).ok()
-}
-
 fn inconsistent(e: tokenizers::Error) -> Error {
     Error::model(format!("GGUF tokenizer is inconsistent: {e}"))
 }
 
-fn required<T>(key: &str, value: Option<T>) -> Result<T> {
-    value.ok_or_else(|| Error::model(format!("GGUF file has no `{key}`; it carries no tokenizer")))
+fn require_key<T>(key: &str, value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| {
+        Error::model(format!(
+            "GGUF file has no `{key}`, so it has no usable tokenizer; use another conversion of the model"
+        ))
+    })
 }

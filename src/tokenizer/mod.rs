@@ -1,212 +1,109 @@
-//! Text to token ids and back.
+//! Tokenizer and detokenizer: text to token ids and back.
 //!
-//! A [`Tokenizer`] is built from GGUF metadata (`gguf`) or from a `tokenizer.json`. The work of
-//! merging is done by the `tokenizers` crate, which is named nowhere else; what is ours is which
-//! parts of a prompt may contain special tokens, and the bytes behind each token.
+//! A [`Tokenizer`] is built from GGUF metadata (`gguf`) or from a `tokenizer.json` (`json`). The `tokenizers`
+//! crate, which no other module names, does most of the encoding. Our own code decides which parts of a
+//! prompt may contain special tokens, and knows the bytes of each token. The [`Detokenizer`] turns the bytes of
+//! generated tokens into text, one token at a time.
 
 mod detokenizer;
 mod gguf;
 mod json;
+mod model;
 mod pre_tokenizers;
 mod sentence_piece;
 mod special;
+mod template;
+mod token_bytes;
 mod word_piece;
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use tokenizers::Tokenizer as Inner;
-
 pub use detokenizer::Detokenizer;
 
-use self::sentence_piece::SentencePiece;
-use self::special::{Piece, SpecialToken, SpecialTokens};
-use self::word_piece::WordPiece;
+use self::model::{TokenizerModel, TokenizerParts};
+use self::special::{SpecialTokens, TextSegment};
+use self::template::{PairTemplate, TextTemplate};
 use crate::error::{Error, Result};
 use crate::gguf::Metadata;
 
-/// Turns text into token ids and token ids into bytes. Cheap to share behind an `Arc`.
+/// Turns text into token ids, and token ids into bytes. Share it behind an `Arc`.
 pub struct Tokenizer {
-    model: Model,
-    /// All special tokens, for prompts.
-    special: SpecialTokens,
-    /// Those that are read in any text.
-    plain: SpecialTokens,
-    /// Whether texts to embed may spell out special tokens.
-    reads_special: bool,
-    /// The bytes each token stands for; empty for special tokens, which no text contains.
+    model: TokenizerModel,
+    /// All special tokens, which are parsed in prompts.
+    special_tokens: SpecialTokens,
+    /// The special tokens that are parsed in any text.
+    user_defined_tokens: SpecialTokens,
+    /// Whether special tokens are parsed in texts to embed.
+    parse_special: bool,
+    /// The bytes of each token by id; empty for special tokens.
     token_bytes: Vec<Vec<u8>>,
     end_of_generation: Vec<u32>,
     bos: Option<String>,
     eos: Option<String>,
-    adds_bos: Option<u32>,
-    /// What the model's own template puts before and after a text.
-    around: (Vec<u32>, Vec<u32>),
-    around_pair: Option<AroundPair>,
-    /// The texts of special tokens, by id.
+    /// The BOS token, if every prompt starts with it.
+    bos_to_add: Option<u32>,
+    template: TextTemplate,
+    pair_template: Option<PairTemplate>,
+    /// The texts of special tokens by id.
     special_texts: HashMap<u32, String>,
-    begins_with_space: bool,
+    has_space_prefix: bool,
 }
 
-/// What a template puts around and between two texts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct AroundPair {
-    before: Vec<u32>,
-    between: Vec<u32>,
-    /// How many of those between belong to the first text.
-    n_between_of_first: usize,
-    after: Vec<u32>,
-}
-
-/// What turns text without special tokens into ids.
-enum Model {
-    Crate(Box<Inner>),
-    /// From a `tokenizer.json`: text that does not stand at the beginning is encoded behind a token
-    /// that is then dropped, since rules may be others at the beginning.
-    Json {
-        inner: Box<Inner>,
-        separator: u32,
-    },
-    SentencePiece(SentencePiece),
-    WordPiece(WordPiece),
-}
-
-/// What a tokenizer is put together from.
-struct Vocabulary {
-    model: Model,
-    special: Vec<SpecialToken>,
-    token_bytes: Vec<Vec<u8>>,
-    around: (Vec<u32>, Vec<u32>),
-    begins_with_space: bool,
-}
-
-/// Characters that mark special-token look-alikes in user text: Unicode noncharacters, which
-/// are never part of interchanged text.
+/// Characters that can escape special tokens in user text: Unicode noncharacters, which do not occur in
+/// interchanged text.
 const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
-
-/// Names under which vocabularies carry the token that ends a turn or a text. A model may emit
-/// any of them, whatever its metadata calls "the" end token.
-const END_OF_GENERATION: [&str; 22] = [
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<|end_of_turn|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "<｜end▁of▁sentence｜>",
-];
 
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes under its `tokenizer.ggml.*` keys.
     ///
     /// # Errors
-    /// When a key is missing or malformed, or names a model or pre-tokenizer that is not known.
+    /// When a key is missing or malformed, or names an unknown model or pre-tokenizer.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
-        gguf::build(metadata)
+        Self::from_parts(gguf::read_parts(metadata)?)
     }
 
-    /// Reads a `tokenizer.json`. Truncation and padding that it may ask for are switched off: both
-    /// belong to whoever makes batches, and truncating silently would lose text.
+    /// Reads a `tokenizer.json`. Its truncation and padding settings are ignored: padding is up to the code that
+    /// builds batches, and truncation would silently drop text.
     ///
     /// # Errors
     /// When the file cannot be read or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let in_file = |e: tokenizers::Error| Error::model(format!("cannot read `{}`: {e}", path.display()));
-        let mut inner = Inner::from_file(path).map_err(in_file)?;
-        inner.with_truncation(None).map_err(in_file)?;
-        inner.with_padding(None);
-        let bytes_of = json::bytes_of(&inner);
-        let added = inner.get_added_tokens_decoder();
-        let n_ids = inner.get_vocab(true).values().max().map_or(0, |&id| id + 1);
-        let token_bytes = (0..n_ids)
-            .map(|id| match (added.get(&id), inner.id_to_token(id)) {
-                (Some(token), _) if token.special => Vec::new(),
-                // Added tokens are text as they stand, not in the vocabulary's alphabet.
-                (Some(token), _) => token.content.clone().into_bytes(),
-                (None, Some(text)) => bytes_of(&text),
-                (None, None) => Vec::new(),
-            })
-            .collect();
-        let special = added
-            .into_iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, token)| SpecialToken {
-                id,
-                text: token.content,
-                is_plain: false,
-                strips_right: token.rstrip,
-            })
-            .collect();
-        // Special tokens are cut out before; whatever reaches the inner tokenizer is text, also where
-        // it looks like a special token.
-        inner.set_encode_special_tokens(true);
-        let around = json::around(&inner).map_err(in_file)?;
-        let around_pair = json::around_pair(&inner).map_err(in_file)?;
-        let begins_with_space = json::begins_with_space(&inner);
-        let separator = json::add_separator(&mut inner).map_err(in_file)?;
-        let model = Model::Json { inner: Box::new(inner), separator };
-        let tokenizer = Self::assemble(Vocabulary { model, special, token_bytes, around, begins_with_space })
-            .map_err(|e| e.context(path.display()))?;
-        Ok(Self { around_pair, ..tokenizer })
+        Self::from_parts(json::read_parts(path)?).map_err(|e| e.context(path.display()))
     }
 
-    /// The last steps that both sources share.
-    fn assemble(vocabulary: Vocabulary) -> Result<Self> {
-        let Vocabulary { model, special, token_bytes, around, begins_with_space } = vocabulary;
-        let has = |text: &str| special.iter().any(|token| token.text == text);
-        // Where a format has tokens of its own for the end, these part its sections.
-        let parts_sections = |text: &str| match text {
-            "<|end|>" => has("<|call|>") && (has("<|return|>") || has("<|flush|>")),
-            "</s>" => has("<|tool_response>"),
-            _ => false,
-        };
-        let is_end = |token: &&SpecialToken| {
-            END_OF_GENERATION.contains(&token.text.as_str()) && !parts_sections(&token.text)
-        };
-        let end_of_generation = special.iter().filter(is_end).map(|token| token.id).collect();
-        Ok(Self {
+    fn from_parts(parts: TokenizerParts) -> Result<Self> {
+        let TokenizerParts { model, special_tokens, token_bytes, template, pair_template, .. } = parts;
+        let user_defined = special_tokens.iter().filter(|token| token.is_user_defined).cloned();
+        let tokenizer = Self {
             model,
-            plain: SpecialTokens::new(special.iter().filter(|token| token.is_plain).cloned())?,
-            special_texts: special.iter().map(|token| (token.id, token.text.clone())).collect(),
-            special: SpecialTokens::new(special)?,
-            reads_special: false,
+            user_defined_tokens: SpecialTokens::new(user_defined)?,
+            special_texts: special_tokens.iter().map(|token| (token.id, token.text.clone())).collect(),
+            end_of_generation: special::end_of_generation(&special_tokens),
+            special_tokens: SpecialTokens::new(special_tokens)?,
+            parse_special: false,
             token_bytes,
-            end_of_generation,
             bos: None,
             eos: None,
-            adds_bos: None,
-            around,
-            around_pair: None,
-            begins_with_space,
-        })
+            bos_to_add: None,
+            template,
+            pair_template,
+            has_space_prefix: parts.has_space_prefix,
+        };
+        Ok(tokenizer.with_text_tokens(parts.bos, &parts.eos, parts.add_bos))
     }
 
-    /// Reads special tokens wherever a text to embed spells them out, as the reference does.
+    /// Makes [`Tokenizer::encode_with_template`] and [`Tokenizer::encode_pair`] parse special tokens that a text
+    /// spells out, as the reference implementations of embedding models do.
     pub fn with_special_tokens_in_text(self) -> Self {
-        Self { reads_special: true, ..self }
+        Self { parse_special: true, ..self }
     }
 
-    /// Names the tokens that begin and end a text, from the model's own configuration. `adds_bos`
-    /// says that every prompt starts with the first.
-    fn with_text_tokens(mut self, bos: Option<u32>, eos: &[u32], adds_bos: bool) -> Self {
+    /// Sets the tokens that start and end a text; `add_bos` makes every prompt start with BOS.
+    fn with_text_tokens(mut self, bos: Option<u32>, eos: &[u32], add_bos: bool) -> Self {
         self.bos = bos.and_then(|id| self.special_texts.get(&id).cloned());
         self.eos = eos.first().and_then(|id| self.special_texts.get(id).cloned());
-        self.adds_bos = bos.filter(|_| adds_bos);
+        self.bos_to_add = bos.filter(|_| add_bos);
         for &id in eos {
             if !self.end_of_generation.contains(&id) {
                 self.end_of_generation.push(id);
@@ -215,8 +112,8 @@ impl Tokenizer {
         self
     }
 
-    /// Adds what Hugging Face's configuration files say: the ids of the tokens that begin and end a
-    /// text, and the names under which chat templates know them.
+    /// Sets the tokens that start and end a text as Hugging Face's configuration files name them: their ids, and
+    /// the texts that chat templates use.
     pub fn with_config_tokens(
         self,
         bos: Option<u32>,
@@ -228,27 +125,27 @@ impl Tokenizer {
         Self { bos: bos_text.or(tokenizer.bos.clone()), eos: eos_text.or(tokenizer.eos.clone()), ..tokenizer }
     }
 
-    /// Encodes text; nothing in it is special but what users of the vocabulary added to it.
+    /// Encodes text. No special tokens are parsed, except user-defined ones.
     ///
     /// # Errors
-    /// When the tokenizer has no token for a part of the text and none for "unknown".
+    /// When the vocabulary has no token for a part of the text, and no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_pieces(self.plain.cut(text, None), &mut ids)?;
+        self.encode_segments(self.user_defined_tokens.split(text, None), &mut ids)?;
         Ok(ids)
     }
 
-    /// Encodes text in which special tokens may be spelled out.
+    /// Encodes text, and parses the special tokens in it.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+    /// See [`Tokenizer::encode`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_pieces(self.special.cut(text, None), &mut ids)?;
+        self.encode_segments(self.special_tokens.split(text, None), &mut ids)?;
         Ok(ids)
     }
 
-    /// Encodes text and puts the model's own first and last tokens around it (`[CLS] … [SEP]`).
+    /// Encodes text, and adds the model's first and last special tokens (`[CLS] … [SEP]`).
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -256,64 +153,64 @@ impl Tokenizer {
         Ok(self.add_template(&self.encode_to_embed(text)?))
     }
 
-    /// Encodes two texts and puts the model's own tokens around and between them (`[CLS] … [SEP] … [SEP]`),
-    /// in all at most `max_tokens` if it `truncates`, of which the second text gets what the first leaves.
-    /// Gives the ids and how many belong to the first text.
+    /// Encodes two texts with the model's special tokens (`[CLS] … [SEP] … [SEP]`). With `truncate`, shortens the
+    /// second text so that all of it has at most `max_tokens`. Returns the ids, and how many of them belong to
+    /// the first text.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`], and when the model has no template for two texts.
+    /// See [`Tokenizer::encode`]; also when the model has no template for two texts.
     pub fn encode_pair(
         &self,
         first: &str,
         second: &str,
         max_tokens: usize,
-        truncates: bool,
+        truncate: bool,
     ) -> Result<(Vec<u32>, usize)> {
-        let AroundPair { before, between, n_between_of_first, after } =
-            self.around_pair.as_ref().ok_or_else(|| {
+        let PairTemplate { before, between, n_between_first, after } =
+            self.pair_template.as_ref().ok_or_else(|| {
                 Error::model("the model's tokenizer has no template for two texts; use another reranker")
             })?;
         let first = self.encode_to_embed(first)?;
         let mut second = self.encode_to_embed(second)?;
-        if truncates {
+        if truncate {
             let n_others = before.len() + first.len() + between.len() + after.len();
             second.truncate(max_tokens.saturating_sub(n_others));
         }
-        let n_first = before.len() + first.len() + n_between_of_first;
+        let n_first = before.len() + first.len() + n_between_first;
         Ok(([before, &first[..], between, &second[..], after].concat(), n_first))
     }
 
     fn encode_to_embed(&self, text: &str) -> Result<Vec<u32>> {
-        if self.reads_special { self.encode_special(text) } else { self.encode(text) }
+        if self.parse_special { self.encode_with_special(text) } else { self.encode(text) }
     }
 
-    /// Encodes any text, in which special tokens may be spelled out, with what the model's own template puts
-    /// around it if `is_whole`.
+    /// Encodes text, and parses the special tokens in it. With `add_special_tokens`, adds those of the model's
+    /// template and BOS.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_text(&self, text: &str, is_whole: bool) -> Result<Vec<u32>> {
-        let ids = self.encode_special(text)?;
-        if !is_whole {
+    /// See [`Tokenizer::encode`].
+    pub fn encode_text(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let ids = self.encode_with_special(text)?;
+        if !add_special_tokens {
             return Ok(ids);
         }
         let ids = self.add_template(&ids);
-        let lacks = self.adds_bos.filter(|bos| ids.first() != Some(bos));
-        Ok(lacks.into_iter().chain(ids).collect())
+        let missing_bos = self.bos_to_add.filter(|bos| ids.first() != Some(bos));
+        Ok(missing_bos.into_iter().chain(ids).collect())
     }
 
-    /// The text that ids stand for, special tokens as they are spelled.
+    /// Decodes ids into text, special tokens included.
     ///
     /// # Errors
     /// When an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.check_ids(ids, "tokens", "send ids of this model's tokenizer")?;
-        if let Model::Json { inner, .. } = &self.model
-            && json::parts_words(inner)
+        if let TokenizerModel::Json { inner, .. } = &self.model
+            && json::splits_words(inner)
         {
             return inner
                 .decode(ids, false)
-                .map_err(|e| Error::internal(format!("the tokens could not be decoded: {e}")));
+                .map_err(|e| Error::internal(format!("cannot decode the tokens: {e}")));
         }
         let mut bytes = Vec::new();
         for &id in ids {
@@ -323,53 +220,52 @@ impl Tokenizer {
             }
         }
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        Ok(if self.begins_with_space {
+        Ok(if self.has_space_prefix {
             text.strip_prefix(' ').map_or(text.clone(), str::to_owned)
         } else {
             text
         })
     }
 
-    /// A token as it is shown: a special one as it is spelled, another by its bytes.
+    /// The text of a token for display: invalid UTF-8 becomes U+FFFD.
     pub fn token_text(&self, id: u32) -> String {
         let special = self.special_texts.get(&id).cloned();
         special.unwrap_or_else(|| String::from_utf8_lossy(self.token_bytes(id)).into_owned())
     }
 
-    /// Puts the model's own first and last tokens around ids that lack them.
+    /// Adds the model's first and last special tokens to ids.
     pub fn add_template(&self, ids: &[u32]) -> Vec<u32> {
-        [&self.around.0, ids, &self.around.1].concat()
+        [&self.template.before, ids, &self.template.after].concat()
     }
 
-    /// Leaves away what is too much of ids with the model's own first and last tokens around them, before the
-    /// last.
+    /// Truncates ids that have the model's first and last special tokens to `max_tokens`, and keeps the last ones.
     pub fn truncate_in_template(&self, ids: &mut Vec<u32>, max_tokens: usize) {
-        let last = &self.around.1;
+        let last = &self.template.after;
         ids.truncate(max_tokens.saturating_sub(last.len()));
         ids.extend_from_slice(last);
     }
 
-    /// Encodes a rendered chat prompt: special tokens are read, except those in which `marker`
-    /// stands ([`Tokenizer::defuse`]).
+    /// Encodes a rendered chat prompt: parses special tokens, except those that are escaped by `marker`
+    /// ([`Tokenizer::escape_special_tokens`]).
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// See [`Tokenizer::encode`].
     pub fn encode_prompt(&self, prompt: &str, marker: Option<char>) -> Result<Vec<u32>> {
         let mut ids: Vec<u32> = Vec::new();
         let mut at_start = true;
-        for piece in self.special.cut(prompt, marker) {
-            match (piece, marker) {
-                // What was broken up is text again.
-                (Piece::Text(text), Some(marker)) if text.contains(marker) => {
+        for segment in self.special_tokens.split(prompt, marker) {
+            match (segment, marker) {
+                // Unescape.
+                (TextSegment::Text(text), Some(marker)) if text.contains(marker) => {
                     let text = text.replace(marker, "");
-                    for piece in self.plain.cut(&text, None) {
-                        self.encode_piece(piece, &mut at_start, &mut ids)?;
+                    for segment in self.user_defined_tokens.split(&text, None) {
+                        self.encode_segment(segment, &mut at_start, &mut ids)?;
                     }
                 }
-                (piece, _) => self.encode_piece(piece, &mut at_start, &mut ids)?,
+                (segment, _) => self.encode_segment(segment, &mut at_start, &mut ids)?,
             }
         }
-        if let Some(bos) = self.adds_bos
+        if let Some(bos) = self.bos_to_add
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
@@ -377,49 +273,48 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Breaks every special token that `text` spells out by putting `marker` behind its first
-    /// character, so that it survives a chat template as plain text.
-    pub fn defuse(&self, text: &str, marker: char) -> String {
-        self.special.defuse(text, marker)
+    /// Escapes every special token that `text` spells out, by inserting `marker` after its first character. The
+    /// text then goes through a chat template as plain text.
+    pub fn escape_special_tokens(&self, text: &str, marker: char) -> String {
+        self.special_tokens.escape(text, marker)
     }
 
-    /// A marker for [`Tokenizer::defuse`] that occurs in none of `texts`.
-    pub fn free_marker<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Option<char> {
+    /// A marker for [`Tokenizer::escape_special_tokens`] that does not occur in `texts`.
+    pub fn unused_marker<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Option<char> {
         MARKERS.into_iter().find(|&marker| texts.clone().all(|text| !text.contains(marker)))
     }
 
-    /// The bytes a token stands for in text; none for special tokens and unknown ids.
+    /// The bytes of a token; none for special tokens and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
     /// The text of a special token.
-    pub fn special_text(&self, id: u32) -> Option<&str> {
+    pub fn special_token_text(&self, id: u32) -> Option<&str> {
         self.special_texts.get(&id).map(String::as_str)
     }
 
-    /// The special token that is spelled like this.
-    pub fn special(&self, text: &str) -> Option<u32> {
-        self.single(text).filter(|id| self.special_texts.contains_key(id))
+    /// The id of a special token by its text.
+    pub fn special_token_id(&self, text: &str) -> Option<u32> {
+        self.single_token_id(text).filter(|id| self.special_texts.contains_key(id))
     }
 
-    /// The token that alone stands for `text`, if there is one, special or not.
-    pub fn single(&self, text: &str) -> Option<u32> {
-        match self.encode_special(text).ok()?[..] {
+    /// The id of `text` if it is a single token, special or not.
+    pub fn single_token_id(&self, text: &str) -> Option<u32> {
+        match self.encode_with_special(text).ok()?[..] {
             [id] => Some(id),
             _ => None,
         }
     }
 
-    /// The tokens with which a model says that it has finished.
+    /// The end-of-generation (EOG) tokens, with which the model stops.
     pub fn end_of_generation(&self) -> &[u32] {
         &self.end_of_generation
     }
 
-    /// Whether the first text of an answer begins with a space that the vocabulary, not the model,
-    /// put there.
-    pub fn begins_with_space(&self) -> bool {
-        self.begins_with_space
+    /// Whether decoded text starts with a space that the vocabulary added, and that is to be removed.
+    pub fn has_space_prefix(&self) -> bool {
+        self.has_space_prefix
     }
 
     /// Number of token ids.
@@ -444,88 +339,45 @@ impl Tokenizer {
         }
     }
 
-    /// Text of the token that begins a text, for chat templates that write it themselves.
+    /// The text of the BOS token, for chat templates.
     pub fn bos(&self) -> Option<&str> {
         self.bos.as_deref()
     }
 
-    /// Text of the token that ends a text.
+    /// The text of the EOS token, for chat templates.
     pub fn eos(&self) -> Option<&str> {
         self.eos.as_deref()
     }
 
-    fn encode_pieces(&self, pieces: Vec<Piece>, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode_segments(&self, segments: Vec<TextSegment>, ids: &mut Vec<u32>) -> Result<()> {
         let mut at_start = true;
-        pieces.into_iter().try_for_each(|piece| self.encode_piece(piece, &mut at_start, ids))
+        segments.into_iter().try_for_each(|segment| self.encode_segment(segment, &mut at_start, ids))
     }
 
-    /// `at_start` says whether a text would stand at the beginning or behind a special token.
-    fn encode_piece(&self, piece: Piece, at_start: &mut bool, ids: &mut Vec<u32>) -> Result<()> {
-        match piece {
-            Piece::Special(id) => ids.push(id),
-            Piece::Text(text) => self.model.encode(text, *at_start, ids)?,
+    /// Encodes one segment. `at_start` says whether it stands at the start or after a special token, and is
+    /// updated for the next one.
+    fn encode_segment(&self, segment: TextSegment, at_start: &mut bool, ids: &mut Vec<u32>) -> Result<()> {
+        match segment {
+            TextSegment::Special(id) => ids.push(id),
+            TextSegment::Text(text) => self.model.encode(text, *at_start, ids)?,
         }
-        *at_start = matches!(piece, Piece::Special(_));
+        *at_start = matches!(segment, TextSegment::Special(_));
         Ok(())
-    }
-}
-
-impl Model {
-    fn encode(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<()> {
-        match self {
-            Self::Crate(inner) => {
-                let encoding = inner
-                    .encode_fast(text, false)
-                    .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
-                ids.extend_from_slice(encoding.get_ids());
-            }
-            Self::Json { inner, separator } => {
-                let behind = if ids.is_empty() { "" } else { json::SEPARATOR };
-                let encoding = inner
-                    .encode_fast(format!("{behind}{text}"), false)
-                    .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))?;
-                ids.extend(encoding.get_ids().iter().filter(|&id| id != separator));
-            }
-            Self::SentencePiece(model) => model.encode(text, at_start, ids),
-            Self::WordPiece(model) => model.encode(text, ids),
-        }
-        Ok(())
-    }
-}
-
-/// The bytes behind a token of a byte-level vocabulary, in which every byte is written as one
-/// printable character (the GPT-2 alphabet). A token with any other character is its own text.
-fn byte_level_bytes(token: &str) -> Vec<u8> {
-    token.chars().map(byte_of_char).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
-}
-
-/// The GPT-2 alphabet: printable Latin-1 characters stand for themselves, the other 68 bytes for
-/// U+0100 and up, in order.
-fn byte_of_char(c: char) -> Option<u8> {
-    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    match u32::from(c) {
-        code @ 0..=0xFF => Some(code as u8).filter(|&byte| is_printable(byte)),
-        code => (0..=255u8).filter(|&byte| !is_printable(byte)).nth(code as usize - 0x100),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::Tokenizer as Inner;
+
+    use super::special::SpecialToken;
+    use super::token_bytes::gpt2_byte;
     use super::*;
 
-    #[test]
-    fn the_byte_alphabet_is_a_bijection() {
-        let mut bytes: Vec<u8> = ('\u{21}'..='\u{143}').filter_map(byte_of_char).collect();
-        bytes.sort_unstable();
-        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
-        assert_eq!(byte_of_char('Ġ'), Some(b' '));
-        assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
-    }
-
-    /// Bytes, and the special tokens `<|im_end|>`, `x` and an empty one.
+    /// A byte-level vocabulary with the special tokens `<|im_end|>`, `x` and an empty one.
     fn tokenizer() -> Tokenizer {
         let alphabet: Vec<(u8, char)> =
-            ('\u{21}'..='\u{143}').filter_map(|c| Some((byte_of_char(c)?, c))).collect();
+            ('\u{21}'..='\u{143}').filter_map(|c| Some((gpt2_byte(c)?, c))).collect();
         let vocab = alphabet.iter().map(|&(byte, c)| (c.to_string(), u32::from(byte))).collect();
         let bpe = tokenizers::models::bpe::BPE::new(vocab, Vec::new());
         let mut inner = Inner::new(bpe);
@@ -535,37 +387,41 @@ mod tests {
         let special = [(256, "<|im_end|>"), (257, "x"), (258, "")].map(|(id, text)| SpecialToken {
             id,
             text: text.to_owned(),
-            is_plain: false,
-            strips_right: false,
+            is_user_defined: false,
+            strip_right: false,
         });
-        let vocabulary = Vocabulary {
-            model: Model::Crate(Box::new(inner)),
-            special: special.into(),
+        let parts = TokenizerParts {
+            model: TokenizerModel::Crate(Box::new(inner)),
+            special_tokens: special.into(),
             token_bytes: vec![Vec::new(); 259],
-            around: (Vec::new(), Vec::new()),
-            begins_with_space: false,
+            template: TextTemplate::default(),
+            pair_template: None,
+            has_space_prefix: false,
+            bos: None,
+            eos: Vec::new(),
+            add_bos: false,
         };
-        Tokenizer::assemble(vocabulary).unwrap()
+        Tokenizer::from_parts(parts).unwrap()
     }
 
     #[test]
-    fn special_tokens_of_any_length_are_read_and_defused() {
+    fn special_tokens_of_any_length_are_parsed_and_escaped() {
         let tokenizer = tokenizer();
         let text = "axb<|im_end|>x";
         assert_eq!(tokenizer.encode_prompt(text, None).unwrap(), [97, 257, 98, 256, 257]);
-        let defused = tokenizer.defuse(text, '\u{FDD0}');
+        let escaped = tokenizer.escape_special_tokens(text, '\u{FDD0}');
         let plain: Vec<u32> = text.bytes().map(u32::from).collect();
-        assert_eq!(tokenizer.encode_prompt(&defused, Some('\u{FDD0}')).unwrap(), plain);
+        assert_eq!(tokenizer.encode_prompt(&escaped, Some('\u{FDD0}')).unwrap(), plain);
     }
 
     #[test]
-    fn a_long_text_of_look_alikes_takes_no_longer_than_another() {
+    fn escaping_many_special_tokens_takes_linear_time() {
         let tokenizer = tokenizer();
         let text = "<|im_end|>".repeat(200_000);
         let started = std::time::Instant::now();
-        let defused = tokenizer.defuse(&text, '\u{FDD0}');
+        let escaped = tokenizer.escape_special_tokens(&text, '\u{FDD0}');
         assert_eq!(tokenizer.encode_prompt(&text, None).unwrap().len(), 200_000);
-        assert!(defused.len() > text.len());
+        assert!(escaped.len() > text.len());
         assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 }

@@ -1,48 +1,49 @@
-//! How text is cut before byte pairs are merged, by the name that a GGUF file gives the rule.
+//! Pre-tokenizers: the regular expressions that split text before byte-pair encoding.
 //!
-//! The format names its rule instead of describing it, so the rules stand here, one row each. A name
-//! without a row is refused: a wrong rule gives wrong ids without any other sign. Rules that no
-//! regular expression states in linear time (`superbpe`, `tiny_aya`, `afmoe`) or that need merges of
-//! another kind (`gemma4`) are left out.
+//! A GGUF file names its pre-tokenizer without describing it, so the rules stand here, one row each. An
+//! unknown name is refused, since a wrong rule would silently give wrong ids. Left out are rules that no
+//! linear-time regular expression can express (`superbpe`, `tiny_aya`, `afmoe`), and rules that need another
+//! kind of merge (`gemma4`).
 
-/// A rule.
+/// The pre-tokenizer of some vocabularies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreTokenizer {
+    /// The names that GGUF files use for it.
     pub names: &'static [&'static str],
-    /// Each cuts the pieces that those before it left: a match is a piece, and so is what stands
-    /// between two.
+    /// Regular expressions, applied in order. Each splits the pieces of the one before into its matches and the
+    /// text between them.
     pub patterns: &'static [&'static str],
-    /// Whether a piece that is a token is taken as it is, merged or not.
-    pub ignores_merges: bool,
-    /// Whether prompts begin with the token that begins a text, where the file does not say.
-    pub adds_bos: bool,
+    /// Whether a piece that is a token is used without merging.
+    pub ignore_merges: bool,
+    /// Whether prompts start with BOS, unless the file says otherwise.
+    pub add_bos: bool,
 }
 
-/// The rule of a name.
-pub fn find(name: &str) -> Option<&'static PreTokenizer> {
+/// The pre-tokenizer of a name.
+pub fn pre_tokenizer_by_name(name: &str) -> Option<&'static PreTokenizer> {
     PRE_TOKENIZERS.iter().find(|rule| rule.names.contains(&name))
 }
 
-/// Contractions, letters, numbers, other signs, each with its leading space.
+/// Contractions, letters, numbers, other characters, each with its leading space.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 
-/// Contractions in any case; words with one sign in front; at most three digits; signs with line
-/// ends behind; line ends; spaces.
+/// Contractions in any case; words with one leading symbol; up to three digits; symbols with line breaks after
+/// them; line breaks; spaces.
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The same with single digits.
+/// [`LLAMA3`] with single digits.
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Words in the manner of camel case.
+/// Words split as in camel case.
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// [`GPT4O`] without contractions and with single digits.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// A sign with Latin letters behind it, words, signs, line ends, spaces.
+/// A symbol followed by Latin letters, words, symbols, line breaks, spaces.
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 
-/// The letters of alphabets with two cases. By their numbers, since some are equal to others in
-/// normal form.
+/// The letters of alphabets with two cases, by code point, since some are canonically equivalent to others.
 const CASED_WORDS: &str = concat!(
     "\\s?[A-Za-z",
     "\u{B5}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{1BA}\u{1BC}-\u{1BF}\u{1C4}-\u{293}\u{295}-\u{2AF}",
@@ -62,23 +63,25 @@ const CASED_WORDS: &str = concat!(
     "]+"
 );
 
+/// Text up to white space or punctuation.
 const BLOOM: &str = " ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
 
-/// From the Indic scripts to Hangul, but for white space.
+/// The scripts from Indic to Hangul, without white space.
 const EAST_ASIAN: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{167F}\u{1681}-\u{1FFF}\u{200B}-\u{2027}\u{202A}-\u{202E}\u{2030}-\u{205E}\u{2060}-\u{2FFF}\u{3001}-\u{4E00}\u{AC00}-\u{D7FF}]+";
 
+/// Chinese characters, hiragana and katakana.
 const HAN_AND_KANA: &str = "[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+";
 
-/// The blocks of Chinese characters.
+/// The Unicode blocks of Chinese characters.
 macro_rules! han {
     () => {
         "\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{20000}-\u{2A6DF}\u{2A700}-\u{2EBEF}\u{F900}-\u{FAFF}\u{2F800}-\u{2FA1F}"
     };
 }
 
-/// A rule with nothing beyond its patterns.
+/// A pre-tokenizer with the default flags.
 const fn rule(names: &'static [&'static str], patterns: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { names, patterns, ignores_merges: false, adds_bos: false }
+    PreTokenizer { names, patterns, ignore_merges: false, add_bos: false }
 }
 
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
@@ -112,8 +115,8 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         &[r"\p{N}", GPT2],
     ),
     PreTokenizer {
-        ignores_merges: true,
-        adds_bos: true,
+        ignore_merges: true,
+        add_bos: true,
         ..rule(
             &[
                 "llama-bpe",
@@ -130,7 +133,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         )
     },
     rule(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
-    PreTokenizer { ignores_merges: true, ..rule(&["glm4", "glm5"], &[LLAMA3]) },
+    PreTokenizer { ignore_merges: true, ..rule(&["glm4", "glm5"], &[LLAMA3]) },
     rule(
         &[
             "qwen2",
@@ -151,7 +154,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
             r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ],
     ),
-    PreTokenizer { ignores_merges: true, adds_bos: true, ..rule(&["tekken"], &[TEKKEN]) },
+    PreTokenizer { ignore_merges: true, add_bos: true, ..rule(&["tekken"], &[TEKKEN]) },
     rule(&["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"], &[GPT4O]),
     rule(
         &["deepseek-llm"],
@@ -170,7 +173,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     rule(&["poro-chat", "bloom", "gpt3-finnish"], &[BLOOM]),
     rule(&["viking"], &[BLOOM, r"\p{N}"]),
     PreTokenizer {
-        adds_bos: true,
+        add_bos: true,
         ..rule(
             &["chameleon"],
             &[
@@ -208,7 +211,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         ],
     ),
     PreTokenizer {
-        ignores_merges: true,
+        ignore_merges: true,
         ..rule(
             &["youtu"],
             &[
@@ -223,7 +226,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         &[r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
     ),
     PreTokenizer {
-        ignores_merges: true,
+        ignore_merges: true,
         ..rule(
             &["minicpm5"],
             &[
@@ -251,17 +254,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_stands_once() {
+    fn every_name_is_unique() {
         let mut names = BTreeSet::new();
         for name in PRE_TOKENIZERS.iter().flat_map(|rule| rule.names) {
             assert!(names.insert(name), "{name}");
-            assert!(find(name).is_some());
+            assert!(pre_tokenizer_by_name(name).is_some());
         }
-        assert_eq!(find("no-such-rule"), None);
+        assert_eq!(pre_tokenizer_by_name("no-such-rule"), None);
     }
 
     #[test]
-    fn every_pattern_is_understood() {
+    fn every_pattern_compiles() {
         use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
         for pattern in PRE_TOKENIZERS.iter().flat_map(|rule| rule.patterns) {
             let split = Split::new(

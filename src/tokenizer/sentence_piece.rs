@@ -1,68 +1,67 @@
-//! SentencePiece's byte-pair encoding: of all neighbours that together are a token, those with the
-//! best score are joined first.
+//! SentencePiece's byte-pair encoding: of all adjacent pairs that form a token, the pair with the best score is
+//! merged first.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
-/// A vocabulary with scores. Spaces are written `▁`.
+use super::token_bytes::SPACE;
+
+/// A vocabulary with scores, in which `▁` stands for a space.
 pub struct SentencePiece {
     ids: HashMap<Box<str>, u32>,
     scores: Vec<f32>,
-    /// The tokens of single bytes, for text that no token covers.
-    bytes: Vec<Option<u32>>,
-    /// Stands for a byte without a token.
+    /// The byte-fallback tokens by byte, for text that no token covers.
+    byte_ids: Vec<Option<u32>>,
+    /// The id for a byte without a token.
     unknown: Option<u32>,
-    /// Whether text at the beginning or behind a special token gets a space in front.
-    adds_space: bool,
+    /// Whether text at the start, or after a special token, gets a space prefix.
+    add_space_prefix: bool,
 }
 
-/// What a space is written as.
-pub const SPACE: char = '▁';
-
-/// A stretch of the text that is one token, or may become part of one.
+/// A span of the text: a token, or a part of one that is still to be merged.
 #[derive(Clone, Copy)]
 struct Symbol {
     start: usize,
-    /// None once it has become part of the one before.
+    /// 0 once it is merged into the previous symbol.
     n_bytes: usize,
     previous: Option<usize>,
     next: Option<usize>,
 }
 
-/// Two neighbours that together are a token.
-struct Pair {
+/// Two adjacent symbols that together form a token.
+struct MergeCandidate {
     score: f32,
     left: usize,
     right: usize,
-    /// Of both; if they have other lengths by now, the pair is out of date.
+    /// The length of both; the candidate is stale if they have changed since.
     n_bytes: usize,
 }
 
 impl SentencePiece {
-    /// `tokens` are all texts with their scores, by id; `byte` says which byte a token stands for, if
-    /// it is one of bytes.
+    /// A vocabulary with the texts and scores of all `tokens`, by id. `fallback_byte` returns the byte of a
+    /// byte-fallback token.
     pub fn new<'a>(
         tokens: impl Iterator<Item = (&'a str, f32)>,
-        byte: impl Fn(u32) -> Option<u8>,
+        fallback_byte: impl Fn(u32) -> Option<u8>,
         unknown: Option<u32>,
-        adds_space: bool,
+        add_space_prefix: bool,
     ) -> Self {
-        let (mut ids, mut scores, mut bytes) = (HashMap::new(), Vec::new(), vec![None; 256]);
+        let (mut ids, mut scores, mut byte_ids) = (HashMap::new(), Vec::new(), vec![None; 256]);
         for (id, (text, score)) in (0u32..).zip(tokens) {
-            if let Some(byte) = byte(id) {
-                bytes[usize::from(byte)] = Some(id);
+            if let Some(byte) = fallback_byte(id) {
+                byte_ids[usize::from(byte)] = Some(id);
             }
             ids.insert(text.into(), id);
             scores.push(score);
         }
-        Self { ids, scores, bytes, unknown, adds_space }
+        Self { ids, scores, byte_ids, unknown, add_space_prefix }
     }
 
-    /// Encodes text without special tokens; `at_start` says that it stands at the beginning or
-    /// behind a special token.
+    /// Encodes text without special tokens; `at_start` says whether it stands at the start or after a special
+    /// token.
     pub fn encode(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) {
         let mut escaped = String::with_capacity(text.len() + 3);
-        if at_start && self.adds_space {
+        if at_start && self.add_space_prefix {
             escaped.push(SPACE);
         }
         escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
@@ -70,14 +69,14 @@ impl SentencePiece {
             let text = &escaped[symbol.start..][..symbol.n_bytes];
             match self.ids.get(text) {
                 Some(&id) => ids.push(id),
-                None => {
-                    ids.extend(text.bytes().filter_map(|byte| self.bytes[usize::from(byte)].or(self.unknown)))
-                }
+                None => ids.extend(
+                    text.bytes().filter_map(|byte| self.byte_ids[usize::from(byte)].or(self.unknown)),
+                ),
             }
         }
     }
 
-    /// Joins characters until no two neighbours are a token.
+    /// Merges characters until no two adjacent symbols form a token.
     fn merge(&self, text: &str) -> Vec<Symbol> {
         let mut symbols: Vec<Symbol> = text
             .char_indices()
@@ -92,9 +91,9 @@ impl SentencePiece {
         if let Some(last) = symbols.last_mut() {
             last.next = None;
         }
-        let mut pairs: BinaryHeap<Pair> =
-            (1..symbols.len()).filter_map(|right| self.pair(text, &symbols, right - 1, right)).collect();
-        while let Some(Pair { left, right, n_bytes, .. }) = pairs.pop() {
+        let mut candidates: BinaryHeap<MergeCandidate> =
+            (1..symbols.len()).filter_map(|right| self.candidate(text, &symbols, right - 1, right)).collect();
+        while let Some(MergeCandidate { left, right, n_bytes, .. }) = candidates.pop() {
             let (a, b) = (symbols[left], symbols[right]);
             if a.n_bytes == 0 || b.n_bytes == 0 || a.n_bytes + b.n_bytes != n_bytes {
                 continue;
@@ -103,44 +102,44 @@ impl SentencePiece {
             symbols[right].n_bytes = 0;
             if let Some(next) = b.next {
                 symbols[next].previous = Some(left);
-                pairs.extend(self.pair(text, &symbols, left, next));
+                candidates.extend(self.candidate(text, &symbols, left, next));
             }
             if let Some(previous) = a.previous {
-                pairs.extend(self.pair(text, &symbols, previous, left));
+                candidates.extend(self.candidate(text, &symbols, previous, left));
             }
         }
         symbols.retain(|symbol| symbol.n_bytes > 0);
         symbols
     }
 
-    /// Two neighbours, if together they are a token.
-    fn pair(&self, text: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<Pair> {
+    /// A merge of two adjacent symbols, if together they form a token.
+    fn candidate(&self, text: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<MergeCandidate> {
         let n_bytes = symbols[left].n_bytes + symbols[right].n_bytes;
         let id = *self.ids.get(&text[symbols[left].start..][..n_bytes])?;
-        Some(Pair { score: self.scores[id as usize], left, right, n_bytes })
+        Some(MergeCandidate { score: self.scores[id as usize], left, right, n_bytes })
     }
 }
 
-/// The best score first, of equals the leftmost.
-impl Ord for Pair {
+/// The best score first, then the leftmost.
+impl Ord for MergeCandidate {
     fn cmp(&self, other: &Self) -> Ordering {
         self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
     }
 }
 
-impl PartialOrd for Pair {
+impl PartialOrd for MergeCandidate {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Pair {
+impl PartialEq for MergeCandidate {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Pair {}
+impl Eq for MergeCandidate {}
 
 #[cfg(test)]
 mod tests {
@@ -153,17 +152,17 @@ mod tests {
         bytes.chain(texts.map(|(text, score)| (text.to_owned(), score))).collect()
     }
 
-    fn encode(text: &str, adds_space: bool) -> Vec<String> {
+    fn encode(text: &str, add_space_prefix: bool) -> Vec<String> {
         let tokens = tokens();
         let byte = |id: u32| (id < 256).then_some(id as u8);
         let entries = tokens.iter().map(|(text, score)| (text.as_str(), *score));
         let mut ids = Vec::new();
-        SentencePiece::new(entries, byte, None, adds_space).encode(text, true, &mut ids);
+        SentencePiece::new(entries, byte, None, add_space_prefix).encode(text, true, &mut ids);
         ids.into_iter().map(|id| tokens[id as usize].0.clone()).collect()
     }
 
     #[test]
-    fn the_best_score_is_joined_first_then_the_leftmost() {
+    fn the_best_score_is_merged_first_then_the_leftmost() {
         assert_eq!(encode("abab", false), ["ab", "ab"]);
         assert_eq!(encode("baba", false), ["b", "aba"]);
         assert_eq!(encode("aab", true), ["▁a", "ab"]);
@@ -172,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_no_token_covers_becomes_bytes() {
+    fn text_without_a_token_becomes_bytes() {
         assert_eq!(encode("a🙂", false), ["a", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>"]);
     }
 
     #[test]
-    fn a_megabyte_of_one_letter_takes_no_longer_than_another_text() {
+    fn repetitive_text_takes_linear_time() {
         let started = std::time::Instant::now();
         assert_eq!(encode(&"ab".repeat(500_000), false).len(), 500_000);
         assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());

@@ -1,41 +1,43 @@
-//! WordPiece as BERT's vocabularies have it, in the form of GGUF files: tokens that begin a
-//! word begin with `▁`, the others continue one.
+//! BERT's WordPiece, with vocabularies as GGUF files write them: tokens that start a word start with `▁`, and the
+//! others continue a word.
 
 use std::collections::HashMap;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_normalization::UnicodeNormalization;
 
-use super::sentence_piece::SPACE;
+use super::token_bytes::SPACE;
 
-/// A vocabulary of words and parts of words.
+/// A vocabulary of words and word pieces.
 pub struct WordPiece {
     ids: HashMap<Box<str>, u32>,
-    /// Stands for a word that no tokens make.
+    /// The id for a word that no sequence of tokens covers.
     unknown: u32,
     /// Bytes of the longest token.
-    longest: usize,
-    form: Form,
+    max_token_bytes: usize,
+    normalizer: WordNormalizer,
 }
 
-/// What is made of text before it is cut.
+/// The normalization of text before it is split.
 #[derive(Debug, Clone, Copy)]
-pub struct Form {
-    pub is_lower_case: bool,
-    pub strips_accents: bool,
+pub struct WordNormalizer {
+    /// Whether text is converted to lower case.
+    pub lowercase: bool,
+    /// Whether accents are removed.
+    pub strip_accents: bool,
 }
 
 impl WordPiece {
-    /// `tokens` are all texts, by id.
-    pub fn new<'a>(tokens: impl Iterator<Item = &'a str>, unknown: u32, form: Form) -> Self {
+    /// A vocabulary with the texts of all `tokens`, by id.
+    pub fn new<'a>(tokens: impl Iterator<Item = &'a str>, unknown: u32, normalizer: WordNormalizer) -> Self {
         let ids: HashMap<Box<str>, u32> = tokens.map(Box::from).zip(0u32..).collect();
-        let longest = ids.keys().map(|text| text.len()).max().unwrap_or(0);
-        Self { ids, unknown, longest, form }
+        let max_token_bytes = ids.keys().map(|text| text.len()).max().unwrap_or(0);
+        Self { ids, unknown, max_token_bytes, normalizer }
     }
 
     /// Encodes text without special tokens.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        for word in words(text, self.form) {
+        for word in split_words(text, self.normalizer) {
             let n_before = ids.len();
             if !self.encode_word(&word, ids) {
                 ids.truncate(n_before);
@@ -44,11 +46,11 @@ impl WordPiece {
         }
     }
 
-    /// Takes the longest token at each place; whether the word could be covered.
+    /// Covers a word greedily with the longest tokens. Returns whether that was possible.
     fn encode_word(&self, word: &str, ids: &mut Vec<u32>) -> bool {
         let mut rest = word;
         while !rest.is_empty() {
-            let longest = rest.floor_char_boundary(self.longest);
+            let longest = rest.floor_char_boundary(self.max_token_bytes);
             let ends = (1..=longest).rev().filter(|&end| rest.is_char_boundary(end));
             let found = ends.filter_map(|end| Some((*self.ids.get(&rest[..end])?, end))).next();
             let Some((id, end)) = found else { return false };
@@ -59,11 +61,11 @@ impl WordPiece {
     }
 }
 
-/// The words of a text, each with `▁` in front; punctuation and Chinese characters stand alone.
-fn words(text: &str, form: Form) -> Vec<String> {
+/// Splits text into words, each with a leading `▁`. Punctuation marks and Chinese characters are words of their own.
+fn split_words(text: &str, normalizer: WordNormalizer) -> Vec<String> {
     let mut words = Vec::new();
     let mut is_in_word = false;
-    for c in text.chars().map(|c| if form.strips_accents { base(c) } else { c }) {
+    for c in text.chars().map(|c| if normalizer.strip_accents { base_char(c) } else { c }) {
         let category = get_general_category(c);
         if c.is_whitespace() {
             is_in_word = false;
@@ -72,24 +74,24 @@ fn words(text: &str, form: Form) -> Vec<String> {
         if c == '\0' || c == char::REPLACEMENT_CHARACTER || is_control(category) {
             continue;
         }
-        if form.strips_accents && is_mark(category) {
+        if normalizer.strip_accents && is_mark(category) {
             continue;
         }
-        let lower = if form.is_lower_case { c.to_lowercase().next().unwrap_or(c) } else { c };
-        let is_alone = is_punctuation(category) || (c < '\u{7F}' && is_symbol(category)) || is_chinese(c);
-        if is_alone || !is_in_word {
+        let lower = if normalizer.lowercase { c.to_lowercase().next().unwrap_or(c) } else { c };
+        let is_separate = is_punctuation(category) || (c < '\u{7F}' && is_symbol(category)) || is_chinese(c);
+        if is_separate || !is_in_word {
             words.push(String::from(SPACE));
         }
         if let Some(word) = words.last_mut() {
             word.push(lower);
         }
-        is_in_word = !is_alone;
+        is_in_word = !is_separate;
     }
     words
 }
 
-/// The character without what its canonical decomposition adds to it.
-fn base(c: char) -> char {
+/// The first character of the canonical decomposition: the character without its accents.
+fn base_char(c: char) -> char {
     std::iter::once(c).nfd().next().unwrap_or(c)
 }
 
@@ -125,7 +127,7 @@ fn is_symbol(category: GeneralCategory) -> bool {
     matches!(category, CurrencySymbol | MathSymbol | ModifierSymbol | OtherSymbol)
 }
 
-/// The blocks that BERT's tokenizer counts as Chinese.
+/// Whether BERT's tokenizer counts a character as Chinese.
 fn is_chinese(c: char) -> bool {
     matches!(
         c,
@@ -144,18 +146,18 @@ fn is_chinese(c: char) -> bool {
 mod tests {
     use super::*;
 
-    const BERT: Form = Form { is_lower_case: true, strips_accents: true };
+    const BERT: WordNormalizer = WordNormalizer { lowercase: true, strip_accents: true };
 
     #[test]
-    fn words_are_lower_case_without_accents_and_cut_at_punctuation() {
+    fn words_are_normalized_and_split_at_punctuation() {
         assert_eq!(
-            words("Ünï\u{301}  don't\n中文 a_b", BERT),
+            split_words("Ünï\u{301}  don't\n中文 a_b", BERT),
             ["▁uni", "▁don", "▁'", "▁t", "▁中", "▁文", "▁a", "▁_", "▁b"]
         );
-        assert_eq!(words("a\u{0}\u{200b}b €5 $5", BERT), ["▁ab", "▁€5", "▁$", "▁5"]);
-        assert!(words(" \t", BERT).is_empty());
-        let cased = Form { is_lower_case: false, strips_accents: false };
-        assert_eq!(words("Ünï", cased), ["▁Ünï"]);
+        assert_eq!(split_words("a\u{0}\u{200b}b €5 $5", BERT), ["▁ab", "▁€5", "▁$", "▁5"]);
+        assert!(split_words(" \t", BERT).is_empty());
+        let cased = WordNormalizer { lowercase: false, strip_accents: false };
+        assert_eq!(split_words("Ünï", cased), ["▁Ünï"]);
     }
 
     #[test]
