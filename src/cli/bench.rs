@@ -1,4 +1,4 @@
-//! `bench`: what the machine can do at most, and how much of that a model gets out of it.
+//! `bench`: measures a model's speed and the share of the machine's limits that it reaches.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -17,13 +17,13 @@ use crate::models::profile::Op;
 use crate::models::{Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, SequenceId};
 use crate::registry::{ModelKind, Registry};
 
-/// Tokens before those that several sequences decode.
+/// Context tokens of each sequence when several decode at the same time.
 const STREAM_DEPTH: usize = 128;
 
-/// Each figure is the median of this many runs.
-const RUNS: usize = 3;
+/// Runs of each measurement; the median is reported.
+const N_RUNS: usize = 3;
 
-/// What `--json` prints.
+/// The results; its JSON form is what `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
@@ -36,64 +36,69 @@ struct Report {
     decode: Vec<Decode>,
 }
 
+/// The machine's limits: the roofline that results are compared with.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct MeasuredLimits {
-    /// Reading as many bytes as the model has weights.
+    /// Memory bandwidth, measured over as many bytes as the model's weights have.
     read_gb_s: f64,
-    /// Projection of the instructions in use.
+    /// Arithmetic throughput of the multiply instructions in use.
     matrix_tflop_s: f64,
 }
 
 impl MeasuredLimits {
-    /// Seconds that reading takes.
-    fn reading(&self, n_bytes: usize) -> f64 {
+    /// Seconds to read `n_bytes` at the limit.
+    fn read_seconds(&self, n_bytes: usize) -> f64 {
         n_bytes as f64 / (1e9 * self.read_gb_s)
     }
 
-    /// Seconds that operations of products take.
-    fn multiplying(&self, n_operations: f64) -> f64 {
+    /// Seconds to compute `n_operations` at the limit.
+    fn compute_seconds(&self, n_operations: f64) -> f64 {
         n_operations / (1e12 * self.matrix_tflop_s)
     }
 }
 
+/// The result of one prefill length.
 #[derive(Debug, Serialize)]
 struct Prefill {
     tokens: usize,
     tok_s: f64,
-    /// Of the time that the products would take at the machine's limit.
+    /// Time of the matrix products at the machine's limit, as a share of the measured time.
     share: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    profile: Vec<Part>,
+    profile: Vec<OpProfile>,
 }
 
+/// The result of one decode run.
 #[derive(Debug, Serialize)]
 struct Decode {
     streams: usize,
     depth: usize,
-    /// All streams together.
+    /// Tokens per second of all streams together.
     tok_s: f64,
-    /// Of the time that reading weights, keys and values would take at the machine's limit, or the
-    /// products where they take longer.
+    /// Time at the machine's limit as a share of the measured time. The limit is reading the weights and the
+    /// KV cache, or the matrix products where they take longer.
     share: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    profile: Vec<Part>,
+    profile: Vec<OpProfile>,
 }
 
-/// A part of a forward pass.
+/// The time of one operation of a forward pass.
 #[derive(Debug, Serialize)]
-struct Part {
+struct OpProfile {
     op: String,
-    /// Milliseconds of a run.
+    /// Milliseconds per run.
     ms: f64,
-    /// Of the time that reading its matrices, or the products with them, would take at the machine's limit.
+    /// Time at the machine's limit, of reading the weights or of the matrix products, as a share of the
+    /// measured time; `None` for operations without weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     share: Option<f64>,
 }
 
-/// Measures and writes a table, or one JSON object, to `out`.
+/// Runs the measurements and writes a table or one JSON object to `out`. Lengths that exceed the model's
+/// context are skipped.
 ///
 /// # Errors
-/// When the model is not to be had, its context is shorter than what is asked for, or `out` is closed.
+/// When the model cannot be loaded, or `out` is closed.
 pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let files =
         Registry::new(RegistryConfig::resolve(args.registry)?).resolve(&args.model, ModelKind::Chat)?;
@@ -106,27 +111,27 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
 
     let costs = model.costs();
     let mut cost = Cost::default();
-    costs.into_iter().for_each(|of_op| cost += of_op);
+    costs.into_iter().for_each(|op_cost| cost += op_cost);
     let bench = Bench {
         cost,
         head: costs[Op::Head as usize],
         isa,
         measured: RefCell::default(),
         kv_format: kv_format(args.compute.kv_format),
-        profiles: args.profile,
+        profile: args.profile,
     };
-    let most = model.config().context_length;
-    let fits = |&n: &usize| (1..=most).contains(&n);
+    let max_len = model.config().context_length;
+    let fits = |&n: &usize| (1..=max_len).contains(&n);
     let prefill = args
         .prompt
         .iter()
         .filter(|n| fits(n))
         .map(|&n_tokens| bench.prefill(&mut model, n_tokens))
         .collect::<Result<_>>()?;
-    let several = args.streams.iter().map(|&n_streams| (n_streams, STREAM_DEPTH));
-    let deep = args.depths.iter().map(|&depth| (1, depth));
-    let decode = several
-        .chain(deep)
+    let concurrent = args.streams.iter().map(|&n_streams| (n_streams, STREAM_DEPTH));
+    let single = args.depths.iter().map(|&depth| (1, depth));
+    let decode = concurrent
+        .chain(single)
         .filter(|(n_streams, depth)| *n_streams > 0 && fits(&(depth + args.tokens)))
         .map(|(n_streams, depth)| bench.decode(&mut model, n_streams, depth, args.tokens.max(1)))
         .collect::<Result<_>>()?;
@@ -148,46 +153,48 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     writeln!(out, "{text}").map_err(|e| Error::internal(format!("cannot print: {e}")))
 }
 
-/// The yardsticks for one model.
+/// The state that all measurements of one model share.
 struct Bench {
-    /// Of all operations, and of the head alone.
+    /// Cost of all operations per token.
     cost: Cost,
+    /// Cost of the language model head alone.
     head: Cost,
     isa: Isa,
-    /// The limits as they were around each run, since machines that are shared drift.
+    /// Limits measured around each run, since the speed of shared machines drifts.
     measured: RefCell<Vec<MeasuredLimits>>,
     kv_format: KvFormat,
-    profiles: bool,
+    /// Whether to break results down by operation.
+    profile: bool,
 }
 
 impl Bench {
-    /// Measures the limits.
-    fn measure(&self) {
+    /// Measures the machine's limits now.
+    fn measure_limits(&self) {
         self.measured.borrow_mut().push(MeasuredLimits {
             read_gb_s: roofline::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
             matrix_tflop_s: roofline::product_operations_per_second(self.isa) / 1e12,
         });
     }
 
-    /// The seconds that `work` takes, the median of some runs, and the limits as they were before each and after
-    /// the last: the yardstick.
+    /// Returns the median time of `work` in seconds, and the median of the limits measured before each run and
+    /// after the last.
     fn time(&self, mut work: impl FnMut() -> Result<()>) -> Result<(f64, MeasuredLimits)> {
         let n_before = self.measured.borrow().len();
         let mut times = Vec::new();
-        for _ in 0..RUNS {
-            self.measure();
+        for _ in 0..N_RUNS {
+            self.measure_limits();
             let start = Instant::now();
             work()?;
             times.push(start.elapsed().as_secs_f64());
         }
-        self.measure();
+        self.measure_limits();
         Ok((median(times), median_limits(&self.measured.borrow()[n_before..])))
     }
 
     /// The median of the limits measured so far.
     fn limits(&self) -> MeasuredLimits {
         if self.measured.borrow().is_empty() {
-            self.measure();
+            self.measure_limits();
         }
         median_limits(&self.measured.borrow())
     }
@@ -203,8 +210,8 @@ impl Bench {
         Ok(Prefill {
             tokens: n_tokens,
             tok_s: n_tokens as f64 / seconds,
-            share: limits.multiplying(operations) / seconds,
-            profile: self.parts(model, limits, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
+            share: limits.compute_seconds(operations) / seconds,
+            profile: self.profile(model, limits, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
         })
     }
 
@@ -243,40 +250,40 @@ impl Bench {
         let n_keys = n_streams * (depth + n_tokens / 2);
         let block_bytes: usize = KvStore::block_bytes(model.config(), self.kv_format).iter().sum();
         let kv_bytes = n_keys * block_bytes / BLOCK_TOKENS;
-        let reading = limits.reading(self.cost.weight_bytes + kv_bytes);
-        let multiplying = limits.multiplying(2.0 * (n_streams * self.cost.products) as f64);
+        let read_s = limits.read_seconds(self.cost.weight_bytes + kv_bytes);
+        let compute_s = limits.compute_seconds(2.0 * (n_streams * self.cost.products) as f64);
         Ok(Decode {
             streams: n_streams,
             depth,
             tok_s: n_streams as f64 * steps_per_second,
-            share: reading.max(multiplying) * steps_per_second,
-            profile: self.parts(model, limits, n_tokens, |_| n_streams * n_tokens),
+            share: read_s.max(compute_s) * steps_per_second,
+            profile: self.profile(model, limits, n_tokens, |_| n_streams * n_tokens),
         })
     }
 
-    /// Where the time of [`RUNS`] runs went, each of `n_passes` with `n_rows` in all.
-    fn parts(
+    /// Splits the time of [`N_RUNS`] runs by operation. Each run has `n_passes` forward passes, with
+    /// `n_rows` rows in all.
+    fn profile(
         &self,
         model: &CausalLm,
         limits: MeasuredLimits,
         n_passes: usize,
         n_rows: impl Fn(Op) -> usize,
-    ) -> Vec<Part> {
-        let parts = model.profile().take().into_iter().zip(model.costs());
-        parts
-            .filter(|((_, time), _)| self.profiles && !time.is_zero())
+    ) -> Vec<OpProfile> {
+        let ops = model.profile().take().into_iter().zip(model.costs());
+        ops.filter(|((_, time), _)| self.profile && !time.is_zero())
             .map(|((op, time), cost)| {
-                let seconds = time.as_secs_f64() / RUNS as f64;
-                let reading = limits.reading(cost.weight_bytes * n_passes);
-                let multiplying = limits.multiplying(2.0 * (cost.products * n_rows(op)) as f64);
-                let share = (cost.products > 0).then(|| reading.max(multiplying) / seconds);
-                Part { op: format!("{op:?}"), ms: 1e3 * seconds, share }
+                let seconds = time.as_secs_f64() / N_RUNS as f64;
+                let read_s = limits.read_seconds(cost.weight_bytes * n_passes);
+                let compute_s = limits.compute_seconds(2.0 * (cost.products * n_rows(op)) as f64);
+                let share = (cost.products > 0).then(|| read_s.max(compute_s) / seconds);
+                OpProfile { op: format!("{op:?}"), ms: 1e3 * seconds, share }
             })
             .collect()
     }
 }
 
-/// Computes the first `n_tokens` tokens of a sequence, in chunks as the server does.
+/// Prefills `n_tokens` tokens of a sequence, in chunks as the server does.
 fn fill(
     model: &mut CausalLm,
     kv: &mut KvStore,
@@ -284,7 +291,7 @@ fn fill(
     tables: &[BlockTable],
     n_tokens: usize,
 ) -> Result<()> {
-    // Any tokens take the same time.
+    // The time does not depend on the token ids.
     let n_vocab = model.config().n_vocab;
     let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * 7919 % n_vocab) as u32).collect();
     let chunk_len = Limits::default().prefill_chunk_tokens;
@@ -298,10 +305,10 @@ fn fill(
 }
 
 fn median_limits(measured: &[MeasuredLimits]) -> MeasuredLimits {
-    let of = |limit: fn(&MeasuredLimits) -> f64| median(measured.iter().map(limit).collect());
+    let median_of = |limit: fn(&MeasuredLimits) -> f64| median(measured.iter().map(limit).collect());
     MeasuredLimits {
-        read_gb_s: of(|limits| limits.read_gb_s),
-        matrix_tflop_s: of(|limits| limits.matrix_tflop_s),
+        read_gb_s: median_of(|limits| limits.read_gb_s),
+        matrix_tflop_s: median_of(|limits| limits.matrix_tflop_s),
     }
 }
 
@@ -310,7 +317,7 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
-/// Memory of this process, where the system tells.
+/// Resident memory of this process, where the system reports it.
 fn resident_bytes() -> Option<usize> {
     procfs_bytes("/proc/self/status", "VmRSS:")
 }
@@ -318,23 +325,24 @@ fn resident_bytes() -> Option<usize> {
 fn table(report: &Report) -> String {
     let Report { model, threads, isa, limits, load_s, rss_mb, .. } = report;
     let mut lines = vec![
-        format!("{model}, {threads} threads, {isa}"),
+        format!("{model}, {threads} threads, {isa} kernels"),
         format!(
-            "limits: reading {:.1} GB/s, products {:.2} TFLOP/s",
+            "machine limits: memory reads {:.1} GB/s, matrix products {:.2} TFLOP/s",
             limits.read_gb_s, limits.matrix_tflop_s
         ),
         format!("loaded in {load_s:.2} s, {rss_mb:.0} MB resident"),
         String::new(),
-        format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "", "streams", "tokens", "tokens/s", "of limit"),
+        format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "phase", "streams", "context", "tokens/s", "of limit"),
     ];
-    let mut line = |what: &str, streams: usize, tokens: usize, tok_s: f64, share: f64, profile: &[Part]| {
-        lines.push(format!("{what:<8}{streams:>8}{tokens:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
-        let total: f64 = profile.iter().map(|part| part.ms).sum();
-        for Part { op, ms, share } in profile {
-            let of_limit = share.map(|share| format!("{:>9.0}%", 100.0 * share)).unwrap_or_default();
-            lines.push(format!("  {op:<14}{:>7.0}%{ms:>10.2} ms{of_limit}", 100.0 * ms / total));
-        }
-    };
+    let mut line =
+        |phase: &str, streams: usize, context: usize, tok_s: f64, share: f64, profile: &[OpProfile]| {
+            lines.push(format!("{phase:<8}{streams:>8}{context:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
+            let total: f64 = profile.iter().map(|op| op.ms).sum();
+            for OpProfile { op, ms, share } in profile {
+                let of_limit = share.map(|share| format!("{:>9.0}%", 100.0 * share)).unwrap_or_default();
+                lines.push(format!("  {op:<14}{:>7.0}%{ms:>10.2} ms{of_limit}", 100.0 * ms / total));
+            }
+        };
     for Prefill { tokens, tok_s, share, profile } in &report.prefill {
         line("prefill", 1, *tokens, *tok_s, *share, profile);
     }

@@ -1,4 +1,4 @@
-//! The commands.
+//! The commands of the program.
 
 mod bench;
 pub mod models;
@@ -7,15 +7,15 @@ mod serve;
 
 use std::io::stdout;
 
-use crate::config::{Args, Command, Config, RegistryConfig};
+use crate::config::{Args, Command, Config, RegistryConfig, ServeArgs};
 use crate::error::Result;
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::pool;
 
-/// Runs the command that was typed; `serve` when none was.
+/// Runs the command, `serve` if none is given.
 ///
 /// # Errors
-/// As the command's own.
+/// When the command fails, or the processor lacks the instruction set of `--isa`.
 pub fn run(args: Args) -> Result<()> {
     if let Some(isa) = &args.compute().isa {
         isa.parse::<Isa>()?.choose()?;
@@ -31,6 +31,6 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn serve(args: crate::config::ServeArgs) -> Result<()> {
+fn serve(args: ServeArgs) -> Result<()> {
     serve::serve(&Config::resolve(args)?, pool::n_threads())
 }

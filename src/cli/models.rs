@@ -1,4 +1,4 @@
-//! `models`: list the models that are known.
+//! `models`: lists the known models.
 
 use std::io::Write;
 
@@ -7,8 +7,8 @@ use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Result};
 use crate::registry::{Registry, readable_size};
 
-/// Writes one line per model to `out`: name, kind, size, licence, whether it was tested, and where
-/// it is on disk.
+/// Writes one line per model to `out`: name, kind, size, license, whether it was tested, and its path on
+/// disk.
 ///
 /// # Errors
 /// When `out` is closed.
@@ -19,7 +19,7 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
         writeln!(out, "{name:width$}  {kind:9}  {size:>9}  {license:13}  {tested:6}  {place}")
             .map_err(|error| Error::internal(format!("cannot print: {error}")))
     };
-    line(["NAME", "KIND", "SIZE", "LICENCE", "TESTED", "ON DISK"])?;
+    line(["NAME", "KIND", "SIZE", "LICENSE", "TESTED", "ON DISK"])?;
     for model in &models {
         let kind = model.kind.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
         let tested = if model.tested { "yes" } else { "no" };
@@ -27,12 +27,12 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
         let license = model.license.as_deref().unwrap_or("-");
         line([&model.name, &kind, &readable_size(model.size_bytes), license, tested, &place])?;
     }
-    let mut catalogue = EmbeddingSource::fastembed_catalog();
-    catalogue.sort();
-    let names: Vec<String> = catalogue.into_iter().map(|(name, repo)| format!("  {name} ({repo})")).collect();
+    let mut catalog = EmbeddingSource::fastembed_catalog();
+    catalog.sort();
+    let names: Vec<String> = catalog.into_iter().map(|(name, repo)| format!("  {name} ({repo})")).collect();
     writeln!(
         out,
-        "\nfastembed's embedding models, on ONNX Runtime (--embedding-model NAME):\n{}",
+        "\nembedding models from fastembed, run by ONNX Runtime (--embedding-model NAME):\n{}",
         names.join("\n")
     )
     .map_err(|error| Error::internal(format!("cannot print: {error}")))

@@ -1,4 +1,4 @@
-//! `pull`: fetch a model's files and print where they are.
+//! `pull`: downloads a model and prints the paths of its files.
 
 use std::io::Write;
 
@@ -7,11 +7,11 @@ use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 
-/// Fetches the model `name` where it is not on disk, and writes the path of each of its files to
-/// `out`, the one to load first.
+/// Downloads the model `name` unless it is on disk, and writes the path of each of its files to `out`,
+/// the main file first.
 ///
 /// # Errors
-/// When the model is not to be had, or `out` is closed.
+/// When the model cannot be found or downloaded, or `out` is closed.
 pub fn run(config: RegistryConfig, name: &str, out: &mut impl Write) -> Result<()> {
     let registry = Registry::new(config);
     let (main, files) = if EmbeddingSource::is_fastembed_only(name) {

@@ -1,4 +1,4 @@
-//! `serve`: the server itself.
+//! `serve`: starts the server and shuts it down gracefully.
 
 use std::future;
 use std::net::SocketAddr;
@@ -13,14 +13,14 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::http;
 
-/// Serves until Ctrl-C or SIGTERM, and loads the models meanwhile. A second signal ends the process
-/// at once.
+/// Serves until Ctrl-C or SIGTERM, and loads the models in the background. The first signal shuts the
+/// server down gracefully, the second ends the process at once.
 ///
 /// # Errors
-/// When the only chat model cannot be loaded or the address is taken.
+/// When the address is in use, or the only chat model cannot be loaded.
 pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let started = Instant::now();
-    // The address first: a port that is taken should not cost a download.
+    // Bind first: a port in use must not cost a download.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -29,14 +29,14 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let listener = runtime.block_on(TcpListener::bind(address)).map_err(|e| {
         Error::new(
             Kind::Config,
-            format!("cannot listen on {address}: {e}; choose another with --host and --port"),
+            format!("cannot listen on {address}: {e}; choose another address with --host and --port"),
         )
     })?;
     let address = listener.local_addr().unwrap_or(address);
     let app = App::new(config)?;
     tracing::info!(threads = n_threads, "listening on http://{address}");
     let result = runtime.block_on(async {
-        let asked = shutdown_signal(config.limits.drain_delay)?;
+        let signal = shutdown_signal(config.limits.drain_delay)?;
         let preload = {
             let (app, all) = (app.clone(), config.preload);
             tokio::task::spawn_blocking(move || app.preload(all))
@@ -52,9 +52,9 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
                 future::pending().await
             };
             tokio::select! {
-                delay = asked => delay,
+                delay = signal => delay,
                 e = loaded => {
-                    // Whoever listens no more has ended already.
+                    // The receiver is gone only if the server has ended already.
                     let _ = failed.send(e);
                     Duration::ZERO
                 }
@@ -63,14 +63,14 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
         http::serve(listener, app, shutdown).await;
         failure.await.map_or(Ok(()), Err)
     });
-    // A download that still runs must not keep the process.
+    // Do not wait for running downloads.
     runtime.shutdown_background();
     result
 }
 
-/// Completes on the first Ctrl-C or SIGTERM, and says how long to go on serving: `drain_delay` on
-/// SIGTERM, whose sender may route new requests here until it has asked `/health`; not at all on
-/// Ctrl-C, whose sender waits.
+/// Completes on the first Ctrl-C or SIGTERM with the time to keep accepting requests: `drain_delay` on
+/// SIGTERM, since a load balancer routes requests here until it sees `/health` fail, and none on Ctrl-C,
+/// since a user is waiting.
 fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duration>> {
     let listen = |kind| signal(kind).map_err(|e| Error::internal(format!("cannot listen for signals: {e}")));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
@@ -81,7 +81,7 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
         };
         tokio::spawn(async move {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            tracing::warn!("second signal: stopping at once");
+            tracing::warn!("second signal received, exiting at once");
             std::process::exit(130);
         });
         delay
