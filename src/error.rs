@@ -1,38 +1,41 @@
-//! The one error type: what went wrong, whose fault it is, and what the user can do.
+//! The crate's error type: what went wrong, who can fix it, and how.
 //!
-//! There is no HTTP in here; `http::error` turns a [`Kind`] into a status code, and is the only
-//! place that does. Messages are lower case, carry no full stop, name the thing and the remedy.
+//! Errors know nothing of HTTP: `http::error` alone maps each [`Kind`] to a status code. Messages are lower
+//! case without a full stop, and name the thing and the remedy.
 
 use std::fmt;
 use std::time::Duration;
 
-/// The crate's result.
+/// A result with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure an [`Error`] is.
+/// The kind of a failure, which determines the HTTP status and whose fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The request is malformed or asks for something that is not supported.
+    /// The request is malformed or needs something that is not supported.
     InvalidRequest,
-    /// Prompt and requested tokens do not fit the model's context.
+    /// The prompt and the requested tokens exceed the model's context.
     ContextLengthExceeded,
-    /// The request names a model that is not served here.
+    /// The request names a model that this server does not have.
     ModelNotFound,
-    /// A bounded queue is full; the same request may succeed after the given time.
-    Overloaded { retry_after: Duration },
-    /// The server is loading, draining, or a part of it is not running.
+    /// A bounded queue is full; the same request may succeed later.
+    Overloaded {
+        /// Estimated time until a retry succeeds.
+        retry_after: Duration,
+    },
+    /// The server is loading or draining, or a part of it has failed.
     Unavailable,
-    /// A model file is missing, malformed or of an unsupported form.
+    /// A model file is missing, malformed or of an unsupported format.
     Model,
-    /// A model's files could not be found or fetched.
+    /// A model's files could not be found or downloaded.
     Registry,
-    /// The command line or environment asks for something impossible.
+    /// An option or environment variable has a value that cannot work.
     Config,
-    /// Our own mistake.
+    /// A bug in this server.
     Internal,
 }
 
-/// A failure with its kind, a message for the user, and the request parameter it is about.
+/// A failure: its kind, a message for the user, and the request parameter at fault.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
@@ -41,48 +44,48 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `kind` that says `message`.
+    /// Creates an error of a kind with a message.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), param: None }
     }
 
-    /// A request that cannot be honoured; `param` names the field at fault.
+    /// Creates an error for a request that cannot be honored because of the parameter `param`.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::new(Kind::InvalidRequest, message) }
     }
 
-    /// A model file that cannot be used.
+    /// Creates an error for a model file that cannot be used.
     pub fn model(message: impl Into<String>) -> Self {
         Self::new(Kind::Model, message)
     }
 
-    /// A model that cannot be found or fetched.
+    /// Creates an error for a model that cannot be found or downloaded.
     pub fn registry(message: impl Into<String>) -> Self {
         Self::new(Kind::Registry, message)
     }
 
-    /// A mistake of our own.
+    /// Creates an error for a bug in this server.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
 
-    /// Names the request parameter this error is about.
+    /// Sets the request parameter at fault.
     pub fn with_param(self, param: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..self }
     }
 
-    /// Puts what was being done in front of the message.
-    pub fn context(mut self, doing: impl fmt::Display) -> Self {
-        self.message = format!("{doing}: {}", self.message);
+    /// Prefixes the message with the operation that failed.
+    pub fn context(mut self, operation: impl fmt::Display) -> Self {
+        self.message = format!("{operation}: {}", self.message);
         self
     }
 
-    /// What kind of failure this is.
+    /// The kind of the failure.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The request parameter at fault, if it is one.
+    /// The request parameter at fault, if there is one.
     pub fn param(&self) -> Option<&str> {
         self.param.as_deref()
     }
