@@ -1,4 +1,4 @@
-//! The program as a user starts it.
+//! The program as a user runs it: flags, environment variables, messages and signals.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use clap::CommandFactory;
+use predict_otron_9000::config::Args;
 use predict_otron_9000::registry::Registry;
 
 use crate::support;
@@ -25,35 +27,94 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Flags of `bench` alone, which have no environment variables.
+const BENCH_FLAGS: [&str; 6] = ["prompt", "tokens", "streams", "depths", "profile", "json"];
+
+/// Flags that accept any text; it is checked when it is used.
+const FREE_TEXT_FLAGS: [&str; 7] = [
+    "api-key",
+    "api-key-file",
+    "model",
+    "embedding-model",
+    "rerank-model",
+    "embedding-cache-dir",
+    "cache-dir",
+];
+
+/// Each command as the program defines it, with the arguments that select it; `serve` is the default, too.
+fn commands() -> Vec<(Vec<String>, clap::Command)> {
+    let mut root = Args::command();
+    root.build();
+    let subcommands = root.get_subcommands().filter(|command| command.get_name() != "help").cloned();
+    let mut commands: Vec<_> =
+        subcommands.map(|command| (vec![command.get_name().to_owned()], command)).collect();
+    let names: Vec<&str> = commands.iter().map(|(_, command)| command.get_name()).collect();
+    assert_eq!(names, ["serve", "pull", "bench", "models"]);
+    commands.push((Vec::new(), root));
+    commands
+}
+
+/// The flags of a command that clap does not add itself.
+fn flags(command: &clap::Command) -> impl Iterator<Item = (&clap::Arg, &str)> {
+    let flags = command.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
+    flags.filter(|(_, flag)| !["help", "version"].contains(flag))
+}
+
+fn on_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[test]
-fn every_flag_has_a_line_and_a_variable() {
-    let help = text(&output(&["--help"]).stdout);
-    for flag in [
-        "host",
-        "port",
-        "model",
-        "embedding-model",
-        "alias",
-        "preload",
-        "idle-unload",
-        "memory-budget",
-        "threads",
-        "isa",
-        "kv-format",
-        "offline",
-        "cache-dir",
-    ] {
-        assert!(help.contains(&format!("--{flag}")), "{flag}: {help}");
-        let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
-        assert!(help.contains(&variable), "{variable}: {help}");
-    }
-    for command in ["serve", "bench", "pull", "models"] {
-        assert!(help.contains(command), "{command}: {help}");
+fn every_flag_has_a_help_text_and_a_variable() {
+    for (selection, command) in commands() {
+        let output = program().args(&selection).arg("--help").output().unwrap();
+        let help = on_one_line(&text(&output.stdout));
+        for arg in command.get_arguments() {
+            let line = arg.get_help().map(|line| on_one_line(&line.to_string())).unwrap_or_default();
+            assert!(
+                !line.is_empty() && help.contains(&line),
+                "{selection:?} {}: {line:?}: {help}",
+                arg.get_id()
+            );
+        }
+        for (arg, flag) in flags(&command) {
+            assert!(help.contains(&format!("--{flag}")), "{selection:?} {flag}: {help}");
+            let found = arg.get_env().map(|name| name.to_str().unwrap());
+            let variable = format!("PREDICT_OTRON_{}", flag.to_uppercase().replace('-', "_"));
+            if BENCH_FLAGS.contains(&flag) {
+                assert_eq!(found, None, "{selection:?} {flag}");
+            } else {
+                assert_eq!(found, Some(variable.as_str()), "{selection:?} {flag}");
+                assert!(help.contains(&format!("[env: {variable}")), "{selection:?} {flag}: {help}");
+            }
+        }
     }
 }
 
 #[test]
-fn models_are_listed_with_size_and_licence() {
+fn a_bad_value_is_refused_with_the_name_of_its_flag() {
+    for (selection, command) in commands() {
+        let named = if selection == ["pull"] { vec!["no-such-model"] } else { Vec::new() };
+        for (arg, flag) in flags(&command).filter(|(_, flag)| !FREE_TEXT_FLAGS.contains(flag)) {
+            let mut by_flag = program();
+            by_flag.args(&selection).args(&named).arg(format!("--{flag}=?"));
+            let by_variable = arg.get_env().map(|variable| {
+                let mut by_variable = program();
+                by_variable.args(&selection).args(&named).env(variable, "?");
+                by_variable
+            });
+            for mut refused in [by_flag].into_iter().chain(by_variable) {
+                let output = refused.output().unwrap();
+                let message = text(&output.stderr);
+                assert_eq!(output.status.code(), Some(2), "{refused:?}: {message}");
+                assert!(message.contains(&format!("--{flag}")), "{refused:?}: {message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn models_are_listed_with_size_and_license() {
     let output = output(&["models", "--offline"]);
     assert!(output.status.success());
     let list = text(&output.stdout);
@@ -65,7 +126,7 @@ fn models_are_listed_with_size_and_licence() {
 }
 
 #[test]
-fn mistakes_are_explained() {
+fn usage_errors_are_explained() {
     let empty = tempfile::tempdir().unwrap();
     let cache = empty.path().to_str().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -86,13 +147,13 @@ fn mistakes_are_explained() {
         assert!(!output.status.success(), "{args:?}");
         let message = text(&output.stderr);
         for word in words {
-            assert!(message.contains(word), "{args:?} says nothing of {word}: {message}");
+            assert!(message.contains(word), "{args:?} does not mention {word}: {message}");
         }
     }
 }
 
 #[test]
-fn a_bench_prints_one_object_or_a_table() {
+fn bench_prints_one_object_or_a_table() {
     let args =
         ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--threads", "1"];
     let sizes = ["-p", "8,24", "-n", "4", "--streams", "2,3", "--depths", "16"];
@@ -123,7 +184,7 @@ fn a_bench_prints_one_object_or_a_table() {
 }
 
 #[test]
-fn a_bench_says_where_the_time_goes() {
+fn bench_breaks_the_time_down_by_operation() {
     let args = ["bench", "--offline", "--model", "tests/data/tiny/llama", "--isa", "scalar", "--profile"];
     let sizes = ["--threads", "1", "-p", "24", "-n", "4", "--streams", "2", "--depths", "0"];
     let done = output(&[&args[..], &sizes, &["--json"]].concat());
@@ -135,7 +196,7 @@ fn a_bench_says_where_the_time_goes() {
         assert_eq!(ops, ["Embedding", "Qkv", "Attention", "Output", "Mlp", "Head"], "{row}");
         for part in parts {
             assert!(part["ms"].as_f64().unwrap() > 0.0, "{part}");
-            // What multiplies with no matrix has no limit to be measured by.
+            // Operations without a matrix have no limit to compare with.
             let has_matrix = !["Embedding", "Attention"].contains(&part["op"].as_str().unwrap());
             assert_eq!(part["share"].as_f64().is_some_and(|share| share > 0.0), has_matrix, "{part}");
         }
@@ -146,11 +207,11 @@ fn a_bench_says_where_the_time_goes() {
     assert_eq!(table.lines().filter(|line| line.trim_start().starts_with("Attention")).count(), 3, "{table}");
 }
 
-/// A server process; killed if the test ends before it does.
+/// A server process, which is killed on drop.
 struct Running {
     child: Child,
     address: String,
-    /// What it has logged since it listens.
+    /// Lines that it has logged since it began to listen.
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -162,7 +223,7 @@ impl Running {
         let mut seen = String::new();
         let address = loop {
             let start = seen.len();
-            assert!(log.read_line(&mut seen).unwrap() > 0, "the server ended: {seen}");
+            assert!(log.read_line(&mut seen).unwrap() > 0, "the server exited: {seen}");
             if let Some((_, address)) = seen[start..].split_once("listening on http://") {
                 break address.split_whitespace().next().unwrap().to_owned();
             }
@@ -199,7 +260,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(started.elapsed() < Duration::from_secs(20), "the server does not end");
+            assert!(started.elapsed() < Duration::from_secs(20), "the server does not exit");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -213,7 +274,7 @@ impl Drop for Running {
 }
 
 #[tokio::test]
-async fn the_server_answers_and_ends_cleanly_on_signals() {
+async fn the_server_answers_and_exits_cleanly_on_signals() {
     for signal in ["TERM", "INT"] {
         let mut server = tokio::task::spawn_blocking(|| Running::start(program())).await.unwrap();
         let request = r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":4}"#;
@@ -238,7 +299,7 @@ async fn a_refusal_is_logged_once_with_its_id() {
 }
 
 #[test]
-fn variables_stand_for_flags() {
+fn environment_variables_set_flags() {
     let cache = tempfile::tempdir().unwrap();
     let output = program()
         .env("PREDICT_OTRON_OFFLINE", "1")
@@ -252,7 +313,7 @@ fn variables_stand_for_flags() {
 }
 
 #[test]
-fn a_variable_that_is_set_to_nothing_is_not_set() {
+fn an_empty_environment_variable_counts_as_unset() {
     let cache = tempfile::tempdir().unwrap();
     let mut command = program();
     for flag in ["HOST", "PORT", "MODEL", "THREADS", "IDLE_UNLOAD", "MEMORY_BUDGET", "PRELOAD", "ALIAS"] {
@@ -264,7 +325,7 @@ fn a_variable_that_is_set_to_nothing_is_not_set() {
     assert!(!output.status.success() && message.contains("smollm2-135m-instruct"), "{message}");
 }
 
-/// A folder with the tiny ONNX encoder of the tests.
+/// A folder with the tests' tiny ONNX encoder.
 fn onnx_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
@@ -275,7 +336,7 @@ fn onnx_folder() -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn onnx_runtime_is_taken_from_where_the_variable_says() {
+async fn onnx_runtime_is_loaded_from_ort_dylib_path() {
     let library = tokio::task::spawn_blocking(|| Registry::new(support::real_registry()).onnx_runtime());
     let library = library.await.unwrap().expect("the wheel onnxruntime, through pip");
     let folder = onnx_folder();
