@@ -8,10 +8,10 @@ use std::cell::Cell;
 use std::fs;
 use std::ops::Range;
 
-use predict_otron_9000::gguf::Header;
+use predict_otron_9000::gguf::GgufHeader;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, SafetensorsHeader, Weights};
-use predict_otron_9000::models::{Arithmetic, ModelConfig};
+use predict_otron_9000::models::{Backend, ModelConfig};
 use support::gguf::{ARRAY, F32, Gguf, Random, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors};
 
 const N_MUTATIONS: u64 = 100_000;
@@ -121,7 +121,7 @@ fn gguf() -> (Vec<u8>, usize) {
         file = file.tensor(&format!("blk.{idx}.weight"), shape, code, &vec![1; n_bytes]);
     }
     let bytes = file.bytes();
-    let header_len = Header::parse(&bytes).unwrap().tensors().values().map(|info| info.bytes.start).min();
+    let header_len = GgufHeader::parse(&bytes).unwrap().tensors().values().map(|info| info.bytes.start).min();
     (bytes, header_len.unwrap())
 }
 
@@ -138,7 +138,7 @@ fn a_hundred_thousand_damaged_gguf_headers() {
     let mut n_read = 0;
     for seed in 0..N_MUTATIONS {
         let bytes = mutated(&whole, header_len, &mut Random::new(seed));
-        let (header, peak) = peak_bytes(|| Header::parse(&bytes));
+        let (header, peak) = peak_bytes(|| GgufHeader::parse(&bytes));
         assert!(peak <= 4 * bytes.len() + 4096, "seed {seed}: {peak} bytes for a file of {}", bytes.len());
         let Ok(header) = header else { continue };
         n_read += 1;
@@ -212,7 +212,7 @@ fn damaged_models_are_refused_or_load() {
     let tensors = tiny_llama_tensors(32);
     let file = tensors.iter().fold(tiny_llama_keys(32), |file, (name, tensor)| file.tensor_f32(name, tensor));
     let whole = file.bytes();
-    let header = Header::parse(&whole).unwrap();
+    let header = GgufHeader::parse(&whole).unwrap();
     let header_len = header.tensors().values().map(|info| info.bytes.start).min().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -221,8 +221,7 @@ fn damaged_models_are_refused_or_load() {
         fs::write(&path, mutated(&whole, header_len, &mut Random::new(seed))).unwrap();
         let load = || {
             let file = GgufFile::open(&path)?;
-            CausalLm::load(ModelConfig::from_gguf(&file)?, &Weights::Gguf(file), Arithmetic::Reference)
-                .map(drop)
+            CausalLm::load(ModelConfig::from_gguf(&file)?, &Weights::Gguf(file), Backend::Reference).map(drop)
         };
         let (result, peak) = peak_bytes(load);
         // 2^24 is the widest row a configuration may ask for.

@@ -19,7 +19,7 @@ use crate::kernels::attention::kv_block::KvFormat;
 use crate::kernels::isa::Isa;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::models::{Arithmetic, ModelConfig};
+use crate::models::{Backend, ModelConfig};
 use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
@@ -44,7 +44,7 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         context_shift: limits.context_overflow == ContextOverflow::Shift,
     };
     let info = ModelInfo {
-        family: config.family.name.to_owned(),
+        family: config.family.to_owned(),
         format: files.format.name(),
         context_length: options.context_length(&config),
         license: license(&files, &weights)?,
@@ -108,7 +108,7 @@ fn load(
     let fingerprint = fingerprint(&files.main, &template)?;
     let template = ChatTemplate::new(template)?;
     let tokenizer = Arc::new(tokenizer);
-    let decoder = Box::new(CausalLm::load(config, weights, Arithmetic::Kernels(Isa::current()))?);
+    let decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
     tracing::info!(
         model = files.id,

@@ -12,9 +12,11 @@ use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::isa::Isa;
 use crate::kernels::{roofline, threads::pool};
-use crate::models::decoder::{CausalLm, Cost};
-use crate::models::profile::Op;
-use crate::models::{Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, SequenceId};
+use crate::models::decoder::{CausalLm, OpCost};
+use crate::models::profile::ForwardOp;
+use crate::models::{
+    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId,
+};
 use crate::registry::{ModelKind, Registry};
 
 /// Context tokens of each sequence when several decode at the same time.
@@ -41,7 +43,7 @@ struct Report {
 struct MeasuredLimits {
     /// Memory bandwidth, measured over as many bytes as the model's weights have.
     read_gb_s: f64,
-    /// Arithmetic throughput of the multiply instructions in use.
+    /// Backend throughput of the multiply instructions in use.
     matrix_tflop_s: f64,
 }
 
@@ -105,16 +107,16 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let isa = Isa::current();
     let start = Instant::now();
     let (config, weights) = read_headers(&files)?;
-    let mut model = CausalLm::load(config, &weights, Arithmetic::Kernels(isa))?;
+    let mut model = CausalLm::load(config, &weights, Backend::Kernels(isa))?;
     let load_s = start.elapsed().as_secs_f64();
     let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
 
     let costs = model.costs();
-    let mut cost = Cost::default();
+    let mut cost = OpCost::default();
     costs.into_iter().for_each(|op_cost| cost += op_cost);
     let bench = Bench {
         cost,
-        head: costs[Op::Head as usize],
+        head: costs[ForwardOp::Head as usize],
         isa,
         measured: RefCell::default(),
         kv_format: kv_format(args.compute.kv_format),
@@ -155,10 +157,10 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
 
 /// The state that all measurements of one model share.
 struct Bench {
-    /// Cost of all operations per token.
-    cost: Cost,
-    /// Cost of the language model head alone.
-    head: Cost,
+    /// OpCost of all operations per token.
+    cost: OpCost,
+    /// OpCost of the language model head alone.
+    head: OpCost,
     isa: Isa,
     /// Limits measured around each run, since the speed of shared machines drifts.
     measured: RefCell<Vec<MeasuredLimits>>,
@@ -200,18 +202,23 @@ impl Bench {
     }
 
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
-        model.profile().take();
-        let mut kv = KvStore::new(model.config(), self.kv_format);
-        let tables = [BlockId::run(0, n_tokens)];
+        model.profile().take_times();
+        let mut kv = KvCache::new(model.config().kv_layouts(self.kv_format));
+        let tables = [BlockId::consecutive(0, n_tokens)];
         let (seconds, limits) = self.time(|| fill(model, &mut kv, SequenceId(0), &tables, n_tokens))?;
-        let in_layers = self.cost.products - self.head.products;
-        let operations = 2.0 * (in_layers * n_tokens + self.head.products) as f64;
+        let in_layers = self.cost.macs - self.head.macs;
+        let operations = 2.0 * (in_layers * n_tokens + self.head.macs) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
         Ok(Prefill {
             tokens: n_tokens,
             tok_s: n_tokens as f64 / seconds,
             share: limits.compute_seconds(operations) / seconds,
-            profile: self.profile(model, limits, n_passes, |op| if op == Op::Head { 1 } else { n_tokens }),
+            profile: self.profile(
+                model,
+                limits,
+                n_passes,
+                |op| if op == ForwardOp::Head { 1 } else { n_tokens },
+            ),
         })
     }
 
@@ -222,24 +229,31 @@ impl Bench {
         depth: usize,
         n_tokens: usize,
     ) -> Result<Decode> {
-        let mut kv = KvStore::new(model.config(), self.kv_format);
+        let mut kv = KvCache::new(model.config().kv_layouts(self.kv_format));
         let n_blocks = (depth + n_tokens).div_ceil(BLOCK_TOKENS);
         let streams: Vec<(SequenceId, [BlockTable; 1])> = (0..n_streams)
             .map(|n| {
                 let first = (n * n_blocks) as u32;
-                (SequenceId(n as u64), [BlockId::run(first, n_blocks * BLOCK_TOKENS)])
+                (SequenceId(n as u64), [BlockId::consecutive(first, n_blocks * BLOCK_TOKENS)])
             })
             .collect();
         for (id, tables) in &streams {
             fill(model, &mut kv, *id, tables, depth)?;
         }
-        model.profile().take();
+        model.profile().take_times();
         let (seconds, limits) = self.time(|| {
             let mut last: Vec<u32> = vec![0; n_streams];
             for position in depth..depth + n_tokens {
                 let mut input = ForwardInput::default();
                 for ((id, tables), token) in streams.iter().zip(&last) {
-                    input.push(*id, depth, position, tables, &[*token], 1);
+                    input.push(SequenceChunk {
+                        sequence: *id,
+                        n_prompt: depth,
+                        start: position,
+                        tables,
+                        token_ids: &[*token],
+                        n_logits: 1,
+                    });
                 }
                 let logits = model.forward(&mut kv, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
@@ -248,10 +262,10 @@ impl Bench {
         })?;
         let steps_per_second = n_tokens as f64 / seconds;
         let n_keys = n_streams * (depth + n_tokens / 2);
-        let block_bytes: usize = KvStore::block_bytes(model.config(), self.kv_format).iter().sum();
+        let block_bytes: usize = model.config().kv_block_bytes(self.kv_format).iter().sum();
         let kv_bytes = n_keys * block_bytes / BLOCK_TOKENS;
         let read_s = limits.read_seconds(self.cost.weight_bytes + kv_bytes);
-        let compute_s = limits.compute_seconds(2.0 * (n_streams * self.cost.products) as f64);
+        let compute_s = limits.compute_seconds(2.0 * (n_streams * self.cost.macs) as f64);
         Ok(Decode {
             streams: n_streams,
             depth,
@@ -268,15 +282,15 @@ impl Bench {
         model: &CausalLm,
         limits: MeasuredLimits,
         n_passes: usize,
-        n_rows: impl Fn(Op) -> usize,
+        n_rows: impl Fn(ForwardOp) -> usize,
     ) -> Vec<OpProfile> {
-        let ops = model.profile().take().into_iter().zip(model.costs());
+        let ops = model.profile().take_times().into_iter().zip(model.costs());
         ops.filter(|((_, time), _)| self.profile && !time.is_zero())
             .map(|((op, time), cost)| {
                 let seconds = time.as_secs_f64() / N_RUNS as f64;
                 let read_s = limits.read_seconds(cost.weight_bytes * n_passes);
-                let compute_s = limits.compute_seconds(2.0 * (cost.products * n_rows(op)) as f64);
-                let share = (cost.products > 0).then(|| read_s.max(compute_s) / seconds);
+                let compute_s = limits.compute_seconds(2.0 * (cost.macs * n_rows(op)) as f64);
+                let share = (cost.macs > 0).then(|| read_s.max(compute_s) / seconds);
                 OpProfile { op: format!("{op:?}"), ms: 1e3 * seconds, share }
             })
             .collect()
@@ -286,7 +300,7 @@ impl Bench {
 /// Prefills `n_tokens` tokens of a sequence, in chunks as the server does.
 fn fill(
     model: &mut CausalLm,
-    kv: &mut KvStore,
+    kv: &mut KvCache,
     id: SequenceId,
     tables: &[BlockTable],
     n_tokens: usize,
@@ -298,7 +312,14 @@ fn fill(
     for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
         let start = idx * chunk_len;
         let mut input = ForwardInput::default();
-        input.push(id, n_tokens, start, tables, chunk, usize::from(start + chunk.len() == n_tokens));
+        input.push(SequenceChunk {
+            sequence: id,
+            n_prompt: n_tokens,
+            start,
+            tables,
+            token_ids: chunk,
+            n_logits: usize::from(start + chunk.len() == n_tokens),
+        });
         model.forward(kv, &input)?;
     }
     Ok(())

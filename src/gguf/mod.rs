@@ -1,9 +1,8 @@
-//! GGUF headers: bytes in, checked keys and places of tensors out.
+//! Parses GGUF headers: bytes in, validated metadata and tensor locations out.
 //!
-//! This is the only reader of the format in the program. Nothing that a header says is believed
-//! before it is checked: every size, count and offset is bounded by the bytes that are there, so a
-//! damaged or hostile file is an error that says what is wrong, never a panic, and never more
-//! memory than the file has bytes.
+//! The only reader of the format in the program. Nothing in a header is used before it is checked:
+//! every size, count and offset is bounded by the size of the file. A damaged or hostile file therefore
+//! yields an error that names the defect, never a panic, and never takes more memory than the file has bytes.
 
 mod reader;
 mod tensor_type;
@@ -17,55 +16,57 @@ pub use tensor_type::TensorType;
 pub use value::{Metadata, StringList};
 
 use crate::error::{Error, Result};
-use reader::Reader;
+use reader::HeaderReader;
 
-/// A checked header.
+/// A validated header.
 #[derive(Debug)]
-pub struct Header {
+pub struct GgufHeader {
+    /// The keys and values.
     pub metadata: Metadata,
-    tensors: HashMap<String, TensorInfo>,
+    tensors: HashMap<String, GgufTensorInfo>,
 }
 
-/// What a tensor is and where its bytes are.
+/// The type, shape and location of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
+pub struct GgufTensorInfo {
+    /// The type of its elements.
     pub tensor_type: TensorType,
-    /// Outermost dimension first; none is zero.
+    /// The dimensions, outermost first; none is zero.
     pub shape: Vec<usize>,
-    /// In the file. As long as type and shape say, and inside the file.
+    /// The range of its bytes in the file, which lies inside the file and has the length that type and shape
+    /// require.
     pub bytes: Range<usize>,
 }
 
 const MAGIC: &[u8] = b"GGUF";
 
-/// Where tensors begin at a multiple of, unless the file says otherwise.
+/// The alignment of tensors in files that do not state another.
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// Most keys, and most tensors, of a file: a hundred times what the largest have.
+/// The maximum number of keys, and of tensors, in a file: a hundred times what the largest models have.
 const MAX_ENTRIES: u64 = 1 << 16;
 
-/// Most dimensions of a tensor.
+/// The maximum number of dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 4;
 
-impl Header {
-    /// Reads and checks the header of `file`, all bytes of a file.
+impl GgufHeader {
+    /// Parses and validates the header of `file`, the contents of a whole file.
     ///
     /// # Errors
-    /// When it is not GGUF of version 2 or 3 in little-endian order, or anything in it is out of
-    /// order.
+    /// When it is not little-endian GGUF of version 2 or 3, or anything in the header is invalid.
     pub fn parse(file: &[u8]) -> Result<Self> {
-        let mut reader = Reader::new(file);
-        if reader.take(MAGIC.len()).ok() != Some(MAGIC) {
+        let mut reader = HeaderReader::new(file);
+        if reader.bytes(MAGIC.len()).ok() != Some(MAGIC) {
             return Err(Error::model("it does not begin with `GGUF`"));
         }
         match reader.u32()? {
             2 | 3 => {}
             version if matches!(version.swap_bytes(), 1..=3) => {
-                return Err(Error::model("it is in big-endian order; use a little-endian file"));
+                return Err(Error::model("it is big-endian; use a little-endian file"));
             }
             version => {
                 return Err(Error::model(format!(
-                    "it is of version {version}, and 2 and 3 are read; convert it anew"
+                    "GGUF version {version} is not supported; convert the model to version 3"
                 )));
             }
         }
@@ -80,7 +81,7 @@ impl Header {
             None => DEFAULT_ALIGNMENT,
             Some(n) => {
                 usize::try_from(n).ok().filter(|&n| n >= 8 && n.is_power_of_two()).ok_or_else(|| {
-                    Error::model(format!("`general.alignment` is {n}; it must be a power of two from 8 on"))
+                    Error::model(format!("`general.alignment` is {n}; it must be a power of two, at least 8"))
                 })?
             }
         };
@@ -88,25 +89,25 @@ impl Header {
         Ok(Self { metadata, tensors })
     }
 
-    /// The tensor of this name.
-    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+    /// The tensor of this name, if there is one.
+    pub fn tensor(&self, name: &str) -> Option<&GgufTensorInfo> {
         self.tensors.get(name)
     }
 
     /// All tensors by name.
-    pub fn tensors(&self) -> &HashMap<String, TensorInfo> {
+    pub fn tensors(&self) -> &HashMap<String, GgufTensorInfo> {
         &self.tensors
     }
 }
 
-impl TensorInfo {
-    /// How many numbers it holds.
+impl GgufTensorInfo {
+    /// The number of elements.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
-fn read_metadata(reader: &mut Reader, n_keys: u64) -> Result<Metadata> {
+fn read_metadata(reader: &mut HeaderReader, n_keys: u64) -> Result<Metadata> {
     let mut values = HashMap::new();
     for _ in 0..n_keys {
         let key = reader.name("a key")?;
@@ -122,13 +123,13 @@ fn read_metadata(reader: &mut Reader, n_keys: u64) -> Result<Metadata> {
 }
 
 fn read_tensors(
-    reader: &mut Reader,
+    reader: &mut HeaderReader,
     n_tensors: u64,
     alignment: usize,
     file_bytes: usize,
-) -> Result<HashMap<String, TensorInfo>> {
-    // Offsets count from where the header ends, which is known after the last of them.
-    let mut placed = HashMap::new();
+) -> Result<HashMap<String, GgufTensorInfo>> {
+    // Offsets count from the end of the header, which is known after the last of them.
+    let mut entries = HashMap::new();
     for _ in 0..n_tensors {
         let name = reader.name("a tensor")?;
         let in_tensor = |e: Error| e.context(format_args!("tensor `{name}`"));
@@ -138,33 +139,31 @@ fn read_tensors(
                 "tensor `{name}` begins at {offset}, which is not a multiple of the alignment {alignment}"
             )));
         }
-        if placed.insert(name.clone(), (tensor_type, shape, n_bytes, offset)).is_some() {
+        if entries.insert(name.clone(), (tensor_type, shape, n_bytes, offset)).is_some() {
             return Err(Error::model(format!("it has the tensor `{name}` twice")));
         }
     }
     let data_start = reader.position().next_multiple_of(alignment);
-    let mut tensors = HashMap::with_capacity(placed.len());
-    for (name, (tensor_type, shape, n_bytes, offset)) in placed {
+    let mut tensors = HashMap::with_capacity(entries.len());
+    for (name, (tensor_type, shape, n_bytes, offset)) in entries {
         let start = usize::try_from(offset).ok().and_then(|offset| data_start.checked_add(offset));
         let end = start.and_then(|start| start.checked_add(n_bytes)).filter(|&end| end <= file_bytes);
         let (Some(start), Some(end)) = (start, end) else {
             return Err(Error::model(format!(
-                "tensor `{name}` reaches beyond the file's {file_bytes} bytes; the file is cut short"
+                "tensor `{name}` extends beyond the file's {file_bytes} bytes; the file is cut short"
             )));
         };
-        tensors.insert(name, TensorInfo { tensor_type, shape, bytes: start..end });
+        tensors.insert(name, GgufTensorInfo { tensor_type, shape, bytes: start..end });
     }
     check_overlaps(&tensors)?;
     Ok(tensors)
 }
 
-/// Type, shape, size in bytes and offset of the next tensor.
-fn read_tensor(reader: &mut Reader) -> Result<(TensorType, Vec<usize>, usize, u64)> {
+/// Reads the type, shape, size in bytes and offset of the next tensor.
+fn read_tensor(reader: &mut HeaderReader) -> Result<(TensorType, Vec<usize>, usize, u64)> {
     let n_dims = reader.u32()? as usize;
     if !(1..=MAX_DIMENSIONS).contains(&n_dims) {
-        return Err(Error::model(format!(
-            "it has {n_dims} dimensions, and 1 to {MAX_DIMENSIONS} are allowed"
-        )));
+        return Err(Error::model(format!("it has {n_dims} dimensions; 1 to {MAX_DIMENSIONS} are allowed")));
     }
     // The file has the innermost dimension first.
     let mut shape = Vec::with_capacity(n_dims);
@@ -179,11 +178,11 @@ fn read_tensor(reader: &mut Reader) -> Result<(TensorType, Vec<usize>, usize, u6
     Ok((tensor_type, shape, n_bytes, reader.u64()?))
 }
 
-fn check_overlaps(tensors: &HashMap<String, TensorInfo>) -> Result<()> {
-    let mut places: Vec<(&Range<usize>, &String)> =
+fn check_overlaps(tensors: &HashMap<String, GgufTensorInfo>) -> Result<()> {
+    let mut ranges: Vec<(&Range<usize>, &String)> =
         tensors.iter().map(|(name, info)| (&info.bytes, name)).collect();
-    places.sort_by_key(|(bytes, _)| bytes.start);
-    for pair in places.windows(2) {
+    ranges.sort_by_key(|(bytes, _)| bytes.start);
+    for pair in ranges.windows(2) {
         if pair[1].0.start < pair[0].0.end {
             return Err(Error::model(format!("tensors `{}` and `{}` overlap", pair[0].1, pair[1].1)));
         }

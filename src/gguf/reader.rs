@@ -1,46 +1,51 @@
-//! Numbers, strings and values, one after the other, from bytes that may end at any place.
+//! Reads numbers, strings and values from a header that may be cut short anywhere.
 
-use super::value::{self, IntegerList, StringList, Value};
+use super::value::{self, IntegerList, MetadataValue, StringList};
 use crate::error::{Error, Result};
 
-/// Longest name of a key or tensor, in bytes; the format's own limit for keys.
+/// The maximum length of a key or tensor name in bytes; the format's own limit for keys.
 const MAX_NAME_BYTES: usize = (1 << 16) - 1;
 
-/// How deep arrays may nest.
+/// The maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 4;
 
-/// A position in the bytes of a file.
-pub struct Reader<'a> {
-    bytes: &'a [u8],
+/// A cursor over the bytes of a file. Every method fails when the file ends before its value does.
+pub struct HeaderReader<'a> {
+    file: &'a [u8],
     position: usize,
 }
 
-impl<'a> Reader<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, position: 0 }
+impl<'a> HeaderReader<'a> {
+    /// A cursor at the beginning of a file.
+    pub fn new(file: &'a [u8]) -> Self {
+        Self { file, position: 0 }
     }
 
+    /// The number of bytes read.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// The next `n` bytes.
-    pub fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let rest = &self.bytes[self.position..];
-        let taken = rest.get(..n).ok_or_else(|| Error::model("it ends within its header; fetch it again"))?;
+    /// Reads `n` bytes.
+    pub fn bytes(&mut self, n: usize) -> Result<&'a [u8]> {
+        let rest = &self.file[self.position..];
+        let bytes =
+            rest.get(..n).ok_or_else(|| Error::model("it ends within its header; download it again"))?;
         self.position += n;
-        Ok(taken)
+        Ok(bytes)
     }
 
+    /// Reads a 32-bit unsigned integer.
     pub fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
+    /// Reads a 64-bit unsigned integer.
     pub fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// The name of a key or tensor.
+    /// Reads the name of a key or tensor; error messages call it the name of `what`.
     pub fn name(&mut self, what: &str) -> Result<String> {
         let n_bytes = self.length()?;
         if n_bytes > MAX_NAME_BYTES {
@@ -48,96 +53,97 @@ impl<'a> Reader<'a> {
                 "the name of {what} has {n_bytes} bytes; {MAX_NAME_BYTES} are allowed"
             )));
         }
-        let bytes = self.take(n_bytes)?;
+        let bytes = self.bytes(n_bytes)?;
         let name = std::str::from_utf8(bytes)
             .map_err(|_| Error::model(format!("the name of {what} is not UTF-8")))?;
         Ok(name.to_owned())
     }
 
-    /// A value behind its type.
-    pub fn value(&mut self) -> Result<Value> {
-        let kind = self.u32()?;
-        self.value_of(kind, 0)
+    /// Reads a type id and a value of this type.
+    pub fn value(&mut self) -> Result<MetadataValue> {
+        let type_id = self.u32()?;
+        self.value_of_type(type_id, 0)
     }
 
-    fn value_of(&mut self, kind: u32, depth: usize) -> Result<Value> {
-        Ok(match kind {
+    fn value_of_type(&mut self, type_id: u32, depth: usize) -> Result<MetadataValue> {
+        Ok(match type_id {
             0..=5 | 10 | 11 => {
-                let bytes = self.take(value::integer_bytes(kind))?;
-                value::integer(kind, bytes).map_or(Value::Unread, Value::Integer)
+                let bytes = self.bytes(value::integer_bytes(type_id))?;
+                value::integer(type_id, bytes).map_or(MetadataValue::Unsupported, MetadataValue::Integer)
             }
-            6 => Value::Float(f32::from_le_bytes(self.array()?).into()),
-            12 => Value::Float(f64::from_le_bytes(self.array()?)),
-            7 => Value::Bool(self.bool()?),
+            6 => MetadataValue::Float(f32::from_le_bytes(self.array()?).into()),
+            12 => MetadataValue::Float(f64::from_le_bytes(self.array()?)),
+            7 => MetadataValue::Bool(self.bool()?),
             8 => {
                 let n_bytes = self.length()?;
-                let text = std::str::from_utf8(self.take(n_bytes)?);
-                text.map_or(Value::Unread, |text| Value::String(text.to_owned()))
+                let text = std::str::from_utf8(self.bytes(n_bytes)?);
+                text.map_or(MetadataValue::Unsupported, |text| MetadataValue::String(text.to_owned()))
             }
-            9 => self.list(depth)?,
-            _ => return Err(Error::model(format!("it has a value of the unknown type {kind}"))),
+            9 => self.array_value(depth)?,
+            _ => return Err(Error::model(format!("a value has the unknown type {type_id}"))),
         })
     }
 
-    fn list(&mut self, depth: usize) -> Result<Value> {
-        let (kind, n) = (self.u32()?, self.length()?);
-        // Every element takes at least so many bytes, so `n` of them fit or the file is too short.
-        let least_bytes = match kind {
+    fn array_value(&mut self, depth: usize) -> Result<MetadataValue> {
+        let (type_id, n) = (self.u32()?, self.length()?);
+        // The minimum size of an element bounds the number of elements that the file can hold.
+        let min_bytes = match type_id {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
             8 | 10..=12 => 8,
             9 => 12,
-            _ => return Err(Error::model(format!("it has an array of the unknown type {kind}"))),
+            _ => return Err(Error::model(format!("an array has the unknown type {type_id}"))),
         };
-        if n > (self.bytes.len() - self.position) / least_bytes {
-            return Err(Error::model(format!("it has an array of {n} elements, more than the file holds")));
+        if n > (self.file.len() - self.position) / min_bytes {
+            return Err(Error::model(format!("an array has {n} elements, more than the file holds")));
         }
-        Ok(match kind {
-            6 => Value::Floats((0..n).map(|_| Ok(f32::from_le_bytes(self.array()?))).collect::<Result<_>>()?),
-            7 => Value::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
+        Ok(match type_id {
+            6 => MetadataValue::Floats(
+                (0..n).map(|_| Ok(f32::from_le_bytes(self.array()?))).collect::<Result<_>>()?,
+            ),
+            7 => MetadataValue::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
             8 => {
                 let mut strings = StringList::with_capacity(n);
-                let mut is_text = true;
+                let mut is_utf8 = true;
                 for _ in 0..n {
                     let n_bytes = self.length()?;
-                    match std::str::from_utf8(self.take(n_bytes)?) {
+                    match std::str::from_utf8(self.bytes(n_bytes)?) {
                         Ok(text) => strings.push(text),
-                        Err(_) => is_text = false,
+                        Err(_) => is_utf8 = false,
                     }
                 }
-                if is_text { Value::Strings(strings) } else { Value::Unread }
+                if is_utf8 { MetadataValue::Strings(strings) } else { MetadataValue::Unsupported }
             }
             9 | 12 if depth + 1 == MAX_DEPTH => {
-                return Err(Error::model(format!("it has arrays nested more than {MAX_DEPTH} deep")));
+                return Err(Error::model(format!("arrays are nested more than {MAX_DEPTH} deep")));
             }
             9 | 12 => {
                 for _ in 0..n {
-                    self.value_of(kind, depth + 1)?;
+                    self.value_of_type(type_id, depth + 1)?;
                 }
-                Value::Unread
+                MetadataValue::Unsupported
             }
-            _ => Value::Integers(IntegerList::new(kind, self.take(n * least_bytes)?)),
+            _ => MetadataValue::Integers(IntegerList::new(type_id, self.bytes(n * min_bytes)?)),
         })
     }
 
     fn bool(&mut self) -> Result<bool> {
-        match self.take(1)? {
+        match self.bytes(1)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            _ => Err(Error::model("it has a truth value that is neither 0 nor 1")),
+            _ => Err(Error::model("a boolean is neither 0 nor 1")),
         }
     }
 
     fn length(&mut self) -> Result<usize> {
         let n = self.u64()?;
-        usize::try_from(n)
-            .map_err(|_| Error::model(format!("it has a length of {n}, more than the file holds")))
+        usize::try_from(n).map_err(|_| Error::model(format!("a length is {n}, more than the file holds")))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
-        array.copy_from_slice(self.take(N)?);
+        array.copy_from_slice(self.bytes(N)?);
         Ok(array)
     }
 }

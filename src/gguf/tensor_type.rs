@@ -1,15 +1,15 @@
-//! The types of tensors: how many numbers make a block, and how many bytes.
+//! The types of tensors and the sizes of their blocks.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// One row for each type: name, number in the format, numbers in a block, bytes of a block.
+/// One row per type: name, name and id in the format, elements in a block, bytes in a block.
 macro_rules! tensor_types {
     ($($name:ident $text:literal $id:literal $block_len:literal $block_bytes:literal)*) => {
-        /// How the numbers of a tensor are written, by their names in the format.
+        /// The type of a tensor's elements.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum TensorType { $($name),* }
+        pub enum TensorType { $(#[doc = concat!("`", $text, "` in the format.")] $name),* }
 
         impl TensorType {
             /// Every type.
@@ -58,42 +58,42 @@ tensor_types! {
 }
 
 impl TensorType {
-    /// The type that the format gives this number.
+    /// The type with this id in the format.
     ///
     /// # Errors
-    /// When it is not known.
+    /// When the id is unknown.
     pub fn from_id(id: u32) -> Result<Self> {
         Self::ALL
             .iter()
             .copied()
             .find(|tensor_type| tensor_type.row().1 == id)
-            .ok_or_else(|| Error::model(format!("it is of type {id}, which is not known")))
+            .ok_or_else(|| Error::model(format!("type {id} is unknown")))
     }
 
-    /// Its number in the format.
+    /// The id in the format.
     pub fn id(self) -> u32 {
         self.row().1
     }
 
-    /// Numbers in a block.
+    /// The number of elements in a block.
     pub fn block_len(self) -> usize {
         self.row().2
     }
 
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     pub fn block_bytes(self) -> usize {
         self.row().3
     }
 
-    /// Bytes of a tensor whose dimensions are `shape`, outermost first.
+    /// The size in bytes of a tensor with these dimensions, outermost first.
     ///
     /// # Errors
-    /// When a row is not made of whole blocks, or it would be larger than any memory.
+    /// When a row is not a multiple of the block length, or the size exceeds `usize`.
     pub fn n_bytes(self, shape: &[usize]) -> Result<usize> {
         let row_len = shape.last().copied().unwrap_or(1);
         if !row_len.is_multiple_of(self.block_len()) {
             return Err(Error::model(format!(
-                "it has rows of {row_len} numbers, and {self} has blocks of {}",
+                "its rows have {row_len} elements, which is not a multiple of {self}'s block length {}",
                 self.block_len()
             )));
         }

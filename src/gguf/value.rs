@@ -1,55 +1,66 @@
-//! The keys and values of a header.
+//! The metadata of a header: keys and typed values.
 
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 
-/// What stands under a key. Numbers of all widths are one kind.
+/// A value of the metadata. Integers of all widths are one variant, and so are floats.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum MetadataValue {
+    /// An integer.
     Integer(i64),
+    /// A float.
     Float(f64),
+    /// A boolean.
     Bool(bool),
+    /// A string.
     String(String),
+    /// An array of integers.
     Integers(IntegerList),
+    /// An array of 32-bit floats.
     Floats(Vec<f32>),
+    /// An array of booleans.
     Bools(Vec<bool>),
+    /// An array of strings.
     Strings(StringList),
-    /// What no model needs: arrays of arrays or doubles, text that is not UTF-8, numbers from 2^63 on.
-    Unread,
+    /// A value that no model needs: arrays of arrays or doubles, text that is not UTF-8, integers from 2^63 on.
+    Unsupported,
 }
 
-/// Whole numbers, kept as the file has them.
+/// An array of integers as it is in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IntegerList {
-    /// Their type, by its number in the format.
-    kind: u32,
+    /// The format's id of the elements' type.
+    type_id: u32,
     bytes: Box<[u8]>,
 }
 
-/// Many strings in one piece of memory: a vocabulary has hundreds of thousands.
+/// Many strings in one allocation: a vocabulary has hundreds of thousands.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StringList {
     text: String,
-    /// Where each string ends in `text`.
+    /// The end of each string in `text`.
     ends: Vec<usize>,
 }
 
 /// Keys and values, with access by type.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata {
-    values: HashMap<String, Value>,
+    values: HashMap<String, MetadataValue>,
 }
 
 impl IntegerList {
-    /// `bytes` are whole numbers of the type that the format numbers `kind`.
-    pub(super) fn new(kind: u32, bytes: &[u8]) -> Self {
-        Self { kind, bytes: bytes.into() }
+    /// A list of the integers in `bytes`, whose type has this id in the format.
+    pub(super) fn new(type_id: u32, bytes: &[u8]) -> Self {
+        Self { type_id, bytes: bytes.into() }
     }
 
-    /// The numbers, unless one is too large.
+    /// Returns the integers, or `None` if one exceeds `i64`.
     pub fn to_vec(&self) -> Option<Vec<i64>> {
-        self.bytes.chunks_exact(integer_bytes(self.kind)).map(|bytes| integer(self.kind, bytes)).collect()
+        self.bytes
+            .chunks_exact(integer_bytes(self.type_id))
+            .map(|bytes| integer(self.type_id, bytes))
+            .collect()
     }
 }
 
@@ -63,97 +74,106 @@ impl StringList {
         self.ends.push(self.text.len());
     }
 
+    /// The number of strings.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
+    /// Whether there are no strings.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The string at a place.
+    /// The string with this index.
     pub fn get(&self, idx: usize) -> Option<&str> {
         let start = if idx == 0 { 0 } else { *self.ends.get(idx - 1)? };
         Some(&self.text[start..*self.ends.get(idx)?])
     }
 
-    /// The strings in their order.
+    /// The strings in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         (0..self.len()).map(|idx| self.get(idx).unwrap_or_default())
     }
 }
 
-/// Every accessor gives nothing for a key that is not there.
+/// Accessors by type; each returns `None` for a missing key.
 ///
 /// # Errors
-/// All of them say so when the key holds something else.
+/// When the value has another type.
 impl Metadata {
-    pub(super) fn new(values: HashMap<String, Value>) -> Self {
+    pub(super) fn new(values: HashMap<String, MetadataValue>) -> Self {
         Self { values }
     }
 
+    /// Returns an integer.
     pub fn integer(&self, key: &str) -> Result<Option<i64>> {
-        self.typed(key, "a whole number", |value| match value {
-            Value::Integer(number) => Some(*number),
+        self.typed(key, "an integer", |value| match value {
+            MetadataValue::Integer(number) => Some(*number),
             _ => None,
         })
     }
 
-    /// A number that counts something.
+    /// Returns a non-negative integer.
     pub fn count(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number that is not negative", |value| match value {
-            Value::Integer(number) => usize::try_from(*number).ok(),
+        self.typed(key, "a non-negative integer", |value| match value {
+            MetadataValue::Integer(number) => usize::try_from(*number).ok(),
             _ => None,
         })
     }
 
+    /// Returns a token id.
     pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
         self.typed(key, "a token id", |value| match value {
-            Value::Integer(number) => u32::try_from(*number).ok(),
+            MetadataValue::Integer(number) => u32::try_from(*number).ok(),
             _ => None,
         })
     }
 
-    /// A number, whole or not; it is finite.
+    /// Returns a finite number; an integer is converted.
     pub fn float(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a finite number", |value| match value {
-            Value::Integer(number) => Some(*number as f64),
-            Value::Float(number) => Some(*number).filter(|number| number.is_finite()),
+            MetadataValue::Integer(number) => Some(*number as f64),
+            MetadataValue::Float(number) => Some(*number).filter(|number| number.is_finite()),
             _ => None,
         })
     }
 
+    /// Returns a boolean.
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", |value| match value {
-            Value::Bool(flag) => Some(*flag),
+            MetadataValue::Bool(flag) => Some(*flag),
             _ => None,
         })
     }
 
+    /// Returns a string.
     pub fn string(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a string", |value| match value {
-            Value::String(text) => Some(text.as_str()),
+            MetadataValue::String(text) => Some(text.as_str()),
             _ => None,
         })
     }
 
+    /// Returns an array of strings.
     pub fn strings(&self, key: &str) -> Result<Option<&StringList>> {
         self.typed(key, "an array of strings", |value| match value {
-            Value::Strings(strings) => Some(strings),
+            MetadataValue::Strings(strings) => Some(strings),
             _ => None,
         })
     }
 
+    /// Returns an array of integers.
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        self.typed(key, "an array of whole numbers", |value| match value {
-            Value::Integers(list) => list.to_vec(),
+        self.typed(key, "an array of integers", |value| match value {
+            MetadataValue::Integers(list) => list.to_vec(),
             _ => None,
         })
     }
 
+    /// Returns an array of floats.
     pub fn floats(&self, key: &str) -> Result<Option<&[f32]>> {
         self.typed(key, "an array of numbers", |value| match value {
-            Value::Floats(numbers) => Some(numbers.as_slice()),
+            MetadataValue::Floats(numbers) => Some(numbers.as_slice()),
             _ => None,
         })
     }
@@ -162,18 +182,18 @@ impl Metadata {
         &'a self,
         key: &str,
         expected: &str,
-        read: impl FnOnce(&'a Value) -> Option<T>,
+        convert: impl FnOnce(&'a MetadataValue) -> Option<T>,
     ) -> Result<Option<T>> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
-        let wrong =
+        let mismatch =
             || Error::model(format!("`{key}` of the GGUF file is not {expected}; the file is damaged"));
-        read(value).map(Some).ok_or_else(wrong)
+        convert(value).map(Some).ok_or_else(mismatch)
     }
 }
 
-/// Bytes of a whole number of the type that the format numbers `kind`.
-pub(super) fn integer_bytes(kind: u32) -> usize {
-    match kind {
+/// The size in bytes of an integer whose type has this id in the format.
+pub(super) fn integer_bytes(type_id: u32) -> usize {
+    match type_id {
         0 | 1 => 1,
         2 | 3 => 2,
         4 | 5 => 4,
@@ -181,9 +201,9 @@ pub(super) fn integer_bytes(kind: u32) -> usize {
     }
 }
 
-/// A whole number of that type.
-pub(super) fn integer(kind: u32, bytes: &[u8]) -> Option<i64> {
-    Some(match kind {
+/// Decodes an integer of this type; `None` if it exceeds `i64`.
+pub(super) fn integer(type_id: u32, bytes: &[u8]) -> Option<i64> {
+    Some(match type_id {
         0 => u8::from_le_bytes(bytes.try_into().ok()?).into(),
         1 => i8::from_le_bytes(bytes.try_into().ok()?).into(),
         2 => u16::from_le_bytes(bytes.try_into().ok()?).into(),

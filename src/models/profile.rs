@@ -1,59 +1,61 @@
-//! Where the time of forward passes goes.
+//! A time profile of forward passes.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A part of a forward pass.
+/// An operation of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
-    /// Looking up token embeddings, and what a batch needs before its first layer.
+pub enum ForwardOp {
+    /// Token embedding look-up, and the preparation of a batch before its first layer.
     Embedding,
-    /// Norm and projections of queries, keys and values.
+    /// The norm and the projections of queries, keys and values.
     Qkv,
+    /// Rotary embedding, KV cache write and attention.
     Attention,
-    /// Output projection.
+    /// The output projection of attention.
     Output,
-    /// Norm, gate, up and down projections.
+    /// The norm and the gate, up and down projections.
     Mlp,
-    /// A mixture of experts, its router among them.
+    /// A mixture of experts, its router included.
     Experts,
-    /// Last norm, and the projection to the vocabulary.
+    /// The last norm and the projection to the vocabulary.
     Head,
 }
 
-impl Op {
+impl ForwardOp {
+    /// Every operation, in the order of a forward pass.
     pub const ALL: [Self; 7] =
         [Self::Embedding, Self::Qkv, Self::Attention, Self::Output, Self::Mlp, Self::Experts, Self::Head];
 }
 
-/// Time spent in each [`Op`]. Reading the clock takes some 30 ns, and the shortest of them in the default
-/// model 8 µs, so this is always on.
+/// The time spent in each [`ForwardOp`]. Always on: reading the clock takes about 30 ns, and the shortest
+/// operation of the default model 8 µs.
 #[derive(Debug)]
-pub struct Profile {
+pub struct ForwardProfile {
     last: Cell<Instant>,
-    times: [Cell<Duration>; Op::ALL.len()],
+    times: [Cell<Duration>; ForwardOp::ALL.len()],
 }
 
-impl Default for Profile {
+impl Default for ForwardProfile {
     fn default() -> Self {
         Self { last: Cell::new(Instant::now()), times: Default::default() }
     }
 }
 
-impl Profile {
-    /// A forward pass begins.
+impl ForwardProfile {
+    /// Starts the clock at the beginning of a forward pass.
     pub fn start(&self) {
         self.last.set(Instant::now());
     }
 
-    /// What has passed since the last call was `op`.
-    pub fn lap(&self, op: Op) {
+    /// Adds the time since the last call to `op`.
+    pub fn lap(&self, op: ForwardOp) {
         let (now, time) = (Instant::now(), &self.times[op as usize]);
         time.set(time.get() + now.duration_since(self.last.replace(now)));
     }
 
-    /// The time of each since it was last asked for.
-    pub fn take(&self) -> [(Op, Duration); Op::ALL.len()] {
-        Op::ALL.map(|op| (op, self.times[op as usize].take()))
+    /// Returns the time of each operation and resets it to zero.
+    pub fn take_times(&self) -> [(ForwardOp, Duration); ForwardOp::ALL.len()] {
+        ForwardOp::ALL.map(|op| (op, self.times[op as usize].take()))
     }
 }

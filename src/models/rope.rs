@@ -1,251 +1,199 @@
-//! Rotary position embedding as data: how fast each pair of a head turns.
+//! Rotary position embedding (RoPE) as data: the rotation frequency of each pair of a head's elements.
 //!
-//! Pair `i` of the `n` rotated numbers of a head turns by `position * theta^(-2i / n)`; the
-//! scalings stretch that beyond the context a model was first trained on. Their formulas are
-//! those of their papers, in the form that `transformers` gives their parameters.
+//! Pair `i` of the `n` rotary elements of a head is rotated by `position * theta^(-2i / n)`; a
+//! scaling extends that beyond the context a model was first trained on. The formulas are
+//! those of the scalings' papers, with the parameters of `transformers`.
 
 use std::f64::consts::TAU;
 
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, Key};
+use super::checkpoint_config::{CheckpointConfig, ConfigKey};
+use super::family::{CONTEXT_LENGTH, impossible};
 use crate::error::{Error, Result};
 
-/// The rotation of one kind of layer.
+/// The rotary embedding of one kind of layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
+    /// The base of the frequencies.
     pub theta: f64,
-    /// How many numbers at the beginning of a head are rotated.
-    pub n_rotated: usize,
+    /// The number of elements at the beginning of a head that are rotated.
+    pub rotary_dim: usize,
+    /// The extension to longer contexts.
     pub scaling: RopeScaling,
-    /// What rotated queries and keys are multiplied by.
-    pub magnitude: f64,
+    /// The factor that rotated queries and keys are multiplied by.
+    pub attention_factor: f64,
 }
 
-/// How the rotation is stretched.
+/// An extension of the rotary embedding to contexts longer than the original one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
+    /// No extension.
     None,
-    /// Every pair `factor` times slower.
+    /// Linear scaling: all frequencies are divided by `factor`.
     Linear {
+        /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, with a linear ramp
-    /// between.
+    /// Llama 3.1: low frequencies are divided by `factor` and high ones kept, with a linear ramp
+    /// between them.
     Llama3 {
+        /// The divisor of low frequencies.
         factor: f64,
+        /// The number of rotations within the original context up to which a frequency is low.
         low_freq_factor: f64,
+        /// The number of rotations within the original context from which on a frequency is high.
         high_freq_factor: f64,
+        /// The original context length in tokens.
         original_context: f64,
     },
-    /// YaRN: pairs that turn more than `beta_fast` times within the original context are kept,
-    /// those that turn less than `beta_slow` times are slowed by `factor`, with a linear ramp over
-    /// the pairs between.
+    /// YaRN: pairs with more than `beta_fast` rotations within the original context keep their frequency,
+    /// those with fewer than `beta_slow` have it divided by `factor`, with a linear ramp over the pairs between.
     Yarn {
+        /// The divisor of low frequencies.
         factor: f64,
+        /// The number of rotations above which a frequency is kept.
         beta_fast: f64,
+        /// The number of rotations below which a frequency is divided.
         beta_slow: f64,
+        /// The original context length in tokens.
         original_context: f64,
-        /// Whether the ramp begins and ends at whole pairs.
+        /// Whether the ends of the ramp are rounded to integers.
         truncate: bool,
     },
-    /// One divisor per pair, as a tensor of the checkpoint gives them.
-    Divisors(Vec<f32>),
+    /// One divisor per pair, from a tensor of the checkpoint.
+    Factors(Vec<f32>),
     /// LongRoPE: one set of divisors for prompts within the original context, another for longer
     /// ones.
-    Long {
+    LongRope {
+        /// The divisors for short prompts.
         short: Vec<f32>,
+        /// The divisors for long prompts.
         long: Vec<f32>,
+        /// The original context length in tokens.
         original_context: usize,
     },
 }
 
-const THETA: Key = Key { json: "rope_theta", gguf: "rope.freq_base" };
-const PARTIAL: Key = Key { json: "partial_rotary_factor", gguf: "" };
-const N_ROTATED: Key = Key { json: "", gguf: "rope.dimension_count" };
-/// Where the whole configuration, not the scaling, names it.
-const ORIGINAL_CONTEXT: Key =
-    Key { json: "original_max_position_embeddings", gguf: "rope.scaling.original_context_length" };
-const CONTEXT: Key = Key { json: "max_position_embeddings", gguf: "context_length" };
+/// The key of `config.json` with the parameters of the rotary embedding, since `transformers` 5.
+pub const ROPE_PARAMETERS: &str = "rope_parameters";
+
+const THETA: ConfigKey = ConfigKey::new("rope_theta", "rope.freq_base");
+const PARTIAL_FACTOR: ConfigKey = ConfigKey::json("partial_rotary_factor");
+const ROTARY_DIM: ConfigKey = ConfigKey::gguf("rope.dimension_count");
+const ORIGINAL_CONTEXT: ConfigKey =
+    ConfigKey::new("original_max_position_embeddings", "rope.scaling.original_context_length");
 
 impl Rope {
-    /// The rotation of layers of `kind` (as `layer_types` of a `config.json` calls them); a
-    /// checkpoint with one rotation for all of them states it without a kind.
+    /// Reads the rotary embedding of layers of `kind` (a value of `layer_types` in `config.json`). A
+    /// checkpoint with one rotary embedding for all layers states it without a kind.
     ///
     /// # Errors
-    /// When a parameter is missing or impossible, or the scaling is of a kind that is not known.
-    pub fn read(fields: &Fields, head_dim: usize, kind: &str) -> Result<Self> {
-        let rope = match fields {
-            Fields::Json(_) => Self::from_json(fields, head_dim, kind)?,
-            Fields::Gguf { .. } => Self::from_gguf(fields, head_dim)?,
+    /// When a parameter is missing or impossible, or the scaling is not supported.
+    pub fn read(checkpoint: &CheckpointConfig, head_dim: usize, kind: &str) -> Result<Self> {
+        let rope = match checkpoint {
+            CheckpointConfig::Json(_) => Self::from_json(checkpoint, head_dim, kind)?,
+            CheckpointConfig::Gguf { .. } => Self::from_gguf(checkpoint, head_dim)?,
         };
         rope.checked(head_dim)
     }
 
-    /// The same rotation with another base and no scaling.
+    /// The rotary embedding with another base and no scaling.
     pub fn unscaled(&self, theta: f64) -> Self {
-        Self { theta, n_rotated: self.n_rotated, scaling: RopeScaling::None, magnitude: 1.0 }
+        Self { theta, rotary_dim: self.rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 }
     }
 
-    /// Radians per position of each pair, `n_rotated / 2` of them, for a sequence whose prompt has
+    /// The frequency of each pair in radians per position, `[rotary_dim / 2]`, for a sequence whose prompt has
     /// `n_prompt` tokens.
     pub fn frequencies(&self, n_prompt: usize) -> Vec<f32> {
-        let n = self.n_rotated as f64;
-        (0..self.n_rotated / 2)
+        let n = self.rotary_dim as f64;
+        (0..self.rotary_dim / 2)
             .map(|pair| {
                 let frequency = self.theta.powf(-2.0 * pair as f64 / n);
-                let divided = |by: &[f32]| frequency / by.get(pair).copied().map_or(1.0, f64::from);
-                let scaled = match &self.scaling {
-                    RopeScaling::None => frequency,
-                    RopeScaling::Linear { factor } => frequency / factor,
-                    RopeScaling::Divisors(divisors) => divided(divisors),
-                    RopeScaling::Long { short, long, original_context } => {
-                        divided(if n_prompt > *original_context { long } else { short })
-                    }
-                    RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                        let turns = original_context * frequency / TAU;
-                        let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                            .clamp(0.0, 1.0);
-                        keep * frequency + (1.0 - keep) * frequency / factor
-                    }
-                    RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate } => {
-                        // The pair, as a real number, that turns `n_turns` times.
-                        let pair_of = |n_turns: f64| {
-                            n * (original_context / (n_turns * TAU)).ln() / (2.0 * self.theta.ln())
-                        };
-                        let (mut first, mut last) = (pair_of(*beta_fast), pair_of(*beta_slow));
-                        if *truncate {
-                            (first, last) = (first.floor(), last.ceil());
-                        }
-                        let (first, last) = (first.max(0.0), last.min(n - 1.0));
-                        let width = if first == last { 0.001 } else { last - first };
-                        let slow = ((pair as f64 - first) / width).clamp(0.0, 1.0);
-                        (1.0 - slow) * frequency + slow * frequency / factor
-                    }
-                };
-                scaled as f32
+                self.scaled_frequency(pair, frequency, n_prompt) as f32
             })
             .collect()
     }
 
-    /// Whether a prompt of `n_prompt` tokens is rotated as a long one.
+    /// Applies the scaling to the `frequency` of a pair.
+    fn scaled_frequency(&self, pair: usize, frequency: f64, n_prompt: usize) -> f64 {
+        let divided = |by: &[f32]| frequency / by.get(pair).copied().map_or(1.0, f64::from);
+        match &self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Factors(factors) => divided(factors),
+            RopeScaling::LongRope { short, long, original_context } => {
+                divided(if n_prompt > *original_context { long } else { short })
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let n_rotations = original_context * frequency / TAU;
+                let keep =
+                    ((n_rotations - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                keep * frequency + (1.0 - keep) * frequency / factor
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate } => {
+                let n = self.rotary_dim as f64;
+                // The pair, as a real number, that makes `n_rotations` rotations.
+                let pair_with = |n_rotations: f64| {
+                    n * (original_context / (n_rotations * TAU)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut first, mut last) = (pair_with(*beta_fast), pair_with(*beta_slow));
+                if *truncate {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                let (first, last) = (first.max(0.0), last.min(n - 1.0));
+                let width = if first == last { 0.001 } else { last - first };
+                let ramp = ((pair as f64 - first) / width).clamp(0.0, 1.0);
+                (1.0 - ramp) * frequency + ramp * frequency / factor
+            }
+        }
+    }
+
+    /// Whether a prompt of `n_prompt` tokens uses the divisors for long prompts.
     pub fn is_long(&self, n_prompt: usize) -> bool {
-        matches!(self.scaling, RopeScaling::Long { original_context, .. } if n_prompt > original_context)
+        matches!(self.scaling, RopeScaling::LongRope { original_context, .. } if n_prompt > original_context)
     }
 
-    /// Whether the length of the prompt changes the rotation.
-    pub fn depends_on_prompt(&self) -> bool {
-        matches!(self.scaling, RopeScaling::Long { .. })
+    /// Whether the frequencies depend on the length of the prompt.
+    pub fn is_prompt_dependent(&self) -> bool {
+        matches!(self.scaling, RopeScaling::LongRope { .. })
     }
 
-    fn from_json(fields: &Fields, head_dim: usize, kind: &str) -> Result<Self> {
+    fn from_json(checkpoint: &CheckpointConfig, head_dim: usize, kind: &str) -> Result<Self> {
         // `transformers` 5 keeps base and scaling in one object, or in one per kind of layer;
-        // `transformers` 4 keeps the scaling in another and the base beside it.
-        let object = fields.object("rope_parameters").or(fields.object("rope_scaling"));
+        // `transformers` 4 keeps the scaling in another object and the base outside of it.
+        let object = checkpoint.object(ROPE_PARAMETERS).or(checkpoint.object("rope_scaling"));
         let object = object.map(|object| object.get(kind).and_then(Value::as_object).unwrap_or(object));
         let empty = Map::new();
-        let own = Fields::Json(object.unwrap_or(&empty));
-        let theta = own.float(THETA)?.or(fields.float(THETA)?).unwrap_or(10_000.0);
-        let partial = own.float(PARTIAL)?.or(fields.float(PARTIAL)?).unwrap_or(1.0);
-        let n_rotated = (head_dim as f64 * partial) as usize;
-
-        let number = |name: &'static str| own.float(Key { json: name, gguf: "" });
-        let required = |name: &'static str| {
-            number(name)?.ok_or_else(|| Error::model(format!("config.json: the rope scaling lacks `{name}`")))
-        };
-        let context = || -> Result<f64> { Ok(fields.required(CONTEXT)? as f64) };
-        // The whole configuration's word goes first: Phi-3 states it there.
-        let original_context = || -> Result<f64> {
-            match fields.float(ORIGINAL_CONTEXT)?.or(own.float(ORIGINAL_CONTEXT)?) {
-                Some(length) => Ok(length),
-                None => context(),
-            }
-        };
-        let attention_factor = number("attention_factor")?;
-        let kind = own.text(Key { json: "rope_type", gguf: "" })?;
-        let kind = kind.or(own.text(Key { json: "type", gguf: "" })?).unwrap_or("default");
-        let (scaling, magnitude) = match kind {
-            "default" | "mrope" => (RopeScaling::None, 1.0),
-            "linear" => (RopeScaling::Linear { factor: required("factor")? }, 1.0),
-            "llama3" => {
-                let scaling = RopeScaling::Llama3 {
-                    factor: required("factor")?,
-                    low_freq_factor: required("low_freq_factor")?,
-                    high_freq_factor: required("high_freq_factor")?,
-                    original_context: required("original_max_position_embeddings")?,
-                };
-                (scaling, 1.0)
-            }
-            "yarn" => {
-                let original_context = original_context()?;
-                let factor = match number("factor")? {
-                    Some(factor) => factor,
-                    None => context()? / original_context,
-                };
-                let usual = |scale: f64| {
-                    if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 }
-                };
-                let magnitude = match (attention_factor, number("mscale")?, number("mscale_all_dim")?) {
-                    (Some(magnitude), ..) => magnitude,
-                    (None, Some(one), Some(all)) if one != 0.0 && all != 0.0 => usual(one) / usual(all),
-                    _ => usual(1.0),
-                };
-                let scaling = RopeScaling::Yarn {
-                    factor,
-                    beta_fast: number("beta_fast")?.unwrap_or(32.0),
-                    beta_slow: number("beta_slow")?.unwrap_or(1.0),
-                    original_context,
-                    truncate: own.boolean(Key { json: "truncate", gguf: "" })?.unwrap_or(true),
-                };
-                (scaling, magnitude)
-            }
-            "longrope" | "su" => {
-                let original_context = original_context()?;
-                let stretch = match number("factor")? {
-                    Some(factor) => factor,
-                    None => context()? / original_context,
-                };
-                let divisors = |name: &str| -> Result<Vec<f32>> {
-                    let values = object.and_then(|object| object.get(name)).and_then(Value::as_array);
-                    values
-                        .and_then(|values| values.iter().map(|v| v.as_f64().map(|v| v as f32)).collect())
-                        .ok_or_else(|| {
-                            Error::model(format!("config.json: the rope scaling lacks the numbers `{name}`"))
-                        })
-                };
-                let scaling = RopeScaling::Long {
-                    short: divisors("short_factor")?,
-                    long: divisors("long_factor")?,
-                    original_context: original_context as usize,
-                };
-                (scaling, attention_factor.unwrap_or_else(|| long_magnitude(stretch, original_context)))
-            }
-            other => return Err(unknown_scaling(other)),
-        };
-        Ok(Self { theta, n_rotated, scaling, magnitude })
+        let own = CheckpointConfig::Json(object.unwrap_or(&empty));
+        let theta = own.float(THETA)?.or(checkpoint.float(THETA)?).unwrap_or(10_000.0);
+        let partial = own.float(PARTIAL_FACTOR)?.or(checkpoint.float(PARTIAL_FACTOR)?).unwrap_or(1.0);
+        let rotary_dim = (head_dim as f64 * partial) as usize;
+        let (scaling, attention_factor) = JsonScaling { checkpoint, object, own }.read()?;
+        Ok(Self { theta, rotary_dim, scaling, attention_factor })
     }
 
-    fn from_gguf(fields: &Fields, head_dim: usize) -> Result<Self> {
-        let number = |name: &'static str| fields.float(Key { json: "", gguf: name });
-        let theta = fields.float(THETA)?.unwrap_or(10_000.0);
-        let n_rotated = fields.integer(N_ROTATED)?.unwrap_or(head_dim);
+    fn from_gguf(checkpoint: &CheckpointConfig, head_dim: usize) -> Result<Self> {
+        let number = |name: &'static str| checkpoint.float(ConfigKey::gguf(name));
+        let theta = checkpoint.float(THETA)?.unwrap_or(10_000.0);
+        let rotary_dim = checkpoint.integer(ROTARY_DIM)?.unwrap_or(head_dim);
         let attention_factor = number("rope.scaling.attn_factor")?;
         let factor = number("rope.scaling.factor")?.or(number("rope.scale_linear")?);
         let required_factor =
-            || factor.ok_or_else(|| Error::model("GGUF file has a rope scaling without a factor"));
-        let context = fields.required(CONTEXT)? as f64;
-        let original_context = fields.float(ORIGINAL_CONTEXT)?.unwrap_or(context);
-        let kind = fields.text(Key { json: "", gguf: "rope.scaling.type" })?.unwrap_or("none");
-        let divisors =
-            (fields.vector("rope_factors_short.weight")?, fields.vector("rope_factors_long.weight")?);
-        let (scaling, magnitude) = match (divisors, kind) {
+            || factor.ok_or_else(|| Error::model("the GGUF file has a RoPE scaling without a factor"));
+        let context = checkpoint.required(CONTEXT_LENGTH)? as f64;
+        let original_context = checkpoint.float(ORIGINAL_CONTEXT)?.unwrap_or(context);
+        let kind = checkpoint.string(ConfigKey::gguf("rope.scaling.type"))?.unwrap_or("none");
+        let factors =
+            (checkpoint.vector("rope_factors_short.weight")?, checkpoint.vector("rope_factors_long.weight")?);
+        let (scaling, attention_factor) = match (factors, kind) {
             ((Some(short), Some(long)), _) => (
-                RopeScaling::Long { short, long, original_context: original_context as usize },
+                RopeScaling::LongRope { short, long, original_context: original_context as usize },
                 attention_factor
-                    .unwrap_or_else(|| long_magnitude(context / original_context, original_context)),
+                    .unwrap_or_else(|| long_rope_factor(context / original_context, original_context)),
             ),
-            (_, "none") => match fields.vector("rope_freqs.weight")? {
-                Some(divisors) => (RopeScaling::Divisors(divisors), 1.0),
+            (_, "none") => match checkpoint.vector("rope_freqs.weight")? {
+                Some(factors) => (RopeScaling::Factors(factors), 1.0),
                 None => (RopeScaling::None, 1.0),
             },
             (_, "linear") => (RopeScaling::Linear { factor: required_factor()? }, 1.0),
@@ -258,20 +206,20 @@ impl Rope {
                     original_context,
                     truncate: true,
                 };
-                (scaling, attention_factor.unwrap_or(1.0) * (0.1 * factor.max(1.0).ln() + 1.0))
+                (scaling, attention_factor.unwrap_or(1.0) * yarn_factor(factor, 1.0))
             }
-            (_, other) => return Err(unknown_scaling(other)),
+            (_, other) => return Err(unsupported_scaling(other)),
         };
-        Ok(Self { theta, n_rotated, scaling, magnitude })
+        Ok(Self { theta, rotary_dim, scaling, attention_factor })
     }
 
     fn checked(self, head_dim: usize) -> Result<Self> {
-        let n_pairs = self.n_rotated / 2;
-        let fits = |divisors: &[f32]| divisors.len() == n_pairs && divisors.iter().all(|&d| d > 0.0);
+        let n_pairs = self.rotary_dim / 2;
+        let is_valid = |factors: &[f32]| factors.len() == n_pairs && factors.iter().all(|&f| f > 0.0);
         let is_possible = self.theta > 1.0
-            && self.magnitude > 0.0
-            && self.n_rotated.is_multiple_of(2)
-            && (2..=head_dim).contains(&self.n_rotated)
+            && self.attention_factor > 0.0
+            && self.rotary_dim.is_multiple_of(2)
+            && (2..=head_dim).contains(&self.rotary_dim)
             && match &self.scaling {
                 RopeScaling::None => true,
                 RopeScaling::Linear { factor } => *factor > 0.0,
@@ -281,27 +229,134 @@ impl Rope {
                 RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, .. } => {
                     [factor, beta_fast, beta_slow, original_context].iter().all(|&&number| number > 0.0)
                 }
-                RopeScaling::Divisors(divisors) => fits(divisors),
-                RopeScaling::Long { short, long, .. } => fits(short) && fits(long),
+                RopeScaling::Factors(factors) => is_valid(factors),
+                RopeScaling::LongRope { short, long, .. } => is_valid(short) && is_valid(long),
             };
         if is_possible {
             return Ok(self);
         }
-        Err(Error::model(format!(
-            "model configuration is impossible: rotary embedding with base {}, {} of {head_dim} numbers \
-             rotated, scaling {:?}",
-            self.theta, self.n_rotated, self.scaling
+        Err(impossible(format_args!(
+            "rotary embedding with base {}, {} of {head_dim} elements, scaling {:?}",
+            self.theta, self.rotary_dim, self.scaling
         )))
     }
 }
 
-/// LongRoPE's magnitude for a context `stretch` times the original one.
-fn long_magnitude(stretch: f64, original_context: f64) -> f64 {
-    if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original_context.ln()).sqrt() }
+/// The RoPE scaling of a `config.json`.
+struct JsonScaling<'a> {
+    checkpoint: &'a CheckpointConfig<'a>,
+    /// The object with the scaling's parameters.
+    object: Option<&'a Map<String, Value>>,
+    /// The parameters in `object`, or none.
+    own: CheckpointConfig<'a>,
 }
 
-fn unknown_scaling(kind: &str) -> Error {
-    Error::model(format!("rope scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope"))
+impl JsonScaling<'_> {
+    /// Reads the scaling and its attention factor.
+    fn read(&self) -> Result<(RopeScaling, f64)> {
+        let kind = self.own.string(ConfigKey::json("rope_type"))?;
+        let kind = kind.or(self.own.string(ConfigKey::json("type"))?).unwrap_or("default");
+        Ok(match kind {
+            "default" | "mrope" => (RopeScaling::None, 1.0),
+            "linear" => (RopeScaling::Linear { factor: self.required("factor")? }, 1.0),
+            "llama3" => {
+                let scaling = RopeScaling::Llama3 {
+                    factor: self.required("factor")?,
+                    low_freq_factor: self.required("low_freq_factor")?,
+                    high_freq_factor: self.required("high_freq_factor")?,
+                    original_context: self.required("original_max_position_embeddings")?,
+                };
+                (scaling, 1.0)
+            }
+            "yarn" => self.yarn()?,
+            "longrope" | "su" => self.long_rope()?,
+            other => return Err(unsupported_scaling(other)),
+        })
+    }
+
+    fn yarn(&self) -> Result<(RopeScaling, f64)> {
+        let original_context = self.original_context()?;
+        let factor = self.factor(original_context)?;
+        let mscale = (self.number("mscale")?, self.number("mscale_all_dim")?);
+        let attention_factor = match (self.number("attention_factor")?, mscale) {
+            (Some(attention_factor), _) => attention_factor,
+            (None, (Some(one), Some(all))) if one != 0.0 && all != 0.0 => {
+                yarn_factor(factor, one) / yarn_factor(factor, all)
+            }
+            _ => yarn_factor(factor, 1.0),
+        };
+        let scaling = RopeScaling::Yarn {
+            factor,
+            beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
+            original_context,
+            truncate: self.own.boolean(ConfigKey::json("truncate"))?.unwrap_or(true),
+        };
+        Ok((scaling, attention_factor))
+    }
+
+    fn long_rope(&self) -> Result<(RopeScaling, f64)> {
+        let original_context = self.original_context()?;
+        let factor = self.factor(original_context)?;
+        let scaling = RopeScaling::LongRope {
+            short: self.factors("short_factor")?,
+            long: self.factors("long_factor")?,
+            original_context: original_context as usize,
+        };
+        let attention_factor = self.number("attention_factor")?;
+        Ok((scaling, attention_factor.unwrap_or_else(|| long_rope_factor(factor, original_context))))
+    }
+
+    fn number(&self, name: &'static str) -> Result<Option<f64>> {
+        self.own.float(ConfigKey::json(name))
+    }
+
+    fn required(&self, name: &'static str) -> Result<f64> {
+        self.number(name)?
+            .ok_or_else(|| Error::model(format!("the RoPE scaling of config.json lacks `{name}`")))
+    }
+
+    /// The per-pair divisors under `name`.
+    fn factors(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.object.and_then(|object| object.get(name)).and_then(Value::as_array);
+        values
+            .and_then(|values| values.iter().map(|v| v.as_f64().map(|v| v as f32)).collect())
+            .ok_or_else(|| Error::model(format!("the RoPE scaling of config.json lacks the array `{name}`")))
+    }
+
+    fn context(&self) -> Result<f64> {
+        Ok(self.checkpoint.required(CONTEXT_LENGTH)? as f64)
+    }
+
+    /// The original context length. A value outside of the scaling's object has precedence: Phi-3 states it there.
+    fn original_context(&self) -> Result<f64> {
+        match self.checkpoint.float(ORIGINAL_CONTEXT)?.or(self.own.float(ORIGINAL_CONTEXT)?) {
+            Some(length) => Ok(length),
+            None => self.context(),
+        }
+    }
+
+    /// The factor that the context is extended by.
+    fn factor(&self, original_context: f64) -> Result<f64> {
+        match self.number("factor")? {
+            Some(factor) => Ok(factor),
+            None => Ok(self.context()? / original_context),
+        }
+    }
+}
+
+/// YaRN's attention factor for a context extended by `factor`.
+fn yarn_factor(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
+/// LongRoPE's attention factor for a context extended by `factor`.
+fn long_rope_factor(factor: f64, original_context: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original_context.ln()).sqrt() }
+}
+
+fn unsupported_scaling(kind: &str) -> Error {
+    Error::model(format!("RoPE scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope"))
 }
 
 #[cfg(test)]
@@ -309,7 +364,7 @@ mod tests {
     use super::*;
 
     fn rope(scaling: RopeScaling) -> Rope {
-        Rope { theta: 10_000.0, n_rotated: 8, scaling, magnitude: 1.0 }
+        Rope { theta: 10_000.0, rotary_dim: 8, scaling, attention_factor: 1.0 }
     }
 
     fn assert_close(found: &[f32], expected: &[f64]) {
@@ -319,18 +374,18 @@ mod tests {
         }
     }
 
-    /// `10_000^(-2i / 8)` for i of 0 to 3.
+    /// `10_000^(-2i / 8)` for `i` from 0 to 3.
     const PLAIN: [f64; 4] = [1.0, 0.1, 0.01, 0.001];
 
     #[test]
-    fn linear_scaling_slows_every_pair() {
+    fn linear_scaling_divides_every_frequency() {
         assert_close(&rope(RopeScaling::None).frequencies(1), &PLAIN);
         let linear = rope(RopeScaling::Linear { factor: 4.0 }).frequencies(1);
         assert_close(&linear, &PLAIN.map(|frequency| frequency / 4.0));
     }
 
     #[test]
-    fn yarn_keeps_fast_pairs_and_slows_slow_ones() {
+    fn yarn_keeps_high_frequencies_and_divides_low_ones() {
         let yarn = |truncate| {
             rope(RopeScaling::Yarn {
                 factor: 4.0,
@@ -340,26 +395,27 @@ mod tests {
                 truncate,
             })
         };
-        // Pairs turn 652, 65, 6.5 and 0.65 times in the original context. As real numbers, the one
-        // that turns 32 times is 4 * log10(4096 / (32 * tau)) / 4 = 1.3091, the one that turns once
-        // 2.8142; whole, the ramp goes from pair 1 to pair 3.
-        let ramped = |pair: usize, slow: f64| PLAIN[pair] * (1.0 - slow) + PLAIN[pair] / 4.0 * slow;
-        let whole = [PLAIN[0], PLAIN[1], ramped(2, 0.5), PLAIN[3] / 4.0];
-        assert_close(&yarn(true).frequencies(1), &whole);
+        // The pairs make 652, 65, 6.5 and 0.65 rotations in the original context. As a real number, the pair
+        // with 32 rotations is 4 * log10(4096 / (32 * tau)) / 4 = 1.3091, that with one rotation 2.8142;
+        // truncated, the ramp goes from pair 1 to pair 3.
+        let ramped = |pair: usize, ramp: f64| PLAIN[pair] * (1.0 - ramp) + PLAIN[pair] / 4.0 * ramp;
+        let truncated = [PLAIN[0], PLAIN[1], ramped(2, 0.5), PLAIN[3] / 4.0];
+        assert_close(&yarn(true).frequencies(1), &truncated);
         let (first, last) = ((4096.0 / (32.0 * TAU)).log10(), (4096.0 / TAU).log10());
         let exact = [PLAIN[0], PLAIN[1], ramped(2, (2.0 - first) / (last - first)), PLAIN[3] / 4.0];
         assert_close(&yarn(false).frequencies(1), &exact);
     }
 
     #[test]
-    fn yarn_magnifies_by_the_logarithm_of_its_factor() {
+    fn yarn_attention_factor_is_logarithmic() {
         let read = |scaling: &str| {
             let json = format!(r#"{{"max_position_embeddings": 64, "rope_scaling": {scaling}}}"#);
-            let facts: Map<String, Value> = serde_json::from_str(&json).unwrap();
-            Rope::read(&Fields::Json(&facts), 8, "full_attention").map(|rope| rope.magnitude)
+            let settings: Map<String, Value> = serde_json::from_str(&json).unwrap();
+            let rope = Rope::read(&CheckpointConfig::Json(&settings), 8, "full_attention");
+            rope.map(|rope| rope.attention_factor)
         };
-        let magnitude = read(r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}"#);
-        assert!((magnitude.unwrap() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        let default = read(r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}"#);
+        assert!((default.unwrap() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
         let given = read(r#"{"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}"#);
         assert_eq!(given.unwrap(), 1.5);
         assert!(read(r#"{"rope_type": "dynamic", "factor": 4.0}"#).is_err());
@@ -368,8 +424,8 @@ mod tests {
     }
 
     #[test]
-    fn llama3_scaling_keeps_fast_pairs_and_slows_slow_ones() {
-        let rope = |scaling| Rope { theta: 500_000.0, n_rotated: 128, scaling, magnitude: 1.0 };
+    fn llama3_scaling_keeps_high_frequencies_and_divides_low_ones() {
+        let rope = |scaling| Rope { theta: 500_000.0, rotary_dim: 128, scaling, attention_factor: 1.0 };
         let plain = rope(RopeScaling::None).frequencies(1);
         let scaling = RopeScaling::Llama3 {
             factor: 8.0,
@@ -384,9 +440,12 @@ mod tests {
     }
 
     #[test]
-    fn long_prompts_have_divisors_of_their_own() {
-        let scaling =
-            RopeScaling::Long { short: vec![1.0; 4], long: vec![1.0, 2.0, 4.0, 8.0], original_context: 16 };
+    fn long_rope_has_other_divisors_for_long_prompts() {
+        let scaling = RopeScaling::LongRope {
+            short: vec![1.0; 4],
+            long: vec![1.0, 2.0, 4.0, 8.0],
+            original_context: 16,
+        };
         let rope = rope(scaling);
         assert_close(&rope.frequencies(16), &PLAIN);
         assert_close(&rope.frequencies(17), &[1.0, 0.05, 0.0025, 0.000125]);

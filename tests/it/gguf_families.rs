@@ -7,7 +7,7 @@ use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{GgufFile, Weights};
-use predict_otron_9000::models::{Arithmetic, ModelConfig};
+use predict_otron_9000::models::{Backend, ModelConfig};
 
 use crate::support::converter::{as_gguf, config};
 use crate::support::gguf::Gguf;
@@ -41,7 +41,7 @@ fn assert_decoder(folder: &Path, model_type: &str) {
     let what = format!("{folder:?} as {model_type}");
     let file = open(&as_gguf(folder, model_type));
     let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let model = CausalLm::load(config, &Weights::Gguf(file), Arithmetic::Reference);
+    let model = CausalLm::load(config, &Weights::Gguf(file), Backend::Reference);
     let mut model = model.unwrap_or_else(|e| panic!("{what}: {e}"));
     let reference: DecoderReference = reference::read(folder);
     reference::assert_logits(&what, &mut model, &reference, reference.input_ids.len());
@@ -63,10 +63,10 @@ fn encoders_in_files_equal_their_references() {
     for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
         let file = open(&as_gguf(&folder, &model_type(&folder)));
         let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-        let arithmetic = Arithmetic::Rounding(Isa::current());
-        let model = TextEncoder::load(config, &Weights::Gguf(file), arithmetic);
+        let backend = Backend::KernelsBf16(Isa::current());
+        let model = TextEncoder::load(config, &Weights::Gguf(file), backend);
         let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-        reference::assert_states_and_scores(&folder, &model, arithmetic);
+        reference::assert_states_and_scores(&folder, &model, backend);
     }
 }
 

@@ -5,16 +5,16 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use predict_otron_9000::gguf::{Header, TensorType};
+use predict_otron_9000::gguf::{GgufHeader, TensorType};
 use predict_otron_9000::kernels::attention::kv_block::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
-use predict_otron_9000::models::load::{GgufFile, Rows, Weights};
+use predict_otron_9000::models::load::{GgufFile, RowSelection, Weights};
 use predict_otron_9000::models::{
-    Arithmetic, BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+    Backend, BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
 };
 
 use crate::support::gguf::{Gguf, tiny_llama_keys, tiny_llama_tensors};
-use crate::support::reference::arithmetics;
+use crate::support::reference::backends;
 
 /// What the `gguf` Python package wrote; see `make.py` beside it.
 const TYPES: &str = "tests/data/gguf/types.gguf";
@@ -50,7 +50,7 @@ fn every_type_expands_to_what_it_holds() {
 #[test]
 fn every_type_multiplies_as_what_it_holds() {
     let bytes = fs::read(TYPES).unwrap();
-    let header = Header::parse(&bytes).unwrap();
+    let header = GgufHeader::parse(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for name in NAMES {
         // `linear` asks for a tensor whose name ends in `.weight`.
@@ -65,13 +65,13 @@ fn every_type_multiplies_as_what_it_holds() {
             bytes[expected.clone()].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         // The kernels hold the scales of IQ4_XS in half precision.
         let bound = if name == "IQ4_XS" { 1e-3 } else { 1e-5 };
-        for arithmetic in arithmetics() {
-            let matrix = weights.linear("m", &Rows::all(SHAPE[0]), SHAPE[1], arithmetic).unwrap();
+        for backend in backends() {
+            let matrix = weights.linear("m", &RowSelection::all(SHAPE[0]), SHAPE[1], backend).unwrap();
             // Each row of the unit matrix picks a column.
             let one = Tensor::eye(SHAPE[1], DType::F32, &Device::Cpu).unwrap();
             let found = numbers(&matrix.forward(&one).unwrap().t().unwrap());
             let difference = difference(&found, &expected);
-            assert!(difference <= bound, "{name} {arithmetic:?}: {difference}");
+            assert!(difference <= bound, "{name} {backend:?}: {difference}");
         }
     }
 }
@@ -84,9 +84,9 @@ fn a_type_that_is_not_read_is_named() {
     let file = Gguf::default().tensor("m.weight", &SHAPE, iq2.id(), &vec![0; n_bytes]);
     fs::write(&path, file.bytes()).unwrap();
     let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
-    for arithmetic in arithmetics() {
-        let rows = Rows::all(SHAPE[0]);
-        let error = weights.linear("m", &rows, SHAPE[1], arithmetic).err().unwrap().to_string();
+    for backend in backends() {
+        let rows = RowSelection::all(SHAPE[0]);
+        let error = weights.linear("m", &rows, SHAPE[1], backend).err().unwrap().to_string();
         for part in ["`m.weight`", "a.gguf", "IQ2_S", "Q4_K_M or Q8_0"] {
             assert!(error.contains(part), "{error}");
         }
@@ -94,12 +94,19 @@ fn a_type_that_is_not_read_is_named() {
 }
 
 /// Logits after a few tokens.
-fn logits(file: GgufFile, arithmetic: Arithmetic) -> Vec<f32> {
+fn logits(file: GgufFile, backend: Backend) -> Vec<f32> {
     let config = ModelConfig::from_gguf(&file).unwrap();
-    let mut model = CausalLm::load(config, &Weights::Gguf(file), arithmetic).unwrap();
+    let mut model = CausalLm::load(config, &Weights::Gguf(file), backend).unwrap();
     let mut input = ForwardInput::default();
-    input.push(SequenceId(1), 5, 0, &[BlockId::run(0, 16)], &[1, 5, 2, 9, 3], 1);
-    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    input.push(SequenceChunk {
+        sequence: SequenceId(1),
+        n_prompt: 5,
+        start: 0,
+        tables: &[BlockId::consecutive(0, 16)],
+        token_ids: &[1, 5, 2, 9, 3],
+        n_logits: 1,
+    });
+    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     numbers(&model.forward(&mut kv, &input).unwrap())
 }
 
@@ -137,11 +144,11 @@ fn a_quantized_model_is_its_expanded_twin() {
             quantized = quantized.tensor(name, tensor.dims(), tensor_type.id(), &blocks.data().unwrap());
             twin = twin.tensor_f32(name, &blocks.dequantize(&Device::Cpu).unwrap());
         }
-        let expected = logits(open(&twin), Arithmetic::Reference);
-        for arithmetic in arithmetics() {
-            let difference = difference(&logits(open(&quantized), arithmetic), &expected);
-            let bound = if arithmetic == Arithmetic::Reference { 0.0 } else { 1e-4 };
-            assert!(difference <= bound, "{tensor_type} {arithmetic:?}: {difference}");
+        let expected = logits(open(&twin), Backend::Reference);
+        for backend in backends() {
+            let difference = difference(&logits(open(&quantized), backend), &expected);
+            let bound = if backend == Backend::Reference { 0.0 } else { 1e-4 };
+            assert!(difference <= bound, "{tensor_type} {backend:?}: {difference}");
         }
     }
 }
@@ -167,16 +174,16 @@ fn a_split_model_is_the_whole_one() {
     }
     let whole = folder.path().join("whole.gguf");
     fs::write(&whole, with_tensors(tiny_llama_keys(32), &|_| true).bytes()).unwrap();
-    let logits = |path: &Path| logits(GgufFile::open(path).unwrap(), Arithmetic::Reference);
+    let logits = |path: &Path| logits(GgufFile::open(path).unwrap(), Backend::Reference);
     assert_eq!(logits(&path(1)), logits(&whole));
 
     let error = |path: &Path| GgufFile::open(path).err().unwrap().to_string();
-    assert!(error(&path(2)).contains("name the first part"), "{}", error(&path(2)));
+    assert!(error(&path(2)).contains("name the first shard"), "{}", error(&path(2)));
     fs::write(path(3), part(2).bytes()).unwrap();
-    assert!(error(&path(1)).contains("part 3 of 3"), "{}", error(&path(1)));
+    assert!(error(&path(1)).contains("shard 3 of 3"), "{}", error(&path(1)));
     let repeated = with_tensors(Gguf::default().u32("split.no", 2).u32("split.count", 3), &|_| true);
     fs::write(path(3), repeated.bytes()).unwrap();
-    assert!(error(&path(1)).contains("two of its parts"), "{}", error(&path(1)));
+    assert!(error(&path(1)).contains("two shards"), "{}", error(&path(1)));
     let empty = Gguf::default().u32("split.no", 2).u32("split.count", 3);
     fs::write(path(3), empty.bytes()).unwrap();
     assert!(error(&path(1)).contains("should have 11"), "{}", error(&path(1)));

@@ -1,6 +1,6 @@
 //! What the GGUF reader accepts, and what it says of each defect.
 
-use predict_otron_9000::gguf::{Header, TensorType};
+use predict_otron_9000::gguf::{GgufHeader, TensorType};
 
 use crate::support::gguf::{ARRAY, BOOL, F32, Gguf, I32, STRING, U8, U64, array_start};
 
@@ -9,7 +9,7 @@ fn llama() -> Gguf {
 }
 
 fn error(bytes: &[u8]) -> String {
-    Header::parse(bytes).unwrap_err().to_string()
+    GgufHeader::parse(bytes).unwrap_err().to_string()
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn keys_and_tensors_come_out_as_they_went_in() {
         .f32_tensor("a", &[2, 3], &[1.0; 6])
         .tensor("b", &[4, 64], 8, &[0; 4 * 2 * 34])
         .bytes();
-    let header = Header::parse(&bytes).unwrap();
+    let header = GgufHeader::parse(&bytes).unwrap();
     let metadata = &header.metadata;
 
     assert_eq!(metadata.string("general.architecture").unwrap(), Some("llama"));
@@ -74,10 +74,10 @@ fn a_value_of_another_type_is_named_when_it_is_asked_for() {
         assert!(error.contains(&format!("`{key}`")) && error.contains(expected), "{error}");
     }
     says(metadata.string("number"), "number", "a string");
-    says(metadata.integers("number"), "number", "array of whole numbers");
-    says(metadata.count("negative"), "negative", "not negative");
+    says(metadata.integers("number"), "number", "array of integers");
+    says(metadata.count("negative"), "negative", "non-negative");
     says(metadata.token_id("negative"), "negative", "token id");
-    says(metadata.integer("large"), "large", "whole number");
+    says(metadata.integer("large"), "large", "an integer");
     says(metadata.float("endless"), "endless", "finite");
     says(metadata.bool("number"), "number", "true or false");
     says(metadata.string("latin"), "latin", "a string");
@@ -172,7 +172,7 @@ fn a_file_cut_anywhere_is_refused() {
         .f32_tensor("a", &[2, 2], &[0.0; 4])
         .f32_tensor("b", &[1], &[0.0])
         .bytes();
-    assert!(Header::parse(&bytes).is_ok());
+    assert!(GgufHeader::parse(&bytes).is_ok());
     for n_bytes in 0..bytes.len() {
         let found = error(&bytes[..n_bytes]);
         let parts = ["does not begin", "ends within", "more than the file holds", "cut short"];

@@ -56,7 +56,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("hf_hub::", &["registry/hub"]),
     ("redb::", &["embeddings/cache/disk.rs"]),
     ("std::arch::", &["kernels/"]),
-    ("unsafe {", &["kernels/", "models/load/mod.rs", "main.rs"]),
+    ("unsafe {", &["kernels/", "models/load/mapped_file.rs", "main.rs"]),
 ];
 
 fn layer_of(module: &str) -> Option<usize> {

@@ -9,7 +9,7 @@ use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
 use predict_otron_9000::models::{
-    Arithmetic, BlockId, BlockTable, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId,
+    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
 };
 
 use crate::support::reference::{self, DecoderReference};
@@ -18,25 +18,20 @@ fn weights(folder: &Path) -> Weights {
     Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap())
 }
 
-fn decoder(folder: &Path, arithmetic: Arithmetic) -> CausalLm {
+fn decoder(folder: &Path, backend: Backend) -> CausalLm {
     let config = ModelConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
     let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-    CausalLm::load(config, &weights(folder), arithmetic).unwrap_or_else(|e| panic!("{folder:?}: {e}"))
+    CausalLm::load(config, &weights(folder), backend).unwrap_or_else(|e| panic!("{folder:?}: {e}"))
 }
 
 #[test]
 fn decoder_reference_logits_whole_and_in_chunks() {
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
-        for arithmetic in reference::arithmetics() {
-            let mut model = decoder(&folder, arithmetic);
+        for backend in reference::backends() {
+            let mut model = decoder(&folder, backend);
             for chunk in [reference.input_ids.len(), 33, 16, 7, 1] {
-                reference::assert_logits(
-                    &format!("{folder:?} {arithmetic:?}"),
-                    &mut model,
-                    &reference,
-                    chunk,
-                );
+                reference::assert_logits(&format!("{folder:?} {backend:?}"), &mut model, &reference, chunk);
             }
         }
     }
@@ -46,11 +41,11 @@ fn decoder_reference_logits_whole_and_in_chunks() {
 fn decoder_reference_greedy_tokens_alone_and_beside_others() {
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
-        for arithmetic in reference::arithmetics() {
-            let mut model = decoder(&folder, arithmetic);
+        for backend in reference::backends() {
+            let mut model = decoder(&folder, backend);
             for n_neighbours in [0, 3] {
                 let found = greedy(&mut model, &reference, n_neighbours);
-                assert_eq!(found, reference.greedy, "{folder:?} {arithmetic:?}");
+                assert_eq!(found, reference.greedy, "{folder:?} {backend:?}");
             }
         }
     }
@@ -58,7 +53,7 @@ fn decoder_reference_greedy_tokens_alone_and_beside_others() {
 
 /// Generates greedily while `n_neighbours` other sequences, of other lengths, share every batch.
 fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usize) -> Vec<u32> {
-    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbours)
         .map(|n| (SequenceId(n as u64), &reference.input_ids[7 * n..]))
         .map(|(id, prompt)| (id, prompt.len(), prompt.to_vec()))
@@ -70,8 +65,15 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
     while generated.len() < reference.greedy.len() {
         let mut input = ForwardInput::default();
         for ((id, n_prompt, tokens), computed) in sequences.iter().zip(&mut n_computed) {
-            let blocks = BlockId::run(100 * id.0 as u32, tokens.len());
-            input.push(*id, *n_prompt, *computed, &[blocks], &tokens[*computed..], 1);
+            let blocks = BlockId::consecutive(100 * id.0 as u32, tokens.len());
+            input.push(SequenceChunk {
+                sequence: *id,
+                n_prompt: *n_prompt,
+                start: *computed,
+                tables: &[blocks],
+                token_ids: &tokens[*computed..],
+                n_logits: 1,
+            });
             *computed = tokens.len();
         }
         let logits = model.forward(&mut kv, &input).unwrap();
@@ -93,7 +95,7 @@ fn decoder_reference_windows_need_no_blocks_out_of_sight() {
         let tokens = reference.input_ids.repeat(3);
         let tables = |start: usize, drops: bool| -> Vec<BlockTable> {
             let table = |group: &KvGroup| {
-                let mut table = BlockId::run(0, tokens.len());
+                let mut table = BlockId::consecutive(0, tokens.len());
                 if let Some(window) = group.window.filter(|_| drops) {
                     table[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
                 }
@@ -102,11 +104,18 @@ fn decoder_reference_windows_need_no_blocks_out_of_sight() {
             groups.iter().map(table).collect()
         };
         let mut last_logits = |drops: bool| {
-            let mut kv = KvStore::new(model.config(), KvFormat::F32);
+            let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
             let mut logits = Vec::new();
             for (idx, chunk) in tokens.chunks(7).enumerate() {
                 let mut input = ForwardInput::default();
-                input.push(SequenceId(1), tokens.len(), 7 * idx, &tables(7 * idx, drops), chunk, 1);
+                input.push(SequenceChunk {
+                    sequence: SequenceId(1),
+                    n_prompt: tokens.len(),
+                    start: 7 * idx,
+                    tables: &tables(7 * idx, drops),
+                    token_ids: chunk,
+                    n_logits: 1,
+                });
                 logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
             }
             logits
@@ -141,11 +150,11 @@ fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) ->
     let mut n_windowed = 0;
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
-        for arithmetic in reference::arithmetics() {
-            let model = decoder(&folder, arithmetic);
+        for backend in reference::backends() {
+            let model = decoder(&folder, backend);
             if model.config().kv_groups().iter().any(|group| group.window.is_some()) {
                 n_windowed += 1;
-                test(&format!("{folder:?} {arithmetic:?}"), model, &reference);
+                test(&format!("{folder:?} {backend:?}"), model, &reference);
             }
         }
     }
@@ -155,7 +164,7 @@ fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) ->
 /// Twenty tokens after each prompt, all at once, with so many blocks.
 fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blocks: usize) -> Vec<Vec<u32>> {
     const N_TOKENS: usize = 20;
-    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     let mut scheduler = Scheduler::new(SchedulerOptions {
         max_running: 3,
         prefill_chunk: 24,
@@ -174,10 +183,17 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
         let batch = scheduler.next_batch();
         let mut input = ForwardInput::default();
         for part in &batch.sequences {
-            input.push(part.id, part.n_prompt, part.start, &part.block_tables, &part.tokens, part.n_logits());
+            input.push(SequenceChunk {
+                sequence: part.id,
+                n_prompt: part.n_prompt,
+                start: part.start,
+                tables: &part.block_tables,
+                token_ids: &part.tokens,
+                n_logits: part.n_logits(),
+            });
         }
         let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
-        for (id, rows, guesses) in input.sampled() {
+        for (id, rows, guesses) in input.sampled_spans() {
             let mut guesses = guesses.iter();
             let mut new = Vec::new();
             for logits in &logits[rows] {
@@ -206,12 +222,12 @@ fn likeliest(logits: &[f32], but: &[u32]) -> u32 {
 #[test]
 fn encoder_reference_states_and_scores_alone_and_in_a_batch() {
     for folder in reference::encoders() {
-        for arithmetic in reference::encoder_arithmetics() {
+        for backend in reference::encoder_backends() {
             let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap());
             let config = config.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-            let model = TextEncoder::load(config, &weights(&folder), arithmetic);
+            let model = TextEncoder::load(config, &weights(&folder), backend);
             let model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
-            reference::assert_states_and_scores(&folder, &model, arithmetic);
+            reference::assert_states_and_scores(&folder, &model, backend);
         }
     }
 }

@@ -7,7 +7,7 @@ use predict_otron_9000::config::Limits;
 use predict_otron_9000::embeddings::{EmbeddingSource, TextEmbedding};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
-use predict_otron_9000::models::{Arithmetic, Encoder, EncoderInput};
+use predict_otron_9000::models::{Backend, Encoder, EncoderInput};
 use predict_otron_9000::registry::Registry;
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ async fn reference(server: &Server) -> Vec<f64> {
     let folder = Path::new("tests/data/tiny-encoders/bert-reranker");
     let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     let weights = Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap());
-    let model = TextEncoder::load(config, &weights, Arithmetic::Reference).unwrap();
+    let model = TextEncoder::load(config, &weights, Backend::Reference).unwrap();
     let ids = async |text: &str, is_whole: bool| -> Vec<u32> {
         let fields = json!({"model": "reranker", "prompt": text, "add_special_tokens": is_whole});
         serde_json::from_value(ask(server, "/tokenize", &fields).await["tokens"].clone()).unwrap()

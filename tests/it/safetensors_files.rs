@@ -83,13 +83,13 @@ fn shards_are_those_that_the_index_names() {
         (json!({"a": "x.safetensors", "c": "x.safetensors"}), "tensor `c` is not in `x.safetensors`"),
         (json!({"a": "x.safetensors", "d": "x.safetensors"}), "tensor `d` is not in `x.safetensors`"),
         (json!({"a": "z.safetensors"}), "z.safetensors"),
-        (json!({"a": "../x.safetensors"}), "`../x.safetensors` is not the name of a file beside"),
-        (json!({"a": "/etc/passwd"}), "`/etc/passwd` is not the name of a file beside"),
-        (json!({"a": ".."}), "`..` is not the name of a file beside"),
-        (json!({"a": "sub\\x.safetensors"}), "is not the name of a file beside"),
-        (json!({"a": ""}), "`` is not the name of a file beside"),
-        (json!({"a": 1}), "index cannot be read"),
-        (json!([]), "index cannot be read"),
+        (json!({"a": "../x.safetensors"}), "`../x.safetensors` in the index is not a plain file name"),
+        (json!({"a": "/etc/passwd"}), "`/etc/passwd` in the index is not a plain file name"),
+        (json!({"a": ".."}), "`..` in the index is not a plain file name"),
+        (json!({"a": "sub\\x.safetensors"}), "in the index is not a plain file name"),
+        (json!({"a": ""}), "`` in the index is not a plain file name"),
+        (json!({"a": 1}), "cannot read the index"),
+        (json!([]), "cannot read the index"),
         (json!({"a": "x.safetensors", "c": "model-00001-of-00001.safetensors"}), "tensor `a` is in"),
     ];
     for (map, part) in cases {
@@ -97,7 +97,7 @@ fn shards_are_those_that_the_index_names() {
         assert!(error(&index).contains(part), "{part}: {}", error(&index));
     }
     fs::write(&index, r#"{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}"#).unwrap();
-    assert!(error(&index).contains("`a` comes twice"), "{}", error(&index));
+    assert!(error(&index).contains("`a` is listed twice"), "{}", error(&index));
     fs::remove_file(&index).unwrap();
     assert!(error(&index).contains("model.safetensors.index.json"), "{}", error(&index));
 }

@@ -1,7 +1,7 @@
 //! Writes small GGUF files.
 
 use candle_core::{Device, Tensor};
-use predict_otron_9000::gguf::{Header, Metadata};
+use predict_otron_9000::gguf::{GgufHeader, Metadata};
 
 /// A file in the making: keys with values, tensors with bytes.
 #[derive(Default)]
@@ -114,7 +114,7 @@ impl Gguf {
 
     /// The keys and values as a reader of the file sees them.
     pub fn metadata(&self) -> Metadata {
-        Header::parse(&self.bytes()).unwrap().metadata
+        GgufHeader::parse(&self.bytes()).unwrap().metadata
     }
 }
 

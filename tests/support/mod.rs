@@ -26,7 +26,7 @@ use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http;
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
-use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceId};
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -125,7 +125,7 @@ impl Decoder for ScriptedModel {
         &self.config
     }
 
-    fn forward(&mut self, _: &mut KvStore, input: &ForwardInput) -> Result<Tensor> {
+    fn forward(&mut self, _: &mut KvCache, input: &ForwardInput) -> Result<Tensor> {
         let n_vocab = self.config.n_vocab;
         std::thread::sleep(self.script.step);
         self.script.n_batches.fetch_add(1, Ordering::SeqCst);

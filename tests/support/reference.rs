@@ -8,7 +8,7 @@ use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::encoder::TextEncoder;
 use predict_otron_9000::models::{
-    Arithmetic, BlockId, Decoder, Encoder, EncoderInput, ForwardInput, KvStore, SequenceId,
+    Backend, BlockId, Decoder, Encoder, EncoderInput, ForwardInput, KvCache, SequenceChunk, SequenceId,
 };
 use serde::Deserialize;
 
@@ -38,15 +38,15 @@ fn cases(variable: &str, default: &str) -> Vec<PathBuf> {
 }
 
 /// Every way to compute that this machine has.
-pub fn arithmetics() -> Vec<Arithmetic> {
+pub fn backends() -> Vec<Backend> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    [Arithmetic::Reference].into_iter().chain(isas.map(Arithmetic::Kernels)).collect()
+    [Backend::Reference].into_iter().chain(isas.map(Backend::Kernels)).collect()
 }
 
 /// How an encoder may compute: as a decoder, or with numbers rounded to bfloat16.
-pub fn encoder_arithmetics() -> Vec<Arithmetic> {
+pub fn encoder_backends() -> Vec<Backend> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available() && isa.has_bf16());
-    arithmetics().into_iter().chain(isas.map(Arithmetic::Rounding)).collect()
+    backends().into_iter().chain(isas.map(Backend::KernelsBf16)).collect()
 }
 
 /// What a folder's `reference.json` says.
@@ -87,21 +87,28 @@ pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderRefere
 
 /// Logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
 fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -> Vec<Vec<f32>> {
-    let mut kv = KvStore::new(model.config(), KvFormat::F32);
+    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     let mut logits = Vec::new();
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let mut input = ForwardInput::default();
-        let blocks = BlockId::run(0, ids.len());
-        input.push(SequenceId(1), ids.len(), index * chunk, &[blocks], tokens, tokens.len());
+        let blocks = BlockId::consecutive(0, ids.len());
+        input.push(SequenceChunk {
+            sequence: SequenceId(1),
+            n_prompt: ids.len(),
+            start: index * chunk,
+            tables: &[blocks],
+            token_ids: tokens,
+            n_logits: tokens.len(),
+        });
         logits.extend(model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap());
     }
     logits.split_off(logits.len() - n)
 }
 
 /// States and scores are those of the folder's reference, of texts alone and in a batch.
-pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder, arithmetic: Arithmetic) {
+pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder, backend: Backend) {
     // A number in bfloat16 is right to one part in 512; states are of about size one.
-    let bound = if arithmetic.rounds() { 3e-2 } else { 1e-4 };
+    let bound = if backend.is_bf16() { 3e-2 } else { 1e-4 };
     let reference: EncoderReference = read(folder);
     let texts: Vec<EncoderInput> = reference.cases.iter().map(|case| case.input_ids.clone().into()).collect();
     let states = |texts: &[EncoderInput]| model.forward(texts).unwrap().to_vec2::<f32>().unwrap();
@@ -109,10 +116,10 @@ pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder, arithmetic: 
     let assert_close = |what: &str, found: &[f32], expected: &Option<Vec<f32>>| {
         let expected = expected.as_ref().unwrap();
         let difference = largest_difference(found, expected);
-        assert!(difference <= bound, "{folder:?} {arithmetic:?}: {what} differ by {difference}");
+        assert!(difference <= bound, "{folder:?} {backend:?}: {what} differ by {difference}");
         let (product, lengths) = (dot(found, expected), dot(found, found) * dot(expected, expected));
         let cosine = product / lengths.sqrt();
-        assert!(cosine >= 0.9999, "{folder:?} {arithmetic:?}: the cosine of {what} is {cosine}");
+        assert!(cosine >= 0.9999, "{folder:?} {backend:?}: the cosine of {what} is {cosine}");
     };
     let mut row = 0;
     for (idx, case) in reference.cases.iter().enumerate() {
@@ -128,8 +135,8 @@ pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder, arithmetic: 
                 assert_close(what, &states[n_tokens - 1], &case.last);
             }
             let difference = largest_difference(&alone.concat(), &batch.concat());
-            let bound = if arithmetic == Arithmetic::Reference { 1e-5 } else { 0.0 };
-            assert!(difference <= bound, "{folder:?} {arithmetic:?}: a batch differs by {difference}");
+            let bound = if backend == Backend::Reference { 1e-5 } else { 0.0 };
+            assert!(difference <= bound, "{folder:?} {backend:?}: a batch differs by {difference}");
         }
         row += n_tokens;
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::models::encoder::{EncoderConfig, TextEncoder};
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::models::{Arithmetic, Encoder, EncoderInput};
+use crate::models::{self, Encoder, EncoderInput};
 use crate::registry::{ModelFormat, ModelKind, Pooling};
 use crate::tokenizer::Tokenizer;
 
@@ -157,8 +157,9 @@ impl EncoderBackend {
                 config.n_vocab
             )));
         }
-        let family = config.family.name;
-        let encoder = Box::new(TextEncoder::load(config, &weights, Arithmetic::Rounding(Isa::current()))?);
+        let family = config.family;
+        let encoder =
+            Box::new(TextEncoder::load(config, &weights, models::Backend::KernelsBf16(Isa::current()))?);
         let head = if source.kind() == ModelKind::Reranker {
             if encoder.n_labels() != 1 {
                 return Err(Error::model(format!(

@@ -24,7 +24,7 @@ use crate::inference::text_generation::{Step, TextGeneration};
 use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::threads::pool;
-use crate::models::{Decoder, ForwardInput, KvStore, ModelConfig, SequenceId};
+use crate::models::{Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -132,7 +132,7 @@ impl EngineOptions {
     /// Blocks of keys and values that fit into memory, all sequences together: where layers have a window as many
     /// as those see that run at once, and the rest for the layers that see farthest.
     fn groups(&self, config: &ModelConfig) -> Vec<BlockGroup> {
-        let block_bytes = KvStore::block_bytes(config, self.kv_format);
+        let block_bytes = config.kv_block_bytes(self.kv_format);
         let n_alike = self.kv_bytes / block_bytes.iter().sum::<usize>().max(1);
         let windows = config.kv_groups().into_iter().map(|group| group.window);
         let mut groups: Vec<BlockGroup> = windows
@@ -222,7 +222,7 @@ impl Engine {
             tokens = context_length,
             "memory for keys and values has room for this many sequences of this length"
         );
-        let kv = KvStore::new(model.config(), options.kv_format);
+        let kv = KvCache::new(model.config().kv_layouts(options.kv_format));
         let worker = Worker {
             scheduler: Scheduler::new(scheduler),
             model,
@@ -403,7 +403,7 @@ struct Worker {
     model: Box<dyn Decoder>,
     tokenizer: Arc<Tokenizer>,
     scheduler: Scheduler,
-    kv: KvStore,
+    kv: KvCache,
     sequences: HashMap<SequenceId, Sequence>,
     n_sequences_seen: u64,
     /// When the last request ended, if there was work ever since.
@@ -484,7 +484,7 @@ impl Worker {
                 self.n_sequences_seen += 1;
                 let id = SequenceId(self.n_sequences_seen);
                 let n_prompt = request.prompt.len();
-                let is_long = self.model.config().rotates_as_long(n_prompt);
+                let is_long = self.model.config().is_long_prompt(n_prompt);
                 let salt = request.cache_salt.as_deref().unwrap_or_default();
                 self.scheduler.add(NewSequence {
                     id,
@@ -603,7 +603,14 @@ impl Worker {
                 sequence.started.get_or_insert_with(Instant::now);
                 sequence.waiting_tokens = None;
             }
-            input.push(part.id, part.n_prompt, part.start, &part.block_tables, &part.tokens, part.n_logits());
+            input.push(SequenceChunk {
+                sequence: part.id,
+                n_prompt: part.n_prompt,
+                start: part.start,
+                tables: &part.block_tables,
+                token_ids: &part.tokens,
+                n_logits: part.n_logits(),
+            });
         }
         input
     }
@@ -612,7 +619,7 @@ impl Worker {
     /// guessed is what is sampled; reports what they add and says how many there are.
     fn advance_all(&mut self, input: &ForwardInput, logits: &[Tensor]) -> usize {
         let mut sampled: HashMap<SequenceId, _> =
-            input.sampled().map(|(id, rows, guesses)| (id, (&logits[rows], guesses))).collect();
+            input.sampled_spans().map(|(id, rows, guesses)| (id, (&logits[rows], guesses))).collect();
         let advancing = self.sequences.iter_mut().filter_map(|(id, sequence)| {
             let (logits, guesses) = sampled.remove(id)?;
             sequence.first_token.get_or_insert_with(Instant::now);
@@ -810,8 +817,8 @@ mod tests {
             context_shift: false,
         };
         let sliding = config(Some(128));
-        let layer_bytes = KvStore::block_bytes(&sliding, KvFormat::F16)[0];
-        assert_eq!(KvStore::block_bytes(&sliding, KvFormat::F16), [layer_bytes, 5 * layer_bytes]);
+        let layer_bytes = sliding.kv_block_bytes(KvFormat::F16)[0];
+        assert_eq!(sliding.kv_block_bytes(KvFormat::F16), [layer_bytes, 5 * layer_bytes]);
         let groups = options.groups(&sliding);
         assert_eq!(groups.iter().map(|group| group.window).collect::<Vec<_>>(), [None, Some(128)]);
         // Each of two sequences sees eight blocks, writes four, and begins and ends within one; one is to spare.

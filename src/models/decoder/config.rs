@@ -1,248 +1,239 @@
-//! What a decoder is: sizes, limits and the constants of its arithmetic.
+//! The configuration of a decoder: sizes, limits and constants.
 
 use std::cmp::Reverse;
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::family::Family;
+use super::layout::DecoderLayout;
 use crate::error::{Error, Result};
-use crate::models::fields::{Fields, Key};
-use crate::models::layers::activation::Activation;
-use crate::models::load::GgufFile;
+use crate::kernels::attention::kv_block::{KvFormat, KvLayout};
+use crate::kernels::matmul::ActivationFn;
+use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
+use crate::models::family::{
+    CONTEXT_LENGTH, CheckpointLayouts, FULL_ATTENTION, HIDDEN_ACT, HIDDEN_SIZE, INTERMEDIATE_SIZE,
+    LAYER_TYPES, N_HEADS, N_LAYERS, SLIDING_ATTENTION, check_sizes, impossible,
+};
 use crate::models::rope::Rope;
 
 /// A decoder, described by data.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    pub family: &'static Family,
+    /// The name of the model family.
+    pub family: &'static str,
+    /// The tensor names in the family's checkpoints.
+    pub layouts: &'static CheckpointLayouts<DecoderLayout>,
+    /// The length of a hidden state.
     pub hidden_size: usize,
-    /// Width of a dense MLP between its two products.
+    /// The width of a dense MLP between its two projections.
     pub intermediate_size: usize,
+    /// The number of query heads.
     pub n_heads: usize,
+    /// The number of key and value heads; each serves `n_heads / n_kv_heads` query heads.
     pub n_kv_heads: usize,
+    /// The width of a head.
     pub head_dim: usize,
+    /// The number of tokens in the vocabulary.
     pub n_vocab: usize,
-    /// Most tokens of a sequence, prompt and answer together.
+    /// The maximum number of tokens in a sequence, prompt and generated ones together.
     pub context_length: usize,
+    /// The epsilon of every RMS norm.
     pub rms_norm_eps: f64,
-    /// Multiplies the product of a query and a key.
+    /// The factor that attention scores are scaled by.
     pub attention_scale: f64,
-    /// Bounds attention scores.
+    /// The softcap of attention scores.
     pub attention_softcap: Option<f64>,
-    /// Bounds logits.
+    /// The softcap of logits.
     pub logit_softcap: Option<f64>,
-    /// Multiplies the token embeddings.
+    /// The factor that token embeddings are scaled by.
     pub embedding_scale: Option<f64>,
-    pub activation: Activation,
-    pub experts: Option<Experts>,
-    /// First to last.
+    /// The activation function of the MLPs.
+    pub activation: ActivationFn,
+    /// The mixture of experts, in models that have one.
+    pub moe: Option<MoeConfig>,
+    /// The layers, first to last.
     pub layers: Vec<LayerConfig>,
-    /// Whether the head may be the embedding.
-    pub ties_head: bool,
-    /// Tokens that begin and end a text, where the checkpoint names them.
+    /// Whether the head is the embedding matrix if the checkpoint has no head.
+    pub tied_head: bool,
+    /// The token that begins a text, if the checkpoint names it.
     pub bos_token_id: Option<u32>,
+    /// The tokens that end a text, as far as the checkpoint names them.
     pub eos_token_ids: Vec<u32>,
 }
 
-/// What may differ from layer to layer.
+/// The settings that may differ from layer to layer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LayerConfig {
-    /// How far attention reaches: a query sees this many keys at most, its own among them.
+    /// The attention window: the maximum number of keys that a query attends to, its own included.
     pub window: Option<usize>,
-    /// How queries and keys are rotated, if they are.
+    /// The rotary embedding of queries and keys; `None` in layers without positions (NoPE).
     pub rope: Option<Rope>,
     /// Whether the MLP is a mixture of experts.
-    pub is_mixture: bool,
+    pub is_moe: bool,
 }
 
-/// The MLPs of a mixture.
+/// The configuration of a mixture of experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Experts {
+pub struct MoeConfig {
+    /// The number of experts in a layer.
     pub n_experts: usize,
-    /// How many of them each token goes through.
-    pub n_used: usize,
+    /// The number of experts that each token is routed to.
+    pub experts_per_token: usize,
+    /// The width of an expert between its two projections.
     pub intermediate_size: usize,
-    /// Whether the weights of those used are scaled to a sum of one.
-    pub normalizes: bool,
+    /// Whether a token's expert weights are normalized to a sum of one.
+    pub normalize_weights: bool,
 }
 
-const HIDDEN_SIZE: Key = Key { json: "hidden_size", gguf: "embedding_length" };
-const INTERMEDIATE_SIZE: Key = Key { json: "intermediate_size", gguf: "feed_forward_length" };
-const N_LAYERS: Key = Key { json: "num_hidden_layers", gguf: "block_count" };
-const N_HEADS: Key = Key { json: "num_attention_heads", gguf: "attention.head_count" };
-const N_KV_HEADS: Key = Key { json: "num_key_value_heads", gguf: "attention.head_count_kv" };
-const HEAD_DIM: Key = Key { json: "head_dim", gguf: "attention.key_length" };
-const CONTEXT_LENGTH: Key = Key { json: "max_position_embeddings", gguf: "context_length" };
-const RMS_NORM_EPS: Key = Key { json: "rms_norm_eps", gguf: "attention.layer_norm_rms_epsilon" };
-const TIES_HEAD: Key = Key { json: "tie_word_embeddings", gguf: "" };
-const WINDOW: Key = Key { json: "sliding_window", gguf: "attention.sliding_window" };
+const N_KV_HEADS: ConfigKey = ConfigKey::new("num_key_value_heads", "attention.head_count_kv");
+const HEAD_DIM: ConfigKey = ConfigKey::new("head_dim", "attention.key_length");
+const RMS_NORM_EPS: ConfigKey = ConfigKey::new("rms_norm_eps", "attention.layer_norm_rms_epsilon");
+const TIED_HEAD: ConfigKey = ConfigKey::json("tie_word_embeddings");
+const HIDDEN_ACTIVATION: ConfigKey = ConfigKey::json("hidden_activation");
+const WINDOW: ConfigKey = ConfigKey::new("sliding_window", "attention.sliding_window");
+const WINDOW_ENABLED: ConfigKey = ConfigKey::json("use_sliding_window");
 
-/// What `layer_types` of a `config.json` calls its kinds of layers.
-pub(super) const FULL_ATTENTION: &str = "full_attention";
-pub(super) const SLIDING_ATTENTION: &str = "sliding_attention";
-
-/// Layers that see equally far.
+/// Layers with the same attention window, which share KV cache blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvGroup {
-    /// How many tokens back, the token itself among them; `None` is all.
+    /// The attention window in tokens, the query's own included; `None` is unlimited.
     pub window: Option<usize>,
+    /// The number of layers in the group.
     pub n_layers: usize,
 }
 
+/// A layer's place in the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayerIndex {
+    /// The layer's group, an index into [`ModelConfig::kv_groups`].
+    pub group_idx: usize,
+    /// The layer's index within its group.
+    pub layer_idx: usize,
+}
+
 impl ModelConfig {
-    /// Whether some layer rotates the tokens of a prompt of `n_prompt` tokens otherwise than those of a
-    /// short one, so that the two have no keys in common.
-    pub fn rotates_as_long(&self, n_prompt: usize) -> bool {
+    /// Whether a prompt of `n_prompt` tokens uses the long factors of LongRoPE in some layer; its keys then
+    /// differ from those of a short prompt with the same tokens.
+    pub fn is_long_prompt(&self, n_prompt: usize) -> bool {
         self.layers.iter().filter_map(|layer| layer.rope.as_ref()).any(|rope| rope.is_long(n_prompt))
     }
 
-    /// Reads what a GGUF file says of its model.
+    /// Adds the end-of-sequence tokens listed in a `generation_config.json`.
     ///
     /// # Errors
-    /// When the family is not known, a fact is missing or of the wrong type, or the sizes
-    /// contradict each other.
-    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let architecture = file.architecture()?;
-        let family = Family::of_gguf(architecture)?;
-        let n_vocab = file.n_rows(&format!("{}.weight", family.gguf.embedding))?;
-        let config = Self::read(&Fields::Gguf { file, architecture }, family, n_vocab)?;
-        let token = |key| file.metadata().token_id(key);
-        Ok(Self {
-            bos_token_id: token("tokenizer.ggml.bos_token_id")?,
-            eos_token_ids: token("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
-            ..config
-        })
-    }
-
-    /// Reads a Hugging Face `config.json`.
-    ///
-    /// # Errors
-    /// When it is malformed, of an unknown family, lacks a fact, or its sizes contradict each
-    /// other.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
-        let whole: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|e| Error::model(format!("cannot read config.json: {e}")))?;
-        // A model that also sees pictures keeps what it does with text in an object of its own.
-        let mut facts = whole.get("text_config").and_then(Value::as_object).unwrap_or(&whole).clone();
-        let model_type = facts.get("model_type").or(whole.get("model_type")).and_then(Value::as_str);
-        let family = Family::of_model_type(
-            model_type.ok_or_else(|| Error::model("config.json has no `model_type`"))?,
-        )?;
-        for (name, default) in family.json_defaults {
-            let is_whole = default.fract() == 0.0;
-            let default = || if is_whole { Value::from(*default as u64) } else { Value::from(*default) };
-            facts.entry(*name).or_insert_with(default);
-        }
-        let token_ids = |name: &str| match facts.get(name).or(whole.get(name)) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(value) => OneOrMany::deserialize(value)
-                .map(OneOrMany::into_vec)
-                .map_err(|_| Error::model(format!("`{name}` of config.json is not a token id"))),
-        };
-        let (bos, eos) = (token_ids("bos_token_id")?, token_ids("eos_token_id")?);
-        let fields = Fields::Json(&facts);
-        let n_vocab = fields.required(Key { json: "vocab_size", gguf: "" })?;
-        let config = Self::read(&fields, family, n_vocab)?;
-        Ok(Self { bos_token_id: bos.first().copied(), eos_token_ids: eos, ..config })
-    }
-
-    /// Adds the end tokens that a `generation_config.json` names.
-    ///
-    /// # Errors
-    /// When it is malformed.
+    /// When the file is malformed.
     pub fn with_generation_config(mut self, json: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct GenerationConfig {
-            eos_token_id: Option<OneOrMany>,
+            eos_token_id: Option<TokenIds>,
         }
         let file: GenerationConfig = serde_json::from_slice(json)
             .map_err(|e| Error::model(format!("cannot read generation_config.json: {e}")))?;
-        self.eos_token_ids.extend(file.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec));
+        self.eos_token_ids.extend(file.eos_token_id.map_or_else(Vec::new, TokenIds::into_vec));
         Ok(self)
     }
 
-    fn read(fields: &Fields, family: &'static Family, n_vocab: usize) -> Result<Self> {
-        let hidden_size = fields.required(HIDDEN_SIZE)?;
-        let n_heads = fields.required(N_HEADS)?;
-        let n_layers = fields.required(N_LAYERS)?;
-        let key = |json| Key { json, gguf: "" };
-        let activation = fields.text(key("hidden_activation"))?.or(fields.text(key("hidden_act"))?);
-        let head_dim = fields.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
+    /// Reads a configuration that differs from llama's in numbers only; the family then sets what else differs.
+    ///
+    /// # Errors
+    /// When a setting is missing or of the wrong type, or the sizes contradict each other.
+    pub(super) fn from_checkpoint(
+        checkpoint: &CheckpointConfig,
+        family: &'static str,
+        layouts: &'static CheckpointLayouts<DecoderLayout>,
+        n_vocab: usize,
+    ) -> Result<Self> {
+        let hidden_size = checkpoint.required(HIDDEN_SIZE)?;
+        let n_heads = checkpoint.required(N_HEADS)?;
+        let n_layers = checkpoint.required(N_LAYERS)?;
+        let activation = checkpoint.string(HIDDEN_ACTIVATION)?.or(checkpoint.string(HIDDEN_ACT)?);
+        let head_dim = checkpoint.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
         let mut config = Self {
             family,
+            layouts,
             hidden_size,
-            intermediate_size: fields.required(INTERMEDIATE_SIZE)?,
+            intermediate_size: checkpoint.required(INTERMEDIATE_SIZE)?,
             n_heads,
-            n_kv_heads: fields.integer(N_KV_HEADS)?.unwrap_or(n_heads),
+            n_kv_heads: checkpoint.integer(N_KV_HEADS)?.unwrap_or(n_heads),
             head_dim,
             n_vocab,
-            context_length: fields.required(CONTEXT_LENGTH)?,
-            rms_norm_eps: fields
-                .float(RMS_NORM_EPS)?
-                .ok_or_else(|| Error::model(format!("{} is missing", fields.name(RMS_NORM_EPS))))?,
+            context_length: checkpoint.required(CONTEXT_LENGTH)?,
+            rms_norm_eps: checkpoint.float(RMS_NORM_EPS)?.ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?,
             attention_scale: 1.0 / (head_dim as f64).sqrt(),
             attention_softcap: None,
             logit_softcap: None,
             embedding_scale: None,
-            activation: activation.map_or(Ok(Activation::Silu), Activation::named)?,
-            experts: None,
+            activation: activation.map_or(Ok(ActivationFn::Silu), ActivationFn::from_name)?,
+            moe: None,
             layers: Vec::new(),
-            ties_head: fields.boolean(TIES_HEAD)?.unwrap_or(true),
+            tied_head: checkpoint.boolean(TIED_HEAD)?.unwrap_or(true),
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         };
         config.check(n_layers)?;
-        let rope = Rope::read(fields, head_dim, FULL_ATTENTION)?;
+        let rope = Rope::read(checkpoint, head_dim, FULL_ATTENTION)?;
         config.layers = vec![LayerConfig { rope: Some(rope), ..LayerConfig::default() }; n_layers];
-        config.set_windows(fields, |_| true)?;
-        (family.describe)(fields, &mut config)?;
-        config.check_experts()?;
+        config.set_windows(checkpoint, |_| true)?;
         Ok(config)
     }
 
-    /// The layers by how far they see, those that see farthest first: keys and values of a group are kept
-    /// equally long.
+    /// The layers grouped by attention window, widest first. The sequences of a group keep equally many tokens in
+    /// the KV cache.
     pub fn kv_groups(&self) -> Vec<KvGroup> {
         let mut windows: Vec<Option<usize>> = self.layers.iter().map(|layer| layer.window).collect();
         windows.sort_by_key(|window| Reverse(window.unwrap_or(usize::MAX)));
-        let of_window = |group: &[Option<usize>]| KvGroup { window: group[0], n_layers: group.len() };
-        windows.chunk_by(|a, b| a == b).map(of_window).collect()
+        let group = |windows: &[Option<usize>]| KvGroup { window: windows[0], n_layers: windows.len() };
+        windows.chunk_by(|a, b| a == b).map(group).collect()
     }
 
-    /// Of each layer its group, and its place among the group's layers.
-    pub fn kv_places(&self) -> Vec<(usize, usize)> {
+    /// The KV cache's block layout in each of [`ModelConfig::kv_groups`].
+    pub fn kv_layouts(&self, format: KvFormat) -> Vec<KvLayout> {
+        let Self { n_kv_heads, head_dim, .. } = *self;
+        let layout = |group: KvGroup| KvLayout { n_layers: group.n_layers, n_kv_heads, head_dim, format };
+        self.kv_groups().into_iter().map(layout).collect()
+    }
+
+    /// The size of a KV cache block in each of [`ModelConfig::kv_groups`], in bytes.
+    pub fn kv_block_bytes(&self, format: KvFormat) -> Vec<usize> {
+        self.kv_layouts(format).iter().map(KvLayout::block_bytes).collect()
+    }
+
+    /// The place of each layer in the KV cache.
+    pub fn kv_layer_indices(&self) -> Vec<KvLayerIndex> {
         let groups = self.kv_groups();
         let mut n_placed = vec![0; groups.len()];
         let place = |layer: &LayerConfig| {
-            let group = groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
-            n_placed[group] += 1;
-            (group, n_placed[group] - 1)
+            let group_idx = groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
+            n_placed[group_idx] += 1;
+            KvLayerIndex { group_idx, layer_idx: n_placed[group_idx] - 1 }
         };
         self.layers.iter().map(place).collect()
     }
 
-    /// Gives the checkpoint's window, if it has one, to the layers that it calls sliding, or to
-    /// those that are by their index where it does not say.
+    /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` calls sliding. In a
+    /// checkpoint without `layer_types` these are the layers whose index `is_sliding` accepts.
     ///
     /// # Errors
-    /// When a fact is of the wrong type.
-    pub(super) fn set_windows(&mut self, fields: &Fields, is_sliding: impl Fn(usize) -> bool) -> Result<()> {
-        let is_used = fields.boolean(Key { json: "use_sliding_window", gguf: "" })?.unwrap_or(true);
-        let window = fields.integer(WINDOW)?.filter(|&window| is_used && window > 0);
-        let kinds = fields.array("layer_types");
+    /// When a setting is of the wrong type.
+    pub(super) fn set_windows(
+        &mut self,
+        checkpoint: &CheckpointConfig,
+        is_sliding: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let is_enabled = checkpoint.boolean(WINDOW_ENABLED)?.unwrap_or(true);
+        let window = checkpoint.integer(WINDOW)?.filter(|&window| is_enabled && window > 0);
+        let kinds = checkpoint.array(LAYER_TYPES);
         for (idx, layer) in self.layers.iter_mut().enumerate() {
-            let slides = match kinds.and_then(|kinds| kinds.get(idx)) {
+            let is_sliding = match kinds.and_then(|kinds| kinds.get(idx)) {
                 Some(kind) => kind == SLIDING_ATTENTION,
                 None => is_sliding(idx),
             };
-            layer.window = window.filter(|_| slides);
+            layer.window = window.filter(|_| is_sliding);
         }
         Ok(())
     }
 
     fn check(&self, n_layers: usize) -> Result<()> {
-        let sizes = [
+        check_sizes(&[
             ("hidden size", self.hidden_size, 1 << 20),
             ("intermediate size", self.intermediate_size, 1 << 24),
             ("layers", n_layers, 1 << 12),
@@ -252,65 +243,45 @@ impl ModelConfig {
             ("heads times width", self.n_heads.saturating_mul(self.head_dim), 1 << 24),
             ("vocabulary", self.n_vocab, 1 << 24),
             ("context", self.context_length, 1 << 24),
-        ];
-        for (what, size, most) in sizes {
-            if size == 0 || size > most {
-                return Err(Error::model(format!("model configuration is impossible: {what} of {size}")));
-            }
-        }
+        ])?;
         if !self.n_heads.is_multiple_of(self.n_kv_heads) || !self.head_dim.is_multiple_of(2) {
-            return Err(Error::model(format!(
-                "model configuration is impossible: {} heads over {} key/value heads of width {}",
+            return Err(impossible(format_args!(
+                "{} heads over {} key/value heads of width {}",
                 self.n_heads, self.n_kv_heads, self.head_dim
             )));
         }
         Ok(())
     }
 
-    fn check_experts(&self) -> Result<()> {
-        match self.experts {
-            Some(Experts { n_experts, n_used, .. }) if n_used == 0 || n_used > n_experts => {
-                Err(Error::model(format!(
-                    "model configuration is impossible: {n_used} experts used of {n_experts}"
-                )))
+    /// Checks that tokens are routed to at least one expert and at most all of them.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(super) fn check_moe(&self) -> Result<()> {
+        match self.moe {
+            Some(MoeConfig { n_experts, experts_per_token, .. })
+                if experts_per_token == 0 || experts_per_token > n_experts =>
+            {
+                Err(impossible(format_args!("{experts_per_token} experts per token of {n_experts}")))
             }
             _ => Ok(()),
         }
     }
 }
 
+/// One token id or several, as `config.json` and `generation_config.json` state them.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum OneOrMany {
+pub(super) enum TokenIds {
     One(u32),
     Many(Vec<u32>),
 }
 
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
+impl TokenIds {
+    pub(super) fn into_vec(self) -> Vec<u32> {
         match self {
             Self::One(id) => vec![id],
             Self::Many(ids) => ids,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn impossible_sizes_are_refused() {
-        let json = |heads: usize, kv: usize| {
-            format!(
-                r#"{{"model_type":"llama","hidden_size":64,"intermediate_size":96,"num_hidden_layers":2,"num_attention_heads":{heads},
-                "num_key_value_heads":{kv},"vocab_size":10,"max_position_embeddings":128,"rms_norm_eps":1e-5}}"#
-            )
-        };
-        assert!(ModelConfig::from_json(json(4, 2).as_bytes()).is_ok());
-        for (heads, kv) in [(4, 3), (0, 1), (4, 0), (3, 3)] {
-            let error = ModelConfig::from_json(json(heads, kv).as_bytes()).unwrap_err();
-            assert!(error.to_string().contains("impossible"), "{error}");
         }
     }
 }

@@ -1,15 +1,17 @@
-//! Gemma 3's language model: Gemma 2 with head norms in place of bounds, five layers with a window
-//! to each without, and a rotation of their own for those with a window.
+//! Gemma 3's language model: Gemma 2 with head norms in place of softcaps, one layer without a window for every
+//! five with one, and a rotary base of its own for the layers with a window.
 
-use super::config::{ModelConfig, SLIDING_ATTENTION};
-use super::family::{Family, Layout};
+use super::config::ModelConfig;
+use super::family::DecoderFamily;
 use super::gemma2::{self, set_gemma_scales};
+use super::layout::DecoderLayout;
 use super::qwen3::{GGUF_HEAD_NORMS, SAFETENSORS_HEAD_NORMS};
 use crate::error::Result;
-use crate::models::fields::{Fields, Key};
-use crate::models::rope::Rope;
+use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
+use crate::models::family::{CheckpointLayouts, SLIDING_ATTENTION};
+use crate::models::rope::{ROPE_PARAMETERS, Rope};
 
-pub const FAMILY: Family = Family {
+pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "gemma3",
     model_types: &["gemma3_text", "gemma3"],
     gguf_architectures: &["gemma3"],
@@ -25,27 +27,32 @@ pub const FAMILY: Family = Family {
         ("rms_norm_eps", 1e-6),
     ],
     describe,
-    safetensors: Layout { head_norms: Some(SAFETENSORS_HEAD_NORMS), ..gemma2::FAMILY.safetensors },
-    gguf: Layout { head_norms: Some(GGUF_HEAD_NORMS), ..gemma2::FAMILY.gguf },
+    layouts: CheckpointLayouts {
+        safetensors: DecoderLayout {
+            head_norms: Some(SAFETENSORS_HEAD_NORMS),
+            ..gemma2::FAMILY.layouts.safetensors
+        },
+        gguf: DecoderLayout { head_norms: Some(GGUF_HEAD_NORMS), ..gemma2::FAMILY.layouts.gguf },
+    },
 };
 
-const LOCAL_THETA: Key = Key { json: "rope_local_base_freq", gguf: "rope.freq_base_swa" };
-const PATTERN: Key = Key { json: "sliding_window_pattern", gguf: "attention.sliding_window_pattern" };
+const LOCAL_THETA: ConfigKey = ConfigKey::new("rope_local_base_freq", "rope.freq_base_swa");
+const PATTERN: ConfigKey = ConfigKey::new("sliding_window_pattern", "attention.sliding_window_pattern");
 
-/// See [`gemma2`].
+/// The number of layers of the 27B model; see [`gemma2`].
 const N_LAYERS_27B: usize = 62;
 
-fn describe(fields: &Fields, config: &mut ModelConfig) -> Result<()> {
-    let pattern = fields.integer(PATTERN)?.unwrap_or(6).max(1);
-    config.set_windows(fields, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    set_gemma_scales(fields, config, N_LAYERS_27B)?;
+fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
+    let pattern = checkpoint.integer(PATTERN)?.unwrap_or(6).max(1);
+    config.set_windows(checkpoint, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    set_gemma_scales(checkpoint, config, N_LAYERS_27B)?;
     let stated_per_kind =
-        fields.object("rope_parameters").is_some_and(|kinds| kinds.contains_key(SLIDING_ATTENTION));
+        checkpoint.object(ROPE_PARAMETERS).is_some_and(|kinds| kinds.contains_key(SLIDING_ATTENTION));
     for layer in config.layers.iter_mut().filter(|layer| layer.window.is_some()) {
         layer.rope = if stated_per_kind {
-            Some(Rope::read(fields, config.head_dim, SLIDING_ATTENTION)?)
+            Some(Rope::read(checkpoint, config.head_dim, SLIDING_ATTENTION)?)
         } else {
-            let theta = fields.float(LOCAL_THETA)?.unwrap_or(10_000.0);
+            let theta = checkpoint.float(LOCAL_THETA)?.unwrap_or(10_000.0);
             layer.rope.as_ref().map(|global| global.unscaled(theta))
         };
     }

@@ -1,12 +1,13 @@
-//! Mistral: a llama whose layers, in the first versions, see a window of the past. GGUF files call
-//! it a llama, or `mistral3` since Ministral.
+//! Mistral: llama, with a sliding attention window in the first versions. In GGUF files its architecture is
+//! `llama`, or `mistral3` since Ministral.
 
-use super::family::{Family, Layout};
+use super::family::DecoderFamily;
+use super::llama;
 
-pub const FAMILY: Family = Family {
+pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "mistral",
     model_types: &["mistral"],
     gguf_architectures: &["mistral"],
-    gguf: Layout { interleaves_heads: true, ..Layout::GGUF },
-    ..Family::BASE
+    layouts: llama::LAYOUTS,
+    ..DecoderFamily::BASE
 };

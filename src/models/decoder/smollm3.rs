@@ -1,32 +1,33 @@
-//! SmolLM3: a llama in which some layers do not rotate queries and keys.
+//! SmolLM3: llama in which some layers have no rotary embedding (NoPE).
 
 use super::config::ModelConfig;
-use super::family::{Family, Layout};
+use super::family::DecoderFamily;
+use super::llama;
 use crate::error::Result;
-use crate::models::fields::{Fields, Key};
+use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 
-pub const FAMILY: Family = Family {
+pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "smollm3",
     model_types: &["smollm3"],
     gguf_architectures: &["smollm3"],
     describe,
-    gguf: Layout { interleaves_heads: true, ..Layout::GGUF },
-    ..Family::BASE
+    layouts: llama::LAYOUTS,
+    ..DecoderFamily::BASE
 };
 
-/// Every so many layers one does not rotate.
-const INTERVAL: Key = Key { json: "no_rope_layer_interval", gguf: "" };
+/// The distance between two layers without rotary embedding.
+const NOPE_INTERVAL: ConfigKey = ConfigKey::json("no_rope_layer_interval");
 
-fn describe(fields: &Fields, config: &mut ModelConfig) -> Result<()> {
-    let interval = fields.integer(INTERVAL)?.unwrap_or(4).max(1);
-    // In spite of its name it says 1 for the layers that rotate.
-    let rotates = fields.array("no_rope_layers");
+fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
+    let interval = checkpoint.integer(NOPE_INTERVAL)?.unwrap_or(4).max(1);
+    // In spite of the name, 1 stands for a layer with rotary embedding.
+    let rope_flags = checkpoint.array("no_rope_layers");
     for (idx, layer) in config.layers.iter_mut().enumerate() {
-        let is_rotated = match rotates.and_then(|rotates| rotates.get(idx)) {
+        let has_rope = match rope_flags.and_then(|flags| flags.get(idx)) {
             Some(flag) => flag.as_u64() != Some(0),
             None => !(idx + 1).is_multiple_of(interval),
         };
-        if !is_rotated {
+        if !has_rope {
             layer.rope = None;
         }
     }

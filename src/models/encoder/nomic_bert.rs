@@ -1,11 +1,13 @@
-//! Nomic BERT: BERT with rotary positions and a gated MLP, without biases in its products.
+//! Nomic BERT: BERT with rotary embedding, a gated MLP, and linear layers without biases.
 
 use super::bert;
 use super::config::EncoderConfig;
-use super::family::{EncoderFamily, EncoderLayout, GateUp, Qkv};
+use super::family::EncoderFamily;
+use super::layout::{EncoderLayout, UpNames};
 use crate::error::{Error, Result};
-use crate::models::fields::{Fields, Key};
-use crate::models::layers::activation::Activation;
+use crate::kernels::matmul::ActivationFn;
+use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
+use crate::models::family::{CheckpointLayouts, FULL_ATTENTION, GateUp, Qkv};
 use crate::models::rope::Rope;
 
 pub const FAMILY: EncoderFamily = EncoderFamily {
@@ -24,35 +26,39 @@ pub const FAMILY: EncoderFamily = EncoderFamily {
         ("partial_rotary_factor", "rotary_emb_fraction"),
     ],
     describe,
-    safetensors: EncoderLayout {
-        positions: None,
-        embedding_norm: "emb_ln",
-        layers: "encoder.layers",
-        qkv: Qkv::Fused("attn.Wqkv"),
-        output: "attn.out_proj",
-        attention_norm: "norm1",
-        gate_up: GateUp::Apart { gate: "mlp.fc12", up: "mlp.fc11" },
-        down: "mlp.fc2",
-        mlp_norm: "norm2",
-        head: None,
-        ..bert::FAMILY.safetensors
-    },
-    gguf: EncoderLayout {
-        positions: None,
-        qkv: Qkv::Fused("attn_qkv"),
-        gate_up: GateUp::Apart { gate: "ffn_gate", up: "ffn_up" },
-        ..bert::FAMILY.gguf
+    layouts: CheckpointLayouts {
+        safetensors: EncoderLayout {
+            positions: None,
+            embedding_norm: "emb_ln",
+            layers: "encoder.layers",
+            qkv: Qkv::Fused("attn.Wqkv"),
+            output: "attn.out_proj",
+            attention_norm: "norm1",
+            up: UpNames::Gated(GateUp::Split { gate: "mlp.fc12", up: "mlp.fc11" }),
+            down: "mlp.fc2",
+            mlp_norm: "norm2",
+            head: None,
+            ..bert::FAMILY.layouts.safetensors
+        },
+        gguf: EncoderLayout {
+            positions: None,
+            qkv: Qkv::Fused("attn_qkv"),
+            up: UpNames::Gated(GateUp::Split { gate: "ffn_gate", up: "ffn_up" }),
+            ..bert::FAMILY.layouts.gguf
+        },
     },
     ..bert::FAMILY
 };
 
-fn describe(fields: &Fields, config: &mut EncoderConfig) -> Result<()> {
-    let flag = |json| fields.boolean(Key { json, gguf: "" });
+fn describe(checkpoint: &CheckpointConfig, config: &mut EncoderConfig) -> Result<()> {
+    let flag = |name| checkpoint.boolean(ConfigKey::json(name));
     if flag("prenorm")? == Some(true) || flag("rotary_emb_interleaved")? == Some(true) {
-        return Err(Error::model("config.json describes a form of nomic_bert that is not supported"));
+        return Err(Error::model(
+            "pre-norm layers and interleaved rotary embedding are not supported in nomic_bert models",
+        ));
     }
-    config.activation = Activation::Silu;
-    config.ropes = vec![Rope::read(fields, config.head_dim(), "full_attention")?];
+    config.activation = ActivationFn::Silu;
+    config.ropes = vec![Rope::read(checkpoint, config.head_dim(), FULL_ATTENTION)?];
     config.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
     Ok(())
 }

@@ -1,47 +1,31 @@
-//! The functions between the products of a model.
+//! ActivationFn functions: their names in checkpoints and their reference implementations.
 
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::kernels::matmul::ActivationFn;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by its tanh formula.
-    GeluTanh,
-    Tanh,
-}
-
-impl Activation {
-    /// The function that a checkpoint calls `name`.
+impl ActivationFn {
+    /// The function with this name in a checkpoint's configuration.
     ///
     /// # Errors
-    /// When it is not known.
-    pub fn named(name: &str) -> Result<Self> {
+    /// When the name is unknown.
+    pub fn from_name(name: &str) -> Result<Self> {
         match name {
             "silu" | "swish" | "swiglu" => Ok(Self::Silu),
             "gelu" => Ok(Self::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Self::GeluTanh),
             "tanh" => Ok(Self::Tanh),
             other => Err(Error::model(format!(
-                "the model asks for the activation `{other}`; known are silu, gelu, gelu_pytorch_tanh, tanh"
+                "activation function `{other}` is not supported; supported: silu, gelu, gelu_pytorch_tanh, tanh"
             ))),
         }
     }
 
-    /// What the kernels call it.
-    pub fn gate(self) -> ActivationFn {
-        match self {
-            Self::Silu => ActivationFn::Silu,
-            Self::Gelu => ActivationFn::Gelu,
-            Self::GeluTanh => ActivationFn::GeluTanh,
-            Self::Tanh => ActivationFn::Tanh,
-        }
-    }
-
+    /// Applies the function to every element, in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Silu => candle_nn::ops::silu(x)?,

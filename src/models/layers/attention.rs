@@ -1,96 +1,107 @@
-//! Scaled dot-product attention of one sequence, and what its queries may see.
+//! Scaled dot-product attention of one sequence and its masks, in plain candle operations.
+
+use std::ops::Range;
 
 use candle_core::{D, Device, Tensor};
 
 use crate::error::Result;
 
-/// How scores are made from products.
+/// The scale and the softcap of attention scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scores {
-    /// Multiplies the product of a query and a key.
+pub struct AttentionParams {
+    /// The factor that the dot product of a query and a key is scaled by.
     pub scale: f64,
-    /// Bounds the scores to plus and minus this number: `cap * tanh(score / cap)`.
+    /// The bound of the absolute score: `cap * tanh(score / cap)`.
     pub softcap: Option<f64>,
 }
 
 /// Attention with grouped heads: `queries` `[n_heads, n_queries, head_dim]` (contiguous), `keys`
 /// and `values` `[n_kv_heads, n_keys, head_dim]`; the result is `[n_queries, n_heads * head_dim]`.
-/// `bias`, `[n_queries, n_keys]` or `[n_heads, n_queries, n_keys]`, is added to the scores: minus
-/// infinity hides a key.
+/// `bias`, `[n_queries, n_keys]` or `[n_heads, n_queries, n_keys]`, is added to the scores; minus
+/// infinity masks a key.
 ///
-/// The heads that share a key head are stacked as its rows, so keys and values are never
+/// The query heads of a group are stacked as rows of their key head's matrix, so keys and values are never
 /// repeated.
+///
+/// # Errors
+/// When a tensor operation fails.
 pub fn attention(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    scores: Scores,
+    params: AttentionParams,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (n_heads, n_queries, head_dim) = queries.dims3()?;
     let (n_kv_heads, n_keys, _) = keys.dims3()?;
     let stacked_rows = n_heads / n_kv_heads * n_queries;
 
-    let stacked = (queries * scores.scale)?.reshape((n_kv_heads, stacked_rows, head_dim))?;
-    let mut weights = stacked.matmul(&keys.transpose(1, 2)?)?;
-    if let Some(cap) = scores.softcap {
-        weights = softcap(&weights, cap)?;
+    let stacked = (queries * params.scale)?.reshape((n_kv_heads, stacked_rows, head_dim))?;
+    let mut scores = stacked.matmul(&keys.transpose(1, 2)?)?;
+    if let Some(cap) = params.softcap {
+        scores = softcap(&scores, cap)?;
     }
     if let Some(bias) = bias {
-        weights = weights.reshape((n_heads, n_queries, n_keys))?.broadcast_add(bias)?.reshape((
+        scores = scores.reshape((n_heads, n_queries, n_keys))?.broadcast_add(bias)?.reshape((
             n_kv_heads,
             stacked_rows,
             n_keys,
         ))?;
     }
-    let weights = candle_nn::ops::softmax_last_dim(&weights)?;
-    let mixed = weights.matmul(values)?.reshape((n_heads, n_queries, head_dim))?;
-    Ok(mixed.transpose(0, 1)?.flatten_from(D::Minus2)?)
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?;
+    let outputs = weights.matmul(values)?.reshape((n_heads, n_queries, head_dim))?;
+    Ok(outputs.transpose(0, 1)?.flatten_from(D::Minus2)?)
 }
 
 /// `cap * tanh(x / cap)`
+///
+/// # Errors
+/// When a tensor operation fails.
 pub fn softcap(x: &Tensor, cap: f64) -> Result<Tensor> {
     Ok(((x / cap)?.tanh()? * cap)?)
 }
 
-/// The bias that hides the keys behind each query, and, where there is a `window`, those more than
-/// `window - 1` before it. The queries stand at positions `first_query ..`, the keys at
-/// `first_key ..`; none when nothing is hidden.
-pub fn causal_bias(
-    first_query: usize,
-    n_queries: usize,
-    first_key: usize,
-    n_keys: usize,
+/// The causal mask for queries and keys at these positions: hides the keys after each query and, with a
+/// `window`, those more than `window - 1` before it. `None` when nothing is hidden.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn causal_mask(
+    queries: Range<usize>,
+    keys: Range<usize>,
     window: Option<usize>,
 ) -> Result<Option<Tensor>> {
-    let is_seen = |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
-    bias_of(first_query, n_queries, first_key, n_keys, is_seen)
+    let is_visible =
+        |query: usize, key: usize| key <= query && window.is_none_or(|window| query - key < window);
+    additive_mask(queries, keys, is_visible)
 }
 
-/// The bias that hides the keys more than `reach` away from each query, of a text of `n_tokens`;
-/// none when nothing is hidden.
-pub fn local_bias(n_tokens: usize, reach: usize) -> Result<Option<Tensor>> {
-    bias_of(0, n_tokens, 0, n_tokens, |query, key| query.abs_diff(key) <= reach)
+/// The sliding-window mask of a text of `n_tokens` tokens: hides the keys more than `window` tokens away from
+/// each query on either side. `None` when nothing is hidden.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn sliding_window_mask(n_tokens: usize, window: usize) -> Result<Option<Tensor>> {
+    additive_mask(0..n_tokens, 0..n_tokens, |query, key| query.abs_diff(key) <= window)
 }
 
-fn bias_of(
-    first_query: usize,
-    n_queries: usize,
-    first_key: usize,
-    n_keys: usize,
-    is_seen: impl Fn(usize, usize) -> bool,
+fn additive_mask(
+    queries: Range<usize>,
+    keys: Range<usize>,
+    is_visible: impl Fn(usize, usize) -> bool,
 ) -> Result<Option<Tensor>> {
-    let mut hides = false;
-    let bias: Vec<f32> = (first_query..first_query + n_queries)
-        .flat_map(|query| (first_key..first_key + n_keys).map(move |key| (query, key)))
+    let shape = (queries.len(), keys.len());
+    let mut any_hidden = false;
+    let mask: Vec<f32> = queries
+        .flat_map(|query| keys.clone().map(move |key| (query, key)))
         .map(|(query, key)| {
-            if is_seen(query, key) {
+            if is_visible(query, key) {
                 0.0
             } else {
-                hides = true;
+                any_hidden = true;
                 f32::NEG_INFINITY
             }
         })
         .collect();
-    hides.then(|| Ok(Tensor::from_vec(bias, (n_queries, n_keys), &Device::Cpu)?)).transpose()
+    any_hidden.then(|| Ok(Tensor::from_vec(mask, shape, &Device::Cpu)?)).transpose()
 }

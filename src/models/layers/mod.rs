@@ -1,11 +1,10 @@
-//! The parts every model is made of, in plain candle ops.
+//! The layers that models are made of, each as a kernel call and in plain candle operations.
 //!
-//! A decoder layer is four operations ([`decoder_layer`]); each is one function here, so that a
-//! fused kernel can take its place and be tested against it.
+//! Every operation is one function with both implementations, so that a fused kernel can be tested against
+//! its reference.
 
 pub mod activation;
 pub mod attention;
-pub mod decoder_layer;
 pub mod linear;
 pub mod mlp;
 pub mod norm;

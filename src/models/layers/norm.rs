@@ -1,4 +1,4 @@
-//! Normalisation over the last dimension.
+//! Normalization over the last dimension.
 
 use candle_core::Tensor;
 
@@ -7,12 +7,15 @@ use crate::kernels::custom_ops::NormOp;
 use crate::kernels::isa::Isa;
 use crate::kernels::norm::Norm;
 
-/// What rows are normed with, in plain tensor operations and as the kernels know it.
+/// A norm of rows, as kernel parameters and in plain candle operations.
 pub trait RowNorm {
-    /// What the kernels need of it.
+    /// The parameters of the kernels.
     fn kernel(&self) -> Norm<'_>;
 
-    /// The norm of each row in plain tensor operations.
+    /// Normalizes each row in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
 }
 
@@ -21,6 +24,7 @@ pub trait RowNorm {
 pub struct RmsNorm {
     /// `[hidden]`
     pub weight: Vec<f32>,
+    /// Added to the mean square for numerical stability.
     pub eps: f32,
 }
 
@@ -41,11 +45,15 @@ pub struct LayerNorm {
     pub weight: Vec<f32>,
     /// `[hidden]`
     pub bias: Vec<f32>,
+    /// Added to the variance for numerical stability.
     pub eps: f32,
 }
 
 impl LayerNorm {
-    /// The norm of each row by a kernel, or in plain tensor operations.
+    /// Normalizes each row, by the kernel for `isa` or in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
     pub fn apply(&self, isa: Option<Isa>, x: &Tensor) -> Result<Tensor> {
         match isa {
             Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel() })?),

@@ -2,65 +2,68 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::super::Span;
-use super::super::rope::Rope;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
+use crate::models::forward_input::Span;
+use crate::models::rope::Rope;
 
-/// Cosines and sines of one batch, each `[n_tokens, n_rotated / 2]`; computed once, used by every
-/// layer that turns the same way.
+/// The cosines and sines of one batch, each `[n_tokens, rotary_dim / 2]`; computed once and used by every
+/// layer with the same rotary embedding.
 #[derive(Debug, Clone)]
-pub struct Rotation {
+pub struct CosSinCache {
     cos: Vec<f32>,
     sin: Vec<f32>,
     n_pairs: usize,
 }
 
-impl Rotation {
-    /// The rotations of all tokens of a batch.
+impl CosSinCache {
+    /// Computes the cosines and sines for all tokens of a batch.
     pub fn new(rope: &Rope, spans: &[Span]) -> Self {
-        let n_pairs = rope.n_rotated / 2;
-        let magnitude = rope.magnitude as f32;
+        let n_pairs = rope.rotary_dim / 2;
+        let attention_factor = rope.attention_factor as f32;
         let n_tokens: usize = spans.iter().map(|span| span.len).sum();
         let (mut cos, mut sin) =
             (Vec::with_capacity(n_tokens * n_pairs), Vec::with_capacity(n_tokens * n_pairs));
         let mut frequencies = rope.frequencies(0);
         for span in spans {
-            if rope.depends_on_prompt() {
+            if rope.is_prompt_dependent() {
                 frequencies = rope.frequencies(span.n_prompt);
             }
             for position in span.start..span.start + span.len {
                 for frequency in &frequencies {
                     let (s, c) = (position as f32 * frequency).sin_cos();
-                    sin.push(s * magnitude);
-                    cos.push(c * magnitude);
+                    sin.push(s * attention_factor);
+                    cos.push(c * attention_factor);
                 }
             }
         }
         Self { cos, sin, n_pairs }
     }
 
-    /// What the kernels need of it.
+    /// The parameters of the kernels.
     pub fn kernel(&self) -> kernels::Rotation<'_> {
         kernels::Rotation { cos: &self.cos, sin: &self.sin, n_pairs: self.n_pairs }
     }
 
-    /// Rotates heads `[n_tokens, n_heads, head_dim]`. The two halves of a head's rotated part form
-    /// its pairs (Hugging Face's layout); the rest of the head stays as it is.
+    /// Rotates heads, `[n_tokens, n_heads, head_dim]`. Element `i` of the rotary part's first half is paired with
+    /// element `i` of its second half (the "NeoX" order); the rest of the head is unchanged.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
     pub fn apply(&self, heads: &Tensor) -> Result<Tensor> {
-        let n_rotated = 2 * self.n_pairs;
-        let table = |numbers: &[f32]| {
-            Tensor::from_slice(numbers, (numbers.len() / self.n_pairs, self.n_pairs), &Device::Cpu)
+        let rotary_dim = 2 * self.n_pairs;
+        let table = |values: &[f32]| {
+            Tensor::from_slice(values, (values.len() / self.n_pairs, self.n_pairs), &Device::Cpu)
         };
         let (cos, sin) = (table(&self.cos)?, table(&self.sin)?);
-        let n_kept = heads.dims()[2] - n_rotated;
-        let turn = |x: &Tensor| -> Result<Tensor> {
+        let n_kept = heads.dims()[2] - rotary_dim;
+        let rotate = |x: &Tensor| -> Result<Tensor> {
             Ok(candle_nn::rotary_emb::rope_thd(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0)?)
         };
         if n_kept == 0 {
-            return turn(heads);
+            return rotate(heads);
         }
-        let turned = turn(&heads.narrow(D::Minus1, 0, n_rotated)?.contiguous()?)?;
-        Ok(Tensor::cat(&[&turned, &heads.narrow(D::Minus1, n_rotated, n_kept)?], D::Minus1)?)
+        let rotated = rotate(&heads.narrow(D::Minus1, 0, rotary_dim)?.contiguous()?)?;
+        Ok(Tensor::cat(&[&rotated, &heads.narrow(D::Minus1, rotary_dim, n_kept)?], D::Minus1)?)
     }
 }

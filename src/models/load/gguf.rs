@@ -1,79 +1,80 @@
-//! GGUF files, memory-mapped, one or several parts.
+//! Memory-mapped GGUF files, whole or split into shards.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::{MappedFile, StoredTensor, check_shape};
+use super::mapped_file::MappedFile;
+use super::stored_tensor::{StoredTensor, check_shape};
 use crate::error::{Error, Result};
-use crate::gguf::{Header, Metadata, TensorInfo};
+use crate::gguf::{GgufHeader, GgufTensorInfo, Metadata};
 
-/// An open GGUF file: its header in memory, its tensors on disk until they are asked for.
+/// An open GGUF file: the header in memory, the tensors on disk until they are loaded.
 pub struct GgufFile {
     path: PathBuf,
-    /// The file itself, and the parts that follow it where the model is split.
-    parts: Vec<Part>,
+    /// The file itself, and the shards that follow it if the model is split.
+    shards: Vec<GgufShard>,
 }
 
-struct Part {
+/// One file of a model.
+struct GgufShard {
     map: MappedFile,
-    header: Header,
+    header: GgufHeader,
 }
 
 impl GgufFile {
-    /// Opens a file, or the first part of a model and with it the parts beside it, and reads the
-    /// headers.
+    /// Opens a file and reads its header; opens the other shards beside it if it is the first of a split model.
     ///
     /// # Errors
-    /// When it cannot be read, is not GGUF in good order, or parts are missing.
+    /// When a file cannot be read or is not valid GGUF, or a shard is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = Self { path: path.to_owned(), parts: vec![Part::open(path)?] };
-        file.add_parts().map_err(|e| e.context(format_args!("`{}`", path.display())))?;
+        let mut file = Self { path: path.to_owned(), shards: vec![GgufShard::open(path)?] };
+        file.add_shards().map_err(|e| e.context(format_args!("`{}`", path.display())))?;
         Ok(file)
     }
 
-    /// Opens the parts that follow the first.
-    fn add_parts(&mut self) -> Result<()> {
-        let n_parts = self.metadata().count("split.count")?.unwrap_or(1);
-        for number in 1..=n_parts {
+    /// Opens the shards that follow the first, and checks that all belong together.
+    fn add_shards(&mut self) -> Result<()> {
+        let n_shards = self.metadata().count("split.count")?.unwrap_or(1);
+        for number in 1..=n_shards {
             if number > 1 {
-                self.parts.push(Part::open(&sibling(&self.path, number, n_parts)?)?);
+                self.shards.push(GgufShard::open(&shard_path(&self.path, number, n_shards)?)?);
             }
-            let metadata = &self.parts[number - 1].header.metadata;
-            let says = (metadata.count("split.no")?, metadata.count("split.count")?);
-            if n_parts > 1 && says != (Some(number - 1), Some(n_parts)) {
+            let metadata = &self.shards[number - 1].header.metadata;
+            let stated = (metadata.count("split.no")?, metadata.count("split.count")?);
+            if n_shards > 1 && stated != (Some(number - 1), Some(n_shards)) {
                 return Err(Error::model(format!(
-                    "what stands in the place of part {number} of {n_parts} is another; name the first part"
+                    "the file in the place of shard {number} of {n_shards} is another one; name the first shard"
                 )));
             }
         }
         let names: HashSet<&str> = self.tensors().map(|(name, _)| name).collect();
         let n_tensors = self.tensors().count();
         if names.len() != n_tensors {
-            return Err(Error::model("a tensor is in two of its parts"));
+            return Err(Error::model("a tensor is in two shards"));
         }
         match self.metadata().count("split.tensors.count")? {
-            Some(expected) if n_parts > 1 && expected != n_tensors => Err(Error::model(format!(
-                "its {n_parts} parts have {n_tensors} tensors and should have {expected}"
+            Some(expected) if n_shards > 1 && expected != n_tensors => Err(Error::model(format!(
+                "its {n_shards} shards have {n_tensors} tensors and should have {expected}"
             ))),
             _ => Ok(()),
         }
     }
 
-    /// The header's keys and values.
+    /// The metadata in the header.
     pub fn metadata(&self) -> &Metadata {
-        &self.parts[0].header.metadata
+        &self.shards[0].header.metadata
     }
 
     /// The name of the model's architecture.
     ///
     /// # Errors
-    /// When the header does not say.
+    /// When the header does not state it.
     pub fn architecture(&self) -> Result<&str> {
         let name = self.metadata().string("general.architecture")?;
-        name.ok_or_else(|| Error::model("GGUF file has no `general.architecture`"))
+        name.ok_or_else(|| Error::model("the GGUF file has no `general.architecture`"))
     }
 
-    /// How many rows a matrix has.
+    /// The number of rows of a matrix.
     ///
     /// # Errors
     /// When there is no such tensor.
@@ -81,62 +82,65 @@ impl GgufFile {
         Ok(self.stored(name)?.matrix_shape()[0])
     }
 
-    /// The numbers of a one-dimensional tensor, if there is one of this name.
+    /// Loads the elements of a one-dimensional tensor, if there is one of this name.
     ///
     /// # Errors
-    /// When it is of another form.
+    /// When it has more dimensions or an unsupported type.
     pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
         if !self.contains(name) {
             return Ok(None);
         }
         let stored = self.stored(name)?;
         check_shape(name, stored.shape, &[stored.shape.iter().product()])?;
-        Ok(Some(stored.expand()?.to_vec1::<f32>()?))
+        Ok(Some(stored.dequantize()?.to_vec1::<f32>()?))
     }
 
+    /// Whether there is a tensor of this name.
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.parts.iter().any(|part| part.header.tensor(name).is_some())
+        self.shards.iter().any(|shard| shard.header.tensor(name).is_some())
     }
 
-    /// Where a tensor is.
+    /// Locates a tensor.
     ///
     /// # Errors
     /// When there is none of this name.
     pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
-        let found = self.parts.iter().find_map(|part| Some(part.stored(part.header.tensor(name)?)));
+        let found = self.shards.iter().find_map(|shard| Some(shard.stored(shard.header.tensor(name)?)));
         found.ok_or_else(|| Error::model(format!("`{}` has no tensor `{name}`", self.path.display())))
     }
 
+    /// All tensors.
     pub(super) fn all_stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        self.parts.iter().flat_map(|part| part.header.tensors().values().map(|info| part.stored(info)))
+        self.shards.iter().flat_map(|shard| shard.header.tensors().values().map(|info| shard.stored(info)))
     }
 
-    fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.parts.iter().flat_map(|part| part.header.tensors()).map(|(name, info)| (name.as_str(), info))
+    fn tensors(&self) -> impl Iterator<Item = (&str, &GgufTensorInfo)> {
+        self.shards.iter().flat_map(|shard| shard.header.tensors()).map(|(name, info)| (name.as_str(), info))
     }
 }
 
-impl Part {
+impl GgufShard {
     fn open(path: &Path) -> Result<Self> {
         let map = MappedFile::open(path)?;
-        let header = Header::parse(map.bytes())
-            .map_err(|e| e.context(format_args!("`{}` is not a readable GGUF file", path.display())))?;
+        let header = GgufHeader::parse(map.bytes())
+            .map_err(|e| e.context(format_args!("`{}` is not a valid GGUF file", path.display())))?;
         Ok(Self { map, header })
     }
 
-    fn stored<'a>(&'a self, info: &'a TensorInfo) -> StoredTensor<'a> {
-        let TensorInfo { tensor_type, shape, bytes, .. } = info;
+    fn stored<'a>(&'a self, info: &'a GgufTensorInfo) -> StoredTensor<'a> {
+        let GgufTensorInfo { tensor_type, shape, bytes, .. } = info;
         StoredTensor { map: &self.map, tensor_type: *tensor_type, shape, bytes: bytes.clone() }
     }
 }
 
-/// The name of another part of the model whose first part is `first`.
-fn sibling(first: &Path, number: usize, n_parts: usize) -> Result<PathBuf> {
+/// The path of another shard of the model whose first shard is `first`.
+fn shard_path(first: &Path, number: usize, n_shards: usize) -> Result<PathBuf> {
     let name = first.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let stem = name.strip_suffix(&format!("-00001-of-{n_parts:05}.gguf")).ok_or_else(|| {
+    let stem = name.strip_suffix(&format!("-00001-of-{n_shards:05}.gguf")).ok_or_else(|| {
         Error::model(format!(
-            "it has {n_parts} parts, and its name is not that of the first, which ends in -00001-of-{n_parts:05}.gguf"
+            "it is split into {n_shards} shards and must be named like the first, ending in \
+             -00001-of-{n_shards:05}.gguf"
         ))
     })?;
-    Ok(first.with_file_name(format!("{stem}-{number:05}-of-{n_parts:05}.gguf")))
+    Ok(first.with_file_name(format!("{stem}-{number:05}-of-{n_shards:05}.gguf")))
 }

@@ -1,7 +1,6 @@
-//! safetensors headers: bytes in, checked places of tensors out.
+//! Parses safetensors headers: bytes in, validated tensor locations out.
 //!
-//! A header is JSON of the file's own making, so the same holds as for [`crate::gguf`]: nothing it
-//! says is believed before it is checked.
+//! A header is untrusted JSON, so, as in [`crate::gguf`], nothing in it is used before it is checked.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,24 +13,25 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 
-/// A checked header.
+/// A validated header.
 #[derive(Debug)]
 pub struct SafetensorsHeader {
-    tensors: HashMap<String, TensorInfo>,
+    tensors: HashMap<String, SafetensorsTensorInfo>,
 }
 
-/// What a tensor is and where its bytes are.
+/// The type, shape and location of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// The format's name for its type.
+pub struct SafetensorsTensorInfo {
+    /// The format's name for the element type.
     pub dtype: &'static str,
-    /// Outermost dimension first.
+    /// The dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// In the file. As long as type and shape say, and inside the file.
+    /// The range of its bytes in the file, which lies inside the file and has the length that type and shape
+    /// require.
     pub bytes: Range<usize>,
 }
 
-/// The format's types and the bits of one number.
+/// The format's element types and their sizes in bits.
 const DTYPES: [(&str, usize); 22] = [
     ("BOOL", 8),
     ("F4", 4),
@@ -57,27 +57,27 @@ const DTYPES: [(&str, usize); 22] = [
     ("C64", 64),
 ];
 
-/// Bytes of the number before the header, which says how long the header is.
+/// The size of the header's length, which precedes the header.
 const LENGTH_BYTES: usize = size_of::<u64>();
 
-/// Longest header, in bytes; the format's own limit.
+/// The format's own limit on the header's length, in bytes.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
-/// Most tensors of a file: a hundred times what the largest have.
+/// The maximum number of tensors in a file: a hundred times what the largest models have.
 const MAX_TENSORS: usize = 1 << 16;
 
-/// Most dimensions of a tensor.
+/// The maximum number of dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 8;
 
 impl SafetensorsHeader {
-    /// Reads and checks the header of `file`, all bytes of a file.
+    /// Parses and validates the header of `file`, the contents of a whole file.
     ///
     /// # Errors
-    /// When anything in it is out of order.
+    /// When anything in the header is invalid.
     pub fn parse(file: &[u8]) -> Result<Self> {
         let (n_bytes, rest) = file
             .split_first_chunk::<LENGTH_BYTES>()
-            .ok_or_else(|| Error::model("it is too short to have a header"))?;
+            .ok_or_else(|| Error::model("it is too short for a header"))?;
         let n_bytes = u64::from_le_bytes(*n_bytes);
         let json = usize::try_from(n_bytes)
             .ok()
@@ -86,75 +86,76 @@ impl SafetensorsHeader {
             .ok_or_else(|| {
                 let len = file.len();
                 Error::model(format!(
-                    "its header has {n_bytes} bytes where the file has {len} and {MAX_HEADER_BYTES} are allowed"
+                    "its header has {n_bytes} bytes; the file has {len}, and {MAX_HEADER_BYTES} are allowed"
                 ))
             })?;
-        let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<Entry>>(json)
+        let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<HeaderEntry>>(json)
             .map_err(|e| Error::model(format!("its header is damaged: {e}")))?;
         let data = LENGTH_BYTES + json.len()..file.len();
         let tensors = entries
             .into_iter()
             .map(|(name, entry)| {
-                let info = entry.place(&data).map_err(|e| e.context(format_args!("tensor `{name}`")))?;
+                let info = entry.locate(&data).map_err(|e| e.context(format_args!("tensor `{name}`")))?;
                 Ok((name, info))
             })
             .collect::<Result<HashMap<_, _>>>()?;
-        check_cover(&tensors, &data)?;
+        check_coverage(&tensors, &data)?;
         Ok(Self { tensors })
     }
 
     /// The tensors by name.
-    pub fn tensors(&self) -> &HashMap<String, TensorInfo> {
+    pub fn tensors(&self) -> &HashMap<String, SafetensorsTensorInfo> {
         &self.tensors
     }
 
-    pub(super) fn into_tensors(self) -> HashMap<String, TensorInfo> {
+    /// Turns the header into its tensors by name.
+    pub(super) fn into_tensors(self) -> HashMap<String, SafetensorsTensorInfo> {
         self.tensors
     }
 }
 
-/// Tensors fill the file's `data` without gap or overlap, as the format has it.
-fn check_cover(tensors: &HashMap<String, TensorInfo>, data: &Range<usize>) -> Result<()> {
-    let mut places: Vec<(&Range<usize>, &String)> =
+/// Checks that tensors cover the file's `data` without gap or overlap, as the format requires.
+fn check_coverage(tensors: &HashMap<String, SafetensorsTensorInfo>, data: &Range<usize>) -> Result<()> {
+    let mut ranges: Vec<(&Range<usize>, &String)> =
         tensors.iter().map(|(name, info)| (&info.bytes, name)).collect();
-    places.sort_by_key(|(bytes, _)| (bytes.start, bytes.end));
+    ranges.sort_by_key(|(bytes, _)| (bytes.start, bytes.end));
     let mut end = data.start;
-    for (bytes, name) in places {
+    for (bytes, name) in ranges {
         if bytes.start != end {
-            return Err(Error::model(format!("tensor `{name}` does not begin where the one before it ends")));
+            return Err(Error::model(format!("tensor `{name}` does not begin where the previous one ends")));
         }
         end = bytes.end;
     }
     if end != data.end {
-        return Err(Error::model(format!("it has {} bytes behind its last tensor", data.end - end)));
+        return Err(Error::model(format!("it has {} bytes after its last tensor", data.end - end)));
     }
     Ok(())
 }
 
-/// A tensor as the JSON has it.
+/// A tensor's entry in the JSON.
 #[derive(Deserialize)]
-struct Entry<'a> {
+struct HeaderEntry<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
     shape: Shape,
-    /// Begin and end, counted from the first byte behind the header.
+    /// Start and end, counted from the first byte after the header.
     data_offsets: (usize, usize),
 }
 
-impl Entry<'_> {
-    /// Where it is in a file whose tensors are at `data`.
-    fn place(self, data: &Range<usize>) -> Result<TensorInfo> {
+impl HeaderEntry<'_> {
+    /// Locates the tensor in a file whose tensors are at `data`.
+    fn locate(self, data: &Range<usize>) -> Result<SafetensorsTensorInfo> {
         let &(dtype, n_bits) = DTYPES
             .iter()
             .find(|(name, _)| *name == self.dtype)
-            .ok_or_else(|| Error::model(format!("its type `{}` is not known", self.dtype)))?;
+            .ok_or_else(|| Error::model(format!("its type `{}` is unknown", self.dtype)))?;
         let Shape(shape) = self.shape;
         let n_bits = shape.iter().try_fold(n_bits, |product, &n| product.checked_mul(n));
         let n_bytes = n_bits.filter(|n_bits| n_bits.is_multiple_of(8)).map(|n_bits| n_bits / 8);
         let (start, end) = self.data_offsets;
         if n_bytes.is_none() || end.checked_sub(start) != n_bytes {
             return Err(Error::model(format!(
-                "it has {dtype} numbers of shape {shape:?} at {start} to {end}"
+                "its type {dtype} and shape {shape:?} do not fit its offsets, {start} to {end}"
             )));
         }
         if end > data.len() {
@@ -163,11 +164,11 @@ impl Entry<'_> {
                 data.len()
             )));
         }
-        Ok(TensorInfo { dtype, shape, bytes: data.start + start..data.start + end })
+        Ok(SafetensorsTensorInfo { dtype, shape, bytes: data.start + start..data.start + end })
     }
 }
 
-/// Dimensions, of which there are few.
+/// The dimensions of a tensor, at most [`MAX_DIMENSIONS`].
 struct Shape(Vec<usize>);
 
 impl<'de> Deserialize<'de> for Shape {
@@ -195,8 +196,7 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// Values by the names of tensors, none of which comes twice; what the format keeps for remarks is
-/// passed over.
+/// Values by tensor names. A duplicate name is an error; the format's `__metadata__` is skipped.
 pub(super) struct UniqueMap<V>(pub(super) HashMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
@@ -206,7 +206,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
             type Value = UniqueMap<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with the names of tensors")
+                f.write_str("an object with tensor names")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueMap<V>, A::Error> {
@@ -220,7 +220,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
                         return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} tensors")));
                     }
                     if by_name.contains_key(&name) {
-                        return Err(A::Error::custom(format_args!("tensor `{name}` comes twice")));
+                        return Err(A::Error::custom(format_args!("tensor `{name}` is listed twice")));
                     }
                     by_name.insert(name, entries.next_value()?);
                 }
@@ -240,19 +240,19 @@ mod tests {
     }
 
     #[test]
-    fn tensors_come_out_where_they_are() {
+    fn tensors_are_located() {
         let json = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"I64","shape":[],"data_offsets":[8,16]},
             "a":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]},"empty":{"dtype":"F32","shape":[0,3],"data_offsets":[8,8]}}"#;
         let header = SafetensorsHeader::parse(&file(json, 16)).unwrap();
         let start = 8 + json.len();
-        let info = |dtype, shape, bytes| TensorInfo { dtype, shape, bytes };
+        let info = |dtype, shape, bytes| SafetensorsTensorInfo { dtype, shape, bytes };
         assert_eq!(header.tensors()["a"], info("BF16", vec![2, 2], start..start + 8));
         assert_eq!(header.tensors()["b"], info("I64", vec![], start + 8..start + 16));
         assert_eq!(header.tensors()["empty"], info("F32", vec![0, 3], start + 8..start + 8));
     }
 
     #[test]
-    fn every_defect_has_its_message() {
+    fn every_defect_has_its_error_message() {
         let one = |dtype: &str, shape: &str, offsets: &str| {
             format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
         };
@@ -265,7 +265,7 @@ mod tests {
             ("endless header", [0xFF; 64].to_vec(), &["18446744073709551615 bytes"]),
             ("not JSON", file("{", 0), &["header is damaged"]),
             ("not UTF-8", [&2u64.to_le_bytes()[..], &[b'{', 0xFF]].concat(), &["header is damaged"]),
-            ("not an object", file("[]", 0), &["names of tensors"]),
+            ("not an object", file("[]", 0), &["tensor names"]),
             ("no shape", file(r#"{"t":{"dtype":"U8","data_offsets":[0,1]}}"#, 1), &["shape"]),
             ("negative", file(&one("U8", "[-1]", "[0,1]"), 1), &["header is damaged", "-1"]),
             ("unknown type", file(&one("F9", "[1]", "[0,1]"), 1), &["tensor `t`", "`F9`"]),
@@ -283,8 +283,8 @@ mod tests {
                 &["tensor `t`", "F32"],
             ),
             ("cut data", file(&one("U8", "[4]", "[0,4]"), 3), &["tensor `t`", "cut short"]),
-            ("bytes behind", file(&one("U8", "[4]", "[0,4]"), 5), &["1 bytes behind"]),
-            ("twice", file(twice, 2), &["tensor `t` comes twice"]),
+            ("bytes behind", file(&one("U8", "[4]", "[0,4]"), 5), &["1 bytes after"]),
+            ("twice", file(twice, 2), &["tensor `t` is listed twice"]),
             ("gap", file(apart, 3), &["tensor `b` does not begin"]),
             ("overlap", file(shared, 3), &["tensor `b` does not begin"]),
         ];

@@ -1,4 +1,4 @@
-//! safetensors files, memory-mapped, one or several shards.
+//! Memory-mapped safetensors files, one or several shards.
 
 mod header;
 
@@ -8,37 +8,39 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{MappedFile, StoredTensor};
+use super::mapped_file::MappedFile;
+use super::stored_tensor::StoredTensor;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
-use header::{TensorInfo, UniqueMap};
+use header::{SafetensorsTensorInfo, UniqueMap};
 
 pub use header::SafetensorsHeader;
 
 /// The shards of one checkpoint.
 pub struct SafetensorsFiles {
     shards: Vec<MappedFile>,
-    tensors: HashMap<String, Location>,
+    tensors: HashMap<String, TensorLocation>,
 }
 
-/// Where a tensor's bytes are.
-struct Location {
-    shard: usize,
-    info: TensorInfo,
+/// The location of a tensor's bytes.
+struct TensorLocation {
+    shard_idx: usize,
+    info: SafetensorsTensorInfo,
 }
 
-/// `model.safetensors.index.json`: which shard holds which tensor.
+/// `model.safetensors.index.json`: the shard of each tensor.
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
+    /// File names by tensor names.
     weight_map: UniqueMap<String>,
 }
 
 impl SafetensorsFiles {
-    /// Opens a `.safetensors` file, or all shards that an index (`.json`) beside them names, and
+    /// Opens a `.safetensors` file, or all shards listed in an index (`.json`) beside them, and
     /// reads the headers.
     ///
     /// # Errors
-    /// When a file cannot be read or is not safetensors in good order, or the index and the shards
+    /// When a file cannot be read or is not valid safetensors, or the index and the shards
     /// contradict each other.
     pub fn open(path: &Path) -> Result<Self> {
         let mut files = Self { shards: Vec::new(), tensors: HashMap::new() };
@@ -52,14 +54,13 @@ impl SafetensorsFiles {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let map = MappedFile::open(&path)?;
-        let header = SafetensorsHeader::parse(map.bytes()).map_err(|e| {
-            e.context(format_args!("`{}` is not a readable safetensors file", path.display()))
-        })?;
+        let header = SafetensorsHeader::parse(map.bytes())
+            .map_err(|e| e.context(format_args!("`{}` is not a valid safetensors file", path.display())))?;
         for (name, info) in header.into_tensors() {
             match self.tensors.entry(name) {
-                Entry::Vacant(entry) => entry.insert(Location { shard: self.shards.len(), info }),
+                Entry::Vacant(entry) => entry.insert(TensorLocation { shard_idx: self.shards.len(), info }),
                 Entry::Occupied(entry) => {
-                    let (name, first) = (entry.key(), self.shards[entry.get().shard].path.display());
+                    let (name, first) = (entry.key(), self.shards[entry.get().shard_idx].path().display());
                     return Err(Error::model(format!(
                         "tensor `{name}` is in `{first}` and in `{}`",
                         path.display()
@@ -72,38 +73,39 @@ impl SafetensorsFiles {
     }
 
     fn add_indexed(&mut self, index: &Path) -> Result<()> {
-        let damaged = |e: &dyn std::fmt::Display| Error::model(format!("the index cannot be read: {e}"));
+        let damaged = |e: &dyn std::fmt::Display| Error::model(format!("cannot read the index: {e}"));
         let json = std::fs::read(index).map_err(|e| damaged(&e))?;
-        let Index { weight_map: UniqueMap(shard_of) } =
+        let ShardIndex { weight_map: UniqueMap(weight_map) } =
             serde_json::from_slice(&json).map_err(|e| damaged(&e))?;
-        let mut names: Vec<&String> = shard_of.values().collect();
+        let mut names: Vec<&String> = weight_map.values().collect();
         names.sort_unstable();
         names.dedup();
         for name in names {
-            self.add(beside(index, name)?)?;
+            self.add(shard_path(index, name)?)?;
         }
-        for (tensor, name) in &shard_of {
-            let shard = self.tensors.get(tensor).map(|location| &self.shards[location.shard].path);
-            if shard.and_then(|path| path.file_name()).is_none_or(|found| found != name.as_str()) {
+        for (tensor, name) in &weight_map {
+            let path = self.tensors.get(tensor).map(|location| self.shards[location.shard_idx].path());
+            if path.and_then(Path::file_name).is_none_or(|found| found != name.as_str()) {
                 return Err(Error::model(format!(
-                    "tensor `{tensor}` is not in `{name}`; fetch the model again"
+                    "tensor `{tensor}` is not in `{name}`; download the model again"
                 )));
             }
         }
         Ok(())
     }
 
+    /// Whether there is a tensor of this name.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Where a tensor is.
+    /// Locates a tensor.
     ///
     /// # Errors
-    /// When there is none of this name, or it is of a type that is not supported.
+    /// When there is none of this name, or its type is not supported.
     pub(super) fn stored(&self, name: &str) -> Result<StoredTensor<'_>> {
         let location = self.location(name)?;
-        self.at(location).ok_or_else(|| {
+        self.stored_at(location).ok_or_else(|| {
             Error::model(format!(
                 "tensor `{name}` is of type {}, which is not supported; use a checkpoint in BF16, F16 or F32",
                 location.info.dtype
@@ -111,12 +113,15 @@ impl SafetensorsFiles {
         })
     }
 
-    /// All tensors of types that are supported.
+    /// All tensors of supported types.
     pub(super) fn all_stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        self.tensors.values().filter_map(|location| self.at(location))
+        self.tensors.values().filter_map(|location| self.stored_at(location))
     }
 
-    fn at<'a>(&'a self, Location { shard, info }: &'a Location) -> Option<StoredTensor<'a>> {
+    fn stored_at<'a>(
+        &'a self,
+        TensorLocation { shard_idx, info }: &'a TensorLocation,
+    ) -> Option<StoredTensor<'a>> {
         let tensor_type = match info.dtype {
             "F64" => TensorType::F64,
             "F32" => TensorType::F32,
@@ -124,20 +129,20 @@ impl SafetensorsFiles {
             "BF16" => TensorType::Bf16,
             _ => return None,
         };
-        let map = &self.shards[*shard];
+        let map = &self.shards[*shard_idx];
         Some(StoredTensor { map, tensor_type, shape: &info.shape, bytes: info.bytes.clone() })
     }
 
-    fn location(&self, name: &str) -> Result<&Location> {
+    fn location(&self, name: &str) -> Result<&TensorLocation> {
         self.tensors.get(name).ok_or_else(|| Error::model(format!("the checkpoint has no tensor `{name}`")))
     }
 }
 
-/// The file `name` in the folder of `index`.
-fn beside(index: &Path, name: &str) -> Result<PathBuf> {
+/// The path of the file `name` in the folder of `index`.
+fn shard_path(index: &Path, name: &str) -> Result<PathBuf> {
     let mut components = Path::new(name).components();
     match (components.next(), components.next()) {
         (Some(Component::Normal(_)), None) if !name.contains(['/', '\\']) => Ok(index.with_file_name(name)),
-        _ => Err(Error::model(format!("`{name}` is not the name of a file beside the index"))),
+        _ => Err(Error::model(format!("`{name}` in the index is not a plain file name"))),
     }
 }

@@ -1,26 +1,27 @@
-//! Matrices for the kernels: which of their formats holds a type, and what turns the blocks of a type
-//! that has none of its own into another's.
+//! Repacks stored matrices for the kernels. A type without a kernel format of its own is first converted to the
+//! blocks of a format that holds it.
 
 use half::f16;
 
-use super::Rows;
-use super::blocks;
-use super::expand::{expand, in_chunks, unsupported};
+use super::chunks::convert_in_chunks;
+use super::codebook;
+use super::row_selection::RowSelection;
+use super::unpack::{dequantize, unsupported};
 use crate::error::Result;
 use crate::gguf::TensorType;
 use crate::kernels::weights::{PackedMatrix, WeightFormat};
 
-/// Turns whole blocks of a type into those of a format.
-type Turn = fn(blocks: &[u8], turned: &mut [u8]);
+/// Converts one block of a type to the blocks of a format.
+type BlockConverter = fn(block: &[u8], converted: &mut [u8]);
 
-/// Bytes of a block of [`WeightFormat::K6Generic`], and where its parts begin.
+/// The size of a block of [`WeightFormat::K6Generic`], and the offsets of its parts.
 const GENERAL_BYTES: usize = 292;
 const GENERAL_SCALES: usize = 256;
 const GENERAL_MINS: usize = 272;
 const GENERAL_FACTORS: usize = 288;
 
-/// The format that holds a type, if the kernels can multiply with it.
-pub fn format_of(tensor_type: TensorType) -> Option<WeightFormat> {
+/// The kernel format that holds a type, if there is one.
+pub fn format_for(tensor_type: TensorType) -> Option<WeightFormat> {
     Some(match tensor_type {
         TensorType::F32 | TensorType::F64 => WeightFormat::F32,
         TensorType::F16 => WeightFormat::F16,
@@ -36,46 +37,47 @@ pub fn format_of(tensor_type: TensorType) -> Option<WeightFormat> {
     })
 }
 
-/// Those `rows` of a stored matrix, each of `n_in` numbers; floats are rounded to bfloat16 if that `rounds`.
+/// Repacks the selected `rows` of a stored matrix, each of `n_in` elements. Floats are rounded to bfloat16 if
+/// `to_bf16` and the row length permits.
 ///
 /// # Errors
-/// When its type is not supported.
-pub fn pack(
+/// When the type is not supported.
+pub fn repack(
     tensor_type: TensorType,
     blocks: &[u8],
-    rows: &Rows,
+    rows: &RowSelection,
     n_in: usize,
-    rounds: bool,
+    to_bf16: bool,
 ) -> Result<PackedMatrix> {
-    let mut format = format_of(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
-    if rounds && !format.is_quantized() && n_in.is_multiple_of(WeightFormat::Bf16Pairs.block_len()) {
+    let mut format = format_for(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
+    if to_bf16 && !format.is_quantized() && n_in.is_multiple_of(WeightFormat::Bf16Pairs.block_len()) {
         format = WeightFormat::Bf16Pairs;
     }
     let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
     let n_out = rows.len();
     let is_float32 = tensor_type == TensorType::F32 && format == WeightFormat::Bf16Pairs;
     if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
-        let row = |idx: usize| &blocks[rows.stored(idx) * row_bytes..][..row_bytes];
+        let row = |idx: usize| &blocks[rows.stored_row(idx) * row_bytes..][..row_bytes];
         return PackedMatrix::pack(format, n_out, n_in, row);
     }
-    let picked = rows.pick_bytes(blocks, row_bytes);
-    let turned = match (blocks::reader(tensor_type), turn(tensor_type)) {
-        (Some(read), _) => blocks::to_q8_0(read, tensor_type, &picked)?,
-        (None, Some(turn)) => {
+    let selected = rows.select_bytes(blocks, row_bytes);
+    let converted = match (codebook::decoder(tensor_type), block_converter(tensor_type)) {
+        (Some(decode), _) => codebook::to_q8_0(decode, tensor_type, &selected)?,
+        (None, Some(convert)) => {
             let n_out = tensor_type.block_len() / format.block_len() * format.source_bytes();
-            in_chunks(tensor_type, &picked, n_out, |blocks, out: &mut [u8]| {
+            convert_in_chunks(tensor_type, &selected, n_out, |blocks, out: &mut [u8]| {
                 let blocks = blocks.chunks_exact(tensor_type.block_bytes());
-                blocks.zip(out.chunks_exact_mut(n_out)).for_each(|(block, out)| turn(block, out));
+                blocks.zip(out.chunks_exact_mut(n_out)).for_each(|(block, out)| convert(block, out));
                 Ok(())
             })?
         }
-        (None, None) => expand(tensor_type, &picked)?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        (None, None) => dequantize(tensor_type, &selected)?.into_iter().flat_map(f32::to_le_bytes).collect(),
     };
     let row_bytes = n_in / format.block_len() * format.source_bytes();
-    PackedMatrix::pack(format, n_out, n_in, |idx| &turned[idx * row_bytes..][..row_bytes])
+    PackedMatrix::pack(format, n_out, n_in, |idx| &converted[idx * row_bytes..][..row_bytes])
 }
 
-fn turn(tensor_type: TensorType) -> Option<Turn> {
+fn block_converter(tensor_type: TensorType) -> Option<BlockConverter> {
     match tensor_type {
         TensorType::Q5_0 => Some(q5_0),
         TensorType::Q2K => Some(q2_k),
@@ -85,32 +87,34 @@ fn turn(tensor_type: TensorType) -> Option<Turn> {
     }
 }
 
-/// A scale, the fifth bits, the others; zero is 16. To Q5_1, whose minimum is 16 scales below zero.
-fn q5_0(block: &[u8], turned: &mut [u8]) {
+/// Q5_0: a scale, the fifth bits of the codes, their low bits; code 16 is zero. Converted to Q5_1 with a minimum
+/// of -16 scales.
+fn q5_0(block: &[u8], converted: &mut [u8]) {
     let scale = f16::from_le_bytes([block[0], block[1]]);
-    turned[..2].copy_from_slice(&block[..2]);
-    turned[2..4].copy_from_slice(&f16::from_f32(scale.to_f32() * -16.0).to_le_bytes());
-    turned[4..].copy_from_slice(&block[2..]);
+    converted[..2].copy_from_slice(&block[..2]);
+    converted[2..4].copy_from_slice(&f16::from_f32(scale.to_f32() * -16.0).to_le_bytes());
+    converted[4..].copy_from_slice(&block[2..]);
 }
 
-/// 4 bits of scale and 4 of minimum for each 16, the codes of 2 bits, both factors.
-fn q2_k(block: &[u8], turned: &mut [u8]) {
+/// Q2_K: a 4-bit scale and a 4-bit minimum for every 16 elements, the 2-bit codes, the factors of scales and
+/// minimums.
+fn q2_k(block: &[u8], converted: &mut [u8]) {
     let (scales, codes) = (&block[..16], &block[16..80]);
-    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
         *code = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
     }
     for (i, &scale) in scales.iter().enumerate() {
-        turned[GENERAL_SCALES + i] = scale & 0xF;
-        turned[GENERAL_MINS + i] = negated(scale >> 4);
+        converted[GENERAL_SCALES + i] = scale & 0xF;
+        converted[GENERAL_MINS + i] = negated(scale >> 4);
     }
-    turned[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[80..84]);
+    converted[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[80..84]);
 }
 
-/// The third bits of the codes, the others, 6 bits of scale for each 16 (zero is 32), a factor; the
-/// code for zero is 4.
-fn q3_k(block: &[u8], turned: &mut [u8]) {
+/// Q3_K: the third bits of the codes, their low bits, a 6-bit scale for every 16 elements (32 is zero), the factor
+/// of the scales; code 4 is zero.
+fn q3_k(block: &[u8], converted: &mut [u8]) {
     let (high, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
-    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
         let low = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
         *code = low | (high[i % 32] >> (i / 32) & 1) << 2;
     }
@@ -118,28 +122,29 @@ fn q3_k(block: &[u8], turned: &mut [u8]) {
         let low = scales[i % 8] >> (4 * (i / 8)) & 0xF;
         let high = scales[8 + i % 4] >> (2 * (i / 4)) & 0b11;
         let scale = ((low | high << 4).cast_signed() - 32).cast_unsigned();
-        turned[GENERAL_SCALES + i] = scale;
-        turned[GENERAL_MINS + i] = scale;
+        converted[GENERAL_SCALES + i] = scale;
+        converted[GENERAL_MINS + i] = scale;
     }
-    turned[GENERAL_FACTORS..GENERAL_FACTORS + 2].copy_from_slice(&block[108..110]);
+    converted[GENERAL_FACTORS..GENERAL_FACTORS + 2].copy_from_slice(&block[108..110]);
     let factor = f16::from_le_bytes([block[108], block[109]]);
     let min_factor = f16::from_f32(factor.to_f32() * -4.0);
-    turned[GENERAL_FACTORS + 2..GENERAL_BYTES].copy_from_slice(&min_factor.to_le_bytes());
+    converted[GENERAL_FACTORS + 2..GENERAL_BYTES].copy_from_slice(&min_factor.to_le_bytes());
 }
 
-/// Both factors, scales and minimums as in Q4_K, the fifth bits of the codes, the others.
-fn q5_k(block: &[u8], turned: &mut [u8]) {
+/// Q5_K: the factors of scales and minimums, scales and minimums as in Q4_K, the fifth bits of the codes, their low
+/// bits.
+fn q5_k(block: &[u8], converted: &mut [u8]) {
     let (high, codes) = (&block[16..48], &block[48..176]);
-    for (i, code) in turned[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
         let low = codes[32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2)) & 0xF;
         *code = low | (high[i % 32] >> (i / 32) & 1) << 4;
     }
     for group in 0..8 {
         let (scale, min) = PackedMatrix::q4_k_scale_and_min(&block[4..16], group);
-        turned[GENERAL_SCALES + 2 * group..][..2].fill(scale);
-        turned[GENERAL_MINS + 2 * group..][..2].fill(negated(min));
+        converted[GENERAL_SCALES + 2 * group..][..2].fill(scale);
+        converted[GENERAL_MINS + 2 * group..][..2].fill(negated(min));
     }
-    turned[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[..4]);
+    converted[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[..4]);
 }
 
 fn negated(small: u8) -> u8 {
@@ -150,7 +155,7 @@ fn negated(small: u8) -> u8 {
 mod tests {
     use super::*;
 
-    /// Blocks of arbitrary bytes whose factors, in half precision, are small numbers.
+    /// Blocks of arbitrary bytes with small factors in half precision.
     fn blocks_of(tensor_type: TensorType, n_blocks: usize) -> Vec<u8> {
         let n_bytes = tensor_type.block_bytes();
         let mut bytes: Vec<u8> = (0..n_blocks * n_bytes)
@@ -184,21 +189,21 @@ mod tests {
     }
 
     #[test]
-    fn packed_rows_are_the_numbers_that_expanding_gives() {
+    fn repacked_rows_equal_dequantized_ones() {
         let packable =
-            TensorType::ALL.iter().copied().filter(|&tensor_type| format_of(tensor_type).is_some());
+            TensorType::ALL.iter().copied().filter(|&tensor_type| format_for(tensor_type).is_some());
         let mut n_types = 0;
         for tensor_type in packable {
             let (n_in, n_stored) = (512, 19);
             let bytes = blocks_of(tensor_type, n_stored * n_in / tensor_type.block_len());
-            let expanded = expand(tensor_type, &bytes).unwrap();
+            let dequantized = dequantize(tensor_type, &bytes).unwrap();
             let tolerance = if tensor_type == TensorType::Iq4Xs { 6e-4 } else { 2e-7 };
-            for rows in [Rows::all(n_stored), Rows::range(2..19, n_stored)] {
-                let packed = pack(tensor_type, &bytes, &rows, n_in, false).unwrap();
+            for rows in [RowSelection::all(n_stored), RowSelection::range(2..19, n_stored)] {
+                let repacked = repack(tensor_type, &bytes, &rows, n_in, false).unwrap();
                 let mut found = vec![0.0; n_in];
                 for idx in 0..rows.len() {
-                    packed.unpack_row(idx, &mut found);
-                    let expected = &expanded[rows.stored(idx) * n_in..][..n_in];
+                    repacked.unpack_row(idx, &mut found);
+                    let expected = &dequantized[rows.stored_row(idx) * n_in..][..n_in];
                     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                         let bound = tolerance * expected.abs().max(1.0);
                         assert!(

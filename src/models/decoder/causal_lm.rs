@@ -1,0 +1,183 @@
+//! The forward pass of a causal language model.
+
+use std::ops::AddAssign;
+
+use candle_core::{Device, Tensor};
+
+use super::config::{KvLayerIndex, ModelConfig};
+use super::layer::{DecoderLayer, LayerContext};
+use super::loader::DecoderLoader;
+use crate::error::Result;
+use crate::kernels::attention::first_key;
+use crate::kernels::attention::kv_block::KvLayout;
+use crate::models::backend::Backend;
+use crate::models::forward_input::{ForwardInput, Span};
+use crate::models::kv_cache::KvCache;
+use crate::models::layers::attention::{causal_mask, softcap};
+use crate::models::layers::linear::{Linear, Weight, concat_linear};
+use crate::models::layers::norm::RmsNorm;
+use crate::models::layers::rope::CosSinCache;
+use crate::models::load::Weights;
+use crate::models::model::Decoder;
+use crate::models::profile::{ForwardOp, ForwardProfile};
+use crate::models::rope::Rope;
+
+/// A causal language model with its weights.
+pub struct CausalLm {
+    config: ModelConfig,
+    backend: Backend,
+    /// `[n_vocab, hidden]`
+    embedding: Weight,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    head: Linear,
+    /// The distinct kinds among the layers.
+    kinds: Vec<LayerKind>,
+    /// Each layer's index into `kinds`.
+    layer_kinds: Vec<usize>,
+    /// Each layer's place in the KV cache.
+    kv_indices: Vec<KvLayerIndex>,
+    profile: ForwardProfile,
+}
+
+/// The work of one operation for one token, summed over all layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpCost {
+    /// Multiply-accumulate operations.
+    pub macs: usize,
+    /// Bytes of weights that are read.
+    pub weight_bytes: usize,
+}
+
+impl AddAssign for OpCost {
+    fn add_assign(&mut self, other: Self) {
+        self.macs += other.macs;
+        self.weight_bytes += other.weight_bytes;
+    }
+}
+
+/// The settings that determine rotary tables and attention masks; layers of one kind share these.
+#[derive(PartialEq)]
+struct LayerKind {
+    rope: Option<Rope>,
+    window: Option<usize>,
+}
+
+/// The rotary table and the attention masks of one batch in layers of one kind.
+struct KindContext {
+    cos_sin: Option<CosSinCache>,
+    /// One mask per sequence; `None` where the kernels mask or nothing is hidden.
+    masks: Vec<Option<Tensor>>,
+}
+
+impl CausalLm {
+    /// Loads a model of this configuration.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than the configuration says.
+    pub fn load(config: ModelConfig, weights: &Weights, backend: Backend) -> Result<Self> {
+        let loader = DecoderLoader::new(&config, weights, backend);
+        let embedding = loader.embedding()?;
+        let head = loader.head(&embedding)?;
+        let layers = (0..config.layers.len()).map(|idx| loader.layer(idx)).collect::<Result<Vec<_>>>()?;
+        let norm = loader.final_norm()?;
+
+        let mut kinds = Vec::new();
+        let layer_kinds = config
+            .layers
+            .iter()
+            .map(|layer| {
+                let kind = LayerKind { rope: layer.rope.clone(), window: layer.window };
+                kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+                    kinds.push(kind);
+                    kinds.len() - 1
+                })
+            })
+            .collect();
+        Ok(Self {
+            backend,
+            embedding,
+            layers,
+            norm,
+            head,
+            kinds,
+            layer_kinds,
+            kv_indices: config.kv_layer_indices(),
+            profile: ForwardProfile::default(),
+            config,
+        })
+    }
+
+    /// The cost of each of [`ForwardOp::ALL`], attention scores and values excluded.
+    pub fn costs(&self) -> [OpCost; ForwardOp::ALL.len()] {
+        let mut costs = [OpCost::default(); ForwardOp::ALL.len()];
+        let layer_matrices = self.layers.iter().flat_map(DecoderLayer::matrices);
+        for (op, linear, n_uses) in layer_matrices.chain([(ForwardOp::Head, &self.head, 1)]) {
+            let (macs, bytes) = linear.size();
+            costs[op as usize] += OpCost { macs: n_uses * macs, weight_bytes: n_uses * bytes };
+        }
+        costs
+    }
+
+    /// The time profile of the forward passes.
+    pub fn profile(&self) -> &ForwardProfile {
+        &self.profile
+    }
+
+    /// Computes what every layer of a kind needs in this batch: the rotary table and, for the reference
+    /// backend, the attention mask of each sequence.
+    fn kind_context(&self, kind: &LayerKind, input: &ForwardInput) -> Result<KindContext> {
+        let LayerKind { rope, window } = kind;
+        let mask = |span: &Span| match self.backend {
+            Backend::Kernels(_) | Backend::KernelsBf16(_) => Ok(None),
+            Backend::Reference => {
+                let end = span.start + span.len;
+                causal_mask(span.start..end, first_key(span.start, *window)..end, *window)
+            }
+        };
+        Ok(KindContext {
+            cos_sin: rope.as_ref().map(|rope| CosSinCache::new(rope, &input.spans)),
+            masks: input.spans.iter().map(mask).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl Decoder for CausalLm {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn forward(&mut self, kv: &mut KvCache, input: &ForwardInput) -> Result<Tensor> {
+        self.profile.start();
+        let mut x = self.embedding.rows(&input.token_ids)?;
+        if let Some(scale) = self.config.embedding_scale {
+            x = (x * scale)?;
+        }
+        let kinds =
+            self.kinds.iter().map(|kind| self.kind_context(kind, input)).collect::<Result<Vec<_>>>()?;
+        let kv_layouts: Vec<KvLayout> = (0..kv.n_groups()).map(|group| kv.layout(group)).collect();
+        let mut sequences = kv.sequences(input)?;
+        self.profile.lap(ForwardOp::Embedding);
+        for ((layer, &kind), kv_index) in self.layers.iter().zip(&self.layer_kinds).zip(&self.kv_indices) {
+            let context = LayerContext {
+                config: &self.config,
+                backend: self.backend,
+                kv_layout: kv_layouts[kv_index.group_idx],
+                layer_idx: kv_index.layer_idx,
+                window: self.kinds[kind].window,
+                cos_sin: kinds[kind].cos_sin.as_ref(),
+                masks: &kinds[kind].masks,
+                profile: &self.profile,
+            };
+            x = layer.forward(&x, &mut sequences[kv_index.group_idx], &context)?;
+        }
+        let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
+        let logits = concat_linear(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
+        let logits = match self.config.logit_softcap {
+            Some(cap) => softcap(&logits, cap)?,
+            None => logits,
+        };
+        self.profile.lap(ForwardOp::Head);
+        Ok(logits)
+    }
+}

@@ -1,0 +1,346 @@
+//! One layer of a decoder, as four operations:
+//!
+//! 1. norm, then the query, key and value projections
+//! 2. head norms, rotary embedding, KV cache write, attention
+//! 3. output projection and its norm, added to the residual
+//! 4. norm, gate and up projections, activation, and down projection, added to the residual
+//!
+//! Norms that a family lacks are left out. A norm after the down projection is an operation of its own, and a
+//! mixture of experts is two operations per expert.
+
+use candle_core::{D, Tensor};
+
+use super::config::ModelConfig;
+use crate::error::Result;
+use crate::kernels::attention::kv_block::KvLayout;
+use crate::kernels::attention::{Attention, HeadNorms, Sequence, first_key};
+use crate::kernels::custom_ops::AttentionOp;
+use crate::models::backend::Backend;
+use crate::models::kv_cache::write_and_gather;
+use crate::models::layers::attention::{AttentionParams, attention};
+use crate::models::layers::linear::{Linear, concat_linear, linear_residual, mlp};
+use crate::models::layers::mlp::{GatedMlp, MoE};
+use crate::models::layers::norm::{RmsNorm, RowNorm};
+use crate::models::layers::rope::CosSinCache;
+use crate::models::profile::{ForwardOp, ForwardProfile};
+
+/// The weights of one layer.
+#[derive(Debug, Clone)]
+pub struct DecoderLayer {
+    /// The norm before attention.
+    pub attention_norm: RmsNorm,
+    /// The query projection, `[n_heads * head_dim, hidden]`.
+    pub query: Linear,
+    /// The key projection, `[n_kv_heads * head_dim, hidden]`.
+    pub key: Linear,
+    /// The value projection, `[n_kv_heads * head_dim, hidden]`.
+    pub value: Linear,
+    /// The norms of each query head and of each key head.
+    pub head_norms: Option<(RmsNorm, RmsNorm)>,
+    /// The output projection of attention, `[hidden, n_heads * head_dim]`.
+    pub output: Linear,
+    /// The norm of the attention output before it is added to the residual.
+    pub attention_post_norm: Option<RmsNorm>,
+    /// The norm before the MLP.
+    pub mlp_norm: RmsNorm,
+    /// The MLP or the mixture of experts.
+    pub mlp: FeedForward,
+    /// The norm of the MLP output before it is added to the residual.
+    pub mlp_post_norm: Option<RmsNorm>,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Debug, Clone)]
+pub enum FeedForward {
+    /// One MLP for all tokens.
+    Dense(GatedMlp),
+    /// A mixture of experts.
+    MoE(MoE),
+}
+
+/// The inputs of a layer that are the same for every layer of its kind.
+pub struct LayerContext<'a> {
+    /// The model's configuration.
+    pub config: &'a ModelConfig,
+    /// The implementation to compute with.
+    pub backend: Backend,
+    /// The layout of the KV cache blocks of this layer's group.
+    pub kv_layout: KvLayout,
+    /// The index of this layer within its group.
+    pub layer_idx: usize,
+    /// The attention window of this layer.
+    pub window: Option<usize>,
+    /// The rotary table of the batch.
+    pub cos_sin: Option<&'a CosSinCache>,
+    /// The mask of each sequence over the keys from [`first_key`] on, for the reference backend.
+    pub masks: &'a [Option<Tensor>],
+    /// The profile that the layer's time is added to.
+    pub profile: &'a ForwardProfile,
+}
+
+impl DecoderLayer {
+    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all `sequences`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward(&self, x: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+        let profile = context.profile;
+        let qkv = concat_linear(Some(&self.attention_norm), &[&self.query, &self.key, &self.value], x)?;
+        profile.lap(ForwardOp::Qkv);
+        let attended = self.attend(&qkv, sequences, context)?;
+        profile.lap(ForwardOp::Attention);
+        let x = linear_residual(&self.output, self.attention_post_norm.as_ref(), &attended, x)?;
+        profile.lap(ForwardOp::Output);
+        match &self.mlp {
+            FeedForward::Dense(dense) => {
+                let (norm, post_norm) = (&self.mlp_norm, self.mlp_post_norm.as_ref());
+                let y = mlp(Some(norm), dense.up_projection(), &dense.down, post_norm, &x)?;
+                profile.lap(ForwardOp::Mlp);
+                Ok(y)
+            }
+            FeedForward::MoE(moe) => {
+                let y = moe.forward(&self.mlp_norm.forward(&x)?)?;
+                let y = self.mlp_post_norm.as_ref().map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))?;
+                let y = (y + x)?;
+                profile.lap(ForwardOp::Experts);
+                Ok(y)
+            }
+        }
+    }
+
+    /// The matrices that a token is multiplied with, each with its operation and its number of uses. Experts are
+    /// represented by the first one.
+    pub fn matrices(&self) -> Vec<(ForwardOp, &Linear, usize)> {
+        let mut matrices = vec![
+            (ForwardOp::Qkv, &self.query, 1),
+            (ForwardOp::Qkv, &self.key, 1),
+            (ForwardOp::Qkv, &self.value, 1),
+            (ForwardOp::Output, &self.output, 1),
+        ];
+        match &self.mlp {
+            FeedForward::Dense(GatedMlp { gate, up, down, .. }) => {
+                matrices.extend([gate, up, down].map(|matrix| (ForwardOp::Mlp, matrix, 1)));
+            }
+            FeedForward::MoE(moe) => {
+                matrices.push((ForwardOp::Experts, &moe.router, 1));
+                let expert = moe.experts.iter().take(1).flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
+                matrices.extend(expert.map(|matrix| (ForwardOp::Experts, matrix, moe.experts_per_token)));
+            }
+        }
+        matrices
+    }
+
+    /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
+    fn attend(&self, qkv: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+        match context.backend.isa() {
+            None => self.attend_reference(qkv, sequences, context),
+            Some(isa) => {
+                Ok(qkv.apply_op1_no_bwd(&AttentionOp::new(isa, self.attention(context), sequences))?)
+            }
+        }
+    }
+
+    /// The parameters of the kernel for operation 2.
+    fn attention<'a>(&'a self, context: &LayerContext<'a>) -> Attention<'a> {
+        let config = context.config;
+        Attention {
+            n_heads: config.n_heads,
+            layout: context.kv_layout,
+            layer: context.layer_idx,
+            scale: config.attention_scale as f32,
+            softcap: config.attention_softcap.map(|cap| cap as f32),
+            window: context.window,
+            head_norms: self.head_norms.as_ref().map(|(query, key)| HeadNorms {
+                query: &query.weight,
+                key: &key.weight,
+                eps: query.eps,
+            }),
+            rotation: context.cos_sin.map(CosSinCache::kernel),
+        }
+    }
+
+    /// Operation 2 in plain candle operations, sequence by sequence.
+    fn attend_reference(
+        &self,
+        qkv: &Tensor,
+        sequences: &mut [Sequence],
+        context: &LayerContext,
+    ) -> Result<Tensor> {
+        let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = *context.config;
+        let n_tokens = qkv.dims()[0];
+        let heads = |first: usize, n: usize| -> Result<Tensor> {
+            let part = qkv.narrow(D::Minus1, first * head_dim, n * head_dim)?;
+            Ok(part.contiguous()?.reshape((n_tokens, n, head_dim))?)
+        };
+        let mut query = heads(0, n_heads)?;
+        let mut key = heads(n_heads, n_kv_heads)?;
+        let value = heads(n_heads + n_kv_heads, n_kv_heads)?;
+        if let Some((query_norm, key_norm)) = &self.head_norms {
+            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
+        }
+        if let Some(cos_sin) = context.cos_sin {
+            (query, key) = (cos_sin.apply(&query)?, cos_sin.apply(&key)?);
+        }
+        let params = AttentionParams {
+            scale: context.config.attention_scale,
+            softcap: context.config.attention_softcap,
+        };
+        let mut row = 0;
+        let mut outputs = Vec::with_capacity(sequences.len());
+        for (sequence, mask) in sequences.iter_mut().zip(context.masks) {
+            let (start, len) = (sequence.start, sequence.len);
+            // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
+            let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
+            let (key, value) = (heads_first(&key)?, heads_first(&value)?);
+            let (keys, values) =
+                write_and_gather(sequence, &context.kv_layout, context.layer_idx, &key, &value)?;
+            let first = first_key(start, context.window);
+            let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
+            let (keys, values) = (in_window(&keys)?, in_window(&values)?);
+            outputs.push(attention(&heads_first(&query)?, &keys, &values, params, mask.as_ref())?);
+            row += len;
+        }
+        match outputs.as_slice() {
+            [single] => Ok(single.clone()),
+            several => Ok(Tensor::cat(several, 0)?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::kernels::attention::kv_block::KvFormat;
+    use crate::kernels::isa::Isa;
+    use crate::kernels::matmul::ActivationFn;
+    use crate::models::decoder::LayerConfig;
+    use crate::models::layers::attention::causal_mask;
+    use crate::models::layers::linear::Weight;
+    use crate::models::rope::{Rope, RopeScaling};
+    use crate::models::{BlockId, ForwardInput, KvCache, SequenceChunk, SequenceId};
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 500.0 - 2.0).collect()
+    }
+
+    fn config(n_heads: usize, n_kv_heads: usize, head_dim: usize, softcap: Option<f64>) -> ModelConfig {
+        let json = format!(
+            r#"{{"model_type":"llama","hidden_size":{0},"intermediate_size":8,"num_hidden_layers":1,
+            "num_attention_heads":{n_heads},"num_key_value_heads":{n_kv_heads},"head_dim":{head_dim},
+            "vocab_size":10,"max_position_embeddings":4096,"rms_norm_eps":1e-5}}"#,
+            n_heads * head_dim
+        );
+        let config = ModelConfig::from_json(json.as_bytes()).unwrap();
+        ModelConfig { attention_softcap: softcap, layers: vec![LayerConfig::default()], ..config }
+    }
+
+    /// A layer in which only attention, without its projections, is used.
+    fn layer(head_dim: usize, has_norms: bool) -> DecoderLayer {
+        let empty = || {
+            Linear::new(
+                Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap()),
+                None,
+            )
+        };
+        let norm = |seed| RmsNorm { weight: numbers(head_dim, seed), eps: 1e-5 };
+        let mlp = GatedMlp { gate: empty(), up: empty(), down: empty(), activation: ActivationFn::Silu };
+        DecoderLayer {
+            attention_norm: norm(0),
+            query: empty(),
+            key: empty(),
+            value: empty(),
+            head_norms: has_norms.then(|| (norm(1), norm(2))),
+            output: empty(),
+            attention_post_norm: None,
+            mlp_norm: norm(3),
+            mlp: FeedForward::Dense(mlp),
+            mlp_post_norm: None,
+        }
+    }
+
+    /// Attention over prompts of several sequences and the tokens that follow them.
+    fn attend(
+        config: &ModelConfig,
+        layer: &DecoderLayer,
+        backend: Backend,
+        format: KvFormat,
+        (rope, window): (Option<&Rope>, Option<usize>),
+    ) -> Vec<f32> {
+        let mut kv = KvCache::new(config.kv_layouts(format));
+        let row_len = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim;
+        let mut all = Vec::new();
+        // The numbers of new tokens of each sequence in each batch.
+        for (step, lengths) in [[7, 70, 300], [64, 1, 3], [1, 5, 1], [1, 1, 1]].iter().enumerate() {
+            let mut input = ForwardInput::default();
+            for (idx, &len) in lengths.iter().enumerate() {
+                let start: usize =
+                    [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
+                input.push(SequenceChunk {
+                    sequence: SequenceId(idx as u64),
+                    n_prompt: 7,
+                    start,
+                    tables: &[BlockId::consecutive(100 * idx as u32, start + len)],
+                    token_ids: &vec![0; len],
+                    n_logits: 0,
+                });
+            }
+            let n_tokens = input.token_ids.len();
+            let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
+            let cos_sin = rope.map(|rope| CosSinCache::new(rope, &input.spans));
+            let masks: Vec<Option<Tensor>> = input
+                .spans
+                .iter()
+                .map(|span| {
+                    let (first, end) = (first_key(span.start, window), span.start + span.len);
+                    causal_mask(span.start..end, first..end, window).unwrap()
+                })
+                .collect();
+            let context = LayerContext {
+                config,
+                backend,
+                kv_layout: kv.layout(0),
+                layer_idx: 0,
+                window,
+                cos_sin: cos_sin.as_ref(),
+                masks: &masks,
+                profile: &ForwardProfile::default(),
+            };
+            let mut sequences = kv.sequences(&input).unwrap();
+            let y = layer.attend(&qkv.unwrap(), &mut sequences[0], &context).unwrap();
+            all.extend(y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn the_attention_kernel_equals_the_reference() {
+        let rope =
+            |rotary_dim| Rope { theta: 1e4, rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 };
+        for (n_heads, n_kv_heads, head_dim, window, softcap, has_norms, rotary_dim) in [
+            (9, 3, 64, None, None, false, Some(64)),
+            (4, 4, 20, Some(30), None, true, Some(8)),
+            (5, 1, 96, Some(300), Some(5.0), false, None),
+            (2, 2, 6, None, Some(3.0), true, Some(6)),
+        ] {
+            let config = config(n_heads, n_kv_heads, head_dim, softcap);
+            let layer = layer(head_dim, has_norms);
+            let rope = rotary_dim.map(rope);
+            for (format, bound) in [(KvFormat::F32, 2e-5), (KvFormat::F16, 2e-5), (KvFormat::Int8, 2e-2)] {
+                let attend = |backend| attend(&config, &layer, backend, format, (rope.as_ref(), window));
+                let expected = attend(Backend::Reference);
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                    let found = attend(Backend::Kernels(isa));
+                    assert_eq!(found.len(), expected.len());
+                    for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        assert!(
+                            (found - expected).abs() <= bound,
+                            "{isa} {format:?} {head_dim}, {idx}: {found} is not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The tensor names and weight layouts of decoder checkpoints.
+
+use crate::models::family::{GateUp, Qkv};
+
+/// The tensor names of a checkpoint, without `.weight`, and how its weights are stored. Names of a layer's
+/// tensors follow the layer's own prefix.
+#[derive(Debug, Clone, Copy)]
+pub struct DecoderLayout {
+    /// The token embedding.
+    pub embedding: &'static str,
+    /// The norm before the head.
+    pub norm: &'static str,
+    /// The projection to the vocabulary; absent from checkpoints with tied embeddings.
+    pub head: &'static str,
+    /// The prefix of a layer's number.
+    pub layers: &'static str,
+    /// The norm before attention.
+    pub attention_norm: &'static str,
+    /// The query, key and value projections.
+    pub qkv: Qkv,
+    /// The norms of each query and key head before the rotary embedding.
+    pub head_norms: Option<HeadNormNames>,
+    /// The output projection of attention.
+    pub output: &'static str,
+    /// The norm of the attention output before it is added to the residual.
+    pub attention_post_norm: Option<&'static str>,
+    /// The norm before the MLP.
+    pub mlp_norm: &'static str,
+    /// The gate and up projections.
+    pub gate_up: GateUp,
+    /// The down projection.
+    pub down: &'static str,
+    /// The norm of the MLP output before it is added to the residual.
+    pub mlp_post_norm: Option<&'static str>,
+    /// The router of a mixture of experts.
+    pub router: &'static str,
+    /// The experts of a mixture.
+    pub experts: ExpertNames,
+    /// The offset added to the weights of every norm.
+    pub norm_offset: f64,
+    /// Whether the rows of query and key heads are stored with the pairs of the rotary embedding interleaved.
+    pub interleaved_rope: bool,
+}
+
+/// The names of the query and key head norms.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNormNames {
+    /// The norm of query heads.
+    pub query: &'static str,
+    /// The norm of key heads.
+    pub key: &'static str,
+}
+
+/// The tensor names of a mixture's experts.
+#[derive(Debug, Clone, Copy)]
+pub enum ExpertNames {
+    /// One tensor per expert and projection, `prefix.expert.name`.
+    Split {
+        /// The prefix of an expert's number.
+        prefix: &'static str,
+        /// The gate projection.
+        gate: &'static str,
+        /// The up projection.
+        up: &'static str,
+        /// The down projection.
+        down: &'static str,
+    },
+    /// One tensor per projection with the matrices of all experts, one after the other.
+    Stacked {
+        /// The gate projections.
+        gate: &'static str,
+        /// The up projections.
+        up: &'static str,
+        /// The down projections.
+        down: &'static str,
+    },
+}
+
+impl DecoderLayout {
+    /// The layout of Hugging Face checkpoints.
+    pub const SAFETENSORS: Self = Self {
+        embedding: "model.embed_tokens",
+        norm: "model.norm",
+        head: "lm_head",
+        layers: "model.layers",
+        attention_norm: "input_layernorm",
+        qkv: Qkv::Split { query: "self_attn.q_proj", key: "self_attn.k_proj", value: "self_attn.v_proj" },
+        head_norms: None,
+        output: "self_attn.o_proj",
+        attention_post_norm: None,
+        mlp_norm: "post_attention_layernorm",
+        gate_up: GateUp::Split { gate: "mlp.gate_proj", up: "mlp.up_proj" },
+        down: "mlp.down_proj",
+        mlp_post_norm: None,
+        router: "mlp.gate",
+        experts: ExpertNames::Split {
+            prefix: "mlp.experts",
+            gate: "gate_proj",
+            up: "up_proj",
+            down: "down_proj",
+        },
+        norm_offset: 0.0,
+        interleaved_rope: false,
+    };
+
+    /// The layout of GGUF files.
+    pub const GGUF: Self = Self {
+        embedding: "token_embd",
+        norm: "output_norm",
+        head: "output",
+        layers: "blk",
+        attention_norm: "attn_norm",
+        qkv: Qkv::Split { query: "attn_q", key: "attn_k", value: "attn_v" },
+        head_norms: None,
+        output: "attn_output",
+        attention_post_norm: None,
+        mlp_norm: "ffn_norm",
+        gate_up: GateUp::Split { gate: "ffn_gate", up: "ffn_up" },
+        down: "ffn_down",
+        mlp_post_norm: None,
+        router: "ffn_gate_inp",
+        experts: ExpertNames::Stacked { gate: "ffn_gate_exps", up: "ffn_up_exps", down: "ffn_down_exps" },
+        norm_offset: 0.0,
+        interleaved_rope: false,
+    };
+}

@@ -1,0 +1,170 @@
+//! The inputs of a forward pass: token batches and the block tables of their sequences.
+
+use std::ops::Range;
+
+use crate::kernels::attention::kv_block::BLOCK_TOKENS;
+
+/// Identifies a sequence within one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Identifies a block within one layer group of a KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// The blocks of a sequence in one layer group of the KV cache, from the first token on. An entry is `None` once
+/// its tokens have left the attention window of every layer in the group.
+pub type BlockTable = Vec<Option<BlockId>>;
+
+impl BlockId {
+    /// Returns a table of consecutive blocks from `first` on, with room for `n_tokens` tokens: block allocation
+    /// for callers with a few sequences and a fixed place for each.
+    pub fn consecutive(first: u32, n_tokens: usize) -> BlockTable {
+        (first..).map(|id| Some(Self(id))).take(n_tokens.div_ceil(BLOCK_TOKENS)).collect()
+    }
+}
+
+/// One text, or a pair of texts, for an [`Encoder`](super::Encoder).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderInput {
+    /// All tokens, including the model's special first and last ones.
+    pub token_ids: Vec<u32>,
+    /// The number of tokens that belong to the first text of a pair; all of them for a single text.
+    pub n_first: usize,
+}
+
+impl From<Vec<u32>> for EncoderInput {
+    /// A single text.
+    fn from(token_ids: Vec<u32>) -> Self {
+        Self { n_first: token_ids.len(), token_ids }
+    }
+}
+
+/// One batch for a [`Decoder`](super::Decoder): the new tokens of several sequences, one sequence after the other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForwardInput {
+    /// The new tokens of all spans.
+    pub token_ids: Vec<u32>,
+    /// The sequence that each run of `token_ids` continues; together the spans cover `token_ids`.
+    pub spans: Vec<Span>,
+    /// The block tables of each span's sequence, with room for the new tokens: one table per layer group
+    /// ([`ModelConfig::kv_groups`](super::ModelConfig::kv_groups)), or one for all groups.
+    pub block_tables: Vec<Vec<BlockTable>>,
+    /// Rows (indices into `token_ids`) whose logits are needed, ascending.
+    pub logit_rows: Vec<u32>,
+}
+
+/// A run of new tokens of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The sequence that the tokens continue.
+    pub sequence: SequenceId,
+    /// The position of the first new token, which is the number of tokens before it.
+    pub start: usize,
+    /// The number of new tokens.
+    pub len: usize,
+    /// The length of the sequence's whole prompt, tokens still to be computed included; LongRoPE depends on it.
+    pub n_prompt: usize,
+}
+
+/// The next tokens of one sequence, to be added to a [`ForwardInput`].
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceChunk<'a> {
+    /// The sequence that the tokens continue.
+    pub sequence: SequenceId,
+    /// The length of the sequence's whole prompt.
+    pub n_prompt: usize,
+    /// The number of the sequence's tokens that are already in the KV cache.
+    pub start: usize,
+    /// The sequence's block tables, with room for `token_ids`.
+    pub tables: &'a [BlockTable],
+    /// The new tokens.
+    pub token_ids: &'a [u32],
+    /// How many of the last of these tokens need logits.
+    pub n_logits: usize,
+}
+
+impl ForwardInput {
+    /// Adds the next tokens of a sequence.
+    pub fn push(&mut self, chunk: SequenceChunk) {
+        let SequenceChunk { sequence, n_prompt, start, tables, token_ids, n_logits } = chunk;
+        self.token_ids.extend_from_slice(token_ids);
+        self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
+        self.block_tables.push(tables.to_vec());
+        let end = self.token_ids.len() as u32;
+        self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
+    }
+
+    /// Returns each sequence that needs logits, with its range within `logit_rows` and the tokens of its span that
+    /// follow the first of these rows.
+    pub fn sampled_spans(&self) -> impl Iterator<Item = (SequenceId, Range<usize>, &[u32])> + '_ {
+        self.spans_with_rows().filter_map(|(span, rows)| {
+            let position =
+                |row: usize| self.logit_rows.partition_point(|&logit_row| (logit_row as usize) < row);
+            let logit_range = position(rows.start)..position(rows.end);
+            let first = *self.logit_rows[logit_range.clone()].first()? as usize;
+            Some((span.sequence, logit_range, &self.token_ids[first + 1..rows.end]))
+        })
+    }
+
+    /// Splits the batch into one batch per sequence.
+    pub fn split(&self) -> Vec<Self> {
+        let single = |((span, rows), tables): ((Span, Range<usize>), &Vec<BlockTable>)| {
+            let span_rows = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
+            Self {
+                token_ids: self.token_ids[rows.clone()].to_vec(),
+                spans: vec![span],
+                block_tables: vec![tables.clone()],
+                logit_rows: span_rows.map(|row| row - rows.start as u32).collect(),
+            }
+        };
+        self.spans_with_rows().zip(&self.block_tables).map(single).collect()
+    }
+
+    /// Returns each span with its rows.
+    fn spans_with_rows(&self) -> impl Iterator<Item = (Span, Range<usize>)> + '_ {
+        let mut start = 0;
+        self.spans.iter().map(move |span| {
+            let rows = start..start + span.len;
+            start = rows.end;
+            (*span, rows)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_splits_into_its_sequences() {
+        let mut input = ForwardInput::default();
+        let blocks = [BlockId::consecutive(4, 16)];
+        let chunk = |sequence, n_prompt, start, token_ids, n_logits| SequenceChunk {
+            sequence: SequenceId(sequence),
+            n_prompt,
+            start,
+            tables: &blocks,
+            token_ids,
+            n_logits,
+        };
+        input.push(chunk(3, 5, 0, &[1, 2], 0));
+        input.push(chunk(1, 4, 7, &[3], 1));
+        let last_blocks = [BlockId::consecutive(7, 16)];
+        input.push(SequenceChunk { tables: &last_blocks, ..chunk(2, 3, 0, &[4, 5, 6], 2) });
+        assert_eq!(input.logit_rows, [2, 4, 5]);
+        let sampled = [(SequenceId(1), 0..1, &[][..]), (SequenceId(2), 1..3, &[6][..])];
+        assert_eq!(input.sampled_spans().collect::<Vec<_>>(), sampled);
+        let parts = input.split();
+        assert_eq!(
+            parts.iter().map(|part| &part.token_ids[..]).collect::<Vec<_>>(),
+            [&[1, 2][..], &[3], &[4, 5, 6]]
+        );
+        assert_eq!(
+            parts.iter().map(|part| &part.logit_rows[..]).collect::<Vec<_>>(),
+            [&[][..], &[0], &[1, 2]]
+        );
+        assert_eq!(parts[2].block_tables, [[[Some(BlockId(7))]]]);
+        assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
+    }
+}

@@ -1,0 +1,144 @@
+//! The paged KV cache: keys and values in numbered blocks of [`BLOCK_TOKENS`] tokens.
+//!
+//! Layers with the same attention window share blocks; each group of layers has its own blocks and block ids.
+//! Block tables come from the scheduler, and sequences with a common prefix share blocks. New keys and
+//! values are written in place; cached ones are never copied.
+
+use candle_core::{Device, Tensor};
+
+use super::forward_input::{BlockId, BlockTable, ForwardInput};
+use crate::error::{Error, Result};
+use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvLayout, Row};
+use crate::kernels::attention::{KvRef, Sequence};
+
+/// The blocks of all layer groups; memory is allocated when a block is first used.
+#[derive(Debug)]
+pub struct KvCache {
+    groups: Vec<KvCacheGroup>,
+}
+
+/// The blocks of one group of layers.
+#[derive(Debug)]
+struct KvCacheGroup {
+    layout: KvLayout,
+    blocks: Vec<KvBlock>,
+}
+
+impl KvCache {
+    /// An empty cache with one group per layout.
+    pub fn new(layouts: Vec<KvLayout>) -> Self {
+        let group = |layout| KvCacheGroup { layout, blocks: Vec::new() };
+        Self { groups: layouts.into_iter().map(group).collect() }
+    }
+
+    /// The number of layer groups.
+    pub fn n_groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The block layout of a group.
+    pub fn layout(&self, group: usize) -> KvLayout {
+        self.groups[group].layout
+    }
+
+    /// Resolves the block tables of a batch: returns the blocks of each sequence, for each group of layers.
+    /// Blocks whose first slot is about to be written are cleared.
+    ///
+    /// # Errors
+    /// When a sequence has too few blocks, or a block to be written is used by another sequence, too.
+    pub fn sequences(&mut self, input: &ForwardInput) -> Result<Vec<Vec<Sequence<'_>>>> {
+        self.groups.iter_mut().enumerate().map(|(idx, group)| group.sequences(idx, input)).collect()
+    }
+}
+
+impl KvCacheGroup {
+    fn sequences(&mut self, group_idx: usize, input: &ForwardInput) -> Result<Vec<Sequence<'_>>> {
+        let tables: Option<Vec<&BlockTable>> =
+            input.block_tables.iter().map(|tables| tables.get(group_idx).or(tables.last())).collect();
+        let tables = tables.ok_or_else(|| Error::internal("a sequence has no block table"))?;
+        let n_used =
+            tables.iter().copied().flatten().flatten().map(|id| id.0 as usize + 1).max().unwrap_or(0);
+        while self.blocks.len() < n_used {
+            self.blocks.extend(self.layout.blocks());
+        }
+        let mut blocks: Vec<Option<&mut KvBlock>> = self.blocks[..n_used].iter_mut().map(Some).collect();
+        // Blocks to be written are taken out first: they must not be shared.
+        let mut written = Vec::with_capacity(input.spans.len());
+        for (span, table) in input.spans.iter().zip(&tables) {
+            let n_blocks = (span.start + span.len).div_ceil(BLOCK_TOKENS);
+            let ids = table.get(span.start / BLOCK_TOKENS..n_blocks).ok_or_else(|| {
+                let (n, id) = (table.len(), span.sequence);
+                Error::internal(format!("sequence {id:?} has {n} blocks and needs {n_blocks}"))
+            })?;
+            let mut own = Vec::with_capacity(ids.len());
+            for (idx, id) in ids.iter().enumerate() {
+                let id =
+                    id.ok_or_else(|| Error::internal("a block to be written is missing from its table"))?;
+                let block = blocks[id.0 as usize].take().ok_or_else(|| write_conflict(id))?;
+                if (span.start / BLOCK_TOKENS + idx) * BLOCK_TOKENS >= span.start {
+                    // The kernels read whole blocks, so slots that are not yet written must hold finite numbers.
+                    block.clear();
+                }
+                own.push(KvRef::Own(block));
+            }
+            written.push(own);
+        }
+        let shared: Vec<Option<&KvBlock>> = blocks.into_iter().map(|block| block.map(|b| &*b)).collect();
+        let sequences = input.spans.iter().zip(&tables).zip(written);
+        sequences
+            .map(|((span, table), own)| {
+                let past = table[..span.start / BLOCK_TOKENS].iter();
+                let past = past.map(|id| match id {
+                    Some(id) => shared[id.0 as usize].map(KvRef::Shared).ok_or_else(|| write_conflict(*id)),
+                    None => Ok(KvRef::Unseen),
+                });
+                let mut blocks = past.collect::<Result<Vec<_>>>()?;
+                blocks.extend(own);
+                Ok(Sequence { start: span.start, len: span.len, blocks })
+            })
+            .collect()
+    }
+}
+
+fn write_conflict(id: BlockId) -> Error {
+    Error::internal(format!("{id:?} is written by one sequence and used by another"))
+}
+
+/// Writes the `keys` and `values` of a sequence's new tokens, each `[n_kv_heads, n_new, head_dim]`, into a
+/// layer and returns the keys and values of all tokens up to the last new one, `[n_kv_heads, n_tokens, head_dim]`,
+/// with zeros for blocks outside the attention window. The reference for the attention kernel's KV write.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn write_and_gather(
+    sequence: &mut Sequence,
+    layout: &KvLayout,
+    layer: usize,
+    keys: &Tensor,
+    values: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let KvLayout { n_kv_heads, head_dim, .. } = *layout;
+    let end = sequence.start + sequence.len;
+    let mut gathered = [vec![0.0f32; n_kv_heads * end * head_dim], vec![0.0f32; n_kv_heads * end * head_dim]];
+    for ((row, tensor), gathered) in [(Row::Key, keys), (Row::Value, values)].into_iter().zip(&mut gathered) {
+        let new = tensor.flatten_all()?.to_vec1::<f32>()?;
+        for head in 0..n_kv_heads {
+            for position in 0..end {
+                let (block, slot) = (&mut sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
+                if let Some(token) = position.checked_sub(sequence.start)
+                    && let Some(block) = block.get_mut()
+                {
+                    let new = &new[(head * sequence.len + token) * head_dim..][..head_dim];
+                    block.write(layer, head, slot, row, new);
+                }
+                let values = &mut gathered[(head * end + position) * head_dim..][..head_dim];
+                if let Some(block) = block.get() {
+                    block.read(layer, head, slot, row, values);
+                }
+            }
+        }
+    }
+    let [keys, values] =
+        gathered.map(|values| Tensor::from_vec(values, (n_kv_heads, end, head_dim), &Device::Cpu));
+    Ok((keys?, values?))
+}
