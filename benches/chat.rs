@@ -1,6 +1,8 @@
 //! Whole chat requests against the running engine, with the default model from the user's own
 //! caches: small, medium and large prompts, 16 tokens of answer; and 8 requests at once.
 
+#![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
+
 use std::time::Duration;
 
 use clap::Parser;

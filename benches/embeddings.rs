@@ -2,6 +2,8 @@
 //! The model is the default one from the user's own caches, or what PREDICT_OTRON_EMBEDDING_MODEL names, such
 //! as a folder that has both model.safetensors and model.onnx.
 
+#![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
+
 use std::time::Duration;
 
 use clap::Parser;

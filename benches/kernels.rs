@@ -1,6 +1,8 @@
 //! Each kernel alone: products with a matrix of every format, attention over keys and values of every
 //! format and within texts, and passes over the logits.
 
+#![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
+
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

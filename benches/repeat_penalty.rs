@@ -1,6 +1,8 @@
 //! The repeat penalty before (new tensors and a set per step, as candle-transformers does it) and
 //! after (the cached tensor), for one step of a generation.
 
+#![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
+
 use candle_core::{Device, Tensor};
 use candle_transformers::utils::apply_repeat_penalty;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -1,5 +1,7 @@
 //! Tests that read exact values of metrics: a process has one recorder, which other tests would change.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! Headers damaged in a hundred thousand ways: an error or a header that keeps its promises, never
 //! a panic, and never more memory than the file explains.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -16,34 +18,36 @@ use support::gguf::{ARRAY, F32, Gguf, Random, U8, U64, array_start, tiny_llama_k
 
 const N_MUTATIONS: u64 = 100_000;
 
-/// Counts what each thread holds.
-struct Counting;
+/// The system's allocator, counting the bytes that each thread holds.
+struct CountingAllocator;
 
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
     static PEAK: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is passed on unchanged to `System`, which upholds the contract.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let held = HELD.get().wrapping_add(layout.size());
         HELD.set(held);
-        // A thread may free what another took, and so hold less than nothing.
+        // A thread may free memory that another allocated, so its count may be negative.
         if held.cast_signed() > PEAK.get().cast_signed() {
             PEAK.set(held);
         }
+        // SAFETY: `layout` has a size other than zero, as the caller of `alloc` guarantees.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.set(HELD.get().wrapping_sub(layout.size()));
+        // SAFETY: `pointer` came from `System.alloc` with this layout: `alloc` above has no other source.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// The most bytes that this thread held at once while `work` ran, beyond what it held before.
 fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {

@@ -1,6 +1,8 @@
 //! The two default models, over HTTP, against float32 references. Their files come through the
 //! project's own registry, as in the program.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 mod support;
 
 use std::sync::LazyLock;

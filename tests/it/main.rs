@@ -1,6 +1,8 @@
 //! The integration tests, one module per area. Tests that need a process of their own are
 //! binaries beside this one: `metrics`, `mutated_headers` and `real_models`.
 
+#![allow(clippy::unwrap_used, reason = "a failed test may panic")]
+
 mod auth;
 mod batching;
 mod cli;

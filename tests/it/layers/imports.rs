@@ -280,7 +280,7 @@ impl Reader<'_> {
                     let mut leaves = Vec::new();
                     i = self.use_tree(i + 1, Vec::new(), &mut leaves);
                     for (path, name) in leaves {
-                        let Some(path) = self.from_root(&scope, &path, &module.bindings) else { continue };
+                        let Some(path) = self.resolve(&scope, &path, &module.bindings) else { continue };
                         match name.as_str() {
                             "*" => {
                                 module.used.push(path.clone());
@@ -319,7 +319,7 @@ impl Reader<'_> {
                         i += 2;
                     }
                     if path.len() > 1 {
-                        module.used.extend(self.from_root(&scope, &path, &module.bindings));
+                        module.used.extend(self.resolve(&scope, &path, &module.bindings));
                     }
                     words.push((path.swap_remove(0), scope));
                 }
@@ -378,12 +378,7 @@ impl Reader<'_> {
 
     /// `path` as written in the module `scope`, from the crate's root; `None` where it leads to another crate
     /// or to an item of this file.
-    fn from_root(
-        &self,
-        scope: &[String],
-        path: &[String],
-        bindings: &BTreeMap<String, Path>,
-    ) -> Option<Path> {
+    fn resolve(&self, scope: &[String], path: &[String], bindings: &BTreeMap<String, Path>) -> Option<Path> {
         match path[0].as_str() {
             "crate" => Some(path[1..].to_vec()),
             "self" => Some([scope, &path[1..]].concat()),
