@@ -32,15 +32,6 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
     ("inference/scheduler", &["kernels"]),
 ];
 
-/// Circles of files that stay, each by the prefixes of its files.
-const ALLOWED_CIRCLES: [&[&str]; 3] = [
-    // A table and its rows: the table lists the families, and each is built from the table's types.
-    &["models/decoder/"],
-    &["models/encoder/"],
-    // To be opened.
-    &["models/load/blocks.rs", "models/load/expand.rs"],
-];
-
 /// Foreign words and the only files (by prefix) that may contain them.
 const HOMES: [(&str, &[&str]); 14] = [
     ("axum::", &["http/"]),
@@ -144,29 +135,19 @@ fn files_form_no_circles() {
     let parsed = Crate::parse(&sources);
     let mut uses = parsed.dependencies();
     for (file, targets) in &mut uses {
-        // A folder's `mod.rs` has what the files of the folder share.
+        // A folder's `mod.rs` has what its files share, and may be a table of which they are the rows.
         let is_shared = |target: &str| target.strip_suffix("mod.rs").is_some_and(|dir| file.starts_with(dir));
         targets.retain(|target| !is_shared(target));
     }
-    let found = circles(&uses);
-    let is_within = |circle: &BTreeSet<&str>, prefixes: &[&str]| {
-        circle.iter().all(|file| prefixes.iter().any(|prefix| file.starts_with(prefix)))
+    let describe = |circle: &BTreeSet<&str>| {
+        let edge = |file: &&str| {
+            let targets: Vec<&str> = uses[file].intersection(circle).copied().collect();
+            format!("{file} uses {}", targets.join(", "))
+        };
+        circle.iter().map(edge).collect::<Vec<_>>()
     };
-    for circle in &found {
-        let edges: Vec<String> = circle
-            .iter()
-            .map(|file| {
-                let targets: Vec<&str> = uses[file].intersection(circle).copied().collect();
-                format!("{file} uses {}", targets.join(", "))
-            })
-            .collect();
-        let is_allowed = ALLOWED_CIRCLES.iter().any(|prefixes| is_within(circle, prefixes));
-        assert!(is_allowed, "a circle of files: {edges:#?}");
-    }
-    for prefixes in ALLOWED_CIRCLES {
-        let is_needed = found.iter().any(|circle| is_within(circle, prefixes));
-        assert!(is_needed, "there is no circle left of {prefixes:?}: remove it from ALLOWED_CIRCLES");
-    }
+    let found: Vec<_> = circles(&uses).iter().map(describe).collect();
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 #[test]
