@@ -9,6 +9,7 @@ mod cli;
 mod context;
 mod disk_cache;
 mod documents;
+mod examples;
 mod fastembed;
 mod gguf_families;
 mod gguf_files;

@@ -69,3 +69,18 @@ stop_server() {
     exit 1
   fi
 }
+
+# Runs a file of examples/ with a command, against the port of the running server. It must print something other
+# than an error.
+run_example() {
+  local file=$1 copy output
+  shift
+  copy=$scratch/$(basename "$file")
+  sed "s|127\.0\.0\.1:8080|127.0.0.1:$port|" "$root/examples/$file" >"$copy"
+  if output=$("$@" "$copy" 2>&1) && [[ -n $output && $output != *'"error"'* ]]; then
+    echo "examples/$file: ok"
+  else
+    echo "examples/$file failed: $output" >&2
+    return 1
+  fi
+}
