@@ -1,15 +1,15 @@
-//! What a model is for.
+//! The kinds of models.
 
 use std::fmt;
 
-/// What a model is for.
+/// The kind of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelKind {
-    /// Generating text.
+    /// Generates text.
     Chat,
-    /// Turning texts into vectors.
+    /// Computes embeddings of texts.
     Embedding,
-    /// Scoring documents against a query.
+    /// Scores documents against a query.
     Reranker,
 }
 

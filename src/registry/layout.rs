@@ -1,4 +1,4 @@
-//! Which of the files of a repository, wheel or folder make up the model. Names in, names out.
+//! Choosing the files of a model from those of a repository, wheel or folder. Works on names only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use super::kind::ModelKind;
 use crate::error::{Error, Result};
 
-/// The form of a model's weights.
+/// The file format of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelFormat {
-    /// A GGUF file that holds everything, or the first of the parts it is split into.
+    /// A GGUF file, or the first part of a split one. It also contains configuration and tokenizer.
     Gguf,
     /// `model.safetensors`, or `model.safetensors.index.json` and its shards, with `config.json`
     /// and `tokenizer.json`.
@@ -19,7 +19,7 @@ pub enum ModelFormat {
 }
 
 impl ModelFormat {
-    /// What it is called.
+    /// The name of the format, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gguf => "gguf",
@@ -28,8 +28,8 @@ impl ModelFormat {
         }
     }
 
-    /// The format of the file at `path`, by its ending.
-    pub fn of(path: &str) -> Option<Self> {
+    /// The format of the file at `path`, by its extension.
+    pub fn from_path(path: &str) -> Option<Self> {
         let path = path.to_ascii_lowercase();
         if path.ends_with(".gguf") {
             Some(Self::Gguf)
@@ -43,34 +43,37 @@ impl ModelFormat {
     }
 }
 
-/// Logical names of files and where they are.
-pub type Found = BTreeMap<String, PathBuf>;
+/// Paths of files on disk, by logical name.
+pub type FoundFiles = BTreeMap<String, PathBuf>;
 
 /// A file to obtain from a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedFile {
-    /// The name the model's readers know it by.
+    /// Its logical name, such as `tokenizer.json`, under which the loader looks for it.
     pub name: String,
     /// Its path in the repository, wheel or folder.
     pub path: String,
-    /// SHA-256 of its bytes, lower-case hex, where it is known beforehand.
+    /// SHA-256 of its bytes in lower-case hex, if known beforehand.
     pub sha256: Option<String>,
     /// Whether the source may lack it.
     pub optional: bool,
 }
 
-/// The files of a model; the one to load comes first.
+/// The files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct FileLayout {
+    /// The format of the weights.
     pub format: ModelFormat,
+    /// All files; the one to load comes first.
     pub files: Vec<WantedFile>,
 }
 
-/// What a model is wanted for, and in which form.
+/// The use for which a model is requested.
 #[derive(Debug, Clone, Copy)]
 pub struct Purpose {
+    /// The kind of model; `None` accepts any.
     pub kind: Option<ModelKind>,
-    /// The formats that will do, the best first.
+    /// The acceptable formats, in order of preference.
     pub formats: &'static [ModelFormat],
 }
 
@@ -82,7 +85,7 @@ impl From<ModelKind> for Purpose {
 
 impl From<Option<ModelKind>> for Purpose {
     fn from(kind: Option<ModelKind>) -> Self {
-        // The default encoder reads safetensors, the default decoder GGUF.
+        // The default embedding model is in safetensors format, the default chat model in GGUF.
         let formats: &[ModelFormat] = match kind {
             Some(ModelKind::Embedding | ModelKind::Reranker) => {
                 &[ModelFormat::Safetensors, ModelFormat::Onnx, ModelFormat::Gguf]
@@ -95,13 +98,13 @@ impl From<Option<ModelKind>> for Purpose {
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Which quantisation is taken when a repository has several: the best trade first.
-const PREFERRED_QUANTISATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
+/// The quantizations to prefer where a repository has several, the best trade-off first.
+const PREFERRED_QUANTIZATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
 
-/// What weights outside GGUF cannot be used without.
+/// Files that models in formats other than GGUF need.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
-/// What is taken along when it is there.
+/// Files that are used if present.
 const COMPANIONS: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -113,17 +116,18 @@ const COMPANIONS: [&str; 8] = [
     "config_sentence_transformers.json",
 ];
 
-/// Chooses a model's files among `names`, which are relative paths. `main` fixes the file to load.
+/// Chooses a model's files among `names`, which are relative paths. `main` is the file to load, if the user named
+/// it.
 ///
 /// # Errors
-/// When there is no model in a format that will do, more than one with nothing to prefer, or a part of it is
-/// missing.
-pub fn choose(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<Layout> {
+/// When there is no model in an acceptable format, there are several without a preferred one, or a part of the
+/// model is missing.
+pub fn choose_files(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<FileLayout> {
     let formats = purpose.formats;
     if let Some(main) = main {
-        let layout = layout_of(names, main)?;
+        let layout = layout_for(names, main)?;
         if !formats.contains(&layout.format) {
-            return Err(Error::registry(format!("`{main}` is no {}", either(formats))));
+            return Err(Error::registry(format!("`{main}` is no {}", format_names(formats))));
         }
         return Ok(layout);
     }
@@ -134,14 +138,14 @@ pub fn choose(names: &[String], main: Option<&str>, purpose: Purpose) -> Result<
             ModelFormat::Onnx => first_present(names, &["model.onnx", "onnx/model.onnx"]),
         };
         if let Some(main) = main {
-            return layout_of(names, main);
+            return layout_for(names, main);
         }
     }
-    Err(Error::registry(format!("it holds no {}", either(formats))))
+    Err(Error::registry(format!("it holds no {}", format_names(formats))))
 }
 
-/// Formats for a message.
-fn either(formats: &[ModelFormat]) -> String {
+/// The names of `formats` for a message.
+fn format_names(formats: &[ModelFormat]) -> String {
     let name = |format: &ModelFormat| match format {
         ModelFormat::Gguf => "GGUF file",
         ModelFormat::Safetensors => "model.safetensors",
@@ -150,10 +154,10 @@ fn either(formats: &[ModelFormat]) -> String {
     formats.iter().map(name).collect::<Vec<_>>().join(" or ")
 }
 
-/// The GGUF file to take, if there is any.
+/// The GGUF file to use, if there is any.
 fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
     let is_model = |name: &&str| {
-        ModelFormat::of(name) == Some(ModelFormat::Gguf)
+        ModelFormat::from_path(name) == Some(ModelFormat::Gguf)
             && !file_name(name).to_ascii_lowercase().starts_with("mmproj")
     };
     let is_first = |name: &&str| shard_of(name).is_none_or(|(idx, _)| idx == 1);
@@ -161,10 +165,10 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
     if let [only] = whole[..] {
         return Ok(Some(only));
     }
-    for quantisation in PREFERRED_QUANTISATIONS {
-        let of_it: Vec<&str> =
-            whole.iter().copied().filter(|name| is_quantisation(name, quantisation)).collect();
-        if let [only] = of_it[..] {
+    for quantization in PREFERRED_QUANTIZATIONS {
+        let matching: Vec<&str> =
+            whole.iter().copied().filter(|name| has_quantization(name, quantization)).collect();
+        if let [only] = matching[..] {
             return Ok(Some(only));
         }
     }
@@ -178,12 +182,12 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
     }
 }
 
-/// Whether a GGUF file's name ends in this quantisation, as a word of its own.
-fn is_quantisation(name: &str, quantisation: &str) -> bool {
+/// Whether the name of a GGUF file ends in this quantization, as a word of its own.
+fn has_quantization(name: &str, quantization: &str) -> bool {
     let name = name.to_ascii_uppercase();
     let stem = name.strip_suffix(".GGUF").unwrap_or(&name);
-    let whole = stem.strip_suffix(quantisation);
-    let first_part = stem.split_once("-00001-OF-").and_then(|(stem, _)| stem.strip_suffix(quantisation));
+    let whole = stem.strip_suffix(quantization);
+    let first_part = stem.split_once("-00001-OF-").and_then(|(stem, _)| stem.strip_suffix(quantization));
     whole.or(first_part).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', '_', '/']))
 }
 
@@ -191,54 +195,54 @@ fn first_present<'a>(names: &'a [String], wanted: &[&str]) -> Option<&'a str> {
     wanted.iter().find_map(|wanted| names.iter().find(|name| name == wanted)).map(String::as_str)
 }
 
-/// The files that belong to the weights at `main`.
-fn layout_of(names: &[String], main: &str) -> Result<Layout> {
+/// The layout of the model whose weights are at `main`.
+fn layout_for(names: &[String], main: &str) -> Result<FileLayout> {
     let known: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     if !known.contains(main) {
         return Err(Error::registry(format!("it has no file `{main}`; it holds {}", summary(names))));
     }
-    let format = ModelFormat::of(main).ok_or_else(|| {
+    let format = ModelFormat::from_path(main).ok_or_else(|| {
         Error::registry(format!("`{main}` is not a model: expected .gguf, .safetensors or .onnx"))
     })?;
-    let mut files = vec![wanted(file_name(main), main)];
+    let mut files = vec![wanted_file(file_name(main), main)];
     if format == ModelFormat::Gguf {
         files.extend(following_parts(main)?);
-        return Ok(Layout { format, files });
+        return Ok(FileLayout { format, files });
     }
     let folder = main.strip_suffix(file_name(main)).unwrap_or_default();
     if main.ends_with(INDEX) {
         files.extend(shards(names, folder)?);
     }
-    // ONNX graphs over 2 GB keep their tensors in files named after the graph.
+    // ONNX graphs over 2 GB store their tensors in external data files named after the graph.
     let external = |name: &&String| {
         format == ModelFormat::Onnx
             && name.strip_prefix(main).is_some_and(|rest| rest.starts_with(['_', '.']))
     };
-    files.extend(names.iter().filter(external).map(|name| wanted(file_name(name), name)));
-    // A graph in `onnx/` shares the tokenizer of the folder above.
-    let find = |name: &str| {
+    files.extend(names.iter().filter(external).map(|name| wanted_file(file_name(name), name)));
+    // A graph in `onnx/` may use the tokenizer of the parent folder.
+    let find_beside = |name: &str| {
         [format!("{folder}{name}"), name.to_owned()].into_iter().find(|path| known.contains(path.as_str()))
     };
     for name in REQUIRED {
-        let path = find(name)
-            .ok_or_else(|| Error::registry(format!("it has no {name}, which `{main}` needs beside it")))?;
-        files.push(wanted(name, &path));
+        let path = find_beside(name)
+            .ok_or_else(|| Error::registry(format!("it has no {name}, which `{main}` needs")))?;
+        files.push(wanted_file(name, &path));
     }
-    files.extend(COMPANIONS.iter().filter_map(|name| find(name).map(|path| wanted(name, &path))));
-    Ok(Layout { format, files })
+    files.extend(COMPANIONS.iter().filter_map(|name| find_beside(name).map(|path| wanted_file(name, &path))));
+    Ok(FileLayout { format, files })
 }
 
-/// The parts that follow a GGUF file, if it is the first of several. Its name says all of theirs.
+/// The other parts of a split GGUF file, whose names follow from that of the first part.
 fn following_parts(main: &str) -> Result<Vec<WantedFile>> {
     let Some((_, n_parts)) = shard_of(main) else { return Ok(Vec::new()) };
     let (stem, count) = main.split_once("-00001-of-").ok_or_else(|| {
-        Error::registry(format!("`{main}` is a part of a model; name the first part, which is -00001"))
+        Error::registry(format!("`{main}` is a part of a split model; name the first part, -00001"))
     })?;
     let part = |number| format!("{stem}-{number:05}-of-{count}");
-    Ok((2..=n_parts).map(part).map(|path| wanted(file_name(&path), &path)).collect())
+    Ok((2..=n_parts).map(part).map(|path| wanted_file(file_name(&path), &path)).collect())
 }
 
-/// Every shard of the sharded model in `folder`.
+/// All shards of the sharded model in `folder`.
 fn shards(names: &[String], folder: &str) -> Result<Vec<WantedFile>> {
     let mut found: Vec<(usize, usize, &str)> = names
         .iter()
@@ -252,12 +256,12 @@ fn shards(names: &[String], folder: &str) -> Result<Vec<WantedFile>> {
     let n_shards = found.first().map_or(0, |&(_, n_shards, _)| n_shards);
     let complete = found.iter().map(|&(idx, n, _)| (idx, n)).eq((1..=n_shards).map(|idx| (idx, n_shards)));
     if found.is_empty() || !complete {
-        return Err(Error::registry(format!("`{folder}{INDEX}` is there, but not all of its shards are")));
+        return Err(Error::registry(format!("`{folder}{INDEX}` exists, but some of its shards are missing")));
     }
-    Ok(found.into_iter().map(|(_, _, name)| wanted(file_name(name), name)).collect())
+    Ok(found.into_iter().map(|(_, _, name)| wanted_file(file_name(name), name)).collect())
 }
 
-/// The number of a part and the number of parts, when a name ends in `-00002-of-00005`.
+/// The index (from 1) and the number of shards, if a name ends like `-00002-of-00005`.
 fn shard_of(name: &str) -> Option<(usize, usize)> {
     let stem = name.strip_suffix(".gguf").unwrap_or(name);
     let (rest, n_shards) = stem.rsplit_once("-of-")?;
@@ -266,7 +270,7 @@ fn shard_of(name: &str) -> Option<(usize, usize)> {
     Some((number(idx)?, number(n_shards)?))
 }
 
-fn wanted(name: &str, path: &str) -> WantedFile {
+fn wanted_file(name: &str, path: &str) -> WantedFile {
     WantedFile { name: name.to_owned(), path: path.to_owned(), sha256: None, optional: false }
 }
 
@@ -290,13 +294,13 @@ mod tests {
 
     fn chosen(names: &[&str], main: Option<&str>, kind: Option<ModelKind>) -> Result<Vec<String>, String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        choose(&names, main, kind.into())
+        choose_files(&names, main, kind.into())
             .map(|layout| layout.files.into_iter().map(|file| file.path).collect())
             .map_err(|error| error.to_string())
     }
 
     #[test]
-    fn one_gguf_or_the_preferred_one() {
+    fn the_only_gguf_or_the_preferred_quantization_is_chosen() {
         let gguf = |names: &[&str]| chosen(names, None, None);
         assert_eq!(gguf(&["README.md", "a.Q5_0.gguf"]).unwrap(), ["a.Q5_0.gguf"]);
         assert_eq!(gguf(&["a-Q8_0.gguf", "a-Q4_0.gguf", "a-q4_k_m.gguf"]).unwrap(), ["a-q4_k_m.gguf"]);
@@ -307,13 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn a_split_gguf_is_taken_with_all_its_parts() {
+    fn a_split_gguf_is_chosen_with_all_its_parts() {
         let gguf = |names: &[&str], main| chosen(names, main, None);
         let [one, two] = ["x/a-Q8_0-00001-of-00002.gguf", "x/a-Q8_0-00002-of-00002.gguf"];
         assert_eq!(gguf(&[two, one], None).unwrap(), [one, two]);
         assert_eq!(gguf(&[two, one], Some(one)).unwrap(), [one, two]);
         assert_eq!(gguf(&["x/a-Q2_K.gguf", "x/a-Q6_K.gguf", two, one], None).unwrap(), [one, two]);
-        assert_eq!(gguf(&[one], Some(one)).unwrap(), [one, two], "a listing may be of the one file");
+        assert_eq!(gguf(&[one], Some(one)).unwrap(), [one, two], "the listing may have only the named file");
         let second = gguf(&[two, one], Some(two)).unwrap_err();
         assert!(second.contains("name the first part"), "{second}");
     }
@@ -330,10 +334,10 @@ mod tests {
         assert_eq!(chosen(&all, Some("onnx/model.onnx"), None).unwrap(), onnx);
         let names: Vec<String> = all.iter().map(|&name| name.to_owned()).collect();
         let only_onnx = Purpose { kind: Some(ModelKind::Embedding), formats: &[ModelFormat::Onnx] };
-        let chosen = choose(&names, None, only_onnx).unwrap();
+        let chosen = choose_files(&names, None, only_onnx).unwrap();
         assert_eq!(chosen.files.iter().map(|file| &file.path).collect::<Vec<_>>(), onnx);
         for main in [Some("a.gguf"), None] {
-            let error = choose(&names[..2], main, only_onnx).unwrap_err().to_string();
+            let error = choose_files(&names[..2], main, only_onnx).unwrap_err().to_string();
             assert!(error.ends_with(" no model.onnx"), "{error}");
         }
     }
@@ -348,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn companions_come_along_and_required_files_are_missed() {
+    fn companion_files_are_optional_and_required_files_are_not() {
         let names = ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json", "x.bin"];
         assert_eq!(chosen(&names, None, None).unwrap(), names[..4]);
         assert!(chosen(&names[..2], None, None).unwrap_err().contains("tokenizer.json"));
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_usable_says_so() {
+    fn errors_name_the_missing_model() {
         assert!(
             chosen(&["README.md"], None, None).unwrap_err().contains("no GGUF file or model.safetensors")
         );

@@ -1,4 +1,4 @@
-//! Models that are already on this machine, at a path of the user's.
+//! Models at a local path.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,15 +8,15 @@ use super::layout::{self, ModelFormat, Purpose};
 use super::model_files::{ModelFiles, ModelSource};
 use crate::error::{Error, Result};
 
-/// The model at `path`: a weights file, with what it needs beside it, or a folder of these.
+/// Resolves the model at `path`: a file of weights with its companions beside it, or a folder of these.
 ///
 /// # Errors
-/// When nothing is there, or it is no model.
-pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
+/// When the path does not exist, or is not a model.
+pub fn resolve_path(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
     let shown = path.display();
     let absolute = path.canonicalize().map_err(|error| {
         let hint = match path.components().count() {
-            2 if path.is_relative() => format!("; for a repository of the hub write hf:{shown}"),
+            2 if path.is_relative() => format!("; to name a repository on the hub, write hf:{shown}"),
             _ => String::new(),
         };
         Error::registry(format!("cannot open model `{shown}`: {error}{hint}"))
@@ -27,11 +27,11 @@ pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
         (absolute.parent().unwrap_or(Path::new("/")), absolute.file_name().and_then(|name| name.to_str()))
     };
     let names = match main {
-        // A GGUF file needs no others but parts that its name tells; its folder may be a large one.
-        Some(main) if ModelFormat::of(main) == Some(ModelFormat::Gguf) => vec![main.to_owned()],
+        // The name of a GGUF file implies its other parts, so there is no need to list a large folder.
+        Some(main) if ModelFormat::from_path(main) == Some(ModelFormat::Gguf) => vec![main.to_owned()],
         _ => files_under(folder),
     };
-    let layout = layout::choose(&names, main, purpose)
+    let layout = layout::choose_files(&names, main, purpose)
         .map_err(|error| error.context(format!("model `{shown}` cannot be used")))?;
     let files: BTreeMap<_, _> =
         layout.files.iter().map(|file| (file.name.clone(), folder.join(&file.path))).collect();
@@ -42,7 +42,7 @@ pub fn resolve(path: &Path, purpose: Purpose) -> Result<ModelFiles> {
 
 /// Relative paths of all files under a folder, sorted, with `/` between their parts.
 pub fn files_under(folder: &Path) -> Vec<String> {
-    /// Deep enough for every layout known here, and an end to links that lead in circles.
+    /// Deep enough for every known layout; the limit also stops cycles of links.
     const MAX_DEPTH: usize = 4;
     fn walk(folder: &Path, prefix: &str, depth: usize, files: &mut Vec<String>) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

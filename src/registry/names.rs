@@ -1,20 +1,20 @@
-//! Names of repositories, revisions and files, checked before they become parts of paths.
+//! Names of repositories, revisions and files: checks that they are safe as parts of a path.
 
 use crate::error::{Error, Result};
 
-/// The branch meant when none is named.
+/// The branch that a reference without a revision means.
 pub const DEFAULT_REVISION: &str = "main";
 
-/// Whether a revision is a commit: 40 hex digits.
+/// Whether a revision is a commit hash: 40 hex digits.
 pub fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// `owner/name`, or the bare name of one of the hub's oldest repositories.
+/// Checks a repository name: `owner/name`, or the bare name of one of the hub's oldest repositories.
 ///
 /// # Errors
-/// When it is not of that form. `--` is refused as the hub does, because the cache folder of a
-/// repository joins its two halves by it.
+/// When it has another form. `--` is refused, as on the hub, because it separates owner and name in the name of
+/// the cache folder.
 pub fn check_repo(repo: &str) -> Result<()> {
     let n_parts = repo.split('/').count();
     let fits = n_parts <= 2 && !repo.contains("--") && !repo.contains("..");
@@ -25,31 +25,31 @@ pub fn check_repo(repo: &str) -> Result<()> {
     }
 }
 
-/// A branch, tag or commit; branches may contain `/`.
+/// Checks the name of a branch, tag or commit. Branches may contain `/`.
 ///
 /// # Errors
-/// When it could leave the folder that holds revisions, or is not a revision name.
+/// When the path of the revision would leave its folder, or the name contains other characters.
 pub fn check_revision(revision: &str) -> Result<()> {
     check_relative_path(revision)?;
     match revision.chars().find(|&c| !(c.is_ascii_alphanumeric() || "._-/+".contains(c))) {
         None => Ok(()),
-        Some(c) => Err(Error::registry(format!("`{revision}` is not a revision: it contains {c:?}"))),
+        Some(c) => Err(Error::registry(format!("`{revision}` is not a revision name: it contains {c:?}"))),
     }
 }
 
-/// A path inside a repository, a wheel or a model folder, with `/` between its parts.
+/// Checks a path inside a repository, a wheel or a model folder, with `/` between its parts.
 ///
 /// # Errors
-/// When the path is absolute, climbs, or has empty or unprintable parts.
+/// When the path is absolute, contains `..`, or has empty parts or control characters.
 pub fn check_relative_path(path: &str) -> Result<()> {
-    let safe = |part: &str| {
+    let is_safe = |part: &str| {
         !part.is_empty()
             && part != "."
             && part != ".."
             && !part.contains(['\\', ':'])
             && !part.chars().any(char::is_control)
     };
-    if path.split('/').all(safe) {
+    if path.split('/').all(is_safe) {
         Ok(())
     } else {
         Err(Error::registry(format!(
@@ -58,13 +58,16 @@ pub fn check_relative_path(path: &str) -> Result<()> {
     }
 }
 
-/// A name that starts with a letter or digit (so that pip cannot take it for an option) and goes
-/// on with letters, digits and `marks`.
-pub fn check_word(what: &str, word: &str, marks: &str) -> Result<()> {
+/// Checks a name of letters, digits and `punctuation` that starts with a letter or digit, so that pip cannot take
+/// it for an option. `what` says in the error what kind of name it is.
+///
+/// # Errors
+/// When it has another form.
+pub fn check_word(what: &str, word: &str, punctuation: &str) -> Result<()> {
     let starts = word.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if starts && word.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c)) {
+    if starts && word.chars().all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c)) {
         Ok(())
     } else {
-        Err(Error::registry(format!("`{word}` is not a {what} name")))
+        Err(Error::registry(format!("`{word}` is not a valid {what} name")))
     }
 }

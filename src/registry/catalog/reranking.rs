@@ -1,14 +1,14 @@
-//! Models that score a document against a query: cross-encoders as safetensors.
+//! The rerankers of the catalog: cross-encoders in safetensors format.
 //!
-//! Not here: jina's rerankers, whose repositories bring code of their own (`v1` encodes positions
-//! by ALiBi, `v2` names and joins its tensors as no other checkpoint does).
+//! Left out are jina's rerankers, whose repositories contain their own code: `v1` uses ALiBi position encoding, and
+//! the tensors of `v2` have names and shapes unlike those of any other checkpoint.
 
 use super::{APACHE_2, CatalogEntry, CatalogFile, MIT, file, hub, row};
 use crate::registry::kind::ModelKind;
 
 const BESIDE: &[CatalogFile] = &[file("tokenizer.json", None), file("config.json", None)];
 
-/// A row of safetensors at the head of a repository.
+/// A row of safetensors at the default branch of a repository.
 const fn cross_encoder(
     name: &'static str,
     aliases: &'static [&'static str],

@@ -1,8 +1,8 @@
-//! Files of the Hugging Face hub, in the cache folders that all of its clients share.
+//! Files of the Hugging Face hub, in the cache folder that all of its clients share.
 //!
-//! `hf_hub` speaks to the hub (in `session`). What is done here instead of by its `download_file`:
-//! the digest is checked before a file gets its name, a broken transfer goes on where it stopped
-//! (`transfer`), and whoever comes second waits for the first however long that takes.
+//! The `hf_hub` crate talks to the hub (`session`), but its `download_file` is not used. Unlike it, this module
+//! verifies a file's digest before the file gets its final name, resumes an interrupted transfer (`transfer`),
+//! and waits without a time limit for another process that downloads the same file.
 
 mod session;
 mod transfer;
@@ -10,31 +10,32 @@ mod transfer;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::layout::{Found, WantedFile};
+use super::layout::{FoundFiles, WantedFile};
 use super::local::files_under;
 use super::names::{DEFAULT_REVISION, is_commit};
-use super::progress::note;
-use super::verify::{self, Digest, Verifier, create_parent, io_error, write_whole};
+use super::progress::notify;
+use super::verify::{Digest, Verifier, create_parent, io_error, lock_file, write_atomically};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
-use session::{Answer, RemoteFile, RepoListing, Session, no_file};
+use session::{HubResponse, RemoteFile, RepoListing, Session, no_file};
 
-/// The hub, and the part of it that is on disk.
+/// The hub and its cache on disk.
 pub struct Hub<'a> {
     config: &'a RegistryConfig,
     verifier: &'a Verifier,
 }
 
-/// What the disk has of a file.
-enum OnDisk {
+/// The state of a file in the cache.
+enum CachedFile {
     Intact(PathBuf),
     /// Optional, and known to be absent from the repository at this commit.
-    Absent,
+    AbsentOnHub,
     Missing,
     Damaged(PathBuf),
 }
 
 impl<'a> Hub<'a> {
+    /// The hub at the configured endpoint.
     pub fn new(config: &'a RegistryConfig, verifier: &'a Verifier) -> Self {
         Self { config, verifier }
     }
@@ -42,25 +43,25 @@ impl<'a> Hub<'a> {
     /// The files, if all of them are on disk and intact. Opens no connection.
     ///
     /// # Errors
-    /// When a file is there but cannot be read.
-    pub fn on_disk(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Option<Found>> {
-        let mut found = Found::new();
+    /// When a file on disk cannot be read.
+    pub fn on_disk(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Option<FoundFiles>> {
+        let mut found = FoundFiles::new();
         for file in files {
-            match self.state(repo, revision, file)? {
-                OnDisk::Intact(path) => found.insert(file.name.clone(), path),
-                OnDisk::Absent => None,
-                OnDisk::Missing | OnDisk::Damaged(_) => return Ok(None),
+            match self.cached_file(repo, revision, file)? {
+                CachedFile::Intact(path) => found.insert(file.name.clone(), path),
+                CachedFile::AbsentOnHub => None,
+                CachedFile::Missing | CachedFile::Damaged(_) => return Ok(None),
             };
         }
         Ok(Some(found))
     }
 
-    /// The files, all at one commit, fetched where they are not on disk. Optional ones that the
-    /// repository lacks are left out; so are those never asked for when the hub is out of reach.
+    /// The files, all of the same commit, downloaded if they are not on disk. Optional files that the repository
+    /// lacks are left out; if the hub is unreachable, so are optional files that are not on disk.
     ///
     /// # Errors
-    /// When a file is not to be had, or its bytes are not what they should be.
-    pub fn get(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
+    /// When a file is not available, or its digest is wrong.
+    pub fn get(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<FoundFiles> {
         if let Some(found) = self.on_disk(repo, revision, files)? {
             return Ok(found);
         }
@@ -69,30 +70,30 @@ impl<'a> Hub<'a> {
         }
         self.get_online(repo, revision, files).or_else(|error| {
             let found = self.get_offline(repo, revision, files).map_err(|_| error.clone())?;
-            tracing::warn!("{error}; going on with what is on disk");
+            tracing::warn!("{error}; using the files on disk");
             Ok(found)
         })
     }
 
-    fn get_online(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
+    fn get_online(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<FoundFiles> {
         let session = Session::open(self.config)?;
-        // A branch may move on between two files.
+        // Resolve the branch once, since it may change between two files.
         let commit = match files.first() {
             Some(first) if !is_commit(revision) => match session.describe(repo, revision, &first.path)? {
-                Answer::Here(RemoteFile { commit, .. }) | Answer::Absent(Some(commit)) => commit,
-                Answer::Absent(None) => return Err(no_file(repo, revision, &first.path)),
+                HubResponse::Found(RemoteFile { commit, .. }) | HubResponse::Absent(Some(commit)) => commit,
+                HubResponse::Absent(None) => return Err(no_file(repo, revision, &first.path)),
             },
             _ => revision.to_owned(),
         };
-        let mut found = Found::new();
+        let mut found = FoundFiles::new();
         for file in files {
-            let path = match self.state(repo, &commit, file)? {
-                OnDisk::Intact(path) => Some(path),
-                OnDisk::Absent => None,
-                OnDisk::Missing => self.fetch(&session, repo, &commit, file)?,
-                OnDisk::Damaged(path) => {
-                    note(&format!("{} is damaged; fetching it again", path.display()));
-                    self.fetch(&session, repo, &commit, file)?
+            let path = match self.cached_file(repo, &commit, file)? {
+                CachedFile::Intact(path) => Some(path),
+                CachedFile::AbsentOnHub => None,
+                CachedFile::Missing => self.download(&session, repo, &commit, file)?,
+                CachedFile::Damaged(path) => {
+                    notify(&format!("{} is damaged; downloading it again", path.display()));
+                    self.download(&session, repo, &commit, file)?
                 }
             };
             match path {
@@ -107,24 +108,27 @@ impl<'a> Hub<'a> {
         Ok(found)
     }
 
-    /// What the disk has, without the optional files it lacks; or what to say about it.
-    fn get_offline(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<Found> {
-        let mut found = Found::new();
+    /// The files on disk, without optional files that are missing.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    fn get_offline(&self, repo: &str, revision: &str, files: &[WantedFile]) -> Result<FoundFiles> {
+        let mut found = FoundFiles::new();
         for file in files {
-            match self.state(repo, revision, file)? {
-                OnDisk::Intact(path) => {
+            match self.cached_file(repo, revision, file)? {
+                CachedFile::Intact(path) => {
                     found.insert(file.name.clone(), path);
                 }
-                OnDisk::Damaged(path) => {
+                CachedFile::Damaged(path) => {
                     return Err(Error::registry(format!(
-                        "{} is damaged: its digest is not what it should be; fetch it again without --offline",
+                        "{} is damaged: its digest is wrong; run once without --offline to download it again",
                         path.display()
                     )));
                 }
-                OnDisk::Absent | OnDisk::Missing if file.optional => {}
-                OnDisk::Absent | OnDisk::Missing => {
+                CachedFile::AbsentOnHub | CachedFile::Missing if file.optional => {}
+                CachedFile::AbsentOnHub | CachedFile::Missing => {
                     return Err(Error::registry(format!(
-                        "`{}` of hub repository `{repo}` is not in {}, and --offline is set",
+                        "`{}` of hub repository `{repo}` is not in {}, and --offline is set; run once without --offline",
                         file.path,
                         self.config.hub_cache.display()
                     )));
@@ -134,24 +138,26 @@ impl<'a> Hub<'a> {
         Ok(found)
     }
 
-    /// What the repository holds: as listed before if that commit is the one on disk, else as the
-    /// hub says, else (offline, or with the hub out of reach) as far as the disk knows.
+    /// The files of a repository: the saved listing of the commit on disk, else a new listing from the hub, else
+    /// (offline or with the hub unreachable) the files on disk.
     ///
     /// # Errors
-    /// When nothing of it is on disk and the hub does not say.
+    /// When nothing is on disk, and the hub does not list it.
     pub fn listing(&self, repo: &str, revision: &str) -> Result<RepoListing> {
         let commit = self.commit_on_disk(repo, revision);
-        if let Some(known) = commit.as_ref().and_then(|commit| self.load_listing(repo, commit)) {
-            return Ok(known);
+        if let Some(saved) = commit.as_ref().and_then(|commit| self.load_listing(repo, commit)) {
+            return Ok(saved);
         }
-        let partly = || {
+        let from_disk = || {
             let commit = commit.clone()?;
             let files = files_under(&self.repo_dir(repo).join("snapshots").join(&commit));
             (!files.is_empty()).then_some(RepoListing { commit, files, license: None })
         };
         if self.config.offline {
-            return partly().ok_or_else(|| {
-                Error::registry(format!("hub repository `{repo}` is not on disk, and --offline is set"))
+            return from_disk().ok_or_else(|| {
+                Error::registry(format!(
+                    "hub repository `{repo}` is not on disk, and --offline is set; run once without --offline"
+                ))
             });
         }
         match Session::open(self.config)?.list(repo, revision) {
@@ -159,11 +165,11 @@ impl<'a> Hub<'a> {
                 self.save_listing(repo, &listing)?;
                 Ok(listing)
             }
-            Err(error) => partly().ok_or(error),
+            Err(error) => from_disk().ok_or(error),
         }
     }
 
-    /// Every model repository in the cache that has a `main` branch, with what is on disk of it.
+    /// Every model repository in the cache with a `main` branch: its name, snapshot folder and files on disk.
     pub fn repos_on_disk(&self) -> Vec<(String, PathBuf, Vec<String>)> {
         let entries = fs::read_dir(&self.config.hub_cache).into_iter().flatten().flatten();
         let mut repos: Vec<_> = entries
@@ -179,7 +185,7 @@ impl<'a> Hub<'a> {
         repos
     }
 
-    /// Where the file is, were it on disk; whether it is intact is not asked.
+    /// The path of a file on disk, without verifying it.
     pub fn path_on_disk(&self, repo: &str, revision: &str, path: &str) -> Option<PathBuf> {
         let commit = self.commit_on_disk(repo, revision)?;
         let path = self.repo_dir(repo).join("snapshots").join(commit).join(path);
@@ -198,29 +204,29 @@ impl<'a> Hub<'a> {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    fn state(&self, repo: &str, revision: &str, file: &WantedFile) -> Result<OnDisk> {
-        let Some(commit) = self.commit_on_disk(repo, revision) else { return Ok(OnDisk::Missing) };
+    fn cached_file(&self, repo: &str, revision: &str, file: &WantedFile) -> Result<CachedFile> {
+        let Some(commit) = self.commit_on_disk(repo, revision) else { return Ok(CachedFile::Missing) };
         if file.optional && self.repo_dir(repo).join(".no_exist").join(&commit).join(&file.path).exists() {
-            return Ok(OnDisk::Absent);
+            return Ok(CachedFile::AbsentOnHub);
         }
         let path = self.repo_dir(repo).join("snapshots").join(commit).join(&file.path);
         if !path.is_file() {
-            return Ok(OnDisk::Missing);
+            return Ok(CachedFile::Missing);
         }
-        // Links lead to a blob named by its digest. A plain file (made where links are not
-        // allowed) without a digest in the catalog has nothing to be held against.
+        // A link leads to a blob named by its digest. A plain file (on systems without links) can be verified
+        // only if the catalog has its digest.
         let digest = file.sha256.clone().map(Digest::Sha256).or_else(|| {
             let target = fs::read_link(&path).ok()?;
             Digest::from_etag(target.file_name()?.to_str()?)
         });
         match digest {
-            Some(digest) if !self.verifier.is_intact(&path, &digest)? => Ok(OnDisk::Damaged(path)),
-            Some(_) | None => Ok(OnDisk::Intact(path)),
+            Some(digest) if !self.verifier.is_intact(&path, &digest)? => Ok(CachedFile::Damaged(path)),
+            Some(_) | None => Ok(CachedFile::Intact(path)),
         }
     }
 
-    /// Fetches one file and links it into its snapshot. `None` means that the repository has none.
-    fn fetch(
+    /// Downloads one file, and links it into its snapshot. Returns `None` if the repository does not have it.
+    fn download(
         &self,
         session: &Session,
         repo: &str,
@@ -228,12 +234,12 @@ impl<'a> Hub<'a> {
         file: &WantedFile,
     ) -> Result<Option<PathBuf>> {
         let remote = match session.describe(repo, commit, &file.path)? {
-            Answer::Here(remote) => remote,
-            Answer::Absent(commit) => {
-                // The mark other clients leave too. Without it the hub is only asked again.
+            HubResponse::Found(remote) => remote,
+            HubResponse::Absent(commit) => {
+                // The marker that other clients use too. If it cannot be written, the hub is asked again.
                 if let Some(commit) = commit {
-                    let mark = self.repo_dir(repo).join(".no_exist").join(&commit).join(&file.path);
-                    let _ = write_whole(&mark, b"");
+                    let marker = self.repo_dir(repo).join(".no_exist").join(&commit).join(&file.path);
+                    let _ = write_atomically(&marker, b"");
                 }
                 return Ok(None);
             }
@@ -251,7 +257,7 @@ impl<'a> Hub<'a> {
             (None, Some(digest)) => digest.clone(),
             (None, None) => {
                 return Err(Error::registry(format!(
-                    "the hub at {} names no digest for `{}` of `{repo}`, so it cannot be checked; fetch it \
+                    "the hub at {} gives no digest for `{}` of `{repo}`, so it cannot be verified; download it \
                      yourself and pass its path",
                     self.config.hub_endpoint, file.path
                 )));
@@ -260,12 +266,12 @@ impl<'a> Hub<'a> {
         let blob_name = from_etag.as_ref().unwrap_or(&digest).hex();
         let blob = self.repo_dir(repo).join("blobs").join(blob_name);
         let what = format!("{repo}/{}", file.path);
-        // The lock file of Hugging Face's own clients, so that they and we wait for each other.
+        // The same lock file as Hugging Face's own clients, so that all wait for each other.
         let locks = self.config.hub_cache.join(".locks").join(folder_name(repo));
-        let _lock = verify::lock(&locks.join(format!("{blob_name}.lock")), &what)?;
+        let _lock = lock_file(&locks.join(format!("{blob_name}.lock")), &what)?;
         if !(blob.is_file() && self.verifier.is_intact(&blob, &digest)?) {
-            session.download(repo, &remote, &file.path, &digest, &blob)?;
-            self.verifier.remember(&blob, &digest);
+            session.download(&remote, &digest, &blob)?;
+            self.verifier.record(&blob, &digest);
         }
         let snapshot = self.repo_dir(repo).join("snapshots").join(commit);
         let path = snapshot.join(&file.path);
@@ -273,13 +279,16 @@ impl<'a> Hub<'a> {
         Ok(Some(path))
     }
 
-    /// Makes `revision` mean `commit` on this disk; once all of its files are there, not before.
+    /// Points `revision` to `commit` in the cache. Call it only after all files of the commit are on disk.
+    ///
+    /// # Errors
+    /// When the file system refuses.
     pub fn save_ref(&self, repo: &str, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) {
             return Ok(());
         }
         let path = self.repo_dir(repo).join("refs").join(revision);
-        write_whole(&path, commit.as_bytes()).map_err(|error| io_error("write", &path, &error))
+        write_atomically(&path, commit.as_bytes()).map_err(|error| io_error("write", &path, &error))
     }
 
     fn listing_path(&self, repo: &str, commit: &str) -> PathBuf {
@@ -293,17 +302,17 @@ impl<'a> Hub<'a> {
     fn save_listing(&self, repo: &str, listing: &RepoListing) -> Result<()> {
         let path = self.listing_path(repo, &listing.commit);
         let text = serde_json::to_vec(listing).map_err(|error| Error::internal(error.to_string()))?;
-        write_whole(&path, &text).map_err(|error| io_error("write", &path, &error))
+        write_atomically(&path, &text).map_err(|error| io_error("write", &path, &error))
     }
 }
 
-/// `models--owner--name`, the cache's folder of a repository.
+/// The cache folder of a repository: `models--owner--name`.
 fn folder_name(repo: &str) -> String {
     format!("models--{}", repo.replace('/', "--"))
 }
 
-/// Makes `path`, `depth` folders below a snapshot's own, stand for `blob`: by a relative link, or
-/// by a second name or a copy where links are not to be had.
+/// Links `path` to `blob`; `depth` is the number of parts of the path within the snapshot. Uses a relative symbolic
+/// link, or elsewhere than on Unix a hard link or a copy.
 fn link(blob: &Path, path: &Path, depth: usize) -> std::io::Result<()> {
     create_parent(path)?;
     let temporary = path.with_file_name(format!(".{}.link", uuid::Uuid::new_v4().simple()));

@@ -1,4 +1,4 @@
-//! The line to the hub: what it says of a file, and the file's bytes.
+//! HTTP requests to the hub: listings, file metadata and downloads.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -16,63 +16,74 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::super::names::{DEFAULT_REVISION, check_relative_path, is_commit};
-use super::super::progress::{Progress, note, readable_size};
-use super::super::verify::{Digest, create_parent, io_error, put_in_place};
+use super::super::progress::{Progress, notify, readable_size};
+use super::super::verify::{Digest, create_parent, io_error, persist};
 use super::transfer::Transfer;
 use crate::config::RegistryConfig;
 use crate::error::{Error, Kind, Result};
 
-/// A question about a file is answered within this time, or the hub counts as not there.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time limit for a request of metadata; beyond it, the hub counts as unreachable.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often a transfer that broke is taken up again within one call.
-const MAX_RESUMPTIONS: usize = 4;
+/// How often an interrupted transfer is resumed within one call.
+const MAX_RESUMES: usize = 4;
 
-/// As many as Hugging Face's own clients follow.
+/// The limit of Hugging Face's own clients.
 const MAX_REDIRECTS: usize = 10;
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
-/// An open line to the hub. Blocking; its futures run on a runtime of its own.
+/// A client of the hub. Its methods block; its futures run on its own runtime.
 pub struct Session {
     runtime: Runtime,
     client: HFClient,
-    /// Follows no redirect: the answer that carries a file's digest and commit is the hub's own,
-    /// before it sends the client on to where the bytes are. `HFRepository::get_file_metadata`
-    /// asks the place at the end, which knows neither.
-    asker: reqwest::Client,
+    /// A client that follows no redirects, for file metadata: the response with a file's digest and commit is the
+    /// hub's own, before the redirect to the file's bytes. `HFRepository::get_file_metadata` follows the redirect,
+    /// and so gets neither.
+    metadata_client: reqwest::Client,
     endpoint: Url,
     token: Option<String>,
     read_timeout: Duration,
 }
 
-/// What a repository holds at one commit.
+/// The files of a repository at one commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepoListing {
     /// The commit, 40 hex digits.
     pub commit: String,
     /// Relative paths of all files.
     pub files: Vec<String>,
-    /// What the model card says.
+    /// The license in the model card.
     pub license: Option<String>,
 }
 
-/// A file as the hub describes it.
+/// A file on the hub.
 pub struct RemoteFile {
-    /// The hub's name for the content: a digest, if the hub is one.
+    /// Its repository.
+    pub repo: String,
+    /// Its path in the repository.
+    pub path: String,
+    /// The ETag of its content, which is a digest on a real hub.
     pub etag: String,
+    /// The commit of its repository.
     pub commit: String,
+    /// Its size.
     pub size_bytes: u64,
 }
 
-/// What the hub says about a file.
-pub enum Answer {
-    Here(RemoteFile),
-    /// There is none; at this commit, if it is a hub that says so and not just any server.
+/// The hub's response about a file.
+pub enum HubResponse {
+    /// The repository has the file.
+    Found(RemoteFile),
+    /// The repository does not have the file. The commit is known if a real hub says so, and not some other server.
     Absent(Option<String>),
 }
 
 impl Session {
+    /// Sets up the clients; opens no connection yet.
+    ///
+    /// # Errors
+    /// When the endpoint is malformed, or a client cannot be set up.
     pub fn open(config: &RegistryConfig) -> Result<Self> {
         let endpoint = Url::parse(&config.hub_endpoint)
             .ok()
@@ -80,7 +91,7 @@ impl Session {
             .ok_or_else(|| {
                 Error::new(
                     Kind::Config,
-                    format!("HF_ENDPOINT `{}` is not an http address", config.hub_endpoint),
+                    format!("HF_ENDPOINT is `{}`, which is not an http or https URL", config.hub_endpoint),
                 )
             })?;
         let client = || {
@@ -89,14 +100,18 @@ impl Session {
                 .connect_timeout(config.hub_connect_timeout)
                 .read_timeout(config.hub_read_timeout)
         };
-        let broken = |error: &dyn StdError| Error::internal(format!("hub client: {}", chain(error)));
-        let asker =
-            client().redirect(reqwest::redirect::Policy::none()).build().map_err(|error| broken(&error))?;
+        let setup_error = |error: &dyn StdError| {
+            Error::internal(format!("cannot set up the hub client: {}", error_chain(error)))
+        };
+        let metadata_client = client()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|error| setup_error(&error))?;
         let mut builder = HFClient::builder()
             .endpoint(&config.hub_endpoint)
             .cache_dir(&config.hub_cache)
-            .client(client().build().map_err(|error| broken(&error))?)
-            // What is worth trying again is tried again here, with what has arrived in hand.
+            .client(client().build().map_err(|error| setup_error(&error))?)
+            // Retries are done here, where an interrupted transfer can be resumed.
             .retry_max_attempts(0);
         if let Some(token) = &config.hub_token {
             builder = builder.token(token);
@@ -105,9 +120,9 @@ impl Session {
             runtime: runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
-                .map_err(|error| broken(&error))?,
-            client: builder.build().map_err(|error| broken(&error))?,
-            asker,
+                .map_err(|error| setup_error(&error))?,
+            client: builder.build().map_err(|error| setup_error(&error))?,
+            metadata_client,
             endpoint,
             token: config.hub_token.clone(),
             read_timeout: config.hub_read_timeout,
@@ -119,26 +134,29 @@ impl Session {
         self.client.model(owner, name)
     }
 
-    /// Runs a request to its end, or to `limit`.
+    /// Runs a request with a time limit.
     fn wait<T>(&self, limit: Duration, request: impl Future<Output = T>) -> Result<T> {
         self.runtime.block_on(async { timeout(limit, request).await }).map_err(|_| {
-            Error::registry(format!("the hub at {} did not answer within {limit:?}", self.endpoint))
+            Error::registry(format!("the hub at {} did not respond within {limit:?}", self.endpoint))
         })
     }
 
-    fn answer_timeout(&self) -> Duration {
-        ANSWER_TIMEOUT.min(self.read_timeout)
+    fn metadata_timeout(&self) -> Duration {
+        METADATA_TIMEOUT.min(self.read_timeout)
     }
 
-    /// What the repository holds at a revision.
+    /// Lists the files of a repository at a revision.
+    ///
+    /// # Errors
+    /// When the repository or revision does not exist or is not accessible, or the hub is unreachable.
     pub fn list(&self, repo: &str, revision: &str) -> Result<RepoListing> {
         let handle = self.repo(repo);
         let info = self
-            .wait(self.answer_timeout(), handle.info().revision(revision).send())?
-            .map_err(|error| self.explain(repo, revision, error))?;
+            .wait(self.metadata_timeout(), handle.info().revision(revision).send())?
+            .map_err(|error| self.hub_error(repo, revision, error))?;
         let commit = info.sha.filter(|commit| is_commit(commit)).ok_or_else(|| self.not_a_hub("commit"))?;
         let card = info.card_data.unwrap_or_default();
-        // Names become paths on this disk, and a hub is not trusted to climb out of its folder.
+        // Names become paths on this disk, and the hub is not trusted to stay in its folder.
         let is_safe = |name: &String| check_relative_path(name).is_ok();
         let siblings = info.siblings.unwrap_or_default().into_iter();
         Ok(RepoListing {
@@ -148,130 +166,133 @@ impl Session {
         })
     }
 
-    /// Digest, commit and size of one file.
-    pub fn describe(&self, repo: &str, revision: &str, path: &str) -> Result<Answer> {
+    /// Requests digest, commit and size of one file.
+    ///
+    /// # Errors
+    /// When the repository or revision does not exist or is not accessible, or the hub is unreachable.
+    pub fn describe(&self, repo: &str, revision: &str, path: &str) -> Result<HubResponse> {
         let mut url = self.endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(repo.split('/')).push("resolve").push(revision);
             segments.extend(path.split('/'));
         }
-        let response = self.wait(self.answer_timeout(), self.ask(url))??;
+        let response = self.wait(self.metadata_timeout(), self.head(url))??;
         let headers = response.headers();
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let named = text("x-repo-commit").filter(|commit| is_commit(commit)).map(str::to_owned);
+        let header_commit = text("x-repo-commit").filter(|commit| is_commit(commit)).map(str::to_owned);
         match response.status() {
             status if status.is_success() || status.is_redirection() => {}
             StatusCode::NOT_FOUND => {
                 return match text("x-error-code") {
                     Some("RepoNotFound") => Err(no_repo(repo)),
                     Some("RevisionNotFound") => Err(no_revision(repo, revision)),
-                    Some("EntryNotFound") => Ok(Answer::Absent(named)),
-                    _ => Ok(Answer::Absent(None)),
+                    Some("EntryNotFound") => Ok(HubResponse::Absent(header_commit)),
+                    _ => Ok(HubResponse::Absent(None)),
                 };
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.refused(repo)),
-            status => return Err(self.odd_status(repo, status)),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.access_denied(repo)),
+            status => return Err(self.unexpected_status(repo, status)),
         }
         let etag = etag_of(headers).ok_or_else(|| self.not_a_hub("digest"))?;
-        let commit = named.or_else(|| is_commit(revision).then(|| revision.to_owned()));
+        let commit = header_commit.or_else(|| is_commit(revision).then(|| revision.to_owned()));
         let size = text("x-linked-size").or_else(|| text(header::CONTENT_LENGTH.as_str()));
-        Ok(Answer::Here(RemoteFile {
+        Ok(HubResponse::Found(RemoteFile {
+            repo: repo.to_owned(),
+            path: path.to_owned(),
             etag,
             commit: commit.ok_or_else(|| self.not_a_hub("commit"))?,
             size_bytes: size.and_then(|size| size.parse().ok()).ok_or_else(|| self.not_a_hub("size"))?,
         }))
     }
 
-    /// Asks for the headers at `url`, following redirects up to the answer that describes the
-    /// file. The token goes to the hub alone.
-    async fn ask(&self, mut url: Url) -> Result<Response> {
+    /// Sends a HEAD request, and follows redirects up to the response with the file's metadata. The token is sent to
+    /// the hub only.
+    async fn head(&self, mut url: Url) -> Result<Response> {
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.asker.head(url.clone());
+            let mut request = self.metadata_client.head(url.clone());
             if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
                 request = request.bearer_auth(token);
             }
             let response = request.send().await.map_err(|error| self.unreachable(error))?;
-            let describes = response.headers().contains_key("x-linked-etag");
-            if !response.status().is_redirection() || describes {
+            let has_metadata = response.headers().contains_key("x-linked-etag");
+            if !response.status().is_redirection() || has_metadata {
                 return Ok(response);
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
             url = location
                 .and_then(|location| url.join(location).ok())
-                .ok_or_else(|| self.not_a_hub("place to go on to"))?;
+                .ok_or_else(|| self.not_a_hub("redirect location"))?;
         }
-        Err(Error::registry(format!("the hub at {} redirects in circles", self.endpoint)))
+        Err(Error::registry(format!(
+            "the hub at {} redirects more than {MAX_REDIRECTS} times",
+            self.endpoint
+        )))
     }
 
-    /// Fetches a file to `blob` by way of `<blob>.incomplete`, going on from what an earlier try
-    /// left there.
-    pub fn download(
-        &self,
-        repo: &str,
-        remote: &RemoteFile,
-        path: &str,
-        digest: &Digest,
-        blob: &Path,
-    ) -> Result<()> {
+    /// Downloads a file to `blob`, by way of `<blob>.incomplete`. Resumes what an earlier attempt left there.
+    ///
+    /// # Errors
+    /// When the connection breaks without progress or too often, the digest is wrong, or the file system refuses.
+    pub fn download(&self, remote: &RemoteFile, digest: &Digest, blob: &Path) -> Result<()> {
+        let RemoteFile { repo, path, .. } = remote;
         let partial = PathBuf::from(format!("{}.incomplete", blob.display()));
         let cannot_write = |error: std::io::Error| io_error("write", &partial, &error);
         create_parent(&partial).map_err(cannot_write)?;
-        let mut transfer = Transfer::take_up(&partial, digest, remote.size_bytes).map_err(cannot_write)?;
+        let mut transfer = Transfer::resume(&partial, digest, remote.size_bytes).map_err(cannot_write)?;
         let mut is_resumed = transfer.n_bytes > 0;
-        let progress = Progress::of_bytes(&format!("{repo}/{path}"), remote.size_bytes, transfer.n_bytes);
+        let progress = Progress::for_bytes(&format!("{repo}/{path}"), remote.size_bytes, transfer.n_bytes);
         for attempt in 0.. {
             let before = transfer.n_bytes;
-            let outcome = self.receive(repo, remote, path, &mut transfer, &progress);
+            let outcome = self.receive(remote, &mut transfer, &progress);
             match outcome {
-                Ok(()) if transfer.is_right(digest) => break,
-                // What an earlier process left may be what is wrong: once more from the start.
+                Ok(()) if transfer.is_complete(digest) => break,
+                // The part from an earlier process may be damaged: try once from the start.
                 Ok(()) if is_resumed => {
-                    note(&format!("the earlier part of {repo}/{path} is damaged; starting over"));
-                    transfer = Transfer::anew(&partial, digest, remote.size_bytes).map_err(cannot_write)?;
+                    notify(&format!("the partial download of {repo}/{path} is damaged; starting over"));
+                    transfer =
+                        Transfer::restart(&partial, digest, remote.size_bytes).map_err(cannot_write)?;
                     is_resumed = false;
                 }
                 Ok(()) => {
-                    let found = transfer.hasher.finish();
+                    let found = transfer.hasher.into_digest();
                     fs::remove_file(&partial).map_err(cannot_write)?;
                     return Err(Error::registry(format!(
                         "`{path}` of hub repository `{repo}` arrived with a wrong digest and was deleted: its {} \
-                         is {}, expected {}; something between here and {} changes files",
+                         is {}, expected {}; check the connection to {}: a proxy may alter files",
                         digest.algorithm(),
                         found.hex(),
                         digest.hex(),
                         self.endpoint
                     )));
                 }
-                Err(Broken::Fatal(error)) => return Err(error),
-                Err(Broken::Connection(error))
-                    if attempt == MAX_RESUMPTIONS || transfer.n_bytes == before =>
+                Err(TransferError::Fatal(error)) => return Err(error),
+                Err(TransferError::Connection(error))
+                    if attempt == MAX_RESUMES || transfer.n_bytes == before =>
                 {
                     return Err(Error::registry(format!(
-                        "{error} after {} of {} of `{path}` from hub repository `{repo}`; run again to go on \
-                         from there",
+                        "{error} after {} of {} of `{path}` from hub repository `{repo}`; run again to resume",
                         readable_size(transfer.n_bytes),
                         readable_size(remote.size_bytes)
                     )));
                 }
-                Err(Broken::Connection(error)) => {
-                    tracing::debug!("going on with {repo}/{path} at {}: {error}", transfer.n_bytes);
+                Err(TransferError::Connection(error)) => {
+                    tracing::debug!("resuming {repo}/{path} at {}: {error}", transfer.n_bytes);
                 }
             }
         }
-        put_in_place(&partial, blob).map_err(|error| io_error("write", blob, &error))?;
-        progress.done(remote.size_bytes);
+        persist(&partial, blob).map_err(|error| io_error("write", blob, &error))?;
+        progress.complete(remote.size_bytes);
         Ok(())
     }
 
     /// Appends to the transfer until it is complete or the connection breaks.
     fn receive(
         &self,
-        repo: &str,
         remote: &RemoteFile,
-        path: &str,
         transfer: &mut Transfer,
         progress: &Progress,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), TransferError> {
+        let RemoteFile { repo, path, .. } = remote;
         let start = transfer.n_bytes;
         if start == remote.size_bytes {
             return Ok(());
@@ -280,98 +301,107 @@ impl Session {
         let range = (start > 0).then_some(start..remote.size_bytes);
         let request =
             handle.download_file_stream().filename(path).revision(&remote.commit).maybe_range(range);
-        // Two round trips, the second of which may be sent on to another host.
+        // Two round trips, since the hub may redirect to another host.
         let (length, mut stream) = self
             .wait(self.read_timeout * 2, request.send())
-            .map_err(Broken::Fatal)?
+            .map_err(TransferError::Fatal)?
             .map_err(|error| match error {
-            HFError::Request { source, .. } => Broken::Connection(cause(source)),
-            other => Broken::Fatal(self.explain(repo, &remote.commit, other)),
-        })?;
+                HFError::Request { source, .. } => TransferError::Connection(root_cause(source)),
+                other => TransferError::Fatal(self.hub_error(repo, &remote.commit, other)),
+            })?;
         if start > 0 && length != Some(remote.size_bytes - start) {
-            // Asked for the rest, the server sends something else.
+            // The server ignored the range.
             drop(stream);
-            transfer.rewind().map_err(|error| Broken::Fatal(io_error("write", &transfer.path, &error)))?;
-            return self.receive(repo, remote, path, transfer, progress);
+            transfer
+                .rewind()
+                .map_err(|error| TransferError::Fatal(io_error("write", &transfer.path, &error)))?;
+            return self.receive(remote, transfer, progress);
         }
         while transfer.n_bytes < remote.size_bytes {
             let next = self.runtime.block_on(async { timeout(self.read_timeout, stream.next()).await });
             let bytes = match next {
                 Ok(Some(Ok(bytes))) => bytes,
                 Ok(Some(Err(HFError::Request { source, .. }))) => {
-                    return Err(Broken::Connection(format!("the connection broke ({})", cause(source))));
+                    return Err(TransferError::Connection(format!(
+                        "the connection broke ({})",
+                        root_cause(source)
+                    )));
                 }
-                Ok(Some(Err(error))) => return Err(Broken::Connection(chain(&error))),
-                Ok(None) => return Err(Broken::Connection("the connection closed".into())),
+                Ok(Some(Err(error))) => return Err(TransferError::Connection(error_chain(&error))),
+                Ok(None) => return Err(TransferError::Connection("the connection closed".into())),
                 Err(_) => {
                     let limit = self.read_timeout;
-                    return Err(Broken::Connection(format!("nothing arrived for {limit:?}")));
+                    return Err(TransferError::Connection(format!("nothing arrived for {limit:?}")));
                 }
             };
             let room = usize::try_from(remote.size_bytes - transfer.n_bytes).unwrap_or(usize::MAX);
             let bytes = &bytes[..bytes.len().min(room)];
             transfer
                 .append(bytes)
-                .map_err(|error| Broken::Fatal(io_error("write", &transfer.path, &error)))?;
-            progress.reached(transfer.n_bytes);
+                .map_err(|error| TransferError::Fatal(io_error("write", &transfer.path, &error)))?;
+            progress.set_position(transfer.n_bytes);
         }
         Ok(())
     }
 
-    fn explain(&self, repo: &str, revision: &str, error: HFError) -> Error {
+    fn hub_error(&self, repo: &str, revision: &str, error: HFError) -> Error {
         match error {
-            HFError::AuthRequired { .. } | HFError::Forbidden { .. } => self.refused(repo),
+            HFError::AuthRequired { .. } | HFError::Forbidden { .. } => self.access_denied(repo),
             HFError::RepoNotFound { .. } => no_repo(repo),
-            // The hub's answer is 404 for either.
+            // The hub responds 404 to a missing repository too.
             HFError::RevisionNotFound { .. } if revision == DEFAULT_REVISION => no_repo(repo),
             HFError::RevisionNotFound { .. } => no_revision(repo, revision),
             HFError::EntryNotFound { path, .. } => no_file(repo, revision, &path),
             HFError::Request { source, .. } => self.unreachable(source),
-            HFError::Http { context } => self.odd_status(repo, context.status),
-            other => Error::registry(format!("hub repository `{repo}`: {}", chain(&other))),
+            HFError::Http { context } => self.unexpected_status(repo, context.status),
+            other => Error::registry(format!("hub repository `{repo}`: {}", error_chain(&other))),
         }
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Error {
-        Error::registry(format!("cannot reach the hub at {}: {}", self.endpoint, cause(error)))
+        Error::registry(format!("cannot reach the hub at {}: {}", self.endpoint, root_cause(error)))
     }
 
-    fn refused(&self, repo: &str) -> Error {
+    fn access_denied(&self, repo: &str) -> Error {
         let remedy = match self.token {
-            Some(_) => "accept its terms on the hub, or set HF_TOKEN to a token that may read it",
-            None => "set HF_TOKEN to a token that may read it",
+            Some(_) => "accept its terms on the hub, or set HF_TOKEN to a token with read access",
+            None => "set HF_TOKEN to a token with read access",
         };
         Error::registry(format!(
-            "the hub refuses access to `{repo}`: it is private or gated, or does not exist; {remedy}"
+            "the hub denies access to `{repo}`, which is private or gated, or does not exist; {remedy}"
         ))
     }
 
-    fn odd_status(&self, repo: &str, status: StatusCode) -> Error {
-        Error::registry(format!("the hub at {} answered {status} for `{repo}`; try later", self.endpoint))
+    fn unexpected_status(&self, repo: &str, status: StatusCode) -> Error {
+        Error::registry(format!(
+            "the hub at {} responded {status} for `{repo}`; try again later",
+            self.endpoint
+        ))
     }
 
     fn not_a_hub(&self, lacks: &str) -> Error {
         Error::registry(format!(
-            "the answer of {} carries no {lacks}; is HF_ENDPOINT a Hugging Face hub or a mirror of it",
+            "the response of {} has no {lacks}; check that HF_ENDPOINT is a Hugging Face hub or a mirror of it",
             self.endpoint
         ))
     }
 }
 
-/// Why a transfer stopped.
-enum Broken {
-    /// It may go on with a new connection.
+/// A failed transfer.
+enum TransferError {
+    /// The connection broke; a new one may resume.
     Connection(String),
+    /// Retrying does not help.
     Fatal(Error),
 }
 
-/// The hub's name for the content behind an answer, without quotes and weakness mark.
+/// The ETag of a response, without quotes and the `W/` of a weak tag.
 fn etag_of(headers: &HeaderMap) -> Option<String> {
     let etag = headers.get("x-linked-etag").or_else(|| headers.get(header::ETAG))?.to_str().ok()?;
     Some(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_owned())
 }
 
-/// The error of a file that a repository lacks.
+/// The error for a file that is not in its repository.
 pub fn no_file(repo: &str, revision: &str, path: &str) -> Error {
     Error::registry(format!("hub repository `{repo}` has no file `{path}` at revision `{revision}`"))
 }
@@ -384,13 +414,13 @@ fn no_revision(repo: &str, revision: &str) -> Error {
     Error::registry(format!("hub repository `{repo}` has no revision `{revision}`"))
 }
 
-/// What went wrong with a request. Its address is left out: the hub signs those it sends on to.
-fn cause(error: reqwest::Error) -> String {
-    chain(&error.without_url())
+/// The reason why a request failed. Leaves out the URL, since redirects of the hub carry signatures.
+fn root_cause(error: reqwest::Error) -> String {
+    error_chain(&error.without_url())
 }
 
-/// An error with its causes; the last of them is the one that says what happened.
-fn chain(error: &dyn StdError) -> String {
+/// The message of an error with those of its causes, the last of which is usually the most specific.
+fn error_chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,4 +1,4 @@
-//! A file on its way in.
+//! A resumable file transfer.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,19 +6,25 @@ use std::path::{Path, PathBuf};
 
 use super::super::verify::{Digest, Hasher};
 
-/// A file on its way in: the bytes so far and their digest.
+/// A partial download: the bytes so far and their hash.
 pub struct Transfer {
+    /// The partial file.
     pub path: PathBuf,
     file: File,
+    /// Bytes so far.
     pub n_bytes: u64,
     size_bytes: u64,
+    /// The hash of the bytes so far.
     pub hasher: Hasher,
     fresh_hasher: Hasher,
 }
 
 impl Transfer {
-    /// Goes on with the file at `path`, if there is one that is not too long.
-    pub fn take_up(path: &Path, digest: &Digest, size_bytes: u64) -> std::io::Result<Self> {
+    /// Resumes the partial file at `path`; starts from nothing if it does not exist or is too long.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn resume(path: &Path, digest: &Digest, size_bytes: u64) -> std::io::Result<Self> {
         let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
         let fresh_hasher = digest.hasher(size_bytes);
         let mut hasher = fresh_hasher.clone();
@@ -33,11 +39,19 @@ impl Transfer {
         Ok(transfer)
     }
 
-    pub fn anew(path: &Path, digest: &Digest, size_bytes: u64) -> std::io::Result<Self> {
+    /// Starts from nothing.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn restart(path: &Path, digest: &Digest, size_bytes: u64) -> std::io::Result<Self> {
         File::create(path)?;
-        Self::take_up(path, digest, size_bytes)
+        Self::resume(path, digest, size_bytes)
     }
 
+    /// Drops all bytes so far.
+    ///
+    /// # Errors
+    /// When the file system refuses.
     pub fn rewind(&mut self) -> std::io::Result<()> {
         self.file.set_len(0)?;
         std::io::Seek::rewind(&mut self.file)?;
@@ -46,6 +60,10 @@ impl Transfer {
         Ok(())
     }
 
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
     pub fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
@@ -53,7 +71,8 @@ impl Transfer {
         Ok(())
     }
 
-    pub fn is_right(&self, digest: &Digest) -> bool {
-        self.n_bytes == self.size_bytes && self.hasher.clone().finish() == *digest
+    /// Whether all bytes are there and have the digest.
+    pub fn is_complete(&self, digest: &Digest) -> bool {
+        self.n_bytes == self.size_bytes && self.hasher.clone().into_digest() == *digest
     }
 }
