@@ -1,5 +1,5 @@
-//! Whole chat requests against the running engine, with the default model from the user's own
-//! caches: small, medium and large prompts, 16 tokens of answer; and 8 requests at once.
+//! Whole chat requests to a running engine with the default model: small, medium and large prompts with 16
+//! generated tokens, and 8 requests at once.
 
 #![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
 
@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 const ANSWER_TOKENS: usize = 16;
 
-/// Name, words of the prompt.
+/// Name and number of prompt words of each size.
 const SIZES: [(&str, usize); 3] = [("small", 10), ("medium", 200), ("large", 1500)];
 
 fn request(n_words: usize) -> ChatCompletionRequest {

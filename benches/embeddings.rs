@@ -1,6 +1,6 @@
-//! Embeddings before (a model loaded per request) and after (the singleton), and our encoder beside fastembed.
-//! The model is the default one from the user's own caches, or what PREDICT_OTRON_EMBEDDING_MODEL names, such
-//! as a folder that has both model.safetensors and model.onnx.
+//! Embedding requests with a model loaded per request (`before`) and with the singleton (`after`), and the
+//! built-in encoder compared with fastembed. The model is the default one, or the one that
+//! PREDICT_OTRON_EMBEDDING_MODEL names, such as a folder with both model.safetensors and model.onnx.
 
 #![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
 
@@ -12,7 +12,7 @@ use predict_otron_9000::config::{Args, EmbeddingBackend, RegistryConfig};
 use predict_otron_9000::embeddings::{EmbeddingInput, EmbeddingSource, TextEmbedding};
 use predict_otron_9000::registry::Registry;
 
-/// Name, texts of a request, words of a text.
+/// Name, number of texts per request and number of words per text of each size.
 const SIZES: [(&str, usize, usize); 3] = [("small", 1, 8), ("medium", 8, 64), ("large", 32, 128)];
 
 fn requests(criterion: &mut Criterion) {
@@ -41,7 +41,7 @@ fn requests(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Name, and the words of each text.
+/// Name of each batch shape, and the number of words of each of its texts.
 fn shapes() -> [(&'static str, Vec<usize>); 4] {
     [
         ("1 x 16", vec![14]),
@@ -64,12 +64,12 @@ fn backends(criterion: &mut Criterion) {
         let model = match load() {
             Ok(model) => model,
             Err(e) => {
-                eprintln!("{backend} is left out: {e}");
+                eprintln!("skipping {backend}: {e}");
                 continue;
             }
         };
         for (name, words) in shapes() {
-            // Each another text, since those that are the same are computed once.
+            // All texts differ, since duplicates are computed only once.
             let text = |(i, &n): (usize, &usize)| format!("{i} {}", "river ".repeat(n - 1));
             let inputs: Vec<EmbeddingInput> =
                 words.iter().enumerate().map(text).map(EmbeddingInput::Text).collect();

@@ -1,5 +1,5 @@
-//! Each kernel alone: products with a matrix of every format, attention over keys and values of every
-//! format and within texts, and passes over the logits.
+//! Each kernel by itself: matrix products in every weight format, attention over the KV cache in every format,
+//! bidirectional attention, and passes over the logits.
 
 #![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
 
@@ -22,13 +22,13 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 fn matrix(format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
-    // A number that is one in half precision wherever it is read as a factor.
+    // Scales read from these bytes are 1 in half precision.
     let bytes = f16::ONE.to_le_bytes().repeat(n_in / format.block_len() * format.source_bytes());
     let row_bytes = n_in / format.block_len() * format.source_bytes();
     PackedMatrix::pack(format, n_out, n_in, |_| &bytes[..row_bytes]).unwrap()
 }
 
-/// Operations of the matrix product as elements.
+/// Matrix products; criterion's elements are floating-point operations.
 fn products(criterion: &mut Criterion) {
     let (n_out, n_in) = (8192, 2048);
     let isa = Isa::current();
@@ -50,7 +50,7 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-/// What is fused with a product, beside the product alone.
+/// Matrix products with and without fused operations.
 fn fused(criterion: &mut Criterion) {
     let (n_out, n_in, n_rows) = (1536, 576, 32);
     let isa = Isa::current();
@@ -74,8 +74,8 @@ fn fused(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One layer of the default model: bytes of keys and values for new tokens that come one at a time,
-/// operations for many.
+/// Attention of one layer of the default model. Throughput is in bytes of the KV cache for single new tokens, and
+/// in operations for many.
 fn attention(criterion: &mut Criterion) {
     let isa = Isa::current();
     let (n_heads, n_kv_heads, head_dim) = (9, 3, 64);
@@ -134,7 +134,7 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-/// One layer of the default embedding model over a batch, in operations: an MLP, and attention within texts.
+/// One layer of the default embedding model over a batch: the MLP and bidirectional attention, in operations.
 fn encoder_layer(criterion: &mut Criterion) {
     let isa = Isa::current();
     let (n_heads, head_dim, n_rows) = (12, 32, 512);
@@ -179,7 +179,7 @@ fn logits(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What sharing out costs.
+/// Overhead of starting the thread pool and claiming chunks of work.
 fn pool_costs(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pool");
     group.bench_function("run", |b| b.iter(|| pool::run(|_| {})));

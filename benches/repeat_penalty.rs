@@ -1,5 +1,5 @@
-//! The repeat penalty before (new tensors and a set per step, as candle-transformers does it) and
-//! after (the cached tensor), for one step of a generation.
+//! One step of the repeat penalty with new tensors and a set per step, as in candle-transformers (`before`),
+//! and with the cached tensor (`after`).
 
 #![allow(clippy::unwrap_used, reason = "a failed bench may panic")]
 
@@ -10,7 +10,7 @@ use predict_otron_9000::inference::sampling::CachedRepeatPenalty;
 
 const PENALTY: f32 = 1.1;
 
-/// Name, vocabulary, tokens looked back on.
+/// Name, vocabulary size and window length (`repeat_last_n`) of each size.
 const SIZES: [(&str, usize, usize); 3] =
     [("small", 32_000, 64), ("medium", 49_152, 512), ("large", 151_936, 4096)];
 
@@ -18,7 +18,7 @@ fn one_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("repeat_penalty");
     for (name, n_vocab, last_n) in SIZES {
         let logits = Tensor::randn(0f32, 4.0, n_vocab, &Device::Cpu).unwrap();
-        // A text of twice the window, so that a token leaves with every one that comes.
+        // Twice the window, so that each new token pushes one out.
         let tokens: Vec<u32> = (0..2 * last_n).map(|i| (i * 7919 % n_vocab) as u32).collect();
         let mut cached = CachedRepeatPenalty::new(PENALTY, Some(last_n), n_vocab).unwrap();
         cached.start(&tokens).unwrap();
@@ -34,9 +34,9 @@ fn one_step(criterion: &mut Criterion) {
         let mut next = tokens.iter().cycle();
         group.bench_function(BenchmarkId::new("after", name), |b| {
             b.iter(|| {
-                let penalised = cached.apply_cached_repeat_penalty(&logits).unwrap();
+                let penalized = cached.apply_cached_repeat_penalty(&logits).unwrap();
                 cached.push(*next.next().unwrap()).unwrap();
-                penalised
+                penalized
             });
         });
     }
