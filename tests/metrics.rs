@@ -16,7 +16,7 @@ const CHAT: &str = "/v1/chat/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_is_not_computed_again() {
+async fn cached_embeddings_are_not_computed_again() {
     let server = embedding_server(Limits::default(), Box::new(tiny_encoder)).await;
     let n_computed = async || {
         let metrics = server.get("/metrics").await.text().await.unwrap();
@@ -26,7 +26,7 @@ async fn what_is_known_is_not_computed_again() {
     let before = n_computed().await;
     let ask = async |input: Value| vectors(server.post(EMBEDDINGS, &json!({ "input": input })).await).await;
     let (first, n_hits) = ask(json!(["the cat", "a dog", "the cat", "the cat"])).await;
-    assert_eq!((n_hits.as_str(), n_computed().await - before), ("0", 2), "what comes twice is computed once");
+    assert_eq!((n_hits.as_str(), n_computed().await - before), ("0", 2), "duplicates are computed once");
     assert!(first[0] == first[2] && first[0] == first[3] && first[0] != first[1]);
     let (again, n_hits) = ask(json!(["a dog", "a mouse", "the cat"])).await;
     assert_eq!((n_hits.as_str(), n_computed().await - before), ("2", 3));
@@ -36,7 +36,7 @@ async fn what_is_known_is_not_computed_again() {
     let alone =
         body(server.post(EMBEDDINGS, &json!({"input": "a dog"})).await).await["usage"]["total_tokens"]
             .clone();
-    assert_eq!(usage.as_u64().unwrap(), 2 * alone.as_u64().unwrap(), "what is known counts as well");
+    assert_eq!(usage.as_u64().unwrap(), 2 * alone.as_u64().unwrap(), "cached inputs are counted, too");
     let limits = Limits { embedding_cache_bytes: 0, ..Limits::default() };
     let server = embedding_server(limits, Box::new(tiny_encoder)).await;
     for _ in 0..2 {
@@ -46,7 +46,7 @@ async fn what_is_known_is_not_computed_again() {
 }
 
 #[tokio::test]
-async fn probes_and_metrics_say_how_busy_it_is() {
+async fn probes_and_metrics_report_the_load() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
     let options = EngineOptions { running_requests: 1, ..ENGINE_OPTIONS };
     let server = scripted_server(script, Limits::default(), options).await;

@@ -1,5 +1,5 @@
-//! Headers damaged in a hundred thousand ways: an error or a header that keeps its promises, never
-//! a panic, and never more memory than the file explains.
+//! Mutated headers, a hundred thousand per format: parsing returns an error or a valid header, never panics, and
+//! never allocates more memory than the file's size justifies.
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// The most bytes that this thread held at once while `work` ran, beyond what it held before.
+/// Runs `work` and returns its result and the peak memory that this thread allocated meanwhile, in bytes.
 fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = HELD.get();
     PEAK.set(before);
@@ -57,7 +57,7 @@ fn peak_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, PEAK.get().wrapping_sub(before))
 }
 
-/// Numbers that programs stumble over.
+/// Numbers at the edges of integer types.
 const EXTREMES: [u64; 14] = [
     0,
     1,
@@ -75,7 +75,7 @@ const EXTREMES: [u64; 14] = [
     u64::MAX,
 ];
 
-/// Damages `bytes` in one to four places, all of them before `header_len`.
+/// Mutates `bytes` in one to four places before `header_len`.
 fn mutated(bytes: &[u8], header_len: usize, random: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..=random.below(4) {
@@ -108,7 +108,7 @@ fn mutated(bytes: &[u8], header_len: usize, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// A file with keys of every type and some tensors, and how long its header is.
+/// A file with keys of every type and some tensors, and the length of its header.
 fn gguf() -> (Vec<u8>, usize) {
     let mut file = Gguf::default()
         .string("general.architecture", "llama")
@@ -129,15 +129,15 @@ fn gguf() -> (Vec<u8>, usize) {
     (bytes, header_len.unwrap())
 }
 
-/// No two of the ranges share a byte, and all are in a file of `len` bytes.
-fn assert_apart(mut ranges: Vec<Range<usize>>, len: usize) {
+/// Asserts that no two ranges overlap and that all are within `len` bytes.
+fn assert_disjoint(mut ranges: Vec<Range<usize>>, len: usize) {
     ranges.sort_by_key(|range| (range.start, range.end));
     assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
     assert!(ranges.iter().all(|range| range.start <= range.end && range.end <= len), "{ranges:?}");
 }
 
 #[test]
-fn a_hundred_thousand_damaged_gguf_headers() {
+fn a_hundred_thousand_mutated_gguf_headers() {
     let (whole, header_len) = gguf();
     let mut n_read = 0;
     for seed in 0..N_MUTATIONS {
@@ -151,7 +151,7 @@ fn a_hundred_thousand_damaged_gguf_headers() {
             assert_eq!(info.tensor_type.n_bytes(&info.shape).unwrap(), info.bytes.len(), "seed {seed}");
             assert!(info.bytes.start.is_multiple_of(8) && info.n_elements() > 0, "seed {seed}");
         }
-        assert_apart(tensors.values().map(|info| info.bytes.clone()).collect(), bytes.len());
+        assert_disjoint(tensors.values().map(|info| info.bytes.clone()).collect(), bytes.len());
         for key in ["general.architecture", "u64", "f32s", "nested", "bool", "words", "numbers"] {
             let metadata = &header.metadata;
             let _ =
@@ -161,12 +161,12 @@ fn a_hundred_thousand_damaged_gguf_headers() {
             let _ = (metadata.bool(key), metadata.count(key), metadata.token_id(key));
         }
     }
-    // Else the damage is so large that nothing behind the first check is tried.
+    // Otherwise the mutations never get past the first check.
     assert!((1000..N_MUTATIONS - 1000).contains(&n_read), "{n_read} were read");
 }
 
 #[test]
-fn a_hundred_thousand_damaged_safetensors_headers() {
+fn a_hundred_thousand_mutated_safetensors_headers() {
     let json = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
         "b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},"c":{"dtype":"I64","shape":[],"data_offsets":[32,40]}}"#;
     let file = |json: &[u8]| [&(json.len() as u64).to_le_bytes()[..], json, &[1; 40]].concat();
@@ -175,7 +175,7 @@ fn a_hundred_thousand_damaged_safetensors_headers() {
     for seed in 0..N_MUTATIONS {
         let mut random = Random::new(seed);
         let bytes = match random.below(4) {
-            // All of the file, its length included.
+            // The header is the whole file, with its length field.
             0 => mutated(&file(json.as_bytes()), 8 + json.len(), &mut random),
             1 => file(&mutated(json.as_bytes(), json.len(), &mut random)),
             _ => file(with_other_numbers(json, &mut random).as_bytes()),
@@ -184,12 +184,12 @@ fn a_hundred_thousand_damaged_safetensors_headers() {
         assert!(peak <= 4 * bytes.len() + 4096, "seed {seed}: {peak} bytes for a file of {}", bytes.len());
         let Ok(header) = header else { continue };
         n_read += 1;
-        assert_apart(header.tensors().values().map(|info| info.bytes.clone()).collect(), bytes.len());
+        assert_disjoint(header.tensors().values().map(|info| info.bytes.clone()).collect(), bytes.len());
     }
     assert!((100..N_MUTATIONS - 1000).contains(&n_read), "{n_read} were read");
 }
 
-/// The text with one or two of its numbers replaced.
+/// Replaces one or two numbers in a JSON text.
 fn with_other_numbers(json: &str, random: &mut Random) -> String {
     let mut json = json.to_owned();
     for _ in 0..=random.below(2) {
@@ -212,7 +212,7 @@ fn with_other_numbers(json: &str, random: &mut Random) -> String {
 }
 
 #[test]
-fn damaged_models_are_refused_or_load() {
+fn mutated_models_are_refused_or_load() {
     let tensors = tiny_llama_tensors(32);
     let file = tensors.iter().fold(tiny_llama_keys(32), |file, (name, tensor)| file.tensor_f32(name, tensor));
     let whole = file.bytes();

@@ -1,5 +1,5 @@
-//! The two default models, over HTTP, against float32 references. Their files come through the
-//! project's own registry, as in the program.
+//! The two default models against float32 references, over HTTP. The registry provides their files, as in the
+//! program.
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
@@ -20,12 +20,12 @@ fn app(options: &[&str]) -> App {
     use clap::Parser;
     let args = Args::parse_from([&["predict-otron-9000"], options].concat());
     let app = App::new(&Config::resolve(args.serve).unwrap()).unwrap();
-    app.preload(false).expect("the default models must be fetched once, from the hub or with pip");
+    app.preload(false).expect("the default models must be downloadable, from the hub or with pip");
     app
 }
 
 async fn server() -> Server {
-    // The registry blocks, which tokio's own threads may not.
+    // The registry blocks, which tokio's worker threads must not.
     serve(tokio::task::spawn_blocking(|| APP.clone()).await.unwrap()).await
 }
 
@@ -47,7 +47,7 @@ struct ChatUsage {
 #[derive(Deserialize)]
 struct Entry {
     bytes: Vec<u8>,
-    /// The 20 likeliest: bytes, log probability, text.
+    /// The 20 most likely tokens: bytes, log probability, text.
     top: Vec<(Vec<u8>, f64, String)>,
 }
 
@@ -77,8 +77,8 @@ async fn chat_equals_the_float32_reference() {
     assert!(divergences.len() > 150 && mean <= 0.001, "mean KL {mean} over {} positions", divergences.len());
 }
 
-/// Kullback-Leibler divergence of the found distribution from the expected, over the expected one's
-/// likeliest tokens.
+/// Kullback-Leibler divergence of the found distribution from the expected one, over the most likely tokens of
+/// the expected one.
 fn divergence(expected: &Entry, found: &Value) -> f64 {
     let found: Vec<(Value, f64)> = found
         .as_array()
@@ -173,7 +173,7 @@ async fn every_kind_of_text_can_be_embedded() {
 }
 
 #[tokio::test]
-async fn token_ids_stand_for_their_text() {
+async fn token_ids_are_embedded_like_their_text() {
     let server = server().await;
     let of_text = embed(&server, json!({"input": "hello world"})).await;
     // "hello" and "world" in this vocabulary.
@@ -197,7 +197,7 @@ async fn base64_and_dimensions() {
     let whole = vector(&float["data"][0]);
     assert!(decoded.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-7));
 
-    // This model was not trained for it, so it has to be asked for twice.
+    // This model was not trained for shorter vectors, so they need `force_dimensions`.
     let refused = server.post("/v1/embeddings", &json!({"input": "hello", "dimensions": 64})).await;
     assert_eq!(refused.status(), 400);
     let message = body(refused).await["error"]["message"].as_str().unwrap().to_owned();
@@ -214,10 +214,9 @@ async fn base64_and_dimensions() {
     }
 }
 
-/// What a model says to a request depends on the request only: not on who else is answered at the same
-/// time, nor on what was computed before.
+/// An answer depends on its request alone: not on other requests in the batch, nor on earlier ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
+async fn an_answer_is_the_same_alone_in_a_batch_and_with_the_prefix_cache() {
     let server = server().await;
     let server = &server;
     let systems =
@@ -245,7 +244,7 @@ async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
     const N: usize = 200;
     let mut alone = Vec::new();
     for n in 0..N {
-        // Nobody else has this salt.
+        // No other request has this salt.
         let (choice, n_cached) = choice(request(n, Some(n))).await;
         assert_eq!(n_cached, 0);
         alone.push(choice);
@@ -256,16 +255,16 @@ async fn an_answer_is_the_same_alone_among_others_and_from_what_is_there() {
             assert_eq!(found, alone, "{round}: request {n}");
         }
         let n_cached = found.iter().filter(|(_, n_cached)| *n_cached != 0).count();
-        assert!(n_cached > N / 2, "{round}: {n_cached} found something of theirs");
+        assert!(n_cached > N / 2, "{round}: {n_cached} found a cached prefix");
     }
 }
 
-/// Guesses at what comes next change how fast an answer comes, and nothing of what it says.
+/// Speculative decoding changes the speed of an answer, not its content.
 #[tokio::test]
-async fn an_answer_is_the_same_with_guesses() {
-    let with_guesses = server().await;
-    let without = tokio::task::spawn_blocking(|| app(&["--no-speculation"])).await.unwrap();
-    let without = serve(without).await;
+async fn an_answer_is_the_same_with_speculative_decoding() {
+    let speculative = server().await;
+    let plain = tokio::task::spawn_blocking(|| app(&["--no-speculation"])).await.unwrap();
+    let plain = serve(plain).await;
     let text = "def area(width, height):\n    size = width * height\n    return size\n";
     for (content, fields) in [
         (format!("Repeat this code word for word:\n{text}"), json!({"temperature": 0})),
@@ -283,9 +282,9 @@ async fn an_answer_is_the_same_with_guesses() {
             let answer = body(server.post("/v1/chat/completions", &request).await).await;
             (answer["choices"].clone(), answer["usage"]["completion_tokens"].clone())
         };
-        assert_eq!(ask(&with_guesses).await, ask(&without).await, "{content}");
+        assert_eq!(ask(&speculative).await, ask(&plain).await, "{content}");
     }
-    let metrics = with_guesses.get("/metrics").await.text().await.unwrap();
+    let metrics = speculative.get("/metrics").await.text().await.unwrap();
     let accepted =
         metrics.lines().find_map(|line| line.strip_prefix("predict_otron_accepted_draft_tokens_total "));
     assert!(accepted.unwrap().parse::<u64>().unwrap() > 20, "{accepted:?}");

@@ -1,4 +1,4 @@
-//! Lays a checkpoint of `transformers` out as llama.cpp's converter does.
+//! Converts a `transformers` checkpoint to GGUF with the layout of llama.cpp's converter.
 
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
@@ -10,37 +10,37 @@ use serde_json::Value;
 
 use super::gguf::Gguf;
 
-/// What files of an architecture hold.
+/// The file layout of one GGUF architecture.
 struct Architecture {
     name: &'static str,
-    /// What `model_type` of a `config.json` calls its models.
+    /// Values of `model_type` in `config.json`.
     model_types: &'static [&'static str],
-    /// Replaced in the names of tensors, one after the other.
+    /// Replacements in tensor names, applied in order.
     names: &'static [Names],
-    /// Whether the halves of query and key heads are interleaved.
-    interleaves_heads: bool,
-    /// Added to the weights of norms.
+    /// Whether the rows of query and key heads are permuted for interleaved RoPE.
+    interleaved_heads: bool,
+    /// Value added to norm weights.
     norm_offset: f64,
-    /// Whether the number of rotated numbers is stated.
-    states_rotated: bool,
-    /// Whether a window of 0 states that there is none.
-    states_no_window: bool,
-    /// Whether the positions up to the padding token's id are cut off.
-    cuts_positions: bool,
+    /// Whether the file states the number of rotated dimensions.
+    has_rope_dimensions: bool,
+    /// Whether a sliding window of 0 means that there is none.
+    has_zero_window: bool,
+    /// Whether the position embeddings up to the padding token's id are dropped.
+    without_padding_positions: bool,
 }
 
-/// Parts of names: the checkpoint's and the file's.
+/// Pairs of a part of the checkpoint's tensor name and its GGUF equivalent.
 type Names = &'static [(&'static str, &'static str)];
 
 const BASE: Architecture = Architecture {
     name: "",
     model_types: &[],
     names: &[],
-    interleaves_heads: false,
+    interleaved_heads: false,
     norm_offset: 0.0,
-    states_rotated: false,
-    states_no_window: false,
-    cuts_positions: false,
+    has_rope_dimensions: false,
+    has_zero_window: false,
+    without_padding_positions: false,
 };
 
 const ARCHITECTURES: [Architecture; 12] = [
@@ -48,16 +48,16 @@ const ARCHITECTURES: [Architecture; 12] = [
         name: "llama",
         model_types: &["llama", "mistral"],
         names: &[DECODER],
-        interleaves_heads: true,
-        states_rotated: true,
+        interleaved_heads: true,
+        has_rope_dimensions: true,
         ..BASE
     },
     Architecture {
         name: "smollm3",
         model_types: &["smollm3"],
         names: &[DECODER],
-        interleaves_heads: true,
-        states_rotated: true,
+        interleaved_heads: true,
+        has_rope_dimensions: true,
         ..BASE
     },
     Architecture { name: "qwen2", model_types: &["qwen2"], names: &[DECODER], ..BASE },
@@ -81,8 +81,8 @@ const ARCHITECTURES: [Architecture; 12] = [
         name: "phi3",
         model_types: &["phi3"],
         names: &[DECODER],
-        states_rotated: true,
-        states_no_window: true,
+        has_rope_dimensions: true,
+        has_zero_window: true,
         ..BASE
     },
     Architecture { name: "bert", model_types: &["bert"], names: &[BERT], ..BASE },
@@ -90,7 +90,7 @@ const ARCHITECTURES: [Architecture; 12] = [
         name: "bert",
         model_types: &["xlm-roberta"],
         names: &[BERT],
-        cuts_positions: true,
+        without_padding_positions: true,
         ..BASE
     },
     Architecture { name: "nomic-bert", model_types: &["nomic_bert"], names: &[NOMIC_BERT], ..BASE },
@@ -172,8 +172,7 @@ const MODERNBERT: Names = &[
     ("mlp.Wo", "ffn_down"),
 ];
 
-/// The numbers that stand under one name in `config.json` and under another, behind the
-/// architecture's, in the file.
+/// Numeric keys: the name in `config.json`, and the GGUF name after the architecture prefix.
 const NUMBERS: [(&str, &str); 21] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
@@ -198,22 +197,22 @@ const NUMBERS: [(&str, &str); 21] = [
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
 ];
 
-/// What a folder's `config.json` says.
+/// The contents of a folder's `config.json`.
 pub fn config(folder: &Path) -> Value {
     serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap()
 }
 
-/// The checkpoint in a folder as a file of the architecture for models of `model_type`, without a
-/// tokenizer.
+/// Converts the checkpoint in a folder, with the architecture for `model_type` and without a tokenizer.
 pub fn as_gguf(folder: &Path, model_type: &str) -> Gguf {
     let architecture = ARCHITECTURES
         .iter()
         .find(|architecture| architecture.model_types.contains(&model_type))
         .unwrap_or_else(|| panic!("{folder:?}: no architecture for models of the type {model_type}"));
     let mut config = config(folder);
-    let n_cut = if architecture.cuts_positions { 1 + count(&config["pad_token_id"]) } else { 0 };
-    config["max_position_embeddings"] = (count(&config["max_position_embeddings"]) - n_cut).into();
-    if architecture.states_no_window && config["sliding_window"].is_null() {
+    let n_dropped =
+        if architecture.without_padding_positions { 1 + count(&config["pad_token_id"]) } else { 0 };
+    config["max_position_embeddings"] = (count(&config["max_position_embeddings"]) - n_dropped).into();
+    if architecture.has_zero_window && config["sliding_window"].is_null() {
         config["sliding_window"] = 0.into();
     }
 
@@ -226,25 +225,25 @@ pub fn as_gguf(folder: &Path, model_type: &str) -> Gguf {
     let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
     let mut tensors = BTreeMap::from_iter(tensors);
     stack_experts(&mut tensors);
-    // What stands behind an encoder's pooler is not in files.
+    // GGUF files do not have an encoder's pooler.
     for (name, mut tensor) in tensors.into_iter().filter(|(name, _)| !name.contains("pooler.")) {
         let names = architecture.names.iter().copied().flatten();
         let name = names.fold(name, |name, (from, to)| name.replace(from, to));
         let part = name.split('.').rev().nth(1);
-        if architecture.interleaves_heads && part == Some("attn_q") {
+        if architecture.interleaved_heads && part == Some("attn_q") {
             tensor = interleaved(&tensor, count(&config["num_attention_heads"]));
         }
-        if architecture.interleaves_heads && part == Some("attn_k") {
+        if architecture.interleaved_heads && part == Some("attn_k") {
             tensor = interleaved(&tensor, count(&config["num_key_value_heads"]));
         }
         if name.ends_with("norm.weight") {
             tensor = (tensor + architecture.norm_offset).unwrap();
         }
         if part == Some("attn_q_norm") {
-            tensor = (tensor * unstated_scale(&config)).unwrap();
+            tensor = (tensor * query_norm_scale(&config)).unwrap();
         }
         if part == Some("position_embd") {
-            tensor = tensor.narrow(0, n_cut, tensor.dims()[0] - n_cut).unwrap();
+            tensor = tensor.narrow(0, n_dropped, tensor.dims()[0] - n_dropped).unwrap();
         }
         file = file.tensor_f32(&name, &tensor);
     }
@@ -258,7 +257,7 @@ fn rope(file: Gguf, architecture: &Architecture, config: &Value) -> Gguf {
     let mut file = number(file, &key("freq_base"), &rope["rope_theta"]);
     file = number(file, &key("freq_base_swa"), &kinds["sliding_attention"]["rope_theta"]);
     let n_rotated = (head_dim(config) * rope["partial_rotary_factor"].as_f64().unwrap_or(1.0)) as usize;
-    if architecture.states_rotated {
+    if architecture.has_rope_dimensions {
         file = file.u32(&key("dimension_count"), n_rotated as u32);
     }
     let divisors =
@@ -285,22 +284,22 @@ fn rope(file: Gguf, architecture: &Architecture, config: &Value) -> Gguf {
     }
 }
 
-/// By how much Llama 3.1 slows each pair.
+/// The divisor of each pair's frequency under Llama 3.1's RoPE scaling.
 fn llama3_divisors(rope: &Value, n_rotated: usize) -> Vec<f32> {
     let [theta, factor, low, high, context] =
         ["rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
             .map(|name| float(&rope[name]));
     let divisor = |pair: usize| {
         let wavelength = TAU * theta.powf(2.0 * pair as f64 / n_rotated as f64);
-        let kept = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-        (1.0 / ((1.0 - kept) / factor + kept)) as f32
+        let weight = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - weight) / factor + weight)) as f32
     };
     (0..n_rotated / 2).map(divisor).collect()
 }
 
-/// Files do not state what attention scores are divided by where it is not the root of a head's
-/// width; the norm of the queries can do the rest.
-fn unstated_scale(config: &Value) -> f64 {
+/// The factor for query norm weights that makes up for a scale of attention scores other than the root of the
+/// head dimension, which GGUF files cannot state.
+fn query_norm_scale(config: &Value) -> f64 {
     config["query_pre_attn_scalar"].as_f64().map_or(1.0, |stated| (head_dim(config) / stated).sqrt())
 }
 
@@ -309,14 +308,14 @@ fn head_dim(config: &Value) -> f64 {
     config["head_dim"].as_f64().unwrap_or_else(usual)
 }
 
-/// The rows of each head, two halves, put in the order of pairs.
+/// Permutes the rows of each head from two halves to interleaved pairs.
 fn interleaved(tensor: &Tensor, n_heads: usize) -> Tensor {
     let n_rows = tensor.dims()[0];
     let halves = tensor.reshape((n_heads, 2, n_rows / n_heads / 2, tensor.elem_count() / n_rows)).unwrap();
     halves.transpose(1, 2).unwrap().reshape(tensor.dims()).unwrap()
 }
 
-/// Puts a layer's matrices of the same part of each expert into one tensor.
+/// Stacks the matrices of a layer's experts into one tensor per projection.
 fn stack_experts(tensors: &mut BTreeMap<String, Tensor>) {
     let firsts: Vec<String> = tensors.keys().filter(|name| name.contains(".experts.0.")).cloned().collect();
     for first in firsts {
@@ -327,7 +326,7 @@ fn stack_experts(tensors: &mut BTreeMap<String, Tensor>) {
     }
 }
 
-/// Adds a number as `config.json` has it; nothing for anything else.
+/// Adds a number with its type in `config.json`; any other value is left out.
 fn number(file: Gguf, key: &str, value: &Value) -> Gguf {
     match (value.as_u64(), value.as_f64()) {
         (Some(count), _) => file.u32(key, count as u32),

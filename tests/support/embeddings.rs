@@ -1,4 +1,4 @@
-//! The tiny encoder, and answers about embeddings.
+//! The tiny encoder and reranker, and a reader of embedding responses.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use predict_otron_9000::error::Result;
 use predict_otron_9000::registry::Registry;
 use serde_json::{Value, json};
 
-/// A folder with the tiny encoder of the tests.
+/// A folder with the tiny encoder.
 pub fn tiny_encoder_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in
@@ -19,7 +19,7 @@ pub fn tiny_encoder_folder() -> tempfile::TempDir {
     folder
 }
 
-/// A folder with the tiny cross-encoder of the tests, with BERT's template for two texts.
+/// A folder with the tiny cross-encoder and BERT's template for text pairs.
 pub fn tiny_reranker_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -39,7 +39,7 @@ pub fn tiny_reranker_folder() -> tempfile::TempDir {
     folder
 }
 
-/// Loads it.
+/// Loads the tiny cross-encoder.
 pub fn tiny_reranker() -> Result<TextEmbedding> {
     let folder = tiny_reranker_folder();
     let registry = Registry::new(super::real_registry());
@@ -47,17 +47,18 @@ pub fn tiny_reranker() -> Result<TextEmbedding> {
     TextEmbedding::load(&source, &registry)
 }
 
+/// Loads the embedding model in a folder.
 pub fn load_folder(folder: &Path) -> Result<TextEmbedding> {
     let registry = Registry::new(super::real_registry());
     TextEmbedding::load(&EmbeddingSource::locate(folder.to_str().unwrap(), &registry)?, &registry)
 }
 
-/// Loads it.
+/// Loads the tiny encoder.
 pub fn tiny_encoder() -> Result<TextEmbedding> {
     load_folder(tiny_encoder_folder().path())
 }
 
-/// The vectors of an answer, and how many of its inputs were known.
+/// The vectors of a response, and the value of its `x-cache-hits` header.
 pub async fn vectors(answer: reqwest::Response) -> (Vec<Value>, String) {
     assert_eq!(answer.status(), 200);
     let n_hits = answer.headers()["x-cache-hits"].to_str().unwrap().to_owned();

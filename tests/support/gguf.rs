@@ -1,9 +1,9 @@
-//! Writes small GGUF files.
+//! A writer of small GGUF files.
 
 use candle_core::{Device, Tensor};
 use predict_otron_9000::gguf::{GgufHeader, Metadata};
 
-/// A file in the making: keys with values, tensors with bytes.
+/// A GGUF file under construction.
 #[derive(Default)]
 pub struct Gguf {
     n_keys: u64,
@@ -13,7 +13,7 @@ pub struct Gguf {
     data: Vec<u8>,
 }
 
-/// Value types of the format.
+// Value types of the format.
 pub const U8: u32 = 0;
 pub const U32: u32 = 4;
 pub const I32: u32 = 5;
@@ -26,7 +26,7 @@ pub const U64: u32 = 10;
 pub const ALIGNMENT: usize = 32;
 
 impl Gguf {
-    /// A key whose value is given as the file has it.
+    /// Adds a key with the encoded bytes of its value.
     pub fn key(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         put_string(&mut self.keys, key);
         self.keys.extend(kind.to_le_bytes());
@@ -67,7 +67,7 @@ impl Gguf {
         self.key(key, ARRAY, &bytes)
     }
 
-    /// A tensor of `shape` (outermost first), its type by its code, its bytes as the file has them.
+    /// Adds a tensor of `shape` (outermost dimension first) with its type code and encoded bytes.
     pub fn tensor(self, name: &str, shape: &[usize], code: u32, bytes: &[u8]) -> Self {
         let offset = self.data.len().next_multiple_of(ALIGNMENT);
         let mut file = self.placed_tensor(name, shape, code, offset as u64);
@@ -76,7 +76,7 @@ impl Gguf {
         file
     }
 
-    /// A tensor that claims to lie at `offset`, without bytes of its own.
+    /// Adds a tensor that claims to be at `offset`, without any bytes.
     pub fn placed_tensor(mut self, name: &str, shape: &[usize], code: u32, offset: u64) -> Self {
         put_string(&mut self.tensors, name);
         self.tensors.extend((shape.len() as u32).to_le_bytes());
@@ -89,17 +89,18 @@ impl Gguf {
         self
     }
 
-    /// A tensor as float32.
+    /// Adds a tensor in float32.
     pub fn tensor_f32(self, name: &str, tensor: &Tensor) -> Self {
         self.f32_tensor(name, tensor.dims(), &tensor.flatten_all().unwrap().to_vec1().unwrap())
     }
 
-    /// A tensor of float32.
+    /// Adds float32 values as a tensor.
     pub fn f32_tensor(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.tensor(name, shape, 0, &bytes)
     }
 
+    /// The file's bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut file = b"GGUF".to_vec();
         file.extend(3u32.to_le_bytes());
@@ -112,13 +113,13 @@ impl Gguf {
         file
     }
 
-    /// The keys and values as a reader of the file sees them.
+    /// The metadata that a reader of the file gets.
     pub fn metadata(&self) -> Metadata {
         GgufHeader::parse(&self.bytes()).unwrap().metadata
     }
 }
 
-/// Type and length of an array, as they stand before its elements.
+/// The encoded element type and length of an array, which precede its elements.
 pub fn array_start(kind: u32, n: usize) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &(n as u64).to_le_bytes()].concat()
 }
@@ -128,7 +129,7 @@ fn put_string(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// What a llama of one layer says of itself; its matrices are `width` wide.
+/// Metadata of a one-layer llama with matrices of width `width`.
 pub fn tiny_llama_keys(width: usize) -> Gguf {
     Gguf::default()
         .string("general.architecture", "llama")
@@ -142,7 +143,7 @@ pub fn tiny_llama_keys(width: usize) -> Gguf {
         .f32("llama.rope.freq_base", 10_000.0)
 }
 
-/// Its tensors, made of random numbers that are the same each time.
+/// Tensors of that model, with reproducible random values.
 pub fn tiny_llama_tensors(width: usize) -> Vec<(&'static str, Tensor)> {
     let mut random = Random::new(1);
     let mut tensor = |shape: &[usize]| {
@@ -168,7 +169,7 @@ pub fn tiny_llama_tensors(width: usize) -> Vec<(&'static str, Tensor)> {
     .into()
 }
 
-/// Numbers that look random and are the same each time.
+/// A reproducible pseudorandom number generator.
 pub struct Random(u64);
 
 impl Random {
@@ -185,7 +186,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number from 0 on, less than `n`.
+    /// A number in `0..n`.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }

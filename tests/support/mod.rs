@@ -1,5 +1,5 @@
-//! What the tests share: a model that says what it is told, a tokenizer of bytes, a server on a free
-//! port, files in the making, and what other programs computed.
+//! Shared test fixtures: a scripted model, a byte tokenizer, a server on a free port, writers of model files, and
+//! reference results of other software.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod converter;
@@ -31,17 +31,19 @@ use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// Ids of the byte tokenizer's special tokens; the bytes themselves are 0 to 255.
+/// Id of the byte tokenizer's `<|start|>`; the ids 0 to 255 are the bytes themselves.
 pub const START: u32 = 256;
+/// Id of the byte tokenizer's `<|im_end|>`, which ends a sequence.
 pub const END: u32 = 257;
+/// Size of the byte tokenizer's vocabulary.
 pub const N_VOCAB: usize = 258;
 
-/// A tokenizer of single bytes with two special tokens, `<|start|>` and `<|im_end|>`.
+/// A tokenizer whose tokens are single bytes, with the special tokens `<|start|>` and `<|im_end|>`.
 pub fn byte_tokenizer() -> Tokenizer {
     byte_tokenizer_with(&[])
 }
 
-/// The same with more special tokens behind those.
+/// A byte tokenizer with additional special tokens, whose ids follow [`END`].
 pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
     let alphabet = |byte: u8| match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
@@ -64,41 +66,43 @@ pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
     Tokenizer::from_gguf(&file.metadata()).unwrap()
 }
 
-/// What a [`ScriptedModel`] does.
+/// The behavior of a [`ScriptedModel`], and a record of its inputs.
 #[derive(Clone, Default)]
 pub struct Script {
-    /// What every answer says, token by token; the end token follows.
+    /// Tokens of every answer; the end token follows.
     pub answer: Vec<u32>,
-    /// Its template, if not [`TEMPLATE`].
+    /// Chat template; [`TEMPLATE`] by default.
     pub template: Option<&'static str>,
-    /// Special tokens of its vocabulary beside two.
+    /// Special tokens in addition to the byte tokenizer's two.
     pub special: Vec<&'static str>,
-    /// Tokens of its context, if not 512.
+    /// Context length in tokens; 512 by default.
     pub context_length: Option<usize>,
-    /// How long each batch takes.
+    /// Duration of each batch.
     pub step: Duration,
-    /// Prompts that hold this byte make the model panic.
+    /// A byte that makes the model panic when it is in a prompt.
     pub panic_on: Option<u8>,
-    /// Counts batches, and the widest batch.
+    /// Number of batches so far.
     pub n_batches: Arc<AtomicUsize>,
+    /// Largest number of sequences in one batch so far.
     pub widest: Arc<AtomicUsize>,
-    /// Counts tokens.
+    /// Number of tokens so far.
     pub n_tokens: Arc<AtomicUsize>,
-    /// Prompts as the model saw them.
+    /// Tokens of each sequence as the model received them.
     pub prompts: Arc<Mutex<HashMap<SequenceId, Vec<u32>>>>,
 }
 
 impl Script {
+    /// A script whose every answer is `text`.
     pub fn saying(text: &str) -> Self {
         Self { answer: text.bytes().map(u32::from).collect(), ..Self::default() }
     }
 }
 
-/// A decoder whose every sequence gets the script's answer.
+/// A decoder that answers every sequence with the script's answer.
 pub struct ScriptedModel {
     script: Script,
     config: ModelConfig,
-    /// What a real model would have the keys and values of.
+    /// Tokens of each KV cache block, in place of keys and values.
     blocks: HashMap<BlockId, Vec<u32>>,
 }
 
@@ -142,8 +146,8 @@ impl Decoder for ScriptedModel {
                 .flatten()
                 .flat_map(|block| self.blocks.get(block).cloned().unwrap_or_default())
                 .collect();
-            assert!(seen.len() >= span.start, "tokens come without gaps");
-            // After a fault they come again, and a block may have had others.
+            assert!(seen.len() >= span.start, "positions without gaps");
+            // After a failure tokens are computed again, and the block may have held others.
             seen.truncate(span.start);
             seen.extend(tokens);
             for (block, tokens) in table.iter().flatten().zip(seen.chunks(BLOCK_TOKENS)) {
@@ -152,7 +156,7 @@ impl Decoder for ScriptedModel {
             prompts.insert(span.sequence, seen);
             drop(prompts);
             if let Some(byte) = self.script.panic_on {
-                assert!(!tokens.contains(&u32::from(byte)), "the script says to panic");
+                assert!(!tokens.contains(&u32::from(byte)), "panic requested by the script");
             }
             for (offset, row) in (row..row + span.len).enumerate() {
                 if !input.logit_rows.contains(&(row as u32)) {
@@ -160,7 +164,7 @@ impl Decoder for ScriptedModel {
                 }
                 let n_said = (span.start + offset + 1).saturating_sub(span.n_prompt);
                 let next = self.script.answer.get(n_said).copied().unwrap_or(END);
-                // The script's token is certain, its neighbour the next likeliest.
+                // The script's token is almost certain, its neighbor the second most likely.
                 let mut logits = vec![-20.0f32; n_vocab];
                 logits[(next as usize + 1) % n_vocab] = -10.0;
                 logits[next as usize] = 10.0;
@@ -175,7 +179,7 @@ impl Decoder for ScriptedModel {
     }
 }
 
-/// An engine with a scripted model.
+/// An engine that runs a scripted model.
 pub fn scripted_engine(script: Script, context_length: usize, options: EngineOptions) -> Engine {
     scripted_engine_with(script, context_length, options, Arc::new(byte_tokenizer()))
 }
@@ -189,6 +193,7 @@ fn scripted_engine_with(
     Engine::spawn(Box::new(ScriptedModel::new(script, context_length)), tokenizer, options).unwrap()
 }
 
+/// Engine options with small bounds.
 pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     queued_requests: 8,
     queue_timeout: Duration::from_secs(60),
@@ -202,26 +207,26 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     context_shift: false,
 };
 
-/// A template that shows who said what.
+/// A chat template that shows the role and content of each message.
 pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}\
                             {% if mood %}mood:{{ mood }}{% endif %}\
                             {% if add_generation_prompt %}<|start|>assistant:{% endif %}";
 
-/// A server with a scripted chat model and no embedding model to load.
+/// A server with one scripted chat model; its embedding model cannot be loaded.
 pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
     let served = ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], Some("tests"));
-    let n_places = limits.queued_requests;
+    let n_slots = limits.queued_requests;
     let find = move || Ok(scripted_model(script.clone(), options));
-    let slots = vec![ChatSlot::new(served, n_places, Box::new(find))];
+    let slots = vec![ChatSlot::new(served, n_slots, Box::new(find))];
     let chat_models = ChatModels::new(slots, Residency::default());
     chat_models.load(&chat_models.slots()[0], Instant::now()).unwrap();
     scripted_models_server(chat_models, limits).await
 }
 
-/// Bytes that a scripted model is said to take.
+/// Nominal size of a scripted model.
 pub const SCRIPTED_BYTES: u64 = 1000;
 
-/// What finding a scripted model's files leads to.
+/// The load plan of a scripted model.
 pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
     let context_length = script.context_length.unwrap_or(512);
     let info = ModelInfo {
@@ -239,24 +244,24 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
     Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
 }
 
-/// A server with these chat models and no embedding model to load.
+/// A server with these chat models; its embedding model cannot be loaded.
 pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let no_model = || Err(Error::registry("this test has no embedding model"));
     server_of(chat_models, limits, Box::new(no_model), None, ApiKeys::default()).await
 }
 
-/// A server whose embedding model comes from `loader`, and no chat model.
+/// A server without chat models whose embedding model comes from `loader`.
 pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
     scoring_server(limits, loader, None).await
 }
 
-/// The same with a reranker, too.
+/// A server without chat models, with an embedding model and perhaps a reranker.
 pub async fn scoring_server(limits: Limits, loader: Box<Loader>, reranker: Option<Box<Loader>>) -> Server {
     let no_chat = ChatModels::new(Vec::new(), Residency::default());
     server_of(no_chat, limits, loader, reranker, ApiKeys::default()).await
 }
 
-/// A server that serves whoever shows one of these keys, with the tiny encoder and no chat model.
+/// A server that accepts these API keys, with the tiny encoder and no chat model.
 pub async fn keyed_server(keys: &[&str]) -> Server {
     let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
     let no_chat = ChatModels::new(Vec::new(), Residency::default());
@@ -287,11 +292,11 @@ async fn server_of(
     .await
 }
 
-/// One recorder for all servers of a test process, as in the real one.
+/// The metrics recorder, which all servers of a test process share.
 pub static METRICS: LazyLock<metrics_exporter_prometheus::PrometheusHandle> =
     LazyLock::new(predict_otron_9000::telemetry::start_metrics);
 
-/// A server that runs until it is dropped.
+/// A running server, which shuts down on drop.
 pub struct Server {
     pub address: SocketAddr,
     pub client: reqwest::Client,
@@ -322,7 +327,7 @@ impl Server {
         self.post_as("anybody", path, body).await
     }
 
-    /// As a client with this key.
+    /// Sends a request with this API key.
     pub async fn post_as(&self, key: &str, path: &str, body: &serde_json::Value) -> reqwest::Response {
         self.client
             .post(self.url(path))
@@ -345,7 +350,7 @@ impl Server {
     }
 }
 
-/// An answer's body as JSON.
+/// The body of a response as JSON.
 pub async fn json(response: reqwest::Response) -> serde_json::Value {
     let text = response.text().await.unwrap();
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("not JSON ({e}): {text}"))
@@ -357,7 +362,7 @@ pub async fn events(response: reqwest::Response) -> Vec<String> {
     text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
 
-/// The registry that tests with real weights use: the user's own caches, as the program does.
+/// The program's default registry, with the user's own caches, for tests with real weights.
 pub fn real_registry() -> RegistryConfig {
     use clap::Parser;
     let args = predict_otron_9000::config::Args::parse_from(["predict-otron-9000"]);

@@ -1,4 +1,4 @@
-//! What `transformers` computed, in float32, of tiny models with random weights.
+//! Results of `transformers` in float32 for tiny models with random weights.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use predict_otron_9000::models::{
 };
 use serde::Deserialize;
 
-/// The folders with decoders: those of the folder that `TINY_REFERENCE_DIR` names, if it does.
+/// The model folders of decoders in `TINY_REFERENCE_DIR`, by default `tests/data/tiny`.
 pub fn decoders() -> Vec<PathBuf> {
     cases("TINY_REFERENCE_DIR", "tiny")
 }
 
-/// The folders with encoders: those of the folder that `TINY_ENCODER_DIR` names, if it does.
+/// The model folders of encoders in `TINY_ENCODER_DIR`, by default `tests/data/tiny-encoders`.
 pub fn encoders() -> Vec<PathBuf> {
     cases("TINY_ENCODER_DIR", "tiny-encoders")
 }
@@ -49,7 +49,7 @@ pub fn encoder_backends() -> Vec<Backend> {
     backends().into_iter().chain(isas.map(Backend::KernelsBf16)).collect()
 }
 
-/// What a folder's `reference.json` says.
+/// The contents of a folder's `reference.json`.
 pub fn read<T: for<'a> Deserialize<'a>>(folder: &Path) -> T {
     serde_json::from_slice(&fs::read(folder.join("reference.json")).unwrap()).unwrap()
 }
@@ -57,7 +57,7 @@ pub fn read<T: for<'a> Deserialize<'a>>(folder: &Path) -> T {
 #[derive(Deserialize)]
 pub struct DecoderReference {
     pub input_ids: Vec<u32>,
-    /// Of the prompt's last positions.
+    /// Logits of the prompt's last positions.
     pub last_logits: Vec<Vec<f32>>,
     pub greedy: Vec<u32>,
 }
@@ -70,13 +70,13 @@ struct EncoderReference {
 #[derive(Deserialize)]
 struct EncoderCase {
     input_ids: Vec<u32>,
-    /// Of a model with a classification head; the others have states.
+    /// Present for models with a classification head; the others have states.
     logits: Option<Vec<f32>>,
     first: Option<Vec<f32>>,
     last: Option<Vec<f32>>,
 }
 
-/// The logits are those of the reference, computed in chunks of `chunk` tokens.
+/// Asserts that the logits equal the reference when computed in chunks of `chunk` tokens.
 pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderReference, chunk: usize) {
     let logits = logits_in_chunks(model, &reference.input_ids, reference.last_logits.len(), chunk);
     for (found, expected) in logits.iter().zip(&reference.last_logits) {
@@ -85,7 +85,7 @@ pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderRefere
     }
 }
 
-/// Logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
+/// The logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
 fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -> Vec<Vec<f32>> {
     let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     let mut logits = Vec::new();
@@ -105,9 +105,9 @@ fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -
     logits.split_off(logits.len() - n)
 }
 
-/// States and scores are those of the folder's reference, of texts alone and in a batch.
+/// Asserts that states and scores equal the folder's reference, for single texts and in a batch.
 pub fn assert_states_and_scores(folder: &Path, model: &TextEncoder, backend: Backend) {
-    // A number in bfloat16 is right to one part in 512; states are of about size one.
+    // bfloat16 has a relative error of 1/512, and states are of order one.
     let bound = if backend.is_bf16() { 3e-2 } else { 1e-4 };
     let reference: EncoderReference = read(folder);
     let texts: Vec<EncoderInput> = reference.cases.iter().map(|case| case.input_ids.clone().into()).collect();
