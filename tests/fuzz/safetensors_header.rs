@@ -1,4 +1,4 @@
-//! Any bytes are an error or a header whose tensors are inside the file.
+//! Parsing arbitrary bytes gives an error, or a header whose tensors are inside the file.
 #![no_main]
 
 use predict_otron_9000::models::load::SafetensorsHeader;
