@@ -12,6 +12,7 @@ pub struct Crate {
 }
 
 /// One source file.
+#[derive(Default)]
 struct Module {
     /// Name of the file below `src/`.
     file: String,
@@ -30,11 +31,10 @@ impl Crate {
     pub fn parse(sources: &[(String, String)]) -> Self {
         let tokens: Vec<Vec<Token>> = sources.iter().map(|(_, text)| without_tests(tokenize(text))).collect();
         let paths: BTreeSet<Path> = sources.iter().map(|(file, _)| module_path(file)).collect();
-        let modules = sources.iter().zip(&tokens).map(|((file, _), tokens)| {
-            let path = module_path(file);
-            let module = Reader { paths: &paths, tokens, path: path.clone() }.read(file.clone());
-            (path, module)
-        });
+        let modules = sources
+            .iter()
+            .zip(&tokens)
+            .map(|((file, _), tokens)| (module_path(file), Reader::new(file, tokens, &paths).read()));
         Self { modules: modules.collect() }
     }
 
@@ -238,100 +238,108 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
 struct Reader<'a> {
     paths: &'a BTreeSet<Path>,
     tokens: &'a [Token],
-    path: Path,
+    module: Module,
+    /// Names bound by `pub use`, which count as used only where the code names them.
+    exported: Vec<(String, Path)>,
+    /// First words of all paths outside `use` declarations.
+    words: BTreeSet<String>,
 }
 
-impl Reader<'_> {
-    fn read(self, file: String) -> Module {
-        let mut module = Module {
-            file,
-            bindings: BTreeMap::new(),
-            globs: Vec::new(),
-            items: BTreeSet::new(),
-            used: Vec::new(),
-        };
-        // Names bound by `pub use`, which count as used only if the code names them.
-        let mut exported: Vec<(String, Path)> = Vec::new();
-        // Names bound by `use` inside of inline modules and functions, with the module they are in.
-        let mut words: Vec<(String, Path)> = Vec::new();
+impl<'a> Reader<'a> {
+    fn new(file: &str, tokens: &'a [Token], paths: &'a BTreeSet<Path>) -> Self {
+        let module = Module { file: file.to_owned(), ..Module::default() };
+        Self { paths, tokens, module, exported: Vec::new(), words: BTreeSet::new() }
+    }
+
+    fn read(mut self) -> Module {
+        let path = module_path(&self.module.file);
+        // Names of the inline modules around the position, and the depth of braces outside each.
         let mut inline: Vec<(String, usize)> = Vec::new();
         let mut depth = 0;
         let mut i = 0;
-        while i < self.tokens.len() {
-            let scope: Path =
-                self.path.iter().cloned().chain(inline.iter().map(|(name, _)| name.clone())).collect();
-            match &self.tokens[i] {
+        while let Some(token) = self.tokens.get(i) {
+            let names = inline.iter().map(|(name, _)| name.clone());
+            let scope: Path = path.iter().cloned().chain(names).collect();
+            match token {
                 Token::Symbol('{') => depth += 1,
                 Token::Symbol('}') => {
                     depth -= 1;
-                    if inline.last().is_some_and(|(_, opened)| *opened == depth) {
-                        inline.pop();
-                    }
+                    inline.pop_if(|(_, outside)| *outside == depth);
                 }
                 Token::Word(word) if word == "mod" && self.tokens.get(i + 2).is_some_and(|t| t.is('{')) => {
-                    if let Some(Token::Word(name)) = self.tokens.get(i + 1) {
+                    i += 1;
+                    if let Token::Word(name) = &self.tokens[i] {
                         inline.push((name.clone(), depth));
                     }
-                    i += 1;
                 }
                 Token::Word(word) if word == "use" => {
-                    let is_export =
-                        i > 0 && (self.tokens[i - 1].is_word("pub") || self.tokens[i - 1].is(')'));
-                    let mut leaves = Vec::new();
-                    i = self.use_tree(i + 1, Vec::new(), &mut leaves);
-                    for (path, name) in leaves {
-                        let Some(path) = self.resolve(&scope, &path, &module.bindings) else { continue };
-                        match name.as_str() {
-                            "*" => {
-                                module.used.push(path.clone());
-                                module.globs.push(path);
-                            }
-                            // A module is used where something of it is named.
-                            _ if self.paths.contains(&path) => {
-                                module.bindings.insert(name, path);
-                            }
-                            _ => {
-                                if is_export {
-                                    exported.push((name.clone(), path.clone()));
-                                } else {
-                                    module.used.push(path.clone());
-                                }
-                                module.bindings.insert(name, path);
-                            }
-                        }
-                    }
+                    i = self.read_use(i, &scope);
                     continue;
                 }
-                Token::Word(word) => {
-                    let is_item =
-                        ["fn", "struct", "enum", "trait", "const", "static", "type", "union", "macro_rules"];
-                    if depth == inline.len() && is_item.contains(&word.as_str()) {
-                        let skip = usize::from(word == "macro_rules");
-                        if let Some(Token::Word(name)) = self.tokens.get(i + 1 + skip) {
-                            module.items.insert(name.clone());
-                        }
-                    }
-                    let mut path = vec![word.clone()];
-                    while let (Some(Token::PathSep), Some(Token::Word(next))) =
-                        (self.tokens.get(i + 1), self.tokens.get(i + 2))
-                    {
-                        path.push(next.clone());
-                        i += 2;
-                    }
-                    if path.len() > 1 {
-                        module.used.extend(self.resolve(&scope, &path, &module.bindings));
-                    }
-                    words.push((path.swap_remove(0), scope));
-                }
+                Token::Word(_) => i = self.read_path(i, &scope, depth == inline.len()),
                 _ => {}
             }
             i += 1;
         }
-        let words: BTreeSet<String> = words.into_iter().map(|(word, _)| word).collect();
-        module
-            .used
-            .extend(exported.into_iter().filter(|(name, _)| words.contains(name)).map(|(_, path)| path));
-        module
+        let (exported, words) = (self.exported, self.words);
+        let used = exported.into_iter().filter(|(name, _)| words.contains(name)).map(|(_, path)| path);
+        self.module.used.extend(used);
+        self.module
+    }
+
+    /// Reads the `use` declaration at `start` and returns the position behind it.
+    fn read_use(&mut self, start: usize, scope: &[String]) -> usize {
+        let before = start.checked_sub(1).map(|before| &self.tokens[before]);
+        let is_export = before.is_some_and(|token| token.is_word("pub") || token.is(')'));
+        let mut leaves = Vec::new();
+        let end = self.use_tree(start + 1, Vec::new(), &mut leaves);
+        for (path, name) in leaves {
+            let Some(path) = self.resolve(scope, &path) else { continue };
+            if name == "*" {
+                self.module.used.push(path.clone());
+                self.module.globs.push(path);
+                continue;
+            }
+            // A module is used where something of it is named.
+            if !self.paths.contains(&path) {
+                if is_export {
+                    self.exported.push((name.clone(), path.clone()));
+                } else {
+                    self.module.used.push(path.clone());
+                }
+            }
+            self.module.bindings.insert(name, path);
+        }
+        end
+    }
+
+    /// Reads the path at `start` and returns the position of its last word. An item's keyword at the top of a
+    /// module (`is_top`) adds the item's name.
+    fn read_path(&mut self, start: usize, scope: &[String], is_top: bool) -> usize {
+        const ITEMS: [&str; 9] =
+            ["fn", "struct", "enum", "trait", "const", "static", "type", "union", "macro_rules"];
+        let mut path = Vec::new();
+        let mut i = start;
+        while let Some(Token::Word(word)) = self.tokens.get(i) {
+            path.push(word.clone());
+            if self.tokens.get(i + 1) != Some(&Token::PathSep) {
+                break;
+            }
+            i += 2;
+        }
+        let end = start + 2 * (path.len() - 1);
+        if is_top && ITEMS.contains(&path[0].as_str()) {
+            // `macro_rules!` has a symbol before the name.
+            let name = self.tokens[start + 1..].iter().find(|token| !token.is('!'));
+            if let Some(Token::Word(name)) = name {
+                self.module.items.insert(name.clone());
+            }
+        }
+        if path.len() > 1 {
+            self.module.used.extend(self.resolve(scope, &path));
+        }
+        self.words.insert(path.swap_remove(0));
+        end
     }
 
     /// Reads a use tree from `i` on; pushes its leaves, each a path and the name that it binds, and returns the
@@ -378,7 +386,7 @@ impl Reader<'_> {
 
     /// `path` as written in the module `scope`, from the crate's root; `None` where it leads to another crate
     /// or to an item of this file.
-    fn resolve(&self, scope: &[String], path: &[String], bindings: &BTreeMap<String, Path>) -> Option<Path> {
+    fn resolve(&self, scope: &[String], path: &[String]) -> Option<Path> {
         match path[0].as_str() {
             "crate" => Some(path[1..].to_vec()),
             "self" => Some([scope, &path[1..]].concat()),
@@ -392,7 +400,7 @@ impl Reader<'_> {
                 if self.paths.contains(&child) {
                     return Some([scope, path].concat());
                 }
-                let target = bindings.get(first)?;
+                let target = self.module.bindings.get(first)?;
                 Some([&target[..], &path[1..]].concat())
             }
         }
