@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
-use predict_otron_9000::kernels::attention::{Attention, KvRef, Sequence, TextAttention};
+use predict_otron_9000::kernels::attention::{EncoderAttention, KvRef, PagedAttention, SequenceKv};
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
 use predict_otron_9000::kernels::norm::Norm;
@@ -83,7 +83,7 @@ fn attention(criterion: &mut Criterion) {
     for format in [KvFormat::F16, KvFormat::Int8] {
         let mut group = criterion.benchmark_group(format!("attention/{format:?}"));
         let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, format };
-        let attention = Attention {
+        let attention = PagedAttention {
             n_heads,
             layout,
             layer: 0,
@@ -91,7 +91,7 @@ fn attention(criterion: &mut Criterion) {
             softcap: None,
             window: None,
             head_norms: None,
-            rotation: None,
+            rope: None,
         };
         for (name, n_sequences, start, len) in [
             ("1 at 4000", 1, 4000usize, 1usize),
@@ -104,7 +104,7 @@ fn attention(criterion: &mut Criterion) {
             for _ in 0..n_sequences {
                 let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
                 while free.len() < n_blocks {
-                    free.extend(layout.blocks());
+                    free.extend(layout.allocate_blocks());
                 }
                 blocks.push(free.drain(..n_blocks).collect());
             }
@@ -118,9 +118,9 @@ fn attention(criterion: &mut Criterion) {
             });
             group.bench_function(name, |b| {
                 b.iter(|| {
-                    let mut sequences: Vec<Sequence> = blocks
+                    let mut sequences: Vec<SequenceKv> = blocks
                         .iter_mut()
-                        .map(|blocks| Sequence {
+                        .map(|blocks| SequenceKv {
                             start,
                             len,
                             blocks: blocks.iter_mut().map(KvRef::Own).collect(),
@@ -151,12 +151,12 @@ fn encoder_layer(criterion: &mut Criterion) {
             let x = &qkv[..n_rows * hidden];
             b.iter(|| mlp(isa, x, None, &Projection::Activated(up, ActivationFn::Gelu), down));
         });
-        let attention = TextAttention {
+        let attention = EncoderAttention {
             n_heads,
             head_dim,
             scale: 0.17,
-            reach: None,
-            rotation: None,
+            window: None,
+            rope: None,
             bias: None,
             in_bf16,
         };

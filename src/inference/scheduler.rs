@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use super::block_pool::{BlockPool, Parent, Prefixes};
 use super::prompt_lookup::{PromptLookup, RowCost};
-use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, first_key};
+use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, window_start};
 
 /// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few
 /// times as long as alone.
@@ -177,7 +177,7 @@ impl Blocks {
 
     /// The first block of which the token at `position` sees anything in a group.
     fn first_seen(&self, group: usize, position: usize) -> usize {
-        first_key(position, self.windows[group]) / BLOCK_TOKENS
+        window_start(position, self.windows[group]) / BLOCK_TOKENS
     }
 
     /// How many of `contents`, which come after `n_before` blocks, can be taken over: so many that in each group

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail};
 
-use super::attention::{Attention, Sequence, TextAttention};
+use super::attention::{EncoderAttention, PagedAttention, SequenceKv};
 use super::isa::Isa;
 use super::matmul::{Projection, WeightWithBias, linear, mlp};
 use super::norm::Norm;
@@ -15,20 +15,20 @@ use super::norm::norm_rows;
 pub struct LinearOp<'a> {
     pub isa: Isa,
     pub norm: Option<Norm<'a>>,
-    pub products: Projection<'a>,
+    pub projection: Projection<'a>,
 }
 
 impl LinearOp<'_> {
     fn run(&self, x: &[f32], shape: &Shape, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let (n_rows, n_in) = shape.dims2()?;
-        if let Some(weighted) = self.products.matrices().find(|weighted| weighted.matrix.n_in() != n_in) {
+        if let Some(weighted) = self.projection.matrices().find(|weighted| weighted.matrix.n_in() != n_in) {
             bail!("rows of {n_in} numbers meet a matrix of {}", weighted.matrix.n_in());
         }
-        let n_out = self.products.n_out();
+        let n_out = self.projection.n_out();
         if residual.is_some_and(|residual| residual.len() != n_rows * n_out) {
             bail!("a residual of another shape than [{n_rows}, {n_out}]");
         }
-        let y = linear(self.isa, x, n_in, self.norm, &self.products, residual);
+        let y = linear(self.isa, x, n_in, self.norm, &self.projection, residual);
         Ok((CpuStorage::F32(y), (n_rows, n_out).into()))
     }
 }
@@ -45,7 +45,7 @@ impl CustomOp1 for LinearOp<'_> {
 
 impl CustomOp2 for LinearOp<'_> {
     fn name(&self) -> &'static str {
-        "linear-added"
+        "linear-residual"
     }
 
     fn cpu_fwd(
@@ -101,16 +101,16 @@ impl CustomOp1 for NormOp<'_> {
     }
 }
 
-/// Attention within texts of some lengths, `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
+/// PagedAttention within texts of some lengths, `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
 pub struct EncoderAttentionOp<'a> {
     pub isa: Isa,
-    pub attention: TextAttention<'a>,
+    pub attention: EncoderAttention<'a>,
     pub lengths: &'a [usize],
 }
 
 impl CustomOp1 for EncoderAttentionOp<'_> {
     fn name(&self) -> &'static str {
-        "text-attention"
+        "encoder-attention"
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -124,27 +124,27 @@ impl CustomOp1 for EncoderAttentionOp<'_> {
     }
 }
 
-/// Attention of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, whose keys and values it writes.
-pub struct AttentionOp<'a, 'b> {
+/// PagedAttention of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, whose keys and values it writes.
+pub struct PagedAttentionOp<'a, 'b> {
     isa: Isa,
-    attention: Attention<'a>,
+    attention: PagedAttention<'a>,
     /// A tensor operation is shared, and this one writes.
-    sequences: RefCell<&'a mut [Sequence<'b>]>,
+    sequences: RefCell<&'a mut [SequenceKv<'b>]>,
 }
 
-impl<'a, 'b> AttentionOp<'a, 'b> {
-    pub fn new(isa: Isa, attention: Attention<'a>, sequences: &'a mut [Sequence<'b>]) -> Self {
+impl<'a, 'b> PagedAttentionOp<'a, 'b> {
+    pub fn new(isa: Isa, attention: PagedAttention<'a>, sequences: &'a mut [SequenceKv<'b>]) -> Self {
         Self { isa, attention, sequences: RefCell::new(sequences) }
     }
 }
 
-impl CustomOp1 for AttentionOp<'_, '_> {
+impl CustomOp1 for PagedAttentionOp<'_, '_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Attention { n_heads, layout: kv, .. } = self.attention;
+        let PagedAttention { n_heads, layout: kv, .. } = self.attention;
         let (n_tokens, row_len) = layout.shape().dims2()?;
         if row_len != (n_heads + 2 * kv.n_kv_heads) * kv.head_dim {
             bail!("rows of {row_len} numbers are not those of {n_heads} and {} heads", kv.n_kv_heads);

@@ -2,7 +2,9 @@
 //! page may not be touched.
 
 use super::attention::kv_block::{BLOCK_TOKENS, KvFormat, KvLayout};
-use super::attention::{Attention, DistanceBias, HeadNorms, KvRef, Rotation, Sequence, TextAttention};
+use super::attention::{
+    EncoderAttention, HeadNorms, KvRef, PagedAttention, RelativePositionBias, RopeTable, SequenceKv,
+};
 use super::isa::Isa;
 use super::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
 use super::memory::HugePageBuf;
@@ -85,7 +87,7 @@ fn attention_stays_within_blocks_and_rows() {
             let head_norm = Numbers::new(head_dim);
             let angles = Numbers::new(len * n_pairs);
             let norm = head_norm.get();
-            let attention = Attention {
+            let attention = PagedAttention {
                 n_heads,
                 layout,
                 layer: 1,
@@ -93,16 +95,16 @@ fn attention_stays_within_blocks_and_rows() {
                 softcap: Some(30.0),
                 window: Some(200),
                 head_norms: Some(HeadNorms { query: norm, key: norm, eps: 1e-5 }),
-                rotation: Some(Rotation { cos: angles.get(), sin: angles.get(), n_pairs }),
+                rope: Some(RopeTable { cos: angles.get(), sin: angles.get(), n_pairs }),
             };
             let qkv = Numbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
             let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
             // What the last block of a slab holds of the last layer ends where a page does.
-            let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.blocks()).collect();
+            let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.allocate_blocks()).collect();
             for isa in isas() {
                 let blocks =
                     slabs.iter_mut().filter_map(|blocks| blocks.last_mut()).map(KvRef::Own).collect();
-                let mut sequences = [Sequence { start, len, blocks }];
+                let mut sequences = [SequenceKv { start, len, blocks }];
                 let y = attention.forward(isa, qkv.get(), &mut sequences);
                 assert!(y.iter().all(|y| y.is_finite()), "{format:?} {isa} {head_dim} {start} {len}");
             }
@@ -112,20 +114,20 @@ fn attention_stays_within_blocks_and_rows() {
 
 #[test]
 fn attention_within_texts_stays_within_rows() {
-    for (n_heads, head_dim, reach) in [(2, 64, None), (3, 20, Some(9)), (1, 8, None)] {
+    for (n_heads, head_dim, window) in [(2, 64, None), (3, 20, Some(9)), (1, 8, None)] {
         for n_tokens in [1, 15, 16, 17, 49, 100] {
             let n_pairs = head_dim / 2 - 1;
             let (angles, biases) =
                 (Numbers::new(n_tokens * n_pairs), Numbers::new(n_heads * (2 * n_tokens - 1)));
             let qkv = Numbers::new(n_tokens * 3 * n_heads * head_dim);
             for (isa, in_bf16) in isas().flat_map(|isa| [(isa, false), (isa, isa.has_bf16())]) {
-                let attention = TextAttention {
+                let attention = EncoderAttention {
                     n_heads,
                     head_dim,
                     scale: 0.1,
-                    reach,
-                    rotation: Some(Rotation { cos: angles.get(), sin: angles.get(), n_pairs }),
-                    bias: Some(DistanceBias { numbers: biases.get(), max_distance: n_tokens - 1 }),
+                    window,
+                    rope: Some(RopeTable { cos: angles.get(), sin: angles.get(), n_pairs }),
+                    bias: Some(RelativePositionBias { values: biases.get(), max_distance: n_tokens - 1 }),
                     in_bf16,
                 };
                 let y = attention.forward(isa, qkv.get(), &[n_tokens]);

@@ -31,7 +31,7 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 
 /// Operations per second, a multiplication and an addition being two, of all compute threads together,
 /// with the instructions that the kernels multiply quantized weights with, on registers.
-pub fn product_operations_per_second(isa: Isa) -> f64 {
+pub fn matmul_ops_per_second(isa: Isa) -> f64 {
     if isa == Isa::Amx {
         let work = || pool::run(|_| amx::multiply(ITERATIONS));
         return median_rate((pool::n_threads() * 2 * ITERATIONS * amx::PRODUCTS_PER_ITERATION) as f64, work);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn faster_instructions_are_faster() {
-        let of = |isa| (read_bytes_per_second(isa, 1 << 20), product_operations_per_second(isa));
+        let of = |isa| (read_bytes_per_second(isa, 1 << 20), matmul_ops_per_second(isa));
         let (read, products) = of(Isa::Scalar);
         assert!(read > 1e8 && products > 1e7, "{read} B/s, {products} operations/s");
         if Isa::Avx2.is_available() {

@@ -8,8 +8,8 @@ use candle_core::{Device, Tensor};
 
 use super::forward_input::{BlockId, BlockTable, ForwardInput};
 use crate::error::{Error, Result};
-use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvLayout, Row};
-use crate::kernels::attention::{KvRef, Sequence};
+use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvKind, KvLayout, KvRow};
+use crate::kernels::attention::{KvRef, SequenceKv};
 
 /// The blocks of all layer groups; memory is allocated when a block is first used.
 #[derive(Debug)]
@@ -46,20 +46,20 @@ impl KvCache {
     ///
     /// # Errors
     /// When a sequence has too few blocks, or a block to be written is used by another sequence, too.
-    pub fn sequences(&mut self, input: &ForwardInput) -> Result<Vec<Vec<Sequence<'_>>>> {
+    pub fn sequences(&mut self, input: &ForwardInput) -> Result<Vec<Vec<SequenceKv<'_>>>> {
         self.groups.iter_mut().enumerate().map(|(idx, group)| group.sequences(idx, input)).collect()
     }
 }
 
 impl KvCacheGroup {
-    fn sequences(&mut self, group_idx: usize, input: &ForwardInput) -> Result<Vec<Sequence<'_>>> {
+    fn sequences(&mut self, group_idx: usize, input: &ForwardInput) -> Result<Vec<SequenceKv<'_>>> {
         let tables: Option<Vec<&BlockTable>> =
             input.block_tables.iter().map(|tables| tables.get(group_idx).or(tables.last())).collect();
         let tables = tables.ok_or_else(|| Error::internal("a sequence has no block table"))?;
         let n_used =
             tables.iter().copied().flatten().flatten().map(|id| id.0 as usize + 1).max().unwrap_or(0);
         while self.blocks.len() < n_used {
-            self.blocks.extend(self.layout.blocks());
+            self.blocks.extend(self.layout.allocate_blocks());
         }
         let mut blocks: Vec<Option<&mut KvBlock>> = self.blocks[..n_used].iter_mut().map(Some).collect();
         // Blocks to be written are taken out first: they must not be shared.
@@ -90,11 +90,11 @@ impl KvCacheGroup {
                 let past = table[..span.start / BLOCK_TOKENS].iter();
                 let past = past.map(|id| match id {
                     Some(id) => shared[id.0 as usize].map(KvRef::Shared).ok_or_else(|| write_conflict(*id)),
-                    None => Ok(KvRef::Unseen),
+                    None => Ok(KvRef::OutOfWindow),
                 });
                 let mut blocks = past.collect::<Result<Vec<_>>>()?;
                 blocks.extend(own);
-                Ok(Sequence { start: span.start, len: span.len, blocks })
+                Ok(SequenceKv { start: span.start, len: span.len, blocks })
             })
             .collect()
     }
@@ -111,7 +111,7 @@ fn write_conflict(id: BlockId) -> Error {
 /// # Errors
 /// When a tensor operation fails.
 pub fn write_and_gather(
-    sequence: &mut Sequence,
+    sequence: &mut SequenceKv,
     layout: &KvLayout,
     layer: usize,
     keys: &Tensor,
@@ -120,7 +120,9 @@ pub fn write_and_gather(
     let KvLayout { n_kv_heads, head_dim, .. } = *layout;
     let end = sequence.start + sequence.len;
     let mut gathered = [vec![0.0f32; n_kv_heads * end * head_dim], vec![0.0f32; n_kv_heads * end * head_dim]];
-    for ((row, tensor), gathered) in [(Row::Key, keys), (Row::Value, values)].into_iter().zip(&mut gathered) {
+    for ((kind, tensor), gathered) in
+        [(KvKind::Key, keys), (KvKind::Value, values)].into_iter().zip(&mut gathered)
+    {
         let new = tensor.flatten_all()?.to_vec1::<f32>()?;
         for head in 0..n_kv_heads {
             for position in 0..end {
@@ -129,11 +131,11 @@ pub fn write_and_gather(
                     && let Some(block) = block.get_mut()
                 {
                     let new = &new[(head * sequence.len + token) * head_dim..][..head_dim];
-                    block.write(layer, head, slot, row, new);
+                    block.write(KvRow { layer, head, slot, kind }, new);
                 }
                 let values = &mut gathered[(head * end + position) * head_dim..][..head_dim];
                 if let Some(block) = block.get() {
-                    block.read(layer, head, slot, row, values);
+                    block.read(KvRow { layer, head, slot, kind }, values);
                 }
             }
         }

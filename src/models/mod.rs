@@ -25,7 +25,7 @@ pub use kv_cache::KvCache;
 pub use model::{Decoder, Encoder};
 
 /// The window and block arithmetic of attention that schedulers share with the kernels.
-pub use crate::kernels::attention::{first_key, kv_block::BLOCK_TOKENS};
+pub use crate::kernels::attention::{kv_block::BLOCK_TOKENS, window_start};
 
 use crate::error::Error;
 

@@ -4,7 +4,7 @@
 use half::f16;
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
 use predict_otron_9000::kernels::attention::{
-    Attention, DistanceBias, KvRef, Rotation, Sequence, TextAttention,
+    EncoderAttention, KvRef, PagedAttention, RelativePositionBias, RopeTable, SequenceKv,
 };
 use predict_otron_9000::kernels::isa::Isa;
 use predict_otron_9000::kernels::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
@@ -244,11 +244,11 @@ impl Store {
     }
 
     /// Room for `len` tokens more after `start` of each sequence named.
-    fn extend(&mut self, spans: &[(usize, usize, usize)]) -> Vec<Sequence<'_>> {
+    fn extend(&mut self, spans: &[(usize, usize, usize)]) -> Vec<SequenceKv<'_>> {
         for &(sequence, start, len) in spans {
             while self.blocks[sequence].len() * BLOCK_TOKENS < start + len {
                 if self.free.is_empty() {
-                    self.free = self.layout.blocks();
+                    self.free = self.layout.allocate_blocks();
                 }
                 self.blocks[sequence].extend(self.free.pop());
             }
@@ -256,7 +256,11 @@ impl Store {
         let mut sequences = Vec::new();
         for (idx, blocks) in self.blocks.iter_mut().enumerate() {
             if let Some(&(_, start, len)) = spans.iter().find(|span| span.0 == idx) {
-                sequences.push(Sequence { start, len, blocks: blocks.iter_mut().map(KvRef::Own).collect() });
+                sequences.push(SequenceKv {
+                    start,
+                    len,
+                    blocks: blocks.iter_mut().map(KvRef::Own).collect(),
+                });
             }
         }
         sequences
@@ -274,7 +278,7 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
             [(9, 3, 64, None), (4, 4, 20, Some(40)), (6, 1, 96, Some(300))]
         {
             let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
-            let attention = Attention {
+            let attention = PagedAttention {
                 n_heads,
                 layout,
                 layer: 1,
@@ -282,7 +286,7 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
                 softcap: None,
                 window,
                 head_norms: None,
-                rotation: None,
+                rope: None,
             };
             let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
             let inputs = lengths.map(|len| random_numbers(random, len * row_len));
@@ -340,9 +344,9 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
     }
 }
 
-/// Attention of one head of one text by its definition, `[n_tokens, head_dim]`.
+/// PagedAttention of one head of one text by its definition, `[n_tokens, head_dim]`.
 fn text_definition(
-    attention: &TextAttention,
+    attention: &EncoderAttention,
     row: &dyn Fn(usize, usize) -> Vec<f32>,
     n: usize,
     head: usize,
@@ -351,11 +355,11 @@ fn text_definition(
         |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     (0..n)
         .flat_map(|query| {
-            let sees = |key: &usize| attention.reach.is_none_or(|reach| key.abs_diff(query) <= reach);
+            let sees = |key: &usize| attention.window.is_none_or(|window| key.abs_diff(query) <= window);
             let keys: Vec<usize> = (0..n).filter(sees).collect();
             let score = |&key: &usize| {
                 let bias = attention.bias.map_or(0.0, |bias| {
-                    let of_head = &bias.numbers[head * (2 * bias.max_distance + 1)..];
+                    let of_head = &bias.values[head * (2 * bias.max_distance + 1)..];
                     f64::from(of_head[bias.max_distance + key - query])
                 });
                 product(&row(query, 0), &row(key, 1)) * f64::from(attention.scale) + bias
@@ -375,7 +379,7 @@ fn text_definition(
 #[test]
 fn attention_within_texts_equals_its_definition() {
     let random = &mut StdRng::seed_from_u64(9);
-    for (n_heads, head_dim, reach, turns, has_bias) in [
+    for (n_heads, head_dim, window, turns, has_bias) in [
         (3, 32, None, false, false),
         (2, 64, Some(5), true, false),
         (1, 20, None, true, true),
@@ -390,13 +394,13 @@ fn attention_within_texts_equals_its_definition() {
         let [cos, sin] = [f32::cos, f32::sin].map(|f| angles.iter().map(|&x| f(x)).collect::<Vec<f32>>());
         let max_distance = 140;
         let biases = random_numbers(random, n_heads * (2 * max_distance + 1));
-        let attention = TextAttention {
+        let attention = EncoderAttention {
             n_heads,
             head_dim,
             scale: 0.3,
-            reach,
-            rotation: turns.then_some(Rotation { cos: &cos, sin: &sin, n_pairs }),
-            bias: has_bias.then_some(DistanceBias { numbers: &biases, max_distance }),
+            window,
+            rope: turns.then_some(RopeTable { cos: &cos, sin: &sin, n_pairs }),
+            bias: has_bias.then_some(RelativePositionBias { values: &biases, max_distance }),
             in_bf16: false,
         };
         let mut expected = vec![0.0; n_tokens * hidden];
@@ -427,7 +431,7 @@ fn attention_within_texts_equals_its_definition() {
             if in_bf16 && !isa.has_bf16() {
                 continue;
             }
-            let attention = TextAttention { in_bf16, ..attention };
+            let attention = EncoderAttention { in_bf16, ..attention };
             let found = attention.forward(isa, &qkv, &lengths);
             // Scores are sums of up to 96 products of numbers up to two.
             let bound = if in_bf16 { 0.1 } else { 2e-5 };

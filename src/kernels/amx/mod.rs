@@ -504,7 +504,7 @@ pub fn multiply(n_iterations: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attention::TextAttention;
+    use super::super::attention::EncoderAttention;
     use super::super::matmul::{ActivationFn, Projection, WeightWithBias, linear};
     use super::super::weights::{PackedMatrix, WeightFormat};
     use super::*;
@@ -583,14 +583,14 @@ mod tests {
             let of = |isa| linear(isa, &x, n_in, None, &Projection::Concat(&weighted), None);
             assert_close(&of(Isa::Amx), &of(Isa::Avx512), &format!("{n_rows} x {n_in} x {n_out}"));
         }
-        for (head_dim, reach) in [(32, None), (20, Some(9)), (64, Some(40))] {
+        for (head_dim, window) in [(32, None), (20, Some(9)), (64, Some(40))] {
             let lengths = [1, 16, 33, 70];
-            let attention = TextAttention {
+            let attention = EncoderAttention {
                 n_heads: 2,
                 head_dim,
                 scale: 0.3,
-                reach,
-                rotation: None,
+                window,
+                rope: None,
                 bias: None,
                 in_bf16: true,
             };

@@ -38,8 +38,8 @@ pub struct KvLayout {
     pub format: KvFormat,
 }
 
-/// Calls `$then` with `$N` standing for the [`KvNumber`] of a [`KvFormat`].
-macro_rules! with_kv_number {
+/// Calls `$then` with `$N` standing for the [`KvElement`] of a [`KvFormat`].
+macro_rules! with_kv_element {
     ($format:expr, $N:ident => $then:expr) => {
         match $format {
             KvFormat::F32 => {
@@ -57,18 +57,33 @@ macro_rules! with_kv_number {
         }
     };
 }
-pub(super) use with_kv_number;
+pub(super) use with_kv_element;
 
-/// Which of a token's rows.
+/// Either of the two rows that a head keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Row {
+pub enum KvKind {
+    /// The key, which queries are compared with.
     Key,
+    /// The value, which the attention weights sum.
     Value,
+}
+
+/// The address of a token's key or value in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvRow {
+    /// Index of the layer among those of the block.
+    pub layer: usize,
+    /// Index of the key head.
+    pub head: usize,
+    /// Index of the token in the block.
+    pub slot: usize,
+    /// Whether it is the key or the value.
+    pub kind: KvKind,
 }
 
 impl KvLayout {
     /// New blocks of zeros, side by side in memory.
-    pub fn blocks(&self) -> Vec<KvBlock> {
+    pub fn allocate_blocks(&self) -> Vec<KvBlock> {
         let n_blocks = self.blocks_of_slab();
         let slab = Arc::new(Slab::zeroed(n_blocks * self.block_bytes()));
         (0..n_blocks).map(|slot| KvBlock { slab: slab.clone(), slot, layout: *self }).collect()
@@ -108,7 +123,7 @@ impl KvLayout {
     }
 
     /// Where the keys of a head begin, from the block's start on.
-    pub(super) fn keys_at(&self, layer: usize, head: usize) -> usize {
+    pub(super) fn keys_offset(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_stride() + head * self.head_bytes()
     }
 
@@ -147,11 +162,11 @@ pub struct KvBlock {
 }
 
 impl KvBlock {
-    /// Where its bytes begin: layers are [`KvLayout::keys_at`] apart.
+    /// Where its bytes begin: layers are [`KvLayout::keys_offset`] apart.
     ///
     /// # Panics
     /// When it is of another layout.
-    pub(super) fn start_of(&self, layout: &KvLayout) -> *mut u8 {
+    pub(super) fn start_for(&self, layout: &KvLayout) -> *mut u8 {
         assert!(self.layout == *layout);
         self.start()
     }
@@ -188,38 +203,38 @@ impl KvBlock {
         (0..self.layout.n_layers).for_each(|layer| self.layer_mut(layer).fill(0));
     }
 
-    /// A head's key or value of the token in `slot`.
+    /// Reads a key or value into `values`, dequantized.
     ///
     /// # Panics
-    /// When there is none.
-    pub fn read(&self, layer: usize, head: usize, slot: usize, row: Row, numbers: &mut [f32]) {
-        let bytes = self.layer(layer);
-        let scale = self.scale_at(head, slot, row).map_or(1.0, |at| number(&bytes[at..]));
-        for (i, to) in numbers.iter_mut().enumerate() {
-            let bytes = &bytes[self.place(head, slot, row, i)..];
+    /// When the block has no such row, or `values` is longer than a head.
+    pub fn read(&self, row: KvRow, values: &mut [f32]) {
+        let bytes = self.layer(row.layer);
+        let scale = self.scale_offset(row).map_or(1.0, |at| read_f32(&bytes[at..]));
+        for (i, to) in values.iter_mut().enumerate() {
+            let bytes = &bytes[self.element_offset(row, i)..];
             *to = scale
                 * match self.layout.format {
-                    KvFormat::F32 => number(bytes),
+                    KvFormat::F32 => read_f32(bytes),
                     KvFormat::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
                     KvFormat::Int8 => f32::from(bytes[0]) - f32::from(Int8::ZERO),
                 };
         }
     }
 
-    /// Writes one.
+    /// Writes a key or value, quantized to the block's format.
     ///
     /// # Panics
-    /// When there is none.
-    pub fn write(&mut self, layer: usize, head: usize, slot: usize, row: Row, numbers: &[f32]) {
+    /// When the block has no such row, or `values` is longer than a head.
+    pub fn write(&mut self, row: KvRow, values: &[f32]) {
         let mut inverse = 1.0;
-        if let Some(at) = self.scale_at(head, slot, row) {
-            let largest = numbers.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-            self.layer_mut(layer)[at..at + 4].copy_from_slice(&(largest / Int8::LARGEST).to_le_bytes());
+        if let Some(at) = self.scale_offset(row) {
+            let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            self.layer_mut(row.layer)[at..at + 4].copy_from_slice(&(largest / Int8::LARGEST).to_le_bytes());
             inverse = if largest > 0.0 { Int8::LARGEST / largest } else { 0.0 };
         }
-        for (i, x) in numbers.iter().enumerate() {
-            let (at, format) = (self.place(head, slot, row, i), self.layout.format);
-            let bytes = self.layer_mut(layer);
+        for (i, x) in values.iter().enumerate() {
+            let (at, format) = (self.element_offset(row, i), self.layout.format);
+            let bytes = self.layer_mut(row.layer);
             match format {
                 KvFormat::F32 => bytes[at..at + 4].copy_from_slice(&x.to_le_bytes()),
                 KvFormat::F16 => bytes[at..at + 2].copy_from_slice(&f16::from_f32(*x).to_le_bytes()),
@@ -230,42 +245,43 @@ impl KvBlock {
         }
     }
 
-    /// Where a number is in its layer.
-    fn place(&self, head: usize, slot: usize, row: Row, i: usize) -> usize {
+    /// Offset of element `i` of a row in its layer, in bytes.
+    fn element_offset(&self, KvRow { head, slot, kind, .. }: KvRow, i: usize) -> usize {
         let layout = &self.layout;
         assert!(head < layout.n_kv_heads && slot < BLOCK_TOKENS && i < layout.head_dim);
-        let of_head = with_kv_number!(layout.format, N => match row {
-            Row::Key => N::key_place(slot, i),
-            Row::Value => layout.values_offset() + N::value_place(layout.padded_dim(), slot, i),
+        let in_head = with_kv_element!(layout.format, E => match kind {
+            KvKind::Key => E::key_offset(slot, i),
+            KvKind::Value => layout.values_offset() + E::value_offset(layout.padded_dim(), slot, i),
         });
-        head * layout.head_bytes() + of_head
+        head * layout.head_bytes() + in_head
     }
 
-    fn scale_at(&self, head: usize, slot: usize, row: Row) -> Option<usize> {
+    /// Offset of the scale of a row in its layer, in bytes, if the format has scales.
+    fn scale_offset(&self, KvRow { head, slot, kind, .. }: KvRow) -> Option<usize> {
         let scales = head * self.layout.head_bytes() + self.layout.scales_offset();
-        let idx = slot + if row == Row::Value { BLOCK_TOKENS } else { 0 };
+        let idx = slot + if kind == KvKind::Value { BLOCK_TOKENS } else { 0 };
         (self.layout.format == KvFormat::Int8).then_some(scales + idx * size_of::<f32>())
     }
 }
 
-fn number(bytes: &[u8]) -> f32 {
+fn read_f32(bytes: &[u8]) -> f32 {
     bytes.first_chunk().map_or(0.0, |&bytes| f32::from_le_bytes(bytes))
 }
 
 /// The numbers of a [`KvFormat`].
-pub(super) trait KvNumber {
+pub(super) trait KvElement {
     const BYTES: usize;
 
     /// Whether they are whole, and rows have a scale.
     const IS_WHOLE: bool = false;
 
     /// Where the `i`th number of a key is, from those of its block on.
-    fn key_place(slot: usize, i: usize) -> usize {
+    fn key_offset(slot: usize, i: usize) -> usize {
         (i * BLOCK_TOKENS + slot) * Self::BYTES
     }
 
     /// The same of a value.
-    fn value_place(padded_dim: usize, slot: usize, i: usize) -> usize {
+    fn value_offset(padded_dim: usize, slot: usize, i: usize) -> usize {
         (slot * padded_dim + i) * Self::BYTES
     }
 
@@ -275,7 +291,7 @@ pub(super) trait KvNumber {
 }
 
 /// Those that become float32 where they are used.
-pub(super) trait KvFloat: KvNumber {
+pub(super) trait KvFloat: KvElement {
     /// # Safety
     /// As [`Simd`]; `from` points to sixteen numbers.
     unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats;
@@ -283,7 +299,7 @@ pub(super) trait KvFloat: KvNumber {
 
 pub(super) struct F32;
 
-impl KvNumber for F32 {
+impl KvElement for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
@@ -303,7 +319,7 @@ impl KvFloat for F32 {
 
 pub(super) struct F16;
 
-impl KvNumber for F16 {
+impl KvElement for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
@@ -331,15 +347,15 @@ impl Int8 {
     pub const ZERO: u8 = 128;
 }
 
-impl KvNumber for Int8 {
+impl KvElement for Int8 {
     const BYTES: usize = 1;
     const IS_WHOLE: bool = true;
 
-    fn key_place(slot: usize, i: usize) -> usize {
+    fn key_offset(slot: usize, i: usize) -> usize {
         (i / QUAD_LEN * BLOCK_TOKENS + slot) * QUAD_LEN + i % QUAD_LEN
     }
 
-    fn value_place(padded_dim: usize, slot: usize, i: usize) -> usize {
+    fn value_offset(padded_dim: usize, slot: usize, i: usize) -> usize {
         (slot / QUAD_LEN * padded_dim + i) * QUAD_LEN + slot % QUAD_LEN
     }
 

@@ -1,4 +1,4 @@
-//! Attention over keys and values in blocks: head norms, rotary embedding, writing the new keys and
+//! PagedAttention over keys and values in blocks: head norms, rotary embedding, writing the new keys and
 //! values, then the weighted sums of values, without ever repeating a key head or holding all scores.
 //!
 //! The scores of a query are made a few blocks of keys at a time; sums so far are scaled down whenever
@@ -15,10 +15,10 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-pub use self::texts::{DistanceBias, TextAttention};
+pub use self::texts::{EncoderAttention, RelativePositionBias};
 
 use self::float::FloatRows;
-use self::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout, KvNumber, with_kv_number};
+use self::kv_block::{BLOCK_TOKENS, KvBlock, KvElement, KvFormat, KvLayout, with_kv_element};
 use self::whole::WholeRows;
 use super::isa::Isa;
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, tanh};
@@ -27,7 +27,7 @@ use super::threads::pool;
 
 /// What a layer's attention is.
 #[derive(Debug, Clone, Copy)]
-pub struct Attention<'a> {
+pub struct PagedAttention<'a> {
     pub n_heads: usize,
     pub layout: KvLayout,
     pub layer: usize,
@@ -39,7 +39,7 @@ pub struct Attention<'a> {
     pub window: Option<usize>,
     /// Norms of query and key heads.
     pub head_norms: Option<HeadNorms<'a>>,
-    pub rotation: Option<Rotation<'a>>,
+    pub rope: Option<RopeTable<'a>>,
 }
 
 /// RMS norms of each query and each key head; weights `[head_dim]`.
@@ -53,7 +53,7 @@ pub struct HeadNorms<'a> {
 /// Cosines and sines of each token, `[n_tokens, n_pairs]`. Numbers `i` and `n_pairs + i` of a head
 /// form a pair; numbers past the pairs stay as they are.
 #[derive(Debug, Clone, Copy)]
-pub struct Rotation<'a> {
+pub struct RopeTable<'a> {
     pub cos: &'a [f32],
     pub sin: &'a [f32],
     pub n_pairs: usize,
@@ -61,7 +61,7 @@ pub struct Rotation<'a> {
 
 /// New tokens of one sequence, and where its keys and values are.
 #[derive(Debug)]
-pub struct Sequence<'a> {
+pub struct SequenceKv<'a> {
     /// Position of the first new token.
     pub start: usize,
     /// How many new tokens.
@@ -78,11 +78,11 @@ pub enum KvRef<'a> {
     Shared(&'a KvBlock),
     Own(&'a mut KvBlock),
     /// Not there: all its tokens are out of sight of the new ones.
-    Unseen,
+    OutOfWindow,
 }
 
 /// The first key that a query at `position` sees, where it sees `window` keys at most, its own among them.
-pub fn first_key(position: usize, window: Option<usize>) -> usize {
+pub fn window_start(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
@@ -92,20 +92,20 @@ impl KvRef<'_> {
         match self {
             Self::Shared(block) => Some(block),
             Self::Own(block) => Some(block),
-            Self::Unseen => None,
+            Self::OutOfWindow => None,
         }
     }
 
     /// The block, if it may be written.
     pub fn get_mut(&mut self) -> Option<&mut KvBlock> {
         match self {
-            Self::Shared(_) | Self::Unseen => None,
+            Self::Shared(_) | Self::OutOfWindow => None,
             Self::Own(block) => Some(block),
         }
     }
 }
 
-/// A [`Sequence`] as the threads see it.
+/// A [`SequenceKv`] as the threads see it.
 struct Place {
     start: usize,
     len: usize,
@@ -116,7 +116,7 @@ struct Place {
 #[derive(Clone, Copy)]
 struct BlockPtr(*mut u8);
 
-// SAFETY: the block is borrowed for as long as `Attention::forward` runs: exclusively if it is collect_rows, and
+// SAFETY: the block is borrowed for as long as `PagedAttention::forward` runs: exclusively if it is collect_rows, and
 // then no two threads write the same place, nor one while another reads.
 unsafe impl Send for BlockPtr {}
 // SAFETY: as above.
@@ -216,7 +216,7 @@ thread_local! {
     static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-impl Attention<'_> {
+impl PagedAttention<'_> {
     fn padded_dim(&self) -> usize {
         self.layout.padded_dim()
     }
@@ -226,17 +226,17 @@ impl Attention<'_> {
         self.n_heads / self.layout.n_kv_heads
     }
 
-    fn first_key(&self, position: usize) -> usize {
-        first_key(position, self.window)
+    fn window_start(&self, position: usize) -> usize {
+        window_start(position, self.window)
     }
 
-    /// Attention of new tokens: `qkv` holds the queries, keys and values of each, `[n_tokens,
+    /// PagedAttention of new tokens: `qkv` holds the queries, keys and values of each, `[n_tokens,
     /// (n_heads + 2 * n_kv_heads) * head_dim]`, those of the sequences one after the other. Writes
     /// keys and values into the blocks; the result is `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
     /// When a length does not fit the others, or a block is of another layout.
-    pub fn forward(&self, isa: Isa, qkv: &[f32], sequences: &mut [Sequence]) -> Vec<f32> {
+    pub fn forward(&self, isa: Isa, qkv: &[f32], sequences: &mut [SequenceKv]) -> Vec<f32> {
         let Self { n_heads, layout, .. } = *self;
         let KvLayout { n_kv_heads, head_dim, .. } = layout;
         let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
@@ -244,7 +244,7 @@ impl Attention<'_> {
         assert_eq!(qkv.len(), n_tokens * row_len);
         assert!(self.layer < layout.n_layers && n_heads.is_multiple_of(n_kv_heads));
         let sequences: Vec<Place> = sequences.iter().map(|sequence| self.place(sequence)).collect();
-        if let Some(Rotation { cos, sin, n_pairs }) = self.rotation {
+        if let Some(RopeTable { cos, sin, n_pairs }) = self.rope {
             assert!(2 * n_pairs <= head_dim);
             assert!(cos.len() == n_tokens * n_pairs && sin.len() == n_tokens * n_pairs);
         }
@@ -298,7 +298,7 @@ impl Attention<'_> {
             .collect();
         let store = |idx: usize| {
             let store = work.store(shared[idx], 0..layout.n_kv_heads);
-            with_kv_number!(layout.format, N => dispatch(isa, StoreAs::<N>(store, PhantomData)));
+            with_kv_element!(layout.format, N => dispatch(isa, StoreAs::<N>(store, PhantomData)));
         };
         if pieces.len() == 1 && shared.is_empty() {
             do_piece(0);
@@ -329,8 +329,8 @@ impl Attention<'_> {
     }
 
     /// Checks a sequence's blocks, which what follows relies on.
-    fn place(&self, sequence: &Sequence) -> Place {
-        let Sequence { start, len, ref blocks } = *sequence;
+    fn place(&self, sequence: &SequenceKv) -> Place {
+        let SequenceKv { start, len, ref blocks } = *sequence;
         assert!(
             blocks.len() * BLOCK_TOKENS >= start + len,
             "{} blocks for {} tokens",
@@ -340,14 +340,14 @@ impl Attention<'_> {
         let written = start / BLOCK_TOKENS..(start + len).div_ceil(BLOCK_TOKENS);
         let is_own = |block: &KvRef| matches!(block, KvRef::Own(_));
         assert!(blocks[written].iter().all(is_own), "new tokens would be written to a shared block");
-        let n_unseen = self.first_key(start) / BLOCK_TOKENS;
+        let n_unseen = self.window_start(start) / BLOCK_TOKENS;
         assert!(
             blocks[n_unseen..].iter().all(|block| block.get().is_some()),
             "a block is not there whose tokens are seen"
         );
         // What is not there is never asked for.
         let pointer = |block: &KvRef| {
-            BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_of(&self.layout)))
+            BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_for(&self.layout)))
         };
         Place { start, len, blocks: blocks.iter().map(pointer).collect() }
     }
@@ -360,7 +360,8 @@ impl Attention<'_> {
             sequences.iter().map(|sequence| sequence.len * (sequence.start + sequence.len)).sum();
         let is_small = sequences.len() == 1 && n_products * self.n_heads * self.layout.head_dim <= SMALL;
         let ranges_of = |sequence: &Place| {
-            self.first_key(sequence.start) / RANGE_KEYS..(sequence.start + sequence.len).div_ceil(RANGE_KEYS)
+            self.window_start(sequence.start) / RANGE_KEYS
+                ..(sequence.start + sequence.len).div_ceil(RANGE_KEYS)
         };
         let n_ranges: usize = sequences.iter().map(|sequence| ranges_of(sequence).len()).sum();
         // The heads of a block lie side by side, so it is better to share out keys.
@@ -373,7 +374,7 @@ impl Attention<'_> {
         for (idx, sequence) in sequences.iter().enumerate() {
             let end = sequence.start + sequence.len;
             if sequence.len <= FEW_TOKENS {
-                let first = self.first_key(sequence.start);
+                let first = self.window_start(sequence.start);
                 let ranges = ranges_of(sequence);
                 for head in (0..n_kv_heads).step_by(heads_at_once) {
                     let piece = |keys, part| Piece {
@@ -401,7 +402,7 @@ impl Attention<'_> {
             for start in (0..sequence.len).step_by(tile).rev() {
                 let tokens = start..sequence.len.min(start + tile);
                 for head in 0..n_kv_heads {
-                    let keys = self.first_key(sequence.start + tokens.start)..sequence.start + tokens.end;
+                    let keys = self.window_start(sequence.start + tokens.start)..sequence.start + tokens.end;
                     let kv_heads = head..head + 1;
                     pieces.push(Piece { sequence: idx, tokens: tokens.clone(), kv_heads, keys, part: None });
                 }
@@ -413,7 +414,7 @@ impl Attention<'_> {
 
 /// Adds up the parts of sequences whose keys were shared out.
 struct Combine<'a> {
-    attention: &'a Attention<'a>,
+    attention: &'a PagedAttention<'a>,
     pieces: &'a [Piece],
     first_rows: &'a [usize],
     rows_of_part: usize,
@@ -464,7 +465,7 @@ struct NewToken {
 
 /// A new token's keys and values on their way into its block.
 struct Store<'a> {
-    attention: &'a Attention<'a>,
+    attention: &'a PagedAttention<'a>,
     /// Row of the batch.
     row: usize,
     /// Its queries, keys and values.
@@ -476,7 +477,7 @@ struct Store<'a> {
 
 struct StoreAs<'a, N>(Store<'a>, PhantomData<N>);
 
-impl<N: KvNumber> Kernel for StoreAs<'_, N> {
+impl<N: KvElement> Kernel for StoreAs<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -495,17 +496,17 @@ impl<N: KvNumber> Kernel for StoreAs<'_, N> {
 impl Store<'_> {
     /// Where the keys of a head are.
     fn keys(&self, head: usize) -> *mut u8 {
-        self.block.0.wrapping_add(self.attention.layout.keys_at(self.attention.layer, head))
+        self.block.0.wrapping_add(self.attention.layout.keys_offset(self.attention.layer, head))
     }
 
     /// Fetches the lines that are written: a key is written to as many as its block has.
     #[inline(always)]
-    fn fetch<S: Simd, N: KvNumber>(&self, simd: S) {
+    fn fetch<S: Simd, N: KvElement>(&self, simd: S) {
         let layout = &self.attention.layout;
         let padded = layout.padded_dim();
         for head in self.kv_heads.clone() {
             let keys = self.keys(head);
-            let values = keys.wrapping_add(layout.values_offset() + N::value_place(padded, self.slot, 0));
+            let values = keys.wrapping_add(layout.values_offset() + N::value_offset(padded, self.slot, 0));
             fetch(simd, keys, layout.values_offset());
             fetch(simd, values, padded * N::BYTES);
         }
@@ -513,7 +514,7 @@ impl Store<'_> {
 
     /// Norms and rotates the keys, writes keys and values.
     #[inline(always)]
-    unsafe fn write<S: Simd, N: KvNumber>(&self, simd: S) {
+    unsafe fn write<S: Simd, N: KvElement>(&self, simd: S) {
         let Self { attention, row, qkv, slot, .. } = *self;
         let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
         let padded = attention.padded_dim();
@@ -537,7 +538,7 @@ impl Store<'_> {
                         numbers.as_mut_ptr(),
                     );
                     for i in 0..LANES.min(head_dim - start) {
-                        let to = keys.add(N::key_place(slot, start + i));
+                        let to = keys.add(N::key_offset(slot, start + i));
                         to.copy_from_nonoverlapping(numbers.as_ptr().add(i * N::BYTES), N::BYTES);
                     }
                 }
@@ -550,10 +551,10 @@ impl Store<'_> {
                         let mut numbers = [0u8; LANES];
                         N::store(simd, x, numbers.as_mut_ptr());
                         for (i, number) in numbers.into_iter().enumerate() {
-                            *values.add(N::value_place(padded, slot, start + i)) = number;
+                            *values.add(N::value_offset(padded, slot, start + i)) = number;
                         }
                     } else {
-                        N::store(simd, x, values.add(N::value_place(padded, slot, start)));
+                        N::store(simd, x, values.add(N::value_offset(padded, slot, start)));
                     }
                 }
             }
@@ -563,7 +564,7 @@ impl Store<'_> {
 
 /// Writes the scale of a row, where rows have one; gives what its numbers are to be multiplied with.
 #[inline(always)]
-unsafe fn scaled<S: Simd, N: KvNumber>(simd: S, row: &[f32], scale: *mut f32) -> f32 {
+unsafe fn scaled<S: Simd, N: KvElement>(simd: S, row: &[f32], scale: *mut f32) -> f32 {
     if !N::IS_WHOLE {
         return 1.0;
     }
@@ -582,7 +583,7 @@ unsafe fn scaled<S: Simd, N: KvNumber>(simd: S, row: &[f32], scale: *mut f32) ->
 
 /// Norms, rotates and scales a head in place.
 #[inline(always)]
-fn turn(attention: &Attention, row: usize, head: &mut [f32], norm: Option<(&[f32], f32)>, scale: f32) {
+fn turn(attention: &PagedAttention, row: usize, head: &mut [f32], norm: Option<(&[f32], f32)>, scale: f32) {
     if let Some((weight, eps)) = norm {
         let squares: f32 = head.iter().map(|x| x * x).sum();
         let factor = 1.0 / (squares / head.len() as f32 + eps).sqrt();
@@ -590,7 +591,7 @@ fn turn(attention: &Attention, row: usize, head: &mut [f32], norm: Option<(&[f32
             *x *= factor * weight;
         }
     }
-    if let Some(rotation) = &attention.rotation {
+    if let Some(rotation) = &attention.rope {
         rotate(rotation, row, head);
     }
     if scale != 1.0 {
@@ -602,8 +603,8 @@ fn turn(attention: &Attention, row: usize, head: &mut [f32], norm: Option<(&[f32
 
 /// Rotates a head of a row of the batch in place.
 #[inline(always)]
-fn rotate(rotation: &Rotation, row: usize, head: &mut [f32]) {
-    let Rotation { cos, sin, n_pairs } = *rotation;
+fn rotate(rotation: &RopeTable, row: usize, head: &mut [f32]) {
+    let RopeTable { cos, sin, n_pairs } = *rotation;
     let of_row = row * n_pairs..(row + 1) * n_pairs;
     let (first, second) = head[..2 * n_pairs].split_at_mut(n_pairs);
     let pairs = first.iter_mut().zip(second);
@@ -614,7 +615,7 @@ fn rotate(rotation: &Rotation, row: usize, head: &mut [f32]) {
 
 /// What all pieces share.
 struct Work<'a> {
-    attention: &'a Attention<'a>,
+    attention: &'a PagedAttention<'a>,
     /// Queries, keys and values of each new token.
     qkv: &'a [f32],
     sequences: &'a [Place],
@@ -659,7 +660,7 @@ struct PieceKernel<'a, R> {
 /// have room for its rows.
 trait Rows {
     /// What keys and values are.
-    type Number: KvNumber;
+    type Number: KvElement;
 
     /// `queries` are `[n_rows, padded_dim]`; those of `n_rows_of_head` rows meet the same key head.
     unsafe fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, n_rows_of_head: usize) -> Self;
@@ -781,7 +782,7 @@ impl<R: Rows> Kernel for PieceKernel<'_, R> {
         // SAFETY: a sequence has blocks for all keys that are seen.
         let keys_of = |piece: &Piece, kv_head: usize, block: usize| unsafe {
             let block = work.sequences[piece.sequence].blocks[block];
-            block.0.add(layout.keys_at(attention.layer, kv_head)).cast_const()
+            block.0.add(layout.keys_offset(attention.layer, kv_head)).cast_const()
         };
         let end_block = piece.end_block();
         let mut block = piece.first_block();
@@ -886,7 +887,7 @@ impl<'a, R> PieceKernel<'a, R> {
     /// Which lanes of a block a query at `position` sees.
     fn seen(&self, position: usize, block: usize) -> Range<usize> {
         let start = block * BLOCK_TOKENS;
-        let first = self.work.attention.first_key(position);
+        let first = self.work.attention.window_start(position);
         let end = (position + 1).saturating_sub(start).min(BLOCK_TOKENS);
         first.saturating_sub(start).min(end)..end
     }

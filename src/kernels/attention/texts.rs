@@ -1,4 +1,4 @@
-//! Attention within whole texts, each token seeing those on both sides: products of units
+//! PagedAttention within whole texts, each token seeing those on both sides: products of units
 //! ([`super::super::matmul::gemm_float`]), a few queries against all keys that they see.
 
 use std::cell::RefCell;
@@ -12,28 +12,28 @@ use super::super::matmul::gemm_float::padded_dwords;
 use super::super::simd::{Kernel, LANES, Simd, dispatch_float, exp_array, load_masked};
 use super::super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::super::threads::pool;
-use super::{PIECES_PER_THREAD, Rotation, rotate};
+use super::{PIECES_PER_THREAD, RopeTable, rotate};
 
 /// What a layer's attention is.
 #[derive(Debug, Clone, Copy)]
-pub struct TextAttention<'a> {
+pub struct EncoderAttention<'a> {
     pub n_heads: usize,
     pub head_dim: usize,
     /// Multiplies the product of a query and a key.
     pub scale: f32,
     /// How many tokens to each side a query sees, if not all.
-    pub reach: Option<usize>,
-    pub rotation: Option<Rotation<'a>>,
-    pub bias: Option<DistanceBias<'a>>,
+    pub window: Option<usize>,
+    pub rope: Option<RopeTable<'a>>,
+    pub bias: Option<RelativePositionBias<'a>>,
     /// Whether numbers are rounded to bfloat16 before they are multiplied.
     pub in_bf16: bool,
 }
 
 /// What is added to a score by how far the key is behind the query.
 #[derive(Debug, Clone, Copy)]
-pub struct DistanceBias<'a> {
+pub struct RelativePositionBias<'a> {
     /// `[n_heads, 2 * max_distance + 1]`, from the farthest key in front of the query to the farthest behind.
-    pub numbers: &'a [f32],
+    pub values: &'a [f32],
     pub max_distance: usize,
 }
 
@@ -51,8 +51,8 @@ struct Piece {
     queries: Range<usize>,
 }
 
-impl TextAttention<'_> {
-    /// Attention of texts of `lengths` tokens, whose queries, keys and values are the rows of `qkv`, `[n_tokens,
+impl EncoderAttention<'_> {
+    /// PagedAttention of texts of `lengths` tokens, whose queries, keys and values are the rows of `qkv`, `[n_tokens,
     /// 3 * n_heads * head_dim]`, one text after the other; the result is `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
@@ -61,13 +61,13 @@ impl TextAttention<'_> {
         let hidden = self.n_heads * self.head_dim;
         let n_tokens: usize = lengths.iter().sum();
         assert_eq!(qkv.len(), n_tokens * 3 * hidden);
-        if let Some(Rotation { cos, sin, n_pairs }) = self.rotation {
+        if let Some(RopeTable { cos, sin, n_pairs }) = self.rope {
             assert!(2 * n_pairs <= self.head_dim);
             assert!(cos.len() == n_tokens * n_pairs && sin.len() == n_tokens * n_pairs);
         }
-        if let Some(DistanceBias { numbers, max_distance }) = self.bias {
+        if let Some(RelativePositionBias { values, max_distance }) = self.bias {
             assert!(lengths.iter().all(|&len| len <= max_distance + 1));
-            assert_eq!(numbers.len(), self.n_heads * (2 * max_distance + 1));
+            assert_eq!(values.len(), self.n_heads * (2 * max_distance + 1));
         }
         assert!(!self.in_bf16 || isa.has_bf16());
         let pieces = self.pieces(lengths);
@@ -142,7 +142,7 @@ fn at_least<T: Copy>(room: &mut Vec<T>, n: usize, nothing: T) -> &mut [T] {
 }
 
 struct PieceKernel<'a> {
-    attention: &'a TextAttention<'a>,
+    attention: &'a EncoderAttention<'a>,
     piece: &'a Piece,
     qkv: &'a [f32],
     amx: &'a Option<amx::TileConfig>,
@@ -156,7 +156,7 @@ impl Kernel for PieceKernel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { attention, piece, qkv, amx, scratch, y } = self;
-        let TextAttention { n_heads, head_dim, scale, reach, .. } = *attention;
+        let EncoderAttention { n_heads, head_dim, scale, window, .. } = *attention;
         let Piece { first_row, n_tokens, head, .. } = *piece;
         let hidden = n_heads * head_dim;
         let head_units = padded_dwords(head_dim, S::FLOATS_PER_DWORD);
@@ -214,8 +214,8 @@ impl Kernel for PieceKernel<'_> {
                 unsafe { heads.store_units(simd, query, QUERY, scale, to) };
             }
             // Keys that any of them sees, in whole steps.
-            let seen = reach.map_or(0..n_tokens, |reach| {
-                of_tile.start.saturating_sub(reach) / step * step..n_tokens.min(of_tile.end + reach)
+            let seen = window.map_or(0..n_tokens, |window| {
+                of_tile.start.saturating_sub(window) / step * step..n_tokens.min(of_tile.end + window)
             });
             let panels = seen.start / LANES..seen.end.div_ceil(LANES);
             let factors = FloatTile {
@@ -235,8 +235,8 @@ impl Kernel for PieceKernel<'_> {
             }
             let mut of_rows = [0.0; MAX_TILE_ROWS];
             for (row, query) in of_tile.clone().enumerate() {
-                let visible = reach.map_or(0..n_tokens, |reach| {
-                    query.saturating_sub(reach)..n_tokens.min(query + reach + 1)
+                let visible = window.map_or(0..n_tokens, |window| {
+                    query.saturating_sub(window)..n_tokens.min(query + window + 1)
                 });
                 let softmax = Softmax {
                     scores: &mut *scores,
@@ -245,7 +245,7 @@ impl Kernel for PieceKernel<'_> {
                     panels: panels.clone(),
                     visible,
                     bias: attention.bias.map(|bias| {
-                        let of_head = &bias.numbers[head * (2 * bias.max_distance + 1)..];
+                        let of_head = &bias.values[head * (2 * bias.max_distance + 1)..];
                         &of_head[bias.max_distance - query..2 * bias.max_distance + 1]
                     }),
                 };
@@ -294,7 +294,7 @@ const VALUE: usize = 2;
 
 /// A head of each token of a text.
 struct Heads<'a> {
-    attention: &'a TextAttention<'a>,
+    attention: &'a EncoderAttention<'a>,
     qkv: &'a [f32],
     first_row: usize,
     head: usize,
@@ -305,7 +305,7 @@ struct Heads<'a> {
 impl<'a> Heads<'a> {
     #[inline(always)]
     fn of(&self, token: usize, third: usize) -> &'a [f32] {
-        let TextAttention { n_heads, head_dim, .. } = *self.attention;
+        let EncoderAttention { n_heads, head_dim, .. } = *self.attention;
         &self.qkv[(((self.first_row + token) * 3 + third) * n_heads + self.head) * head_dim..][..head_dim]
     }
 
@@ -320,7 +320,7 @@ impl<'a> Heads<'a> {
         to: &mut [f32],
     ) {
         let mut numbers = self.of(token, third);
-        if let Some(rotation) = &self.attention.rotation {
+        if let Some(rotation) = &self.attention.rope {
             self.turned.copy_from_slice(numbers);
             rotate(rotation, self.first_row + token, self.turned);
             numbers = self.turned;

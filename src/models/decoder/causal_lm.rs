@@ -8,8 +8,8 @@ use super::config::{KvLayerIndex, ModelConfig};
 use super::layer::{DecoderLayer, LayerContext};
 use super::loader::DecoderLoader;
 use crate::error::Result;
-use crate::kernels::attention::first_key;
 use crate::kernels::attention::kv_block::KvLayout;
+use crate::kernels::attention::window_start;
 use crate::models::backend::Backend;
 use crate::models::forward_input::{ForwardInput, Span};
 use crate::models::kv_cache::KvCache;
@@ -132,7 +132,7 @@ impl CausalLm {
             Backend::Kernels(_) | Backend::KernelsBf16(_) => Ok(None),
             Backend::Reference => {
                 let end = span.start + span.len;
-                causal_mask(span.start..end, first_key(span.start, *window)..end, *window)
+                causal_mask(span.start..end, window_start(span.start, *window)..end, *window)
             }
         };
         Ok(KindContext {

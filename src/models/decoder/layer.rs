@@ -13,8 +13,8 @@ use candle_core::{D, Tensor};
 use super::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels::attention::kv_block::KvLayout;
-use crate::kernels::attention::{Attention, HeadNorms, Sequence, first_key};
-use crate::kernels::custom_ops::AttentionOp;
+use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
+use crate::kernels::custom_ops::PagedAttentionOp;
 use crate::models::backend::Backend;
 use crate::models::kv_cache::write_and_gather;
 use crate::models::layers::attention::{AttentionParams, attention};
@@ -72,7 +72,7 @@ pub struct LayerContext<'a> {
     pub window: Option<usize>,
     /// The rotary table of the batch.
     pub cos_sin: Option<&'a CosSinCache>,
-    /// The mask of each sequence over the keys from [`first_key`] on, for the reference backend.
+    /// The mask of each sequence over the keys from [`window_start`] on, for the reference backend.
     pub masks: &'a [Option<Tensor>],
     /// The profile that the layer's time is added to.
     pub profile: &'a ForwardProfile,
@@ -83,7 +83,12 @@ impl DecoderLayer {
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn forward(&self, x: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        sequences: &mut [SequenceKv],
+        context: &LayerContext,
+    ) -> Result<Tensor> {
         let profile = context.profile;
         let qkv = concat_linear(Some(&self.attention_norm), &[&self.query, &self.key, &self.value], x)?;
         profile.lap(ForwardOp::Qkv);
@@ -131,19 +136,19 @@ impl DecoderLayer {
     }
 
     /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
-    fn attend(&self, qkv: &Tensor, sequences: &mut [Sequence], context: &LayerContext) -> Result<Tensor> {
+    fn attend(&self, qkv: &Tensor, sequences: &mut [SequenceKv], context: &LayerContext) -> Result<Tensor> {
         match context.backend.isa() {
             None => self.attend_reference(qkv, sequences, context),
             Some(isa) => {
-                Ok(qkv.apply_op1_no_bwd(&AttentionOp::new(isa, self.attention(context), sequences))?)
+                Ok(qkv.apply_op1_no_bwd(&PagedAttentionOp::new(isa, self.attention(context), sequences))?)
             }
         }
     }
 
     /// The parameters of the kernel for operation 2.
-    fn attention<'a>(&'a self, context: &LayerContext<'a>) -> Attention<'a> {
+    fn attention<'a>(&'a self, context: &LayerContext<'a>) -> PagedAttention<'a> {
         let config = context.config;
-        Attention {
+        PagedAttention {
             n_heads: config.n_heads,
             layout: context.kv_layout,
             layer: context.layer_idx,
@@ -155,7 +160,7 @@ impl DecoderLayer {
                 key: &key.weight,
                 eps: query.eps,
             }),
-            rotation: context.cos_sin.map(CosSinCache::kernel),
+            rope: context.cos_sin.map(CosSinCache::kernel),
         }
     }
 
@@ -163,7 +168,7 @@ impl DecoderLayer {
     fn attend_reference(
         &self,
         qkv: &Tensor,
-        sequences: &mut [Sequence],
+        sequences: &mut [SequenceKv],
         context: &LayerContext,
     ) -> Result<Tensor> {
         let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = *context.config;
@@ -194,7 +199,7 @@ impl DecoderLayer {
             let (key, value) = (heads_first(&key)?, heads_first(&value)?);
             let (keys, values) =
                 write_and_gather(sequence, &context.kv_layout, context.layer_idx, &key, &value)?;
-            let first = first_key(start, context.window);
+            let first = window_start(start, context.window);
             let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
             let (keys, values) = (in_window(&keys)?, in_window(&values)?);
             outputs.push(attention(&heads_first(&query)?, &keys, &values, params, mask.as_ref())?);
@@ -293,7 +298,7 @@ mod tests {
                 .spans
                 .iter()
                 .map(|span| {
-                    let (first, end) = (first_key(span.start, window), span.start + span.len);
+                    let (first, end) = (window_start(span.start, window), span.start + span.len);
                     causal_mask(span.start..end, first..end, window).unwrap()
                 })
                 .collect();

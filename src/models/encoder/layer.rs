@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use super::config::{EncoderConfig, EncoderLayerConfig, NormPlacement};
 use super::relative_bias::RelativeBias;
 use crate::error::Result;
-use crate::kernels::attention::{DistanceBias, TextAttention};
+use crate::kernels::attention::{EncoderAttention, RelativePositionBias};
 use crate::kernels::custom_ops::EncoderAttentionOp;
 use crate::kernels::isa::Isa;
 use crate::kernels::matmul::ActivationFn;
@@ -167,16 +167,16 @@ fn attend_by_kernel(
     layer_config: &EncoderLayerConfig,
     context: &EncoderContext,
 ) -> Result<Tensor> {
-    let attention = TextAttention {
+    let attention = EncoderAttention {
         n_heads: context.config.n_heads,
         head_dim: context.config.head_dim(),
         scale: context.attention_scale() as f32,
-        reach: layer_config.window,
-        rotation: layer_config.rope.map(|idx| context.cos_sin[idx].kernel()),
+        window: layer_config.window,
+        rope: layer_config.rope.map(|idx| context.cos_sin[idx].kernel()),
         bias: context
             .distance_bias
             .as_ref()
-            .map(|(numbers, max_distance)| DistanceBias { numbers, max_distance: *max_distance }),
+            .map(|(values, max_distance)| RelativePositionBias { values, max_distance: *max_distance }),
         in_bf16: context.backend.is_bf16(),
     };
     Ok(qkv.apply_op1_no_bwd(&EncoderAttentionOp { isa, attention, lengths: &context.lengths })?)

@@ -213,7 +213,7 @@ pub fn linear_residual(
 ) -> Result<Tensor> {
     match (linear.packed(), norm) {
         (Some((isa, weighted)), None) => {
-            let op = LinearOp { isa, norm: None, products: Projection::Residual(weighted) };
+            let op = LinearOp { isa, norm: None, projection: Projection::Residual(weighted) };
             Ok(x.apply_op2_no_bwd(residual, &op)?)
         }
         (_, None) => Ok((linear.forward(x)? + residual)?),
@@ -225,8 +225,8 @@ fn normed(norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, products: Projection, x: &Tensor) -> Result<Tensor> {
-    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel), products })?)
+fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, projection: Projection, x: &Tensor) -> Result<Tensor> {
+    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel), projection })?)
 }
 
 #[cfg(test)]

@@ -41,8 +41,8 @@ impl CosSinCache {
     }
 
     /// The parameters of the kernels.
-    pub fn kernel(&self) -> kernels::Rotation<'_> {
-        kernels::Rotation { cos: &self.cos, sin: &self.sin, n_pairs: self.n_pairs }
+    pub fn kernel(&self) -> kernels::RopeTable<'_> {
+        kernels::RopeTable { cos: &self.cos, sin: &self.sin, n_pairs: self.n_pairs }
     }
 
     /// Rotates heads, `[n_tokens, n_heads, head_dim]`. Element `i` of the rotary part's first half is paired with
