@@ -1,4 +1,4 @@
-//! Vectors that are known outlive the server.
+//! The embedding cache on disk survives the server.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use predict_otron_9000::registry::Registry;
 use crate::support;
 use crate::support::embeddings::tiny_encoder_folder;
 
-/// The tiny encoder of a folder as the server loads it, behind vectors on disk.
+/// An embedder of the model in `folder`, loaded as the server loads it, with a disk cache.
 fn embedder(folder: &Path, disk: &Path) -> Embedder {
     let registry = Registry::new(support::real_registry());
     let source = EmbeddingSource::locate(folder.to_str().unwrap(), &registry).unwrap();
@@ -31,24 +31,24 @@ fn embedder(folder: &Path, disk: &Path) -> Embedder {
 }
 
 #[tokio::test]
-async fn what_is_known_outlives_the_server_and_is_one_models() {
+async fn cached_embeddings_survive_a_restart_and_belong_to_one_model() {
     let disk = tempfile::tempdir().unwrap();
     let ask = async |folder: &Path, texts: &[&str]| {
         let inputs = texts.iter().map(|&text| EmbeddingInput::Text(text.to_owned())).collect::<Vec<_>>();
-        let found = embedder(folder, disk.path()).embed(inputs.into()).await.unwrap();
-        (found.vectors, found.n_tokens, found.n_hits)
+        let embeddings = embedder(folder, disk.path()).embed(inputs.into()).await.unwrap();
+        (embeddings.vectors, embeddings.n_tokens, embeddings.n_hits)
     };
     let model = tiny_encoder_folder();
     let (first, n_tokens, n_hits) = ask(model.path(), &["the cat", "a dog"]).await;
     assert_eq!(n_hits, 0);
     assert_eq!(ask(model.path(), &["the cat", "a dog"]).await, (first.clone(), n_tokens, 2));
     let elsewhere = tiny_encoder_folder();
-    assert_eq!(ask(elsewhere.path(), &["a dog", "a mouse"]).await.2, 1, "the same files at another place");
+    assert_eq!(ask(elsewhere.path(), &["a dog", "a mouse"]).await.2, 1, "the same files in another folder");
     let config = std::fs::read_to_string(elsewhere.path().join("config.json")).unwrap();
     let changed = config.replace("\"layer_norm_eps\": 1e-12", "\"layer_norm_eps\": 1e-2");
     assert_ne!(changed, config);
     std::fs::write(elsewhere.path().join("config.json"), changed).unwrap();
     let (other, _, n_hits) = ask(elsewhere.path(), &["the cat"]).await;
-    assert_eq!(n_hits, 0, "another model's");
+    assert_eq!(n_hits, 0, "a changed model has no hits");
     assert_ne!(other[0], first[0]);
 }

@@ -1,5 +1,5 @@
-//! fastembed for real: the same tiny encoder as safetensors on our encoder and as ONNX on ONNX
-//! Runtime gives the same vectors.
+//! The ONNX Runtime backend: a tiny encoder gives the same vectors there, as ONNX, as on our own encoder, as
+//! safetensors.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::support;
 const ENCODER: &str = "tests/data/tiny-encoders/bert";
 const ONNX: &str = "tests/data/bert-onnx";
 
-/// A folder with the named files, each from where it stands in the repository.
+/// A folder with copies of the named files, given as `(folder, name)`.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (from, name) in files {
@@ -31,7 +31,7 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 fn load(folder: &tempfile::TempDir) -> TextEmbedding {
     let registry = Registry::new(support::real_registry());
     let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
-    TextEmbedding::load(&source, &registry).expect("ONNX Runtime is needed: on the system, or through pip")
+    TextEmbedding::load(&source, &registry).expect("this test needs ONNX Runtime, on the system or from pip")
 }
 
 fn inputs(texts: &[&str]) -> EmbeddingRequest {
@@ -61,7 +61,7 @@ fn both_backends_give_the_same_vectors() {
     }
 }
 
-/// A hub with the tiny encoder under the names that fastembed's catalogue has for a model.
+/// A hub that has the tiny encoder as `repo`, with the file names of fastembed's catalog.
 fn hub_with(repo: &str) -> (hub::TestHub, Registry, tempfile::TempDir) {
     let hub = hub::TestHub::start();
     for (from, name, path) in [
@@ -81,7 +81,7 @@ fn hub_with(repo: &str) -> (hub::TestHub, Registry, tempfile::TempDir) {
 }
 
 #[test]
-fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
+fn a_model_of_fastembeds_catalog_is_downloaded_from_the_hub() {
     let repo = "Xenova/bge-small-zh-v1.5";
     let (_hub, registry, _cache) = hub_with(repo);
     for name in ["BGESmallZHV15", "xenova/bge-small-zh-v1.5"] {
@@ -94,7 +94,7 @@ fn a_model_of_fastembeds_catalogue_comes_from_the_hub() {
 }
 
 #[test]
-fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
+fn a_catalog_model_runs_on_the_chosen_backend() {
     let (_hub, registry, _cache) = hub_with("Xenova/bge-small-en-v1.5");
     for name in ["bge-small-en-v1.5", "BGESmallENV15"] {
         let source =
@@ -136,7 +136,7 @@ fn a_catalog_model_runs_on_the_backend_that_is_chosen() {
 }
 
 #[test]
-fn a_name_that_nobody_knows_says_so() {
+fn an_unknown_name_is_in_the_error() {
     let registry = Registry::new(support::real_registry());
     let error = EmbeddingSource::locate("no-such-model", &registry).err().unwrap();
     assert!(error.to_string().contains("no-such-model"), "{error}");
@@ -145,7 +145,7 @@ fn a_name_that_nobody_knows_says_so() {
 #[tokio::test]
 async fn concurrent_first_requests_load_the_singleton_once() {
     let files = folder(&[(ENCODER, "config.json"), (ENCODER, "model.safetensors"), (ONNX, "tokenizer.json")]);
-    // The first load fails; that is its request's answer, and the next ones try again.
+    // The first load fails, and with it the first request; later requests try again.
     let n_loads = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = n_loads.clone();
     let loader = move || match counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
@@ -159,5 +159,5 @@ async fn concurrent_first_requests_load_the_singleton_once() {
     let answers = futures_util::future::join_all((0..16).map(|_| embedder.embed(inputs(&["cat"])))).await;
     let first = answers[0].as_ref().unwrap().vectors.clone();
     assert!(answers.iter().all(|answer| answer.as_ref().unwrap().vectors == first));
-    assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 2, "the one that failed and one more");
+    assert_eq!(n_loads.load(std::sync::atomic::Ordering::SeqCst), 2, "the failed load and one more");
 }

@@ -1,4 +1,4 @@
-//! `/v1/embeddings` under load and at the end, with a tiny encoder.
+//! `/v1/embeddings` with a tiny encoder: under load, with options, and at shutdown.
 
 use std::time::Duration;
 
@@ -16,25 +16,25 @@ async fn a_large_request_does_not_hold_up_a_small_one() {
     let text = |idx: u32| (0..128).map(|i| 5 + (idx >> (i % 11) & 1)).collect::<Vec<_>>();
     let large = json!({"input": (0..2048).map(text).collect::<Vec<_>>(), "encoding_format": "base64"});
     let small = json!({"input": "the cat"});
-    assert_eq!(server.post(EMBEDDINGS, &small).await.status(), 200, "the model is loaded");
-    let of_large = server.post(EMBEDDINGS, &large);
-    let of_small = async {
+    assert_eq!(server.post(EMBEDDINGS, &small).await.status(), 200, "loads the model");
+    let large_response = server.post(EMBEDDINGS, &large);
+    let small_status = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         server.post(EMBEDDINGS, &small).await.status()
     };
-    tokio::pin!(of_large);
+    tokio::pin!(large_response);
     tokio::select! {
         biased;
-        status = of_small => assert_eq!(status, 200),
-        _ = &mut of_large => panic!("the small request waited for all of the large one"),
+        status = small_status => assert_eq!(status, 200),
+        _ = &mut large_response => panic!("the small request waited for all of the large one"),
     }
-    let answer = body(of_large.await).await;
+    let answer = body(large_response.await).await;
     assert_eq!(answer["data"].as_array().unwrap().len(), 2048);
     assert_eq!(answer["usage"]["total_tokens"], 2048 * 130);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_are_computed_together_get_their_own_vectors() {
+async fn requests_batched_together_get_their_own_vectors() {
     let limits = Limits { embedding_cache_bytes: 0, ..Limits::default() };
     let server = embedding_server(limits, Box::new(tiny_encoder)).await;
     let input = |idx: u32| json!({"input": (0..7).map(|i| vec![5 + (idx * 3 + i) % 20; 1 + (idx + i) as usize % 60]).collect::<Vec<_>>()});
@@ -48,23 +48,23 @@ async fn requests_that_are_computed_together_get_their_own_vectors() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_are_too_long_are_refused_or_cut_as_asked() {
+async fn long_texts_are_refused_or_truncated_on_request() {
     let server = embedding_server(Limits::default(), Box::new(tiny_encoder)).await;
     let long = json!(vec![vec![7; 500]]);
     let refused = server.post(EMBEDDINGS, &json!({ "input": long })).await;
     assert_eq!(refused.status(), 400);
     let message = body(refused).await["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("502") && message.contains("130") && message.contains("truncate"), "{message}");
-    let cut = body(server.post(EMBEDDINGS, &json!({"input": long, "truncate": true})).await).await;
-    assert_eq!(cut["usage"]["total_tokens"], 130);
+    let truncated = body(server.post(EMBEDDINGS, &json!({"input": long, "truncate": true})).await).await;
+    assert_eq!(truncated["usage"]["total_tokens"], 130);
     let whole = body(server.post(EMBEDDINGS, &json!({"input": vec![vec![7; 128]]})).await).await;
-    assert_eq!(cut["data"], whole["data"]);
+    assert_eq!(truncated["data"], whole["data"]);
     let refused = server.post(EMBEDDINGS, &json!({ "input": long })).await;
-    assert_eq!(refused.status(), 400, "what was cut for one request is refused to another");
+    assert_eq!(refused.status(), 400, "a truncated text in the cache is still refused without `truncate`");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn prompts_are_put_before_texts() {
+async fn prompt_prefixes_are_put_before_texts() {
     let folder = tiny_encoder_folder();
     let prompts = json!({"prompts": {"query": "the cat ", "sts": "a dog "}});
     std::fs::write(folder.path().join("config_sentence_transformers.json"), prompts.to_string()).unwrap();
@@ -91,7 +91,7 @@ async fn prompts_are_put_before_texts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_that_waited_long_enough_ends_embeddings_with_an_error() {
+async fn a_shutdown_past_its_grace_period_fails_running_embeddings() {
     let loader = || {
         std::thread::sleep(Duration::from_secs(3));
         tiny_encoder()

@@ -1,5 +1,4 @@
-//! A hub and the host of its large files, served by the test itself on two ports, with faults on
-//! demand.
+//! A test hub with a CDN for large files, on two ports, with faults on demand.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,49 +16,49 @@ use serde_json::json;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Files of at least this many bytes are "large": served by the other host, named by SHA-256.
+/// Files of at least this size are served by the CDN and named by their SHA-256.
 pub const LARGE: usize = 1000;
 
-/// The token that private repositories ask for.
+/// The token for private repositories.
 pub const TOKEN: &str = "hf_test";
 
-/// What the servers do wrong, and what they were asked.
+/// The contents and faults of the test hub, and the requests it received.
 #[derive(Default)]
 pub struct Script {
-    /// Repository to commit and files.
+    /// Commit and files by repository.
     repos: BTreeMap<String, (String, BTreeMap<String, Vec<u8>>)>,
-    /// Old name to new name.
+    /// The new names of renamed repositories.
     pub moved: BTreeMap<String, String>,
-    /// How many bodies are cut in half.
+    /// The number of response bodies to cut in half.
     pub cut: usize,
-    /// After half a body nothing more is sent, and the connection stays open.
+    /// Whether bodies stop at half, with the connection open.
     pub stall: bool,
-    /// One bit of every body is wrong.
+    /// Whether one bit of every body is flipped.
     pub flip: bool,
-    /// `Range` is not understood.
+    /// Whether `Range` is ignored.
     pub ignore_range: bool,
-    /// The answer to everything.
+    /// The status of every response.
     pub status: Option<StatusCode>,
-    /// Answers 401 without the token.
+    /// Whether requests without the token get 401.
     pub private: bool,
-    /// Bodies come this slowly.
+    /// The delay of every body.
     pub delay_ms: u64,
     /// Every request, in order.
     pub seen: Vec<Seen>,
 }
 
-/// A request.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: Method,
     pub path: String,
     pub range: Option<String>,
     pub token: Option<String>,
-    /// Whether it went to the host of large files.
+    /// Whether the CDN received it.
     pub at_cdn: bool,
 }
 
-/// The running servers; they end with the process.
+/// The running servers, which end with the process.
 #[derive(Clone)]
 pub struct TestHub {
     pub endpoint: String,
@@ -90,7 +89,7 @@ impl TestHub {
         this
     }
 
-    /// Adds a file, or replaces it; either makes a new commit.
+    /// Adds or replaces a file, in a new commit.
     pub fn put(&self, repo: &str, path: &str, bytes: impl Into<Vec<u8>>) -> &Self {
         let mut script = self.script();
         let (commit, files) = script.repos.entry(repo.to_owned()).or_default();
@@ -109,18 +108,18 @@ impl TestHub {
         self.script.lock().unwrap()
     }
 
-    /// Forgets the requests so far and gives them.
+    /// Removes and returns the requests so far.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.script().seen)
     }
 
-    /// The bodies asked for since the last [`TestHub::take_seen`].
+    /// The requests for file bodies since the last [`TestHub::take_seen`].
     pub fn take_bodies(&self) -> Vec<Seen> {
         let mut seen = self.take_seen();
         seen.retain(|seen| {
-            // A request that is sent on to the other host is one body, not two.
-            let is_sent_on = !seen.at_cdn && self.is_large(&seen.path);
-            seen.method == Method::GET && !seen.path.starts_with("/api/") && !is_sent_on
+            // A request that is redirected to the CDN counts once.
+            let is_redirected = !seen.at_cdn && self.is_large(&seen.path);
+            seen.method == Method::GET && !seen.path.starts_with("/api/") && !is_redirected
         });
         seen
     }
@@ -132,7 +131,7 @@ impl TestHub {
             .is_some_and(|bytes| bytes.len() >= LARGE)
     }
 
-    fn note(&self, request: &Request, at_cdn: bool) -> Option<StatusCode> {
+    fn record(&self, request: &Request, at_cdn: bool) -> Option<StatusCode> {
         let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
         let seen = Seen {
             method: request.method().clone(),
@@ -150,7 +149,7 @@ impl TestHub {
 }
 
 async fn serve_hub(State(hub): State<TestHub>, request: Request) -> Response {
-    if let Some(status) = hub.note(&request, false) {
+    if let Some(status) = hub.record(&request, false) {
         return status.into_response();
     }
     let path = request.uri().path().to_owned();
@@ -187,9 +186,9 @@ async fn serve_hub(State(hub): State<TestHub>, request: Request) -> Response {
     (StatusCode::FOUND, commit, linked, location).into_response()
 }
 
-/// The host of large files knows neither commits nor the hub's digests.
+/// Serves large files. The CDN sends neither commits nor the hub's digests.
 async fn serve_cdn(State(hub): State<TestHub>, request: Request) -> Response {
-    if let Some(status) = hub.note(&request, true) {
+    if let Some(status) = hub.record(&request, true) {
         return status.into_response();
     }
     let path = request.uri().path();
@@ -219,7 +218,7 @@ fn info(hub: &TestHub, rest: &str) -> Response {
     axum::Json(info).into_response()
 }
 
-/// A body with the script's faults.
+/// A response body with the faults of the script.
 fn body(hub: &TestHub, method: &Method, headers: &HeaderMap, mut bytes: Vec<u8>) -> Response {
     if method == Method::HEAD {
         return [(header::CONTENT_LENGTH, bytes.len().to_string())].into_response();
@@ -248,8 +247,8 @@ fn body(hub: &TestHub, method: &Method, headers: &HeaderMap, mut bytes: Vec<u8>)
         let first = stream::iter([Ok::<_, Infallible>(half)]);
         Body::from_stream(first.chain(stream::pending()))
     } else if is_cut {
-        // An error in the stream makes the server drop the connection; before it, what was sent has
-        // to leave the server's buffer.
+        // An error in the stream makes the server drop the connection. Wait first, so that the half leaves the
+        // server's buffer.
         let cut = stream::once(async {
             tokio::time::sleep(Duration::from_millis(30)).await;
             Err(std::io::Error::other("cut"))
@@ -266,7 +265,7 @@ fn body(hub: &TestHub, method: &Method, headers: &HeaderMap, mut bytes: Vec<u8>)
     (status, length, body).into_response()
 }
 
-/// Repository, revision and file of `/owner/name/resolve/revision/file`.
+/// Splits repository, revision and file out of `/owner/name/resolve/revision/file`.
 fn parse_resolve(path: &str) -> Option<(String, String, String)> {
     let (repo, rest) = path.strip_prefix('/')?.split_once("/resolve/")?;
     let (revision, file) = rest.split_once('/')?;
@@ -277,7 +276,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The hash git has for a file.
+/// The git object id of a file.
 pub fn git_sha1(bytes: &[u8]) -> String {
     let mut sha1 = Sha1::new();
     sha1.update(format!("blob {}\0", bytes.len()));

