@@ -124,8 +124,11 @@ impl PreparedBatch {
 pub(super) struct BatchOutput {
     /// One for each input, in order.
     pub embeddings: Vec<Arc<Embedding>>,
+    /// Inputs found in the cache.
     pub n_hits: usize,
+    /// How long the request waited for its first batch.
     pub queue_time: Duration,
+    /// How long its batches took.
     pub compute_time: Duration,
 }
 

@@ -154,7 +154,7 @@ impl EmbeddingSource {
         })
     }
 
-    /// The same files under the names and specification of a row of our own catalog.
+    /// Takes the names and the specification of a row of our own catalog.
     fn with_catalog_row(self, row: &CatalogEntry) -> Self {
         let aliases = row.other_names().map(str::to_owned).collect();
         let license = Some(row.license.to_owned());

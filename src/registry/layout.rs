@@ -127,7 +127,10 @@ pub fn choose_files(names: &[String], main: Option<&str>, purpose: Purpose) -> R
     if let Some(main) = main {
         let layout = layout_for(names, main)?;
         if !formats.contains(&layout.format) {
-            return Err(Error::registry(format!("`{main}` is no {}", format_names(formats))));
+            return Err(Error::registry(format!(
+                "`{main}` has the wrong format; expected {}",
+                format_names(formats)
+            )));
         }
         return Ok(layout);
     }
@@ -141,7 +144,7 @@ pub fn choose_files(names: &[String], main: Option<&str>, purpose: Purpose) -> R
             return layout_for(names, main);
         }
     }
-    Err(Error::registry(format!("it holds no {}", format_names(formats))))
+    Err(Error::registry(format!("it contains no {}", format_names(formats))))
 }
 
 /// The names of `formats` for a message.
@@ -176,7 +179,7 @@ fn choose_gguf(names: &[String]) -> Result<Option<&str>> {
         Ok(None)
     } else {
         Err(Error::registry(format!(
-            "it holds several GGUF files; name one, as in hf:owner/repo:file: {}",
+            "it contains several GGUF files; name one, as in hf:owner/repo:file: {}",
             whole.join(", ")
         )))
     }
@@ -199,7 +202,7 @@ fn first_present<'a>(names: &'a [String], wanted: &[&str]) -> Option<&'a str> {
 fn layout_for(names: &[String], main: &str) -> Result<FileLayout> {
     let known: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     if !known.contains(main) {
-        return Err(Error::registry(format!("it has no file `{main}`; it holds {}", summary(names))));
+        return Err(Error::registry(format!("it has no file `{main}`, only {}", summary(names))));
     }
     let format = ModelFormat::from_path(main).ok_or_else(|| {
         Error::registry(format!("`{main}` is not a model: expected .gguf, .safetensors or .onnx"))
@@ -336,9 +339,9 @@ mod tests {
         let only_onnx = Purpose { kind: Some(ModelKind::Embedding), formats: &[ModelFormat::Onnx] };
         let chosen = choose_files(&names, None, only_onnx).unwrap();
         assert_eq!(chosen.files.iter().map(|file| &file.path).collect::<Vec<_>>(), onnx);
-        for main in [Some("a.gguf"), None] {
+        for (main, end) in [(Some("a.gguf"), "expected model.onnx"), (None, "contains no model.onnx")] {
             let error = choose_files(&names[..2], main, only_onnx).unwrap_err().to_string();
-            assert!(error.ends_with(" no model.onnx"), "{error}");
+            assert!(error.ends_with(end), "{error}");
         }
     }
 

@@ -72,7 +72,7 @@ impl Registry {
         Self { config, verifier }
     }
 
-    /// The same registry in offline mode.
+    /// This registry in offline mode.
     pub fn offline(&self) -> Self {
         let config = RegistryConfig { offline: true, ..self.config.clone() };
         Self { config, verifier: self.verifier.clone() }

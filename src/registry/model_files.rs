@@ -52,7 +52,7 @@ pub struct ModelFiles {
     /// Every file, `main` included, by its logical name (`config.json`, `tokenizer.json`,
     /// `1_Pooling/config.json`, …), which does not depend on its path in the source.
     pub files: FoundFiles,
-    /// Where the files came from.
+    /// The origin of the files.
     pub source: ModelSource,
     /// The license, from the catalog or the model card.
     pub license: Option<String>,

@@ -148,7 +148,7 @@ impl Tokenizer {
     /// Encodes text, and adds the model's first and last special tokens (`[CLS] … [SEP]`).
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// See [`Tokenizer::encode`].
     pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.add_template(&self.encode_to_embed(text)?))
     }

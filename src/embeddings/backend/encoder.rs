@@ -14,7 +14,7 @@ use crate::models::{self, Encoder, EncoderInput};
 use crate::registry::{ModelFormat, ModelKind, Pooling};
 use crate::tokenizer::Tokenizer;
 
-/// Tokens per batch. The activations of a layer fit the caches; batches of twice or half the size are no faster
+/// Tokens per batch. The activations of a layer fit the caches; larger batches, or half of it, are no faster
 /// (measured 2026-11-26).
 const BATCH_TOKENS: usize = 512;
 

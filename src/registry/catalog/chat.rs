@@ -27,6 +27,7 @@ const fn gguf_source(repo: &'static str, path: &'static str, sha256: &'static st
     hub(repo, file(path, Some(sha256)), &[])
 }
 
+/// The rows of this kind, the default first.
 #[rustfmt::skip]
 pub static ROWS: &[CatalogEntry] = &[
     CatalogEntry {

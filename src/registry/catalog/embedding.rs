@@ -80,6 +80,7 @@ const fn aliased(aliases: &'static [&'static str], entry: CatalogEntry) -> Catal
     CatalogEntry { aliases, ..entry }
 }
 
+/// The rows of this kind, the default first.
 #[rustfmt::skip]
 pub static ROWS: &[CatalogEntry] = &[
     CatalogEntry {

@@ -27,7 +27,7 @@ pub struct CatalogEntry {
     pub license: &'static str,
     /// Bytes of all files; rounded in rows without SHA-256 digests.
     pub size_bytes: u64,
-    /// Where the files come from.
+    /// The first source to try.
     pub source: CatalogSource,
     /// The source to try next.
     pub mirror: Option<CatalogSource>,

@@ -20,6 +20,7 @@ const fn cross_encoder(
     CatalogEntry { aliases, ..row(name, ModelKind::Reranker, license, size_bytes, source) }
 }
 
+/// The rows of this kind, the default first.
 #[rustfmt::skip]
 pub static ROWS: &[CatalogEntry] = &[
     cross_encoder("ms-marco-minilm-l6-v2", &["cross-encoder/ms-marco-MiniLM-L-6-v2"],
