@@ -10,7 +10,6 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use predict_otron_9000::app::App;
 use predict_otron_9000::chat::ChatEvent;
 use predict_otron_9000::config::{Args, Config};
-use predict_otron_9000::openai;
 use predict_otron_9000::openai::chat::{ChatCompletionRequest, Usage};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -25,12 +24,12 @@ fn request(n_words: usize) -> ChatCompletionRequest {
         "messages": [{"role": "user", "content": "river ".repeat(n_words)}],
         "temperature": 0, "max_tokens": ANSWER_TOKENS, "ignore_eos": true
     });
-    openai::from_value(body).unwrap()
+    ChatCompletionRequest::from_object(body.as_object().unwrap().clone()).unwrap()
 }
 
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
     let model = app.chat_model(app.chat_slot(None).unwrap()).await.unwrap();
-    let mut events = model.answer(model.admit().unwrap(), request, "".into()).unwrap();
+    let mut events = model.start_chat(model.admit().unwrap(), request, "".into()).unwrap();
     while let Some((_, event)) = events.next().await {
         match event {
             ChatEvent::Finished { usage, .. } => return usage,

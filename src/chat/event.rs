@@ -1,48 +1,57 @@
-//! Events of an answer, as the engine's become the API's.
+//! Events of a response, converted from the engine's.
 
 use crate::error::Error;
-use crate::inference::{self, Event, Timings};
+use crate::inference::{self, Event, RepeatPenaltyStats, Timings};
 use crate::openai::chat::{
     ChoiceLogprobs, CompletionTokensDetails, FinishReason, PromptTokensDetails, TokenLogprob, ToolCallDelta,
     TopLogprob, Usage,
 };
 
-/// What an answer is made of: [`ChatEvent::Content`] any number of times, then one of the others.
+/// An event of one choice: any number of [`ChatEvent::Content`], then one of the others.
 #[derive(Debug, Clone)]
 pub enum ChatEvent {
+    /// More of the choice.
     Content {
+        /// Text to append.
         text: String,
-        /// What was thought, before all that is said.
+        /// Reasoning to append; all of it precedes the text.
         reasoning: String,
-        /// What is called, after all that is said.
+        /// Tool calls to add or extend; all of them follow the text.
         calls: Vec<ToolCallDelta>,
+        /// Log probabilities of the tokens, if requested.
         logprobs: Option<ChoiceLogprobs>,
-        /// Tokens of both.
+        /// Tokens of text, reasoning and calls.
         n_tokens: usize,
     },
-    /// There are no figures of what was not computed.
+    /// The choice is complete.
     Finished {
+        /// Why generation ended.
         reason: FinishReason,
+        /// Token counts of this choice.
         usage: Usage,
-        figures: Option<Figures>,
+        /// Measurements; `None` for a response from the cache.
+        stats: Option<GenerationStats>,
     },
+    /// The choice failed.
     Failed(Error),
 }
 
-/// What a finished answer cost, for the log.
+/// Measurements of a finished generation, for the log.
 #[derive(Debug, Clone, Copy)]
-pub struct Figures {
+pub struct GenerationStats {
+    /// Time spent in each phase.
     pub timings: Timings,
-    pub repeat_penalty: inference::RepeatPenaltyStats,
+    /// Work of the cached repeat penalty.
+    pub repeat_penalty: RepeatPenaltyStats,
 }
 
 impl ChatEvent {
-    /// The event of an answer that is given again: nothing of the prompt had to be computed.
-    pub fn again(&self) -> Self {
+    /// The event as a cache hit replays it: without measurements, and with the whole prompt counted as cached.
+    pub fn replayed(&self) -> Self {
         let mut event = self.clone();
-        if let Self::Finished { usage, figures, .. } = &mut event {
+        if let Self::Finished { usage, stats, .. } = &mut event {
             usage.prompt_tokens_details.cached_tokens = usage.prompt_tokens;
-            *figures = None;
+            *stats = None;
         }
         event
     }
@@ -73,7 +82,10 @@ impl From<Event> for ChatEvent {
                     prompt_tokens_details: PromptTokensDetails { cached_tokens: finished.cached_tokens },
                     completion_tokens_details: CompletionTokensDetails::default(),
                 },
-                figures: Some(Figures { timings: finished.timings, repeat_penalty: finished.repeat_penalty }),
+                stats: Some(GenerationStats {
+                    timings: finished.timings,
+                    repeat_penalty: finished.repeat_penalty,
+                }),
             },
             Event::Failed(e) => ChatEvent::Failed(e),
         }
@@ -84,17 +96,21 @@ fn token_logprob(entry: inference::TokenLogprob) -> TokenLogprob {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     TokenLogprob {
         token: text(&entry.bytes),
-        logprob: finite(entry.logprob),
+        logprob: clamp_logprob(entry.logprob),
         top_logprobs: entry
             .top
             .into_iter()
-            .map(|(bytes, logprob)| TopLogprob { token: text(&bytes), logprob: finite(logprob), bytes })
+            .map(|(bytes, logprob)| TopLogprob {
+                token: text(&bytes),
+                logprob: clamp_logprob(logprob),
+                bytes,
+            })
             .collect(),
         bytes: entry.bytes,
     }
 }
 
-/// JSON has no infinity; OpenAI writes -9999 for what is next to impossible.
-fn finite(logprob: f32) -> f32 {
+/// Replaces negative infinity, which JSON lacks, by -9999, as OpenAI does for the unlikeliest tokens.
+fn clamp_logprob(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }

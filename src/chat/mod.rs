@@ -1,11 +1,11 @@
-//! Messages in, deltas out.
+//! Chat: messages in, response deltas out.
 //!
-//! A [`ChatModel`] turns a conversation into a prompt with the model's own template, hands it to
-//! the engine, and turns the engine's events into what the API says. It knows no tensors.
+//! A [`ChatModel`] renders a conversation with the model's own template, submits the prompt to the
+//! engine, and turns the engine's events into response deltas. It knows no tensors.
 
 mod completion;
 mod event;
-mod generation_options;
+mod generation_request;
 mod model;
 mod prompt;
 mod reasoning;
@@ -20,63 +20,66 @@ mod truncate;
 use std::sync::Arc;
 
 pub use completion::CompletionStream;
-pub use event::{ChatEvent, Figures};
+pub use event::{ChatEvent, GenerationStats};
+use generation_request::{chat_generation_request, num_choices};
 pub use model::ChatModel;
-use prompt::Prompt;
+use prompt::{RenderedPrompt, prediction_text};
 pub use response_cache::ResponseCache;
-pub use stream::ChatStream;
+pub use stream::{CacheStatus, ChatStream};
+use structured::constraint_of;
 pub use template::{ChatTemplate, TemplateSource};
-use tools::{CallParser, Tools};
-use truncate::piece_bytes;
+use tools::{ToolCallParser, ToolSet, tool_constraint};
+use truncate::{max_chunk_bytes, max_prompt_tokens};
 
 use crate::error::Result;
 use crate::inference::Admission;
 use crate::openai::chat::ChatCompletionRequest;
 
 impl ChatModel {
-    /// Starts to answer a conversation that has a place, for `tenant`.
+    /// Starts the response to a conversation on behalf of `tenant`. `admission` reserves its place in the queue.
     ///
     /// # Errors
-    /// When a parameter is out of its range, the template refuses the messages, or the prompt does
-    /// not fit the context.
-    pub fn answer(
+    /// When a parameter is out of range, the template refuses the messages, or the prompt does not fit
+    /// the context.
+    pub fn start_chat(
         self: &Arc<Self>,
         admission: Admission,
         request: &ChatCompletionRequest,
         tenant: Arc<str>,
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
-        let mut generation = generation_options::generation_request(request, tenant)?;
-        let n_choices = generation_options::n_choices(request)?;
-        generation.prediction = self.predicted(request)?;
-        let tools = Tools::of(request)?;
-        let mut asked = structured::asked(request)?;
-        let Prompt { tokens, ignored_fields, reasoning, format } =
-            self.prompt(request, tools.as_ref(), generation.max_tokens)?;
+        let mut generation = chat_generation_request(request, tenant)?;
+        let n_choices = num_choices(&request.options)?;
+        generation.prediction = self.prediction_tokens(request)?;
+        let tools = ToolSet::from_request(request)?;
+        let mut spec = constraint_of(&request.options)?;
+        let max_prompt_tokens =
+            max_prompt_tokens(&request.options, self.engine.context_length(), generation.max_tokens)?;
+        let variables = self.template_variables(request)?;
+        let RenderedPrompt { tokens, ignored_fields, reasoning, call_format } =
+            self.render_prompt(&request.messages, tools.as_ref(), variables, max_prompt_tokens)?;
         generation.prompt = tokens;
         let special = |text: &str| self.tokenizer.special_token_id(text);
         if let Some(tools) = &tools {
-            let marks = [format.open, format.close].into_iter().chain(format.named_by);
+            let marks = [call_format.open, call_format.close].into_iter().chain(call_format.name_end);
             generation.visible_tokens = marks.filter_map(special).collect();
-            asked = tools::asked(tools, format, special, asked)?;
+            spec = tool_constraint(tools, call_format, special, spec)?;
         }
-        let generation_is_free = asked.is_none();
-        generation.constraint = self.constraint(asked, reasoning.as_ref())?;
-        let generations = self.engine.submit(self.places(admission, n_choices)?, generation)?;
-        let reasoning = vec![reasoning; n_choices].into_iter().flatten().collect();
-        // What a grammar takes for text is no call.
-        let reads_unmarked = format.is_open_optional || generation_is_free;
-        let calls = tools.map(|tools| CallParser::new(format, tools.names(), reads_unmarked));
-        let calls = vec![calls; n_choices].into_iter().flatten().collect();
-        Ok(ChatStream { reasoning, calls, ..ChatStream::new(self.clone(), generations, 1, ignored_fields) })
+        let is_unconstrained = spec.is_none();
+        generation.constraint = self.constraint(spec, reasoning.as_ref())?;
+        let generations = self.engine.submit(self.reserve_slots(admission, n_choices)?, generation)?;
+        // Under a grammar, calls always have their mark; JSON without it is text.
+        let accept_unmarked = call_format.is_open_optional || is_unconstrained;
+        let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.names(), accept_unmarked));
+        Ok(ChatStream::new(self.clone(), generations, 1, ignored_fields).with_parsers(reasoning, calls))
     }
 
-    /// Token ids of what the client predicts, of which no more is of use than a context holds.
-    fn predicted(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
-        let Some(text) = prompt::prediction(request)? else { return Ok(Vec::new()) };
+    /// Encodes the client's predicted output, at most a context's worth of tokens.
+    fn prediction_tokens(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
+        let Some(text) = prediction_text(request)? else { return Ok(Vec::new()) };
         let context_length = self.engine.context_length();
-        let mut tokens =
-            self.tokenizer.encode(&text[..text.floor_char_boundary(piece_bytes(context_length))])?;
+        let end = text.floor_char_boundary(max_chunk_bytes(context_length));
+        let mut tokens = self.tokenizer.encode(&text[..end])?;
         tokens.truncate(context_length);
         Ok(tokens)
     }

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use super::reasoning::{self, Reasoning};
-use super::structured::Asked;
+use super::reasoning::{self, ReasoningParser};
+use super::structured::ConstraintSpec;
 use super::template::ChatTemplate;
 use crate::error::Result;
 use crate::inference::grammar::Preamble;
 use crate::inference::{Admission, Constraint, Engine};
 use crate::tokenizer::Tokenizer;
 
-/// A chat model that is ready to answer.
+/// A loaded chat model.
+///
+/// [`start_chat`](Self::start_chat) is implemented in [`chat`](super), `start_completion` in `chat/completion.rs`,
+/// and the rendering of prompts in `chat/prompt.rs`.
 pub struct ChatModel {
     pub(super) template: ChatTemplate,
     pub(super) tokenizer: Arc<Tokenizer>,
@@ -19,7 +22,7 @@ pub struct ChatModel {
 }
 
 impl ChatModel {
-    /// `fingerprint` changes when the same request may be answered differently.
+    /// A model with a running engine. `fingerprint` is returned by [`ChatModel::fingerprint`].
     pub fn new(
         template: ChatTemplate,
         tokenizer: Arc<Tokenizer>,
@@ -29,31 +32,46 @@ impl ChatModel {
         Self { template, tokenizer, engine, fingerprint }
     }
 
-    /// Changes when the same request may be answered differently.
+    /// A string that changes whenever the same request may be answered differently.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Ends the engine and waits until the model's memory is free.
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The engine that runs the model.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Stops the engine and waits until the model's memory is freed.
     pub fn shut_down(self) {
         self.engine.shut_down();
     }
 
-    /// Takes a place for a request, before anything is computed for it.
+    /// Reserves a slot in the queue, before anything is computed for the request.
     ///
     /// # Errors
-    /// When the queue is full; the error says when to come back.
+    /// When the queue is full; the error says when to retry.
     pub fn admit(&self) -> Result<Admission> {
         self.engine.admit()
     }
 
-    /// What keeps an answer to what is asked for, once the model has thought.
+    /// Reserves slots for `n` generations, the first of which is already admitted.
+    pub(super) fn reserve_slots(&self, first: Admission, n: usize) -> Result<Vec<Admission>> {
+        [Ok(first)].into_iter().chain((1..n).map(|_| self.admit())).collect()
+    }
+
+    /// Compiles a constraint. For a model that reasons, it applies only after the reasoning.
     pub(super) fn constraint(
         &self,
-        asked: Option<Asked>,
-        reasoning: Option<&Reasoning>,
+        spec: Option<ConstraintSpec>,
+        reasoning: Option<&ReasoningParser>,
     ) -> Result<Option<Constraint>> {
-        let Some(Asked { param, grammar }) = asked else { return Ok(None) };
+        let Some(ConstraintSpec { param, grammar }) = spec else { return Ok(None) };
         let constraint = self.engine.compile_constraint(&grammar).map_err(|e| e.with_param(param))?;
         Ok(Some(match reasoning {
             None => constraint,
@@ -63,19 +81,5 @@ impl ChatModel {
                 close: reasoning::CLOSE.to_owned(),
             }),
         }))
-    }
-
-    /// So many places in the queue, of which one is there.
-    pub(super) fn places(&self, first: Admission, n: usize) -> Result<Vec<Admission>> {
-        [Ok(first)].into_iter().chain((1..n).map(|_| self.admit())).collect()
-    }
-
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// The engine behind this model.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 }

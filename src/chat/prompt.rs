@@ -1,53 +1,55 @@
-//! From messages to the tokens of a prompt, by the model's own template.
+//! Prompt rendering: from messages to token ids, by the model's own template.
 
 use serde_json::{Map, Value};
 
 use super::model::ChatModel;
-use super::reasoning::Reasoning;
+use super::reasoning::ReasoningParser;
 use super::template::{TemplateInput, TemplateMessage};
 use super::template_probe;
-use super::tools::{self, Format, Tools};
-use super::truncate::most_prompt_tokens;
+use super::tools::{self, ToolCallFormat, ToolSet};
 use crate::error::{Error, Result};
 use crate::openai::chat::{ChatCompletionRequest, Content, Message, ReasoningEffort, Role};
 use crate::tokenizer::Tokenizer;
 
-/// What a conversation becomes.
-pub struct Prompt {
+/// A conversation as the model's prompt.
+pub struct RenderedPrompt {
+    /// Token ids of the prompt.
     pub tokens: Vec<u32>,
-    /// Paths of what it does not show of the request.
+    /// Paths of request fields that are not part of the prompt.
     pub ignored_fields: Vec<String>,
-    /// Tells thoughts from the answer, where there will be some.
-    pub reasoning: Option<Reasoning>,
-    /// How the model writes calls.
-    pub format: &'static Format,
+    /// A parser that separates reasoning from content, if the model reasons.
+    pub reasoning: Option<ReasoningParser>,
+    /// The form in which the model writes tool calls.
+    pub call_format: &'static ToolCallFormat,
 }
 
 impl ChatModel {
-    /// Token ids of a conversation's prompt.
+    /// Token ids of the prompt for a conversation without tools.
     ///
     /// # Errors
     /// When the template refuses the messages, or the prompt does not fit the context.
-    pub fn prompt_tokens(&self, request: &ChatCompletionRequest) -> Result<Vec<u32>> {
-        Ok(self.prompt(request, Tools::of(request)?.as_ref(), 0)?.tokens)
+    pub fn prompt_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        Ok(self.render_prompt(messages, None, Map::new(), None)?.tokens)
     }
 
-    /// The prompt for an answer of up to `max_tokens`. Whatever a message says stays text: special tokens in it are broken up before the template runs and put
-    /// together again, as text, after.
-    pub(super) fn prompt(
+    /// Renders and encodes a conversation, with `variables` for the template. Keeps only the last
+    /// `max_prompt_tokens`, if given.
+    ///
+    /// Text from the client can never become a special token: the texts of special tokens in it are broken up with
+    /// a marker before the template runs, and joined again, as text, by the tokenizer.
+    pub(super) fn render_prompt(
         &self,
-        request: &ChatCompletionRequest,
-        tools: Option<&Tools>,
-        max_tokens: usize,
-    ) -> Result<Prompt> {
-        let context_length = self.engine.context_length();
-        let most = most_prompt_tokens(request, context_length, max_tokens)?;
-        let mut messages = template_messages(&request.messages, self.template.knows_developer())?;
-        let format = Format::of(|text| self.template.says(text));
-        let mut tools = Value::Array(tools.map(Tools::for_template).unwrap_or_default());
-        let mut options = Value::Object(self.variables(request)?);
-        let mut texts = messages.iter().flat_map(texts).collect::<Vec<&str>>();
-        collect_texts(&options, &mut texts);
+        messages: &[Message],
+        tools: Option<&ToolSet>,
+        variables: Map<String, Value>,
+        max_prompt_tokens: Option<usize>,
+    ) -> Result<RenderedPrompt> {
+        let mut messages = template_messages(messages, self.template.supports_developer_role())?;
+        let call_format = ToolCallFormat::for_template(|text| self.template.template_contains(text));
+        let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
+        let mut variables = Value::Object(variables);
+        let mut texts = messages.iter().flat_map(message_texts).collect::<Vec<&str>>();
+        collect_texts(&variables, &mut texts);
         collect_texts(&tools, &mut texts);
         let marker = Tokenizer::unused_marker(texts.iter().copied()).ok_or_else(|| {
             Error::invalid(
@@ -55,55 +57,60 @@ impl ChatModel {
                 "the messages use every Unicode noncharacter from U+FDD0 to U+FDEF; leave one out",
             )
         })?;
-        let defuse = |text: &str| self.tokenizer.escape_special_tokens(text, marker);
-        messages.iter_mut().for_each(|message| map_texts(message, &defuse));
-        rewrite_texts(&mut options, &defuse);
-        rewrite_texts(&mut tools, &defuse);
+        let escape_special_tokens = |text: &str| self.tokenizer.escape_special_tokens(text, marker);
+        messages.iter_mut().for_each(|message| map_message_texts(message, &escape_special_tokens));
+        map_texts(&mut variables, &escape_special_tokens);
+        map_texts(&mut tools, &escape_special_tokens);
         let tools = tools.as_array().filter(|tools| !tools.is_empty());
-        let tools = tools::show(&self.template, format, &mut messages, tools.map(Vec::as_slice));
-        let options = options.as_object().cloned().unwrap_or_default();
+        let tools =
+            tools::prepare_messages(&self.template, call_format, &mut messages, tools.map(Vec::as_slice));
+        let variables = variables.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
-        let render_with = |messages: &[TemplateMessage], options: &Map<String, Value>| {
+        let render_with = |messages: &[TemplateMessage], variables: &Map<String, Value>| {
             self.template.render(TemplateInput {
                 messages,
                 tools,
                 documents: None,
                 add_generation_prompt: true,
-                options: options.clone(),
+                variables: variables.clone(),
                 now,
             })
         };
-        let render = |messages: &[TemplateMessage]| render_with(messages, &options);
+        let render = |messages: &[TemplateMessage]| render_with(messages, &variables);
         let prompt = render(&messages)?;
         let mut ignored_fields = template_probe::ignored_fields(&messages, &prompt, render)?;
-        if !options.is_empty() && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt) {
+        if !variables.is_empty() && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt)
+        {
             ignored_fields.push("chat_template_kwargs".to_owned());
         }
-        let (tokens, lacks_middle) = self.encode(&prompt, Some(marker), most)?;
-        if lacks_middle {
+        let (tokens, is_middle_dropped) = self.encode_prompt(&prompt, Some(marker), max_prompt_tokens)?;
+        if is_middle_dropped {
             ignored_fields.push("messages".to_owned());
         }
-        let reasoning = self.template.reasons().then(|| Reasoning::after(&prompt));
-        Ok(Prompt { tokens, ignored_fields, reasoning, format })
+        let reasoning = self.template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
+        Ok(RenderedPrompt { tokens, ignored_fields, reasoning, call_format })
     }
 
-    /// Variables for the template: the client's own, and what stands for the effort to reason.
-    fn variables(&self, request: &ChatCompletionRequest) -> Result<Map<String, Value>> {
+    /// The client's template variables, plus the one by which the template controls reasoning.
+    ///
+    /// # Errors
+    /// When reasoning is requested and the template has no variable for it.
+    pub(super) fn template_variables(&self, request: &ChatCompletionRequest) -> Result<Map<String, Value>> {
         let mut variables = request.chat_template_kwargs.clone().unwrap_or_default();
         let Some(effort) = request.reasoning_effort else { return Ok(variables) };
-        let thinks = effort != ReasoningEffort::None;
-        let known = ["reasoning_effort", "enable_thinking"].into_iter().find(|name| self.template.uses(name));
-        match known {
+        let is_enabled = effort != ReasoningEffort::None;
+        let names = ["reasoning_effort", "enable_thinking"];
+        match names.into_iter().find(|name| self.template.uses_variable(name)) {
             Some(name @ "reasoning_effort") => {
                 variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
             }
             Some(name) => {
-                variables.entry(name).or_insert(thinks.into());
+                variables.entry(name).or_insert(is_enabled.into());
             }
-            None if thinks => {
+            None if is_enabled => {
                 return Err(Error::invalid(
                     "reasoning_effort",
-                    "this model's template knows no effort to reason; leave `reasoning_effort` out",
+                    "this model's template has no setting for reasoning effort; leave `reasoning_effort` out",
                 ));
             }
             None => {}
@@ -112,34 +119,43 @@ impl ChatModel {
     }
 }
 
-/// The messages as a template expects them.
+/// The predicted output of a request, as text.
+///
+/// # Errors
+/// When it is not text.
+pub fn prediction_text(request: &ChatCompletionRequest) -> Result<Option<String>> {
+    let prediction = request.prediction.as_ref();
+    prediction.map(|prediction| content_text(&prediction.content, "prediction.content")).transpose()
+}
+
+/// Converts messages to the form that templates expect.
 ///
 /// # Errors
 /// When there are none, or one has content that is not text.
-pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<Vec<TemplateMessage>> {
+fn template_messages(messages: &[Message], has_developer_role: bool) -> Result<Vec<TemplateMessage>> {
     if messages.is_empty() {
         return Err(Error::invalid("messages", "`messages` is empty; send at least one message"));
     }
-    tools::history::check(messages)?;
+    tools::history::check_history(messages)?;
     messages
         .iter()
         .enumerate()
-        .map(|(index, message)| {
+        .map(|(idx, message)| {
             if message.function_call.is_some() {
                 return Err(Error::invalid(
-                    format!("messages[{index}].function_call"),
-                    format!("messages[{index}].function_call is not supported; send `tool_calls`"),
+                    format!("messages[{idx}].function_call"),
+                    format!("messages[{idx}].function_call is not supported; send `tool_calls`"),
                 ));
             }
             Ok(TemplateMessage {
                 role: match message.role {
-                    Role::Developer if knows_developer => "developer",
+                    Role::Developer if has_developer_role => "developer",
                     Role::Developer | Role::System => "system",
                     Role::User => "user",
                     Role::Assistant => "assistant",
                     Role::Tool | Role::Function => "tool",
                 },
-                content: text_of(message, index)?,
+                content: message_text(message, idx)?,
                 name: message.name.clone(),
                 tool_calls: tools::history::calls_for_template(message),
                 tool_call_id: message.tool_call_id.clone(),
@@ -150,74 +166,21 @@ pub fn template_messages(messages: &[Message], knows_developer: bool) -> Result<
         .collect()
 }
 
-/// All strings of a message that come from the client.
-pub fn texts(message: &TemplateMessage) -> Vec<&str> {
-    let mut texts = vec![message.content.as_str()];
-    texts.extend(message.name.as_deref());
-    texts.extend(message.tool_call_id.as_deref());
-    texts.extend(message.reasoning_content.as_deref());
-    message.tool_calls.iter().flatten().for_each(|call| collect_texts(call, &mut texts));
-    texts
-}
-
-/// All strings of a value, its keys among them.
-pub fn collect_texts<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
-    match value {
-        Value::String(text) => into.push(text),
-        Value::Array(items) => items.iter().for_each(|item| collect_texts(item, into)),
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-            into.push(key);
-            collect_texts(value, into);
-        }),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// Rewrites every string that [`texts`] lists.
-pub fn map_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
-    message.content = map(&message.content);
-    let TemplateMessage { name, tool_call_id, reasoning_content, .. } = message;
-    for text in [name, tool_call_id, reasoning_content].into_iter().flatten() {
-        *text = map(text);
-    }
-    message.tool_calls.iter_mut().flatten().for_each(|call| rewrite_texts(call, map));
-}
-
-/// Rewrites every string that [`collect_texts`] lists.
-pub fn rewrite_texts(value: &mut Value, map: &impl Fn(&str) -> String) {
-    match value {
-        Value::String(text) => *text = map(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| rewrite_texts(item, map)),
-        Value::Object(fields) => {
-            *fields = std::mem::take(fields)
-                .into_iter()
-                .map(|(key, mut value)| {
-                    rewrite_texts(&mut value, map);
-                    (map(&key), value)
-                })
-                .collect();
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// The text of a message: its string, or its text parts put together.
-fn text_of(message: &Message, index: usize) -> Result<String> {
+/// The text of a message: its string, or its text parts concatenated.
+fn message_text(message: &Message, idx: usize) -> Result<String> {
     let has_calls = message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty());
     match &message.content {
-        Some(content) => text_of_content(content, &format!("messages[{index}].content")),
+        Some(content) => content_text(content, &format!("messages[{idx}].content")),
         None if message.role == Role::Assistant && has_calls => Ok(String::new()),
         None => Err(Error::invalid(
-            format!("messages[{index}].content"),
-            format!(
-                "messages[{index}] has no content; only an assistant message with tool calls may lack it"
-            ),
+            format!("messages[{idx}].content"),
+            format!("messages[{idx}] has no content; only an assistant message with tool calls may omit it"),
         )),
     }
 }
 
-/// A string, or text parts put together; `path` is where they stand in the request.
-fn text_of_content(content: &Content, path: &str) -> Result<String> {
+/// A string, or text parts concatenated. `path` is the content's path in the request.
+fn content_text(content: &Content, path: &str) -> Result<String> {
     match content {
         Content::Text(text) => Ok(text.clone()),
         Content::Parts(parts) => parts
@@ -234,23 +197,65 @@ fn text_of_content(content: &Content, path: &str) -> Result<String> {
     }
 }
 
-/// What the client predicts that the answer will be.
-///
-/// # Errors
-/// When that is not text.
-pub fn prediction(request: &ChatCompletionRequest) -> Result<Option<String>> {
-    let prediction = request.prediction.as_ref();
-    prediction.map(|prediction| text_of_content(&prediction.content, "prediction.content")).transpose()
+/// All strings of a message that come from the client.
+fn message_texts(message: &TemplateMessage) -> Vec<&str> {
+    let mut texts = vec![message.content.as_str()];
+    texts.extend(message.name.as_deref());
+    texts.extend(message.tool_call_id.as_deref());
+    texts.extend(message.reasoning_content.as_deref());
+    message.tool_calls.iter().flatten().for_each(|call| collect_texts(call, &mut texts));
+    texts
+}
+
+/// Collects all strings of a value, including keys.
+fn collect_texts<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => into.push(text),
+        Value::Array(items) => items.iter().for_each(|item| collect_texts(item, into)),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            into.push(key);
+            collect_texts(value, into);
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Replaces every string that [`message_texts`] returns.
+fn map_message_texts(message: &mut TemplateMessage, map: &impl Fn(&str) -> String) {
+    message.content = map(&message.content);
+    let TemplateMessage { name, tool_call_id, reasoning_content, .. } = message;
+    for text in [name, tool_call_id, reasoning_content].into_iter().flatten() {
+        *text = map(text);
+    }
+    message.tool_calls.iter_mut().flatten().for_each(|call| map_texts(call, map));
+}
+
+/// Replaces every string that [`collect_texts`] collects.
+fn map_texts(value: &mut Value, map: &impl Fn(&str) -> String) {
+    match value {
+        Value::String(text) => *text = map(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| map_texts(item, map)),
+        Value::Object(fields) => {
+            *fields = std::mem::take(fields)
+                .into_iter()
+                .map(|(key, mut value)| {
+                    map_texts(&mut value, map);
+                    (map(&key), value)
+                })
+                .collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openai;
     use serde_json::json;
 
     fn messages(messages: Value) -> Result<Vec<TemplateMessage>> {
-        let request: ChatCompletionRequest = openai::from_value(json!({ "messages": messages }))?;
+        let request = json!({ "messages": messages });
+        let request = ChatCompletionRequest::from_object(request.as_object().unwrap().clone())?;
         template_messages(&request.messages, false)
     }
 
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_refused_by_place() {
+    fn other_content_than_text_is_refused_by_path() {
         for (bad, param) in [
             (json!([]), "messages"),
             (json!([{"role": "user"}]), "messages[0].content"),
@@ -289,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_string_of_a_message_is_rewritten() {
+    fn every_string_of_a_message_is_mapped() {
         let call = json!({"id": "i", "type": "function", "function": {"name": "f", "arguments": "{\"a\": [\"b\"]}"}});
         let mut message = messages(json!([
             {"role": "assistant", "content": "c", "name": "n", "reasoning_content": "r", "tool_calls": [call]},
@@ -297,8 +302,8 @@ mod tests {
         ]))
         .unwrap()
         .remove(0);
-        let before: Vec<String> = texts(&message).iter().map(|text| format!("<{text}>")).collect();
-        map_texts(&mut message, &|text| format!("<{text}>"));
-        assert_eq!(texts(&message), before);
+        let before: Vec<String> = message_texts(&message).iter().map(|text| format!("<{text}>")).collect();
+        map_message_texts(&mut message, &|text| format!("<{text}>"));
+        assert_eq!(message_texts(&message), before);
     }
 }

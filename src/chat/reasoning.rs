@@ -1,118 +1,127 @@
-//! What a model thinks before it answers, told from the answer: models that reason write it between `<think>` and
-//! `</think>`, at the beginning.
+//! Separation of a model's reasoning from its answer. Models that reason write their reasoning first, between
+//! `<think>` and `</think>`.
 
 use crate::inference::overlap;
 
-/// Where a text has got to.
+/// The part of the text that the parser is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing but space has come.
-    Beginning,
-    /// The thought is open, and something but space has come of it or not.
-    Thinking {
-        has_begun: bool,
+enum ReasoningPhase {
+    /// Nothing but whitespace so far.
+    Start,
+    /// Between the tags.
+    Reasoning {
+        /// Whether anything but whitespace has followed the opening tag.
+        has_text: bool,
     },
-    /// The thought has ended, and nothing but space has come since.
-    Thought,
-    Answering,
+    /// After the closing tag, with nothing but whitespace since.
+    Closed,
+    /// In the answer.
+    Answer,
 }
 
-/// Splits the text of one answer as it comes.
+/// An incremental parser that splits the text of one choice into reasoning and content.
 #[derive(Debug, Clone)]
-pub struct Reasoning {
-    state: State,
-    /// Text that may be the beginning of a tag, or space that may be at an end.
+pub struct ReasoningParser {
+    phase: ReasoningPhase,
+    /// Text held back because it may be the beginning of a tag, or trailing whitespace.
     held: String,
-    /// Tokens of the thought, its tags included, and those of which it is not known yet.
+    /// Tokens of the reasoning, its tags included.
     n_tokens: usize,
-    n_undecided: usize,
-    has_thought: bool,
+    /// Tokens received before it is known whether the text begins with reasoning.
+    n_undecided_tokens: usize,
+    has_reasoning: bool,
 }
 
-/// A piece of text in its two parts.
+/// A piece of text, split.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Split {
+pub struct ReasoningSplit {
+    /// Text between the tags.
     pub reasoning: String,
+    /// Text of the answer.
     pub content: String,
 }
 
+/// The tag that opens the reasoning.
 pub const OPEN: &str = "<think>";
+
+/// The tag that closes the reasoning.
 pub const CLOSE: &str = "</think>";
 
-impl Reasoning {
-    /// Of an answer to a prompt that ends like this: some templates open the thought themselves.
-    pub fn after(prompt: &str) -> Self {
+impl ReasoningParser {
+    /// A parser for a response to `prompt`, whose end tells whether the template has opened the reasoning itself.
+    pub fn for_prompt(prompt: &str) -> Self {
         let is_open = prompt.trim_end().ends_with(OPEN);
-        let state = if is_open { State::Thinking { has_begun: false } } else { State::Beginning };
-        Self { state, held: String::new(), n_tokens: 0, n_undecided: 0, has_thought: is_open }
+        let phase =
+            if is_open { ReasoningPhase::Reasoning { has_text: false } } else { ReasoningPhase::Start };
+        Self { phase, held: String::new(), n_tokens: 0, n_undecided_tokens: 0, has_reasoning: is_open }
     }
 
-    /// Whether the thought has begun, and not ended.
+    /// Whether the text is between the tags.
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Thinking { .. })
+        matches!(self.phase, ReasoningPhase::Reasoning { .. })
     }
 
-    /// Tokens of what was thought, tags included.
+    /// Number of reasoning tokens, tags included.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
 
-    /// Takes more text, which was `n_tokens` tokens.
-    pub fn push(&mut self, text: &str, n_tokens: usize) -> Split {
+    /// Splits more text, of `n_tokens` tokens.
+    pub fn push(&mut self, text: &str, n_tokens: usize) -> ReasoningSplit {
         self.held.push_str(text);
-        self.n_undecided += n_tokens;
-        let was_over = matches!(self.state, State::Thought | State::Answering);
+        self.n_undecided_tokens += n_tokens;
+        let was_closed = matches!(self.phase, ReasoningPhase::Closed | ReasoningPhase::Answer);
         let split = self.split();
-        if self.state != State::Beginning {
-            let decided = std::mem::take(&mut self.n_undecided);
-            self.n_tokens += if self.has_thought && !was_over { decided } else { 0 };
+        if self.phase != ReasoningPhase::Start {
+            let decided = std::mem::take(&mut self.n_undecided_tokens);
+            self.n_tokens += if self.has_reasoning && !was_closed { decided } else { 0 };
         }
         split
     }
 
-    fn split(&mut self) -> Split {
-        let mut split = Split::default();
+    fn split(&mut self) -> ReasoningSplit {
+        let mut split = ReasoningSplit::default();
         loop {
-            match self.state {
-                State::Beginning => {
+            match self.phase {
+                ReasoningPhase::Start => {
                     let begun = self.held.trim_start();
                     if let Some(rest) = begun.strip_prefix(OPEN) {
                         self.held = rest.to_owned();
-                        self.state = State::Thinking { has_begun: false };
-                        self.has_thought = true;
+                        self.phase = ReasoningPhase::Reasoning { has_text: false };
+                        self.has_reasoning = true;
                     } else if OPEN.starts_with(begun) {
                         return split;
                     } else {
-                        self.state = State::Answering;
+                        self.phase = ReasoningPhase::Answer;
                     }
                 }
-                State::Thinking { has_begun: false } => {
+                ReasoningPhase::Reasoning { has_text: false } => {
                     self.held = self.held.trim_start().to_owned();
                     if self.held.is_empty() {
                         return split;
                     }
-                    self.state = State::Thinking { has_begun: true };
+                    self.phase = ReasoningPhase::Reasoning { has_text: true };
                 }
-                State::Thinking { has_begun: true } => {
+                ReasoningPhase::Reasoning { has_text: true } => {
                     let Some(end) = self.held.find(CLOSE) else {
-                        // What may be the tag, and space before it, waits for what comes next.
-                        let n_sure = self.held.len() - overlap(&self.held, CLOSE);
-                        let n_given = self.held[..n_sure].trim_end().len();
-                        split.reasoning.extend(self.held.drain(..n_given));
+                        // Hold back a possible beginning of the tag, and whitespace before it.
+                        let n_certain = self.held.len() - overlap(&self.held, CLOSE);
+                        let n_released = self.held[..n_certain].trim_end().len();
+                        split.reasoning.extend(self.held.drain(..n_released));
                         return split;
                     };
                     split.reasoning += self.held[..end].trim_end();
                     self.held.drain(..end + CLOSE.len());
-                    self.state = State::Thought;
+                    self.phase = ReasoningPhase::Closed;
                 }
-                State::Thought => {
+                ReasoningPhase::Closed => {
                     self.held = self.held.trim_start().to_owned();
                     if self.held.is_empty() {
                         return split;
                     }
-                    self.state = State::Answering;
+                    self.phase = ReasoningPhase::Answer;
                 }
-                State::Answering => {
+                ReasoningPhase::Answer => {
                     split.content += &std::mem::take(&mut self.held);
                     return split;
                 }
@@ -120,13 +129,17 @@ impl Reasoning {
         }
     }
 
-    /// What was held back when no more text comes.
-    pub fn finish(&mut self) -> Split {
+    /// Ends the text and returns what was held back.
+    pub fn finish(&mut self) -> ReasoningSplit {
         let rest = std::mem::take(&mut self.held);
-        match self.state {
-            State::Beginning | State::Answering => Split { content: rest, ..Split::default() },
-            State::Thinking { .. } => Split { reasoning: rest, ..Split::default() },
-            State::Thought => Split::default(),
+        match self.phase {
+            ReasoningPhase::Start | ReasoningPhase::Answer => {
+                ReasoningSplit { content: rest, ..ReasoningSplit::default() }
+            }
+            ReasoningPhase::Reasoning { .. } => {
+                ReasoningSplit { reasoning: rest, ..ReasoningSplit::default() }
+            }
+            ReasoningPhase::Closed => ReasoningSplit::default(),
         }
     }
 }
@@ -135,14 +148,14 @@ impl Reasoning {
 mod tests {
     use super::*;
 
-    /// The parts of a text that comes in pieces of `n` bytes, and how many pieces were thought.
+    /// Reasoning and content of a text that arrives in pieces of `n` bytes, and the number of pieces with reasoning.
     fn split(prompt: &str, text: &str, n: usize) -> (String, String, usize) {
-        let mut reasoning = Reasoning::after(prompt);
-        let mut all = Split::default();
+        let mut reasoning = ReasoningParser::for_prompt(prompt);
+        let mut all = ReasoningSplit::default();
         let pieces = text.as_bytes().chunks(n).map(|piece| std::str::from_utf8(piece).unwrap());
-        let splits: Vec<Split> = pieces.map(|piece| reasoning.push(piece, 1)).collect();
+        let splits: Vec<ReasoningSplit> = pieces.map(|piece| reasoning.push(piece, 1)).collect();
         for split in splits.into_iter().chain([reasoning.finish()]) {
-            assert!(split.reasoning.is_empty() || all.content.is_empty(), "thoughts come first");
+            assert!(split.reasoning.is_empty() || all.content.is_empty(), "reasoning comes first");
             all.reasoning += &split.reasoning;
             all.content += &split.content;
         }
@@ -150,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thought_is_told_from_the_answer_wherever_the_pieces_end() {
+    fn reasoning_is_split_off_wherever_the_pieces_end() {
         for (prompt, text, reasoning, content) in [
             ("user: hi\n", "<think>\nA < b,\n\nso c.\n</think>\n\nYes.\n", "A < b,\n\nso c.", "Yes.\n"),
             ("assistant\n<think>\n", "so c. </think> Yes", "so c.", "Yes"),
@@ -163,9 +176,9 @@ mod tests {
             ("", "<think>x</think>a</think>b", "x", "a</think>b"),
         ] {
             for n in [1, 2, 3, 7, 100] {
-                let (found, said, _) = split(prompt, text, n);
+                let (found, answer, _) = split(prompt, text, n);
                 assert_eq!(
-                    (found.as_str(), said.as_str()),
+                    (found.as_str(), answer.as_str()),
                     (reasoning, content),
                     "{text:?} in pieces of {n}"
                 );

@@ -1,4 +1,4 @@
-//! The stream of an answer: the engine's events, with thoughts and calls told from text.
+//! The event stream of a response, with reasoning and tool calls separated from the text.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -7,48 +7,57 @@ use std::task::Poll;
 
 use super::event::ChatEvent;
 use super::model::ChatModel;
-use super::reasoning::{Reasoning, Split};
-use super::response_cache::{Answer, Recording, ResponseCache};
-use super::tools::{CallParser, Parsed};
+use super::reasoning::{ReasoningParser, ReasoningSplit};
+use super::response_cache::{CachedResponse, ResponseCache, ResponseRecorder};
+use super::tools::{ParsedDelta, ToolCallParser};
 use crate::inference::Generation;
 use crate::openai::chat::FinishReason;
 
-/// An answer of one choice or several, in the making or given before. Dropping it cancels what is in the
-/// making.
+/// A response of one or several choices, generated now or replayed from the response cache. Dropping it cancels
+/// the generation.
 pub struct ChatStream {
-    pub(super) source: Source,
-    pub(super) fingerprint: String,
-    pub(super) ignored_fields: Vec<String>,
-    pub(super) n_choices: usize,
-    /// How many prompts it answers, each with as many choices, one prompt's after another's.
-    pub(super) n_prompts: usize,
-    /// Of each choice, where the model thinks before it answers.
-    pub(super) reasoning: Vec<Reasoning>,
-    /// Of each choice, where something may be called.
-    pub(super) calls: Vec<CallParser>,
-    /// Events that come next.
-    pub(super) pending: VecDeque<(usize, ChatEvent)>,
-    pub(super) recording: Option<Recording>,
+    source: EventSource,
+    fingerprint: String,
+    ignored_fields: Vec<String>,
+    n_choices: usize,
+    n_prompts: usize,
+    /// One parser per choice if the model reasons, else none.
+    reasoning: Vec<ReasoningParser>,
+    /// One parser per choice if functions may be called, else none.
+    calls: Vec<ToolCallParser>,
+    /// Events to return next, each with the index of its choice.
+    pending: VecDeque<(usize, ChatEvent)>,
+    recorder: Option<ResponseRecorder>,
 }
 
-/// Where an answer comes from.
-pub(super) enum Source {
-    Model {
+/// Whether a response came from the response cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheStatus {
+    /// Replayed from the cache.
+    Hit,
+    /// Generated, and recorded for the cache.
+    Miss,
+}
+
+/// The source of a response's events.
+enum EventSource {
+    Engine {
+        /// One per choice.
         generations: Vec<Generation>,
-        /// Whose turn it is to be asked first.
-        turn: usize,
+        /// The choice to poll first (round robin).
+        first: usize,
         /// Keeps the model in memory.
         _model: Arc<ChatModel>,
     },
     Cache {
-        answer: Arc<Answer>,
-        /// Events already given.
-        n_given: usize,
+        response: Arc<CachedResponse>,
+        /// Number of events already replayed.
+        n_replayed: usize,
     },
 }
 
 impl ChatStream {
-    /// The answer of `model` to `n_prompts` prompts.
+    /// A response that `model` generates for `n_prompts` prompts, with equally many `generations` for each.
     pub(super) fn new(
         model: Arc<ChatModel>,
         generations: Vec<Generation>,
@@ -59,120 +68,133 @@ impl ChatStream {
             n_choices: generations.len(),
             n_prompts,
             fingerprint: model.fingerprint().to_owned(),
-            source: Source::Model { generations, turn: 0, _model: model },
+            source: EventSource::Engine { generations, first: 0, _model: model },
             ignored_fields,
             reasoning: Vec::new(),
             calls: Vec::new(),
             pending: VecDeque::new(),
-            recording: None,
+            recorder: None,
         }
     }
 
-    /// Paths of what the messages hold and the model's template does not show.
-    pub fn ignored_fields(&self) -> &[String] {
-        &self.ignored_fields
+    /// Separates reasoning and tool calls from the text of every choice.
+    pub(super) fn with_parsers(
+        mut self,
+        reasoning: Option<ReasoningParser>,
+        calls: Option<ToolCallParser>,
+    ) -> Self {
+        self.reasoning = vec![reasoning; self.n_choices].into_iter().flatten().collect();
+        self.calls = vec![calls; self.n_choices].into_iter().flatten().collect();
+        self
     }
 
-    /// How many choices there are.
-    pub fn n_choices(&self) -> usize {
-        self.n_choices
-    }
-
-    /// How many prompts it answers, each with as many choices, one prompt's after another's.
-    pub fn n_prompts(&self) -> usize {
-        self.n_prompts
-    }
-
-    /// Changes when the same request may be answered differently.
-    pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    /// Whether it was given before.
-    pub fn is_cached(&self) -> bool {
-        matches!(self.source, Source::Cache { .. })
-    }
-
-    /// The answer kept under `key`, if there is one, unless a model of another `fingerprint` has taken the place of
-    /// the one that gave it.
-    pub fn find(responses: &ResponseCache, key: &str, fingerprint: Option<&str>) -> Option<Self> {
-        let answer = responses.find(key)?;
-        if fingerprint.is_some_and(|fingerprint| fingerprint != answer.fingerprint) {
+    /// The response cached under `key`. One from a model with another `fingerprint` does not count.
+    pub fn from_cache(cache: &ResponseCache, key: &str, fingerprint: Option<&str>) -> Option<Self> {
+        let response = cache.get(key)?;
+        if fingerprint.is_some_and(|fingerprint| fingerprint != response.fingerprint) {
             return None;
         }
         Some(Self {
-            fingerprint: answer.fingerprint.clone(),
-            ignored_fields: answer.ignored_fields.clone(),
-            n_choices: answer.n_choices,
+            fingerprint: response.fingerprint.clone(),
+            ignored_fields: response.ignored_fields.clone(),
+            n_choices: response.n_choices,
             n_prompts: 1,
             reasoning: Vec::new(),
             calls: Vec::new(),
             pending: VecDeque::new(),
-            source: Source::Cache { answer, n_given: 0 },
-            recording: None,
+            source: EventSource::Cache { response, n_replayed: 0 },
+            recorder: None,
         })
     }
 
-    /// Keeps the answer under `key` once it is whole.
-    pub fn record(&mut self, responses: &Arc<ResponseCache>, key: Arc<str>) {
-        self.recording = Some(responses.record(key, self.n_choices, &self.fingerprint, &self.ignored_fields));
+    /// Stores the response in `cache` under `key` once it is complete.
+    pub fn record_into(&mut self, cache: &Arc<ResponseCache>, key: Arc<str>) {
+        self.recorder =
+            Some(cache.start_recording(key, self.n_choices, &self.fingerprint, &self.ignored_fields));
     }
 
-    /// The next event and its choice; `None` after the last of all.
+    /// Whether the response came from the cache; `None` if it cannot be cached.
+    pub fn cache_status(&self) -> Option<CacheStatus> {
+        match self.source {
+            EventSource::Cache { .. } => Some(CacheStatus::Hit),
+            EventSource::Engine { .. } => self.recorder.as_ref().map(|_| CacheStatus::Miss),
+        }
+    }
+
+    /// Paths of request fields that had no effect, such as a message's name that the template does not show.
+    pub fn ignored_fields(&self) -> &[String] {
+        &self.ignored_fields
+    }
+
+    /// Number of choices, over all prompts.
+    pub fn n_choices(&self) -> usize {
+        self.n_choices
+    }
+
+    /// Number of prompts. Each has equally many choices; those of the first prompt come first.
+    pub fn n_prompts(&self) -> usize {
+        self.n_prompts
+    }
+
+    /// The fingerprint of the model that generates or generated the response.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The next event and the index of its choice; `None` after the last event of all choices.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
         if self.pending.is_empty() {
             let (choice, event) = self.source.next().await?;
             let events = match self.reasoning.get_mut(choice) {
-                Some(reasoning) => reasoned(reasoning, event).collect(),
+                Some(parser) => separate_reasoning(parser, event).collect(),
                 None => vec![event],
             };
             let events = match self.calls.get_mut(choice) {
-                Some(calls) => events.into_iter().flat_map(|event| called(calls, event)).collect(),
+                Some(parser) => events.into_iter().flat_map(|event| separate_calls(parser, event)).collect(),
                 None => events,
             };
             self.pending.extend(events.into_iter().map(|event| (choice, event)));
         }
         let (choice, event) = self.pending.pop_front()?;
-        if let Some(recording) = self.recording.take() {
-            self.recording = recording.push(choice, &event);
+        if let Some(recorder) = self.recorder.take() {
+            self.recorder = recorder.push(choice, &event);
         }
         Some((choice, event))
     }
 }
 
-/// An event with what is thought told from what is said; before the end, what was held back.
-fn reasoned(reasoning: &mut Reasoning, event: ChatEvent) -> impl Iterator<Item = ChatEvent> + use<> {
-    let content = |Split { reasoning, content }: Split, logprobs, n_tokens| ChatEvent::Content {
-        text: content,
-        reasoning,
-        calls: Vec::new(),
-        logprobs,
-        n_tokens,
+/// Separates reasoning from the text of an event. Before the last event comes the text that was held back.
+fn separate_reasoning(
+    parser: &mut ReasoningParser,
+    event: ChatEvent,
+) -> impl Iterator<Item = ChatEvent> + use<> {
+    let content = |ReasoningSplit { reasoning, content }: ReasoningSplit, logprobs, n_tokens| {
+        ChatEvent::Content { text: content, reasoning, calls: Vec::new(), logprobs, n_tokens }
     };
     let (first, second) = match event {
         ChatEvent::Content { text, logprobs, n_tokens, .. } => {
-            (Some(content(reasoning.push(&text, n_tokens), logprobs, n_tokens)), None)
+            (Some(content(parser.push(&text, n_tokens), logprobs, n_tokens)), None)
         }
-        ChatEvent::Finished { reason, mut usage, figures } => {
-            let rest = reasoning.finish();
-            usage.completion_tokens_details.reasoning_tokens = reasoning.n_tokens();
-            let has_more = rest != Split::default();
-            (has_more.then(|| content(rest, None, 0)), Some(ChatEvent::Finished { reason, usage, figures }))
+        ChatEvent::Finished { reason, mut usage, stats } => {
+            let rest = parser.finish();
+            usage.completion_tokens_details.reasoning_tokens = parser.n_tokens();
+            let has_more = rest != ReasoningSplit::default();
+            (has_more.then(|| content(rest, None, 0)), Some(ChatEvent::Finished { reason, usage, stats }))
         }
         failed @ ChatEvent::Failed(_) => (None, Some(failed)),
     };
     first.into_iter().chain(second)
 }
 
-/// An event with calls told from text; before the end, what was held back.
-fn called(parser: &mut CallParser, event: ChatEvent) -> impl Iterator<Item = ChatEvent> + use<> {
+/// Separates tool calls from the text of an event. Before the last event comes the text that was held back.
+fn separate_calls(parser: &mut ToolCallParser, event: ChatEvent) -> impl Iterator<Item = ChatEvent> + use<> {
     let (first, second) = match event {
         ChatEvent::Content { text, reasoning, logprobs, n_tokens, .. } => {
-            let Parsed { content, calls } = parser.push(&text);
+            let ParsedDelta { content, calls } = parser.push(&text);
             (Some(ChatEvent::Content { text: content, reasoning, calls, logprobs, n_tokens }), None)
         }
-        ChatEvent::Finished { reason, usage, figures } => {
-            let Parsed { content, calls } = parser.finish();
+        ChatEvent::Finished { reason, usage, stats } => {
+            let ParsedDelta { content, calls } = parser.finish();
             let rest = (!content.is_empty()).then(|| ChatEvent::Content {
                 text: content,
                 reasoning: String::new(),
@@ -184,28 +206,28 @@ fn called(parser: &mut CallParser, event: ChatEvent) -> impl Iterator<Item = Cha
                 FinishReason::Stop if parser.has_calls() => FinishReason::ToolCalls,
                 reason => reason,
             };
-            (rest, Some(ChatEvent::Finished { reason, usage, figures }))
+            (rest, Some(ChatEvent::Finished { reason, usage, stats }))
         }
         failed @ ChatEvent::Failed(_) => (None, Some(failed)),
     };
     first.into_iter().chain(second)
 }
 
-impl Source {
+impl EventSource {
     async fn next(&mut self) -> Option<(usize, ChatEvent)> {
         let (generations, first) = match self {
-            Self::Cache { answer, n_given } => {
-                let (choice, event) = answer.events.get(*n_given)?;
-                *n_given += 1;
-                return Some((*choice, event.again()));
+            Self::Cache { response, n_replayed } => {
+                let (choice, event) = response.events.get(*n_replayed)?;
+                *n_replayed += 1;
+                return Some((*choice, event.replayed()));
             }
-            Self::Model { generations, turn, .. } => (generations, turn),
+            Self::Engine { generations, first, .. } => (generations, first),
         };
         let n_choices = generations.len();
         poll_fn(|context| {
             let mut has_more = false;
-            for turn in *first..*first + n_choices {
-                let choice = turn % n_choices;
+            for offset in 0..n_choices {
+                let choice = (*first + offset) % n_choices;
                 match generations[choice].poll_next(context) {
                     Poll::Ready(Some(event)) => {
                         *first = choice + 1;

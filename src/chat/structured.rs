@@ -1,32 +1,35 @@
-//! What an answer must be: the grammar that a request asks for, in any of the forms that clients send.
+//! Structured output: the grammar that a request asks for, in any of the forms that clients send.
 
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::inference::Grammar;
-use crate::openai::chat::{ChatCompletionRequest, ResponseFormatKind};
+use crate::openai::chat::ResponseFormatKind;
+use crate::openai::generation_options::GenerationOptions;
 
-/// A grammar, and the parameter that asks for it.
+/// A grammar that the response must match.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct ConstraintSpec {
+    /// The request parameter that asks for it, for error messages.
     pub param: &'static str,
+    /// The grammar, not yet compiled.
     pub grammar: Grammar,
 }
 
-/// OpenAI's bound on names of formats and of functions.
+/// OpenAI's limit for names of response formats and functions.
 const MAX_NAME_BYTES: usize = 64;
 
-/// What the answer to `request` must be, if not anything.
+/// The constraint that the options ask for, if any.
 ///
 /// # Errors
-/// When a form of grammar is malformed, or two are asked for at once.
-pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
-    let mut all = Vec::new();
-    let mut ask = |param, grammar| all.push(Asked { param, grammar });
-    match request.response_format.as_ref().map(|format| (format.kind, &format.json_schema)) {
+/// When a grammar is malformed, or several are requested.
+pub fn constraint_of(options: &GenerationOptions) -> Result<Option<ConstraintSpec>> {
+    let mut specs = Vec::new();
+    let mut add = |param, grammar| specs.push(ConstraintSpec { param, grammar });
+    match options.response_format.as_ref().map(|format| (format.kind, &format.json_schema)) {
         None | Some((ResponseFormatKind::Text, _)) => {}
         Some((ResponseFormatKind::JsonObject, _)) => {
-            ask("response_format", Grammar::JsonSchema(json!({"type": "object"})));
+            add("response_format", Grammar::JsonSchema(json!({"type": "object"})));
         }
         Some((ResponseFormatKind::JsonSchema, None)) => {
             let message =
@@ -36,60 +39,60 @@ pub fn asked(request: &ChatCompletionRequest) -> Result<Option<Asked>> {
         Some((ResponseFormatKind::JsonSchema, Some(json_schema))) => {
             check_name("response_format.json_schema.name", &json_schema.name)?;
             let schema = json_schema.schema.clone().unwrap_or_else(|| json!({"type": "object"}));
-            ask("response_format", Grammar::JsonSchema(schema));
+            add("response_format", Grammar::JsonSchema(schema));
         }
     }
-    match &request.guided_json {
+    match &options.guided_json {
         None => {}
         Some(Value::String(text)) => {
             let schema = serde_json::from_str(text)
                 .map_err(|e| Error::invalid("guided_json", format!("`guided_json` is not JSON: {e}")))?;
-            ask("guided_json", Grammar::JsonSchema(schema));
+            add("guided_json", Grammar::JsonSchema(schema));
         }
-        Some(schema) => ask("guided_json", Grammar::JsonSchema(schema.clone())),
+        Some(schema) => add("guided_json", Grammar::JsonSchema(schema.clone())),
     }
-    if let Some(regex) = &request.guided_regex {
-        ask("guided_regex", Grammar::Regex(regex.clone()));
+    if let Some(regex) = &options.guided_regex {
+        add("guided_regex", Grammar::Regex(regex.clone()));
     }
-    match request.guided_choice.as_deref() {
+    match options.guided_choice.as_deref() {
         None => {}
         Some([]) => {
             return Err(Error::invalid(
                 "guided_choice",
-                "`guided_choice` is empty; give at least one string to choose from",
+                "`guided_choice` is empty; send at least one string to choose from",
             ));
         }
-        Some(choices) => ask("guided_choice", Grammar::Choice(choices.to_vec())),
+        Some(choices) => add("guided_choice", Grammar::Choice(choices.to_vec())),
     }
-    match &request.grammar {
+    match &options.grammar {
         None => {}
         Some(rules) if rules.contains("::=") => {
             return Err(Error::invalid(
                 "grammar",
-                "`grammar` looks like GBNF, with `::=`; write it in Lark's form, such as `start: \"yes\" | \"no\"`",
+                "`grammar` looks like GBNF (`::=`); write it in Lark syntax, such as `start: \"yes\" | \"no\"`",
             ));
         }
-        Some(rules) => ask("grammar", Grammar::Lark { rules: rules.clone(), parts: Vec::new() }),
+        Some(rules) => add("grammar", Grammar::Lark { rules: rules.clone(), parts: Vec::new() }),
     }
-    if let [first, second, ..] = &all[..] {
+    if let [first, second, ..] = &specs[..] {
         let message =
-            format!("`{}` and `{}` both say what the answer must be; send one", first.param, second.param);
+            format!("`{}` and `{}` both constrain the response; send only one", first.param, second.param);
         return Err(Error::invalid(second.param, message));
     }
-    Ok(all.pop())
+    Ok(specs.pop())
 }
 
-/// Refuses a name that OpenAI would; it stands at `path` in the request.
+/// Checks a name by OpenAI's rules. `path` is its path in the request.
 ///
 /// # Errors
-/// When it is empty or too long, or has other characters than letters, digits, `_` and `-`.
+/// When the name is empty or too long, or has characters other than letters, digits, `_` and `-`.
 pub fn check_name(path: &str, name: &str) -> Result<()> {
-    let is_known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(is_known) {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(is_allowed) {
         return Ok(());
     }
     let message = format!(
-        "`{path}` must be 1 to {MAX_NAME_BYTES} letters, digits, `_` or `-`, and `{}` is not",
+        "`{path}` must consist of 1 to {MAX_NAME_BYTES} letters, digits, `_` or `-`; `{}` does not",
         name.chars().take(MAX_NAME_BYTES).collect::<String>()
     );
     Err(Error::invalid(path, message))
@@ -99,12 +102,12 @@ pub fn check_name(path: &str, name: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn of(request: Value) -> Result<Option<Asked>> {
-        asked(&serde_json::from_value(request).unwrap())
+    fn spec_of(options: Value) -> Result<Option<ConstraintSpec>> {
+        constraint_of(&serde_json::from_value(options).unwrap())
     }
 
     #[test]
-    fn every_form_is_a_grammar() {
+    fn every_form_becomes_a_grammar() {
         let schema = json!({"type": "array", "items": {"type": "integer"}});
         let object = Grammar::JsonSchema(json!({"type": "object"}));
         for (request, param, grammar) in [
@@ -130,13 +133,13 @@ mod tests {
                 Grammar::Lark { rules: "start: \"a\"".to_owned(), parts: Vec::new() },
             ),
         ] {
-            assert_eq!(of(request).unwrap(), Some(Asked { param, grammar }));
+            assert_eq!(spec_of(request).unwrap(), Some(ConstraintSpec { param, grammar }));
         }
-        assert_eq!(of(json!({"response_format": {"type": "text"}, "guided_json": null})).unwrap(), None);
+        assert_eq!(spec_of(json!({"response_format": {"type": "text"}, "guided_json": null})).unwrap(), None);
     }
 
     #[test]
-    fn what_is_no_grammar_is_refused_by_name() {
+    fn malformed_grammars_are_refused_by_name() {
         for (request, param) in [
             (json!({"guided_json": "{"}), "guided_json"),
             (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
@@ -148,7 +151,7 @@ mod tests {
                 "response_format.json_schema.name",
             ),
         ] {
-            assert_eq!(of(request).unwrap_err().param(), Some(param));
+            assert_eq!(spec_of(request).unwrap_err().param(), Some(param));
         }
     }
 }

@@ -1,77 +1,77 @@
-//! What a template makes of a conversation's tool history and names: the prompt is rendered again
-//! without them, and where it stays the same the model would not have seen them.
+//! Detection of message fields that a template ignores: the prompt is rendered again without a field, and if it
+//! stays the same, the model would not see the field.
 
 use super::template::TemplateMessage;
 use crate::error::{Error, Result};
 
-/// A field that templates may leave out.
-struct Field {
+/// A message field that a template may ignore.
+struct ProbedField {
     name: &'static str,
-    is_given: fn(&TemplateMessage) -> bool,
-    remove: fn(&mut TemplateMessage),
-    /// Whether a request is refused where the field is not shown; else the answer names it.
-    matters: bool,
+    is_set: fn(&TemplateMessage) -> bool,
+    clear: fn(&mut TemplateMessage),
+    /// Whether a request is refused if the template ignores the field. Otherwise the response names it.
+    is_essential: bool,
 }
 
-const FIELDS: &[Field] = &[
-    Field {
+const FIELDS: &[ProbedField] = &[
+    ProbedField {
         name: "tool_calls",
-        is_given: |message| message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()),
-        remove: |message| message.tool_calls = None,
-        matters: true,
+        is_set: |message| message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()),
+        clear: |message| message.tool_calls = None,
+        is_essential: true,
     },
-    Field {
+    ProbedField {
         name: "content",
-        is_given: |message| message.role == "tool" && !message.content.is_empty(),
-        remove: |message| message.content.clear(),
-        matters: true,
+        is_set: |message| message.role == "tool" && !message.content.is_empty(),
+        clear: |message| message.content.clear(),
+        is_essential: true,
     },
-    Field {
+    ProbedField {
         name: "tool_call_id",
-        is_given: |message| message.tool_call_id.is_some(),
-        remove: |message| message.tool_call_id = None,
-        matters: false,
+        is_set: |message| message.tool_call_id.is_some(),
+        clear: |message| message.tool_call_id = None,
+        is_essential: false,
     },
-    Field {
+    ProbedField {
         name: "reasoning_content",
-        is_given: |message| message.reasoning_content.is_some(),
-        remove: |message| message.reasoning_content = None,
-        matters: false,
+        is_set: |message| message.reasoning_content.is_some(),
+        clear: |message| message.reasoning_content = None,
+        is_essential: false,
     },
-    Field {
+    ProbedField {
         name: "name",
-        is_given: |message| message.name.is_some(),
-        remove: |message| message.name = None,
-        matters: false,
+        is_set: |message| message.name.is_some(),
+        clear: |message| message.name = None,
+        is_essential: false,
     },
 ];
 
-/// The paths of fields that `prompt`, which `render` made of `messages`, does not show.
+/// The paths of fields that do not occur in `prompt`, which is `messages` as rendered by `render`.
 ///
 /// # Errors
-/// When a field is not shown without which the conversation is another one.
+/// When an essential field does not occur.
 pub fn ignored_fields(
     messages: &[TemplateMessage],
     prompt: &str,
     render: impl Fn(&[TemplateMessage]) -> Result<String>,
 ) -> Result<Vec<String>> {
     let mut ignored = Vec::new();
-    for Field { name, is_given, remove, matters } in FIELDS {
-        let given = messages.iter().enumerate().filter(|(_, message)| is_given(message));
-        let paths: Vec<String> = given.map(|(idx, _)| format!("messages[{idx}].{name}")).collect();
+    for ProbedField { name, is_set, clear, is_essential } in FIELDS {
+        let set = messages.iter().enumerate().filter(|(_, message)| is_set(message));
+        let paths: Vec<String> = set.map(|(idx, _)| format!("messages[{idx}].{name}")).collect();
         let Some(first) = paths.first() else { continue };
         let mut without = messages.to_vec();
-        without.iter_mut().filter(|message| is_given(message)).for_each(remove);
-        // A template that fails without the field makes use of it.
+        without.iter_mut().filter(|message| is_set(message)).for_each(clear);
+        // A template that fails without the field uses it.
         if !render(&without).is_ok_and(|rendered| rendered == prompt) {
             continue;
         }
-        if *matters {
+        if *is_essential {
             return Err(Error::invalid(
                 first,
                 format!(
-                    "the model's chat template has no place for `{first}`, so the model would not see it; leave it out, \
-                     or use a model that was made for tools"
+                    "the model's chat template ignores `{first}`, so the model would not see it; leave it out, or use a \
+                     model that supports tools"
                 ),
             ));
         }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_template_shows_is_told_from_what_it_does_not() {
+    fn fields_that_a_template_ignores_are_found() {
         assert_eq!(ignored(|message| format!("{message:?}")).unwrap(), [""; 0]);
         let harmless = ignored(|message| format!("{}{:?}", message.content, message.tool_calls)).unwrap();
         assert_eq!(harmless, ["messages[2].tool_call_id", "messages[0].name"]);

@@ -1,86 +1,123 @@
-//! Prompts that are too long: refused, or cut.
+//! Prompts longer than the context: refused, or truncated.
 
 use super::model::ChatModel;
 use crate::error::{Error, Result};
-use crate::openai::chat::ChatCompletionRequest;
+use crate::openai::generation_options::GenerationOptions;
 
-/// Prompts are counted in pieces of this many bytes per token of the context, and at least so many:
-/// more than most texts take, so that most prompts are one piece, which needs no counting.
-const PIECE_BYTES_PER_TOKEN: usize = 8;
-const MIN_PIECE_BYTES: usize = 1 << 14;
+/// Bytes of a chunk for each token of the context, more than most texts need. The tokens of a prompt of one chunk
+/// need not be counted before it is encoded.
+const CHUNK_BYTES_PER_TOKEN: usize = 8;
 
-/// Tokens that a piece may have more than the same text has in its place, for what is cut in two at
-/// its ends.
-const CUT_TOKENS: usize = 128;
+/// The smallest chunk.
+const MIN_CHUNK_BYTES: usize = 1 << 14;
 
-/// Bytes that more than `n_tokens` tokens take in most texts.
-pub fn piece_bytes(n_tokens: usize) -> usize {
-    n_tokens.saturating_mul(PIECE_BYTES_PER_TOKEN).max(MIN_PIECE_BYTES)
+/// Upper bound on the tokens that a chunk has more than the same text within the whole prompt, because tokens
+/// are split at its ends.
+const BOUNDARY_TOKENS: usize = 128;
+
+/// The size of a chunk of which most texts have more than `n_tokens` tokens.
+pub fn max_chunk_bytes(n_tokens: usize) -> usize {
+    n_tokens.saturating_mul(CHUNK_BYTES_PER_TOKEN).max(MIN_CHUNK_BYTES)
 }
 
-/// How a prompt of more than `most` tokens is cut: so many of the first and of the last stay.
-struct Cut {
-    most: usize,
+/// The maximum number of prompt tokens, if the client wants longer prompts truncated. -1 leaves room for a response
+/// of `max_tokens`, but keeps at least half of the context.
+///
+/// # Errors
+/// When the number is 0, or does not fit the context.
+pub fn max_prompt_tokens(
+    options: &GenerationOptions,
+    context_length: usize,
+    max_tokens: usize,
+) -> Result<Option<usize>> {
+    let max = context_length.saturating_sub(1);
+    match options.truncate_prompt_tokens {
+        None => Ok(None),
+        Some(-1) => Ok(Some(context_length - max_tokens.min(context_length / 2))),
+        Some(n) => match usize::try_from(n) {
+            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(Error::invalid(
+                "truncate_prompt_tokens",
+                format!(
+                    "`truncate_prompt_tokens` is {n}; it must be -1 (as many as fit) or from 1 to {max}, since the \
+                     context of {context_length} tokens holds both prompt and response"
+                ),
+            )),
+        },
+    }
+}
+
+/// How to truncate a prompt of more than `max_tokens`: keep the first `n_first` and the last `n_last` tokens.
+struct Truncation {
+    max_tokens: usize,
     n_first: usize,
     n_last: usize,
 }
 
 impl ChatModel {
-    /// Token ids of a prompt, of which the client wants the last `most` if it says so; and whether its middle was
-    /// left out, to which the client has not agreed.
-    pub(super) fn encode(
+    /// Encodes a prompt, and says whether its middle was dropped without the client's request.
+    ///
+    /// With `max_tokens`, keeps the last tokens. Otherwise, a server that shifts the context drops the middle of
+    /// a prompt that is too long, and any other refuses it.
+    pub(super) fn encode_prompt(
         &self,
         prompt: &str,
         marker: Option<char>,
-        most: Option<usize>,
+        max_tokens: Option<usize>,
     ) -> Result<(Vec<u32>, bool)> {
-        match (most, self.engine.context_shift()) {
-            (Some(most), _) => {
-                Ok((self.encode_cut(prompt, marker, Cut { most, n_first: 0, n_last: most })?.0, false))
+        match (max_tokens, self.engine.context_shift()) {
+            (Some(max_tokens), _) => {
+                let truncation = Truncation { max_tokens, n_first: 0, n_last: max_tokens };
+                Ok((self.encode_truncated(prompt, marker, truncation)?.0, false))
             }
             (None, Some(shift)) => {
                 let (n_first, n_last) = shift.n_kept();
-                let cut = Cut { most: self.engine.context_length() - 1, n_first, n_last };
-                self.encode_cut(prompt, marker, cut)
+                let max_tokens = self.engine.context_length() - 1;
+                self.encode_truncated(prompt, marker, Truncation { max_tokens, n_first, n_last })
             }
             (None, None) => {
-                self.check_length(prompt, marker)?;
+                self.check_prompt_length(prompt, marker)?;
                 Ok((self.tokenizer.encode_prompt(prompt, marker)?, false))
             }
         }
     }
 
-    /// Token ids of a prompt, cut if it is too long, and whether it was. Of a long one only as much is encoded as
-    /// stays.
-    fn encode_cut(&self, prompt: &str, marker: Option<char>, cut: Cut) -> Result<(Vec<u32>, bool)> {
-        let Cut { most, n_first, n_last } = cut;
-        let mut n_bytes = piece_bytes(most);
+    /// Encodes a prompt, truncates it if it is too long, and says whether it was. Encodes only the parts of a
+    /// long prompt that are kept.
+    fn encode_truncated(
+        &self,
+        prompt: &str,
+        marker: Option<char>,
+        truncation: Truncation,
+    ) -> Result<(Vec<u32>, bool)> {
+        let Truncation { max_tokens, n_first, n_last } = truncation;
+        let mut n_bytes = max_chunk_bytes(max_tokens);
         let tokens = loop {
             let start = prompt.ceil_char_boundary(prompt.len().saturating_sub(n_bytes));
             let tokens = self.tokenizer.encode_prompt(&prompt[start..], marker)?;
-            if start == 0 && tokens.len() <= most {
+            if start == 0 && tokens.len() <= max_tokens {
                 return Ok((tokens, false));
             }
-            if start == 0 || tokens.len() >= most + CUT_TOKENS {
+            if start == 0 || tokens.len() >= max_tokens + BOUNDARY_TOKENS {
                 break tokens;
             }
             n_bytes *= 2;
         };
-        let head = &prompt[..prompt.floor_char_boundary(MIN_PIECE_BYTES)];
+        let head = &prompt[..prompt.floor_char_boundary(MIN_CHUNK_BYTES)];
         let head = if n_first > 0 { self.tokenizer.encode_prompt(head, marker)? } else { Vec::new() };
         let first = head.get(..n_first).unwrap_or(&head);
         Ok(([first, &tokens[tokens.len() - n_last..]].concat(), true))
     }
 
-    /// Refuses a prompt that is far too long piece by piece: the tokens of a whole one could take a
-    /// thousand times its own memory.
-    pub(super) fn check_length(&self, prompt: &str, marker: Option<char>) -> Result<()> {
+    /// Refuses a prompt that is far too long. Counts its tokens chunk by chunk, because encoding all of it at once
+    /// can take a thousand times its own memory.
+    pub(super) fn check_prompt_length(&self, prompt: &str, marker: Option<char>) -> Result<()> {
         let context_length = self.engine.context_length();
-        let piece_bytes = piece_bytes(context_length);
+        let chunk_bytes = max_chunk_bytes(context_length);
         let (mut n_tokens, mut rest) = (0, prompt);
-        while rest.len() > piece_bytes || (n_tokens > 0 && !rest.is_empty()) {
-            let (piece, after) = rest.split_at(rest.floor_char_boundary(piece_bytes));
-            n_tokens += self.tokenizer.encode_prompt(piece, marker)?.len().saturating_sub(CUT_TOKENS);
+        while rest.len() > chunk_bytes || (n_tokens > 0 && !rest.is_empty()) {
+            let (chunk, after) = rest.split_at(rest.floor_char_boundary(chunk_bytes));
+            n_tokens += self.tokenizer.encode_prompt(chunk, marker)?.len().saturating_sub(BOUNDARY_TOKENS);
             if n_tokens > context_length {
                 return Err(self.engine.prompt_too_long(&format!("more than {context_length}")));
             }
@@ -90,51 +127,23 @@ impl ChatModel {
     }
 }
 
-/// Most tokens of the prompt, where the client wants the rest left out: as many as it says, or for -1 as many as
-/// leave room for an answer of `max_tokens`, or of half the context.
-///
-/// # Errors
-/// When they are none, or do not fit the context.
-pub fn most_prompt_tokens(
-    request: &ChatCompletionRequest,
-    context_length: usize,
-    max_tokens: usize,
-) -> Result<Option<usize>> {
-    let most = context_length.saturating_sub(1);
-    match request.truncate_prompt_tokens {
-        None => Ok(None),
-        Some(-1) => Ok(Some(context_length - max_tokens.min(context_length / 2))),
-        Some(n) => match usize::try_from(n) {
-            Ok(n) if (1..=most).contains(&n) => Ok(Some(n)),
-            _ => Err(Error::invalid(
-                "truncate_prompt_tokens",
-                format!(
-                    "`truncate_prompt_tokens` is {n}; it must be -1 (as many as fit) or from 1 to {most}, since the \
-                     context is {context_length} tokens, prompt and answer together"
-                ),
-            )),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openai;
-    use serde_json::json;
 
     #[test]
-    fn a_prompt_is_cut_to_what_fits() {
-        let most = |n: i64, max_tokens: usize| {
-            let request = openai::from_value(json!({"messages": [], "truncate_prompt_tokens": n})).unwrap();
-            most_prompt_tokens(&request, 100, max_tokens)
+    fn truncation_leaves_room_for_the_response() {
+        let max = |n: i64, max_tokens: usize| {
+            let options =
+                GenerationOptions { truncate_prompt_tokens: Some(n), ..GenerationOptions::default() };
+            max_prompt_tokens(&options, 100, max_tokens)
         };
-        assert_eq!(most_prompt_tokens(&ChatCompletionRequest::default(), 100, 5).unwrap(), None);
-        assert_eq!(most(7, 50).unwrap(), Some(7));
-        assert_eq!(most(-1, 30).unwrap(), Some(70));
-        assert_eq!(most(-1, usize::MAX).unwrap(), Some(50), "half, where the answer has no limit");
+        assert_eq!(max_prompt_tokens(&GenerationOptions::default(), 100, 5).unwrap(), None);
+        assert_eq!(max(7, 50).unwrap(), Some(7));
+        assert_eq!(max(-1, 30).unwrap(), Some(70));
+        assert_eq!(max(-1, usize::MAX).unwrap(), Some(50), "half, if the response has no limit");
         for n in [0, -2, 100, i64::MAX] {
-            let error = most(n, 5).unwrap_err();
+            let error = max(n, 5).unwrap_err();
             assert_eq!(error.param(), Some("truncate_prompt_tokens"));
             assert!(error.to_string().contains("from 1 to 99"), "{error}");
         }

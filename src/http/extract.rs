@@ -16,7 +16,7 @@ use super::server::shutdown::Shutdown;
 use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
-use crate::openai::params::{self, Rows};
+use crate::openai::params::{self, ParamTable};
 
 /// A request body: a JSON object, not yet checked.
 pub struct JsonObject(pub Map<String, Value>);
@@ -64,7 +64,7 @@ impl JsonObject {
     ///
     /// # Errors
     /// When a parameter is refused or has the wrong type.
-    pub fn parse<T: serde::de::DeserializeOwned>(self, rows: Rows) -> Result<(T, IgnoredParams)> {
+    pub fn parse<T: serde::de::DeserializeOwned>(self, rows: ParamTable) -> Result<(T, IgnoredParams)> {
         let (object, ignored) = self.check_params(rows)?;
         Ok((crate::openai::from_value(Value::Object(object))?, ignored))
     }
@@ -73,8 +73,8 @@ impl JsonObject {
     ///
     /// # Errors
     /// When a parameter is refused.
-    pub fn check_params(mut self, rows: Rows) -> Result<(Map<String, Value>, IgnoredParams)> {
-        let ignored = params::check(rows, &self.0)?;
+    pub fn check_params(mut self, rows: ParamTable) -> Result<(Map<String, Value>, IgnoredParams)> {
+        let ignored = params::check_params(rows, &self.0)?;
         self.0.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
         Ok((self.0, IgnoredParams(ignored)))
     }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::error::ApiError;
 use super::middleware::request_id::RequestId;
 use crate::app::unix_time;
-use crate::chat::{ChatEvent, ChatStream, Figures};
+use crate::chat::{ChatEvent, ChatStream, GenerationStats};
 use crate::error::{Error, Result};
 use crate::openai::chat::{
     ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
@@ -146,10 +146,10 @@ pub async fn collect_choices(
                 calls.into_iter().for_each(|call| choice.call(call));
                 choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
             }
-            ChatEvent::Finished { reason, usage, figures } => {
+            ChatEvent::Finished { reason, usage, stats } => {
                 choice.reason = reason;
                 totals.add(idx, &usage);
-                if log.finished(&usage, figures) {
+                if log.finished(&usage, stats) {
                     return Ok((choices, totals.usage()));
                 }
             }
@@ -243,10 +243,10 @@ impl<E: ChunkEncoder> StreamState<E> {
             ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
                 self.push_part(index, ChoicePart::Text { text, reasoning, calls, logprobs });
             }
-            ChatEvent::Finished { reason, usage, figures } => {
+            ChatEvent::Finished { reason, usage, stats } => {
                 self.totals.add(index, &usage);
                 self.push_part(index, ChoicePart::End(reason));
-                if !self.log.finished(&usage, figures) {
+                if !self.log.finished(&usage, stats) {
                     return;
                 }
                 if self.include_usage {
@@ -301,12 +301,12 @@ impl RequestLog {
     }
 
     /// A choice has ended; says whether it was the last.
-    fn finished(&mut self, usage: &Usage, figures: Option<Figures>) -> bool {
+    fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
         self.n_running -= 1;
         let is_last = self.n_running == 0;
         let id = self.request_id.as_str();
         let Usage { prompt_tokens, completion_tokens, .. } = *usage;
-        let Some(Figures { timings, repeat_penalty }) = figures else {
+        let Some(GenerationStats { timings, repeat_penalty }) = stats else {
             tracing::info!(id, prompt_tokens, completion_tokens, "{}, as answered before", self.what);
             return is_last;
         };

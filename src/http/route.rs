@@ -6,7 +6,7 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
 use crate::app::App;
-use crate::openai::params::Rows;
+use crate::openai::params::ParamTable;
 
 /// A path, its handler and its description.
 pub struct Route {
@@ -35,7 +35,7 @@ pub struct RequestBody {
     /// The type of the body.
     pub schema: SchemaFn,
     /// The treatment of each of its fields.
-    pub parameters: Rows,
+    pub parameters: ParamTable,
 }
 
 /// The media type of JSON.

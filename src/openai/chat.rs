@@ -1,300 +1,277 @@
-//! `/v1/chat/completions`.
-
-use std::collections::BTreeMap;
+//! Wire types of `/v1/chat/completions`.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// A request, as far as it is honoured ([`super::params`] deals with the rest).
+use super::generation_options::GenerationOptions;
+use crate::error::Result;
+
+/// The honored part of a request; [`super::params`] decides about the rest.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
-#[schemars(description = "A conversation to go on with.", extend("required" = ["messages"]))]
+#[schemars(description = "A conversation to continue.", extend("required" = ["messages"]))]
 pub struct ChatCompletionRequest {
-    /// Any name of a chat model that is served; the first one unless it is said.
-    #[schemars(example = &"default")]
-    pub model: Option<String>,
     /// The conversation so far.
     #[schemars(length(min = 1), example = [json!({"role": "user", "content": "Say hello."})])]
     pub messages: Vec<Message>,
-    /// How many answers to give.
-    #[schemars(range(min = 1, max = 8))]
-    pub n: Option<u64>,
-    /// Most tokens of the answer.
-    #[schemars(range(min = 1))]
-    pub max_tokens: Option<u64>,
-    /// Wins over `max_tokens`.
+    /// Maximum number of tokens to generate; takes precedence over `max_tokens`.
     #[schemars(range(min = 1))]
     #[schemars(example = 16)]
     pub max_completion_tokens: Option<u64>,
-    /// How freely tokens are drawn; 0 takes the likeliest.
-    #[schemars(range(min = 0, max = 2))]
-    pub temperature: Option<f32>,
-    /// Draw from the likeliest tokens that have this probability together.
-    #[schemars(range(min = 0, max = 1))]
-    pub top_p: Option<f32>,
-    /// Draw from so many of the likeliest tokens; 0 and -1 are all of them.
-    #[schemars(range(min = -1))]
-    pub top_k: Option<i64>,
-    /// Draw from tokens that are at least this likely, as a share of the likeliest one's probability.
-    #[schemars(range(min = 0, max = 1))]
-    pub min_p: Option<f32>,
-    /// The same seed draws the same tokens.
-    pub seed: Option<i64>,
-    /// Texts that end the answer before them: up to 4, each of 1 to 1,024 bytes.
-    #[schemars(schema_with = "stop_schema")]
-    pub stop: Option<OneOrMany>,
-    /// Whether the answer comes as server-sent events, as it is made.
-    pub stream: Option<bool>,
-    /// Only with `stream`.
-    pub stream_options: Option<StreamOptions>,
-    /// Makes tokens less likely that were said before.
-    #[schemars(range(min = -2, max = 2))]
-    pub presence_penalty: Option<f32>,
-    /// The same, by how often they were.
-    #[schemars(range(min = -2, max = 2))]
-    pub frequency_penalty: Option<f32>,
-    /// Token ids, written as JSON keys, to a value from -100 to 100.
-    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": -100, "maximum": 100}))]
-    pub logit_bias: Option<BTreeMap<String, f32>>,
-    /// Whether the probabilities of the answer's tokens are given.
+    /// Return the log probabilities of the generated tokens.
     pub logprobs: Option<bool>,
-    /// How many of the likeliest tokens are given with each; only with `logprobs`.
+    /// Number of likeliest tokens to return with each token; only valid with `logprobs`.
     #[schemars(range(max = 20))]
     pub top_logprobs: Option<u64>,
-    /// Divides the logits of tokens that were said before.
-    #[schemars(range(min = 0.01, max = 10))]
-    pub repeat_penalty: Option<f32>,
-    /// Another name of `repeat_penalty`.
-    #[schemars(range(min = 0.01, max = 10))]
-    pub repetition_penalty: Option<f32>,
-    /// Tokens the repeat penalty looks back on; -1 is all of them.
-    #[schemars(range(min = -1))]
-    pub repeat_last_n: Option<i64>,
-    /// Whether the answer goes on where the model would end it.
-    pub ignore_eos: Option<bool>,
-    /// Tokens before which nothing ends the answer but its limits.
-    pub min_tokens: Option<u64>,
-    /// Tokens that end it, beside the model's own.
-    #[schemars(length(max = 64))]
-    pub stop_token_ids: Option<Vec<u32>>,
-    /// Only requests with the same one may share what was computed of their prompts.
-    pub cache_salt: Option<String>,
-    /// Leave all but the last so many tokens of the prompt out; -1 leaves out what does not fit.
-    #[schemars(schema_with = "truncate_schema")]
-    pub truncate_prompt_tokens: Option<i64>,
-    /// What most of the answer will be, as the client thinks.
+    /// A text that most of the response is expected to repeat.
     pub prediction: Option<Prediction>,
-    /// How much the model is to think before it answers.
+    /// How much the model reasons before it answers.
     pub reasoning_effort: Option<ReasoningEffort>,
     /// Functions that the model may call.
     #[schemars(length(max = 128))]
     pub tools: Option<Vec<Tool>>,
-    /// Which of them, and whether it has to.
+    /// Whether the model may or must call a function, and which.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether it may call several at once; it may unless it is said.
+    /// Allow several calls in one response; true by default.
     pub parallel_tool_calls: Option<bool>,
-    /// What the answer must be.
-    pub response_format: Option<ResponseFormat>,
-    /// The same as a JSON schema, or the text of one.
-    #[schemars(extend("type" = ["object", "string", "null"]))]
-    pub guided_json: Option<Value>,
-    /// The same as a regular expression that matches all of it.
-    pub guided_regex: Option<String>,
-    /// The same as a list of which it is one.
-    #[schemars(length(min = 1))]
-    pub guided_choice: Option<Vec<String>>,
-    /// The same as a grammar in Lark's form.
-    pub grammar: Option<String>,
-    /// More variables for the model's template.
-    pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+    /// Additional variables for the model's chat template.
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Options that text completions have too.
+    #[serde(flatten)]
+    pub options: GenerationOptions,
 }
 
-/// `stop`, with the bounds that [`OneOrMany`] has only here.
-fn stop_schema(_: &mut SchemaGenerator) -> Schema {
-    let text = || json_schema!({"type": "string", "minLength": 1, "maxLength": 1024});
-    json_schema!({"anyOf": [text(), {"type": "array", "items": text(), "maxItems": 4}, {"type": "null"}]})
+impl ChatCompletionRequest {
+    /// Reads a request from its JSON object.
+    ///
+    /// # Errors
+    /// When a field has the wrong form; the error names the field.
+    pub fn from_object(object: Map<String, Value>) -> Result<Self> {
+        let body = Value::Object(object);
+        let options = GenerationOptions::from_body(&body)?;
+        Ok(Self { options, ..super::from_value(body)? })
+    }
 }
 
-/// `truncate_prompt_tokens`, which is never 0.
-fn truncate_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": ["integer", "null"], "minimum": -1, "not": {"const": 0}})
-}
-
-/// The schema of a schema.
+/// The schema of a JSON schema.
 fn object_or_null(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": ["object", "null"]})
 }
 
-/// The schema of what is always refused.
-fn nothing(_: &mut SchemaGenerator) -> Schema {
+/// The schema of a field that is always refused.
+fn null(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "null"})
 }
 
-/// Something that a model may call.
+/// A tool that the model may call.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct Tool {
     /// Always `function`.
     #[serde(rename = "type")]
     pub kind: FunctionKind,
-    /// Which function.
+    /// The function's definition.
     pub function: FunctionDefinition,
 }
 
-/// What a model is told of a function.
+/// A function that the model may call.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 pub struct FunctionDefinition {
-    /// Letters, digits, `_` and `-`.
+    /// Name of 1 to 64 letters, digits, `_` or `-`.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-zA-Z0-9_-]+$"))]
     pub name: String,
-    /// What it does, and when it is of use.
+    /// Description of what the function does and when to use it.
     #[serde(default)]
     pub description: Option<String>,
-    /// A JSON schema of its arguments.
+    /// JSON schema of the function's arguments.
     #[serde(default)]
     #[schemars(schema_with = "object_or_null")]
     pub parameters: Option<Value>,
-    /// Whether the arguments are kept to it.
+    /// Constrain the arguments to the schema.
     #[serde(default)]
     pub strict: Option<bool>,
 }
 
-/// What is called: as the model likes, anything, nothing, or a certain function.
+/// Controls whether and which functions are called: a mode, one function, or a set of allowed functions.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "expected `none`, `auto`, `required`, or an object of type `function` or `allowed_tools`"
 )]
 pub enum ToolChoice {
+    /// A mode that applies to all functions.
     Mode(ToolChoiceMode),
+    /// One function, or several that are allowed.
     Object(ToolChoiceObject),
 }
 
+/// Whether the model may or must call a function.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolChoiceMode {
+    /// No function is called.
     None,
+    /// The model decides.
     Auto,
+    /// At least one function is called.
     Required,
 }
 
+/// A choice of functions.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToolChoiceObject {
-    Function { function: FunctionName },
-    AllowedTools { allowed_tools: AllowedTools },
+    /// One function, which must be called.
+    Function {
+        /// The function to call.
+        function: FunctionName,
+    },
+    /// A subset of `tools`.
+    AllowedTools {
+        /// The functions that may be called.
+        allowed_tools: AllowedTools,
+    },
 }
 
-/// Functions of which alone some may be called.
+/// The functions that may be called; others are not offered to the model.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct AllowedTools {
-    /// Whether one has to be called.
+    /// Whether the model may or must call one of them.
     pub mode: AllowedToolsMode,
-    /// Those that may be.
+    /// The allowed functions.
     pub tools: Vec<AllowedTool>,
 }
 
+/// Whether the model may or must call one of the allowed functions.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AllowedToolsMode {
+    /// The model decides.
     Auto,
+    /// At least one function is called.
     Required,
 }
 
+/// One of the allowed functions.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct AllowedTool {
+    /// Always `function`.
     #[serde(rename = "type")]
     pub kind: FunctionKind,
+    /// The function's name.
     pub function: FunctionName,
 }
 
+/// A reference to a function of `tools`.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct FunctionName {
+    /// The function's name.
     pub name: String,
 }
 
+/// The only kind of tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FunctionKind {
+    /// A function that the client runs.
     Function,
 }
 
 /// A call of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct ToolCall {
+    /// Id that the message with the result refers to.
     pub id: String,
+    /// Always `function`.
     #[serde(rename = "type")]
     pub kind: FunctionKind,
+    /// The function's name and arguments.
     pub function: FunctionCall,
 }
 
+/// A function's name and the arguments of one call.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct FunctionCall {
+    /// The function's name.
     pub name: String,
-    /// The text of a JSON object, as the model wrote it.
+    /// The arguments as the text of a JSON object, exactly as the model wrote it.
     pub arguments: String,
 }
 
-/// What an answer must be.
+/// The form that the response must have.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct ResponseFormat {
+    /// Text, any JSON object, or JSON of a given schema.
     #[serde(rename = "type")]
     pub kind: ResponseFormatKind,
-    /// What JSON, where it is of that kind.
+    /// The schema; required if `type` is `json_schema`.
     #[serde(default)]
     pub json_schema: Option<JsonSchemaFormat>,
 }
 
+/// Text, any JSON object, or JSON of a given schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResponseFormatKind {
+    /// Any text.
     Text,
+    /// Any JSON object.
     JsonObject,
+    /// JSON that matches a schema.
     JsonSchema,
 }
 
-/// JSON of a certain kind.
+/// A named JSON schema that the response must match.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct JsonSchemaFormat {
-    /// Letters, digits, `_` and `-`.
+    /// Name of 1 to 64 letters, digits, `_` or `-`.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-zA-Z0-9_-]+$"))]
     pub name: String,
-    /// What it is for.
+    /// Description of the schema's purpose.
     #[serde(default)]
     pub description: Option<String>,
-    /// Any object where it is left out.
+    /// The JSON schema; any object if left out.
     #[serde(default)]
     #[schemars(schema_with = "object_or_null")]
     pub schema: Option<Value>,
-    /// The schema is kept to either way.
+    /// Accepted for compatibility; the schema is always enforced.
     #[serde(default)]
     pub strict: Option<bool>,
 }
 
-/// How much a model thinks.
+/// How much a model reasons before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReasoningEffort {
+    /// No reasoning.
     None,
+    /// As little as possible.
     Minimal,
+    /// Less than usual.
     Low,
+    /// The usual amount.
     Medium,
+    /// More than usual.
     High,
+    /// As much as possible.
     XHigh,
 }
 
-/// A guess at an answer.
+/// A predicted response.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 pub struct Prediction {
-    /// `content`.
+    /// Always `content`.
     #[serde(rename = "type")]
     pub kind: PredictionKind,
+    /// The predicted text.
     pub content: Content,
 }
 
+/// The only kind of prediction.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PredictionKind {
+    /// Text of the response.
     Content,
 }
 
@@ -308,213 +285,293 @@ pub enum PredictionKind {
     },
 ]))]
 pub struct Message {
+    /// The author's role.
     pub role: Role,
-    /// What is said; only an assistant message with tool calls may lack it.
+    /// The message's text; may be left out only in an assistant message with tool calls.
     #[serde(default)]
     pub content: Option<Content>,
-    /// Who says it, where the model's template shows that.
+    /// The author's name, if the model's template shows it.
     #[serde(default)]
     pub name: Option<String>,
-    /// The tools that an assistant called, where the model's template shows them.
+    /// The tool calls of an assistant message.
     #[serde(default)]
     pub tool_calls: Option<Vec<ToolCall>>,
-    /// Which of these calls a tool's message answers.
+    /// Id of the call that a tool message is the result of.
     #[serde(default)]
     pub tool_call_id: Option<String>,
-    /// What `tool_calls` was before; refused.
+    /// OpenAI's predecessor of `tool_calls`; refused.
     #[serde(default)]
-    #[schemars(schema_with = "nothing")]
+    #[schemars(schema_with = "null")]
     pub function_call: Option<Value>,
-    /// What an assistant thought before.
+    /// The reasoning that preceded an assistant message.
     #[serde(default)]
     pub reasoning_content: Option<String>,
 }
 
-/// Who speaks.
+/// The role of a message's author.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// OpenAI's newer name for the system role.
     Developer,
+    /// Instructions to the model.
     System,
+    /// The person who talks to the model.
     #[default]
     User,
+    /// The model.
     Assistant,
+    /// The result of a tool call.
     Tool,
+    /// OpenAI's predecessor of `tool`.
     Function,
 }
 
-/// What is said: a string or a list of parts.
+/// The text of a message: a string or a list of parts.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or an array of content parts")]
 pub enum Content {
+    /// A string.
     Text(String),
+    /// Parts, whose texts are concatenated.
     Parts(Vec<ContentPart>),
 }
 
-/// A part of a message. Only text has a meaning to the models served here.
+/// A part of a message. Only text parts are supported.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[schemars(extend("oneOf" = [part_schema("text"), part_schema("refusal")]))]
 pub struct ContentPart {
+    /// `text` or `refusal`.
     #[serde(rename = "type")]
     pub kind: String,
+    /// The text of a part of type `text`.
     #[serde(default)]
     pub text: Option<String>,
+    /// The text of a part of type `refusal`.
     #[serde(default)]
     pub refusal: Option<String>,
 }
 
-/// A part that has its text under the name of its kind.
+/// The schema of a part whose text is stored under the name of its type.
 fn part_schema(kind: &str) -> Value {
     json!({"properties": {"type": {"const": kind}, kind: {"type": "string"}}, "required": ["type", kind]})
 }
 
+/// A string or an array of strings.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
 pub enum OneOrMany {
+    /// A string.
     One(String),
+    /// An array of strings.
     Many(Vec<String>),
 }
 
+/// Options of a streamed response.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
 pub struct StreamOptions {
-    /// Whether the last event before the end tells the numbers of tokens.
+    /// Send one more chunk at the end with the token counts.
     pub include_usage: Option<bool>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ChatCompletion {
+    /// Unique id of the response.
     pub id: String,
+    /// Always `chat.completion`.
     #[schemars(extend("const" = "chat.completion"))]
     pub object: &'static str,
+    /// Unix time of the response, in seconds.
     pub created: u64,
+    /// Id of the model that answered.
     pub model: String,
+    /// The generated choices.
     pub choices: Vec<Choice>,
+    /// Token counts of the request.
     pub usage: Usage,
+    /// Fingerprint of the model; changes when the same request may be answered differently.
     pub system_fingerprint: String,
 }
 
+/// One of the generated choices.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Choice {
+    /// Index among the choices.
     pub index: usize,
+    /// The generated message.
     pub message: AssistantMessage,
+    /// Log probabilities of the tokens, if requested.
     pub logprobs: Option<ChoiceLogprobs>,
+    /// Why generation ended.
     pub finish_reason: FinishReason,
 }
 
+/// A generated message.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct AssistantMessage {
+    /// Always `assistant`.
     #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
+    /// The text; null if the model only called functions.
     pub content: Option<String>,
+    /// Always null.
     pub refusal: Option<String>,
-    /// What the model thought before, where it did.
+    /// The reasoning that preceded the text, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// The function calls, if any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// One event of a streamed answer.
+/// One event of a streamed response.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ChatCompletionChunk {
+    /// Unique id of the response.
     pub id: String,
+    /// Always `chat.completion.chunk`.
     #[schemars(extend("const" = "chat.completion.chunk"))]
     pub object: &'static str,
+    /// Unix time of the response, in seconds.
     pub created: u64,
+    /// Id of the model that answered.
     pub model: String,
+    /// The choice that this chunk extends; empty in the last chunk, which has only usage.
     pub choices: Vec<ChunkChoice>,
+    /// Fingerprint of the model; changes when the same request may be answered differently.
     pub system_fingerprint: String,
-    /// Left out unless the request asked for usage; then null on every chunk but the last.
+    /// Token counts; left out unless requested, and then null in every chunk but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
 }
 
+/// A choice and what a chunk adds to it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ChunkChoice {
+    /// Index among the choices.
     pub index: usize,
+    /// The addition to the message.
     pub delta: Delta,
+    /// Log probabilities of the added tokens, if requested.
     pub logprobs: Option<ChoiceLogprobs>,
+    /// Why generation ended; null until it has.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// What a chunk adds to the message.
+/// The part of a message that a chunk adds.
 #[derive(Debug, Clone, Default, Serialize, JsonSchema)]
 pub struct Delta {
+    /// `assistant` in the first chunk of a choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
+    /// Text to append.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// Reasoning to append.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// Function calls to add or extend.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
 }
 
-/// What a chunk adds to a call: first who is called, then arguments piece by piece.
+/// The part of a function call that a chunk adds: first id and name, then arguments piece by piece.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ToolCallDelta {
+    /// Index among the choice's calls.
     pub index: usize,
+    /// Id of the call, in its first delta.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Always `function`, in the call's first delta.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<FunctionKind>,
+    /// The addition to name and arguments.
     pub function: FunctionCallDelta,
 }
 
+/// The part of a call's name and arguments that a chunk adds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FunctionCallDelta {
+    /// The function's name, in the call's first delta.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Text to append to the arguments.
     pub arguments: String,
 }
 
+/// Why the generation of a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
+    /// The model ended it, or a stop string or stop token occurred.
     Stop,
+    /// The token limit or the end of the context was reached.
     Length,
+    /// The model called at least one function.
     ToolCalls,
 }
 
+/// Log probabilities of a choice's tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct ChoiceLogprobs {
+    /// One entry for each generated token.
     pub content: Vec<TokenLogprob>,
+    /// Always null.
     pub refusal: Option<Vec<TokenLogprob>>,
 }
 
+/// A generated token and its log probability.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct TokenLogprob {
+    /// The token's text, with U+FFFD for incomplete UTF-8.
     pub token: String,
+    /// Natural logarithm of the token's probability, at least -9999.
     pub logprob: f32,
+    /// The token's bytes.
     pub bytes: Vec<u8>,
+    /// The likeliest tokens at this position.
     pub top_logprobs: Vec<TopLogprob>,
 }
 
+/// One of the likeliest tokens at a position.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct TopLogprob {
+    /// The token's text, with U+FFFD for incomplete UTF-8.
     pub token: String,
+    /// Natural logarithm of the token's probability, at least -9999.
     pub logprob: f32,
+    /// The token's bytes.
     pub bytes: Vec<u8>,
 }
 
+/// Token counts of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Usage {
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Generated tokens of all choices.
     pub completion_tokens: usize,
+    /// The sum of both.
     pub total_tokens: usize,
+    /// Breakdown of `prompt_tokens`.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// Breakdown of `completion_tokens`.
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
+/// Breakdown of the prompt tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct PromptTokensDetails {
-    /// Prompt tokens whose keys and values were already there.
+    /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
 }
 
+/// Breakdown of the generated tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct CompletionTokensDetails {
+    /// Tokens of the reasoning, its tags included.
     pub reasoning_tokens: usize,
 }

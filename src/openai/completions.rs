@@ -1,118 +1,98 @@
-//! `/v1/completions`.
+//! Wire types of `/v1/completions`.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::chat::{ChatCompletionRequest, FinishReason, Usage};
+use super::chat::{FinishReason, Usage};
 use super::embeddings::TextsOrTokens;
+use super::generation_options::GenerationOptions;
 use crate::error::Result;
 
-/// A request, as far as it is honoured ([`super::params`] deals with the rest).
-#[derive(Debug, Clone)]
-pub struct CompletionRequest {
-    pub own: Own,
-    /// What means the same in a chat request, with the probabilities that are asked for in its terms.
-    pub options: ChatCompletionRequest,
-}
+/// OpenAI's default of `max_tokens`.
+const DEFAULT_MAX_TOKENS: u64 = 16;
 
-/// What chat requests have not, or in another form.
+/// The honored part of a request; [`super::params`] decides about the rest.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(description = "Texts to go on with as they are.", extend("required" = ["prompt"]))]
-pub struct Own {
-    /// Texts, or token ids of the model's own vocabulary.
+#[schemars(description = "Texts to continue as they are.", extend("required" = ["prompt"]))]
+pub struct CompletionRequest {
+    /// One or several texts, or token ids of the model's vocabulary.
     #[schemars(example = "Once upon a time")]
     pub prompt: Option<TextsOrTokens>,
-    /// What comes after the text that is to be filled in.
+    /// Text that follows the text to fill in.
     pub suffix: Option<String>,
-    /// Whether the prompt stands before each text.
+    /// Prepend the prompt to each generated text.
     pub echo: Option<bool>,
-    /// How many texts are computed for each prompt, of which the `n` likeliest are given.
+    /// Number of texts to generate for each prompt; the `n` likeliest are returned.
     #[schemars(range(min = 1, max = 8))]
     pub best_of: Option<u64>,
-    /// How many of the likeliest tokens are reported with each.
+    /// Number of likeliest tokens to return with each token.
     #[schemars(range(max = 5))]
     pub logprobs: Option<u64>,
-}
-
-impl JsonSchema for CompletionRequest {
-    fn schema_name() -> Cow<'static, str> {
-        "CompletionRequest".into()
-    }
-
-    /// Its own fields, then those of a chat request; which of them are known here is for
-    /// [`super::params`] to say.
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut own = Own::json_schema(generator);
-        let options = ChatCompletionRequest::json_schema(generator);
-        if let Some(Value::Object(fields)) = own.get_mut("properties")
-            && let Some(Value::Object(options)) = options.get("properties")
-        {
-            for (name, schema) in options {
-                fields.entry(name).or_insert_with(|| schema.clone());
-            }
-        }
-        own
-    }
+    /// Options that chat completions have too.
+    #[serde(flatten)]
+    pub options: GenerationOptions,
 }
 
 impl CompletionRequest {
-    /// The request that a JSON object is.
+    /// Reads a request from its JSON object.
     ///
     /// # Errors
-    /// When a field does not have its form.
-    pub fn from_object(mut object: Map<String, Value>) -> Result<Self> {
-        /// Tokens of a text unless it is said: OpenAI's.
-        const MAX_TOKENS: u64 = 16;
-        let names = ["prompt", "suffix", "echo", "best_of", "logprobs"];
-        let own: Map<String, Value> =
-            names.into_iter().filter_map(|name| object.remove_entry(name)).collect();
-        let own: Own = super::from_value(Value::Object(own))?;
-        let options: ChatCompletionRequest = super::from_value(Value::Object(object))?;
-        let options = ChatCompletionRequest {
-            max_tokens: Some(options.max_tokens.unwrap_or(MAX_TOKENS)),
-            logprobs: own.logprobs.map(|_| true),
-            top_logprobs: own.logprobs,
-            ..options
-        };
-        Ok(Self { own, options })
+    /// When a field has the wrong form; the error names the field.
+    pub fn from_object(object: Map<String, Value>) -> Result<Self> {
+        let body = Value::Object(object);
+        let mut options = GenerationOptions::from_body(&body)?;
+        options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        Ok(Self { options, ..super::from_value(body)? })
     }
 }
 
-/// A whole answer, or an event of a streamed one.
+/// A complete response, or one event of a streamed one.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Completion {
+    /// Unique id of the response.
     pub id: String,
+    /// Always `text_completion`.
     #[schemars(extend("const" = "text_completion"))]
     pub object: &'static str,
+    /// Unix time of the response, in seconds.
     pub created: u64,
+    /// Id of the model that answered.
     pub model: String,
+    /// The generated texts.
     pub choices: Vec<CompletionChoice>,
+    /// Fingerprint of the model; changes when the same request may be answered differently.
     pub system_fingerprint: String,
-    /// Left out of a stream unless the request asked for it; then null on every event but the last.
+    /// Token counts; left out of a stream unless requested, and then null in every event but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
 }
 
+/// One generated text, or what an event adds to it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct CompletionChoice {
+    /// Index among the texts; those of the first prompt come first.
     pub index: usize,
+    /// The text.
     pub text: String,
+    /// Log probabilities of the tokens, if requested.
     pub logprobs: Option<CompletionLogprobs>,
+    /// Why generation ended; null in a stream until it has.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// Of each token, side by side.
+/// Log probabilities of a text's tokens, as parallel arrays.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
+    /// Texts of the tokens.
     pub tokens: Vec<String>,
+    /// Natural logarithms of their probabilities.
     pub token_logprobs: Vec<f32>,
-    /// The likeliest tokens; null where none were asked for.
+    /// The likeliest tokens at each position; null if none were requested.
     pub top_logprobs: Option<Vec<BTreeMap<String, f32>>>,
-    /// Where each begins in the text, in characters.
+    /// Position of each token in the text, in characters.
     pub text_offset: Vec<usize>,
 }

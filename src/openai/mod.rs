@@ -5,14 +5,14 @@ pub mod chat;
 pub mod completions;
 pub mod embeddings;
 pub mod error;
+pub mod generation_options;
 pub mod models;
 pub mod params;
 pub mod probes;
 pub mod rerank;
 pub mod tokens;
 
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Kind, Result};
 
@@ -20,7 +20,9 @@ use crate::error::{Error, Kind, Result};
 ///
 /// # Errors
 /// When `body` is not a `T`; the error names the field.
-pub fn from_value<T: DeserializeOwned>(body: Value) -> Result<T> {
+pub fn from_value<'de, T: Deserialize<'de>>(
+    body: impl Deserializer<'de, Error = serde_json::Error>,
+) -> Result<T> {
     serde_path_to_error::deserialize(body).map_err(|e| {
         let message = e.inner().to_string();
         let path = e.path().to_string();
@@ -73,7 +75,7 @@ mod tests {
     use super::chat::ChatCompletionRequest;
     use super::embeddings::EmbeddingsRequest;
     use super::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     #[test]
     fn type_errors_use_json_terms() {
@@ -93,7 +95,8 @@ mod tests {
             ("logit_bias", json!({"1": null}), "logit_bias", "null, expected a number"),
             ("stream_options", json!(true), "stream_options", "boolean `true`, expected an object"),
         ] {
-            let error = from_value::<ChatCompletionRequest>(json!({ field: value })).unwrap_err();
+            let body = Map::from_iter([(field.to_owned(), value)]);
+            let error = ChatCompletionRequest::from_object(body).unwrap_err();
             assert_eq!(error.param(), Some(param), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
         }

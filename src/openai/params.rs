@@ -1,71 +1,75 @@
-//! What becomes of each request parameter: honoured, refused, or ignored and said so. A parameter
-//! is a row here before it is anything else; nothing is dropped silently.
+//! The table of request parameters: each is honored, refused, or ignored and reported. A parameter is a row
+//! here before it is anything else; none is dropped silently.
 
 use serde_json::{Map, Value};
 
+use self::Treatment::{Honored, Ignored, OnlyDefault};
 use crate::error::{Error, Result};
 
-/// What becomes of a parameter.
+/// How the server treats a parameter.
 #[derive(Clone, Copy)]
 pub enum Treatment {
-    /// It does what OpenAI, or the server that introduced it, says.
-    Honoured,
-    /// It changes nothing that the client could see in the answer, so it is accepted and named in
+    /// Has the effect that OpenAI, or the server that introduced it, documents.
+    Honored,
+    /// Has no effect that a client could observe in the response; accepted, and named in
     /// `x-ignored-params`.
     Ignored,
-    /// Only values that mean what happens anyway are accepted; others are refused, for this reason.
-    OnlyDefault { is_default: fn(&Value) -> bool, reason: &'static str },
+    /// Accepted only with a value that means the default; refused otherwise.
+    OnlyDefault {
+        /// Whether a value means the default.
+        is_default: fn(&Value) -> bool,
+        /// Why other values are refused.
+        reason: &'static str,
+    },
 }
 
-/// A parameter's name and what becomes of it.
-pub type Row = (&'static str, Treatment);
+/// A parameter's name and treatment.
+pub type ParamRow = (&'static str, Treatment);
 
-/// Parameters of a route.
-pub type Rows = &'static [&'static [Row]];
+/// The parameters of a route, as groups of rows.
+pub type ParamTable = &'static [&'static [ParamRow]];
 
-use Treatment::{Honoured, Ignored, OnlyDefault};
-
-/// What chat and completions share: OpenAI's parameters, then those of other servers.
-const GENERATION: &[Row] = &[
-    ("model", Honoured),
-    ("max_tokens", Honoured),
-    ("temperature", Honoured),
-    ("top_p", Honoured),
-    ("seed", Honoured),
-    ("stop", Honoured),
-    ("stream", Honoured),
-    ("stream_options", Honoured),
-    ("presence_penalty", Honoured),
-    ("frequency_penalty", Honoured),
-    ("logit_bias", Honoured),
-    ("logprobs", Honoured),
-    ("n", Honoured),
+/// Parameters that chat and text completions share: OpenAI's, then those of other servers.
+const GENERATION: &[ParamRow] = &[
+    ("model", Honored),
+    ("max_tokens", Honored),
+    ("temperature", Honored),
+    ("top_p", Honored),
+    ("seed", Honored),
+    ("stop", Honored),
+    ("stream", Honored),
+    ("stream_options", Honored),
+    ("presence_penalty", Honored),
+    ("frequency_penalty", Honored),
+    ("logit_bias", Honored),
+    ("logprobs", Honored),
+    ("n", Honored),
     ("user", Ignored),
-    ("top_k", Honoured),
-    ("min_p", Honoured),
-    ("repeat_penalty", Honoured),
-    ("repetition_penalty", Honoured),
-    ("repeat_last_n", Honoured),
-    ("ignore_eos", Honoured),
-    ("cache_salt", Honoured),
-    ("truncate_prompt_tokens", Honoured),
-    ("min_tokens", Honoured),
-    ("stop_token_ids", Honoured),
-    ("grammar", Honoured),
-    ("guided_json", Honoured),
-    ("guided_regex", Honoured),
-    ("guided_choice", Honoured),
-    ("response_format", Honoured),
+    ("top_k", Honored),
+    ("min_p", Honored),
+    ("repeat_penalty", Honored),
+    ("repetition_penalty", Honored),
+    ("repeat_last_n", Honored),
+    ("ignore_eos", Honored),
+    ("cache_salt", Honored),
+    ("truncate_prompt_tokens", Honored),
+    ("min_tokens", Honored),
+    ("stop_token_ids", Honored),
+    ("grammar", Honored),
+    ("guided_json", Honored),
+    ("guided_regex", Honored),
+    ("guided_choice", Honored),
+    ("response_format", Honored),
 ];
 
 /// Parameters of `/v1/chat/completions`.
-pub const CHAT: Rows = &[
+pub const CHAT: ParamTable = &[
     &[
-        ("messages", Honoured),
-        ("max_completion_tokens", Honoured),
-        ("top_logprobs", Honoured),
-        ("tools", Honoured),
-        ("tool_choice", Honoured),
+        ("messages", Honored),
+        ("max_completion_tokens", Honored),
+        ("top_logprobs", Honored),
+        ("tools", Honored),
+        ("tool_choice", Honored),
         ("functions", OnlyDefault { is_default: is_empty, reason: "it was replaced by `tools`, which is" }),
         (
             "function_call",
@@ -74,7 +78,7 @@ pub const CHAT: Rows = &[
                 reason: "it was replaced by `tool_choice`, which is",
             },
         ),
-        ("parallel_tool_calls", Honoured),
+        ("parallel_tool_calls", Honored),
         (
             "modalities",
             OnlyDefault {
@@ -83,77 +87,77 @@ pub const CHAT: Rows = &[
             },
         ),
         ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
-        ("reasoning_effort", Honoured),
+        ("reasoning_effort", Honored),
         (
             "verbosity",
             OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
         ),
         ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
-        ("prediction", Honoured),
+        ("prediction", Honored),
         ("metadata", Ignored),
         ("store", Ignored),
         ("safety_identifier", Ignored),
         ("prompt_cache_key", Ignored),
         ("prompt_cache_retention", Ignored),
         ("service_tier", Ignored),
-        ("chat_template_kwargs", Honoured),
+        ("chat_template_kwargs", Honored),
     ],
     GENERATION,
 ];
 
 /// Parameters of `/v1/completions`.
-pub const COMPLETIONS: Rows =
-    &[&[("prompt", Honoured), ("suffix", Honoured), ("best_of", Honoured), ("echo", Honoured)], GENERATION];
+pub const COMPLETIONS: ParamTable =
+    &[&[("prompt", Honored), ("suffix", Honored), ("best_of", Honored), ("echo", Honored)], GENERATION];
 
 /// Parameters of `/v1/embeddings`.
-pub const EMBEDDINGS: Rows = &[&[
-    ("input", Honoured),
-    ("model", Honoured),
-    ("encoding_format", Honoured),
-    ("dimensions", Honoured),
-    ("force_dimensions", Honoured),
-    ("input_type", Honoured),
-    ("prompt_name", Honoured),
-    ("truncate", Honoured),
+pub const EMBEDDINGS: ParamTable = &[&[
+    ("input", Honored),
+    ("model", Honored),
+    ("encoding_format", Honored),
+    ("dimensions", Honored),
+    ("force_dimensions", Honored),
+    ("input_type", Honored),
+    ("prompt_name", Honored),
+    ("truncate", Honored),
     ("user", Ignored),
 ]];
 
 /// Parameters of `/v1/rerank`.
-pub const RERANK: Rows = &[&[
-    ("model", Honoured),
-    ("query", Honoured),
-    ("documents", Honoured),
-    ("top_n", Honoured),
-    ("return_documents", Honoured),
-    ("truncate", Honoured),
-    ("raw_scores", Honoured),
+pub const RERANK: ParamTable = &[&[
+    ("model", Honored),
+    ("query", Honored),
+    ("documents", Honored),
+    ("top_n", Honored),
+    ("return_documents", Honored),
+    ("truncate", Honored),
+    ("raw_scores", Honored),
     ("user", Ignored),
 ]];
 
 /// Parameters of `/v1/score`.
-pub const SCORE: Rows = &[&[
-    ("model", Honoured),
-    ("text_1", Honoured),
-    ("text_2", Honoured),
-    ("truncate", Honoured),
-    ("raw_scores", Honoured),
+pub const SCORE: ParamTable = &[&[
+    ("model", Honored),
+    ("text_1", Honored),
+    ("text_2", Honored),
+    ("truncate", Honored),
+    ("raw_scores", Honored),
     ("user", Ignored),
 ]];
 
 /// Parameters of `/tokenize`.
-pub const TOKENIZE: Rows = &[&[
-    ("model", Honoured),
-    ("prompt", Honoured),
-    ("messages", Honoured),
-    ("add_special_tokens", Honoured),
-    ("return_token_strs", Honoured),
+pub const TOKENIZE: ParamTable = &[&[
+    ("model", Honored),
+    ("prompt", Honored),
+    ("messages", Honored),
+    ("add_special_tokens", Honored),
+    ("return_token_strs", Honored),
 ]];
 
 /// Parameters of `/detokenize`.
-pub const DETOKENIZE: Rows = &[&[("model", Honoured), ("tokens", Honoured)]];
+pub const DETOKENIZE: ParamTable = &[&[("model", Honored), ("tokens", Honored)]];
 
-/// Keys that are known within a parameter, by their place; `[]` stands for any item of a list. What
-/// has no row here, such as a schema, is taken as it is.
+/// The known keys within a parameter, by path; `[]` stands for any item of an array. Objects without a row
+/// here, such as JSON schemas, may have any keys.
 const NESTED: &[(&str, &[&str])] = &[
     (
         "messages[]",
@@ -183,20 +187,20 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Checks a request's fields against `rows`; null counts as absent. Returns the names of those
-/// that are ignored, unknown ones among them, in the request's order; those within a parameter by
-/// their path, such as `messages[0].mood`.
+/// Checks a request's fields against `table`; null counts as absent. Returns the names of ignored
+/// fields, unknown ones included, in the request's order; fields within a parameter are named by
+/// path, such as `messages[0].mood`.
 ///
 /// # Errors
-/// For the first parameter that is refused; the error names it.
-pub fn check(rows: Rows, request: &Map<String, Value>) -> Result<Vec<String>> {
+/// When a parameter is refused; the error names the first one.
+pub fn check_params(table: ParamTable, request: &Map<String, Value>) -> Result<Vec<String>> {
     let mut ignored = Vec::new();
     for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
-        match rows.iter().copied().flatten().find(|(row, _)| row == name) {
-            Some((_, Honoured)) if NESTED.iter().any(|(place, _)| place.starts_with(name)) => {
-                name_unknown(value, name, name, &mut ignored);
+        match table.iter().copied().flatten().find(|(row, _)| row == name) {
+            Some((_, Honored)) if NESTED.iter().any(|(path, _)| path.starts_with(name)) => {
+                collect_unknown_keys(value, name, name, &mut ignored);
             }
-            Some((_, Honoured)) => {}
+            Some((_, Honored)) => {}
             Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
             Some((_, OnlyDefault { reason, .. })) => {
                 return Err(Error::invalid(
@@ -210,23 +214,24 @@ pub fn check(rows: Rows, request: &Map<String, Value>) -> Result<Vec<String>> {
     Ok(ignored)
 }
 
-/// Adds the paths of keys in `value` that its place does not know.
-fn name_unknown(value: &Value, place: &str, path: &str, ignored: &mut Vec<String>) {
+/// Adds the paths of keys in `value` that [`NESTED`] does not list. `pattern` is the value's path with `[]` for
+/// every index, `path` the one with indices.
+fn collect_unknown_keys(value: &Value, pattern: &str, path: &str, unknown: &mut Vec<String>) {
     match value {
         Value::Array(items) => {
-            let place = format!("{place}[]");
+            let pattern = format!("{pattern}[]");
             for (idx, item) in items.iter().enumerate() {
-                name_unknown(item, &place, &format!("{path}[{idx}]"), ignored);
+                collect_unknown_keys(item, &pattern, &format!("{path}[{idx}]"), unknown);
             }
         }
         Value::Object(fields) => {
-            let Some((_, known)) = NESTED.iter().find(|(row, _)| *row == place) else { return };
+            let Some((_, known)) = NESTED.iter().find(|(row, _)| *row == pattern) else { return };
             for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
                 let path = format!("{path}.{key}");
                 if known.contains(&key.as_str()) {
-                    name_unknown(value, &format!("{place}.{key}"), &path, ignored);
+                    collect_unknown_keys(value, &format!("{pattern}.{key}"), &path, unknown);
                 } else {
-                    ignored.push(path);
+                    unknown.push(path);
                 }
             }
         }
@@ -240,17 +245,17 @@ mod tests {
     use serde_json::json;
 
     fn checked(request: Value) -> Result<Vec<String>> {
-        check(CHAT, request.as_object().unwrap())
+        check_params(CHAT, request.as_object().unwrap())
     }
 
     #[test]
-    fn unknown_and_harmless_parameters_are_named() {
+    fn unknown_and_ignored_parameters_are_named() {
         let ignored = checked(json!({"model": "m", "user": "u", "foo": 1, "store": null, "n": 1})).unwrap();
         assert_eq!(ignored, ["user", "foo"]);
     }
 
     #[test]
-    fn unknown_keys_within_parameters_are_named_by_their_path() {
+    fn unknown_nested_keys_are_named_by_path() {
         let ignored = checked(json!({
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"x": 1}}]},
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused_by_name() {
+    fn unsupported_values_are_refused_by_name() {
         for (name, value) in [("functions", json!([{"name": "f"}])), ("audio", json!({}))] {
             let error = checked(json!({ name: value })).unwrap_err();
             assert_eq!(error.param(), Some(name));

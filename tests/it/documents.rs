@@ -9,7 +9,7 @@ use std::{env, fs};
 use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use predict_otron_9000::config::{Args, Limits};
-use predict_otron_9000::openai::params::{self, Rows, Treatment};
+use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
 use predict_otron_9000::registry::{CatalogEntry, ModelKind, catalog_entries, readable_size};
 use serde_json::Value;
 
@@ -159,9 +159,9 @@ fn parameters() -> String {
         }
     }
     let treatment =
-        |rows: Rows, name: &str| match rows.iter().copied().flatten().find(|(row, _)| *row == name) {
+        |rows: ParamTable, name: &str| match rows.iter().copied().flatten().find(|(row, _)| *row == name) {
             None => String::new(),
-            Some((_, Treatment::Honoured)) => "yes".to_owned(),
+            Some((_, Treatment::Honored)) => "yes".to_owned(),
             Some((_, Treatment::Ignored)) => "named".to_owned(),
             Some((_, Treatment::OnlyDefault { reason, .. })) => format!("refused: {reason}"),
         };

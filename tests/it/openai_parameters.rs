@@ -1,7 +1,7 @@
 //! OpenAI's lists of parameters: each is honoured, refused by its name, or named as ignored; none is dropped.
 
 use predict_otron_9000::config::Limits;
-use predict_otron_9000::openai::params::{self, Rows, Treatment};
+use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
 use serde_json::{Value, json};
 
 use crate::support::embeddings::tiny_encoder;
@@ -87,7 +87,7 @@ fn embeddings() -> Vec<(&'static str, Value)> {
 
 /// Sends each parameter beside `plain` and those that it needs, and sees that what comes of it is what its row
 /// says.
-async fn walk(server: &Server, path: &str, rows: Rows, plain: &Value, all: Vec<(&str, Value)>) {
+async fn walk(server: &Server, path: &str, rows: ParamTable, plain: &Value, all: Vec<(&str, Value)>) {
     for (name, value) in all {
         let row = rows.iter().copied().flatten().find(|(row, _)| *row == name);
         let (_, treatment) = row.unwrap_or_else(|| panic!("{path} does not know `{name}`"));
@@ -108,8 +108,8 @@ async fn walk(server: &Server, path: &str, rows: Rows, plain: &Value, all: Vec<(
             response.headers().get("x-ignored-params").map(|names| names.to_str().unwrap().to_owned());
         let is_named = ignored.as_deref() == Some(name);
         match treatment {
-            Treatment::Honoured if name == "suffix" => assert_eq!(status, 400, "this model cannot fill in"),
-            Treatment::Honoured => {
+            Treatment::Honored if name == "suffix" => assert_eq!(status, 400, "this model cannot fill in"),
+            Treatment::Honored => {
                 assert!(status == 200 && ignored.is_none(), "{path} {name}: {status} {ignored:?}")
             }
             Treatment::Ignored => assert!(status == 200 && is_named, "{path} {name}: {status} {ignored:?}"),

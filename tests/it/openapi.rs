@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use predict_otron_9000::config::Limits;
-use predict_otron_9000::openai::params::{self, Rows, Treatment};
+use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
@@ -115,7 +115,7 @@ fn the_router_has_no_undocumented_routes() {
     }
 }
 
-const REQUESTS: [(&str, Rows); 7] = [
+const REQUESTS: [(&str, ParamTable); 7] = [
     ("ChatCompletionRequest", params::CHAT),
     ("CompletionRequest", params::COMPLETIONS),
     ("EmbeddingsRequest", params::EMBEDDINGS),
@@ -133,13 +133,13 @@ async fn every_parameter_is_documented() {
         let fields: BTreeSet<&str> = object(&schema["properties"]).keys().map(String::as_str).collect();
         let rows = || rows.iter().copied().flatten();
         let honored: BTreeSet<&str> = rows()
-            .filter(|(_, treatment)| matches!(treatment, Treatment::Honoured))
+            .filter(|(_, treatment)| matches!(treatment, Treatment::Honored))
             .map(|(name, _)| *name)
             .collect();
         assert_eq!(fields, honored, "{name}");
         assert!(schema.get("additionalProperties").is_none(), "{name} accepts unknown fields");
         let description = schema["description"].as_str().unwrap();
-        for (row, _) in rows().filter(|(_, treatment)| !matches!(treatment, Treatment::Honoured)) {
+        for (row, _) in rows().filter(|(_, treatment)| !matches!(treatment, Treatment::Honored)) {
             assert!(description.contains(&format!("`{row}`")), "{name}: {row}");
         }
     }

@@ -59,7 +59,7 @@ fn template_reference() {
                     tools: case.tools.as_deref(),
                     documents: case.documents.as_deref(),
                     add_generation_prompt: case.add_generation_prompt,
-                    options: case.options,
+                    variables: case.options,
                     now,
                 })
             });

@@ -1,68 +1,72 @@
-//! Arguments as Python finds them: by place or by name.
+//! Arguments of calls as in Python: positional or by keyword.
 
 use minijinja::value::{Kwargs, Value, from_args};
 use minijinja::{Error, ErrorKind};
 
-/// Arguments of one call. The methods fail when one is missing or of another type.
+/// Arguments of one call. The accessors fail if an argument is missing or has the wrong type.
 pub struct Arguments<'a> {
-    by_place: &'a [Value],
-    by_name: Kwargs,
+    positional: &'a [Value],
+    keyword: Kwargs,
 }
 
 impl<'a> Arguments<'a> {
+    /// Separates positional from keyword arguments.
+    ///
+    /// # Errors
+    /// When positional arguments follow keyword arguments.
     pub fn new(args: &'a [Value]) -> Result<Self, Error> {
-        let (by_place, by_name) = from_args(args)?;
-        Ok(Self { by_place, by_name })
+        let (positional, keyword) = from_args(args)?;
+        Ok(Self { positional, keyword })
     }
 
-    /// An argument that may be missing.
-    pub fn get(&self, place: usize, name: &str) -> Result<Option<Value>, Error> {
-        match self.by_place.get(place) {
+    /// An optional argument.
+    pub fn get(&self, position: usize, name: &str) -> Result<Option<Value>, Error> {
+        match self.positional.get(position) {
             Some(value) => Ok(Some(value.clone())),
-            None => self.by_name.get(name),
+            None => self.keyword.get(name),
         }
     }
 
-    /// An argument that must be there.
-    pub fn required(&self, place: usize, name: &str) -> Result<Value, Error> {
-        self.get(place, name)?
+    /// A required argument.
+    pub fn required(&self, position: usize, name: &str) -> Result<Value, Error> {
+        self.get(position, name)?
             .ok_or_else(|| Error::new(ErrorKind::MissingArgument, format!("argument `{name}` is missing")))
     }
 
-    /// A text that must be there.
-    pub fn text(&self, place: usize, name: &str) -> Result<String, Error> {
-        as_text(&self.required(place, name)?)
+    /// A required string.
+    pub fn text(&self, position: usize, name: &str) -> Result<String, Error> {
+        as_text(&self.required(position, name)?)
     }
 
-    /// A text that may be missing or none.
-    pub fn optional_text(&self, place: usize, name: &str) -> Result<Option<String>, Error> {
-        self.get(place, name)?.filter(|value| !value.is_none()).map(|value| as_text(&value)).transpose()
+    /// An optional string; `none` counts as missing.
+    pub fn optional_text(&self, position: usize, name: &str) -> Result<Option<String>, Error> {
+        self.get(position, name)?.filter(|value| !value.is_none()).map(|value| as_text(&value)).transpose()
     }
 
-    /// An argument that may be missing or none.
-    pub fn optional<T>(&self, place: usize, name: &str) -> Result<Option<T>, Error>
+    /// An optional argument of type `T`; `none` counts as missing.
+    pub fn optional<T>(&self, position: usize, name: &str) -> Result<Option<T>, Error>
     where
         T: TryFrom<Value, Error = Error>,
     {
-        self.get(place, name)?.filter(|value| !value.is_none()).map(T::try_from).transpose()
+        self.get(position, name)?.filter(|value| !value.is_none()).map(T::try_from).transpose()
     }
 
-    /// A switch that is off unless it is given.
-    pub fn flag(&self, place: usize, name: &str) -> Result<bool, Error> {
-        Ok(self.get(place, name)?.is_some_and(|value| value.is_true()))
+    /// A boolean argument that defaults to false.
+    pub fn flag(&self, position: usize, name: &str) -> Result<bool, Error> {
+        Ok(self.get(position, name)?.is_some_and(|value| value.is_true()))
     }
 
-    /// All that were given by place.
-    pub fn values(&self) -> impl Iterator<Item = &Value> {
-        self.by_place.iter()
+    /// All positional arguments.
+    pub fn positional(&self) -> impl Iterator<Item = &Value> {
+        self.positional.iter()
     }
 
-    /// Refuses what is left once `n_places` were asked for, each by its name too.
-    pub fn finish(&self, n_places: usize) -> Result<(), Error> {
-        if self.by_place.len() > n_places {
+    /// Refuses more than `n_params` positional arguments, and keyword arguments that have not been accessed.
+    pub fn refuse_rest(&self, n_params: usize) -> Result<(), Error> {
+        if self.positional.len() > n_params {
             return Err(Error::from(ErrorKind::TooManyArguments));
         }
-        self.by_name.assert_all_used()
+        self.keyword.assert_all_used()
     }
 }
 

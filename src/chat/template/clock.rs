@@ -1,10 +1,10 @@
-//! The time as templates write it.
+//! The time as templates format it.
 
 use jiff::civil::DateTime;
 use jiff::fmt::strtime;
 
-/// Python's `strftime` of a time without a zone, in the C locale: a code that it does not know is
-/// written as it stands, and the zone is empty.
+/// Python's `strftime` of a time without a zone, in the C locale. Unknown codes are kept as they are, and the zone
+/// is empty.
 pub fn strftime(now: DateTime, format: &str) -> String {
     let mut text = String::new();
     let mut rest = format;
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_pythons() {
+    fn codes_match_python() {
         let now = jiff::civil::date(2026, 7, 5).at(9, 3, 0, 12_345_000);
         for (format, written) in [
             ("%d %b %Y", "05 Jul 2026"),

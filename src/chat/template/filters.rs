@@ -1,4 +1,4 @@
-//! Filters, tests and functions of Jinja2 that minijinja lacks or does otherwise.
+//! Filters, tests and functions of Jinja2 that minijinja lacks or implements differently.
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs};
@@ -9,8 +9,8 @@ use super::json::MAX_INDENT;
 use super::repr::text;
 use super::{check_size, methods, syntax};
 
-/// Adds all that stands below to an environment.
-pub fn add(environment: &mut Environment<'_>) {
+/// Registers the filters, tests and functions of this file.
+pub fn register(environment: &mut Environment<'_>) {
     environment.set_formatter(|out, state, value| match value.kind() {
         ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&text(value))?),
         _ => minijinja::escape_formatter(out, state, value),
@@ -42,7 +42,7 @@ pub fn add(environment: &mut Environment<'_>) {
 
     environment.add_filter("join", join);
     environment.add_filter("map", map);
-    let of_items: [(&str, Value); 7] = [
+    let iterating: [(&str, Value); 7] = [
         ("batch", Value::from_function(filters::batch)),
         ("list", Value::from_function(filters::list)),
         ("max", Value::from_function(filters::max)),
@@ -51,7 +51,7 @@ pub fn add(environment: &mut Environment<'_>) {
         ("sum", Value::from_function(filters::sum)),
         ("unique", Value::from_function(filters::unique)),
     ];
-    for (name, filter) in of_items {
+    for (name, filter) in iterating {
         environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             let args = args.into_values();
             args.first().map_or(Ok(()), refuse_none)?;
@@ -71,13 +71,14 @@ pub fn add(environment: &mut Environment<'_>) {
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
 }
 
-/// Whether Python could ask for its length and items: dictionaries, texts and the undefined too.
+/// Jinja2's test `sequence`: whether a value has a length and items in Python, like lists, dictionaries, strings and
+/// the undefined value.
 fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined)
         || (value.kind() == ValueKind::Iterable && value.len().is_some())
 }
 
-/// minijinja's own, but not through none, and within bounds.
+/// minijinja's filter `join`, but `none` is refused, and so is a result that is too long.
 fn join(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     refuse_none(items)?;
     let mut args = args.into_values();
@@ -88,7 +89,7 @@ fn join(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<V
     Value::from_function(filters::join).call(state, &args)
 }
 
-/// minijinja's own, but a filter gets the arguments it is given by name too.
+/// minijinja's filter `map`, but keyword arguments are passed on to the filter.
 fn map(state: &mut State, items: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let mut args = args.into_values();
     let Some(filter) = args.first().and_then(Value::as_str).map(str::to_owned) else {
@@ -107,30 +108,30 @@ fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = Arguments::new(&args)?;
     let default = args.get(0, "default_value")?.unwrap_or_else(|| Value::from(""));
     let falsy_too = args.flag(1, "boolean")?;
-    args.finish(2)?;
+    args.refuse_rest(2)?;
     let is_missing = value.is_undefined() || (falsy_too && !value.is_true());
     Ok(if is_missing { default } else { value.clone() })
 }
 
-/// minijinja's own, but what is no number is the default, which is 0.
+/// minijinja's filter `int`, but anything that is not a number becomes the default, which is 0.
 fn int(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = args.into_values();
     let args = Arguments::new(&args)?;
     let default = args.get(0, "default")?.unwrap_or_else(|| Value::from(0));
-    filters::int(state, value, Some(default), args.optional(1, "base")?, Kwargs::from_iter(NO_NAMES))
+    filters::int(state, value, Some(default), args.optional(1, "base")?, Kwargs::from_iter(NO_KEYWORDS))
 }
 
-/// As [`int`].
+/// minijinja's filter `float`, but anything that is not a number becomes the default, which is 0.0.
 fn float(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = args.into_values();
     let default = Arguments::new(&args)?.get(0, "default")?.unwrap_or_else(|| Value::from(0.0));
-    filters::float(state, value, Some(default), Kwargs::from_iter(NO_NAMES))
+    filters::float(state, value, Some(default), Kwargs::from_iter(NO_KEYWORDS))
 }
 
-/// Arguments by name: none.
-const NO_NAMES: [(&str, Value); 0] = [];
+/// No keyword arguments.
+const NO_KEYWORDS: [(&str, Value); 0] = [];
 
-/// Puts spaces, or a text, before each line but the first and the empty ones.
+/// The filter `indent`: puts spaces, or a string, before each line. Skips the first line and empty lines by default.
 fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let args = args.into_values();
     let args = Arguments::new(&args)?;
@@ -142,7 +143,7 @@ fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
         None => " ".repeat(4),
     };
     let (first, blank) = (args.flag(1, "first")?, args.flag(2, "blank")?);
-    args.finish(3)?;
+    args.refuse_rest(3)?;
     let value = text(value);
     let mut indented = String::with_capacity(value.len());
     for (idx, line) in value.split_inclusive('\n').enumerate() {
@@ -154,18 +155,18 @@ fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     Ok(indented)
 }
 
-/// Pairs of a dictionary in the order of their keys or values, case ignored unless asked for.
+/// The filter `dictsort`: pairs of a dictionary, sorted by key or value, by default case-insensitively.
 fn dict_sort(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = args.into_values();
     let args = Arguments::new(&args)?;
     let mut named = vec![("case_sensitive", Value::from(args.flag(0, "case_sensitive")?))];
     named.extend(args.get(1, "by")?.map(|by| ("by", by)));
     named.push(("reverse", Value::from(args.flag(2, "reverse")?)));
-    args.finish(3)?;
+    args.refuse_rest(3)?;
     filters::dictsort(value, Kwargs::from_iter(named))
 }
 
-/// For HTML, with the entities that Jinja2 takes.
+/// Escapes a text for HTML, with Jinja2's entities.
 fn escape(value: &Value) -> Value {
     let mut escaped = String::new();
     for c in text(value).chars() {
@@ -181,7 +182,7 @@ fn escape(value: &Value) -> Value {
     Value::from_safe_string(escaped)
 }
 
-/// Cuts what is longer than `length` and `leeway` characters, at a space unless `killwords`.
+/// The filter `truncate`: shortens a text longer than `length` plus `leeway` characters, at a space unless `killwords`.
 fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let args = args.into_values();
     let args = Arguments::new(&args)?;
@@ -189,7 +190,7 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let kill_words = args.flag(1, "killwords")?;
     let end = args.optional_text(2, "end")?.unwrap_or_else(|| "...".to_owned());
     let leeway: usize = args.optional(3, "leeway")?.unwrap_or(5);
-    args.finish(4)?;
+    args.refuse_rest(4)?;
     let value = text(value);
     if value.chars().count() <= length.saturating_add(leeway) {
         return Ok(value);
@@ -199,7 +200,7 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     Ok(words.map_or(cut.as_str(), |(words, _)| words).to_owned() + &end)
 }
 
-/// What a loop goes through, unless it is none.
+/// Refuses `none` as the iterable of a loop.
 fn iterable(value: Value) -> Result<Value, Error> {
     refuse_none(&value)?;
     Ok(value)
@@ -212,13 +213,13 @@ fn refuse_none(value: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Python's `"%s" % values`: the values of a tuple, or one.
+/// Python's `"%s" % values`, where `values` is a tuple or a single value.
 fn percent_format(pattern: &str, values: Value) -> Result<String, Error> {
     let values: Vec<Value> = if values.is_tuple() { values.try_iter()?.collect() } else { vec![values] };
     format(FormatStyle::Printf, pattern, &values)
 }
 
-/// A dictionary from another or from pairs, with what is given by name.
+/// The function `dict`: a dictionary from another or from pairs, plus the keyword arguments.
 fn dict(values: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     let mut pairs = Vec::new();
     if let Some(values) = values {

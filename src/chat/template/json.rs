@@ -1,4 +1,4 @@
-//! JSON as Python's `json.dumps` writes it.
+//! JSON as written by Python's `json.dumps`.
 
 use std::fmt::Write;
 
@@ -9,14 +9,14 @@ use super::arguments::Arguments;
 use super::check_size;
 use super::repr::{as_float, float_text};
 
-/// Deeper values are refused: writing them takes stack.
+/// The deepest nesting; deeper values are refused because writing them recurses.
 const MAX_DEPTH: usize = 256;
 
-/// Spaces of one level; more are not written.
+/// Maximum number of spaces per level; larger indents are reduced to it.
 pub const MAX_INDENT: usize = 64;
 
 /// The filter `tojson`, which `transformers` defines as Python's `json.dumps`: `", "` and `": "`
-/// between items, no escapes for HTML, and other letters than ASCII as they are.
+/// between items, no HTML escapes, and non-ASCII characters as they are.
 pub fn to_json(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let args = args.into_values();
     let args = Arguments::new(&args)?;
@@ -28,33 +28,34 @@ pub fn to_json(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error>
         }),
         None => None,
     };
-    let (item, key) = match args.get(2, "separators")?.filter(|separators| !separators.is_none()) {
-        Some(pair) => {
-            (pair.get_item(&Value::from(0))?.to_string(), pair.get_item(&Value::from(1))?.to_string())
-        }
-        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-    };
+    let (item_separator, key_separator) =
+        match args.get(2, "separators")?.filter(|separators| !separators.is_none()) {
+            Some(pair) => {
+                (pair.get_item(&Value::from(0))?.to_string(), pair.get_item(&Value::from(1))?.to_string())
+            }
+            None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+        };
     let sort_keys = args.flag(3, "sort_keys")?;
-    args.finish(4)?;
-    let mut writer = Writer { json: String::new(), indent, item, key, ensure_ascii, sort_keys };
+    args.refuse_rest(4)?;
+    let mut writer =
+        JsonWriter { json: String::new(), indent, item_separator, key_separator, ensure_ascii, sort_keys };
     writer.value(value, 0)?;
     Ok(Value::from(writer.json))
 }
 
-struct Writer {
+struct JsonWriter {
     json: String,
     indent: Option<String>,
-    /// What stands between items, and between a key and its value.
-    item: String,
-    key: String,
+    item_separator: String,
+    key_separator: String,
     ensure_ascii: bool,
     sort_keys: bool,
 }
 
-impl Writer {
+impl JsonWriter {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::BadSerialization, "the value is nested too deep for JSON"));
+            return Err(Error::new(ErrorKind::BadSerialization, "the value is nested too deeply for JSON"));
         }
         match value.kind() {
             ValueKind::Seq => {
@@ -99,28 +100,28 @@ impl Writer {
         let is_empty = items.is_empty();
         for (idx, (key, item)) in items.into_iter().enumerate() {
             if idx > 0 {
-                self.json.push_str(&self.item);
+                self.json.push_str(&self.item_separator);
             }
-            self.line(depth + 1);
+            self.new_line(depth + 1);
             check_size(self.json.len())?;
             if let Some(key) = key {
                 let text = key.as_str().map(str::to_owned).or_else(|| scalar(&key));
                 let refused =
                     || Error::new(ErrorKind::BadSerialization, format!("{key} cannot be a key in JSON"));
                 self.string(&text.ok_or_else(refused)?);
-                self.json.push_str(&self.key);
+                self.json.push_str(&self.key_separator);
             }
             self.value(&item, depth + 1)?;
         }
         if !is_empty {
-            self.line(depth);
+            self.new_line(depth);
         }
         self.json.push(close);
         Ok(())
     }
 
-    /// A new line where there is an indent.
-    fn line(&mut self, depth: usize) {
+    /// Starts a new line if there is an indent.
+    fn new_line(&mut self, depth: usize) {
         if let Some(indent) = &self.indent {
             self.json.push('\n');
             self.json.push_str(&indent.repeat(depth));
@@ -151,7 +152,7 @@ impl Writer {
     }
 }
 
-/// JSON of a value that is neither text nor container.
+/// JSON of a value that is neither a string nor a container.
 fn scalar(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::None => Some("null".to_owned()),

@@ -1,7 +1,7 @@
 //! Methods of Python's strings, lists and dictionaries.
 //!
-//! Those that change a list or a dictionary are missing on purpose: the sandbox that templates are
-//! written for refuses them.
+//! Methods that modify a list or a dictionary are missing on purpose: the sandbox that templates are written for
+//! refuses them.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
@@ -10,90 +10,42 @@ use minijinja_contrib::pycompat;
 use super::arguments::Arguments;
 use super::check_size;
 
-/// Calls a method that minijinja itself does not know.
+/// Calls a method that minijinja itself does not have.
 pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let known = match (value.as_str(), value.kind()) {
+    let result = match (value.as_str(), value.kind()) {
         (Some(text), _) => string_method(text, method, &Arguments::new(args)?)?,
         (None, ValueKind::Map) if method == "copy" => Some(value.clone()),
         (None, ValueKind::Seq) => sequence_method(value, method, &Arguments::new(args)?)?,
         _ => None,
     };
-    match known {
+    match result {
         Some(result) => Ok(result),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }
 }
 
-/// A method of a string; `None` is for those that pycompat has right.
+/// A method of a string; `None` for a method that pycompat implements correctly.
 fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
-        "strip" | "lstrip" | "rstrip" => {
-            let chars = args.optional_text(0, "chars")?;
-            let stripped = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
-            let text = if method == "rstrip" { text } else { text.trim_start_matches(stripped) };
-            Value::from(if method == "lstrip" { text } else { text.trim_end_matches(stripped) })
-        }
+        "strip" | "lstrip" | "rstrip" => strip(text, method, args)?,
         "split" | "rsplit" => {
             let separator = args.optional_text(0, "sep")?;
             let max: Option<i64> = args.optional(1, "maxsplit")?;
             let max = max.and_then(|max| usize::try_from(max).ok());
-            args.finish(2)?;
+            args.refuse_rest(2)?;
             split(text, separator.as_deref(), max, method == "rsplit")?.into_iter().map(Value::from).collect()
         }
         "splitlines" => {
             let keep_ends = args.flag(0, "keepends")?;
             split_lines(text, keep_ends).into_iter().map(Value::from).collect()
         }
-        "partition" | "rpartition" => {
-            let separator = args.text(0, "sep")?;
-            refuse_empty(&separator)?;
-            let last = method == "rpartition";
-            let found = if last { text.rsplit_once(&separator) } else { text.split_once(&separator) };
-            match found {
-                Some((before, after)) => Value::from((before, separator.as_str(), after)),
-                None if last => Value::from(("", "", text)),
-                None => Value::from((text, "", "")),
-            }
-        }
-        "startswith" | "endswith" => {
-            let part = Part::of(text, args)?;
-            let matches = |affix: &Value| {
-                let affix = affix.as_str().ok_or_else(|| {
-                    let message =
-                        format!("{method} takes a string or a tuple of strings, not {}", affix.kind());
-                    Error::new(ErrorKind::InvalidOperation, message)
-                })?;
-                Ok(part.is_valid
-                    && if method == "startswith" {
-                        part.text.starts_with(affix)
-                    } else {
-                        part.text.ends_with(affix)
-                    })
-            };
-            let affixes = args.required(0, "prefix")?;
-            if affixes.is_tuple() {
-                let found =
-                    affixes.try_iter()?.map(|affix| matches(&affix)).collect::<Result<Vec<bool>, Error>>()?;
-                Value::from(found.contains(&true))
-            } else {
-                Value::from(matches(&affixes)?)
-            }
-        }
-        "find" | "index" | "rfind" | "rindex" => {
-            let sought = args.text(0, "sub")?;
-            let part = Part::of(text, args)?;
-            let found =
-                if method.starts_with('r') { part.text.rfind(&sought) } else { part.text.find(&sought) };
-            match found.filter(|_| part.is_valid) {
-                Some(at) => Value::from(part.n_before + part.text[..at].chars().count()),
-                None if method.ends_with("find") => Value::from(-1),
-                None => return Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
-            }
-        }
+        "partition" | "rpartition" => partition(text, method, args)?,
+        "startswith" | "endswith" => has_affix(text, method, args)?,
+        "find" | "index" | "rfind" | "rindex" => find(text, method, args)?,
         "count" => {
-            let sought = args.text(0, "sub")?;
-            let part = Part::of(text, args)?;
-            Value::from(if part.is_valid { part.text.matches(&sought).count() } else { 0 })
+            let pattern = args.text(0, "sub")?;
+            let range = SearchRange::from_args(text, args)?;
+            Value::from(if range.is_valid { range.text.matches(&pattern).count() } else { 0 })
         }
         "removeprefix" | "removesuffix" => {
             let affix = args.text(0, "prefix")?;
@@ -101,30 +53,17 @@ fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Va
                 if method == "removeprefix" { text.strip_prefix(&affix) } else { text.strip_suffix(&affix) };
             Value::from(removed.unwrap_or(text))
         }
-        "join" => {
-            let items = args.required(0, "iterable")?;
-            let items = items.try_iter()?.collect::<Vec<Value>>();
-            let texts = items.iter().map(|item| {
-                item.as_str().ok_or_else(|| {
-                    let message = format!("join takes strings, but there is {} among the items", item.kind());
-                    Error::new(ErrorKind::InvalidOperation, message)
-                })
-            });
-            let texts = texts.collect::<Result<Vec<&str>, Error>>()?;
-            let n_bytes = texts.iter().map(|item| item.len() + text.len()).sum();
-            check_size(n_bytes)?;
-            Value::from(texts.join(text))
-        }
+        "join" => join(text, args)?,
         "format" => {
-            let n_longest = args.values().filter_map(|value| Some(value.as_str()?.len())).max().unwrap_or(0);
-            check_size(text.matches('{').count().saturating_mul(n_longest))?;
+            let lengths = args.positional().filter_map(|value| Some(value.as_str()?.len()));
+            check_size(text.matches('{').count().saturating_mul(lengths.max().unwrap_or(0)))?;
             return Ok(None);
         }
         "replace" => {
             let (old, new) = (args.text(0, "old")?, args.text(1, "new")?);
             let max: Option<i64> = args.optional(2, "count")?;
             let max = max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
-            args.finish(3)?;
+            args.refuse_rest(3)?;
             let n_replaced = text.matches(&old).take(max).count();
             check_size(n_replaced.saturating_mul(new.len()))?;
             Value::from(text.replacen(&old, &new, max))
@@ -151,22 +90,92 @@ fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Va
     }))
 }
 
-/// A method that lists and tuples have; `None` is for those that pycompat has right.
+/// A method of a list or tuple; `None` for a method that pycompat implements correctly.
 fn sequence_method(value: &Value, method: &str, args: &Arguments) -> Result<Option<Value>, Error> {
     match method {
         "copy" if !value.is_tuple() => Ok(Some(value.clone())),
         "index" => {
-            let sought = args.required(0, "value")?;
-            let place = value.try_iter()?.position(|item| item == sought);
+            let wanted = args.required(0, "value")?;
+            let idx = value.try_iter()?.position(|item| item == wanted);
             let missing =
-                || Error::new(ErrorKind::InvalidOperation, format!("{sought:?} is not in the list"));
-            Ok(Some(Value::from(place.ok_or_else(missing)?)))
+                || Error::new(ErrorKind::InvalidOperation, format!("{wanted:?} is not in the list"));
+            Ok(Some(Value::from(idx.ok_or_else(missing)?)))
         }
         _ => Ok(None),
     }
 }
 
-/// What Python's strings take for white space: Unicode's, and four separators of ASCII.
+/// Python's `strip`, `lstrip` or `rstrip`.
+fn strip(text: &str, method: &str, args: &Arguments) -> Result<Value, Error> {
+    let chars = args.optional_text(0, "chars")?;
+    let is_stripped = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let text = if method == "rstrip" { text } else { text.trim_start_matches(is_stripped) };
+    Ok(Value::from(if method == "lstrip" { text } else { text.trim_end_matches(is_stripped) }))
+}
+
+/// Python's `partition` or `rpartition`.
+fn partition(text: &str, method: &str, args: &Arguments) -> Result<Value, Error> {
+    let separator = args.text(0, "sep")?;
+    refuse_empty(&separator)?;
+    let from_end = method == "rpartition";
+    let found = if from_end { text.rsplit_once(&separator) } else { text.split_once(&separator) };
+    Ok(match found {
+        Some((before, after)) => Value::from((before, separator.as_str(), after)),
+        None if from_end => Value::from(("", "", text)),
+        None => Value::from((text, "", "")),
+    })
+}
+
+/// Python's `startswith` or `endswith`, with a string or a tuple of strings.
+fn has_affix(text: &str, method: &str, args: &Arguments) -> Result<Value, Error> {
+    let range = SearchRange::from_args(text, args)?;
+    let matches = |affix: &Value| {
+        let affix = affix.as_str().ok_or_else(|| {
+            let message = format!("{method} takes a string or a tuple of strings, not {}", affix.kind());
+            Error::new(ErrorKind::InvalidOperation, message)
+        })?;
+        let is_match = match method {
+            "startswith" => range.text.starts_with(affix),
+            _ => range.text.ends_with(affix),
+        };
+        Ok(range.is_valid && is_match)
+    };
+    let affixes = args.required(0, "prefix")?;
+    if !affixes.is_tuple() {
+        return matches(&affixes).map(Value::from);
+    }
+    let found = affixes.try_iter()?.map(|affix| matches(&affix)).collect::<Result<Vec<bool>, Error>>()?;
+    Ok(Value::from(found.contains(&true)))
+}
+
+/// Python's `find`, `index`, `rfind` or `rindex`.
+fn find(text: &str, method: &str, args: &Arguments) -> Result<Value, Error> {
+    let pattern = args.text(0, "sub")?;
+    let range = SearchRange::from_args(text, args)?;
+    let found = if method.starts_with('r') { range.text.rfind(&pattern) } else { range.text.find(&pattern) };
+    match found.filter(|_| range.is_valid) {
+        Some(at) => Ok(Value::from(range.n_before + range.text[..at].chars().count())),
+        None if method.ends_with("find") => Ok(Value::from(-1)),
+        None => Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+    }
+}
+
+/// Python's `join`.
+fn join(separator: &str, args: &Arguments) -> Result<Value, Error> {
+    let items = args.required(0, "iterable")?;
+    let items = items.try_iter()?.collect::<Vec<Value>>();
+    let texts = items.iter().map(|item| {
+        item.as_str().ok_or_else(|| {
+            let message = format!("join takes strings, but there is {} among the items", item.kind());
+            Error::new(ErrorKind::InvalidOperation, message)
+        })
+    });
+    let texts = texts.collect::<Result<Vec<&str>, Error>>()?;
+    check_size(texts.iter().map(|item| item.len() + separator.len()).sum())?;
+    Ok(Value::from(texts.join(separator)))
+}
+
+/// Whether Python's strings treat a character as whitespace: Unicode's whitespace, and four ASCII separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
@@ -178,8 +187,8 @@ fn refuse_empty(separator: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// At most `max` splits, counted from the end if `from_end`. Without a separator, runs of white
-/// space separate, and those at the ends are dropped.
+/// Splits a text at most `max` times, counted from the end if `from_end`. Without a separator, it is split at runs of
+/// whitespace, and whitespace at the ends is dropped.
 fn split<'a>(
     text: &'a str,
     separator: Option<&str>,
@@ -228,7 +237,7 @@ fn split_at_space(text: &str, n_parts: usize, from_end: bool) -> Vec<&str> {
     parts
 }
 
-/// Lines at all the ends that Python knows.
+/// Splits a text into lines, at every line end that Python recognizes.
 fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     const ENDS: [char; 10] =
         ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
@@ -249,23 +258,24 @@ fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// The part of a text that a search is for: from the second argument to the third, in characters.
-struct Part<'a> {
+/// The part of a text to search: from the second argument to the third, in characters.
+struct SearchRange<'a> {
     text: &'a str,
+    /// Number of characters before it.
     n_before: usize,
-    /// Whether the part begins within the text and not after its own end.
+    /// Whether it does not begin after its end.
     is_valid: bool,
 }
 
-impl<'a> Part<'a> {
-    fn of(text: &'a str, args: &Arguments) -> Result<Self, Error> {
+impl<'a> SearchRange<'a> {
+    fn from_args(text: &'a str, args: &Arguments) -> Result<Self, Error> {
         let n_chars = text.chars().count();
-        let place = |index: i64| {
+        let position = |index: i64| {
             let from_end = if index < 0 { n_chars as i64 } else { 0 };
             usize::try_from(index.saturating_add(from_end)).unwrap_or(0)
         };
-        let start = args.optional(1, "start")?.map_or(0, place);
-        let end = args.optional(2, "end")?.map_or(n_chars, place).min(n_chars);
+        let start = args.optional(1, "start")?.map_or(0, position);
+        let end = args.optional(2, "end")?.map_or(n_chars, position).min(n_chars);
         let byte = |n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
         let is_valid = start <= end;
         Ok(Self {
@@ -276,20 +286,20 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Pads to `width` characters as the method of that name does.
+/// Pads a text to `width` characters as Python's `method` does.
 fn pad(text: &str, method: &str, width: usize, fill: char) -> String {
     let missing = width.saturating_sub(text.chars().count());
     let left = match method {
         "ljust" => 0,
         "rjust" => missing,
-        // An odd one goes to the left where the width is odd.
+        // The odd one goes to the left if the width is odd.
         _ => missing / 2 + (missing & width & 1),
     };
     let fill = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
     fill(left) + text + &fill(missing - left)
 }
 
-/// Each run of letters begins upper case and goes on lower case.
+/// Python's `title`: the first letter of each run of letters in upper case, the others in lower case.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut in_word = false;
@@ -334,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_pythons() {
+    fn padding_matches_python() {
         assert_eq!(
             ["ljust", "rjust", "center"].map(|method| pad("ab", method, 5, '*')),
             ["ab***", "***ab", "**ab*"]

@@ -1,8 +1,8 @@
-//! Chat templates: the model's own Jinja, run by minijinja within bounds.
+//! Chat templates: the model's own Jinja, rendered by minijinja within limits of time and memory.
 //!
-//! The measure is what `transformers` renders: Jinja2 in its sandbox, whose values are Python's.
-//! minijinja comes near by itself. What is left stands in `repr`, `methods`, `json`, `filters` (tests
-//! and functions too) and `clock`; `syntax` rewrites what minijinja does not parse as Jinja2 does.
+//! The reference is `transformers`, which renders with sandboxed Jinja2 and Python values. minijinja comes close.
+//! `repr`, `methods`, `json`, `filters` (also tests and functions) and `clock` add what it lacks; `syntax` rewrites
+//! what it does not parse as Jinja2 does.
 
 mod arguments;
 mod clock;
@@ -32,46 +32,54 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<String, String>,
     /// Name of the template for conversations with tools.
     with_tools: &'static str,
-    knows_developer: bool,
-    reasons: bool,
-    /// All of their text.
+    has_developer_role: bool,
+    has_reasoning: bool,
+    /// The text of all templates, concatenated.
     text: String,
 }
 
-/// A conversation and what the request says about it. Lists and objects keep the order they have.
+/// The variables of a template. Arrays and objects keep their order.
 pub struct TemplateInput<'a, M> {
-    /// What becomes `messages`: a [`TemplateMessage`] or JSON.
+    /// The variable `messages`: [`TemplateMessage`]s or JSON.
     pub messages: &'a [M],
+    /// The variable `tools`.
     pub tools: Option<&'a [serde_json::Value]>,
+    /// The variable `documents`, which no request sets.
     pub documents: Option<&'a [serde_json::Value]>,
-    /// Whether the prompt ends where the assistant is to answer.
+    /// Whether the prompt ends with the header of the assistant's message.
     pub add_generation_prompt: bool,
-    /// Names that only this template knows, such as `enable_thinking`.
-    pub options: serde_json::Map<String, serde_json::Value>,
-    /// What `strftime_now` tells.
+    /// Additional variables, such as `enable_thinking`.
+    pub variables: serde_json::Map<String, serde_json::Value>,
+    /// The time that `strftime_now` formats.
     pub now: jiff::civil::DateTime,
 }
 
-/// One message as templates expect it.
+/// A message in the form that templates expect.
 #[derive(Debug, Clone, Serialize)]
 pub struct TemplateMessage {
+    /// The author's role.
     pub role: &'static str,
+    /// The message's text.
     pub content: String,
+    /// The author's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Calls of an assistant message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<serde_json::Value>>,
+    /// Id of the call that a tool message is the result of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
+    /// The reasoning that preceded an assistant message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// Functions as JSON, which some templates look for in the system message.
+    /// Functions as JSON, which some templates expect in the system message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<String>,
 }
 
 impl TemplateMessage {
-    /// Without anything but what is said.
+    /// A message with only a role and text.
     pub fn new(role: &'static str, content: String) -> Self {
         Self {
             role,
@@ -85,20 +93,20 @@ impl TemplateMessage {
     }
 }
 
-/// Name of the template for conversations without tools, and for all where there is no other.
+/// Name of the template for conversations without tools, and for all if it is the only one.
 const DEFAULT: &str = "default";
 
-/// Name of the template that `transformers` takes when there are tools.
+/// Name of the template that `transformers` uses for conversations with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// Instructions a template may execute, or 64 bytes it may copy for each.
+/// Fuel of a rendering. An instruction takes one unit, and so do 64 copied bytes.
 const FUEL: u64 = 100_000_000;
 
-/// Bytes of the longest text that a method or filter makes; a template could ask for more than the
-/// machine has.
+/// The longest text that a method or filter may produce; a template could ask for more than the machine's
+/// memory.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// Bytes a template may write: well above any request body.
+/// The longest prompt that a template may render: well above any request body.
 const MAX_PROMPT_BYTES: usize = 32 << 20;
 
 impl ChatTemplate {
@@ -108,9 +116,9 @@ impl ChatTemplate {
     /// When one is not valid Jinja.
     pub fn new(source: impl Into<TemplateSource>) -> Result<Self> {
         let TemplateSource { default, tool_use, special_tokens } = source.into();
-        let knows_developer =
+        let has_developer_role =
             tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
-        let reasons = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
+        let has_reasoning = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
         let text = tool_use.iter().chain([&default]).map(String::as_str).collect();
         let mut environment = environment()?;
         let mut add = |name, template: &str| {
@@ -123,34 +131,34 @@ impl ChatTemplate {
             add(TOOL_USE, tool_use)?;
         }
         let with_tools = if tool_use.is_some() { TOOL_USE } else { DEFAULT };
-        Ok(Self { environment, special_tokens, with_tools, knows_developer, reasons, text })
+        Ok(Self { environment, special_tokens, with_tools, has_developer_role, has_reasoning, text })
     }
 
-    /// Whether every template tells the role `developer` from `system`.
-    pub fn knows_developer(&self) -> bool {
-        self.knows_developer
+    /// Whether every template distinguishes the role `developer` from `system`.
+    pub fn supports_developer_role(&self) -> bool {
+        self.has_developer_role
     }
 
-    /// Whether its model writes what it thinks before it answers.
-    pub fn reasons(&self) -> bool {
-        self.reasons
+    /// Whether the model reasons before it answers.
+    pub fn has_reasoning(&self) -> bool {
+        self.has_reasoning
     }
 
-    /// Whether a text stands in one of them.
-    pub fn says(&self, text: &str) -> bool {
+    /// Whether `text` occurs in the source of a template.
+    pub fn template_contains(&self, text: &str) -> bool {
         self.text.contains(text)
     }
 
-    /// Whether the template for conversations looks at a variable.
-    pub fn uses(&self, variable: &str) -> bool {
+    /// Whether the template for conversations without tools uses a variable.
+    pub fn uses_variable(&self, variable: &str) -> bool {
         let template = self.environment.get_template(DEFAULT);
         template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
     }
 
-    /// The prompt for a conversation.
+    /// Renders the prompt for a conversation.
     ///
     /// # Errors
-    /// When the template refuses the conversation, fails, or exceeds its bounds.
+    /// When the template refuses the conversation, fails, or exceeds a limit.
     pub fn render<M: Serialize>(&self, input: TemplateInput<'_, M>) -> Result<String> {
         let named = |name: &str, value: Value| (name.to_owned(), value);
         let now = input.now;
@@ -158,7 +166,7 @@ impl ChatTemplate {
             .special_tokens
             .iter()
             .map(|(name, text)| named(name, Value::from(text.as_str())))
-            .chain(input.options.iter().map(|(name, value)| named(name, Value::from(Serde(value)))))
+            .chain(input.variables.iter().map(|(name, value)| named(name, Value::from(Serde(value)))))
             .chain([
                 named("messages", Value::from(Serde(input.messages))),
                 named("tools", Value::from(Serde(input.tools))),
@@ -168,35 +176,36 @@ impl ChatTemplate {
             ])
             .collect::<BTreeMap<String, Value>>();
         let name = if input.tools.is_some() { self.with_tools } else { DEFAULT };
-        let template = self.environment.get_template(name).map_err(failed)?;
-        let mut prompt = Bounded(Vec::new());
-        template.render_captured_to(context, &mut prompt).map_err(failed)?;
+        let template = self.environment.get_template(name).map_err(render_error)?;
+        let mut prompt = BoundedBuffer(Vec::new());
+        template.render_captured_to(context, &mut prompt).map_err(render_error)?;
         String::from_utf8(prompt.0)
-            .map_err(|e| Error::internal(format!("the chat template wrote no text: {e}")))
+            .map_err(|e| Error::internal(format!("the chat template did not render UTF-8: {e}")))
     }
 }
 
-/// An environment with all that templates may use.
+/// An environment with everything that templates may use.
 fn environment() -> Result<Environment<'static>> {
     let mut environment = Environment::new();
-    // As `transformers` sets Jinja2.
+    // The same options as in `transformers`.
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|e| Error::internal(format!("impossible template syntax: {e}")))?);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", raise);
-    filters::add(&mut environment);
+    filters::register(&mut environment);
     Ok(environment)
 }
 
-/// `raise_exception`: how a template says that it does not take a conversation.
+/// The function `raise_exception`, by which a template refuses a conversation.
 fn raise(message: String) -> Result<Value, minijinja::Error> {
     let refusal = Refusal(message);
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the template refuses").with_source(refusal))
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the template refuses the conversation")
+        .with_source(refusal))
 }
 
-/// What a template said when it refused a conversation.
+/// A template's reason to refuse a conversation.
 #[derive(Debug)]
 struct Refusal(String);
 
@@ -208,8 +217,8 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// A refusal is about the messages; all else is a fault of the template.
-fn failed(e: minijinja::Error) -> Error {
+/// Converts an error of a template. A refusal is an error in the messages; any other is a fault of the template.
+fn render_error(e: minijinja::Error) -> Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
     while let Some(error) = cause {
         if let Some(Refusal(message)) = error.downcast_ref() {
@@ -221,7 +230,7 @@ fn failed(e: minijinja::Error) -> Error {
     Error::model(format!("the model's chat template failed: {e}"))
 }
 
-/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is made.
+/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is produced.
 fn check_size(n_bytes: usize) -> Result<(), minijinja::Error> {
     if n_bytes > MAX_TEXT_BYTES {
         let message = format!("the text would be longer than {MAX_TEXT_BYTES} bytes");
@@ -230,10 +239,10 @@ fn check_size(n_bytes: usize) -> Result<(), minijinja::Error> {
     Ok(())
 }
 
-/// A buffer that refuses to grow beyond [`MAX_PROMPT_BYTES`].
-struct Bounded(Vec<u8>);
+/// A buffer of at most [`MAX_PROMPT_BYTES`].
+struct BoundedBuffer(Vec<u8>);
 
-impl Write for Bounded {
+impl Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_PROMPT_BYTES {
             return Err(io::Error::other(format!("the prompt is longer than {MAX_PROMPT_BYTES} bytes")));
@@ -258,7 +267,7 @@ mod tests {
             tools: None,
             documents: None,
             add_generation_prompt: true,
-            options: serde_json::Map::new(),
+            variables: serde_json::Map::new(),
             now: jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0),
         }
     }
@@ -275,13 +284,13 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_are_known_by_name_and_options_come_before_them() {
+    fn variables_override_special_tokens() {
         let source = TemplateSource::from("{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}");
         let source =
             source.with_special_token("bos_token", Some("<s>")).with_special_token("eos_token", None);
         assert_eq!(render(source.clone(), &[]).unwrap(), "<s>False");
         let mut input = input::<Json>(&[]);
-        input.options.insert("bos_token".to_owned(), json!("<t>"));
+        input.variables.insert("bos_token".to_owned(), json!("<t>"));
         assert_eq!(ChatTemplate::new(source).unwrap().render(input).unwrap(), "<t>False");
     }
 
@@ -296,15 +305,15 @@ mod tests {
     }
 
     #[test]
-    fn every_template_has_to_know_the_developer() {
+    fn every_template_must_support_the_developer_role() {
         let source = TemplateSource::from("{% if m.role == 'developer' %}{% endif %}");
-        assert!(ChatTemplate::new(source.clone()).unwrap().knows_developer());
+        assert!(ChatTemplate::new(source.clone()).unwrap().supports_developer_role());
         let source = TemplateSource { tool_use: Some(String::new()), ..source };
-        assert!(!ChatTemplate::new(source).unwrap().knows_developer());
+        assert!(!ChatTemplate::new(source).unwrap().supports_developer_role());
     }
 
     #[test]
-    fn a_refusal_reaches_the_client_with_its_words() {
+    fn a_refusal_reaches_the_client_verbatim() {
         for source in [
             "{{ raise_exception('roles must alternate') }}",
             "{% macro f() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{% filter upper %}{{ f() }}{% endfilter %}",
@@ -316,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_else_fails_is_the_models_fault() {
+    fn any_other_failure_is_the_models_fault() {
         for source in ["{{ messages[0].role.name.x }}", "{{ 'a' + none }}", "{{ f() }}", "{% for %}"] {
             let error = render(source, &[json!({"role": "user"})]).unwrap_err();
             assert_eq!((error.kind(), error.param()), (Kind::Model, None), "{error}");
@@ -324,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_templates_end() {
+    fn hostile_templates_are_stopped() {
         for source in [
             "{% for a in range(9999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
             "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}",

@@ -1,8 +1,8 @@
-//! The text of values as Python writes it.
+//! Values as text, as in Python.
 
 use minijinja::value::{Value, ValueKind};
 
-/// Containers deeper than this are not written out.
+/// The deepest nesting; deeper containers are abbreviated.
 const MAX_DEPTH: usize = 256;
 
 /// Python's `str(value)`.
@@ -78,8 +78,8 @@ fn write_text_repr(repr: &mut String, text: &str) {
     repr.push(quote);
 }
 
-/// Whether Python's `repr` shows a character: no control, no space but the plain one, and nothing of
-/// the categories "format" (those in use) and "private".
+/// Whether Python's `repr` shows a character as it is: not if it is a control character, whitespace other than the
+/// space, or in the categories "format" (those in use) and "private use".
 fn is_printable(c: char) -> bool {
     let is_format = matches!(c,
         '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
@@ -89,18 +89,18 @@ fn is_printable(c: char) -> bool {
     c == ' ' || !(c.is_control() || c.is_whitespace() || is_format || is_private)
 }
 
-/// The float in `value`, unless it is an integer or no number.
+/// The value of a float; `None` for integers and anything that is not a number.
 pub fn as_float(value: &Value) -> Option<f64> {
     (value.is_number() && !value.is_integer()).then(|| f64::try_from(value.clone()).ok()).flatten()
 }
 
-/// Python's `repr` of a float: the shortest digits that read back the same, with an exponent below
-/// 1e-4 and from 1e16.
+/// Python's `repr` of a float: the shortest digits that parse back to the same value, with an exponent below 1e-4
+/// and from 1e16 on.
 pub fn float_text(float: f64) -> String {
     if !float.is_finite() {
         return float.to_string().to_lowercase();
     }
-    // Rust changes to exponents at the same magnitudes, and writes them without sign and padding.
+    // Rust switches to exponents at the same magnitudes, but writes them without plus sign and padding.
     let text = format!("{float:?}");
     match text.split_once('e') {
         Some((digits, exponent)) => {
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_read_as_in_python() {
+    fn floats_are_written_as_in_python() {
         for (float, written) in [
             (1.0, "1.0"),
             (-0.0, "-0.0"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_read_as_in_python() {
+    fn containers_are_written_as_in_python() {
         let list = Value::from(vec!["it's", "\"", "'\"", "\\\n\u{1b}", "é\u{a0}\u{200d}❤\u{fe0f}\u{e0067}"]);
         let written =
             r#"["it's", '"', '\'"', '\\\n\x1b', 'é\xa0\u200d❤"#.to_owned() + "\u{fe0f}" + r"\U000e0067']";

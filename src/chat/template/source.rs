@@ -1,23 +1,22 @@
-//! Where a model's templates come from.
+//! The templates in a model's files.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// A model's templates as its files carry them.
+/// The source of a model's templates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateSource {
-    /// For conversations without tools, and for all where there is no other; empty if there is none.
+    /// The template for conversations without tools, and for all if it is the only one; empty if there is none.
     pub default: String,
-    /// For conversations with tools.
+    /// The template for conversations with tools.
     pub tool_use: Option<String>,
-    /// Texts of special tokens by the names that templates have for them, such as `bos_token`.
+    /// Texts of special tokens by the names of template variables, such as `bos_token`.
     pub special_tokens: BTreeMap<String, String>,
 }
 
 impl TemplateSource {
-    /// What a `tokenizer_config.json` carries: one template or a list of named ones, and every key
-    /// that names a token.
+    /// Reads a `tokenizer_config.json`: one template or a list of named ones, and every key that names a token.
     pub fn from_tokenizer_config(config: &Value) -> Self {
         let templates = &config["chat_template"];
         let named = |name: &str| {
@@ -38,7 +37,7 @@ impl TemplateSource {
         }
     }
 
-    /// Names a special token, where its text is known.
+    /// Adds a special token, if its text is known.
     pub fn with_special_token(mut self, name: &str, text: Option<&str>) -> Self {
         self.special_tokens.extend(text.map(|text| (name.to_owned(), text.to_owned())));
         self

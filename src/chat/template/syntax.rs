@@ -1,16 +1,16 @@
-//! What is done to a template's text before minijinja parses it.
+//! Rewriting of a template's source before minijinja parses it.
 
-/// Filter that refuses to go through none, as Python does and minijinja does not.
+/// Name of the filter that refuses to iterate over `none`, as Python does and minijinja does not.
 pub const ITERABLE: &str = "iterable";
 
-/// Filter that does what `%` does after a text in Python.
+/// Name of the filter for Python's `%` after a string.
 pub const PERCENT: &str = "percent_format";
 
-/// Line ends become `\n`, as Jinja2's lexer makes them, and in the tags
-/// - the `generation` block, with which `transformers` marks the assistant's tokens, becomes one
-///   that only has a scope;
-/// - what a loop goes through has to pass [`ITERABLE`];
-/// - a text before `%` goes through [`PERCENT`].
+/// Rewrites a template:
+/// - line ends become `\n`, as in Jinja2's lexer;
+/// - the `generation` block, with which `transformers` marks the assistant's tokens, becomes a plain scope;
+/// - the iterable of a loop is filtered through [`ITERABLE`];
+/// - a string before `%` is filtered through [`PERCENT`].
 pub fn prepare(template: &str) -> String {
     let template = template.replace("\r\n", "\n").replace('\r', "\n");
     let mut prepared = String::with_capacity(template.len());
@@ -30,7 +30,7 @@ pub fn prepare(template: &str) -> String {
 
 enum TagKind {
     Comment,
-    /// From a `raw` tag to its end: all of it is text.
+    /// From a `raw` tag to its end; all of it is text.
     Raw,
     Block,
     Expression,
@@ -38,12 +38,12 @@ enum TagKind {
 
 struct Tag {
     kind: TagKind,
-    /// Where the tag's inside begins and ends.
+    /// Byte range of the code between the tag's marks.
     code_start: usize,
     code_end: usize,
 }
 
-/// The next tag of a template; none after the last and where one has no end.
+/// The next tag of a template; `None` if there is none, or if it is not closed.
 fn next_tag(template: &str) -> Option<Tag> {
     let start = template.match_indices('{').map(|(at, _)| at).find(|at| {
         let next = template.as_bytes().get(at + 1);
@@ -65,12 +65,12 @@ fn next_tag(template: &str) -> Option<Tag> {
     Some(Tag { kind, code_start, code_end: code_start + len })
 }
 
-/// What may stand between a tag's mark and its name.
+/// Whether a character may stand between a tag's mark and its name.
 fn is_padding(c: char) -> bool {
     c.is_whitespace() || "+-".contains(c)
 }
 
-/// Bytes up to the end of the `endraw` tag's inside.
+/// Number of bytes up to the end of the `endraw` tag's code.
 fn raw_len(text: &str) -> Option<usize> {
     text.match_indices("{%").find_map(|(at, _)| {
         let len = text[at..].find("%}")?;
@@ -78,7 +78,7 @@ fn raw_len(text: &str) -> Option<usize> {
     })
 }
 
-/// Bytes of code up to the mark that closes its tag: one in no text and no bracket.
+/// Number of bytes up to the mark that closes a tag, outside of strings and brackets.
 fn code_len(text: &str, close: &str) -> Option<usize> {
     let mut depth = 0_usize;
     let mut rest = text;
@@ -88,8 +88,8 @@ fn code_len(text: &str, close: &str) -> Option<usize> {
             return Some(text.len() - code.len());
         }
         match token.kind {
-            TokenKind::Mark('(' | '[' | '{') => depth += 1,
-            TokenKind::Mark(')' | ']' | '}') => depth = depth.checked_sub(1)?,
+            LexemeKind::Mark('(' | '[' | '{') => depth += 1,
+            LexemeKind::Mark(')' | ']' | '}') => depth = depth.checked_sub(1)?,
             _ => {}
         }
         rest = &rest[token.end..];
@@ -98,20 +98,20 @@ fn code_len(text: &str, close: &str) -> Option<usize> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum TokenKind {
+enum LexemeKind {
     Word,
     Text,
     Mark(char),
 }
 
 #[derive(Clone, Copy)]
-struct Token {
-    kind: TokenKind,
+struct Lexeme {
+    kind: LexemeKind,
     start: usize,
     end: usize,
 }
 
-fn first_token(code: &str) -> Option<Token> {
+fn first_token(code: &str) -> Option<Lexeme> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let (start, first) = code.char_indices().find(|(_, c)| !c.is_whitespace())?;
     let after = start + first.len_utf8();
@@ -124,29 +124,29 @@ fn first_token(code: &str) -> Option<Token> {
                 escaped = c == '\\' && !escaped;
                 closes
             });
-            (TokenKind::Text, close.map_or(rest.len(), |close| close + 1))
+            (LexemeKind::Text, close.map_or(rest.len(), |close| close + 1))
         }
-        c if is_word(c) => (TokenKind::Word, rest.find(|c| !is_word(c)).unwrap_or(rest.len())),
-        c => (TokenKind::Mark(c), 0),
+        c if is_word(c) => (LexemeKind::Word, rest.find(|c| !is_word(c)).unwrap_or(rest.len())),
+        c => (LexemeKind::Mark(c), 0),
     };
-    Some(Token { kind, start, end: after + len })
+    Some(Lexeme { kind, start, end: after + len })
 }
 
-fn tokens(code: &str) -> Vec<Token> {
+fn tokens(code: &str) -> Vec<Lexeme> {
     let mut tokens = Vec::new();
     let mut at = 0;
-    while let Some(Token { kind, start, end }) = first_token(&code[at..]) {
-        tokens.push(Token { kind, start: at + start, end: at + end });
+    while let Some(Lexeme { kind, start, end }) = first_token(&code[at..]) {
+        tokens.push(Lexeme { kind, start: at + start, end: at + end });
         at += end;
     }
     tokens
 }
 
-/// What comes in place of a range of the code; an empty range is an insertion.
+/// A replacement of a byte range of the code; an empty range is an insertion.
 type Edit = (usize, usize, String);
 
-/// The inside of a tag with some edits, and those of its expressions.
-fn rewrite(code: &str, edits: impl Fn(&str, &[Token]) -> Vec<Edit>) -> String {
+/// The code of a tag with `edits` applied, and those of its expressions.
+fn rewrite(code: &str, edits: impl Fn(&str, &[Lexeme]) -> Vec<Edit>) -> String {
     let tokens = tokens(code);
     let mut edits = edits(code, &tokens);
     edits.extend(percent_edits(code, &tokens));
@@ -161,14 +161,14 @@ fn rewrite(code: &str, edits: impl Fn(&str, &[Token]) -> Vec<Edit>) -> String {
     rewritten + &code[copied..]
 }
 
-/// The word that a token is.
-fn word<'a>(code: &'a str, token: &Token) -> Option<&'a str> {
-    (token.kind == TokenKind::Word).then(|| &code[token.start..token.end])
+/// The text of a token that is a word.
+fn word<'a>(code: &'a str, token: &Lexeme) -> Option<&'a str> {
+    (token.kind == LexemeKind::Word).then(|| &code[token.start..token.end])
 }
 
-/// Edits that a block's name asks for.
-fn block_edits(code: &str, tokens: &[Token]) -> Vec<Edit> {
-    let Some(name) = tokens.iter().find(|token| !matches!(token.kind, TokenKind::Mark('+' | '-'))) else {
+/// Edits of a block, which depend on its name.
+fn block_edits(code: &str, tokens: &[Lexeme]) -> Vec<Edit> {
+    let Some(name) = tokens.iter().find(|token| !matches!(token.kind, LexemeKind::Mark('+' | '-'))) else {
         return Vec::new();
     };
     match word(code, name) {
@@ -176,12 +176,12 @@ fn block_edits(code: &str, tokens: &[Token]) -> Vec<Edit> {
         Some("endgeneration") => vec![(name.start, name.end, "endwith".to_owned())],
         Some("for") => {
             let iterated = tokens.iter().skip_while(|token| word(code, token) != Some("in")).skip(1);
-            let iterated: Vec<Token> = iterated.copied().collect();
+            let iterated: Vec<Lexeme> = iterated.copied().collect();
             let len = outer_len(&iterated, |token| {
                 matches!(word(code, token), Some("if" | "recursive")) || is_sign_at_end(code, token)
             });
             match (iterated.first(), iterated[..len].last()) {
-                (Some(first), Some(last)) => checked(first, last).into(),
+                (Some(first), Some(last)) => iterable_edits(first, last).into(),
                 _ => Vec::new(),
             }
         }
@@ -189,21 +189,21 @@ fn block_edits(code: &str, tokens: &[Token]) -> Vec<Edit> {
     }
 }
 
-/// Edits that make the code between two tokens pass [`ITERABLE`].
-fn checked(first: &Token, last: &Token) -> [Edit; 2] {
+/// Edits that filter the code between two tokens through [`ITERABLE`].
+fn iterable_edits(first: &Lexeme, last: &Lexeme) -> [Edit; 2] {
     [(first.start, first.start, "(".to_owned()), (last.end, last.end, format!(")|{ITERABLE} "))]
 }
 
-/// Edits that make a text before `%` a format for what comes after.
-fn percent_edits(code: &str, tokens: &[Token]) -> Vec<Edit> {
+/// Edits that turn `%` after a string into a call of [`PERCENT`] with the operand.
+fn percent_edits(code: &str, tokens: &[Lexeme]) -> Vec<Edit> {
     let mut edits = Vec::new();
     for (at, pair) in tokens.windows(2).enumerate() {
-        if (pair[0].kind, pair[1].kind) != (TokenKind::Text, TokenKind::Mark('%')) {
+        if (pair[0].kind, pair[1].kind) != (LexemeKind::Text, LexemeKind::Mark('%')) {
             continue;
         }
         let operand = &tokens[at + 2..];
         let len = outer_len(operand, |token| match token.kind {
-            TokenKind::Mark(mark) => ",+-*/~%=!<>:".contains(mark),
+            LexemeKind::Mark(mark) => ",+-*/~%=!<>:".contains(mark),
             _ => matches!(
                 word(code, token),
                 Some("and" | "or" | "not" | "in" | "is" | "if" | "else" | "recursive")
@@ -217,25 +217,25 @@ fn percent_edits(code: &str, tokens: &[Token]) -> Vec<Edit> {
     edits
 }
 
-/// Whether this is the `-` or `+` with which a tag may end.
-fn is_sign_at_end(code: &str, token: &Token) -> bool {
-    matches!(token.kind, TokenKind::Mark('+' | '-')) && token.end == code.len()
+/// Whether a token is the `-` or `+` with which a tag may end.
+fn is_sign_at_end(code: &str, token: &Lexeme) -> bool {
+    matches!(token.kind, LexemeKind::Mark('+' | '-')) && token.end == code.len()
 }
 
-/// How many tokens come before one that ends them: outside of all brackets that they open, or a
-/// bracket that they did not.
-fn outer_len(tokens: &[Token], ends: impl Fn(&Token) -> bool) -> usize {
+/// Number of tokens before the first that ends an expression: one for which `ends` is true outside of brackets, or
+/// an unmatched closing bracket.
+fn outer_len(tokens: &[Lexeme], ends: impl Fn(&Lexeme) -> bool) -> usize {
     let mut depth = 0_usize;
     let end = tokens.iter().position(|token| match token.kind {
-        TokenKind::Mark('(' | '[' | '{') => {
+        LexemeKind::Mark('(' | '[' | '{') => {
             depth += 1;
             false
         }
-        TokenKind::Mark(')' | ']' | '}') if depth > 0 => {
+        LexemeKind::Mark(')' | ']' | '}') if depth > 0 => {
             depth -= 1;
             false
         }
-        TokenKind::Mark(')' | ']' | '}') => true,
+        LexemeKind::Mark(')' | ']' | '}') => true,
         _ => depth == 0 && ends(token),
     });
     end.unwrap_or(tokens.len())
@@ -246,7 +246,7 @@ mod tests {
     use super::prepare;
 
     #[test]
-    fn only_what_must_change_changes() {
+    fn other_code_is_unchanged() {
         for template in [
             "plain { text } %} {{ x }} {# {% generation %} #}",
             "{{ '{% generation %}' }}{{ {'%}': {}} }}{{ 5 % 3 }}",
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_are_one_character() {
+    fn line_ends_are_normalized() {
         assert_eq!(prepare("a\r\nb\rc\n"), "a\nb\nc\n");
     }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn loops_check_what_they_go_through() {
+    fn loops_check_their_iterable() {
         for (template, prepared) in [
             ("{% for x in y %}", "{% for x in (y)|iterable  %}"),
             (
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percent_sign_formats_after_a_text() {
+    fn a_percent_sign_after_a_string_formats() {
         for (template, prepared) in [
             ("{{ '%s' % x }}", "{{ '%s' |percent_format( x) }}"),
             ("{{ '%s' % (a, b[1]) ~ 'c' }}", "{{ '%s' |percent_format( (a, b[1])) ~ 'c' }}"),

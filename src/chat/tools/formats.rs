@@ -1,112 +1,113 @@
-//! How families of models write calls of functions. A family is a row here; [`super::parser`] reads what it
-//! writes and [`super::grammar`] makes a model write it.
+//! The table of tool-call formats, one row per family of models. [`super::parser`] parses them, and
+//! [`super::grammar`] constrains a model to them.
 
-/// How a family writes calls: each as a JSON object with the function's name and its arguments.
+/// The form in which a family writes tool calls, usually as JSON objects with the function's name and arguments.
 #[derive(Debug, PartialEq)]
-pub struct Format {
+pub struct ToolCallFormat {
+    /// Name of the family.
     pub name: &'static str,
-    /// Texts that are all in the template of every model of the family.
-    signs: &'static [&'static str],
-    /// What stands before a call, or before the list of all.
+    /// Texts that occur, all of them, in every template of the family.
+    markers: &'static [&'static str],
+    /// Mark before a call, or before the list of calls.
     pub open: &'static str,
-    /// Whether calls may come without it.
+    /// Whether calls may come without `open`.
     pub is_open_optional: bool,
-    /// What stands behind; nothing, where the end of the text is the end.
+    /// Mark after a call, or after the list of calls; empty if only the end of the text ends it.
     pub close: &'static str,
-    /// White space between these and what they enclose.
+    /// Whitespace between the marks and their content.
     pub padding: &'static str,
-    /// Whether they enclose a JSON list of all calls.
+    /// Whether the marks enclose a JSON array of all calls.
     pub is_list: bool,
-    /// What stands between two calls.
-    pub between: &'static str,
-    /// Name of the arguments.
-    pub arguments: &'static str,
-    /// Where a call is no object but a name and its arguments: what stands between these two.
-    pub named_by: Option<&'static str>,
-    /// Characters of a call's id, letters and digits alone, where the template asks for that.
+    /// Text between two calls.
+    pub separator: &'static str,
+    /// Key of the arguments in a call's object.
+    pub arguments_key: &'static str,
+    /// Mark between the name and the arguments, if a call is not an object but a name followed by arguments.
+    pub name_end: Option<&'static str>,
+    /// Length of call ids (letters and digits only), if the template requires one.
     pub id_len: Option<usize>,
 }
 
-/// Qwen, Hermes, SmolLM3 and most others; and what models are told to write that were not made for tools.
-const HERMES: Format = Format {
+/// Qwen, Hermes, SmolLM3 and most others; also the form of the fallback instructions.
+const HERMES: ToolCallFormat = ToolCallFormat {
     name: "hermes",
-    signs: &["<tool_call>"],
+    markers: &["<tool_call>"],
     open: "<tool_call>",
     is_open_optional: false,
     close: "</tool_call>",
     padding: "\n",
     is_list: false,
-    between: "\n",
-    arguments: "arguments",
-    named_by: None,
+    separator: "\n",
+    arguments_key: "arguments",
+    name_end: None,
     id_len: None,
 };
 
-/// The first whose signs are in a template is its.
-const FORMATS: [Format; 6] = [
-    Format {
+/// All formats. The first whose markers all occur in a template is chosen.
+const FORMATS: [ToolCallFormat; 6] = [
+    ToolCallFormat {
         name: "mistral, names first",
-        signs: &["[TOOL_CALLS]", "[ARGS]"],
-        named_by: Some("[ARGS]"),
+        markers: &["[TOOL_CALLS]", "[ARGS]"],
+        name_end: Some("[ARGS]"),
         padding: "",
-        between: "[TOOL_CALLS]",
+        separator: "[TOOL_CALLS]",
         is_list: false,
         ..MISTRAL
     },
     MISTRAL,
-    Format { name: "phi", signs: &["<|/tool_call|>"], close: "<|/tool_call|>", ..GRANITE },
+    ToolCallFormat { name: "phi", markers: &["<|/tool_call|>"], close: "<|/tool_call|>", ..GRANITE },
     GRANITE,
     HERMES,
-    Format {
+    ToolCallFormat {
         name: "llama 3",
-        signs: &["ipython", "\"parameters\""],
+        markers: &["ipython", "\"parameters\""],
         open: "<|python_tag|>",
         is_open_optional: true,
         close: "",
         padding: "",
         is_list: false,
-        between: "; ",
-        arguments: "parameters",
-        named_by: None,
+        separator: "; ",
+        arguments_key: "parameters",
+        name_end: None,
         id_len: None,
     },
 ];
 
-const MISTRAL: Format = Format {
+const MISTRAL: ToolCallFormat = ToolCallFormat {
     name: "mistral",
-    signs: &["[TOOL_CALLS]"],
+    markers: &["[TOOL_CALLS]"],
     open: "[TOOL_CALLS]",
     close: "",
     padding: "",
     is_list: true,
-    between: ", ",
+    separator: ", ",
     id_len: Some(9),
     ..HERMES
 };
 
-const GRANITE: Format = Format {
+const GRANITE: ToolCallFormat = ToolCallFormat {
     name: "granite",
-    signs: &["<|tool_call|>"],
+    markers: &["<|tool_call|>"],
     open: "<|tool_call|>",
     close: "",
     padding: "",
     is_list: true,
-    between: ", ",
+    separator: ", ",
     ..HERMES
 };
 
-/// Marks of code blocks in which models of any family put a call now and then, and what ends them.
-pub const BLOCKS: [(&str, &str); 2] = [("```json", "```"), ("```tool_code", "```")];
+/// Opening and closing marks of the code blocks in which models of any family sometimes write calls.
+pub const CODE_BLOCKS: [(&str, &str); 2] = [("```json", "```"), ("```tool_code", "```")];
 
-impl Format {
-    /// Of a model whose template says what `says` tells.
-    pub fn of(says: impl Fn(&str) -> bool) -> &'static Self {
-        FORMATS.iter().find(|format| format.signs.iter().all(|sign| says(sign))).unwrap_or(&HERMES)
+impl ToolCallFormat {
+    /// The format of a model, by its template; `contains` says whether a text occurs in it.
+    pub fn for_template(contains: impl Fn(&str) -> bool) -> &'static Self {
+        FORMATS.iter().find(|format| format.markers.iter().all(|marker| contains(marker))).unwrap_or(&HERMES)
     }
 
-    /// The one that is called `name`.
+    /// The format called `name`.
     #[cfg(test)]
-    pub fn named(name: &str) -> &'static Self {
+    pub fn by_name(name: &str) -> &'static Self {
         FORMATS.iter().find(|format| format.name == name).unwrap()
     }
 }
@@ -116,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_tells_its_family() {
+    fn the_template_determines_the_format() {
         for (template, name) in [
             ("<tool_call>\n{\"name\": x}", "hermes"),
             ("'[TOOL_CALLS] ['", "mistral"),
@@ -126,7 +127,11 @@ mod tests {
             ("Environment: ipython {\"name\": x, \"parameters\": y}", "llama 3"),
             ("<|im_start|>", "hermes"),
         ] {
-            assert_eq!(Format::of(|sign| template.contains(sign)).name, name, "{template}");
+            assert_eq!(
+                ToolCallFormat::for_template(|marker| template.contains(marker)).name,
+                name,
+                "{template}"
+            );
         }
     }
 }

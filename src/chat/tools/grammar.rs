@@ -1,27 +1,28 @@
-//! What makes a model call functions, in its family's own form, with arguments that are what their schemas say.
+//! The grammar of tool calls in a family's format, with arguments that match their schemas.
 
 use serde_json::{Map, Value, json};
 
-use super::formats::Format;
-use super::{Choice, Tools};
+use super::formats::ToolCallFormat;
+use super::tool_set::{CallMode, ToolSet};
 use crate::inference::Grammar;
 use crate::inference::grammar::for_each_schema;
 use crate::openai::chat::FunctionDefinition;
 
-/// Calls in one answer, where a grammar has to say how many.
+/// Maximum number of calls in a constrained response.
 const MAX_CALLS: usize = 16;
 
-/// The grammar of an answer that calls what it has to, and in which calls are in order; `special` knows the special
-/// tokens, and `answer` is what an answer without calls must be. None where every answer will do.
-pub fn grammar(
-    tools: &Tools,
-    format: &Format,
+/// The grammar of a response that may or must contain well-formed calls, or `None` if nothing needs to be
+/// constrained. `special` returns the id of a special token; `content` is the grammar of a response without
+/// calls.
+pub fn call_grammar(
+    tools: &ToolSet,
+    format: &ToolCallFormat,
     special: impl Fn(&str) -> Option<u32>,
-    answer: Option<&Grammar>,
+    content: Option<&Grammar>,
 ) -> Option<Grammar> {
-    let is_forced = tools.choice == Choice::Required;
+    let is_forced = tools.mode == CallMode::Required;
     let is_strict = tools.functions.iter().any(|function| function.strict == Some(true));
-    if !is_forced && !is_strict && tools.is_parallel && answer.is_none() {
+    if !is_forced && !is_strict && tools.is_parallel && content.is_none() {
         return None;
     }
     let part = |(idx, function): (usize, &FunctionDefinition)| {
@@ -29,26 +30,26 @@ pub fn grammar(
         (format!("parameters_{idx}"), Grammar::JsonSchema(schema))
     };
     let mut parts: Vec<(String, Grammar)> = tools.functions.iter().enumerate().map(part).collect();
-    let mut rules = vec![calls(tools, format, &special)];
+    let mut rules = vec![calls_rule(tools, format, &special)];
     for (idx, function) in tools.functions.iter().enumerate() {
         let name = Value::from(function.name.as_str());
-        let (before, after) = match format.named_by {
-            Some(mark) => (format!("{} {}", literal(&function.name), self::mark(mark, &special)), ""),
-            None => (literal(&format!("{{\"name\": {name}, \"{}\": ", format.arguments)), "\"}\""),
+        let (before, after) = match format.name_end {
+            Some(text) => (format!("{} {}", literal(&function.name), mark(text, &special)), ""),
+            None => (literal(&format!("{{\"name\": {name}, \"{}\": ", format.arguments_key)), "\"}\""),
         };
         rules.push(format!("call_{idx}: {before} @parameters_{idx} {after}"));
     }
     let open = mark(format.open, &special);
     let is_marked = !format.is_open_optional;
-    let start = match (is_forced, answer) {
+    let start = match (is_forced, content) {
         (true, _) if is_marked => format!("start: {open} calls"),
         (true, _) => "start: calls".to_owned(),
-        (false, Some(answer)) => {
-            parts.push(("answer".to_owned(), answer.clone()));
+        (false, Some(content)) => {
+            parts.push(("answer".to_owned(), content.clone()));
             let open = if is_marked { &open } else { "" };
             format!("start: @answer | {open} calls")
         }
-        // The text is whatever does not begin a call.
+        // Text is anything that does not begin a call.
         (false, None) if !is_marked => "start: TEXT | calls\nTEXT: /([^\\[{][^\\x00]*)?/".to_owned(),
         (false, None) if special(format.open).is_some() => {
             format!("start: TEXT | TEXT {open} calls\nTEXT: /[^\\x00]*/")
@@ -61,48 +62,48 @@ pub fn grammar(
     Some(Grammar::Lark { rules: rules.join("\n"), parts })
 }
 
-/// What arguments must be that fit `parameters`: no others than those it names, unless it says that there may be.
-/// Who wrote it rarely means that, and functions rarely take them.
+/// The schema of a function's arguments. Unless `parameters` says otherwise, it forbids additional properties:
+/// authors of schemas rarely mean to allow them, and functions rarely accept them.
 fn arguments_schema(parameters: Option<&Value>) -> Value {
     let mut schema = match parameters {
         None => json!({"type": "object", "properties": {}}),
         Some(parameters) => parameters.clone(),
     };
-    // Parts that have to hold together would exclude each other's.
+    // The parts of an `allOf` would forbid each other's properties.
     if !schema.to_string().contains("\"allOf\"") {
-        for_each_schema(&mut schema, &close);
+        for_each_schema(&mut schema, &forbid_additional_properties);
     }
     schema
 }
 
-/// Excludes from an object what its schema does not name.
-fn close(schema: &mut Map<String, Value>) {
+/// Forbids properties that the schema of an object does not name.
+fn forbid_additional_properties(schema: &mut Map<String, Value>) {
     if schema.contains_key("properties") && !schema.contains_key("patternProperties") {
         schema.entry("additionalProperties").or_insert(Value::Bool(false));
     }
 }
 
-/// The rule of one call or several, behind the first opening mark.
-fn calls(tools: &Tools, format: &Format, special: &impl Fn(&str) -> Option<u32>) -> String {
+/// The rule `calls`: one or several calls, after the first opening mark.
+fn calls_rule(tools: &ToolSet, format: &ToolCallFormat, special: &impl Fn(&str) -> Option<u32>) -> String {
     let any: Vec<String> = (0..tools.functions.len()).map(|idx| format!("call_{idx}")).collect();
     let [open, close] = [format.open, format.close].map(|text| mark(text, special));
-    let [padding, between] = [format.padding, format.between].map(literal);
+    let [padding, separator] = [format.padding, format.separator].map(literal);
     let more = |with: String| {
         if tools.is_parallel { format!("({with}){{0,{}}}", MAX_CALLS - 1) } else { String::new() }
     };
     let rule = if format.is_list {
-        format!("calls: \"[\" call {} \"]\" {close}", more(format!("{between} call")))
-    } else if format.named_by.is_some() || format.is_open_optional {
-        let between = if format.named_by.is_some() { &open } else { &between };
-        format!("calls: call {}", more(format!("{between} call")))
+        format!("calls: \"[\" call {} \"]\" {close}", more(format!("{separator} call")))
+    } else if format.name_end.is_some() || format.is_open_optional {
+        let separator = if format.name_end.is_some() { &open } else { &separator };
+        format!("calls: call {}", more(format!("{separator} call")))
     } else {
         let one = format!("{padding} call {padding} {close}");
-        format!("calls: {one} {}", more(format!("{between} {open} {one}")))
+        format!("calls: {one} {}", more(format!("{separator} {open} {one}")))
     };
     format!("{rule}\ncall: {}", any.join(" | "))
 }
 
-/// A mark in rules: a special token where it is one.
+/// A mark as part of a rule: a special token if it is one, else a literal.
 fn mark(text: &str, special: &impl Fn(&str) -> Option<u32>) -> String {
     match special(text) {
         Some(id) if !text.is_empty() => format!("<[{id}]>"),
@@ -110,7 +111,7 @@ fn mark(text: &str, special: &impl Fn(&str) -> Option<u32>) -> String {
     }
 }
 
-/// A text in rules; nothing for none.
+/// A text as part of a rule; nothing if it is empty.
 fn literal(text: &str) -> String {
     if text.is_empty() { String::new() } else { Value::from(text).to_string() }
 }
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_are_those_that_are_named() {
+    fn additional_arguments_are_forbidden() {
         assert_eq!(
             arguments_schema(None),
             json!({"type": "object", "properties": {}, "additionalProperties": false})

@@ -1,19 +1,19 @@
-//! Calls and results of a conversation so far.
+//! Tool calls and results of the conversation so far.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::super::template::TemplateMessage;
+use crate::chat::template::TemplateMessage;
 use crate::error::{Error, Result};
 use crate::openai::chat::{Message, Role};
 
-/// Checks that every call has its result and every result its call.
+/// Checks that every call has a result and every result a call.
 ///
 /// # Errors
-/// When one has not; the error names the message.
-pub fn check(messages: &[Message]) -> Result<()> {
-    // Calls that wait for their results, and the message they are in.
-    let mut waiting: Vec<&str> = Vec::new();
+/// When one is missing, or the arguments of a call are not a JSON object; the error names the message.
+pub fn check_history(messages: &[Message]) -> Result<()> {
+    // Ids of calls without a result so far, and the index of the message with the calls.
+    let mut pending: Vec<&str> = Vec::new();
     let mut caller = 0;
     for (idx, message) in messages.iter().enumerate() {
         let invalid =
@@ -22,27 +22,29 @@ pub fn check(messages: &[Message]) -> Result<()> {
             let Some(id) = &message.tool_call_id else {
                 return invalid(
                     ".tool_call_id",
-                    format!("messages[{idx}] is a result without `tool_call_id`; say which call it is of"),
-                );
-            };
-            let Some(place) = waiting.iter().position(|waiting| waiting == id) else {
-                return invalid(
-                    ".tool_call_id",
                     format!(
-                        "messages[{idx}] is the result of call `{id}`, which the assistant's message before it does not \
-                     make, or which has a result already"
+                        "messages[{idx}] is a result without `tool_call_id`; set it to the id of the call"
                     ),
                 );
             };
-            waiting.remove(place);
+            let Some(position) = pending.iter().position(|pending| pending == id) else {
+                return invalid(
+                    ".tool_call_id",
+                    format!(
+                        "messages[{idx}] is a result of call `{id}`, but the preceding assistant message has no such call, or \
+ it already has a result"
+                    ),
+                );
+            };
+            pending.remove(position);
             continue;
         }
-        if let Some(id) = waiting.first() {
+        if let Some(id) = pending.first() {
             return Err(Error::invalid(
                 format!("messages[{caller}].tool_calls"),
                 format!(
-                    "messages[{caller}] calls a function as `{id}`, and no result follows; add a message of role \
-                     `tool` with this `tool_call_id`"
+                    "messages[{caller}] has call `{id}`, but no result follows; add a message of role `tool` with this \
+ `tool_call_id`"
                 ),
             ));
         }
@@ -50,61 +52,60 @@ pub fn check(messages: &[Message]) -> Result<()> {
         if message.role != Role::Assistant && !calls.is_empty() {
             return invalid(
                 ".tool_calls",
-                format!("messages[{idx}] has `tool_calls`; only an assistant's message may"),
+                format!("messages[{idx}] has `tool_calls`, which only an assistant message may have"),
             );
         }
         for (n, call) in calls.iter().enumerate() {
             let path = format!(".tool_calls[{n}]");
-            if call.id.is_empty() || waiting.contains(&&*call.id) {
+            if call.id.is_empty() || pending.contains(&&*call.id) {
                 return invalid(
                     &format!("{path}.id"),
-                    format!("messages[{idx}]{path}.id is empty or there twice"),
+                    format!("messages[{idx}]{path}.id is empty or occurs twice"),
                 );
             }
-            arguments(&call.function.arguments).map_err(|why| {
+            parse_arguments(&call.function.arguments).map_err(|why| {
                 let path = format!("messages[{idx}]{path}.function.arguments");
                 Error::invalid(path.clone(), format!("`{path}` must be the text of a JSON object: {why}"))
             })?;
-            waiting.push(&call.id);
+            pending.push(&call.id);
         }
         caller = idx;
     }
-    match waiting.first() {
-        // The client may want the calls to be gone on from.
+    match pending.first() {
         None => Ok(()),
         Some(id) => Err(Error::invalid(
             format!("messages[{caller}].tool_calls"),
             format!(
-                "messages[{caller}] calls a function as `{id}`, and no result follows; add one, or leave the message out"
+                "messages[{caller}] has call `{id}`, but no result follows; add one, or leave the message out"
             ),
         )),
     }
 }
 
-/// The arguments of a call as JSON; nothing at all is an object without fields.
-fn arguments(text: &str) -> Result<Value, String> {
+/// Parses the arguments of a call; blank text is an empty object.
+fn parse_arguments(text: &str) -> Result<Value, String> {
     if text.trim().is_empty() {
         return Ok(json!({}));
     }
     match serde_json::from_str(text) {
         Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err("it is another value".to_owned()),
+        Ok(_) => Err("it is a JSON value of another type".to_owned()),
         Err(e) => Err(e.to_string()),
     }
 }
 
-/// The calls of a message as templates know them: with arguments that are an object, not its text.
+/// The calls of a message in the form that templates expect, with arguments as an object rather than text.
 pub fn calls_for_template(message: &Message) -> Option<Vec<Value>> {
     let calls = message.tool_calls.as_ref().filter(|calls| !calls.is_empty())?;
     let call = |call: &crate::openai::chat::ToolCall| {
-        let arguments = arguments(&call.function.arguments).unwrap_or_default();
+        let arguments = parse_arguments(&call.function.arguments).unwrap_or_default();
         json!({"id": call.id, "type": "function",
                "function": {"name": call.function.name, "arguments": arguments}})
     };
     Some(calls.iter().map(call).collect())
 }
 
-/// Makes all ids as long as a template asks for, letters and digits alone. What was the same stays the same.
+/// Replaces call ids by ids of `len` letters and digits, which some templates require. Equal ids stay equal.
 pub fn shorten_ids(messages: &mut [TemplateMessage], len: usize) {
     let shorten = |id: &str| {
         if id.len() == len && id.chars().all(|c| c.is_ascii_alphanumeric()) {
@@ -121,11 +122,11 @@ pub fn shorten_ids(messages: &mut [TemplateMessage], len: usize) {
     }
 }
 
-/// Writes calls and results as text, for templates that have no place for them. Results that follow each other
-/// become one message, since templates may want the roles to alternate.
-pub fn as_text(messages: &mut Vec<TemplateMessage>) {
-    let mut told: Vec<TemplateMessage> = Vec::with_capacity(messages.len());
-    let mut follows_result = false;
+/// Rewrites calls and results as text, for templates that ignore them. Consecutive results become one message,
+/// because templates may require alternating roles.
+pub fn calls_to_text(messages: &mut Vec<TemplateMessage>) {
+    let mut rewritten: Vec<TemplateMessage> = Vec::with_capacity(messages.len());
+    let mut is_after_result = false;
     for mut message in messages.drain(..) {
         for call in message.tool_calls.take().into_iter().flatten() {
             let call = json!({"name": call["function"]["name"], "arguments": call["function"]["arguments"]});
@@ -135,16 +136,16 @@ pub fn as_text(messages: &mut Vec<TemplateMessage>) {
         let is_result = message.role == "tool";
         if is_result {
             let content = format!("<tool_response>\n{}\n</tool_response>", message.content);
-            if let Some(last) = told.last_mut().filter(|_| follows_result) {
+            if let Some(last) = rewritten.last_mut().filter(|_| is_after_result) {
                 last.content += &format!("\n{content}");
                 continue;
             }
             message = TemplateMessage { role: "user", content, tool_call_id: None, ..message };
         }
-        follows_result = is_result;
-        told.push(message);
+        is_after_result = is_result;
+        rewritten.push(message);
     }
-    *messages = told;
+    *messages = rewritten;
 }
 
 #[cfg(test)]
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_results_belong_together() {
+    fn every_call_needs_a_result_and_every_result_a_call() {
         let user = json!({"role": "user", "content": "x"});
         let calls = |calls: Value| json!({"role": "assistant", "tool_calls": calls});
         let result = |id: &str| json!({"role": "tool", "tool_call_id": id, "content": "1"});
@@ -186,7 +187,7 @@ mod tests {
                 Some("messages[0].tool_calls"),
             ),
         ] {
-            let error = check(&messages(history.clone())).err();
+            let error = check_history(&messages(history.clone())).err();
             assert_eq!(error.as_ref().and_then(Error::param), param, "{history}");
         }
     }
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_shortened_alike() {
+    fn equal_ids_are_shortened_to_equal_ids() {
         let mut messages = vec![template_message("assistant", ""), template_message("tool", "")];
         messages[0].tool_calls = Some(vec![call("call_1234", "{}"), call("abcdefgh1", "{}")]);
         messages[1].tool_call_id = Some("call_1234".to_owned());
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_without_tools_get_text() {
+    fn templates_without_tools_get_calls_as_text() {
         let mut messages = vec![
             template_message("user", "2+2?"),
             TemplateMessage {
@@ -219,8 +220,8 @@ mod tests {
             template_message("tool", "5"),
             template_message("assistant", "4"),
         ];
-        as_text(&mut messages);
-        let told: Vec<(&str, &str)> =
+        calls_to_text(&mut messages);
+        let rewritten: Vec<(&str, &str)> =
             messages.iter().map(|message| (message.role, &*message.content)).collect();
         let expected = [
             ("user", "2+2?"),
@@ -228,6 +229,6 @@ mod tests {
             ("user", "<tool_response>\n4\n</tool_response>\n<tool_response>\n5\n</tool_response>"),
             ("assistant", "4"),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(rewritten, expected);
     }
 }

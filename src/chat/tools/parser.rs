@@ -1,140 +1,148 @@
-//! Reads calls out of what a model says, as it says it: the function's name as soon as it is known, then its
-//! arguments piece by piece. Everything that is no call stays text, and nothing is lost.
+//! Incremental parsing of tool calls: a function's name is emitted as soon as it is known, then its arguments
+//! piece by piece. Everything that is not a call remains text; nothing is lost.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::formats::{BLOCKS, Format};
+use super::formats::{CODE_BLOCKS, ToolCallFormat};
 use crate::inference::overlap;
 use crate::openai::chat::{FunctionCallDelta, FunctionKind, ToolCallDelta};
 
-/// Reads the calls of one answer.
+/// An incremental parser of the tool calls in one choice.
 #[derive(Debug, Clone)]
-pub struct CallParser {
-    format: &'static Format,
-    /// Of all functions that may be called.
+pub struct ToolCallParser {
+    format: &'static ToolCallFormat,
+    /// Names of the functions that may be called.
     names: Arc<[String]>,
-    /// Whether JSON without the family's mark is a call too.
-    reads_unmarked: bool,
-    state: State,
-    /// Text that is not decided on.
+    /// Whether JSON without the format's opening mark can be a call.
+    accept_unmarked: bool,
+    state: ParserState,
+    /// Text that is not yet parsed.
     held: String,
-    /// Whether nothing but space has come.
+    /// Whether the text so far is blank.
     is_blank: bool,
     n_calls: usize,
 }
 
-/// A piece of an answer: text, and calls or parts of them.
+/// Text and tool calls found in a piece of text.
 #[derive(Debug, Default, PartialEq)]
-pub struct Parsed {
+pub struct ParsedDelta {
+    /// Text outside of calls.
     pub content: String,
+    /// Calls to add or extend.
     pub calls: Vec<ToolCallDelta>,
 }
 
 #[derive(Debug, Clone)]
-enum State {
+enum ParserState {
+    /// Outside of calls.
     Text,
-    /// Where a call may begin or the section end.
-    Section(Section),
-    Object(Section, Box<Object>),
-    /// In the name of a call that begins with it, and in its arguments.
-    Named(Section, Box<Object>),
+    /// Where a call may begin, or the section end.
+    Section(CallSection),
+    /// In the object of a call.
+    Object(CallSection, Box<PartialCall>),
+    /// In the name or arguments of a call that is not an call.
+    Named(CallSection, Box<PartialCall>),
 }
 
-/// A stretch in which calls stand.
+/// A section of the text with one or several calls.
 #[derive(Debug, Clone)]
-struct Section {
-    /// What ends it.
+struct CallSection {
+    /// The mark that ends it.
     close: &'static str,
-    /// Whether anything but a call may stand in it: then it is one only if its function is there.
+    /// Whether it can contain nothing but calls. If not, only objects that name an offered function are calls.
     is_certain: bool,
-    /// All of it so far, until there is a call in it.
+    /// All of its text, until a call is found in it.
     raw: String,
     has_calls: bool,
 }
 
-/// A call as far as it has come.
+/// A call parsed so far.
 #[derive(Debug, Clone, Default)]
-struct Object {
+struct PartialCall {
+    /// Nesting depth of objects and arrays.
     depth: usize,
     in_string: bool,
+    /// Whether the previous character was a backslash in a string.
     is_escaped: bool,
-    /// The key or value at depth one that is being read, as it is written.
-    part: String,
-    /// The key of that value.
+    /// Raw text of the current key or value at depth one.
+    item: String,
+    /// The key of the current value.
     key: Option<String>,
-    /// Whether a key came that no call has.
-    is_foreign: bool,
+    /// Whether a key occurred that no call has.
+    has_unknown_key: bool,
     name: Option<String>,
     arguments: String,
-    /// Bytes of the arguments that are given out.
-    n_given: usize,
-    /// Whether the call has been given out, as far as it had come.
-    has_begun: bool,
-    is_over: bool,
+    /// Bytes of the arguments already emitted.
+    n_emitted: usize,
+    /// Whether a delta of the call has been emitted.
+    is_emitted: bool,
+    is_complete: bool,
 }
 
-impl CallParser {
-    /// Of an answer by a model that may call the functions `names`, with the mark of its family, or if it
-    /// `reads_unmarked`, without.
-    pub fn new(format: &'static Format, names: Arc<[String]>, reads_unmarked: bool) -> Self {
+impl ToolCallParser {
+    /// A parser of calls of the functions `names` in `format`. With `accept_unmarked`, JSON without the format's
+    /// opening mark can be a call too.
+    pub fn new(format: &'static ToolCallFormat, names: Arc<[String]>, accept_unmarked: bool) -> Self {
         Self {
             format,
             names,
-            reads_unmarked,
-            state: State::Text,
+            accept_unmarked,
+            state: ParserState::Text,
             held: String::new(),
             is_blank: true,
             n_calls: 0,
         }
     }
 
-    /// Whether anything has been called.
+    /// Whether a call has been found.
     pub fn has_calls(&self) -> bool {
         self.n_calls > 0
     }
 
-    /// Takes more text.
-    pub fn push(&mut self, text: &str) -> Parsed {
+    /// Parses more text.
+    pub fn push(&mut self, text: &str) -> ParsedDelta {
         self.held.push_str(text);
-        let mut parsed = Parsed::default();
+        let mut parsed = ParsedDelta::default();
         while self.step(&mut parsed) {}
         parsed
     }
 
-    /// What was held back when no more text comes.
-    pub fn finish(&mut self) -> Parsed {
-        let mut parsed = Parsed::default();
+    /// Ends the text and returns what was held back.
+    pub fn finish(&mut self) -> ParsedDelta {
+        let mut parsed = ParsedDelta::default();
         let rest = std::mem::take(&mut self.held);
-        match std::mem::replace(&mut self.state, State::Text) {
-            // Cut short where another call was about to begin.
-            State::Text if self.has_calls() && self.format.open.starts_with(rest.trim()) => {}
-            State::Text => parsed.content = rest,
-            State::Section(section) | State::Object(section, _) | State::Named(section, _)
+        match std::mem::replace(&mut self.state, ParserState::Text) {
+            // The text ends in the opening mark of another call.
+            ParserState::Text if self.has_calls() && self.format.open.starts_with(rest.trim()) => {}
+            ParserState::Text => parsed.content = rest,
+            ParserState::Section(section)
+            | ParserState::Object(section, _)
+            | ParserState::Named(section, _)
                 if !section.has_calls =>
             {
                 parsed.content = section.raw + &rest;
             }
-            State::Section(_) | State::Object(..) | State::Named(..) => {}
+            ParserState::Section(_) | ParserState::Object(..) | ParserState::Named(..) => {}
         }
         parsed
     }
 
-    /// Decides on some of what is held; says whether there is more to decide on.
-    fn step(&mut self, parsed: &mut Parsed) -> bool {
-        match std::mem::replace(&mut self.state, State::Text) {
-            State::Text => self.text(parsed),
-            State::Section(section) => self.section(section, parsed),
-            State::Object(section, object) => self.object(section, object, parsed),
-            State::Named(section, object) => self.named(section, object, parsed),
+    /// Parses some of the held text; returns whether more of it can be parsed.
+    fn step(&mut self, parsed: &mut ParsedDelta) -> bool {
+        match std::mem::replace(&mut self.state, ParserState::Text) {
+            ParserState::Text => self.parse_text(parsed),
+            ParserState::Section(section) => self.parse_section(section, parsed),
+            ParserState::Object(section, call) => self.parse_object(section, call, parsed),
+            ParserState::Named(section, call) => self.parse_named_call(section, call, parsed),
         }
     }
 
-    fn text(&mut self, parsed: &mut Parsed) -> bool {
-        let Format { open, close, .. } = *self.format;
-        let blocks = BLOCKS.iter().filter(|_| self.reads_unmarked);
+    fn parse_text(&mut self, parsed: &mut ParsedDelta) -> bool {
+        let ToolCallFormat { open, close, .. } = *self.format;
+        let blocks = CODE_BLOCKS.iter().filter(|_| self.accept_unmarked);
         let marks = || {
             [(open, close, true)].into_iter().chain(blocks.clone().map(|&(open, close)| (open, close, false)))
         };
@@ -142,8 +150,8 @@ impl CallParser {
         let found = marks().filter_map(|mark| Some((self.held.find(mark.0)?, mark)));
         let found = found.min_by_key(|&(start, (open, ..))| (start, usize::MAX - open.len()));
         let (start, (open, close, is_certain)) = match found {
-            // What is JSON from the beginning may be a call too.
-            _ if self.reads_unmarked
+            // Text that begins with JSON may be a call without its mark.
+            _ if self.accept_unmarked
                 && self.is_blank
                 && begun.starts_with(['{', '['])
                 && !begun.starts_with(open) =>
@@ -155,30 +163,30 @@ impl CallParser {
             }
             Some(found) => found,
             None => {
-                // What may be a mark, and space before it, waits for what comes next.
+                // Hold back a possible beginning of a mark, and whitespace before it.
                 let n_held = marks().map(|(open, ..)| overlap(&self.held, open)).max().unwrap_or(0);
-                let n_sure = self.held[..self.held.len() - n_held].trim_end().len();
-                self.is_blank &= n_sure == 0;
-                parsed.content.extend(self.held.drain(..n_sure));
+                let n_certain = self.held[..self.held.len() - n_held].trim_end().len();
+                self.is_blank &= n_certain == 0;
+                parsed.content.extend(self.held.drain(..n_certain));
                 return false;
             }
         };
-        let n_said = self.held[..start].trim_end().len();
-        parsed.content.extend(self.held.drain(..n_said));
-        let raw = self.held.drain(..start + open.len() - n_said).collect();
-        self.state = State::Section(Section { close, is_certain, raw, has_calls: false });
+        let n_text = self.held[..start].trim_end().len();
+        parsed.content.extend(self.held.drain(..n_text));
+        let raw = self.held.drain(..start + open.len() - n_text).collect();
+        self.state = ParserState::Section(CallSection { close, is_certain, raw, has_calls: false });
         true
     }
 
-    fn section(&mut self, mut section: Section, parsed: &mut Parsed) -> bool {
+    fn parse_section(&mut self, mut section: CallSection, parsed: &mut ParsedDelta) -> bool {
         let n_skipped = self.held.len()
             - self.held.trim_start_matches(|c: char| c.is_whitespace() || "[],;".contains(c)).len();
-        // A mark may begin like a list.
+        // The opening mark may begin with a bracket, like a list.
         let is_mark = self.held.trim_start().starts_with(self.format.open);
         let begins_mark =
             !is_mark && self.held.contains('[') && self.format.open.starts_with(self.held.trim_start());
         if begins_mark {
-            self.state = State::Section(section);
+            self.state = ParserState::Section(section);
             return false;
         }
         if n_skipped > 0 && !is_mark {
@@ -187,15 +195,15 @@ impl CallParser {
         let close = section.close;
         if self.held.is_empty() || (!close.is_empty() && close != self.held && close.starts_with(&self.held))
         {
-            self.state = State::Section(section);
+            self.state = ParserState::Section(section);
             return false;
         }
         if self.held.starts_with('{') {
-            self.state = State::Object(section, Box::default());
+            self.state = ParserState::Object(section, Box::default());
             return true;
         }
-        if section.is_certain && self.format.named_by.is_some() && !is_mark {
-            self.state = State::Named(section, Box::default());
+        if section.is_certain && self.format.name_end.is_some() && !is_mark {
+            self.state = ParserState::Named(section, Box::default());
             return true;
         }
         if section.has_calls {
@@ -203,81 +211,93 @@ impl CallParser {
             self.held.drain(..n_closing);
             return !self.held.is_empty();
         }
-        self.give_up(&section, parsed);
+        self.release_as_text(&section, parsed);
         true
     }
 
-    /// What was taken for a section of calls is text.
-    fn give_up(&mut self, section: &Section, parsed: &mut Parsed) {
+    /// Turns a section without calls into text.
+    fn release_as_text(&mut self, section: &CallSection, parsed: &mut ParsedDelta) {
         self.is_blank = false;
         parsed.content += &section.raw;
     }
 
-    fn object(&mut self, mut section: Section, mut object: Box<Object>, parsed: &mut Parsed) -> bool {
-        let n_read = object.read(&self.held);
+    fn parse_object(
+        &mut self,
+        mut section: CallSection,
+        mut call: Box<PartialCall>,
+        parsed: &mut ParsedDelta,
+    ) -> bool {
+        let n_read = call.parse_object(&self.held);
         let read: String = self.held.drain(..n_read).collect();
         if !section.has_calls {
             section.raw += &read;
         }
         let is_known = |name: &String| self.names.contains(name);
-        let is_call = match &object.name {
+        let is_call = match &call.name {
             Some(name) => section.is_certain || is_known(name),
-            None => !object.is_over && (section.is_certain || !object.is_foreign),
+            None => !call.is_complete && (section.is_certain || !call.has_unknown_key),
         };
         if !is_call && !section.has_calls {
-            self.give_up(&section, parsed);
+            self.release_as_text(&section, parsed);
             return true;
         }
-        self.give(&mut object, &mut section, parsed);
-        let is_over = object.is_over;
-        self.state = if is_over { State::Section(section) } else { State::Object(section, object) };
-        is_over && !self.held.is_empty()
+        self.emit(&mut call, &mut section, parsed);
+        let is_complete = call.is_complete;
+        self.state =
+            if is_complete { ParserState::Section(section) } else { ParserState::Object(section, call) };
+        is_complete && !self.held.is_empty()
     }
 
-    fn named(&mut self, mut section: Section, mut object: Box<Object>, parsed: &mut Parsed) -> bool {
-        if object.name.is_none() {
-            let mark = self.format.named_by.unwrap_or_default();
+    fn parse_named_call(
+        &mut self,
+        mut section: CallSection,
+        mut call: Box<PartialCall>,
+        parsed: &mut ParsedDelta,
+    ) -> bool {
+        if call.name.is_none() {
+            let mark = self.format.name_end.unwrap_or_default();
             let Some(start) = self.held.find('{') else {
-                self.state = State::Named(section, object);
+                self.state = ParserState::Named(section, call);
                 return false;
             };
             let head: String = self.held.drain(..start).collect();
             let name = head.split(['[', ' ']).next().unwrap_or_default();
             section.raw += &head;
             if name.is_empty() || !(head.contains(mark) || self.names.iter().any(|known| known == name)) {
-                self.give_up(&section, parsed);
+                self.release_as_text(&section, parsed);
                 return true;
             }
-            object.name = Some(name.to_owned());
+            call.name = Some(name.to_owned());
         }
-        let n_read = object.read_arguments(&self.held);
+        let n_read = call.parse_arguments(&self.held);
         self.held.drain(..n_read);
-        self.give(&mut object, &mut section, parsed);
-        let is_over = object.is_over;
-        self.state = if is_over { State::Section(section) } else { State::Named(section, object) };
-        is_over && !self.held.is_empty()
+        self.emit(&mut call, &mut section, parsed);
+        let is_complete = call.is_complete;
+        self.state =
+            if is_complete { ParserState::Section(section) } else { ParserState::Named(section, call) };
+        is_complete && !self.held.is_empty()
     }
 
-    /// Gives out what is known of a call.
-    fn give(&mut self, object: &mut Object, section: &mut Section, parsed: &mut Parsed) {
-        let Some(name) = &object.name else { return };
-        if !object.has_begun && object.arguments.is_empty() && !object.is_over {
+    /// Emits the parts of a call that are new.
+    fn emit(&mut self, call: &mut PartialCall, section: &mut CallSection, parsed: &mut ParsedDelta) {
+        let Some(name) = &call.name else { return };
+        if !call.is_emitted && call.arguments.is_empty() && !call.is_complete {
             return;
         }
-        let index = if object.has_begun { self.n_calls - 1 } else { self.n_calls };
-        if object.is_over && object.arguments.is_empty() {
-            object.arguments.push_str("{}");
+        let index = if call.is_emitted { self.n_calls - 1 } else { self.n_calls };
+        if call.is_complete && call.arguments.is_empty() {
+            call.arguments.push_str("{}");
         }
-        let arguments = object.arguments[object.n_given..].to_owned();
-        object.n_given = object.arguments.len();
-        if !object.has_begun {
-            object.has_begun = true;
+        let arguments = call.arguments[call.n_emitted..].to_owned();
+        call.n_emitted = call.arguments.len();
+        if !call.is_emitted {
+            call.is_emitted = true;
             self.n_calls += 1;
             section.has_calls = true;
             section.raw.clear();
             parsed.calls.push(ToolCallDelta {
                 index,
-                id: Some(new_id(self.format.id_len)),
+                id: Some(new_call_id(self.format.id_len)),
                 kind: Some(FunctionKind::Function),
                 function: FunctionCallDelta { name: Some(name.clone()), arguments },
             });
@@ -288,52 +308,52 @@ impl CallParser {
     }
 }
 
-impl Object {
-    /// Reads on in an object of a call, as far as it goes; says how many bytes that is.
-    fn read(&mut self, text: &str) -> usize {
+impl PartialCall {
+    /// Parses more of a call's object; returns the number of bytes up to its end.
+    fn parse_object(&mut self, text: &str) -> usize {
         for (start, c) in text.char_indices() {
             let was_inner = self.depth > 1 || self.in_string;
             let is_structure = !self.in_string;
-            self.follow(c);
+            self.track_nesting(c);
             match c {
-                _ if was_inner || !is_structure => self.push_part(c),
-                '{' if self.part.is_empty() && self.key.is_none() && self.depth == 1 => {}
+                _ if was_inner || !is_structure => self.push_item_char(c),
+                '{' if self.item.is_empty() && self.key.is_none() && self.depth == 1 => {}
                 ':' if self.key.is_none() => {
-                    let key = std::mem::take(&mut self.part);
+                    let key = std::mem::take(&mut self.item);
                     let key: String = serde_json::from_str(key.trim()).unwrap_or_default();
-                    self.is_foreign |=
+                    self.has_unknown_key |=
                         !["name", "arguments", "parameters", "type", "id"].contains(&key.as_str());
                     self.key = Some(key);
                 }
-                ',' => self.end_value(),
+                ',' => self.end_item(),
                 '}' | ']' if self.depth == 0 => {
-                    self.end_value();
-                    self.is_over = true;
+                    self.end_item();
+                    self.is_complete = true;
                 }
-                c => self.push_part(c),
+                c => self.push_item_char(c),
             }
-            if self.is_over {
+            if self.is_complete {
                 return start + c.len_utf8();
             }
         }
         text.len()
     }
 
-    /// Reads on in arguments that stand alone.
-    fn read_arguments(&mut self, text: &str) -> usize {
+    /// Parses more of arguments that follow a name; returns the number of bytes up to their end.
+    fn parse_arguments(&mut self, text: &str) -> usize {
         for (start, c) in text.char_indices() {
-            self.follow(c);
+            self.track_nesting(c);
             self.arguments.push(c);
             if self.depth == 0 {
-                self.is_over = true;
+                self.is_complete = true;
                 return start + c.len_utf8();
             }
         }
         text.len()
     }
 
-    /// Keeps count of strings, objects and lists.
-    fn follow(&mut self, c: char) {
+    /// Tracks strings and nesting.
+    fn track_nesting(&mut self, c: char) {
         match c {
             _ if self.is_escaped => self.is_escaped = false,
             '\\' if self.in_string => self.is_escaped = true,
@@ -349,35 +369,35 @@ impl Object {
         matches!(self.key.as_deref(), Some("arguments" | "parameters"))
     }
 
-    fn push_part(&mut self, c: char) {
-        if self.part.is_empty() && c.is_whitespace() {
+    fn push_item_char(&mut self, c: char) {
+        if self.item.is_empty() && c.is_whitespace() {
             return;
         }
-        self.part.push(c);
-        if self.is_arguments() && self.part.starts_with('{') && (self.depth > 1 || c == '}') {
+        self.item.push(c);
+        if self.is_arguments() && self.item.starts_with('{') && (self.depth > 1 || c == '}') {
             self.arguments.push(c);
         }
     }
 
-    fn end_value(&mut self) {
+    fn end_item(&mut self) {
         let is_arguments = self.is_arguments();
-        let part = std::mem::take(&mut self.part);
+        let item = std::mem::take(&mut self.item);
         match self.key.take().as_deref() {
-            Some("name") => self.name = serde_json::from_str(part.trim()).ok(),
-            // Some models write them as the text of an object.
-            Some(_) if is_arguments && part.starts_with('"') => {
-                self.arguments = serde_json::from_str::<String>(part.trim()).unwrap_or(part);
+            Some("name") => self.name = serde_json::from_str(item.trim()).ok(),
+            // Some models write the arguments as a string with JSON in it.
+            Some(_) if is_arguments && item.starts_with('"') => {
+                self.arguments = serde_json::from_str::<String>(item.trim()).unwrap_or(item);
             }
-            Some(_) if is_arguments && self.arguments.is_empty() && part.trim() != "null" => {
-                self.arguments = Value::from(part.trim()).to_string();
+            Some(_) if is_arguments && self.arguments.is_empty() && item.trim() != "null" => {
+                self.arguments = Value::from(item.trim()).to_string();
             }
             _ => {}
         }
     }
 }
 
-/// An id of a call, of letters and digits alone where it has a certain length.
-fn new_id(len: Option<usize>) -> String {
+/// A random call id; of `len` letters and digits, if given.
+fn new_call_id(len: Option<usize>) -> String {
     let id = Uuid::new_v4().simple().to_string();
     match len {
         Some(len) => id[..len.min(id.len())].to_owned(),
@@ -389,10 +409,10 @@ fn new_id(len: Option<usize>) -> String {
 mod tests {
     use super::*;
 
-    /// Text and calls of an answer that comes in pieces of `n` bytes, and how many pieces of calls there were.
+    /// Text and calls of a text that arrives in pieces of `n` bytes, and the number of call deltas.
     fn parsed(format: &str, text: &str, n: usize) -> (String, Vec<(String, String)>, usize) {
         let names = ["get_weather", "add"].map(str::to_owned);
-        let mut parser = CallParser::new(Format::named(format), names.into(), true);
+        let mut parser = ToolCallParser::new(ToolCallFormat::by_name(format), names.into(), true);
         let (mut content, mut calls, mut n_deltas) = (String::new(), Vec::new(), 0);
         let mut pieces: Vec<String> = Vec::new();
         for c in text.chars() {
@@ -401,7 +421,7 @@ mod tests {
                 None => pieces.push(c.to_string()),
             }
         }
-        let all: Vec<Parsed> = pieces.iter().map(|piece| parser.push(piece)).collect();
+        let all: Vec<ParsedDelta> = pieces.iter().map(|piece| parser.push(piece)).collect();
         for parsed in all.into_iter().chain([parser.finish()]) {
             content += &parsed.content;
             for call in parsed.calls {
@@ -425,7 +445,7 @@ mod tests {
     const PARIS: (&str, &str) = ("get_weather", r#"{"city": "Paris"}"#);
     const SUM: (&str, &str) = ("add", r#"{"a": 1, "b": [2, {"c": "}"}]}"#);
 
-    /// A family, what one of its models says, the text in it, and the calls.
+    /// A format, a model's output, the text in it, and the calls.
     type Transcript = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
 
     const TRANSCRIPTS: &[Transcript] = &[
@@ -442,7 +462,7 @@ mod tests {
             "I'll look.",
             &[PARIS, SUM],
         ),
-        // The end came before the closing mark.
+        // The output ends before the closing mark.
         ("hermes", "<tool_call>{\"name\": \"add\"}", "", &[("add", "{}")]),
         (
             "hermes",
@@ -450,14 +470,14 @@ mod tests {
             " done",
             &[("add", "{}")],
         ),
-        // Arguments that are themselves text.
+        // Arguments as a string.
         (
             "hermes",
             r#"<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}</tool_call>"#,
             "",
             &[PARIS],
         ),
-        // A function that nobody offered is still a call where nothing else can be meant.
+        // A call of a function that is not offered, where the text can be nothing else.
         ("hermes", "<tool_call>{\"name\": \"fly\", \"arguments\": {}}</tool_call>", "", &[("fly", "{}")]),
         ("hermes", "a <tool_cal", "a <tool_cal", &[]),
         ("hermes", "<tool_call>{\"name\": \"add\"}</tool_call>\n<tool", "", &[("add", "{}")]),
@@ -468,7 +488,7 @@ mod tests {
             "<tool_call>{\"city\": \"Paris\"}</tool_call>",
             &[],
         ),
-        // JSON alone is a call only of a function that is there.
+        // JSON without a mark is a call only if the function is offered.
         ("hermes", " {\"name\": \"add\", \"parameters\": {\"a\": 1}}", "", &[("add", "{\"a\": 1}")]),
         ("hermes", "{\"name\": \"Ann\", \"age\": 3}", "{\"name\": \"Ann\", \"age\": 3}", &[]),
         ("hermes", "[1, 2]", "[1, 2]", &[]),
@@ -481,7 +501,7 @@ mod tests {
             &[("add", "{\"a\": 1}")],
         ),
         ("hermes", "So:\n```json\n{\"x\": 1}\n```\n", "So:\n```json\n{\"x\": 1}\n```\n", &[]),
-        // Gemma's way.
+        // Gemma's form.
         ("hermes", "```tool_code\n[{\"name\": \"add\", \"parameters\": {}}]\n```", "", &[("add", "{}")]),
         ("llama 3", "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}", "", &[PARIS]),
         (
@@ -521,7 +541,7 @@ mod tests {
     ];
 
     #[test]
-    fn transcripts_of_each_family_are_read_wherever_the_pieces_end() {
+    fn transcripts_are_parsed_wherever_the_pieces_end() {
         for &(format, text, content, calls) in TRANSCRIPTS {
             for n in [1, 2, 3, 7, 1000] {
                 let (found_content, found, _) = parsed(format, text, n);
@@ -536,12 +556,12 @@ mod tests {
     }
 
     #[test]
-    fn arguments_come_as_they_are_written() {
+    fn arguments_are_streamed() {
         let text = "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}";
         let (_, calls, n_deltas) = parsed("hermes", text, 1);
         assert_eq!(calls.len(), 1);
-        assert_eq!(n_deltas, PARIS.1.len(), "one for each piece, of which the first begins it");
-        // Cut short, they are what was said.
+        assert_eq!(n_deltas, PARIS.1.len(), "one for each piece of the arguments");
+        // A truncated call has the arguments so far.
         let (content, calls, _) = parsed("hermes", &text[..text.len() - 6], 1);
         assert_eq!((content.as_str(), calls[0].1.as_str()), ("", "{\"city\": \"Pa"));
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::route::{EVENT_STREAM, JSON, RequestBody, Route};
 use crate::openai::error::ErrorBody;
-use crate::openai::params::{Rows, Treatment};
+use crate::openai::params::{ParamTable, Treatment};
 
 /// The description of the whole API.
 const ABOUT: &str = "\
@@ -211,7 +211,7 @@ struct Schemas {
     requests: SchemaGenerator,
     responses: SchemaGenerator,
     /// The treatment of the fields of each request type, by the type's name.
-    parameters: Vec<(String, Rows)>,
+    parameters: Vec<(String, ParamTable)>,
 }
 
 impl Schemas {
@@ -242,11 +242,11 @@ impl Schemas {
 }
 
 /// Removes the fields that the route does not honor from a request's schema, and lists them in its description.
-fn describe_treatment(schema: &mut Value, rows: Rows) {
+fn describe_treatment(schema: &mut Value, rows: ParamTable) {
     let rows = || rows.iter().copied().flatten();
     if let Some(Value::Object(fields)) = schema.get_mut("properties") {
         fields.retain(|name, _| {
-            rows().any(|(row, treatment)| row == name && matches!(treatment, Treatment::Honoured))
+            rows().any(|(row, treatment)| row == name && matches!(treatment, Treatment::Honored))
         });
     }
     let mut description = schema["description"].as_str().unwrap_or_default().to_owned();

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
-use crate::chat::{ChatStream, ResponseCache};
+use crate::chat::{CacheStatus, ChatStream, ResponseCache};
 use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
@@ -37,9 +37,10 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let tenant = generation_response::tenant_from_headers(&headers);
     let attempt = Attempt::from_request(&headers, &tenant, "/v1/chat/completions", &body.0);
-    let (request, ignored) = body.parse::<ChatCompletionRequest>(params::CHAT)?;
-    let streams = request.stream.unwrap_or(false);
-    let include_usage = request.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let (object, ignored) = body.check_params(params::CHAT)?;
+    let request = ChatCompletionRequest::from_object(object)?;
+    let streams = request.options.is_streamed();
+    let include_usage = request.options.include_usage();
     let logprobs = request.logprobs.unwrap_or(false);
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), "chat");
@@ -66,20 +67,21 @@ async fn begin(
     tenant: Arc<str>,
     mut ignored: IgnoredParams,
 ) -> Result<(ChatStream, Envelope, HeaderMap)> {
-    let slot = app.chat_slot(request.model.as_deref())?;
+    let slot = app.chat_slot(request.options.model.as_deref())?;
     let model_id = slot.served().id().to_owned();
     let kept =
         app.responses().and_then(|kept| Some((kept, ResponseCache::key(&tenant, &model_id, &request)?)));
-    let known =
-        kept.as_ref().and_then(|(kept, key)| ChatStream::find(kept, key, slot.fingerprint().as_deref()));
+    let known = kept
+        .as_ref()
+        .and_then(|(kept, key)| ChatStream::from_cache(kept, key, slot.fingerprint().as_deref()));
     let answer = match known {
         Some(answer) => answer,
         None => {
             let model = app.chat_model(slot).await?;
             let admission = model.admit()?;
-            let mut answer = app.compute(move || model.answer(admission, &request, tenant)).await??;
+            let mut answer = app.compute(move || model.start_chat(admission, &request, tenant)).await??;
             if let Some((kept, key)) = &kept {
-                answer.record(kept, key.clone());
+                answer.record_into(kept, key.clone());
             }
             answer
         }
@@ -87,8 +89,12 @@ async fn begin(
     ignored.extend(answer.ignored_fields());
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
-    if kept.is_some() {
-        headers.insert(CACHE, HeaderValue::from_static(if answer.is_cached() { "hit" } else { "miss" }));
+    if let Some(status) = answer.cache_status() {
+        let status = match status {
+            CacheStatus::Hit => "hit",
+            CacheStatus::Miss => "miss",
+        };
+        headers.insert(CACHE, HeaderValue::from_static(status));
     }
     let envelope = Envelope::new("chatcmpl", model_id, &answer);
     Ok((answer, envelope, headers))

@@ -35,14 +35,14 @@ pub async fn completions(
     let (object, ignored) = body.check_params(params::COMPLETIONS)?;
     let request = CompletionRequest::from_object(object)?;
     let options = &request.options;
-    let streams = options.stream.unwrap_or(false);
-    let include_usage = options.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
-    let n_top = request.own.logprobs;
+    let streams = options.is_streamed();
+    let include_usage = options.include_usage();
+    let n_top = request.logprobs;
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), "completion");
     let begun = begin(app, request, tenant, ignored);
     if streams {
-        let (CompletionStream { answer, echo, n }, envelope, headers) = begun.await?;
+        let (CompletionStream { stream: answer, echo, n }, envelope, headers) = begun.await?;
         let encoder = TextChunkEncoder { echo, n, n_top, offsets: vec![0; answer.n_choices()] };
         return Ok((
             headers,
@@ -68,11 +68,11 @@ async fn begin(
     let model_id = slot.served().id().to_owned();
     let model = app.chat_model(slot).await?;
     let admission = model.admit()?;
-    let completion = app.compute(move || model.complete(admission, &request, tenant)).await??;
-    ignored.extend(completion.answer.ignored_fields());
+    let completion = app.compute(move || model.start_completion(admission, &request, tenant)).await??;
+    ignored.extend(completion.stream.ignored_fields());
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
-    let envelope = Envelope::new("cmpl", model_id, &completion.answer);
+    let envelope = Envelope::new("cmpl", model_id, &completion.stream);
     Ok((completion, envelope, headers))
 }
 
@@ -82,7 +82,7 @@ async fn whole(
     n_top: Option<u64>,
     log: RequestLog,
 ) -> Result<Completion> {
-    let CompletionStream { answer, echo, n } = completion;
+    let CompletionStream { stream: answer, echo, n } = completion;
     let n_prompts = answer.n_prompts();
     let (mut texts, usage) = generation_response::collect_choices(answer, log).await?;
     let best_of = texts.len() / n_prompts;

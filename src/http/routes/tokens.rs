@@ -8,7 +8,6 @@ use crate::app::{App, Vocabulary};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
-use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::params;
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
@@ -41,10 +40,7 @@ fn token_ids(request: &TokenizeRequest, vocabulary: &Vocabulary) -> Result<Vec<u
         (Some(text), None, vocabulary) => {
             vocabulary.tokenizer().encode_text(text, request.add_special_tokens.unwrap_or(true))
         }
-        (None, Some(messages), Vocabulary::OfChat(model)) => {
-            let messages = messages.clone();
-            model.prompt_tokens(&ChatCompletionRequest { messages, ..ChatCompletionRequest::default() })
-        }
+        (None, Some(messages), Vocabulary::OfChat(model)) => model.prompt_tokens(messages),
         (None, Some(_), Vocabulary::OfTexts(_)) => {
             Err(Error::invalid("messages", "this model has no chat template; send `prompt`"))
         }

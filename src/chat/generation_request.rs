@@ -1,55 +1,113 @@
-//! From a chat request to what the engine takes: ranges and defaults.
+//! Validation of generation options: ranges checked, defaults filled in.
 
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::inference::{GenerationRequest, SamplingParams};
 use crate::openai::chat::{ChatCompletionRequest, OneOrMany};
+use crate::openai::completions::CompletionRequest;
+use crate::openai::generation_options::GenerationOptions;
 
-/// OpenAI's bounds.
-const MAX_STOPS: usize = 4;
-const MAX_TOP_LOGPROBS: u64 = 20;
-const MAX_STOP_TOKENS: usize = 64;
-/// Answers to one request.
+/// Maximum of `n` and `best_of`.
 pub const MAX_CHOICES: u64 = 8;
-const MAX_LOGIT_BIAS: f32 = 100.0;
 
-/// Longest stop string. The end of the text is held back while it could be the beginning of one.
+/// OpenAI's limit of `stop`.
+const MAX_STOPS: usize = 4;
+
+/// The longest stop string. Text is held back while it could be the beginning of one.
 const MAX_STOP_BYTES: usize = 1024;
 
-/// Bounds of the repeat penalty. A logit divided by less than the first may leave float32.
+/// Maximum number of additional stop tokens.
+const MAX_STOP_TOKENS: usize = 64;
+
+/// OpenAI's limit of `top_logprobs` in a chat completion.
+const MAX_TOP_LOGPROBS: u64 = 20;
+
+/// OpenAI's limit of `logprobs` in a text completion.
+const MAX_LOGPROBS: u64 = 5;
+
+/// OpenAI's limit of `logit_bias`.
+const MAX_LOGIT_BIAS: f32 = 100.0;
+
+/// Range of the repeat penalty. A logit divided by less than the minimum may overflow float32.
 const MIN_REPEAT_PENALTY: f32 = 0.01;
 const MAX_REPEAT_PENALTY: f32 = 10.0;
 
-/// The engine's request without its prompt: ranges checked, defaults filled in.
+/// A token limit and the parameter that sets it.
+type TokenLimit = (&'static str, Option<u64>);
+
+/// Converts a chat request to the engine's request, without its prompt.
 ///
 /// # Errors
-/// When a parameter is out of its range; the error names it.
-pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> Result<GenerationRequest> {
-    let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
-        (Some(n), _) => Some(("max_completion_tokens", n)),
-        (None, Some(n)) => Some(("max_tokens", n)),
-        (None, None) => None,
-    };
-    // One that does not count is not 0 either.
-    for (param, n) in
-        [("max_completion_tokens", request.max_completion_tokens), ("max_tokens", request.max_tokens)]
-    {
-        if n == Some(0) {
-            return Err(Error::invalid(param, format!("`{param}` must be at least 1")));
-        }
+/// When a parameter is out of range; the error names it.
+pub fn chat_generation_request(
+    request: &ChatCompletionRequest,
+    tenant: Arc<str>,
+) -> Result<GenerationRequest> {
+    let limits = [
+        ("max_completion_tokens", request.max_completion_tokens),
+        ("max_tokens", request.options.max_tokens),
+    ];
+    let generation = generation_request(&request.options, &limits, tenant)?;
+    Ok(GenerationRequest { top_logprobs: top_logprobs(request)?, ..generation })
+}
+
+/// Converts a text completion request to the engine's request, without its prompt.
+///
+/// # Errors
+/// When a parameter is out of range; the error names it.
+pub fn completion_generation_request(
+    request: &CompletionRequest,
+    tenant: Arc<str>,
+) -> Result<GenerationRequest> {
+    check_logprobs(request)?;
+    let limits = [("max_tokens", request.options.max_tokens)];
+    let generation = generation_request(&request.options, &limits, tenant)?;
+    let top_logprobs = request.logprobs.map(|n| n as usize);
+    Ok(GenerationRequest { is_continuation: true, top_logprobs, ..generation })
+}
+
+/// Converts the options to the engine's request. Of `limits`, the first that is set counts.
+fn generation_request(
+    options: &GenerationOptions,
+    limits: &[TokenLimit],
+    tenant: Arc<str>,
+) -> Result<GenerationRequest> {
+    // Zero is refused even in a limit that does not count.
+    if let Some((param, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
+        return Err(Error::invalid(*param, format!("`{param}` must be at least 1")));
     }
-    let min_tokens = request.min_tokens.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    if let Some((param, n)) = max_tokens.filter(|(_, n)| request.min_tokens > Some(*n)) {
+    let max_tokens = limits.iter().find_map(|&(param, limit)| Some((param, limit?)));
+    let min_tokens = options.min_tokens.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    if let Some((param, n)) = max_tokens.filter(|(_, n)| options.min_tokens > Some(*n)) {
         return Err(Error::invalid(
             "min_tokens",
-            format!("`min_tokens` is {min_tokens}, more than `{param}`, {n}"),
+            format!("`min_tokens` is {min_tokens}, more than `{param}`, which is {n}"),
         ));
     }
-    if request.stream_options.is_some() && !request.stream.unwrap_or(false) {
+    if options.stream_options.is_some() && !options.is_streamed() {
         return Err(Error::invalid("stream_options", "`stream_options` needs `stream` to be true"));
     }
-    let stop = match &request.stop {
+    Ok(GenerationRequest {
+        prompt: Vec::new(),
+        prediction: Vec::new(),
+        max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
+        min_tokens,
+        sampling: sampling_params(options)?,
+        constraint: None,
+        is_continuation: false,
+        stop: stop_strings(options)?,
+        stop_tokens: stop_tokens(options)?,
+        visible_tokens: Vec::new(),
+        ignore_eos: options.ignore_eos.unwrap_or(false),
+        top_logprobs: None,
+        tenant,
+        cache_salt: options.cache_salt.clone(),
+    })
+}
+
+fn stop_strings(options: &GenerationOptions) -> Result<Vec<String>> {
+    let stop = match &options.stop {
         None => Vec::new(),
         Some(OneOrMany::One(stop)) => vec![stop.clone()],
         Some(OneOrMany::Many(stops)) => stops.clone(),
@@ -63,34 +121,19 @@ pub fn generation_request(request: &ChatCompletionRequest, tenant: Arc<str>) -> 
     if stop.iter().any(String::is_empty) {
         return Err(Error::invalid(
             "stop",
-            "`stop` has an empty string, which would stop nothing; leave it out",
+            "`stop` contains an empty string, which would never stop anything; leave it out",
         ));
     }
     if let Some(long) = stop.iter().find(|stop| stop.len() > MAX_STOP_BYTES) {
         let message =
-            format!("`stop` has a string of {} bytes; at most {MAX_STOP_BYTES} are allowed", long.len());
+            format!("`stop` contains a string of {} bytes; at most {MAX_STOP_BYTES} are allowed", long.len());
         return Err(Error::invalid("stop", message));
     }
-    Ok(GenerationRequest {
-        prompt: Vec::new(),
-        prediction: Vec::new(),
-        max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
-        min_tokens,
-        sampling: sampling_params(request)?,
-        constraint: None,
-        is_continuation: false,
-        stop,
-        stop_tokens: stop_tokens(request)?,
-        visible_tokens: Vec::new(),
-        ignore_eos: request.ignore_eos.unwrap_or(false),
-        top_logprobs: top_logprobs(request)?,
-        tenant,
-        cache_salt: request.cache_salt.clone(),
-    })
+    Ok(stop)
 }
 
-fn stop_tokens(request: &ChatCompletionRequest) -> Result<Vec<u32>> {
-    let tokens = request.stop_token_ids.clone().unwrap_or_default();
+fn stop_tokens(options: &GenerationOptions) -> Result<Vec<u32>> {
+    let tokens = options.stop_token_ids.clone().unwrap_or_default();
     if tokens.len() > MAX_STOP_TOKENS {
         let n = tokens.len();
         let message = format!("`stop_token_ids` has {n} tokens; at most {MAX_STOP_TOKENS} are allowed");
@@ -99,14 +142,28 @@ fn stop_tokens(request: &ChatCompletionRequest) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-/// How many answers are asked for.
+/// Number of choices for each prompt.
 ///
 /// # Errors
-/// When they are none or too many.
-pub fn n_choices(request: &ChatCompletionRequest) -> Result<usize> {
-    match request.n.unwrap_or(1) {
+/// When it is 0 or too large.
+pub fn num_choices(options: &GenerationOptions) -> Result<usize> {
+    match options.n.unwrap_or(1) {
         n @ 1..=MAX_CHOICES => Ok(n as usize),
         n => Err(Error::invalid("n", format!("`n` is {n}; it must be from 1 to {MAX_CHOICES}"))),
+    }
+}
+
+fn check_logprobs(request: &CompletionRequest) -> Result<()> {
+    match request.logprobs {
+        Some(n) if n > MAX_LOGPROBS => Err(Error::invalid(
+            "logprobs",
+            format!("`logprobs` is {n}; at most {MAX_LOGPROBS} tokens are reported at each position"),
+        )),
+        Some(_) if request.echo.unwrap_or(false) => Err(Error::invalid(
+            "echo",
+            "log probabilities of the prompt's tokens are not computed; send `echo` without `logprobs`",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -124,7 +181,7 @@ fn top_logprobs(request: &ChatCompletionRequest) -> Result<Option<usize>> {
     }
 }
 
-fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
+fn sampling_params(options: &GenerationOptions) -> Result<SamplingParams> {
     let defaults = SamplingParams::default();
     let within = |param: &'static str, value: Option<f32>, min: f32, max: f32, default: f32| match value {
         None => Ok(default),
@@ -133,10 +190,10 @@ fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
             Err(Error::invalid(param, format!("`{param}` is {value}; it must be from {min} to {max}")))
         }
     };
-    let (param, repeat_penalty) = match (request.repeat_penalty, request.repetition_penalty) {
+    let (param, repeat_penalty) = match (options.repeat_penalty, options.repetition_penalty) {
         (Some(one), Some(other)) if one != other => {
             let message = format!(
-                "`repeat_penalty` is {one} and `repetition_penalty` {other}; both mean the same, send one"
+                "`repeat_penalty` is {one} and `repetition_penalty` is {other}; both mean the same, so send only one"
             );
             return Err(Error::invalid("repetition_penalty", message));
         }
@@ -145,7 +202,7 @@ fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
     };
     let repeat_penalty =
         within(param, repeat_penalty, MIN_REPEAT_PENALTY, MAX_REPEAT_PENALTY, defaults.repeat_penalty)?;
-    let repeat_last_n = match request.repeat_last_n {
+    let repeat_last_n = match options.repeat_last_n {
         None => defaults.repeat_last_n,
         Some(-1) => None,
         Some(n) => Some(usize::try_from(n).map_err(|_| {
@@ -155,28 +212,28 @@ fn sampling_params(request: &ChatCompletionRequest) -> Result<SamplingParams> {
             )
         })?),
     };
-    let top_k = match request.top_k {
+    let top_k = match options.top_k {
         None | Some(-1) => 0,
         Some(k) => usize::try_from(k).map_err(|_| {
             Error::invalid("top_k", format!("`top_k` is {k}; it must be 0 or -1 (all tokens) or more"))
         })?,
     };
     Ok(SamplingParams {
-        temperature: within("temperature", request.temperature, 0.0, 2.0, defaults.temperature)?,
+        temperature: within("temperature", options.temperature, 0.0, 2.0, defaults.temperature)?,
         top_k,
-        top_p: within("top_p", request.top_p, 0.0, 1.0, defaults.top_p)?,
-        min_p: within("min_p", request.min_p, 0.0, 1.0, defaults.min_p)?,
-        seed: request.seed.map(i64::cast_unsigned),
+        top_p: within("top_p", options.top_p, 0.0, 1.0, defaults.top_p)?,
+        min_p: within("min_p", options.min_p, 0.0, 1.0, defaults.min_p)?,
+        seed: options.seed.map(i64::cast_unsigned),
         repeat_penalty,
         repeat_last_n,
-        presence_penalty: within("presence_penalty", request.presence_penalty, -2.0, 2.0, 0.0)?,
-        frequency_penalty: within("frequency_penalty", request.frequency_penalty, -2.0, 2.0, 0.0)?,
-        logit_bias: logit_bias(request)?,
+        presence_penalty: within("presence_penalty", options.presence_penalty, -2.0, 2.0, 0.0)?,
+        frequency_penalty: within("frequency_penalty", options.frequency_penalty, -2.0, 2.0, 0.0)?,
+        logit_bias: logit_bias(options)?,
     })
 }
 
-fn logit_bias(request: &ChatCompletionRequest) -> Result<Vec<(u32, f32)>> {
-    request
+fn logit_bias(options: &GenerationOptions) -> Result<Vec<(u32, f32)>> {
+    options
         .logit_bias
         .iter()
         .flatten()
@@ -196,13 +253,13 @@ fn logit_bias(request: &ChatCompletionRequest) -> Result<Vec<(u32, f32)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openai;
     use serde_json::{Value, json};
 
     fn request(fields: Value) -> Result<GenerationRequest> {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        generation_request(&openai::from_value(body)?, "".into())
+        let request = ChatCompletionRequest::from_object(body.as_object().unwrap().clone())?;
+        chat_generation_request(&request, "".into())
     }
 
     #[test]
@@ -215,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn each_parameter_arrives() {
+    fn every_parameter_is_converted() {
         let full = request(json!({
             "max_tokens": 5, "max_completion_tokens": 6, "temperature": 0.5, "top_p": 0.9, "top_k": 3,
             "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "presence_penalty": 1, "frequency_penalty": -1,
@@ -244,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_by_name() {
+    fn values_out_of_range_are_refused_by_name() {
         for (param, value) in [
             ("max_tokens", json!(0)),
             ("max_completion_tokens", json!(0)),

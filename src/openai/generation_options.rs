@@ -1,0 +1,122 @@
+//! Options of a generation that chat and text completions share.
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::chat::{OneOrMany, ResponseFormat, StreamOptions};
+use crate::error::Result;
+
+/// Model, sampling, limits, constraints and streaming of a generation.
+///
+/// Both requests flatten these fields into their own. serde loses the path of an error in a flattened field, so
+/// requests read them with [`GenerationOptions::from_body`] first.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct GenerationOptions {
+    /// Id or alias of a chat model; the first one by default.
+    #[schemars(example = &"default")]
+    pub model: Option<String>,
+    /// Number of choices to generate.
+    #[schemars(range(min = 1, max = 8))]
+    pub n: Option<u64>,
+    /// Maximum number of tokens to generate.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u64>,
+    /// Sampling temperature; 0 always picks the likeliest token.
+    #[schemars(range(min = 0, max = 2))]
+    pub temperature: Option<f32>,
+    /// Sample from the likeliest tokens whose probabilities together reach this value (nucleus sampling).
+    #[schemars(range(min = 0, max = 1))]
+    pub top_p: Option<f32>,
+    /// Sample from this many of the likeliest tokens; 0 and -1 mean all of them.
+    #[schemars(range(min = -1))]
+    pub top_k: Option<i64>,
+    /// Sample from tokens that are at least this likely, relative to the likeliest token.
+    #[schemars(range(min = 0, max = 1))]
+    pub min_p: Option<f32>,
+    /// Seed of the sampler; equal seeds draw equal tokens.
+    pub seed: Option<i64>,
+    /// Strings at which generation stops; they are not part of the text. Up to 4, of 1 to 1,024 bytes each.
+    #[schemars(schema_with = "stop_schema")]
+    pub stop: Option<OneOrMany>,
+    /// Send the response as server-sent events while it is generated.
+    pub stream: Option<bool>,
+    /// Options of the stream; only valid with `stream`.
+    pub stream_options: Option<StreamOptions>,
+    /// Penalty on the logits of tokens that have occurred in the generated text.
+    #[schemars(range(min = -2, max = 2))]
+    pub presence_penalty: Option<f32>,
+    /// Penalty on the logits of tokens, multiplied by their number of occurrences in the generated text.
+    #[schemars(range(min = -2, max = 2))]
+    pub frequency_penalty: Option<f32>,
+    /// Biases from -100 to 100, added to the logits; the keys are token ids.
+    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": -100, "maximum": 100}))]
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    /// Divisor of the logits of tokens that have occurred.
+    #[schemars(range(min = 0.01, max = 10))]
+    pub repeat_penalty: Option<f32>,
+    /// Another name for `repeat_penalty`.
+    #[schemars(range(min = 0.01, max = 10))]
+    pub repetition_penalty: Option<f32>,
+    /// Number of recent tokens that the repeat penalty considers; -1 means all of them.
+    #[schemars(range(min = -1))]
+    pub repeat_last_n: Option<i64>,
+    /// Keep generating after the model's end-of-sequence token.
+    pub ignore_eos: Option<bool>,
+    /// Minimum number of tokens to generate before a stop token or stop string may end the text.
+    pub min_tokens: Option<u64>,
+    /// Ids of tokens that end the text, in addition to the model's own.
+    #[schemars(length(max = 64))]
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Prefix-cache namespace: only requests with the same salt share cached prompt tokens.
+    pub cache_salt: Option<String>,
+    /// Keep only this many tokens from the end of the prompt; -1 keeps as many as fit.
+    #[schemars(schema_with = "truncate_schema")]
+    pub truncate_prompt_tokens: Option<i64>,
+    /// The form that the response must have.
+    pub response_format: Option<ResponseFormat>,
+    /// JSON schema that the response must match, as an object or as text.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    pub guided_json: Option<Value>,
+    /// Regular expression that the whole response must match.
+    pub guided_regex: Option<String>,
+    /// Strings of which the response must be one.
+    #[schemars(length(min = 1))]
+    pub guided_choice: Option<Vec<String>>,
+    /// Lark grammar that the response must match.
+    pub grammar: Option<String>,
+}
+
+impl GenerationOptions {
+    /// Reads the options from a request's JSON object; other fields are skipped.
+    ///
+    /// # Errors
+    /// When a field has the wrong form; the error names the field.
+    pub fn from_body(body: &Value) -> Result<Self> {
+        super::from_value(body)
+    }
+
+    /// Whether the response is streamed.
+    pub fn is_streamed(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// Whether a stream ends with the token counts.
+    pub fn include_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
+    }
+}
+
+/// The schema of `stop`, with bounds that [`OneOrMany`] has only here.
+fn stop_schema(_: &mut SchemaGenerator) -> Schema {
+    let text = || json_schema!({"type": "string", "minLength": 1, "maxLength": 1024});
+    json_schema!({"anyOf": [text(), {"type": "array", "items": text(), "maxItems": 4}, {"type": "null"}]})
+}
+
+/// The schema of `truncate_prompt_tokens`, which is never 0.
+fn truncate_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": ["integer", "null"], "minimum": -1, "not": {"const": 0}})
+}
