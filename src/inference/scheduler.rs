@@ -1,76 +1,77 @@
-//! What the next batch holds, and in which blocks. Pure: tokens and names in, a [`Batch`] out; no tensor,
-//! clock, channel or string of text is known here.
+//! The scheduler of continuous batching: which tokens the next batch computes, and in which blocks of the paged
+//! KV cache. Pure: tokens and ids in, a [`Batch`] out; it holds no tensor, clock, channel or text.
 //!
-//! Every running sequence whose tokens are all computed but the newest gets that one computed. With what is
-//! left of the batch's bound prompts are computed, one after the other, but a long one lets others go first
-//! after each full chunk, and only a little at a time while others generate, so that those do not stutter.
-//! Before
-//! a part of a prompt is computed, the blocks of any earlier or simultaneous sequence that began alike are
-//! taken over.
+//! Every step mixes decodes with bounded chunks of prefill. A sequence whose tokens are all computed but the newest
+//! decodes: it gets that one computed. The rest of the batch's token budget goes to prompts, round robin: a long
+//! prompt lets the next one go first after each full chunk. While any sequence decodes, the budget is small, so that
+//! decodes do not stutter. Before a chunk is computed, the prefix cache is searched for blocks that any earlier or
+//! concurrent sequence has computed.
 //!
-//! Sequences start in the order they came, but of several tenants the one with the fewest running goes
-//! first, unless that has let too many pass already. When no block is left for a running one, the youngest gives its blocks back and is computed again
-//! later: what it has said stays said.
+//! Sequences start in order of arrival. Among several tenants the one with the fewest running sequences goes first,
+//! unless a waiting sequence has been overtaken too often. When blocks run out, the newest sequence is preempted: it
+//! gives its blocks back and is recomputed later. Tokens already emitted are kept.
 //!
-//! A sequence whose context is full may go on without the middle of its past, and blocks that no layer sees any
-//! more are given back.
+//! A sequence whose context is full may continue without the middle of its past ([`ContextShift`]). Blocks that have
+//! left the attention window of their layers are released.
 //!
-//! Where the text itself suggests what comes next, a few guesses are computed along, as many as pay.
+//! With speculative decoding, draft tokens ride along with the decodes as long as they are worth their cost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::block_pool::{BlockPool, Parent, Prefixes};
-use super::prompt_lookup::{PromptLookup, RowCost};
+use super::block_pool::BlockPool;
+use super::prefix_cache::{PrefixId, PrefixIndex, PrefixParent};
+use super::prompt_lookup::{DraftCostModel, PromptLookup};
 use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, window_start};
 
-/// Prompt tokens that may ride along with each sequence that generates: they make its next token take a few
-/// times as long as alone.
+/// Prompt tokens that a batch computes for each sequence that decodes. They make a decode take a few times as long as
+/// it takes alone.
 const PROMPT_TOKENS_PER_DECODE: usize = 4;
 
-/// Prompt tokens of a batch however few sequences generate.
-const LEAST_PROMPT_TOKENS: usize = 32;
+/// Prompt tokens that a batch computes however few sequences decode.
+const MIN_PROMPT_TOKENS: usize = 32;
 
-/// Tokens of a prompt that a batch computes at once even while others generate: it is over sooner, and in large
-/// batches each token takes less time.
-const SHORT_PROMPT: usize = 128;
+/// Prompts of at most this length are computed in one chunk even while others decode: they are done sooner, and a
+/// token takes less time in a large batch.
+const SHORT_PROMPT_TOKENS: usize = 128;
 
 /// Bounds of a scheduler.
 #[derive(Debug, Clone)]
 pub struct SchedulerOptions {
-    /// Sequences at once.
+    /// Sequences that run at once.
     pub max_running: usize,
-    /// Prompt tokens of a batch, and of a sequence's turn.
+    /// Prompt tokens of a batch, and of a sequence before the next one's turn.
     pub prefill_chunk: usize,
-    /// Blocks for keys and values, of each group of layers; those that see farthest first.
+    /// KV cache blocks of each group of layers; the group with the largest window first.
     pub groups: Vec<BlockGroup>,
-    /// Whether what comes next is guessed at.
+    /// Whether draft tokens are computed (speculative decoding).
     pub speculative: bool,
-    /// What becomes of sequences that grow beyond the context, if they may.
+    /// The way to continue sequences that outgrow the context; `None` if they must not.
     pub context_shift: Option<ContextShift>,
 }
 
-/// Blocks of layers that see equally far.
+/// The KV cache blocks of the layers with one attention window.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockGroup {
+    /// Blocks of the group, all sequences together.
     pub n_blocks: usize,
-    /// How many tokens back the layers see, if not all.
+    /// Tokens that a query attends to, its own included; `None` for all.
     pub window: Option<usize>,
 }
 
 impl BlockGroup {
-    /// Most blocks that one sequence ever has at once, however long it is: those that its layers see, and those
-    /// that `prefill_chunk` tokens are written to.
-    pub fn most_blocks(window: Option<usize>, prefill_chunk: usize) -> usize {
-        let of_window =
+    /// Most blocks that one sequence ever holds at once, however long it is: those within the window, and those that
+    /// a chunk of `prefill_chunk` tokens is written to.
+    pub fn max_blocks_per_sequence(window: Option<usize>, prefill_chunk: usize) -> usize {
+        let with_window =
             |window: usize| window.div_ceil(BLOCK_TOKENS) + prefill_chunk.div_ceil(BLOCK_TOKENS) + 2;
-        window.map_or(usize::MAX, of_window)
+        window.map_or(usize::MAX, with_window)
     }
 }
 
-/// How a text that is longer than the context is cut: the beginning, on which attention rests however far away
-/// it is (Xiao and others, "Efficient Streaming Language Models with Attention Sinks", 2023), and the end stay.
-/// What stays is computed anew, since every token has seen those that go.
+/// The cut of a sequence that is longer than the context. Its first tokens stay as attention sinks (Xiao and others,
+/// "Efficient Streaming Language Models with Attention Sinks", 2023), and its end. Everything that stays is
+/// recomputed, because every token has attended to those that go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextShift {
     /// Most tokens of a sequence.
@@ -78,12 +79,12 @@ pub struct ContextShift {
 }
 
 impl ContextShift {
-    /// How many of the first tokens stay.
-    const N_FIRST: usize = 4;
+    /// First tokens that stay.
+    const N_SINK_TOKENS: usize = 4;
 
-    /// How many tokens stay in front, and how many at the end: so many that there is room for as many more.
+    /// The numbers of tokens that stay at the beginning and at the end: half a context together.
     pub fn n_kept(&self) -> (usize, usize) {
-        let n_first = Self::N_FIRST.min(self.context_length / 4);
+        let n_first = Self::N_SINK_TOKENS.min(self.context_length / 4);
         (n_first, self.context_length / 2 - n_first)
     }
 }
@@ -91,30 +92,32 @@ impl ContextShift {
 /// A sequence to be computed.
 #[derive(Debug, Clone)]
 pub struct NewSequence {
+    /// Its id, unique among all sequences of the scheduler.
     pub id: SequenceId,
+    /// Its first tokens; at least one.
     pub prompt: Vec<u32>,
-    /// What is predicted to be generated.
+    /// The client's prediction of the completion, a source of draft tokens.
     pub prediction: Vec<u32>,
-    /// Most tokens that are generated.
+    /// Most tokens to generate.
     pub max_tokens: usize,
-    /// Who sent it: tenants get their turns alike.
+    /// The sender; tenants get equal shares.
     pub tenant: Arc<str>,
-    /// Those with the same name may share blocks.
+    /// The namespace of the prefix cache: only sequences of one namespace share blocks.
     pub cache_namespace: Arc<str>,
 }
 
-/// Decides what is computed together.
+/// Decides what each batch computes.
 #[derive(Debug)]
 pub struct Scheduler {
     options: SchedulerOptions,
-    blocks: Blocks,
-    row_cost: RowCost,
-    /// Oldest first; those that had to give their blocks back before all others.
+    kv: KvBlocks,
+    draft_cost: DraftCostModel,
+    /// Oldest first, preempted ones before all others.
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Sequence>,
-    /// The last whose turn to have its prompt computed has ended: the next is whose turn it is.
-    last_turn: u64,
+    /// Round-robin cursor: the arrival number of the last sequence whose prefill turn ended.
+    prefill_cursor: u64,
     n_added: u64,
     n_preempted: u64,
 }
@@ -122,110 +125,116 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Sequence {
     id: SequenceId,
-    /// Its place among all that ever came.
-    number: u64,
+    /// Its rank in order of arrival, from 1.
+    arrival: u64,
     tenant: Arc<str>,
     cache_namespace: Arc<str>,
-    /// Prompt and what was generated.
+    /// The prompt and the generated tokens.
     tokens: Vec<u32>,
     n_prompt: usize,
     n_generated: usize,
     max_tokens: usize,
     lookup: PromptLookup,
-    /// Tokens whose keys and values are there, or will be after the current batch.
+    /// Tokens whose keys and values are in the KV cache, or will be after the current batch.
     n_computed: usize,
-    /// Of each group of layers.
-    tables: Vec<Table>,
-    /// Blocks that others can find, and what comes after the last of them.
-    n_published: usize,
-    parent: Parent,
-    /// Tokens computed of its prompt since its turn began.
-    n_of_turn: usize,
-    /// Tokens of its prompt that were there before it began.
-    n_cached: usize,
+    /// Its blocks in each group of layers.
+    tables: Vec<GroupTable>,
+    /// Full blocks that are in the prefix cache.
+    n_cached_blocks: usize,
+    /// The prefix that ends with the last of them.
+    prefix: PrefixParent,
+    /// Prompt tokens computed since its prefill turn began.
+    chunk_tokens_used: usize,
+    /// Prompt tokens that it found in the prefix cache when it started.
+    n_cached_tokens: usize,
     /// Whether any of it was ever computed.
-    has_begun: bool,
-    /// Later ones that started before it.
+    has_started: bool,
+    /// Later arrivals that started before it.
     n_overtaken: usize,
 }
 
-/// A sequence's blocks in a group of layers; those that are out of sight are given back.
+/// A sequence's blocks in a group of layers.
 #[derive(Debug, Clone, Default)]
-struct Table {
+struct GroupTable {
     blocks: BlockTable,
-    n_unseen: usize,
+    /// Blocks at its beginning that have left the attention window and are released.
+    n_out_of_window: usize,
 }
 
-/// All blocks there are.
+/// The blocks of the KV cache, in all groups of layers, and the prefix cache over them.
 #[derive(Debug)]
-struct Blocks {
-    prefixes: Prefixes,
+struct KvBlocks {
+    prefixes: PrefixIndex,
     pools: Vec<BlockPool>,
     windows: Vec<Option<usize>>,
 }
 
-impl Blocks {
-    /// A block of a group, if there is one.
+impl KvBlocks {
+    /// Allocates a block of a group; `None` if all are in use.
     fn allocate(&mut self, group: usize) -> Option<BlockId> {
-        let allocated = self.pools[group].allocate()?;
-        // What is known lies in the first group; the others may know less of it.
-        if let Some(content) = allocated.forgotten.filter(|_| group == 0) {
-            self.prefixes.forget(content);
+        let allocation = self.pools[group].allocate()?;
+        // The index follows the first group; the others may hold fewer of its prefixes.
+        if let Some(prefix) = allocation.evicted.filter(|_| group == 0) {
+            self.prefixes.evict(prefix);
         }
-        Some(allocated.id)
+        Some(allocation.id)
     }
 
-    /// The first block of which the token at `position` sees anything in a group.
-    fn first_seen(&self, group: usize, position: usize) -> usize {
+    /// The first block that the query at `position` attends to in a group.
+    fn first_in_window(&self, group: usize, position: usize) -> usize {
         window_start(position, self.windows[group]) / BLOCK_TOKENS
     }
 
-    /// How many of `contents`, which come after `n_before` blocks, can be taken over: so many that in each group
-    /// all that the next token sees is there.
-    fn n_usable(&self, n_before: usize, contents: &[u64]) -> usize {
-        // Of each group how many of the last are there.
+    /// How many of `prefixes`, which extend a sequence of `n_before` blocks, can be reused: the most for which every
+    /// group still holds all blocks within the window of the next token.
+    fn n_reusable(&self, n_before: usize, prefixes: &[PrefixId]) -> usize {
+        // For each group, how many blocks in a row are cached up to here.
         let mut runs = vec![0; self.pools.len()];
-        let mut n_usable = 0;
-        for (idx, &content) in contents.iter().enumerate() {
+        let mut n_reusable = 0;
+        for (idx, &prefix) in prefixes.iter().enumerate() {
             let n = idx + 1;
-            let mut is_usable = true;
+            let mut is_reusable = true;
             for (group, run) in runs.iter_mut().enumerate() {
-                *run = if self.pools[group].knows(content) { *run + 1 } else { 0 };
-                let n_unseen = self.first_seen(group, (n_before + n) * BLOCK_TOKENS).saturating_sub(n_before);
-                is_usable &= *run + n_unseen >= n;
+                *run = if self.pools[group].is_cached(prefix) { *run + 1 } else { 0 };
+                let first = self.first_in_window(group, (n_before + n) * BLOCK_TOKENS);
+                is_reusable &= *run + first.saturating_sub(n_before) >= n;
             }
-            if is_usable {
-                n_usable = n;
+            if is_reusable {
+                n_reusable = n;
             }
         }
-        n_usable
+        n_reusable
     }
 }
 
-/// One turn's work.
+/// The work of one step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// At most one entry for each running sequence: decodes first, then prefill chunks.
     pub sequences: Vec<ScheduledSeq>,
 }
 
-/// Tokens of a sequence to be computed.
+/// The tokens of one sequence that a batch computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScheduledSeq {
+    /// The sequence.
     pub id: SequenceId,
+    /// Length of the sequence's prompt.
     pub n_prompt: usize,
-    /// Position of the first.
+    /// Position of the first token.
     pub start: usize,
+    /// The tokens, drafts included.
     pub tokens: Vec<u32>,
     /// All blocks of the sequence, in each group of layers.
     pub block_tables: Vec<BlockTable>,
-    /// How many of the last of them are guesses.
+    /// How many of the last tokens are draft tokens.
     pub n_drafts: usize,
-    /// Whether the last of the others is to be followed by a new token.
+    /// Whether a token is to be sampled after the last of the others.
     pub needs_logits: bool,
 }
 
 impl ScheduledSeq {
-    /// Tokens that are each to be followed by a new one: the last, and the guesses after it.
+    /// Tokens after each of which one is sampled: the last one that is no draft, and the drafts.
     pub fn n_logits(&self) -> usize {
         if self.needs_logits { 1 + self.n_drafts } else { 0 }
     }
@@ -234,16 +243,19 @@ impl ScheduledSeq {
 /// How busy a scheduler is.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SchedulerLoad {
+    /// Sequences that run.
     pub n_running: usize,
+    /// Sequences that wait, preempted ones included.
     pub n_waiting: usize,
-    /// Tokens of those that wait.
+    /// Tokens of the waiting sequences.
     pub n_waiting_tokens: usize,
-    /// Blocks of the layers that see farthest, and how many of them running sequences use.
+    /// Blocks of the group of layers with the largest window.
     pub n_blocks: usize,
+    /// How many of them running sequences hold.
     pub n_used_blocks: usize,
-    /// Share of the blocks that running sequences use, in the group of layers that has the fewest left.
+    /// Share of the blocks that running sequences hold, in the group of layers that has the fewest left.
     pub kv_usage: f64,
-    /// Sequences that ever had to give their blocks back.
+    /// Preemptions since the start.
     pub n_preempted: u64,
 }
 
@@ -260,30 +272,31 @@ impl SchedulerLoad {
 }
 
 impl Scheduler {
+    /// A scheduler without sequences, whose blocks are all free.
     pub fn new(options: SchedulerOptions) -> Self {
         Self {
-            blocks: Blocks {
-                prefixes: Prefixes::default(),
+            kv: KvBlocks {
+                prefixes: PrefixIndex::default(),
                 pools: options.groups.iter().map(|group| BlockPool::new(group.n_blocks)).collect(),
                 windows: options.groups.iter().map(|group| group.window).collect(),
             },
             options,
-            row_cost: RowCost::default(),
+            draft_cost: DraftCostModel::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            last_turn: 0,
+            prefill_cursor: 0,
             n_added: 0,
             n_preempted: 0,
         }
     }
 
-    /// Queues a sequence, which must not come to need more blocks than there are.
+    /// Queues a sequence, which must never need more blocks than there are.
     pub fn add(&mut self, new: NewSequence) {
         let NewSequence { id, prompt, prediction, max_tokens, tenant, cache_namespace } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
-            number: self.n_added,
+            arrival: self.n_added,
             tenant,
             n_prompt: prompt.len(),
             tokens: prompt,
@@ -291,66 +304,66 @@ impl Scheduler {
             max_tokens,
             lookup: PromptLookup::new(prediction),
             n_computed: 0,
-            tables: vec![Table::default(); self.options.groups.len()],
-            n_published: 0,
-            parent: Parent::Root(cache_namespace.clone()),
+            tables: vec![GroupTable::default(); self.options.groups.len()],
+            n_cached_blocks: 0,
+            prefix: PrefixParent::Namespace(cache_namespace.clone()),
             cache_namespace,
-            n_of_turn: 0,
-            n_cached: 0,
-            has_begun: false,
+            chunk_tokens_used: 0,
+            n_cached_tokens: 0,
+            has_started: false,
             n_overtaken: 0,
         });
     }
 
-    /// Adds generated tokens to a running sequence: the new one, and before it the guesses that were right.
-    /// Where there is no room for them in the context, the sequence goes on without the middle of its past.
-    pub fn push(&mut self, id: SequenceId, tokens: &[u32]) {
+    /// Appends sampled tokens to a running sequence: the accepted draft tokens and the new one after them. If they do
+    /// not fit the context, the sequence continues without the middle of its past.
+    pub fn append(&mut self, id: SequenceId, tokens: &[u32]) {
         let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { return };
         sequence.tokens.extend(tokens);
         sequence.n_generated += tokens.len();
         sequence.n_computed += tokens.len().saturating_sub(1);
-        if let Some(shift) =
-            self.options.context_shift.filter(|shift| sequence.tokens.len() > shift.context_length)
-        {
+        let shift = self.options.context_shift;
+        if let Some(shift) = shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
             let (n_first, n_last) = shift.n_kept();
-            sequence.forget_computed(&mut self.blocks);
+            sequence.release_blocks(&mut self.kv);
             sequence.tokens.drain(n_first..sequence.tokens.len() - n_last);
             sequence.lookup = PromptLookup::default();
         }
     }
 
-    /// Learns how long a batch took.
-    pub fn learn(&mut self, batch: &Batch, seconds: f64) {
-        if batch.sequences.iter().all(|part| part.tokens.len() == part.n_logits()) {
-            self.row_cost.learn(batch.sequences.iter().map(ScheduledSeq::n_logits).sum(), seconds);
+    /// Records the duration of a batch, from which the cost of draft tokens is learned.
+    pub fn record_duration(&mut self, batch: &Batch, seconds: f64) {
+        if batch.sequences.iter().all(|scheduled| scheduled.tokens.len() == scheduled.n_logits()) {
+            self.draft_cost.record(batch.sequences.iter().map(ScheduledSeq::n_logits).sum(), seconds);
         }
     }
 
-    /// Forgets a sequence, wherever it is. What it has computed stays to be found, unless `failed` says that
-    /// the last batch did not compute it.
+    /// Removes a sequence, waiting or running. Its blocks stay in the prefix cache, except those of the last batch
+    /// if that has `failed`.
     pub fn remove(&mut self, id: SequenceId, failed: bool) {
         self.waiting.retain(|sequence| sequence.id != id);
         if let Some(idx) = self.running.iter().position(|sequence| sequence.id == id) {
             let mut sequence = self.running.remove(idx);
             if !failed {
-                sequence.publish(&mut self.blocks);
+                sequence.cache_full_blocks(&mut self.kv);
             }
-            sequence.forget_computed(&mut self.blocks);
+            sequence.release_blocks(&mut self.kv);
         }
     }
 
-    /// Tokens of a running sequence's prompt that were there before it began.
-    pub fn n_cached(&self, id: SequenceId) -> usize {
-        self.running.iter().find(|sequence| sequence.id == id).map_or(0, |sequence| sequence.n_cached)
+    /// Prompt tokens of a running sequence that it found in the prefix cache when it started.
+    pub fn n_cached_tokens(&self, id: SequenceId) -> usize {
+        self.running.iter().find(|sequence| sequence.id == id).map_or(0, |sequence| sequence.n_cached_tokens)
     }
 
-    /// Whether nothing waits and nothing runs.
+    /// Whether no sequence waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    /// The load of this moment.
     pub fn load(&self) -> SchedulerLoad {
-        let pools = &self.blocks.pools;
+        let pools = &self.kv.pools;
         let n_used = |pool: &BlockPool| pool.n_blocks() - pool.n_available();
         let usages = pools.iter().map(|pool| n_used(pool) as f64 / pool.n_blocks().max(1) as f64);
         SchedulerLoad {
@@ -364,289 +377,315 @@ impl Scheduler {
         }
     }
 
-    /// The next batch; its work counts as done. Empty only when idle.
+    /// The next batch, whose tokens count as computed from now on. Empty only when idle.
     pub fn next_batch(&mut self) -> Batch {
         for sequence in &mut self.running {
-            sequence.publish(&mut self.blocks);
+            sequence.cache_full_blocks(&mut self.kv);
         }
         self.start_waiting();
         let mut batch = Batch::default();
-        self.decode(&mut batch);
-        let n_decoding = batch.sequences.len();
-        let bound = if n_decoding == 0 {
-            self.options.prefill_chunk
-        } else {
-            (n_decoding * PROMPT_TOKENS_PER_DECODE).max(LEAST_PROMPT_TOKENS).min(self.options.prefill_chunk)
-        };
-        self.prefill(&mut batch, bound);
-        if self.options.speculative && batch.sequences.len() == n_decoding {
-            self.guess(&mut batch);
+        self.schedule_decodes(&mut batch);
+        let n_decodes = batch.sequences.len();
+        let budget = self.prefill_budget(n_decodes);
+        self.schedule_prefill(&mut batch, budget);
+        if self.options.speculative && batch.sequences.len() == n_decodes {
+            self.schedule_drafts(&mut batch);
         }
         while batch.sequences.is_empty() && self.running.len() > 1 {
             // Unfinished prompts hold all blocks.
-            self.preempt_youngest();
-            self.prefill(&mut batch, bound);
+            self.preempt_newest();
+            self.schedule_prefill(&mut batch, budget);
         }
         batch
     }
 
-    /// Starts what waits, as long as there is room for all of its tokens so far.
+    /// Prompt tokens that a batch with `n_decodes` decodes may compute.
+    fn prefill_budget(&self, n_decodes: usize) -> usize {
+        let chunk = self.options.prefill_chunk;
+        match n_decodes {
+            0 => chunk,
+            n => (n * PROMPT_TOKENS_PER_DECODE).max(MIN_PROMPT_TOKENS).min(chunk),
+        }
+    }
+
+    /// Starts waiting sequences as long as there are blocks for all of their tokens so far.
     fn start_waiting(&mut self) {
         while self.running.len() < self.options.max_running {
-            let n_running = |tenant: &Arc<str>| self.running.iter().filter(|r| r.tenant == *tenant).count();
-            let next = (0..self.waiting.len()).min_by_key(|&idx| {
-                let sequence = &self.waiting[idx];
-                let is_patient = sequence.n_overtaken < self.options.max_running;
-                (!sequence.has_begun, is_patient, n_running(&sequence.tenant), sequence.number)
-            });
-            let Some(next) = next else { return };
-            // What those that run still lack of their own tokens is theirs.
-            let has_room = |(group, pool): (usize, &BlockPool)| {
-                let window = self.blocks.windows[group];
-                let most = BlockGroup::most_blocks(window, self.options.prefill_chunk);
-                let all = self.running.iter().chain([&self.waiting[next]]);
-                let n_lacking: usize = all.map(|sequence| sequence.n_lacking_blocks(group, most)).sum();
-                n_lacking + self.running.len() <= pool.n_available()
-            };
-            if !self.running.is_empty() && !self.blocks.pools.iter().enumerate().all(has_room) {
+            let Some(next) = self.next_waiting() else { return };
+            if !self.running.is_empty() && !self.fits(&self.waiting[next]) {
                 return;
             }
             if let Some(sequence) = self.waiting.remove(next) {
-                let earlier = self.waiting.iter_mut().filter(|other| other.number < sequence.number);
+                let earlier = self.waiting.iter_mut().filter(|other| other.arrival < sequence.arrival);
                 earlier.for_each(|other| other.n_overtaken += 1);
-                let place = self.running.partition_point(|other| other.number < sequence.number);
-                self.running.insert(place, sequence);
+                let idx = self.running.partition_point(|other| other.arrival < sequence.arrival);
+                self.running.insert(idx, sequence);
             }
         }
     }
 
-    /// Adds the newest token of each sequence of which only that is left.
-    fn decode(&mut self, batch: &mut Batch) {
+    /// The index of the waiting sequence that starts next: a preempted one, else one that has been overtaken too
+    /// often, else the oldest of the tenant with the fewest running sequences.
+    fn next_waiting(&self) -> Option<usize> {
+        let n_running = |tenant: &Arc<str>| self.running.iter().filter(|r| r.tenant == *tenant).count();
+        (0..self.waiting.len()).min_by_key(|&idx| {
+            let sequence = &self.waiting[idx];
+            let is_patient = sequence.n_overtaken < self.options.max_running;
+            (!sequence.has_started, is_patient, n_running(&sequence.tenant), sequence.arrival)
+        })
+    }
+
+    /// Whether there are blocks for a waiting sequence beside those that running ones still need for their tokens so
+    /// far, and one more for each that runs.
+    fn fits(&self, waiting: &Sequence) -> bool {
+        self.kv.pools.iter().enumerate().all(|(group, pool)| {
+            let window = self.kv.windows[group];
+            let max_blocks = BlockGroup::max_blocks_per_sequence(window, self.options.prefill_chunk);
+            let sequences = self.running.iter().chain([waiting]);
+            let n_needed: usize = sequences.map(|sequence| sequence.blocks_needed(group, max_blocks)).sum();
+            n_needed + self.running.len() <= pool.n_available()
+        })
+    }
+
+    /// Schedules one token for each fully prefilled sequence. Where blocks run out, the newest sequences are
+    /// preempted.
+    fn schedule_decodes(&mut self, batch: &mut Batch) {
         let mut idx = 0;
-        // Those that are preempted are the last.
+        // Preemption removes from the end.
         while idx < self.running.len() {
-            if self.running[idx].n_left() != 1 {
+            if self.running[idx].n_uncomputed() != 1 {
                 idx += 1;
                 continue;
             }
-            self.running[idx].drop_unseen(&mut self.blocks);
-            while self.running[idx].make_room(&mut self.blocks, 1) == 0 {
-                self.preempt_youngest();
+            self.running[idx].release_out_of_window(&mut self.kv);
+            while self.running[idx].allocate_blocks(&mut self.kv, 1) == 0 {
+                self.preempt_newest();
                 if idx >= self.running.len() {
                     return;
                 }
             }
-            batch.sequences.push(self.running[idx].take(1));
+            batch.sequences.push(self.running[idx].schedule(1));
             idx += 1;
         }
     }
 
-    /// Adds parts of prompts, up to `bound` tokens in all.
-    fn prefill(&mut self, batch: &mut Batch, bound: usize) {
-        let mut n_left = bound;
-        let first = self.running.partition_point(|sequence| sequence.number <= self.last_turn);
+    /// Schedules chunks of prompts, up to `budget` tokens in all.
+    fn schedule_prefill(&mut self, batch: &mut Batch, budget: usize) {
+        let mut n_left = budget;
+        let first = self.running.partition_point(|sequence| sequence.arrival <= self.prefill_cursor);
         for turn in 0..self.running.len() {
             let idx = (first + turn) % self.running.len();
             let sequence = &mut self.running[idx];
-            if sequence.n_left() <= 1 && sequence.n_computed > 0 || n_left == 0 {
+            if sequence.n_uncomputed() <= 1 && sequence.n_computed > 0 || n_left == 0 {
                 continue;
             }
-            if batch.sequences.iter().any(|part| part.id == sequence.id) {
+            if batch.sequences.iter().any(|scheduled| scheduled.id == sequence.id) {
                 continue;
             }
-            sequence.find_computed(&mut self.blocks);
-            sequence.drop_unseen(&mut self.blocks);
-            // What is soon done is done at once.
-            let is_short = n_left == bound && sequence.n_left() <= SHORT_PROMPT;
-            let most = if is_short { sequence.n_left() } else { n_left.min(sequence.n_left()) };
-            let most = most.min(self.options.prefill_chunk - sequence.n_of_turn);
-            let n = sequence.make_room(&mut self.blocks, most);
+            sequence.lookup_prefix(&mut self.kv);
+            sequence.release_out_of_window(&mut self.kv);
+            let is_short = n_left == budget && sequence.n_uncomputed() <= SHORT_PROMPT_TOKENS;
+            let most = if is_short { sequence.n_uncomputed() } else { n_left.min(sequence.n_uncomputed()) };
+            let most = most.min(self.options.prefill_chunk - sequence.chunk_tokens_used);
+            let n = sequence.allocate_blocks(&mut self.kv, most);
             if n == 0 {
                 continue;
             }
             n_left = n_left.saturating_sub(n);
-            sequence.n_of_turn += n;
-            batch.sequences.push(sequence.take(n));
-            if sequence.n_left() == 0 || sequence.n_of_turn == self.options.prefill_chunk {
-                self.last_turn = sequence.number;
-                sequence.n_of_turn = 0;
+            sequence.chunk_tokens_used += n;
+            batch.sequences.push(sequence.schedule(n));
+            if sequence.n_uncomputed() == 0 || sequence.chunk_tokens_used == self.options.prefill_chunk {
+                self.prefill_cursor = sequence.arrival;
+                sequence.chunk_tokens_used = 0;
             }
         }
     }
 
-    /// Adds guesses to sequences that generate, the likeliest first, as long as they pay.
-    fn guess(&mut self, batch: &mut Batch) {
+    /// Adds draft tokens to the decodes of a batch, the most probable first, as long as they are worth their cost.
+    fn schedule_drafts(&mut self, batch: &mut Batch) {
         let n_running = self.running.len();
         let mut n_rows = batch.sequences.len();
         let mut n_tokens = n_rows as f64;
-        // Parts are in the order of their sequences.
-        let mut parts = batch.sequences.iter_mut().peekable();
-        let drafts = self.running.iter_mut().filter_map(|sequence| {
-            let part = parts.next_if(|part| part.id == sequence.id)?;
-            let (guesses, right) = sequence.guesses(self.options.context_shift);
-            Some(Draft { part, sequence, guesses: guesses.into_iter(), right, likelihood: right })
+        // The batch is in the order of the running sequences.
+        let mut scheduled = batch.sequences.iter_mut().peekable();
+        let candidates = self.running.iter_mut().filter_map(|sequence| {
+            let scheduled = scheduled.next_if(|scheduled| scheduled.id == sequence.id)?;
+            let (drafts, acceptance_rate) = sequence.propose_drafts(self.options.context_shift);
+            let drafts = drafts.into_iter();
+            Some(DraftCandidate {
+                scheduled,
+                sequence,
+                drafts,
+                acceptance_rate,
+                probability: acceptance_rate,
+            })
         });
-        let mut drafts: Vec<Draft> = drafts.collect();
+        let mut candidates: Vec<DraftCandidate> = candidates.collect();
         loop {
-            let open = drafts.iter_mut().filter(|draft| !draft.guesses.as_slice().is_empty());
-            let Some(draft) = open.max_by(|a, b| a.likelihood.total_cmp(&b.likelihood)) else { return };
-            if draft.likelihood <= self.row_cost.least_likelihood(n_rows, n_tokens) {
+            let open = candidates.iter_mut().filter(|candidate| !candidate.drafts.as_slice().is_empty());
+            let best = open.max_by(|a, b| a.probability.total_cmp(&b.probability));
+            let Some(best) = best else { return };
+            if best.probability <= self.draft_cost.min_probability(n_rows, n_tokens) {
                 return;
             }
-            // Nobody gives way to a guess, not in the next batch either.
-            let n = 1 + draft.part.n_drafts;
-            let is_spare = self.blocks.pools.iter().all(|pool| pool.n_available() > n_running);
-            let has_room =
-                draft.sequence.room() >= n || is_spare && draft.sequence.make_room(&mut self.blocks, n) >= n;
+            // A draft token never causes a preemption, not in the next batch either.
+            let n = 1 + best.scheduled.n_drafts;
+            let is_spare = self.kv.pools.iter().all(|pool| pool.n_available() > n_running);
+            let has_room = best.sequence.n_allocated_tokens() >= n
+                || is_spare && best.sequence.allocate_blocks(&mut self.kv, n) >= n;
             if !has_room {
-                draft.guesses = Vec::new().into_iter();
+                best.drafts = Vec::new().into_iter();
                 continue;
             }
-            draft.part.tokens.extend(draft.guesses.next());
-            draft.part.n_drafts += 1;
-            draft.part.block_tables = draft.sequence.block_tables();
+            best.scheduled.tokens.extend(best.drafts.next());
+            best.scheduled.n_drafts += 1;
+            best.scheduled.block_tables = best.sequence.block_tables();
             n_rows += 1;
-            n_tokens += draft.likelihood;
-            draft.likelihood *= draft.right;
+            n_tokens += best.probability;
+            best.probability *= best.acceptance_rate;
         }
     }
 
-    /// Takes the blocks of the youngest that runs; it waits until there is room again.
-    fn preempt_youngest(&mut self) {
+    /// Preempts the newest running sequence: it gives its blocks back and waits to be recomputed.
+    fn preempt_newest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
             self.n_preempted += 1;
-            sequence.forget_computed(&mut self.blocks);
+            sequence.release_blocks(&mut self.kv);
             self.waiting.push_front(sequence);
         }
     }
 }
 
-/// Guesses for a part of a batch.
-struct Draft<'a> {
-    part: &'a mut ScheduledSeq,
+/// Draft tokens that a decode may take along.
+struct DraftCandidate<'a> {
+    scheduled: &'a mut ScheduledSeq,
     sequence: &'a mut Sequence,
-    /// Those that are not in the part yet.
-    guesses: std::vec::IntoIter<u32>,
-    /// How likely each is right if those before it are.
-    right: f64,
-    /// How likely the next one is reached and right.
-    likelihood: f64,
+    /// Those that are not scheduled yet.
+    drafts: std::vec::IntoIter<u32>,
+    /// The probability that each is right if those before it are.
+    acceptance_rate: f64,
+    /// The probability that the next one and all before it are right.
+    probability: f64,
 }
 
 impl Sequence {
-    /// What may come next, and how likely each is right if those before it are.
-    fn guesses(&mut self, shift: Option<ContextShift>) -> (Vec<u32>, f64) {
-        self.lookup.read(&self.tokens);
-        let (mut guesses, right) = self.lookup.guess();
-        // Where all are right, a token more comes out of the batch.
-        guesses.truncate(self.max_tokens.saturating_sub(self.n_generated + 1));
+    /// Draft tokens, and the probability that each is right if those before it are.
+    fn propose_drafts(&mut self, shift: Option<ContextShift>) -> (Vec<u32>, f64) {
+        self.lookup.extend(&self.tokens);
+        let (mut drafts, acceptance_rate) = self.lookup.propose_drafts();
+        // If all are accepted, the batch yields one more token.
+        drafts.truncate(self.max_tokens.saturating_sub(self.n_generated + 1));
         if let Some(ContextShift { context_length }) = shift {
-            // A context is full at the same token with guesses and without.
-            guesses.truncate(context_length.saturating_sub(self.tokens.len()));
+            // The context must be full at the same token with and without drafts.
+            drafts.truncate(context_length.saturating_sub(self.tokens.len()));
         }
-        (guesses, right)
+        (drafts, acceptance_rate)
     }
 
-    /// Tokens to be computed.
-    fn n_left(&self) -> usize {
+    /// Tokens still to be computed.
+    fn n_uncomputed(&self) -> usize {
         self.tokens.len() - self.n_computed
     }
 
-    /// Blocks of a group that its tokens so far still need, if it needs no more than `most` at once.
-    fn n_lacking_blocks(&self, group: usize, most: usize) -> usize {
-        let Table { blocks, n_unseen } = &self.tables[group];
+    /// Blocks of a group that its tokens so far still need, when it never holds more than `max_blocks` at once.
+    fn blocks_needed(&self, group: usize, max_blocks: usize) -> usize {
+        let GroupTable { blocks, n_out_of_window } = &self.tables[group];
         let n_to_come = self.tokens.len().div_ceil(BLOCK_TOKENS).saturating_sub(blocks.len());
-        n_to_come.min(most.saturating_sub(blocks.len() - n_unseen))
+        n_to_come.min(max_blocks.saturating_sub(blocks.len() - n_out_of_window))
     }
 
-    /// Gives its blocks back; it is as if nothing had been computed.
-    fn forget_computed(&mut self, blocks: &mut Blocks) {
-        for (table, pool) in self.tables.iter_mut().zip(&mut blocks.pools) {
+    /// Releases all its blocks; nothing of it counts as computed any more.
+    fn release_blocks(&mut self, kv: &mut KvBlocks) {
+        for (table, pool) in self.tables.iter_mut().zip(&mut kv.pools) {
             pool.release(std::mem::take(table).blocks.into_iter().flatten());
         }
         self.n_computed = 0;
-        self.n_published = 0;
-        self.parent = Parent::Root(self.cache_namespace.clone());
+        self.n_cached_blocks = 0;
+        self.prefix = PrefixParent::Namespace(self.cache_namespace.clone());
     }
 
-    /// Gives back the blocks that its next tokens do not see.
-    fn drop_unseen(&mut self, blocks: &mut Blocks) {
+    /// Releases the blocks that have left the window of its next token.
+    fn release_out_of_window(&mut self, kv: &mut KvBlocks) {
         for (group, table) in self.tables.iter_mut().enumerate() {
-            let n_unseen =
-                blocks.first_seen(group, self.n_computed).min(self.n_published).max(table.n_unseen);
-            let unseen = table.blocks[table.n_unseen..n_unseen].iter_mut().filter_map(Option::take);
-            blocks.pools[group].release(unseen);
-            table.n_unseen = n_unseen;
+            let n_out_of_window = kv
+                .first_in_window(group, self.n_computed)
+                .min(self.n_cached_blocks)
+                .max(table.n_out_of_window);
+            let released = table.blocks[table.n_out_of_window..n_out_of_window].iter_mut();
+            kv.pools[group].release(released.filter_map(Option::take));
+            table.n_out_of_window = n_out_of_window;
         }
     }
 
-    fn block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
+    /// The tokens of its block at `idx`, if they fill it.
+    fn full_block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
         self.tokens.get(idx * BLOCK_TOKENS..)?.first_chunk()
     }
 
-    /// Lets others find what has been computed.
-    fn publish(&mut self, blocks: &mut Blocks) {
-        while (self.n_published + 1) * BLOCK_TOKENS <= self.n_computed
-            && let Some(tokens) = self.block(self.n_published)
+    /// Adds its full, computed blocks to the prefix cache.
+    fn cache_full_blocks(&mut self, kv: &mut KvBlocks) {
+        while (self.n_cached_blocks + 1) * BLOCK_TOKENS <= self.n_computed
+            && let Some(tokens) = self.full_block(self.n_cached_blocks)
         {
-            let content = blocks.prefixes.number(&self.parent, tokens);
-            for (table, pool) in self.tables.iter().zip(&mut blocks.pools) {
-                if let Some(id) = table.blocks[self.n_published] {
-                    pool.publish(id, content);
+            let prefix = kv.prefixes.insert(&self.prefix, tokens);
+            for (table, pool) in self.tables.iter().zip(&mut kv.pools) {
+                if let Some(id) = table.blocks[self.n_cached_blocks] {
+                    pool.cache(id, prefix);
                 }
             }
-            self.parent = Parent::Content(content);
-            self.n_published += 1;
+            self.prefix = PrefixParent::Prefix(prefix);
+            self.n_cached_blocks += 1;
         }
     }
 
-    /// Takes over blocks that hold what comes next; the last token is always computed, for what follows it.
-    fn find_computed(&mut self, blocks: &mut Blocks) {
-        let n_before = self.n_published;
+    /// Takes over the blocks that the prefix cache has for its next tokens. The last token is always computed, since
+    /// its logits are needed.
+    fn lookup_prefix(&mut self, kv: &mut KvBlocks) {
+        let n_before = self.n_cached_blocks;
         let has_more = self.tables.iter().any(|table| table.blocks.len() != n_before);
         if n_before * BLOCK_TOKENS != self.n_computed || has_more {
             return;
         }
-        let (mut contents, mut parent) = (Vec::new(), self.parent.clone());
-        while (n_before + contents.len() + 1) * BLOCK_TOKENS < self.tokens.len()
-            && let Some(tokens) = self.block(n_before + contents.len())
-            && let Some(content) = blocks.prefixes.find(&parent, tokens)
+        let (mut found, mut parent) = (Vec::new(), self.prefix.clone());
+        while (n_before + found.len() + 1) * BLOCK_TOKENS < self.tokens.len()
+            && let Some(tokens) = self.full_block(n_before + found.len())
+            && let Some(prefix) = kv.prefixes.lookup(&parent, tokens)
         {
-            parent = Parent::Content(content);
-            contents.push(content);
+            parent = PrefixParent::Prefix(prefix);
+            found.push(prefix);
         }
-        contents.truncate(blocks.n_usable(n_before, &contents));
-        if let Some(&last) = contents.last() {
-            self.parent = Parent::Content(last);
-            self.n_published += contents.len();
-            self.n_computed = self.n_published * BLOCK_TOKENS;
+        found.truncate(kv.n_reusable(n_before, &found));
+        if let Some(&last) = found.last() {
+            self.prefix = PrefixParent::Prefix(last);
+            self.n_cached_blocks += found.len();
+            self.n_computed = self.n_cached_blocks * BLOCK_TOKENS;
         }
         for (group, table) in self.tables.iter_mut().enumerate() {
-            let first_seen = blocks.first_seen(group, self.n_computed);
-            for (idx, &content) in (n_before..).zip(&contents) {
-                let is_seen = idx >= first_seen;
-                table.blocks.push(if is_seen { blocks.pools[group].find(content) } else { None });
+            let first = kv.first_in_window(group, self.n_computed);
+            for (idx, &prefix) in (n_before..).zip(&found) {
+                let is_in_window = idx >= first;
+                table.blocks.push(if is_in_window { kv.pools[group].acquire_cached(prefix) } else { None });
             }
         }
-        if !self.has_begun {
-            self.n_cached = self.n_computed;
+        if !self.has_started {
+            self.n_cached_tokens = self.n_computed;
         }
     }
 
-    /// Makes room for up to `n` tokens more; gives for how many there is.
-    fn make_room(&mut self, blocks: &mut Blocks, n: usize) -> usize {
+    /// Allocates blocks for up to `n` more tokens; returns the number of tokens that fit.
+    fn allocate_blocks(&mut self, kv: &mut KvBlocks, n: usize) -> usize {
         for (group, table) in self.tables.iter_mut().enumerate() {
             while table.blocks.len() * BLOCK_TOKENS < self.n_computed + n
-                && let Some(id) = blocks.allocate(group)
+                && let Some(id) = kv.allocate(group)
             {
                 table.blocks.push(Some(id));
             }
         }
-        self.room().min(n)
+        self.n_allocated_tokens().min(n)
     }
 
-    /// For how many tokens more its blocks have room.
-    fn room(&self) -> usize {
+    /// Tokens to come that its blocks have room for.
+    fn n_allocated_tokens(&self) -> usize {
         let n_blocks = self.tables.iter().map(|table| table.blocks.len()).min().unwrap_or_default();
         n_blocks * BLOCK_TOKENS - self.n_computed
     }
@@ -655,11 +694,11 @@ impl Sequence {
         self.tables.iter().map(|table| table.blocks.clone()).collect()
     }
 
-    /// Its next `n` tokens, which count as computed.
-    fn take(&mut self, n: usize) -> ScheduledSeq {
+    /// Its next `n` tokens for a batch; they count as computed.
+    fn schedule(&mut self, n: usize) -> ScheduledSeq {
         let start = self.n_computed;
         self.n_computed += n;
-        self.has_begun = true;
+        self.has_started = true;
         ScheduledSeq {
             id: self.id,
             n_prompt: self.n_prompt,
@@ -692,12 +731,12 @@ mod tests {
         })
     }
 
-    /// A prompt of `len` tokens that no other begins like.
+    /// A prompt of `len` tokens that shares no prefix with another `n`'s.
     fn prompt(n: u64, len: usize) -> Vec<u32> {
         (0..len as u32).map(|i| n as u32 * 1000 + i).collect()
     }
 
-    fn new(n: u64, prompt: Vec<u32>) -> NewSequence {
+    fn new_sequence(n: u64, prompt: Vec<u32>) -> NewSequence {
         let prediction = Vec::new();
         NewSequence {
             id: id(n),
@@ -710,26 +749,26 @@ mod tests {
     }
 
     fn add(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {
-        scheduler.add(new(n, prompt));
+        scheduler.add(new_sequence(n, prompt));
     }
 
-    /// Of each part the sequence, where it starts, and how many tokens it has.
-    fn parts(batch: &Batch) -> Vec<(u64, usize, usize)> {
-        batch.sequences.iter().map(|part| (part.id.0, part.start, part.tokens.len())).collect()
+    /// The id, the start and the number of tokens of each scheduled sequence.
+    fn scheduled(batch: &Batch) -> Vec<(u64, usize, usize)> {
+        batch.sequences.iter().map(|seq| (seq.id.0, seq.start, seq.tokens.len())).collect()
     }
 
-    /// Takes a batch and lets every sequence that is due say something.
+    /// Takes a batch and appends a token to every sequence that needs logits.
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize)> {
         let batch = scheduler.next_batch();
-        for part in batch.sequences.iter().filter(|part| part.needs_logits) {
-            scheduler.push(part.id, &[7]);
+        for seq in batch.sequences.iter().filter(|seq| seq.needs_logits) {
+            scheduler.append(seq.id, &[7]);
         }
-        check(scheduler);
-        parts(&batch)
+        check_integrity(scheduler);
+        scheduled(&batch)
     }
 
-    fn check(scheduler: &Scheduler) {
-        for (group, pool) in scheduler.blocks.pools.iter().enumerate() {
+    fn check_integrity(scheduler: &Scheduler) {
+        for (group, pool) in scheduler.kv.pools.iter().enumerate() {
             let tables = scheduler.running.iter().map(|sequence| &sequence.tables[group].blocks);
             pool.check_integrity(tables.flatten().flatten());
         }
@@ -737,7 +776,7 @@ mod tests {
         assert!(waiting.all(|table| table.blocks.is_empty()));
     }
 
-    /// Another group of layers for a scheduler without sequences.
+    /// A scheduler with one more group of layers.
     fn with_group(scheduler: Scheduler, n_blocks: usize, window: usize) -> Scheduler {
         let mut options = scheduler.options;
         options.groups.push(BlockGroup { n_blocks, window: Some(window) });
@@ -745,18 +784,18 @@ mod tests {
     }
 
     #[test]
-    fn prompts_take_turns_and_decodes_never_wait() {
+    fn prompts_are_prefilled_round_robin_and_decodes_never_wait() {
         let mut s = scheduler(4, 40, 100);
         add(&mut s, 1, prompt(1, 250));
         add(&mut s, 2, prompt(2, 10));
         add(&mut s, 3, prompt(3, 230));
         assert_eq!(step(&mut s), [(1, 0, 40)]);
         assert_eq!(step(&mut s), [(2, 0, 10), (3, 0, 30)]);
-        // One generates: the others' prompts get no more than 32 tokens.
+        // While one decodes, prompts get at most 32 tokens.
         assert_eq!(step(&mut s), [(2, 10, 1), (3, 30, 10), (1, 40, 22)]);
         assert_eq!(step(&mut s), [(2, 11, 1), (1, 62, 18), (3, 40, 14)]);
         assert_eq!(step(&mut s), [(2, 12, 1), (3, 54, 26), (1, 80, 6)]);
-        // A short prompt is computed at once when its turn comes.
+        // A short prompt is computed in one chunk when its turn comes.
         add(&mut s, 4, prompt(4, 36));
         assert_eq!(step(&mut s), [(2, 13, 1), (4, 0, 36)]);
         assert_eq!(step(&mut s), [(2, 14, 1), (4, 36, 1), (1, 86, 32)]);
@@ -767,28 +806,28 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_is_computed_once() {
+    fn a_common_prefix_is_computed_once() {
         let mut s = scheduler(4, 64, 100);
         let shared = prompt(0, 50);
         let with_end = |n: u64| [&shared[..], &prompt(n, 20)].concat();
         add(&mut s, 1, with_end(1));
         add(&mut s, 2, with_end(2));
         assert_eq!(step(&mut s), [(1, 0, 64)], "the second waits for its turn");
-        // Three blocks of sixteen are alike.
+        // Three blocks of sixteen tokens are common.
         assert_eq!(step(&mut s), [(2, 48, 22), (1, 64, 6)]);
-        assert_eq!((s.n_cached(id(1)), s.n_cached(id(2))), (0, 48));
+        assert_eq!((s.n_cached_tokens(id(1)), s.n_cached_tokens(id(2))), (0, 48));
         s.remove(id(1), false);
         s.remove(id(2), false);
-        // What has ended is still there, but the last token is always computed.
+        // Finished sequences stay cached, but the last token is always computed.
         add(&mut s, 3, with_end(1)[..64].to_vec());
         assert_eq!(step(&mut s), [(3, 48, 16)]);
-        // Others' is not.
-        s.add(NewSequence { cache_namespace: "salt".into(), ..new(4, with_end(1)) });
+        // Other namespaces do not share it.
+        s.add(NewSequence { cache_namespace: "salt".into(), ..new_sequence(4, with_end(1)) });
         assert_eq!(step(&mut s), [(3, 64, 1), (4, 0, 64)]);
     }
 
     #[test]
-    fn what_failed_is_not_found() {
+    fn blocks_of_a_failed_batch_are_not_cached() {
         let mut s = scheduler(4, 64, 100);
         add(&mut s, 1, prompt(1, 40));
         step(&mut s);
@@ -798,7 +837,7 @@ mod tests {
     }
 
     #[test]
-    fn the_youngest_gives_way_and_goes_on_later() {
+    fn the_newest_is_preempted_and_recomputed_later() {
         let mut s = scheduler(4, 64, 5);
         add(&mut s, 1, prompt(1, 30));
         add(&mut s, 2, prompt(2, 16));
@@ -806,53 +845,53 @@ mod tests {
         for n in 0..16 {
             assert_eq!(step(&mut s), [(1, 30 + n, 1), (2, 16 + n, 1)]);
         }
-        // All five blocks are full; the younger one's two go to the older.
+        // All five blocks are full; the newer sequence's two go to the older.
         assert_eq!(s.load().n_used_blocks, 5);
         assert_eq!(step(&mut s), [(1, 46, 1)]);
         assert_eq!(step(&mut s), [(1, 47, 1)]);
         assert_eq!(step(&mut s), [(1, 48, 1)]);
         assert_eq!((s.load().n_preempted, s.load().n_waiting), (1, 1));
         s.remove(id(1), false);
-        // It has 33 tokens by now, of which the first block is still there.
+        // It has 33 tokens by now, and its first block is still cached.
         assert_eq!(step(&mut s), [(2, 16, 17)]);
         assert_eq!(step(&mut s), [(2, 33, 1)]);
-        assert_eq!(s.n_cached(id(2)), 0, "its own work is no saving");
+        assert_eq!(s.n_cached_tokens(id(2)), 0, "its own blocks do not count");
     }
 
     #[test]
-    fn guesses_ride_along_as_long_as_they_pay() {
+    fn drafts_are_scheduled_as_long_as_they_are_worth_it() {
         let mut s = scheduler(2, 64, 5);
         s.options.speculative = true;
         let text = [1, 2, 3, 4, 5, 6];
-        s.add(NewSequence { max_tokens: 9, ..new(1, text.repeat(2)) });
-        assert_eq!(parts(&s.next_batch()), [(1, 0, 12)], "a prompt is not guessed at");
-        let mut next = |said: &[u32]| {
-            s.push(id(1), said);
+        s.add(NewSequence { max_tokens: 9, ..new_sequence(1, text.repeat(2)) });
+        assert_eq!(scheduled(&s.next_batch()), [(1, 0, 12)], "no drafts during prefill");
+        let mut next = |sampled: &[u32]| {
+            s.append(id(1), sampled);
             let ScheduledSeq { start, tokens, n_drafts, .. } = s.next_batch().sequences.remove(0);
-            check(&s);
+            check_integrity(&s);
             (start, tokens, n_drafts)
         };
         assert_eq!(next(&[1]), (12, vec![1, 2], 1));
-        // It repeats itself, so more is worth a try.
+        // The text repeats itself, so more drafts are worth their cost.
         assert_eq!(next(&[2, 3]), (14, vec![3, 4, 5], 2));
-        // It has six of nine tokens, and one comes for nothing.
+        // Six of nine tokens are generated, and the last needs no draft.
         assert_eq!(next(&[4, 5, 6]), (17, vec![6, 1, 2], 2));
-        // All wrong, and this has not stood there before.
+        // All drafts were wrong, and 9 has not occurred before.
         assert_eq!(next(&[9]), (18, vec![9], 0));
 
-        // Nobody gives way to a guess.
+        // A draft never causes a preemption.
         let mut s = scheduler(1, 64, 1);
         s.options.speculative = true;
         add(&mut s, 1, text.repeat(2));
         s.next_batch();
-        s.push(id(1), &[1]);
-        assert_eq!(parts(&s.next_batch()), [(1, 12, 2)]);
-        s.push(id(1), &[2, 3]);
-        assert_eq!(parts(&s.next_batch()), [(1, 14, 2)], "then the block is full");
+        s.append(id(1), &[1]);
+        assert_eq!(scheduled(&s.next_batch()), [(1, 12, 2)]);
+        s.append(id(1), &[2, 3]);
+        assert_eq!(scheduled(&s.next_batch()), [(1, 14, 2)], "then the block is full");
     }
 
     #[test]
-    fn blocks_out_of_sight_are_given_back() {
+    fn blocks_out_of_the_window_are_released() {
         let mut options = scheduler(2, 32, 0).options;
         options.groups = vec![BlockGroup { n_blocks: 8, window: Some(20) }];
         let mut s = Scheduler::new(options);
@@ -860,46 +899,46 @@ mod tests {
         let mut n_held = Vec::new();
         for start in (0..192).step_by(32) {
             let batch = s.next_batch();
-            assert_eq!(parts(&batch), [(1, start, 32)]);
-            check(&s);
-            let n_unseen =
+            assert_eq!(scheduled(&batch), [(1, start, 32)]);
+            check_integrity(&s);
+            let n_out_of_window =
                 batch.sequences[0].block_tables[0].iter().take_while(|block| block.is_none()).count();
-            assert_eq!(n_unseen, (start + 1).saturating_sub(20) / 16);
+            assert_eq!(n_out_of_window, (start + 1).saturating_sub(20) / 16);
             n_held.push(s.load().n_used_blocks);
         }
         assert_eq!(n_held, [2, 4, 4, 4, 4, 4], "eight blocks are enough for two hundred tokens");
         assert_eq!(step(&mut s), [(1, 192, 8)]);
         assert_eq!(step(&mut s), [(1, 200, 1)]);
-        // What was given back and is not needed yet is still found.
+        // Released blocks that are not reused yet are still cached.
         add(&mut s, 2, prompt(1, 200)[..50].to_vec());
         s.remove(id(1), false);
         assert_eq!(step(&mut s).len(), 1);
     }
 
     #[test]
-    fn layers_with_a_window_need_no_more_of_a_beginning_than_they_see() {
+    fn windowed_layers_need_only_the_window_of_a_cached_prefix() {
         let mut s = with_group(scheduler(1, 32, 40), 6, 20);
         let text = prompt(1, 200);
         add(&mut s, 1, text.clone());
         (0..7).for_each(|_| drop(step(&mut s)));
         s.remove(id(1), false);
-        // Of the windowed layers' blocks the last six are there: it ends within what they know, or begins anew.
+        // The windowed layers hold the last six blocks: a prefix that ends within them is reused, any other is not.
         let mut cached = |n_tokens: usize| {
             add(&mut s, n_tokens as u64, text[..n_tokens].to_vec());
             step(&mut s);
-            let n_cached = s.n_cached(id(n_tokens as u64));
-            let part = &s.running[0].tables;
-            let n_seen = part.iter().map(|table| table.blocks.iter().flatten().count()).collect::<Vec<_>>();
+            let n_cached = s.n_cached_tokens(id(n_tokens as u64));
+            let tables = &s.running[0].tables;
+            let n_held = tables.iter().map(|table| table.blocks.iter().flatten().count()).collect::<Vec<_>>();
             s.remove(id(n_tokens as u64), false);
-            (n_cached, n_seen)
+            (n_cached, n_held)
         };
-        // The next token, the 192nd, sees the one block before it and a part of another.
+        // The window of the next token, the 192nd, is the one block before it and a seq of another.
         assert_eq!(cached(200), (192, vec![13, 3]));
-        assert_eq!(cached(50).0, 0, "what it would need is there no more");
+        assert_eq!(cached(50).0, 0, "the blocks in its window are gone");
     }
 
     #[test]
-    fn a_full_context_goes_on_without_its_middle() {
+    fn a_full_context_shifts() {
         let mut s = scheduler(1, 64, 100);
         s.options.context_shift = Some(ContextShift { context_length: 40 });
         let beginning = prompt(1, 38);
@@ -911,15 +950,15 @@ mod tests {
         let expected = [&beginning[..4], &beginning[25..], &[7; 3]].concat();
         assert_eq!((batch.sequences[0].start, &batch.sequences[0].tokens), (0, &expected));
         assert_eq!((expected.len(), batch.sequences[0].n_prompt), (20, 38));
-        s.push(id(1), &[7]);
+        s.append(id(1), &[7]);
         assert_eq!(step(&mut s), [(1, 20, 1)]);
     }
 
     #[test]
-    fn tenants_get_their_turns_alike() {
+    fn tenants_get_equal_shares() {
         let mut s = scheduler(2, 64, 100);
         for (n, tenant) in [(1, "a"), (2, "a"), (3, "a"), (4, "b")] {
-            s.add(NewSequence { tenant: tenant.into(), ..new(n, prompt(n, 5)) });
+            s.add(NewSequence { tenant: tenant.into(), ..new_sequence(n, prompt(n, 5)) });
         }
         assert_eq!(step(&mut s), [(1, 0, 5), (4, 0, 5)]);
         s.remove(id(1), false);
@@ -927,12 +966,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_overtaken_for_ever() {
+    fn no_sequence_is_overtaken_for_ever() {
         let mut s = scheduler(2, 64, 100);
         let add_for = |s: &mut Scheduler, n: u64, tenant: &str| {
-            s.add(NewSequence { tenant: tenant.into(), ..new(n, prompt(n, 5)) });
+            s.add(NewSequence { tenant: tenant.into(), ..new_sequence(n, prompt(n, 5)) });
         };
-        // One of a tenant runs, and its second waits while new tenants keep coming.
+        // A tenant's first sequence runs, and its second waits while new tenants keep arriving.
         add_for(&mut s, 1, "a");
         add_for(&mut s, 2, "a");
         let mut started = Vec::new();
@@ -943,36 +982,36 @@ mod tests {
             started.push(new);
             s.remove(id(new), false);
         }
-        assert_eq!(started, [3, 4, 2, 5], "after as many as run at once it is its turn");
+        assert_eq!(started, [3, 4, 2, 5], "overtaken as often as sequences run at once, it starts");
     }
 
     #[derive(Debug, Clone)]
-    struct Arrival {
-        /// Batches before it comes.
+    struct TestRequest {
+        /// Batches before it arrives.
         pause: usize,
         prompt: Vec<u32>,
         n_generated: usize,
         tenant: &'static str,
-        /// Batches after which its client leaves.
+        /// Batches after which its client disconnects.
         patience: usize,
     }
 
-    /// A sequence as it should be.
-    struct Alive<'a> {
-        arrival: &'a Arrival,
+    /// The expected state of a sequence.
+    struct Expected<'a> {
+        request: &'a TestRequest,
         tokens: Vec<u32>,
-        n_said: usize,
-        /// Batches since it came.
-        n_seen: usize,
+        n_generated: usize,
+        /// Batches since it arrived.
+        n_batches_seen: usize,
     }
 
-    fn arrival() -> impl Strategy<Value = Arrival> {
-        // Few different tokens, so that beginnings are alike.
+    fn request() -> impl Strategy<Value = TestRequest> {
+        // Few different tokens, so that prefixes are common.
         let prompt = (1usize..4, 1usize..70).prop_map(|(kind, len)| {
             (0..len).map(|i| if i < 35 { kind as u32 % 2 } else { (i * kind) as u32 }).collect::<Vec<u32>>()
         });
         (0usize..4, prompt, 1usize..40, prop::sample::select(vec!["a", "b"]), 1usize..400).prop_map(
-            |(pause, prompt, n_generated, tenant, patience)| Arrival {
+            |(pause, prompt, n_generated, tenant, patience)| TestRequest {
                 pause,
                 prompt,
                 n_generated,
@@ -983,11 +1022,11 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes, every sequence computes its own tokens, in order and without gaps, in
-        /// blocks that hold just what came before, and ends in bounded time; no block is lost.
+        /// Under random requests and cancellations every sequence computes its own tokens, in order and without
+        /// gaps, in blocks that hold exactly the tokens before them, and ends in bounded time; no block leaks.
         #[test]
-        fn every_sequence_is_computed_and_no_block_is_lost(
-            arrivals in prop::collection::vec(arrival(), 1..14),
+        fn every_sequence_is_computed_and_no_block_leaks(
+            requests in prop::collection::vec(request(), 1..14),
             max_running in 1usize..6,
             chunk in 1usize..50,
             n_blocks in 7usize..30,
@@ -1002,71 +1041,71 @@ mod tests {
             let mut s = Scheduler::new(options);
             s.options.speculative = speculative;
             s.options.context_shift = context_length.map(|context_length| ContextShift { context_length });
-            // What each block holds, as the model would have written it.
+            // The contents of each block, as the model would have written them.
             let mut memory: HashMap<(usize, BlockId), Vec<u32>> = HashMap::new();
-            let mut alive: HashMap<u64, Alive> = HashMap::new();
-            let mut to_come = arrivals.iter().enumerate();
-            let (mut next, mut pause) = (to_come.next(), 0);
+            let mut expected: HashMap<u64, Expected> = HashMap::new();
+            let mut upcoming = requests.iter().enumerate();
+            let (mut next, mut pause) = (upcoming.next(), 0);
             let mut n_batches = 0;
             loop {
-                while let Some((n, arrival)) = next && pause >= arrival.pause {
+                while let Some((n, request)) = next && pause >= request.pause {
                     s.add(NewSequence {
-                        max_tokens: arrival.n_generated,
-                        tenant: arrival.tenant.into(),
-                        cache_namespace: arrival.tenant.into(),
-                        ..new(n as u64, arrival.prompt.clone())
+                        max_tokens: request.n_generated,
+                        tenant: request.tenant.into(),
+                        cache_namespace: request.tenant.into(),
+                        ..new_sequence(n as u64, request.prompt.clone())
                     });
-                    let tokens = arrival.prompt.clone();
-                    alive.insert(n as u64, Alive { arrival, tokens, n_said: 0, n_seen: 0 });
-                    (next, pause) = (to_come.next(), 0);
+                    let tokens = request.prompt.clone();
+                    expected.insert(n as u64, Expected { request, tokens, n_generated: 0, n_batches_seen: 0 });
+                    (next, pause) = (upcoming.next(), 0);
                 }
                 pause += 1;
                 if next.is_none() && s.is_idle() {
                     break;
                 }
                 n_batches += 1;
-                prop_assert!(n_batches < 5000, "it goes on for ever");
+                prop_assert!(n_batches < 5000, "it does not terminate");
                 let batch = s.next_batch();
-                check(&s);
+                check_integrity(&s);
                 prop_assert!(!batch.sequences.is_empty() || s.is_idle());
                 prop_assert!(batch.sequences.len() <= max_running);
-                let blocks_from = |part: &ScheduledSeq, first: usize| -> Vec<(usize, BlockId)> {
+                let blocks_from = |seq: &ScheduledSeq, first: usize| -> Vec<(usize, BlockId)> {
                     let of_group = |(group, table): (usize, &BlockTable)| {
                         table[first..].iter().map(move |block| (group, block.unwrap())).collect::<Vec<_>>()
                     };
-                    part.block_tables.iter().enumerate().flat_map(of_group).collect()
+                    seq.block_tables.iter().enumerate().flat_map(of_group).collect()
                 };
                 let written: Vec<(usize, BlockId)> =
-                    batch.sequences.iter().flat_map(|part| blocks_from(part, part.start / BLOCK_TOKENS)).collect();
-                for part in &batch.sequences {
-                    let Alive { arrival, tokens, n_said, .. } = &alive[&part.id.0];
-                    let (known, guessed) = part.tokens.split_at(part.tokens.len() - part.n_drafts);
-                    let end = part.start + known.len();
-                    prop_assert_eq!(known, &tokens[part.start..end]);
-                    prop_assert_eq!(part.needs_logits, end == tokens.len());
-                    prop_assert!(guessed.is_empty() || part.needs_logits);
-                    prop_assert!(part.n_logits() <= arrival.n_generated - n_said);
-                    for (group, table) in part.block_tables.iter().enumerate() {
-                        prop_assert!(table.len() * BLOCK_TOKENS >= end + guessed.len());
-                        for (position, token) in tokens[..part.start].iter().enumerate() {
+                    batch.sequences.iter().flat_map(|seq| blocks_from(seq, seq.start / BLOCK_TOKENS)).collect();
+                for seq in &batch.sequences {
+                    let Expected { request, tokens, n_generated, .. } = &expected[&seq.id.0];
+                    let (known, drafts) = seq.tokens.split_at(seq.tokens.len() - seq.n_drafts);
+                    let end = seq.start + known.len();
+                    prop_assert_eq!(known, &tokens[seq.start..end]);
+                    prop_assert_eq!(seq.needs_logits, end == tokens.len());
+                    prop_assert!(drafts.is_empty() || seq.needs_logits);
+                    prop_assert!(seq.n_logits() <= request.n_generated - n_generated);
+                    for (group, table) in seq.block_tables.iter().enumerate() {
+                        prop_assert!(table.len() * BLOCK_TOKENS >= end + drafts.len());
+                        for (position, token) in tokens[..seq.start].iter().enumerate() {
                             match table[position / BLOCK_TOKENS] {
                                 Some(block) => {
                                     prop_assert_eq!(memory[&(group, block)][position % BLOCK_TOKENS], *token);
                                 }
                                 None => {
                                     let window = s.options.groups[group].window.unwrap();
-                                    prop_assert!(position + window <= part.start);
+                                    prop_assert!(position + window <= seq.start);
                                 }
                             }
                         }
                     }
-                    for block in blocks_from(part, part.start / BLOCK_TOKENS) {
+                    for block in blocks_from(seq, seq.start / BLOCK_TOKENS) {
                         prop_assert_eq!(written.iter().filter(|other| **other == block).count(), 1);
                     }
                 }
-                for part in &batch.sequences {
-                    for (position, token) in (part.start..).zip(&part.tokens) {
-                        for (group, table) in part.block_tables.iter().enumerate() {
+                for seq in &batch.sequences {
+                    for (position, token) in (seq.start..).zip(&seq.tokens) {
+                        for (group, table) in seq.block_tables.iter().enumerate() {
                             let id = table[position / BLOCK_TOKENS].unwrap();
                             let block = memory.entry((group, id)).or_default();
                             block.resize(BLOCK_TOKENS, u32::MAX);
@@ -1074,42 +1113,42 @@ mod tests {
                         }
                     }
                 }
-                for part in batch.sequences.iter().filter(|part| part.needs_logits) {
-                    let Alive { arrival, tokens, n_said, .. } = alive.get_mut(&part.id.0).unwrap();
-                    // It says 0, 1, 2 over and over, as far as its guesses allow at once.
-                    let mut guesses = part.tokens[part.tokens.len() - part.n_drafts..].iter();
-                    let mut said = vec![*n_said as u32 % 3];
-                    while guesses.next() == said.last() {
-                        said.push((*n_said + said.len()) as u32 % 3);
+                for seq in batch.sequences.iter().filter(|seq| seq.needs_logits) {
+                    let Expected { request, tokens, n_generated, .. } = expected.get_mut(&seq.id.0).unwrap();
+                    // The model generates 0, 1, 2 over and over, as far as its drafts allow in one batch.
+                    let mut drafts = seq.tokens[seq.tokens.len() - seq.n_drafts..].iter();
+                    let mut sampled = vec![*n_generated as u32 % 3];
+                    while drafts.next() == sampled.last() {
+                        sampled.push((*n_generated + sampled.len()) as u32 % 3);
                     }
-                    tokens.extend(&said);
-                    *n_said += said.len();
+                    tokens.extend(&sampled);
+                    *n_generated += sampled.len();
                     if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
                         prop_assert_eq!(tokens.len(), length + 1);
-                        // The first four tokens and the end are half of what there is room for.
+                        // The first four tokens and the end make up half a context.
                         tokens.drain(4..tokens.len() + 4 - length / 2);
                     }
-                    if *n_said >= arrival.n_generated {
-                        alive.remove(&part.id.0);
-                        s.remove(part.id, false);
+                    if *n_generated >= request.n_generated {
+                        expected.remove(&seq.id.0);
+                        s.remove(seq.id, false);
                     } else {
-                        s.push(part.id, &said);
+                        s.append(seq.id, &sampled);
                     }
                 }
                 let mut leaving = Vec::new();
-                for (n, Alive { arrival, n_seen, .. }) in &mut alive {
-                    *n_seen += 1;
-                    if *n_seen > arrival.patience {
+                for (n, Expected { request, n_batches_seen, .. }) in &mut expected {
+                    *n_batches_seen += 1;
+                    if *n_batches_seen > request.patience {
                         leaving.push(*n);
                     }
                 }
                 for n in leaving {
-                    alive.remove(&n);
+                    expected.remove(&n);
                     s.remove(id(n), false);
                 }
-                check(&s);
+                check_integrity(&s);
             }
-            prop_assert!(alive.is_empty());
+            prop_assert!(expected.is_empty());
             prop_assert_eq!(s.load().n_used_blocks, 0);
         }
     }

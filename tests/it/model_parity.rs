@@ -205,7 +205,7 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
             let said = &mut said[id.0 as usize];
             said.extend(&new);
             if said.len() < N_TOKENS {
-                scheduler.push(id, &new);
+                scheduler.append(id, &new);
             } else {
                 scheduler.remove(id, false);
             }
