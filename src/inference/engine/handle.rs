@@ -1,0 +1,233 @@
+//! The handle to an engine's thread: admission control, checks of a request, and its events.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc as events};
+
+use super::kv_budget::KvBudget;
+use super::worker::EngineWorker;
+use super::{Admission, EngineOptions, EngineShared, EngineStatus, QueuedRequest};
+use crate::error::{Error, Kind, Result};
+use crate::inference::grammar::{Constraint, Grammar, GrammarCompiler};
+use crate::inference::scheduler::ContextShift;
+use crate::inference::{Event, GenerationRequest};
+use crate::models::Decoder;
+use crate::telemetry;
+use crate::tokenizer::Tokenizer;
+
+/// Most tokens of one generation, whatever is requested and however the context is shifted.
+const MAX_TOKENS: usize = 1 << 20;
+
+/// The handle to an engine's thread. Dropping it ends the thread.
+pub struct Engine {
+    sender: mpsc::Sender<QueuedRequest>,
+    thread: thread::JoinHandle<()>,
+    shared: Arc<EngineShared>,
+    context_length: usize,
+    n_vocab: usize,
+    grammars: GrammarCompiler,
+}
+
+/// The events of one generation. Dropping it cancels the generation.
+pub struct Generation {
+    events: events::Receiver<Event>,
+}
+
+impl Engine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(model: Box<dyn Decoder>, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> Result<Self> {
+        let config = model.config();
+        let n_vocab = config.n_vocab;
+        let budget = KvBudget::new(&options, config);
+        let context_length = budget.context_length;
+        if context_length < config.context_length {
+            tracing::warn!(
+                context = context_length,
+                of = config.context_length,
+                "the memory for the KV cache limits the context"
+            );
+        }
+        tracing::info!(
+            sequences = budget.n_full_sequences(),
+            tokens = context_length,
+            "the KV cache has room for this many sequences of this length"
+        );
+        let grammars = GrammarCompiler::new(tokenizer.clone(), n_vocab)?;
+        let shared = Arc::new(EngineShared::new(options));
+        let worker = EngineWorker::new(model, tokenizer, budget, shared.clone());
+        let (sender, requests) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run(&requests))
+            .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
+        Ok(Self { sender, thread, shared, context_length, n_vocab, grammars })
+    }
+
+    /// Admits a request: takes a slot for it before anything is computed.
+    ///
+    /// # Errors
+    /// When all slots are taken; the error says when to try again.
+    pub fn admit(&self) -> Result<Admission> {
+        let slot = self.shared.slots.clone().try_acquire_owned().map_err(|_| {
+            let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
+            let n_slots = queued_requests + running_requests;
+            self.overloaded(format!(
+                "the queue is full: {n_slots} requests are queued or running; try again later"
+            ))
+        })?;
+        Ok(Admission { _slot: slot })
+    }
+
+    /// Compiles a grammar into the constraint of a generation.
+    ///
+    /// # Errors
+    /// When the grammar is too large or too complex, is malformed, or uses a feature that cannot be enforced.
+    pub fn compile_constraint(&self, grammar: &Grammar) -> Result<Constraint> {
+        self.grammars.compile(grammar)
+    }
+
+    /// Submits an admitted request; it gets one generation for each of its `admissions`.
+    ///
+    /// # Errors
+    /// When the prompt is empty or does not fit the context, a token id is out of range, too many tokens wait already,
+    /// or the engine has died.
+    pub fn submit(
+        &self,
+        admissions: Vec<Admission>,
+        mut request: GenerationRequest,
+    ) -> Result<Vec<Generation>> {
+        self.validate(&request)?;
+        let n_prompt = request.prompt.len();
+        let room = self.context_length - n_prompt;
+        // A request without a limit does not ask for an endless generation.
+        let may_shift = self.shared.options.context_shift && request.max_tokens < usize::MAX;
+        request.max_tokens = request.max_tokens.clamp(1, if may_shift { MAX_TOKENS } else { room });
+        let queued_tokens = Arc::new(self.reserve_queue_tokens(n_prompt)?);
+        let arrived = Instant::now();
+        let submit = |(choice, admission): (usize, Admission)| {
+            let mut request = request.clone();
+            // Each choice samples differently, and repeatably.
+            request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
+            let (sender, receiver) = events::channel(request.max_tokens + 1);
+            let queued_tokens = queued_tokens.clone();
+            let queued = QueuedRequest { request, events: sender, arrived, admission, queued_tokens };
+            self.sender.send(queued).map_err(|_| engine_died())?;
+            Ok(Generation { events: receiver })
+        };
+        admissions.into_iter().enumerate().map(submit).collect()
+    }
+
+    fn validate(&self, request: &GenerationRequest) -> Result<()> {
+        let n_prompt = request.prompt.len();
+        if n_prompt == 0 {
+            return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
+        }
+        if n_prompt >= self.context_length {
+            return Err(self.prompt_too_long(&n_prompt.to_string()));
+        }
+        request.sampling.validate(self.n_vocab)?;
+        match request.stop_tokens.iter().find(|&&id| id as usize >= self.n_vocab) {
+            Some(id) => {
+                let n_vocab = self.n_vocab;
+                let message = format!("`stop_token_ids` has {id}, but the vocabulary has {n_vocab} tokens");
+                Err(Error::invalid("stop_token_ids", message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reserves room in the queue for the tokens of a prompt.
+    fn reserve_queue_tokens(&self, n_prompt: usize) -> Result<OwnedSemaphorePermit> {
+        let most = self.shared.options.max_queued_tokens();
+        let n_tokens = u32::try_from(n_prompt.min(most)).unwrap_or(u32::MAX);
+        self.shared.queued_tokens.clone().try_acquire_many_owned(n_tokens).map_err(|_| {
+            self.overloaded(format!(
+                "the queue is full: it holds {most} prompt tokens, and {n_prompt} more do not fit; try again later"
+            ))
+        })
+    }
+
+    /// The error of a request that the queue has no room for.
+    fn overloaded(&self, message: String) -> Error {
+        metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
+        Error::new(Kind::Overloaded { retry_after: self.shared.retry_after() }, message)
+    }
+
+    /// The error of a prompt of `n_tokens` tokens, too many for the context.
+    pub fn prompt_too_long(&self, n_tokens: &str) -> Error {
+        let message = format!(
+            "the prompt has {n_tokens} tokens, but the context holds {} for prompt and completion together; shorten \
+             the messages",
+            self.context_length
+        );
+        Error::new(Kind::ContextLengthExceeded, message).with_param("messages")
+    }
+
+    /// Most tokens of a prompt and its completion together.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// How texts that exceed the context are cut; `None` if they are refused.
+    pub fn context_shift(&self) -> Option<ContextShift> {
+        let shift = ContextShift { context_length: self.context_length };
+        self.shared.options.context_shift.then_some(shift)
+    }
+
+    /// Whether the engine makes progress.
+    ///
+    /// # Errors
+    /// When it has been busy with one batch for too long.
+    pub fn check_health(&self) -> Result<()> {
+        let EngineStatus { batch_began, longest_batch, .. } = self.status();
+        let busy = batch_began.map(|began| began.elapsed()).unwrap_or_default();
+        // A large model may take its time.
+        if busy <= self.shared.options.batch_time.max(3 * longest_batch) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("the engine has been busy with one batch for {} s; try again later", busy.as_secs()),
+        ))
+    }
+
+    /// How busy the engine is.
+    pub fn status(&self) -> EngineStatus {
+        *self.shared.status()
+    }
+
+    /// Whether the thread still runs.
+    pub fn is_alive(&self) -> bool {
+        self.shared.alive.load(Ordering::Acquire)
+    }
+
+    /// Ends every generation with an error, future ones included: the end of a graceful shutdown's patience.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    /// Ends the thread once it has finished its requests, and waits until the model's memory is free.
+    pub fn shut_down(self) {
+        drop(self.sender);
+        // A thread that has panicked has freed it too.
+        let _ = self.thread.join();
+    }
+}
+
+impl Generation {
+    /// Polls the next event; `None` after the last.
+    pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
+    }
+}
+
+fn engine_died() -> Error {
+    Error::new(Kind::Unavailable, "the engine has stopped after a fault; restart the server")
+}

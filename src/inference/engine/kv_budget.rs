@@ -1,0 +1,118 @@
+//! The number of KV cache blocks that fit into an engine's memory, and the context length that they allow.
+
+use super::EngineOptions;
+use crate::inference::scheduler::BlockGroup;
+use crate::models::{BLOCK_TOKENS, ModelConfig};
+
+/// The KV cache blocks of an engine for one model.
+#[derive(Debug)]
+pub struct KvBudget {
+    /// Blocks of each group of layers, as in [`ModelConfig::kv_groups`].
+    pub groups: Vec<BlockGroup>,
+    /// Most tokens of one sequence: the model's context, or as much of it as the blocks hold.
+    pub context_length: usize,
+    prefill_chunk_tokens: usize,
+}
+
+impl EngineOptions {
+    /// Most tokens of one sequence of this model: its context, or as much of it as fits into the memory for the KV
+    /// cache.
+    pub fn context_length(&self, config: &ModelConfig) -> usize {
+        KvBudget::new(self, config).context_length
+    }
+}
+
+impl KvBudget {
+    /// The budget of `options.kv_bytes` for a model.
+    pub fn new(options: &EngineOptions, config: &ModelConfig) -> Self {
+        let EngineOptions { prefill_chunk_tokens, .. } = *options;
+        let groups = block_groups(options, config);
+        let limits = groups.iter().map(|group| {
+            let max_blocks = BlockGroup::max_blocks_per_sequence(group.window, prefill_chunk_tokens);
+            if group.n_blocks >= max_blocks { usize::MAX } else { group.n_blocks * BLOCK_TOKENS }
+        });
+        let context_length = limits.fold(config.context_length, usize::min);
+        Self { groups, context_length, prefill_chunk_tokens }
+    }
+
+    /// How many sequences of the full context length fit at once; `None` for a model without a KV cache.
+    pub fn n_full_sequences(&self) -> Option<usize> {
+        let n_sequences = self.groups.iter().map(|group| {
+            let max_blocks = BlockGroup::max_blocks_per_sequence(group.window, self.prefill_chunk_tokens);
+            group.n_blocks / self.context_length.div_ceil(BLOCK_TOKENS).clamp(1, max_blocks)
+        });
+        n_sequences.min()
+    }
+}
+
+/// The blocks that fit into `options.kv_bytes`: groups with a window get as many as the running sequences can hold
+/// within it, and the first group, which has the largest window, gets the rest.
+fn block_groups(options: &EngineOptions, config: &ModelConfig) -> Vec<BlockGroup> {
+    let block_bytes = config.kv_block_bytes(options.kv_format);
+    let n_equal = options.kv_bytes / block_bytes.iter().sum::<usize>().max(1);
+    let windows = config.kv_groups().into_iter().map(|group| group.window);
+    let mut groups: Vec<BlockGroup> = windows
+        .map(|window| {
+            let max_blocks = BlockGroup::max_blocks_per_sequence(window, options.prefill_chunk_tokens);
+            // One more for each, which the scheduler wants to be free when another sequence starts.
+            let n_blocks = n_equal.min(max_blocks.saturating_add(1).saturating_mul(options.running_requests));
+            BlockGroup { n_blocks, window }
+        })
+        .collect();
+    let others = groups.iter().zip(&block_bytes).skip(1).map(|(group, bytes)| group.n_blocks * bytes);
+    let rest = options.kv_bytes - others.sum::<usize>().min(options.kv_bytes);
+    if let (Some(first), Some(bytes)) = (groups.first_mut(), block_bytes.first()) {
+        first.n_blocks = rest / (*bytes).max(1);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::kernels::attention::kv_block::KvFormat;
+
+    #[test]
+    fn windowed_layers_get_their_window_and_the_others_the_rest() {
+        let config = |window: Option<usize>| {
+            // Five of six layers have the window.
+            let fields = serde_json::json!({
+                "model_type": "gemma3_text", "hidden_size": 2, "intermediate_size": 2, "head_dim": 16,
+                "num_hidden_layers": 6, "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 8,
+                "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 16,
+                "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": window,
+                "sliding_window_pattern": 6, "hidden_activation": "gelu_pytorch_tanh",
+            });
+            ModelConfig::from_json(fields.to_string().as_bytes()).unwrap()
+        };
+        let options = EngineOptions {
+            queued_requests: 1,
+            queued_tokens: 1,
+            queue_timeout: Duration::ZERO,
+            running_requests: 2,
+            batch_time: Duration::ZERO,
+            prefill_chunk_tokens: 64,
+            kv_bytes: 1 << 19,
+            kv_format: KvFormat::F16,
+            speculative: false,
+            context_shift: false,
+        };
+        let windowed = config(Some(128));
+        let layer_bytes = windowed.kv_block_bytes(KvFormat::F16)[0];
+        assert_eq!(windowed.kv_block_bytes(KvFormat::F16), [layer_bytes, 5 * layer_bytes]);
+        let groups = KvBudget::new(&options, &windowed).groups;
+        assert_eq!(groups.iter().map(|group| group.window).collect::<Vec<_>>(), [None, Some(128)]);
+        // Each of two sequences sees eight blocks, writes four, and begins and ends within one; one is to spare.
+        assert_eq!(groups[1].n_blocks, 2 * (14 + 1));
+        assert_eq!(groups[0].n_blocks, (1 << 19) / layer_bytes - 5 * 30);
+        // In the same memory six layers without a window hold a fraction of that.
+        let full = config(None);
+        assert_eq!(KvBudget::new(&options, &full).groups[0].n_blocks, (1 << 19) / (6 * layer_bytes));
+        assert!(options.context_length(&full) * 4 < options.context_length(&windowed));
+        // Too little memory for a window is too little for the context.
+        let tight = EngineOptions { kv_bytes: 6 * layer_bytes * 10, ..options };
+        assert_eq!(tight.context_length(&windowed), 160);
+    }
+}

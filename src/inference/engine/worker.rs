@@ -1,0 +1,492 @@
+//! The engine's thread: a loop of steps. Each step schedules a batch, runs the model forward, samples every sequence's
+//! next tokens and emits their text.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use tokio::sync::{OwnedSemaphorePermit, mpsc as events};
+
+use super::kv_budget::KvBudget;
+use super::{Admission, EngineOptions, EngineShared, QueuedRequest};
+use crate::error::{Error, Kind, Result};
+use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
+use crate::inference::text_generation::{GenerationStep, TextGeneration};
+use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
+use crate::kernels::threads::pool;
+use crate::models::{Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId};
+use crate::telemetry;
+use crate::tokenizer::Tokenizer;
+
+/// The state of an engine's thread.
+pub struct EngineWorker {
+    model: Box<dyn Decoder>,
+    tokenizer: Arc<Tokenizer>,
+    scheduler: Scheduler,
+    kv: KvCache,
+    sequences: HashMap<SequenceId, ActiveSequence>,
+    n_sequences_seen: u64,
+    /// When the last request finished; `None` after a time without work.
+    last_finish: Option<Instant>,
+    shared: Arc<EngineShared>,
+}
+
+/// A sequence that waits or runs, from its arrival to its last event.
+struct ActiveSequence {
+    n_prompt: usize,
+    generation: TextGeneration,
+    events: events::Sender<Event>,
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    _admission: Admission,
+    /// Held until it starts.
+    queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// The tokens that one batch yields for a sequence.
+struct SampledTokens {
+    id: SequenceId,
+    n_drafts: usize,
+    n_accepted: usize,
+    /// One for each token; an error is the last.
+    steps: Vec<Result<GenerationStep>>,
+}
+
+impl EngineWorker {
+    /// The worker of an engine that starts with an empty KV cache of the size `budget`.
+    pub fn new(
+        model: Box<dyn Decoder>,
+        tokenizer: Arc<Tokenizer>,
+        budget: KvBudget,
+        shared: Arc<EngineShared>,
+    ) -> Self {
+        let EngineOptions {
+            running_requests,
+            prefill_chunk_tokens,
+            kv_format,
+            speculative,
+            context_shift,
+            ..
+        } = shared.options;
+        let KvBudget { groups, context_length, .. } = budget;
+        let scheduler = Scheduler::new(SchedulerOptions {
+            max_running: running_requests.max(1),
+            prefill_chunk: prefill_chunk_tokens.max(1),
+            groups,
+            speculative,
+            context_shift: context_shift.then_some(ContextShift { context_length }),
+        });
+        Self {
+            kv: KvCache::new(model.config().kv_layouts(kv_format)),
+            scheduler,
+            model,
+            tokenizer,
+            sequences: HashMap::new(),
+            n_sequences_seen: 0,
+            last_finish: None,
+            shared,
+        }
+    }
+
+    /// Runs until the handle is dropped and all its requests are finished.
+    pub fn run(mut self, requests: &mpsc::Receiver<QueuedRequest>) {
+        pool::lower_priority();
+        let _alive = AliveGuard(self.shared.clone());
+        while self.receive(requests) {
+            self.drop_cancelled();
+            self.expire_queued();
+            if self.shared.stopping.load(Ordering::Acquire) {
+                let message = "the server is shutting down; send the request again";
+                self.fail_all(&Error::new(Kind::Unavailable, message));
+                continue;
+            }
+            self.step();
+        }
+    }
+
+    /// Receives all requests that have arrived, after waiting for one if there is no work; false when there will be
+    /// none any more.
+    fn receive(&mut self, requests: &mpsc::Receiver<QueuedRequest>) -> bool {
+        self.shared.status().load = self.scheduler.load();
+        if self.scheduler.is_idle() {
+            self.last_finish = None;
+            let mut status = self.shared.status();
+            (status.tokens_per_second, status.batch_began) = (0.0, None);
+            drop(status);
+            match requests.recv() {
+                Ok(request) => self.add(request),
+                Err(mpsc::RecvError) => return false,
+            }
+        }
+        while let Ok(request) = requests.try_recv() {
+            self.add(request);
+        }
+        true
+    }
+
+    /// Adds a request to the scheduler's waiting sequences.
+    fn add(&mut self, queued: QueuedRequest) {
+        let QueuedRequest { request, events, arrived, admission, queued_tokens } = queued;
+        let n_vocab = self.model.config().n_vocab;
+        let generation =
+            catch_panic("a request", || TextGeneration::new(&request, self.tokenizer.clone(), n_vocab));
+        let generation = match generation {
+            Ok(generation) => generation,
+            Err(e) => return send(&events, Event::Failed(e)),
+        };
+        self.n_sequences_seen += 1;
+        let id = SequenceId(self.n_sequences_seen);
+        let n_prompt = request.prompt.len();
+        self.scheduler.add(NewSequence {
+            id,
+            cache_namespace: self.cache_namespace(&request),
+            prompt: request.prompt,
+            prediction: request.prediction,
+            max_tokens: request.max_tokens,
+            tenant: request.tenant,
+        });
+        let sequence = ActiveSequence {
+            n_prompt,
+            generation,
+            events,
+            arrived,
+            started: None,
+            first_token: None,
+            _admission: admission,
+            queued_tokens: Some(queued_tokens),
+        };
+        self.sequences.insert(id, sequence);
+    }
+
+    /// The namespace of the prefix cache for a request: its tenant, its salt, and whether its positions are rotated as
+    /// in a long prompt, on which the keys depend.
+    fn cache_namespace(&self, request: &GenerationRequest) -> Arc<str> {
+        let GenerationRequest { prompt, tenant, cache_salt, .. } = request;
+        let is_long = self.model.config().is_long_prompt(prompt.len());
+        let salt = cache_salt.as_deref().unwrap_or_default();
+        // The length marks where the tenant ends, whatever it contains.
+        format!("{is_long}|{}|{tenant}|{salt}", tenant.len()).into()
+    }
+
+    /// One step of the loop: schedule, forward, sample, emit.
+    fn step(&mut self) {
+        let batch = self.scheduler.next_batch();
+        if batch.sequences.is_empty() {
+            return;
+        }
+        let began = self.record_start(&batch);
+        let input = self.forward_input(&batch);
+        let n_generated = match self.forward(&input) {
+            Ok(logits) => {
+                let sampled = self.sample(&input, &logits);
+                let n_generated = self.emit(sampled);
+                self.scheduler.record_duration(&batch, began.elapsed().as_secs_f64());
+                n_generated
+            }
+            Err(e) => self.compute_separately(&input, &e),
+        };
+        self.record_end(began.elapsed(), n_generated);
+    }
+
+    /// The batch in the model's terms. Marks its sequences as started.
+    fn forward_input(&mut self, batch: &Batch) -> ForwardInput {
+        let mut input = ForwardInput::default();
+        for scheduled in &batch.sequences {
+            if let Some(sequence) = self.sequences.get_mut(&scheduled.id) {
+                sequence.started.get_or_insert_with(Instant::now);
+                sequence.queued_tokens = None;
+            }
+            input.push(SequenceChunk {
+                sequence: scheduled.id,
+                n_prompt: scheduled.n_prompt,
+                start: scheduled.start,
+                tables: &scheduled.block_tables,
+                token_ids: &scheduled.tokens,
+                n_logits: scheduled.n_logits(),
+            });
+        }
+        input
+    }
+
+    /// Runs the model; one tensor `[n_vocab]` for each row of logits that `input` asks for.
+    fn forward(&mut self, input: &ForwardInput) -> Result<Vec<Tensor>> {
+        let (model, kv) = (&mut self.model, &mut self.kv);
+        catch_panic("the batch", || {
+            let logits = model.forward(kv, input)?;
+            (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect()
+        })
+    }
+
+    /// Computes each sequence of a failed batch separately, so that only the one at fault ends. Returns the number of
+    /// tokens generated.
+    fn compute_separately(&mut self, input: &ForwardInput, e: &Error) -> usize {
+        if input.spans.len() == 1 {
+            self.fail(input, e);
+            return 0;
+        }
+        tracing::warn!(error = %e, "a batch failed; its sequences are computed one by one");
+        // Keys and values that the failed batch has written are overwritten.
+        let compute = |separate: ForwardInput| match self.forward(&separate) {
+            Ok(logits) => {
+                let sampled = self.sample(&separate, &logits);
+                self.emit(sampled)
+            }
+            Err(e) => {
+                self.fail(&separate, &e);
+                0
+            }
+        };
+        input.split().into_iter().map(compute).sum()
+    }
+
+    /// Samples the next token of each sequence, and the one after it as long as draft tokens are accepted. The
+    /// sequences are shared out among the compute threads.
+    fn sample(&mut self, input: &ForwardInput, logits: &[Tensor]) -> Vec<SampledTokens> {
+        let mut rows: HashMap<SequenceId, _> =
+            input.sampled_spans().map(|(id, rows, drafts)| (id, (&logits[rows], drafts))).collect();
+        let jobs = self.sequences.iter_mut().filter_map(|(&id, sequence)| {
+            let (logits, drafts) = rows.remove(&id)?;
+            sequence.first_token.get_or_insert_with(Instant::now);
+            let generation = &mut sequence.generation;
+            Some(Mutex::new(SamplingJob { id, generation, logits, drafts, n_accepted: 0, steps: Vec::new() }))
+        });
+        let jobs: Vec<_> = jobs.collect();
+        let run = |idx: usize| jobs[idx].lock().unwrap_or_else(PoisonError::into_inner).run();
+        match jobs.len() {
+            0 => {}
+            1 => run(0),
+            n => pool::run(|team| team.claim_chunks(n, 1).flatten().for_each(run)),
+        }
+        jobs.into_iter()
+            .map(|job| job.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .map(|SamplingJob { id, drafts, n_accepted, steps, .. }| SampledTokens {
+                id,
+                n_drafts: drafts.len(),
+                n_accepted,
+                steps,
+            })
+            .collect()
+    }
+
+    /// Emits the text of sampled tokens and gives the tokens to the scheduler. Returns how many there are.
+    fn emit(&mut self, sampled: Vec<SampledTokens>) -> usize {
+        let n_generated = sampled.iter().map(|sampled| sampled.steps.len()).sum();
+        for SampledTokens { id, n_drafts, n_accepted, steps } in sampled {
+            metrics::counter!(telemetry::DRAFT_TOKENS).increment(n_drafts as u64);
+            metrics::counter!(telemetry::ACCEPTED_DRAFT_TOKENS).increment(n_accepted as u64);
+            self.emit_steps(id, steps);
+        }
+        n_generated
+    }
+
+    fn emit_steps(&mut self, id: SequenceId, steps: Vec<Result<GenerationStep>>) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let mut tokens = Vec::with_capacity(steps.len());
+        for step in steps {
+            let GenerationStep { token, delta, finish } = match step {
+                Ok(step) => step,
+                Err(e) => return self.finish(id, Event::Failed(e), true),
+            };
+            tokens.push(token);
+            if !delta.text.is_empty() || !delta.logprobs.is_empty() {
+                send(&sequence.events, Event::Text(delta));
+            }
+            if let Some(reason) = finish {
+                let finished = sequence.finished(reason, self.scheduler.n_cached_tokens(id));
+                record_finished(&finished);
+                return self.finish(id, Event::Finished(finished), false);
+            }
+        }
+        self.scheduler.append(id, &tokens);
+        sequence.generation.prepare();
+    }
+
+    /// Publishes the state at the start of a batch; returns the time.
+    fn record_start(&self, batch: &Batch) -> Instant {
+        metrics::histogram!(telemetry::BATCH_SEQUENCES).record(batch.sequences.len() as f64);
+        let began = Instant::now();
+        let load = self.scheduler.load();
+        let mut status = self.shared.status();
+        metrics::counter!(telemetry::PREEMPTIONS).increment(load.n_preempted - status.load.n_preempted);
+        (status.load, status.batch_began) = (load, Some(began));
+        began
+    }
+
+    /// Publishes the duration and the yield of a batch.
+    fn record_end(&self, duration: Duration, n_generated: usize) {
+        let rate = n_generated as f64 / duration.as_secs_f64().max(1e-9);
+        let mut status = self.shared.status();
+        status.longest_batch = status.longest_batch.max(duration);
+        let average = &mut status.tokens_per_second;
+        *average = if *average == 0.0 { rate } else { 0.9 * *average + 0.1 * rate };
+    }
+
+    fn ids_where(&self, predicate: impl Fn(&ActiveSequence) -> bool) -> Vec<SequenceId> {
+        self.sequences.iter().filter(|(_, sequence)| predicate(sequence)).map(|(&id, _)| id).collect()
+    }
+
+    /// Drops the sequences whose client has gone.
+    fn drop_cancelled(&mut self) {
+        for id in self.ids_where(|sequence| sequence.events.is_closed()) {
+            metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
+            self.remove(id, false);
+        }
+    }
+
+    /// Refuses the sequences that have waited for longer than the queue timeout.
+    fn expire_queued(&mut self) {
+        let timeout = self.shared.options.queue_timeout;
+        let is_expired =
+            |sequence: &ActiveSequence| sequence.started.is_none() && sequence.arrived.elapsed() > timeout;
+        for id in self.ids_where(is_expired) {
+            metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
+            let error = Error::new(
+                Kind::Overloaded { retry_after: self.shared.retry_after() },
+                format!(
+                    "the request has waited for {} s, the queue timeout; try again later",
+                    timeout.as_secs_f64()
+                ),
+            );
+            if let Some(sequence) = self.remove(id, false) {
+                send(&sequence.events, Event::Failed(error));
+            }
+        }
+    }
+
+    fn fail_all(&mut self, reason: &Error) {
+        for id in self.ids_where(|_| true) {
+            self.finish(id, Event::Failed(reason.clone()), false);
+        }
+    }
+
+    /// Ends the sequences of a batch that could not be computed.
+    fn fail(&mut self, input: &ForwardInput, e: &Error) {
+        tracing::error!(error = %e, "a sequence failed");
+        for span in &input.spans {
+            self.finish(span.sequence, Event::Failed(e.clone()), true);
+        }
+    }
+
+    /// Ends a sequence with its last event; `failed` if the last batch did not compute it.
+    fn finish(&mut self, id: SequenceId, last: Event, failed: bool) {
+        // The counters are complete before the client sees the last event.
+        if let Some(sequence) = self.remove(id, failed) {
+            send(&sequence.events, last);
+        }
+        if let Some(last) = self.last_finish.replace(Instant::now()) {
+            self.shared.record_request_time(last.elapsed());
+        }
+    }
+
+    fn remove(&mut self, id: SequenceId, failed: bool) -> Option<ActiveSequence> {
+        let sequence = self.sequences.remove(&id);
+        if let Some(sequence) = &sequence {
+            let n_cached = self.scheduler.n_cached_tokens(id) as u64;
+            sequence.record_counters(n_cached);
+            let mut status = self.shared.status();
+            status.n_prompt_tokens += sequence.n_prompt as u64;
+            status.n_cached_tokens += n_cached;
+        }
+        self.scheduler.remove(id, failed);
+        sequence
+    }
+}
+
+/// The sampling of one sequence after a batch.
+struct SamplingJob<'a> {
+    id: SequenceId,
+    generation: &'a mut TextGeneration,
+    /// The logits after the newest token and after each draft token.
+    logits: &'a [Tensor],
+    drafts: &'a [u32],
+    n_accepted: usize,
+    steps: Vec<Result<GenerationStep>>,
+}
+
+impl SamplingJob<'_> {
+    /// Samples a token, and the next one as long as the draft token equals it.
+    fn run(&mut self) {
+        for (row, logits) in self.logits.iter().enumerate() {
+            let step = catch_panic("sampling", || self.generation.advance(logits));
+            let is_accepted = step.as_ref().is_ok_and(|step| self.drafts.get(row) == Some(&step.token));
+            let is_finished = step.as_ref().is_ok_and(|step| step.finish.is_some());
+            self.n_accepted += usize::from(is_accepted);
+            self.steps.push(step);
+            if !is_accepted || is_finished {
+                return;
+            }
+        }
+    }
+}
+
+impl ActiveSequence {
+    fn finished(&self, reason: FinishReason, n_cached: usize) -> Finished {
+        let started = self.started.unwrap_or(self.arrived);
+        let first_token = self.first_token.unwrap_or(started);
+        Finished {
+            reason,
+            prompt_tokens: self.n_prompt,
+            cached_tokens: n_cached,
+            completion_tokens: self.generation.n_generated(),
+            timings: Timings {
+                queue: started - self.arrived,
+                prefill: first_token - started,
+                decode: first_token.elapsed(),
+            },
+            repeat_penalty: self.generation.repeat_penalty_stats(),
+        }
+    }
+
+    fn record_counters(&self, n_cached: u64) {
+        let stats = self.generation.repeat_penalty_stats();
+        metrics::counter!(telemetry::REPEAT_PENALTY_HITS).increment(stats.hits);
+        metrics::counter!(telemetry::REPEAT_PENALTY_UPDATES).increment(stats.updates);
+        metrics::counter!(telemetry::REPEAT_PENALTY_SKIPPED).increment(stats.skipped);
+        metrics::counter!(telemetry::PROMPT_TOKENS).increment(self.n_prompt as u64);
+        metrics::counter!(telemetry::PREFIX_CACHE_TOKENS).increment(n_cached);
+        metrics::counter!(telemetry::COMPLETION_TOKENS).increment(self.generation.n_generated() as u64);
+    }
+}
+
+/// Records the histograms of a finished request.
+fn record_finished(finished: &Finished) {
+    let Finished { timings, completion_tokens, prompt_tokens, .. } = finished;
+    let first = timings.queue + timings.prefill;
+    metrics::histogram!(telemetry::QUEUE_SECONDS).record(timings.queue.as_secs_f64());
+    metrics::histogram!(telemetry::FIRST_TOKEN_SECONDS).record(first.as_secs_f64());
+    metrics::histogram!(telemetry::REQUEST_SECONDS).record((first + timings.decode).as_secs_f64());
+    metrics::histogram!(telemetry::REQUEST_PROMPT_TOKENS).record(*prompt_tokens as f64);
+    metrics::histogram!(telemetry::REQUEST_COMPLETION_TOKENS).record(*completion_tokens as f64);
+    if *completion_tokens > 1 {
+        let each = timings.decode.as_secs_f64() / (completion_tokens - 1) as f64;
+        metrics::histogram!(telemetry::TOKEN_SECONDS).record(each);
+    }
+}
+
+/// Runs `work` and turns a panic into an error. The panic's own message is in the log.
+fn catch_panic<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::internal(format!("{what} failed; the server's log has the cause"))))
+}
+
+/// Sends an event without waiting. If the client has gone, the event is lost, and its sequence is dropped before the
+/// next batch.
+fn send(events: &events::Sender<Event>, event: Event) {
+    if let Err(events::error::TrySendError::Full(_)) = events.try_send(event) {
+        tracing::error!("a generation sent more events than it has tokens");
+    }
+}
+
+/// Marks the engine as dead when its thread ends, unwinding included.
+struct AliveGuard(Arc<EngineShared>);
+
+impl Drop for AliveGuard {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+        self.0.status().batch_began = None;
+    }
+}
