@@ -75,7 +75,7 @@ impl ChatModel {
         let constraint = self.engine.compile_constraint(&grammar).map_err(|e| e.with_param(param))?;
         Ok(Some(match reasoning {
             None => constraint,
-            Some(reasoning) => constraint.after(Preamble {
+            Some(reasoning) => constraint.with_preamble(Preamble {
                 open: self.tokenizer.single_token_id(reasoning::OPEN),
                 is_open: reasoning.is_open(),
                 close: reasoning::CLOSE.to_owned(),

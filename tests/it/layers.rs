@@ -40,7 +40,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
     ("clap::", &["config/args.rs"]),
     ("minijinja::", &["chat/template/"]),
-    ("llguidance::", &["inference/grammar.rs"]),
+    ("llguidance::", &["inference/grammar/"]),
     ("tokenizers::", &["tokenizer/"]),
     ("fastembed::", &["embeddings/backend/onnx"]),
     ("ort::", &["embeddings/backend/onnx"]),
