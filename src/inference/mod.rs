@@ -1,13 +1,14 @@
-//! Tokens in, events out.
+//! Tokens in, events out: continuous batching over a paged KV cache.
 //!
-//! [`Engine`] owns the model, the keys and values and a thread; requests reach it through a
-//! bounded queue and answer with [`Event`]s. Each turn of its loop the [`scheduler`] decides what
-//! the next batch holds, the model computes it, and each sequence's [`TextGeneration`] turns its
-//! logits into the next token. This module never sees a message, a template or a socket.
+//! [`Engine`] owns the model, the KV cache and a thread. Requests reach the thread through a bounded queue, and it
+//! answers with [`Event`]s. In each step the [`scheduler`] decides what the next batch computes, the model runs
+//! forward, and each sequence's [`TextGeneration`] turns its logits into the next token. This module never sees a
+//! message, a template or a socket.
 
 mod block_pool;
 pub mod engine;
 pub mod grammar;
+mod prefix_cache;
 mod prompt_lookup;
 pub mod sampling;
 pub mod scheduler;
@@ -31,62 +32,66 @@ use crate::error::Error;
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
-    /// What the text is predicted to be, perhaps: the more of it is right, the faster it comes.
+    /// The client's prediction of the text. The more of it is right, the faster the text is generated.
     pub prediction: Vec<u32>,
     /// Most tokens to generate; at least one.
     pub max_tokens: usize,
-    /// Before so many tokens nothing ends the text but its limits.
+    /// Fewest tokens before an end-of-text token or a stop string may end the text.
     pub min_tokens: usize,
+    /// How tokens are sampled.
     pub sampling: SamplingParams,
-    /// What the text must be, if not anything.
+    /// The grammar that the text must follow, if any.
     pub constraint: Option<Constraint>,
-    /// Strings that end the text where they appear; they are not part of it.
+    /// Stop strings: they end the text where they appear and are not part of it.
     pub stop: Vec<String>,
-    /// Whether the text goes on from the prompt's, so that a space between them is its own.
+    /// Whether the text continues the prompt's text, so that a space between them is part of it.
     pub is_continuation: bool,
-    /// Tokens that end it; they are not part of it.
+    /// Tokens that end the text and are not part of it.
     pub stop_tokens: Vec<u32>,
-    /// Special tokens whose text is part of the text; that of others is not.
+    /// Special tokens whose text is part of the text; that of all others is not.
     pub visible_tokens: Vec<u32>,
-    /// Go on past the model's own end-of-text tokens.
+    /// Whether to continue past the model's own end-of-text tokens.
     pub ignore_eos: bool,
-    /// How many of the likeliest tokens to report with each token; `None` reports no
-    /// probabilities at all.
+    /// How many of the most likely tokens to report with each token; `None` reports no probabilities at all.
     pub top_logprobs: Option<usize>,
-    /// Who sent it: tenants get their turns alike, and share nothing.
+    /// The sender. Tenants get equal shares and do not share the prefix cache.
     pub tenant: Arc<str>,
-    /// Requests with different ones share nothing either.
+    /// A salt for the prefix cache: requests with different salts do not share it.
     pub cache_salt: Option<String>,
 }
 
-/// What a generation reports, in order: [`Event::Text`] any number of times, then exactly one of
-/// the others.
+/// A report of a generation. They come in this order: [`Event::Text`] any number of times, then exactly one of the
+/// others.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// More text, complete in UTF-8.
     Text(TextDelta),
+    /// The text is complete.
     Finished(Finished),
+    /// The generation ended with an error.
     Failed(Error),
 }
 
-/// Text that may be shown, with the probabilities of the tokens it was made of.
+/// Text that may be shown, with the probabilities of its tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TextDelta {
+    /// The text; empty if only probabilities are reported.
     pub text: String,
-    /// One entry per token, where they were asked for; tokens that are parts of one character
-    /// share an entry, since none of them is text alone.
+    /// One entry per token, if requested. Tokens that form one character together share an entry, since none of them
+    /// is text by itself.
     pub logprobs: Vec<TokenLogprob>,
     /// Tokens since the last text.
     pub n_tokens: usize,
 }
 
-/// How likely the model found a token before sampling changed anything.
+/// The probability that the model gave a token, before sampling changed it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
+    /// The token's text.
     pub bytes: Vec<u8>,
     /// Natural logarithm of the probability.
     pub logprob: f32,
-    /// The likeliest tokens at this place (of several tokens: the last), likeliest first.
+    /// The most likely tokens at this position (of several tokens: at the last one's), most likely first.
     pub top: Vec<(Vec<u8>, f32)>,
 }
 
@@ -102,26 +107,30 @@ impl TokenLogprob {
 /// The end of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finished {
+    /// Why it ended.
     pub reason: FinishReason,
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens of the prompt whose keys and values were there already.
+    /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: usize,
-    /// Generated tokens, the one that ended the text included.
+    /// Generated tokens, including the one that ended the text.
     pub completion_tokens: usize,
+    /// Where its time went.
     pub timings: Timings,
+    /// What the cache of the repeat penalty did.
     pub repeat_penalty: RepeatPenaltyStats,
 }
 
-/// Why a generation ended.
+/// The reason why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model or a stop string ended the text.
+    /// An end-of-text token, a stop string or the grammar ended the text.
     Stop,
     /// The token limit or the end of the context was reached.
     Length,
 }
 
-/// Where a generation's time went.
+/// The durations of a generation's phases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Timings {
     /// From arrival to the first batch that held some of the prompt.

@@ -1,32 +1,33 @@
-//! Stop strings: found across token borders, never half emitted.
+//! Stop strings: found across token boundaries, never partly emitted.
 
-/// Watches generated text for stop strings.
+/// Searches generated text for stop strings.
 #[derive(Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
-    /// Text that may be the beginning of a stop string.
+    /// Text held back because it may be the beginning of a stop string.
     held: String,
 }
 
-/// What came of a piece of text.
+/// The result of scanning a piece of text.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct StopScan {
     /// Text that is certainly not part of a stop string.
     pub text: String,
-    /// Whether a stop string came; then `text` ends before it.
-    pub stopped: bool,
+    /// Whether a stop string was found; then `text` ends before it.
+    pub is_stopped: bool,
 }
 
 impl StopStrings {
+    /// A search for `stops`; empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }
 
-    /// Takes more text and returns what may be shown.
-    pub fn push(&mut self, text: &str) -> Checked {
+    /// Adds text and returns the text that may be emitted.
+    pub fn push(&mut self, text: &str) -> StopScan {
         self.held.push_str(text);
-        // The one that ends first, as if the text came character by character: then where the
-        // tokens' borders are makes no difference. Of several that end together, the longest.
+        // The first to end wins, as if the text came character by character, so that token boundaries make no
+        // difference. Of several that end together, the longest wins.
         let found = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop)?;
             Some((start + stop.len(), start))
@@ -34,20 +35,20 @@ impl StopStrings {
         if let Some((_, start)) = found.min() {
             let mut text = std::mem::take(&mut self.held);
             text.truncate(start);
-            return Checked { text, stopped: true };
+            return StopScan { text, is_stopped: true };
         }
         let kept = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
-        Checked { text: std::mem::replace(&mut self.held, rest), stopped: false }
+        StopScan { text: std::mem::replace(&mut self.held, rest), is_stopped: false }
     }
 
-    /// What was held back when no more text comes.
-    pub fn finish(&mut self) -> String {
+    /// The text that was held back, once no more text comes.
+    pub fn flush(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Length of the longest end of `text` with which `stop` begins.
+/// The length of the longest suffix of `text` that is a proper prefix of `stop`.
 pub fn overlap(text: &str, stop: &str) -> usize {
     stop.char_indices().map(|(end, _)| end).rev().find(|&end| text.ends_with(&stop[..end])).unwrap_or(0)
 }
@@ -57,38 +58,38 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn checked(text: &str, stopped: bool) -> Checked {
-        Checked { text: text.to_owned(), stopped }
+    fn scan(text: &str, is_stopped: bool) -> StopScan {
+        StopScan { text: text.to_owned(), is_stopped }
     }
 
     #[test]
-    fn a_stop_string_across_pieces_is_never_half_shown() {
+    fn a_stop_string_across_pieces_is_never_partly_emitted() {
         let mut stops = StopStrings::new(vec!["</end>".to_owned()]);
-        assert_eq!(stops.push("a <"), checked("a ", false));
-        assert_eq!(stops.push("/e"), checked("", false));
-        assert_eq!(stops.push("nd"), checked("", false));
-        assert_eq!(stops.push("> b"), checked("", true));
+        assert_eq!(stops.push("a <"), scan("a ", false));
+        assert_eq!(stops.push("/e"), scan("", false));
+        assert_eq!(stops.push("nd"), scan("", false));
+        assert_eq!(stops.push("> b"), scan("", true));
     }
 
     #[test]
-    fn a_false_start_comes_out_whole() {
+    fn a_false_start_is_emitted_in_full() {
         let mut stops = StopStrings::new(vec!["</end>".to_owned()]);
-        assert_eq!(stops.push("1 </en"), checked("1 ", false));
-        assert_eq!(stops.push("ough"), checked("</enough", false));
-        assert_eq!(stops.push("<"), checked("", false));
-        assert_eq!(stops.finish(), "<");
+        assert_eq!(stops.push("1 </en"), scan("1 ", false));
+        assert_eq!(stops.push("ough"), scan("</enough", false));
+        assert_eq!(stops.push("<"), scan("", false));
+        assert_eq!(stops.flush(), "<");
     }
 
     #[test]
-    fn of_several_the_one_that_ends_first_wins() {
+    fn the_stop_string_that_ends_first_wins() {
         let stops = || StopStrings::new(vec!["cd".to_owned(), "b".to_owned(), "abcde".to_owned()]);
-        assert_eq!(stops().push("abcde"), checked("a", true));
-        assert_eq!(StopStrings::new(vec!["bc".into(), "abc".into()]).push("xabc"), checked("x", true));
+        assert_eq!(stops().push("abcde"), scan("a", true));
+        assert_eq!(StopStrings::new(vec!["bc".into(), "abc".into()]).push("xabc"), scan("x", true));
     }
 
     proptest! {
         #[test]
-        fn any_split_stops_at_the_same_place(
+        fn every_split_stops_at_the_same_position(
             text in "[ab]{0,24}",
             strings in prop::collection::vec("[ab]{1,4}", 1..5),
             cuts in prop::collection::vec(0usize..24, 0..6),
@@ -97,22 +98,22 @@ mod tests {
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
             let mut stops = StopStrings::new(strings.clone());
-            let mut shown = String::new();
-            let mut stopped = false;
+            let mut emitted = String::new();
+            let mut is_stopped = false;
             for cut in cuts.windows(2) {
-                let checked = stops.push(&text[cut[0]..cut[1]]);
-                shown += &checked.text;
-                stopped = checked.stopped;
-                if stopped { break; }
+                let scan = stops.push(&text[cut[0]..cut[1]]);
+                emitted += &scan.text;
+                is_stopped = scan.is_stopped;
+                if is_stopped { break; }
             }
-            if !stopped { shown += &stops.finish(); }
-            // The definition: the shortest beginning of the text that ends with a stop string.
+            if !is_stopped { emitted += &stops.flush(); }
+            // The definition: the shortest prefix of the text that ends with a stop string.
             let end = (0..=text.len()).find(|&end| strings.iter().any(|stop| text[..end].ends_with(stop)));
             let longest = |end: usize| {
                 strings.iter().filter(|stop| text[..end].ends_with(*stop)).map(String::len).max().unwrap()
             };
-            prop_assert_eq!(stopped, end.is_some());
-            prop_assert_eq!(shown, end.map_or(text.as_str(), |end| &text[..end - longest(end)]));
+            prop_assert_eq!(is_stopped, end.is_some());
+            prop_assert_eq!(emitted, end.map_or(text.as_str(), |end| &text[..end - longest(end)]));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One generation: logits in, the next token and the text it completes out.
+//! One generation: takes logits, returns the next token and the text that it completes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use candle_core::Tensor;
 
 use super::grammar::Constraint;
 use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
-use super::stop::{Checked, StopStrings};
+use super::stop::{StopScan, StopStrings};
 use super::{FinishReason, GenerationRequest, TextDelta, TokenLogprob};
 use crate::error::Result;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 
-/// The state of one generation between steps.
+/// The state of one generation between steps: sampler, grammar, detokenizer and stop strings.
 pub struct TextGeneration {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
@@ -21,27 +21,28 @@ pub struct TextGeneration {
     stops: StopStrings,
     max_tokens: usize,
     min_tokens: usize,
-    /// Special tokens that are part of the text.
+    /// Special tokens whose text is part of the text.
     visible_tokens: Vec<u32>,
     /// Tokens that end the text: the model's own and the request's.
-    ends: Vec<u32>,
-    /// Whether a space at the beginning is the vocabulary's, not the model's.
-    skips_space: bool,
+    end_tokens: Vec<u32>,
+    /// Whether a space at the beginning comes from the vocabulary, not from the model.
+    strip_leading_space: bool,
     top_logprobs: Option<usize>,
     n_generated: usize,
-    /// Tokens that came before the last text that was given out.
-    n_told: usize,
-    /// Bytes of text generated, and of those the bytes given out.
+    /// Tokens that the emitted text accounts for.
+    n_emitted: usize,
+    /// Bytes of text generated.
     n_text: usize,
-    n_shown: usize,
-    /// Probabilities of tokens whose text is not given out yet, each with the offset where its
-    /// text starts.
-    waiting: VecDeque<(usize, TokenLogprob)>,
+    /// How many of them are emitted.
+    n_visible: usize,
+    /// Probabilities of tokens whose text is not emitted yet, each with the offset at which its text starts.
+    pending_logprobs: VecDeque<(usize, TokenLogprob)>,
 }
 
-/// What one step came to.
+/// The result of one step.
 #[derive(Debug, PartialEq)]
-pub struct Step {
+pub struct GenerationStep {
+    /// The sampled token.
     pub token: u32,
     /// Text that may be shown now.
     pub delta: TextDelta,
@@ -53,14 +54,14 @@ impl TextGeneration {
     /// A generation for `request` by a model with `n_vocab` logits.
     ///
     /// # Errors
-    /// When a sampling parameter is impossible.
+    /// When a sampling parameter is out of range.
     pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
-        let own: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
+        let eos: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
-            skips_space: tokenizer.has_space_prefix()
+            strip_leading_space: tokenizer.has_space_prefix()
                 && !request.is_continuation
                 && request.constraint.is_none(),
-            ends: [own, &request.stop_tokens].concat(),
+            end_tokens: [eos, &request.stop_tokens].concat(),
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
@@ -71,51 +72,39 @@ impl TextGeneration {
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
             n_generated: 0,
-            n_told: 0,
+            n_emitted: 0,
             n_text: 0,
-            n_shown: 0,
-            waiting: VecDeque::new(),
+            n_visible: 0,
+            pending_logprobs: VecDeque::new(),
         })
     }
 
-    /// Samples from `logits` `[n_vocab]` and says what that adds to the text.
+    /// Samples a token from `logits` `[n_vocab]` and returns what it adds to the text.
     ///
     /// # Errors
-    /// When a tensor operation fails, or the text cannot be kept to its grammar.
-    pub fn advance(&mut self, logits: &Tensor) -> Result<Step> {
+    /// When a tensor operation fails, or the text cannot follow its grammar.
+    pub fn advance(&mut self, logits: &Tensor) -> Result<GenerationStep> {
         let may_end = self.n_generated >= self.min_tokens;
-        let token = self.next_token(logits, may_end)?;
-        self.sampler.remember(token)?;
+        let token = self.sample(logits, may_end)?;
+        self.sampler.record(token)?;
         self.n_generated += 1;
-        if self.ends.contains(&token) {
-            return Ok(Step { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
+        if self.end_tokens.contains(&token) {
+            return Ok(GenerationStep { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
         }
         let is_complete = match &mut self.constraint {
             Some(constraint) => constraint.push(token, self.tokenizer.token_bytes(token))?,
             None => false,
         };
         if let Some(n_top) = self.top_logprobs {
-            let logprob = self.logprob(logits, token, n_top)?;
-            match self.waiting.back_mut().filter(|_| self.detokenizer.is_mid_character()) {
-                Some((_, begun)) => begun.extend(logprob),
-                None => self.waiting.push_back((self.n_text, logprob)),
-            }
+            self.push_logprob(logits, token, n_top)?;
         }
-        let shown =
-            self.visible_tokens.contains(&token).then(|| self.tokenizer.special_token_text(token)).flatten();
-        let bytes = shown.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
-        let mut text = self.detokenizer.push(bytes);
-        if self.n_text == 0 && self.skips_space && text.starts_with(' ') {
-            text.remove(0);
+        let text = self.detokenize(token);
+        // Text before `min_tokens` is never searched for stop strings.
+        let scan = if may_end { self.stops.push(&text) } else { StopScan { text, is_stopped: false } };
+        let mut delta = self.emit(scan.text);
+        if scan.is_stopped {
+            return Ok(GenerationStep { token, delta, finish: Some(FinishReason::Stop) });
         }
-        self.n_text += text.len();
-        // What is said before it may end is never looked at again.
-        let checked = if may_end { self.stops.push(&text) } else { Checked { text, stopped: false } };
-        if checked.stopped {
-            let delta = self.show(checked.text);
-            return Ok(Step { token, delta, finish: Some(FinishReason::Stop) });
-        }
-        let mut delta = self.show(checked.text);
         let finish = match self.n_generated >= self.max_tokens {
             _ if is_complete => Some(FinishReason::Stop),
             is_over => is_over.then_some(FinishReason::Length),
@@ -126,48 +115,63 @@ impl TextGeneration {
             delta.logprobs.extend(rest.logprobs);
             delta.n_tokens += rest.n_tokens;
         }
-        Ok(Step { token, delta, finish })
+        Ok(GenerationStep { token, delta, finish })
     }
 
-    /// Begins to work out what may come next, where a grammar says that.
+    /// Starts computing the grammar's next mask in the background, if it is likely to be needed.
     pub fn prepare(&mut self) {
         self.constraint.iter_mut().for_each(Constraint::prepare);
     }
 
-    fn next_token(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
-        let Self { sampler, constraint, ends, .. } = self;
-        let mut penalised = sampler.penalised(logits)?;
+    /// Samples the next token: adjusts the logits, masks what the grammar and `min_tokens` forbid, and draws.
+    fn sample(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
+        let Self { sampler, constraint, end_tokens, .. } = self;
+        let mut logits = sampler.adjusted_logits(logits)?;
         let forbid = |tokens: &[u32], logits: &mut [f32]| {
             for &token in tokens {
                 logits.get_mut(token as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
             }
         };
         let Some(constraint) = constraint else {
-            forbid(if may_end { &[] } else { ends }, &mut penalised);
-            return sampler.draw(&penalised);
+            forbid(if may_end { &[] } else { end_tokens }, &mut logits);
+            return sampler.draw(&logits);
         };
-        // Most tokens would be right without being told what may come, which takes longer to find out. What is drawn
-        // of all and kept if it may come, else drawn of those that may, is as likely as if drawn of those at once.
+        // Most tokens are allowed anyway, and the mask takes longer to compute than a single token to check. Drawing
+        // from all tokens and, if the token is not allowed, again from the mask has the same distribution as drawing
+        // from the mask at once.
         let may_end = may_end && !constraint.is_in_preamble();
-        if constraint.is_unknown() {
-            let token = sampler.draw(&penalised)?;
-            let is_end = ends.contains(&token);
-            if !is_end && constraint.accepts(token) {
+        if constraint.mask_pending() {
+            let token = sampler.draw(&logits)?;
+            let is_end = end_tokens.contains(&token);
+            if !is_end && constraint.is_allowed(token) {
                 return Ok(token);
             }
         }
-        match constraint.allowed()? {
-            None => forbid(if may_end { &[] } else { ends }, &mut penalised),
-            Some((allowed, beside)) => {
-                let beside = beside.and_then(|token| Some((token as usize, *penalised.get(token as usize)?)));
-                allowed.keep_in(&mut penalised);
-                beside.into_iter().for_each(|(token, logit)| penalised[token] = logit);
-                if !may_end && allowed.has_others_than(ends) {
-                    forbid(ends, &mut penalised);
+        match constraint.allowed_tokens()? {
+            None => forbid(if may_end { &[] } else { end_tokens }, &mut logits),
+            Some((mask, extra)) => {
+                let extra = extra.and_then(|token| Some((token as usize, *logits.get(token as usize)?)));
+                mask.apply_mask(&mut logits);
+                extra.into_iter().for_each(|(token, logit)| logits[token] = logit);
+                if !may_end && mask.has_tokens_besides(end_tokens) {
+                    forbid(end_tokens, &mut logits);
                 }
             }
         }
-        sampler.draw(&penalised)
+        sampler.draw(&logits)
+    }
+
+    /// The text that a token completes.
+    fn detokenize(&mut self, token: u32) -> String {
+        let is_visible = self.visible_tokens.contains(&token);
+        let special = is_visible.then(|| self.tokenizer.special_token_text(token)).flatten();
+        let bytes = special.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
+        let mut text = self.detokenizer.push(bytes);
+        if self.n_text == 0 && self.strip_leading_space && text.starts_with(' ') {
+            text.remove(0);
+        }
+        self.n_text += text.len();
+        text
     }
 
     /// Tokens generated so far.
@@ -175,34 +179,44 @@ impl TextGeneration {
         self.n_generated
     }
 
-    /// What the repeat penalty's cache did.
+    /// Statistics of the repeat penalty's cache.
     pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
         self.sampler.repeat_penalty_stats()
     }
 
-    /// Gives out text, with the probabilities of the tokens that begin in it.
-    fn show(&mut self, text: String) -> TextDelta {
-        self.n_shown += text.len();
-        let n_begun = self.waiting.iter().take_while(|&&(start, _)| start < self.n_shown).count();
-        let logprobs = self.waiting.drain(..n_begun).map(|(_, logprob)| logprob).collect();
+    /// Emits text, with the probabilities of the tokens that begin in it.
+    fn emit(&mut self, text: String) -> TextDelta {
+        self.n_visible += text.len();
+        let n_begun = self.pending_logprobs.iter().take_while(|&&(start, _)| start < self.n_visible).count();
+        let logprobs = self.pending_logprobs.drain(..n_begun).map(|(_, logprob)| logprob).collect();
         self.delta(text, logprobs)
     }
 
     fn delta(&mut self, text: String, logprobs: Vec<TokenLogprob>) -> TextDelta {
-        let n_tokens = if text.is_empty() { 0 } else { self.n_generated - self.n_told };
-        self.n_told += n_tokens;
+        let n_tokens = if text.is_empty() { 0 } else { self.n_generated - self.n_emitted };
+        self.n_emitted += n_tokens;
         TextDelta { text, logprobs, n_tokens }
     }
 
-    /// Everything that was held back. A character that the end cuts short is no text and is left
-    /// out, with its entry.
+    /// Emits everything that was held back. An incomplete character at the end is no text and is left out, with its
+    /// entry.
     fn flush(&mut self) -> TextDelta {
         if self.detokenizer.is_mid_character() {
-            self.waiting.pop_back();
+            self.pending_logprobs.pop_back();
         }
-        let text = self.stops.finish();
-        let logprobs = self.waiting.drain(..).map(|(_, logprob)| logprob).collect();
+        let text = self.stops.flush();
+        let logprobs = self.pending_logprobs.drain(..).map(|(_, logprob)| logprob).collect();
         self.delta(text, logprobs)
+    }
+
+    /// Adds a token's probability to those not emitted yet.
+    fn push_logprob(&mut self, logits: &Tensor, token: u32, n_top: usize) -> Result<()> {
+        let logprob = self.logprob(logits, token, n_top)?;
+        match self.pending_logprobs.back_mut().filter(|_| self.detokenizer.is_mid_character()) {
+            Some((_, begun)) => begun.extend(logprob),
+            None => self.pending_logprobs.push_back((self.n_text, logprob)),
+        }
+        Ok(())
     }
 
     fn logprob(&self, logits: &Tensor, token: u32, n_top: usize) -> Result<TokenLogprob> {
@@ -211,7 +225,7 @@ impl TextGeneration {
         let bytes = |token: u32| self.tokenizer.token_bytes(token).to_vec();
         Ok(TokenLogprob {
             bytes: bytes(token),
-            logprob: logprobs.of(token),
+            logprob: logprobs.get(token),
             top: logprobs.top(n_top).into_iter().map(|(token, logprob)| (bytes(token), logprob)).collect(),
         })
     }

@@ -1,8 +1,8 @@
-//! From logits to a token.
+//! Sampling: from logits to a token.
 //!
-//! The chain, in order: logit bias, [`CachedRepeatPenalty`], presence and frequency penalties,
-//! temperature, top-k, top-p, min-p, and a draw from a seeded generator. At temperature 0 the
-//! likeliest token is taken after the penalties.
+//! The chain, in order: logit bias, [`CachedRepeatPenalty`], presence and frequency penalties, temperature, top-k,
+//! top-p, min-p, and a draw from a seeded generator. At temperature 0 the most likely token after the penalties is
+//! taken (greedy decoding).
 
 mod repeat_penalty;
 
@@ -22,32 +22,31 @@ use crate::kernels::logits as kernels;
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// 0 takes the likeliest token; higher flattens the distribution.
+    /// 0 takes the most likely token; higher values flatten the distribution.
     pub temperature: f32,
-    /// Keep only this many of the likeliest tokens; 0 keeps all.
+    /// Keeps only this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest tokens that together reach this probability.
+    /// Keeps the most likely tokens that together reach this probability.
     pub top_p: f32,
-    /// Keep tokens at least this fraction as likely as the likeliest.
+    /// Keeps tokens that are at least this fraction as likely as the most likely one.
     pub min_p: f32,
-    /// Makes the draw repeatable.
+    /// Seed of the random generator; `None` takes a random one.
     pub seed: Option<u64>,
-    /// Divides positive and multiplies negative logits of tokens in the recent past; 1 does
-    /// nothing.
+    /// Divides positive and multiplies negative logits of tokens in the recent past; 1 does nothing.
     pub repeat_penalty: f32,
-    /// How many tokens the recent past is, prompt included; `None` is all of them.
+    /// Length of the recent past in tokens, prompt included; `None` is everything.
     pub repeat_last_n: Option<usize>,
-    /// Taken once from the logit of every token generated so far.
+    /// Subtracted once from the logit of every token generated so far.
     pub presence_penalty: f32,
-    /// Taken as often as the token was generated so far.
+    /// Subtracted from a token's logit for each time it was generated so far.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
 }
 
 impl SamplingParams {
-    /// Whether tokens are left out by how likely they are.
-    fn cuts(&self) -> bool {
+    /// Whether top-k, top-p or min-p leaves tokens out.
+    fn has_cutoff(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 }
@@ -70,11 +69,11 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Holds the parameters against a vocabulary.
+    /// Checks the parameters against a vocabulary.
     ///
     /// # Errors
-    /// When the bias names a token beyond it.
-    pub fn check(&self, n_vocab: usize) -> Result<()> {
+    /// When the bias has a token id that is out of range.
+    pub fn validate(&self, n_vocab: usize) -> Result<()> {
         match self.logit_bias.iter().find(|&&(id, _)| id as usize >= n_vocab) {
             Some((id, _)) => Err(Error::invalid(
                 "logit_bias",
@@ -85,11 +84,11 @@ impl SamplingParams {
     }
 }
 
-/// The sampler of one generation: its parameters and what they remember.
+/// The sampler of one generation: its parameters and its penalties' state.
 pub struct Sampler {
     params: SamplingParams,
     repeat_penalty: CachedRepeatPenalty,
-    /// The bias as tensors of ids and values, made once.
+    /// The bias as tensors of token ids and values, made once.
     logit_bias: Option<(Tensor, Tensor)>,
     /// How often each token was generated.
     generated: HashMap<u32, u32>,
@@ -100,12 +99,12 @@ impl Sampler {
     /// A sampler for a vocabulary of `n_vocab` tokens, at the end of `prompt`.
     ///
     /// # Errors
-    /// When the bias names a token beyond the vocabulary, or a tensor cannot be made.
+    /// When the bias has a token id that is out of range, or a tensor cannot be made.
     pub fn new(params: SamplingParams, n_vocab: usize, prompt: &[u32]) -> Result<Self> {
         let mut repeat_penalty =
             CachedRepeatPenalty::new(params.repeat_penalty, params.repeat_last_n, n_vocab)?;
         repeat_penalty.start(prompt)?;
-        params.check(n_vocab)?;
+        params.validate(n_vocab)?;
         let bias: (Vec<u32>, Vec<f32>) = params.logit_bias.iter().copied().unzip();
         let logit_bias = match bias.0.len() {
             0 => None,
@@ -117,30 +116,30 @@ impl Sampler {
         Ok(Self { params, repeat_penalty, logit_bias, generated: HashMap::new(), rng })
     }
 
-    /// The logits `[n_vocab]` that tokens are drawn by: with the bias, less the penalties.
+    /// The logits `[n_vocab]` with the bias and the penalties applied.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn penalised(&mut self, logits: &Tensor) -> Result<Vec<f32>> {
+    pub fn adjusted_logits(&mut self, logits: &Tensor) -> Result<Vec<f32>> {
         let biased = match &self.logit_bias {
             Some((ids, values)) => logits.index_add(ids, values, 0)?,
             None => logits.clone(),
         };
-        let penalised = self.repeat_penalty.apply_cached_repeat_penalty(&biased)?;
-        let mut penalised = penalised.to_vec1::<f32>()?;
+        let penalized = self.repeat_penalty.apply_cached_repeat_penalty(&biased)?;
+        let mut adjusted = penalized.to_vec1::<f32>()?;
         let SamplingParams { presence_penalty, frequency_penalty, .. } = self.params;
         if presence_penalty != 0.0 || frequency_penalty != 0.0 {
             for (&token, &count) in &self.generated {
-                penalised[token as usize] -= presence_penalty + frequency_penalty * count as f32;
+                adjusted[token as usize] -= presence_penalty + frequency_penalty * count as f32;
             }
         }
-        Ok(penalised)
+        Ok(adjusted)
     }
 
-    /// Draws the next token by its logit, which is minus infinity where it may not come.
+    /// Draws the next token from adjusted logits. Those of masked tokens are minus infinity.
     ///
     /// # Errors
-    /// When the logits are not numbers.
+    /// When no logit is a finite number.
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         let max = max(logits);
         if !max.is_finite() {
@@ -151,31 +150,31 @@ impl Sampler {
             return Ok(argmax(logits));
         }
         let weights = kernels::softmax_weights(Isa::current(), logits, max, temperature);
-        let drawn = if self.params.cuts() {
-            draw(&mut self.rng, &candidates(&weights, &self.params))
+        let drawn = if self.params.has_cutoff() {
+            draw_candidate(&mut self.rng, &candidates(&weights, &self.params))
         } else {
-            draw_of_all(&mut self.rng, &weights)
+            draw_from_all(&mut self.rng, &weights)
         };
         Ok(drawn.unwrap_or_else(|| argmax(logits)))
     }
 
-    /// Remembers the token that came.
+    /// Records a generated token for the penalties.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn remember(&mut self, token: u32) -> Result<()> {
+    pub fn record(&mut self, token: u32) -> Result<()> {
         *self.generated.entry(token).or_default() += 1;
         self.repeat_penalty.push(token)
     }
 
-    /// What the repeat penalty's cache did in this generation.
+    /// Statistics of the repeat penalty's cache in this generation.
     pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
         self.repeat_penalty.stats()
     }
 }
 
-/// Draws a token by its weight; none where there is none.
-fn draw(rng: &mut StdRng, candidates: &[(u32, f32)]) -> Option<u32> {
+/// Draws a candidate with a probability proportional to its weight; `None` without candidates.
+fn draw_candidate(rng: &mut StdRng, candidates: &[(u32, f32)]) -> Option<u32> {
     let total: f64 = candidates.iter().map(|&(_, weight)| f64::from(weight)).sum();
     let mut left = rng.random::<f64>() * total;
     for &(token, weight) in candidates {
@@ -188,18 +187,18 @@ fn draw(rng: &mut StdRng, candidates: &[(u32, f32)]) -> Option<u32> {
     candidates.last().map(|&(token, _)| token)
 }
 
-/// The same when every token is a candidate, in order of ids: whole stretches are passed by their sum.
-fn draw_of_all(rng: &mut StdRng, weights: &[f32]) -> Option<u32> {
-    const STRETCH: usize = 256;
+/// [`draw_candidate`] when every token is a candidate, in order of ids: whole chunks are skipped by their sum.
+fn draw_from_all(rng: &mut StdRng, weights: &[f32]) -> Option<u32> {
+    const CHUNK: usize = 256;
     let sum = |weights: &[f32]| weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
-    let sums: Vec<f64> = weights.chunks(STRETCH).map(sum).collect();
+    let sums: Vec<f64> = weights.chunks(CHUNK).map(sum).collect();
     let mut left = rng.random::<f64>() * sums.iter().sum::<f64>();
     for (idx, sum) in sums.iter().enumerate() {
         if left >= *sum {
             left -= sum;
             continue;
         }
-        for (token, &weight) in (0u32..).zip(weights).skip(idx * STRETCH) {
+        for (token, &weight) in (0u32..).zip(weights).skip(idx * CHUNK) {
             left -= f64::from(weight);
             if left < 0.0 {
                 return Some(token);
@@ -215,24 +214,24 @@ fn max(logits: &[f32]) -> f32 {
     kernels::max_logit(Isa::current(), logits)
 }
 
-/// The likeliest token; the first of equals.
+/// The most likely token; the first of equals.
 fn argmax(logits: &[f32]) -> u32 {
     let max = max(logits);
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
-/// The tokens that top-k, top-p and min-p leave of those with `weights` relative to the likeliest (1),
-/// likeliest first.
+/// The tokens that top-k, top-p and min-p keep, with their weights; the most likely, whose weight is 1, first. Sorted
+/// only if something is cut.
 fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     // A weight that underflows to zero is never drawn.
     let mut weights: Vec<(u32, f32)> =
         (0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| weight > 0.0).collect();
     if params.top_k > 0 && params.top_k < weights.len() {
-        keep_likeliest(&mut weights, params.top_k);
+        sort_top(&mut weights, params.top_k);
         weights.truncate(params.top_k);
     }
     if params.top_p < 1.0 {
-        truncate_at_probability(&mut weights, params.top_p);
+        truncate_top_p(&mut weights, params.top_p);
     }
     if params.min_p > 0.0 {
         weights.retain(|&(_, weight)| weight >= params.min_p);
@@ -240,13 +239,13 @@ fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     weights
 }
 
-/// Cuts `weights` after the likeliest tokens that together reach the fraction `top_p` of all.
-fn truncate_at_probability(weights: &mut Vec<(u32, f32)>, top_p: f32) {
+/// Cuts `weights` after the most likely tokens that together reach the fraction `top_p` of all.
+fn truncate_top_p(weights: &mut Vec<(u32, f32)>, top_p: f32) {
     let goal = f64::from(top_p) * weights.iter().map(|&(_, weight)| f64::from(weight)).sum::<f64>();
-    // Mostly a few dozen tokens reach it, so sorting the whole vocabulary is rarely needed.
+    // A few dozen tokens usually reach it, so the whole vocabulary is rarely sorted.
     let mut n_sorted = 64.min(weights.len());
     loop {
-        keep_likeliest(weights, n_sorted);
+        sort_top(weights, n_sorted);
         let mut reached = 0.0;
         let cut = weights[..n_sorted].iter().position(|&(_, weight)| {
             reached += f64::from(weight);
@@ -263,8 +262,8 @@ fn truncate_at_probability(weights: &mut Vec<(u32, f32)>, top_p: f32) {
     }
 }
 
-/// Brings the `n` likeliest to the front, sorted; of equals the lower id first.
-fn keep_likeliest(weights: &mut [(u32, f32)], n: usize) {
+/// Moves the `n` most likely tokens to the front, sorted; of equals the lower id first.
+fn sort_top(weights: &mut [(u32, f32)], n: usize) {
     let by_weight = |a: &(u32, f32), b: &(u32, f32)| descending(a.1, b.1).then(a.0.cmp(&b.0));
     if n < weights.len() {
         weights.select_nth_unstable_by(n, by_weight);
@@ -276,7 +275,7 @@ fn descending(a: f32, b: f32) -> Ordering {
     b.total_cmp(&a)
 }
 
-/// Log probabilities of a distribution given as logits.
+/// The log probabilities of a distribution given as logits.
 pub struct Logprobs<'a> {
     logits: &'a [f32],
     /// `ln(sum(exp(logits)))`
@@ -284,6 +283,7 @@ pub struct Logprobs<'a> {
 }
 
 impl<'a> Logprobs<'a> {
+    /// The log probabilities of `logits`, `[n_vocab]`.
     pub fn new(logits: &'a [f32]) -> Self {
         let max = max(logits);
         let weights = kernels::softmax_weights(Isa::current(), logits, max, 1.0);
@@ -291,16 +291,16 @@ impl<'a> Logprobs<'a> {
         Self { logits, log_sum: max + sum.ln() as f32 }
     }
 
-    /// Natural logarithm of a token's probability.
-    pub fn of(&self, token: u32) -> f32 {
+    /// The natural logarithm of a token's probability; minus infinity if the id is out of range.
+    pub fn get(&self, token: u32) -> f32 {
         self.logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum)
     }
 
-    /// The `n` likeliest tokens, likeliest first.
+    /// The `n` most likely tokens, most likely first.
     pub fn top(&self, n: usize) -> Vec<(u32, f32)> {
         let mut all: Vec<(u32, f32)> = (0u32..).zip(self.logits.iter().copied()).collect();
         let n = n.min(all.len());
-        keep_likeliest(&mut all, n);
+        sort_top(&mut all, n);
         all[..n].iter().map(|&(token, logit)| (token, logit - self.log_sum)).collect()
     }
 }
@@ -318,15 +318,15 @@ mod tests {
         let logits = Tensor::new(logits, &Device::Cpu).unwrap();
         let mut sampler = Sampler::new(params, logits.dims()[0], &[]).unwrap();
         let mut next = || {
-            let penalised = sampler.penalised(&logits)?;
-            let token = sampler.draw(&penalised)?;
-            sampler.remember(token).map(|()| token)
+            let adjusted = sampler.adjusted_logits(&logits)?;
+            let token = sampler.draw(&adjusted)?;
+            sampler.record(token).map(|()| token)
         };
         (0..n).map(|_| next().unwrap()).collect()
     }
 
     #[test]
-    fn temperature_zero_takes_the_likeliest() {
+    fn temperature_zero_takes_the_most_likely_token() {
         let greedy = SamplingParams { temperature: 0.0, ..params() };
         assert_eq!(draw(greedy.clone(), &[0.0, 3.0, 3.0, -1.0], 3), [1, 1, 1]);
         let biased = SamplingParams { logit_bias: vec![(3, 100.0)], ..greedy };
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sampled_from_is_an_error() {
+    fn impossible_biases_and_logits_are_errors() {
         let beyond = SamplingParams { logit_bias: vec![(4, 1.0)], ..params() };
         assert_eq!(Sampler::new(beyond, 4, &[]).err().unwrap().param(), Some("logit_bias"));
         let mut sampler = Sampler::new(params(), 2, &[]).unwrap();
@@ -370,17 +370,17 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_of_all_is_a_draw_of_every_candidate() {
+    fn a_draw_from_all_equals_a_draw_from_every_candidate() {
         let weights: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 / 101.0).collect();
         let candidates: Vec<(u32, f32)> = (0u32..).zip(weights.iter().copied()).collect();
         for seed in 0..200 {
             let rng = || StdRng::seed_from_u64(seed);
-            assert_eq!(draw_of_all(&mut rng(), &weights), super::draw(&mut rng(), &candidates));
+            assert_eq!(draw_from_all(&mut rng(), &weights), draw_candidate(&mut rng(), &candidates));
         }
     }
 
     #[test]
-    fn cuts_keep_what_their_definitions_say() {
+    fn cutoffs_keep_what_their_definitions_say() {
         let probabilities = [0.1f32, 0.4, 0.2, 0.3];
         let logits = probabilities.map(f32::ln);
         let kept = |params: SamplingParams| -> Vec<u32> {
@@ -398,10 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn logprobs_are_normalised_and_sorted() {
+    fn logprobs_are_normalized_and_sorted() {
         let logits = [1.0, 3.0, 2.0];
         let logprobs = Logprobs::new(&logits);
-        let sum: f32 = (0..3).map(|token| logprobs.of(token).exp()).sum();
+        let sum: f32 = (0..3).map(|token| logprobs.get(token).exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6);
         assert_eq!(logprobs.top(2).iter().map(|&(token, _)| token).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(logprobs.top(9).len(), 3);

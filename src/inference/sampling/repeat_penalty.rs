@@ -1,9 +1,9 @@
 //! The repeat penalty with a cached tensor.
 //!
-//! The usual way (candle-transformers) copies all logits out, walks the recent tokens with a set,
-//! and makes a new tensor, every step. Here one tensor over the vocabulary holds each token's
-//! factor and lives as long as the generation: a new token changes one element, a token that
-//! leaves the window changes one, and a step makes one new tensor, the penalised logits.
+//! In every step, the usual implementation (candle-transformers) copies all logits out, walks the recent tokens with a
+//! set, and makes a new tensor. Here one tensor over the vocabulary holds each token's factor and lives as long as the
+//! generation: a new token changes one element, a token that leaves the window changes one, and a step makes one new
+//! tensor, the penalized logits.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,39 +14,40 @@ use crate::error::{Error, Result};
 /// A repeat penalty that remembers the tokens of its window.
 #[derive(Debug)]
 pub struct CachedRepeatPenalty {
-    /// Tokens in the window; `None` is all of them.
+    /// Length of the window in tokens; `None` is unbounded.
     last_n: Option<usize>,
-    /// Factor of each token, `[n_vocab]`: the penalty for those in the window, else 1. Absent when
-    /// the penalty does nothing.
-    factors: Option<Factors>,
+    /// `None` when the penalty does nothing.
+    factors: Option<PenaltyFactors>,
     window: VecDeque<u32>,
-    /// How often each token stands in the window.
+    /// How often each token occurs in the window.
     counts: HashMap<u32, u32>,
     stats: RepeatPenaltyStats,
 }
 
-/// What the cache did in one generation.
+/// Statistics of the cache in one generation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RepeatPenaltyStats {
-    /// Steps that used the factors as they stood: each is a tensor and a set not made anew.
+    /// Steps that used the cached factors: each saved a tensor and a set.
     pub hits: u64,
-    /// Elements of the factors that changed.
+    /// Elements of the factors that were changed.
     pub updates: u64,
-    /// Steps at penalty 1, or with no window, which cost nothing.
+    /// Steps with penalty 1 or without a window, which cost nothing.
     pub skipped: u64,
 }
 
 #[derive(Debug)]
-struct Factors {
+struct PenaltyFactors {
+    /// The factor of each token, `[n_vocab]`: the penalty for those in the window, else 1.
     all: Tensor,
-    /// One-element tensors to write from, made once.
+    /// The factor 1 as a tensor of one element, to write from.
     one: Tensor,
+    /// The penalty as a tensor of one element.
     penalty: Tensor,
 }
 
 impl CachedRepeatPenalty {
-    /// A penalty over a vocabulary of `n_vocab` tokens with an empty window of `last_n` tokens
-    /// (`None`: unbounded). Penalty 1 or a window of 0 allocates nothing.
+    /// A penalty for a vocabulary of `n_vocab` tokens with an empty window of `last_n` tokens (`None`: unbounded).
+    /// Penalty 1 or a window of 0 allocates nothing.
     ///
     /// # Errors
     /// When the penalty is not a positive number.
@@ -60,7 +61,7 @@ impl CachedRepeatPenalty {
         let factors = if penalty == 1.0 || last_n == Some(0) {
             None
         } else {
-            Some(Factors {
+            Some(PenaltyFactors {
                 all: Tensor::ones(n_vocab, DType::F32, &Device::Cpu)?,
                 one: Tensor::new(&[1f32], &Device::Cpu)?,
                 penalty: Tensor::new(&[penalty], &Device::Cpu)?,
@@ -75,14 +76,13 @@ impl CachedRepeatPenalty {
         })
     }
 
-    /// Starts a generation: clears window and statistics, then takes the end of `prompt` as the
-    /// recent past.
+    /// Starts a generation: clears the window and the statistics, then fills the window from the end of `prompt`.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn start(&mut self, prompt: &[u32]) -> Result<()> {
-        let past: Vec<u32> = self.counts.drain().map(|(token, _)| token).collect();
-        for token in past {
+        let previous: Vec<u32> = self.counts.drain().map(|(token, _)| token).collect();
+        for token in previous {
             self.set_factor(token, false)?;
         }
         self.window.clear();
@@ -94,7 +94,7 @@ impl CachedRepeatPenalty {
         Ok(())
     }
 
-    /// Adds a token to the window; the oldest leaves when it is full.
+    /// Adds a token to the window; the oldest one leaves when it is full.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -121,9 +121,9 @@ impl CachedRepeatPenalty {
         Ok(())
     }
 
-    /// Penalises the tokens of the window: positive logits are divided by the penalty, negative
-    /// ones multiplied. `logits` is `[n_vocab]`; the result is the one new tensor of the step, or
-    /// `logits` itself where there is nothing to do.
+    /// Penalizes the tokens of the window: positive logits are divided by the penalty, negative ones multiplied.
+    /// `logits` is `[n_vocab]`; the result is the one new tensor of the step, or `logits` itself if there is nothing to
+    /// do.
     ///
     /// # Errors
     /// When `logits` is not float32 of the vocabulary's size.
@@ -134,23 +134,23 @@ impl CachedRepeatPenalty {
         };
         self.stats.hits += 1;
         if logits.device().is_cpu() {
-            let op = Penalise { penalised: &self.counts };
+            let op = PenalizeOp { window: &self.counts };
             Ok(logits.apply_op2_no_bwd(&factors.all, &op)?)
         } else {
-            penalise(logits, &factors.all)
+            penalize(logits, &factors.all)
         }
     }
 
-    /// What the cache did since [`CachedRepeatPenalty::start`].
+    /// Statistics since [`CachedRepeatPenalty::start`].
     pub fn stats(&self) -> RepeatPenaltyStats {
         self.stats
     }
 
-    /// Changes one element of the factors. Ids beyond the vocabulary have no logit to penalise.
-    fn set_factor(&mut self, token: u32, penalised: bool) -> Result<()> {
+    /// Changes one element of the factors. Token ids out of range have no logit and are ignored.
+    fn set_factor(&mut self, token: u32, penalized: bool) -> Result<()> {
         let Some(factors) = &self.factors else { return Ok(()) };
         if (token as usize) < factors.all.dims()[0] {
-            let value = if penalised { &factors.penalty } else { &factors.one };
+            let value = if penalized { &factors.penalty } else { &factors.one };
             factors.all.slice_set(value, 0, token as usize)?;
             self.stats.updates += 1;
         }
@@ -158,21 +158,20 @@ impl CachedRepeatPenalty {
     }
 }
 
-/// `logit / factor` where the logit is positive, `logit * factor` elsewhere, in plain candle ops:
-/// the definition, and the way on devices other than the CPU.
-fn penalise(logits: &Tensor, factors: &Tensor) -> Result<Tensor> {
+/// `logit / factor` where the logit is positive, `logit * factor` elsewhere, in plain candle operations: the reference,
+/// and the implementation on devices other than the CPU.
+fn penalize(logits: &Tensor, factors: &Tensor) -> Result<Tensor> {
     let is_positive = logits.gt(0f32)?;
     Ok(is_positive.where_cond(&(logits / factors)?, &(logits * factors)?)?)
 }
 
-/// [`penalise`] on the CPU: one copy, in which only the tokens of the window are touched; the other
-/// factors are 1.
-struct Penalise<'a> {
-    /// The tokens of the window.
-    penalised: &'a HashMap<u32, u32>,
+/// [`penalize`] on the CPU: one copy in which only the tokens of the window are touched, since all other factors are 1.
+struct PenalizeOp<'a> {
+    /// The tokens of the window, by count.
+    window: &'a HashMap<u32, u32>,
 }
 
-impl CustomOp2 for Penalise<'_> {
+impl CustomOp2 for PenalizeOp<'_> {
     fn name(&self) -> &'static str {
         "repeat-penalty"
     }
@@ -189,16 +188,16 @@ impl CustomOp2 for Penalise<'_> {
         if logits.len() != factors.len() {
             bail!("{} logits for a vocabulary of {}", logits.len(), factors.len());
         }
-        let mut penalised = logits.to_vec();
-        for &token in self.penalised.keys() {
-            // Ids beyond the vocabulary have no logit.
+        let mut penalized = logits.to_vec();
+        for &token in self.window.keys() {
+            // Token ids out of range have no logit.
             if let (Some(logit), Some(factor)) =
-                (penalised.get_mut(token as usize), factors.get(token as usize))
+                (penalized.get_mut(token as usize), factors.get(token as usize))
             {
                 *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
             }
         }
-        Ok((CpuStorage::F32(penalised), logits_layout.shape().clone()))
+        Ok((CpuStorage::F32(penalized), logits_layout.shape().clone()))
     }
 }
 
@@ -214,7 +213,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The definition, step by step and without memory.
+    /// The definition, computed from all tokens in each step.
     fn naive(logits: &[f32], penalty: f32, tokens: &[u32], last_n: Option<usize>) -> Vec<f32> {
         let window = &tokens[tokens.len().saturating_sub(last_n.unwrap_or(tokens.len()))..];
         (0u32..)
@@ -239,17 +238,17 @@ mod tests {
         ) {
             let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
             let mut cached = CachedRepeatPenalty::new(penalty, last_n, logits.len()).unwrap();
-            // Nothing of an earlier generation may be left.
+            // Nothing of an earlier generation may remain.
             cached.start(&earlier).unwrap();
             cached.start(&prompt).unwrap();
             let mut tokens = prompt;
             for token in generated {
-                let penalised = cached.apply_cached_repeat_penalty(&tensor).unwrap();
+                let penalized = cached.apply_cached_repeat_penalty(&tensor).unwrap();
                 let expected = naive(&logits, penalty, &tokens, last_n);
-                prop_assert_eq!(&penalised.to_vec1::<f32>().unwrap(), &expected);
+                prop_assert_eq!(&penalized.to_vec1::<f32>().unwrap(), &expected);
                 if let Some(factors) = &cached.factors {
-                    let in_plain_ops = penalise(&tensor, &factors.all).unwrap();
-                    prop_assert_eq!(in_plain_ops.to_vec1::<f32>().unwrap(), expected);
+                    let reference = penalize(&tensor, &factors.all).unwrap();
+                    prop_assert_eq!(reference.to_vec1::<f32>().unwrap(), expected);
                 }
                 cached.push(token).unwrap();
                 tokens.push(token);
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_changes_one_element_per_token_that_comes_or_goes() {
+    fn one_element_changes_per_token_that_enters_or_leaves() {
         let mut cached = CachedRepeatPenalty::new(1.3, Some(2), 10).unwrap();
         cached.start(&[]).unwrap();
         let updates = |cached: &mut CachedRepeatPenalty, token| {
@@ -279,13 +278,13 @@ mod tests {
             cached.stats().updates - before
         };
         assert_eq!(updates(&mut cached, 1), 1);
-        assert_eq!(updates(&mut cached, 1), 0, "already penalised");
+        assert_eq!(updates(&mut cached, 1), 0, "already penalized");
         assert_eq!(updates(&mut cached, 2), 1, "one 1 left, one stays");
         assert_eq!(updates(&mut cached, 3), 2, "3 came, 1 went");
     }
 
     #[test]
-    fn factors_live_as_long_as_the_generation() {
+    fn the_factors_tensor_lives_as_long_as_the_generation() {
         let logits = Tensor::new(&[1f32, 1.0, 1.0], &Device::Cpu).unwrap();
         let mut cached = CachedRepeatPenalty::new(2.0, None, 3).unwrap();
         cached.start(&[0]).unwrap();
