@@ -1,5 +1,5 @@
-//! Many requests at once, and what they share, against a scripted model that reads its prompts out of the
-//! blocks it is given.
+//! Continuous batching, prefix cache, admission control and cancellation, against a scripted model that reads its
+//! prompts from the KV cache blocks it is given.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn cached_tokens(answer: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn a_prompt_that_begins_like_an_earlier_one_is_computed_in_part() {
+async fn a_common_prefix_comes_from_the_prefix_cache() {
     let server = scripted_server(Script::saying("yes"), Limits::default(), ENGINE_OPTIONS).await;
     let beginning = "Once upon a time there was a king who had three daughters. ".repeat(2);
     let ask = async |end: &str, fields: Value| {
@@ -35,7 +35,7 @@ async fn a_prompt_that_begins_like_an_earlier_one_is_computed_in_part() {
     };
     assert_eq!(cached_tokens(&ask("Who was the first?", json!({})).await), 0);
     let second = ask("And the second?", json!({})).await;
-    // Whole blocks of sixteen tokens, here bytes, of what comes before the question.
+    // Full blocks of sixteen tokens, here bytes, before the question.
     let n_before = "user:".len() + 1 + beginning.len();
     let n_cached = cached_tokens(&second);
     assert_eq!(n_cached, n_before as u64 / 16 * 16, "{second}");
@@ -44,8 +44,8 @@ async fn a_prompt_that_begins_like_an_earlier_one_is_computed_in_part() {
 }
 
 #[tokio::test]
-async fn requests_that_do_not_fit_together_wait_and_lose_nothing() {
-    // Room for 12 blocks of 16 tokens; each request comes to need six or seven.
+async fn requests_beyond_the_kv_cache_wait_and_lose_nothing() {
+    // Room for 12 blocks of 16 tokens; each request needs six or seven in the end.
     let block_bytes = 16 * 2 * (2 + 16);
     let options = EngineOptions { kv_bytes: 12 * block_bytes, ..ENGINE_OPTIONS };
     let text = "a long answer of many words, which no one block holds, nor three ";
@@ -63,7 +63,7 @@ async fn requests_that_do_not_fit_together_wait_and_lose_nothing() {
 }
 
 #[tokio::test]
-async fn several_answers_to_one_prompt() {
+async fn several_choices_share_one_prompt() {
     let script = Script::saying("yes");
     let prompts = script.prompts.clone();
     let n_tokens = script.n_tokens.clone();
@@ -77,7 +77,7 @@ async fn several_answers_to_one_prompt() {
     assert_eq!(answer["usage"]["completion_tokens"], 3 * 4);
     assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
     assert_eq!(prompts.lock().unwrap().len(), 3);
-    // Whole blocks of the prompt once, the rest of it and the answers for each.
+    // Full blocks of the prompt are computed once, the rest and the completion for each choice.
     let n_prompt = answer["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
     assert!(n_tokens.load(Ordering::SeqCst) < 2 * n_prompt, "{n_tokens:?} of {n_prompt}");
 
@@ -98,7 +98,7 @@ async fn several_answers_to_one_prompt() {
 }
 
 #[tokio::test]
-async fn what_waits_for_too_long_is_refused() {
+async fn requests_beyond_the_queue_timeout_are_refused() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
     let queue_timeout = Duration::from_millis(200);
     let options = EngineOptions { running_requests: 1, queue_timeout, ..ENGINE_OPTIONS };
@@ -110,14 +110,14 @@ async fn what_waits_for_too_long_is_refused() {
     let error = body(late).await;
     assert!(error["error"]["message"].as_str().unwrap().contains("waited for 0.2 s"), "{error}");
     let events = events(first).await;
-    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "what runs goes on");
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "the running request continues");
 }
 
 #[tokio::test]
-async fn guesses_save_batches_and_change_nothing() {
+async fn speculative_decoding_saves_batches_and_changes_nothing() {
     let text = "the cat sat on the mat, the cat sat on the mat, the cat sat on the mat, and the cat sat. ";
     for speculative in [false, true] {
-        // A row more costs next to nothing.
+        // One more row costs next to nothing.
         let script = Script { step: Duration::from_millis(3), ..Script::saying(text) };
         let n_batches = script.n_batches.clone();
         let options = EngineOptions { speculative, ..ENGINE_OPTIONS };
@@ -129,7 +129,7 @@ async fn guesses_save_batches_and_change_nothing() {
         assert_eq!(answer["usage"]["completion_tokens"], text.len() + 1);
         let n_batches = n_batches.load(Ordering::SeqCst);
         assert_eq!(n_batches < text.len() * 3 / 4, speculative, "{n_batches}");
-        // The limit holds in the middle of what was guessed, too.
+        // The limit holds in the middle of draft tokens, too.
         let answer = body(server.post(CHAT, &request("go on", json!({"max_tokens": 58}))).await).await;
         assert_eq!(answer["choices"][0]["message"]["content"], text[..58]);
         assert_eq!(answer["choices"][0]["finish_reason"], "length");
@@ -139,11 +139,11 @@ async fn guesses_save_batches_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn more_prompt_tokens_than_may_wait_are_refused() {
+async fn prompts_beyond_the_queued_token_limit_are_refused() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
     let options = EngineOptions { running_requests: 1, queued_tokens: 150, ..ENGINE_OPTIONS };
     let server = scripted_server(script, Limits::default(), options).await;
-    // Alone, a prompt may be longer; what runs does not wait.
+    // A single prompt may be longer, and a running one does not count.
     let stream = json!({"stream": true});
     let running = server.post(CHAT, &request(&"long ".repeat(40), stream.clone())).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -161,12 +161,12 @@ async fn more_prompt_tokens_than_may_wait_are_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_stands_still_is_not_ready() {
+async fn a_stuck_engine_is_not_ready() {
     let script = Script { step: Duration::from_millis(700), ..Script::saying("x") };
     let options = EngineOptions { batch_time: Duration::from_millis(200), ..ENGINE_OPTIONS };
     let server = scripted_server(script, Limits::default(), options).await;
     let running = server.post(CHAT, &request("go", json!({"stream": true}))).await;
-    assert_eq!(server.get("/readyz").await.status(), 200, "it has only begun");
+    assert_eq!(server.get("/readyz").await.status(), 200, "the batch has only begun");
     tokio::time::sleep(Duration::from_millis(400)).await;
     let stuck = server.get("/readyz").await;
     assert_eq!(stuck.status(), 503);
@@ -174,12 +174,12 @@ async fn a_server_that_stands_still_is_not_ready() {
     assert!(error["error"]["message"].as_str().unwrap().contains("one batch"), "{error}");
     assert_eq!(server.get("/livez").await.status(), 200);
     events(running).await;
-    // The engine hands the last token out, then rests.
+    // The engine emits the last token before it becomes idle.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(server.get("/readyz").await.status(), 200, "without work nothing is late");
+    assert_eq!(server.get("/readyz").await.status(), 200, "an idle engine is not stuck");
 }
 
-/// Clients that go away, in whatever phase, take nothing with them.
+/// Requests release everything when their clients disconnect, in whatever phase.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_cancels_leave_nothing_behind() {
     let text: String = ('a'..='z').cycle().take(2000).collect();
@@ -201,8 +201,8 @@ async fn a_thousand_cancels_leave_nothing_behind() {
         };
         join_all((0..2).map(ask)).await
     };
-    // More at a time than run, so that some are cancelled while they wait, some in their prompts and some
-    // while they talk.
+    // More at a time than can run, so that some are cancelled in the queue, some during prefill and some during
+    // decode.
     let cancels = async {
         for round in 0..25 {
             let cancel = |n: usize| async move {
@@ -224,7 +224,7 @@ async fn a_thousand_cancels_leave_nothing_behind() {
     for count in ["num_running_reqs", "num_waiting_reqs", "num_waiting_uncached_tokens", "num_used_tokens"] {
         assert_eq!(load[count], 0, "{load}");
     }
-    // All places are free again.
+    // All slots are free again.
     let short = request("again", json!({"max_tokens": 1}));
     let again = join_all((0..70).map(|_| server.post(CHAT, &short))).await;
     assert!(again.iter().all(|response| response.status() == 200));

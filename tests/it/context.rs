@@ -1,5 +1,4 @@
-//! What becomes of prompts and answers that are too long, against a scripted model whose context is 512 tokens,
-//! each a byte.
+//! Prompts and completions that are too long, against a scripted model whose context is 512 tokens, each a byte.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,9 +11,9 @@ use serde_json::{Value, json};
 use crate::support::{self, ENGINE_OPTIONS, Script, Server, json as body, scripted_server};
 
 const CHAT: &str = "/v1/chat/completions";
-const SHIFTS: EngineOptions = EngineOptions { context_shift: true, ..ENGINE_OPTIONS };
+const SHIFTING: EngineOptions = EngineOptions { context_shift: true, ..ENGINE_OPTIONS };
 
-/// What the model has seen of each sequence.
+/// The tokens that the model has read of each sequence.
 type Seen = Arc<Mutex<HashMap<SequenceId, Vec<u32>>>>;
 
 async fn server(script: Script, options: EngineOptions) -> (Server, Seen) {
@@ -28,14 +27,14 @@ fn request(content: &str, fields: Value) -> Value {
     request
 }
 
-/// The tokens of a whole prompt.
+/// The tokens of an untruncated prompt.
 fn prompt(content: &str) -> Vec<u32> {
     let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
     let (start, end) = ([support::START], [support::END]);
     [&start, &bytes("user:")[..], &bytes(content), &end, &start, &bytes("assistant:")].concat()
 }
 
-/// What the model saw of the only sequence, and forgets it.
+/// Takes the tokens of the only sequence.
 fn only(seen: &Seen) -> Vec<u32> {
     let mut seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 1);
@@ -43,7 +42,7 @@ fn only(seen: &Seen) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn a_prompt_is_cut_where_the_client_says_so() {
+async fn a_prompt_is_truncated_at_the_clients_request() {
     let (server, seen) = server(Script::saying("yes"), ENGINE_OPTIONS).await;
     let long = "0123456789".repeat(100_000);
     for (content, n, max_tokens, expected) in [
@@ -56,7 +55,7 @@ async fn a_prompt_is_cut_where_the_client_says_so() {
     ] {
         let fields = json!({"truncate_prompt_tokens": n, "max_tokens": max_tokens});
         let response = server.post(CHAT, &request(content, fields)).await;
-        assert!(!response.headers().contains_key("x-ignored-params"), "the client has asked for it");
+        assert!(!response.headers().contains_key("x-ignored-params"), "the client asked for truncation");
         let answer = body(response).await;
         assert_eq!(answer["usage"]["prompt_tokens"], expected, "{answer}");
         let whole = prompt(content);
@@ -70,8 +69,8 @@ async fn a_prompt_is_cut_where_the_client_says_so() {
 }
 
 #[tokio::test]
-async fn a_server_that_shifts_takes_long_prompts_without_their_middle() {
-    let (server, seen) = server(Script::saying("yes"), SHIFTS).await;
+async fn context_shift_drops_the_middle_of_long_prompts() {
+    let (server, seen) = server(Script::saying("yes"), SHIFTING).await;
     let long = "0123456789".repeat(100_000);
     let response = server.post(CHAT, &request(&long, json!({"max_tokens": 1}))).await;
     assert_eq!(response.headers()["x-ignored-params"], "messages");
@@ -79,26 +78,26 @@ async fn a_server_that_shifts_takes_long_prompts_without_their_middle() {
     let whole = prompt(&long);
     assert_eq!(only(&seen)[..256], [&whole[..4], &whole[whole.len() - 252..]].concat());
 
-    // What fits stays as it is.
+    // A prompt that fits is not cut.
     let response = server.post(CHAT, &request(&"a".repeat(490), json!({"max_tokens": 1}))).await;
     assert!(!response.headers().contains_key("x-ignored-params"));
     assert_eq!(body(response).await["usage"]["prompt_tokens"], prompt(&"a".repeat(490)).len());
 }
 
 #[tokio::test]
-async fn an_answer_goes_on_when_the_context_is_full() {
+async fn context_shift_continues_a_completion_beyond_the_context() {
     for speculative in [false, true] {
-        let options = EngineOptions { speculative, ..SHIFTS };
+        let options = EngineOptions { speculative, ..SHIFTING };
         let (server, _) = server(Script::saying(&"x".repeat(600)), options).await;
         let answer = body(server.post(CHAT, &request("go on", json!({"max_tokens": 1500}))).await).await;
         assert_eq!(answer["usage"]["completion_tokens"], 1500);
         assert_eq!(answer["choices"][0]["message"]["content"], "x".repeat(1500));
         assert_eq!(answer["choices"][0]["finish_reason"], "length");
-        // Whoever names no limit gets what the context holds.
+        // Without a limit, a completion ends with the context.
         let answer = body(server.post(CHAT, &request("go on", json!({}))).await).await;
         assert_eq!(answer["usage"]["total_tokens"], 512);
     }
     let (server, _) = server(Script::saying(&"x".repeat(600)), ENGINE_OPTIONS).await;
     let answer = body(server.post(CHAT, &request("go on", json!({"max_tokens": 1500}))).await).await;
-    assert_eq!(answer["usage"]["total_tokens"], 512, "unless it is told to, a server shifts nothing");
+    assert_eq!(answer["usage"]["total_tokens"], 512, "no context shift by default");
 }

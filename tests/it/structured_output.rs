@@ -1,5 +1,5 @@
-//! Answers that must be what a grammar says, of a scripted model that would say something else. What the default
-//! model draws at random for some hundred schemas is checked in `sdk/structured.py`.
+//! Constrained generation, with a scripted model that would generate something else. `sdk/structured.py` checks
+//! samples of the default model for several hundred schemas.
 
 use predict_otron_9000::config::Limits;
 use serde_json::{Map, Value, json};
@@ -28,12 +28,12 @@ fn content(answer: &Value) -> &str {
 }
 
 #[tokio::test]
-async fn every_form_keeps_the_answer_to_its_grammar() {
+async fn every_kind_of_grammar_constrains_the_completion() {
     let server = scripted("yes, of course").await;
     let choice = ask(&server, CHAT, json!({"guided_choice": ["yes", "no"]})).await;
     assert_eq!(content(&choice), "yes");
     assert_eq!(choice["choices"][0]["finish_reason"], "stop");
-    assert_eq!(choice["usage"]["completion_tokens"], 3, "it ends where the grammar does");
+    assert_eq!(choice["usage"]["completion_tokens"], 3, "the completion ends where the grammar does");
     let other = ask(&server, CHAT, json!({"guided_choice": ["no", "\"né\"\n"]})).await;
     assert!(["no", "\"né\"\n"].contains(&content(&other)), "{other}");
     assert_eq!(
@@ -56,7 +56,7 @@ async fn every_form_keeps_the_answer_to_its_grammar() {
     let text = content(&time).trim_matches('"');
     assert!(
         text.starts_with("0001-") && !text.contains(":6"),
-        "{text}: programs read neither year 0 nor second 60"
+        "{text}: common parsers accept neither year 0 nor second 60"
     );
     let completion = ask(&server, "/v1/completions", json!({"guided_choice": ["yes"]})).await;
     assert_eq!(completion["choices"][0]["text"], "yes");
@@ -65,16 +65,16 @@ async fn every_form_keeps_the_answer_to_its_grammar() {
 }
 
 #[tokio::test]
-async fn other_parameters_mean_what_they_mean() {
+async fn other_parameters_keep_their_meaning() {
     let server = scripted("yes").await;
     let of = async |fields| ask(&server, CHAT, fields).await;
     let longer = json!({"guided_regex": "(yes){2}", "max_tokens": 4});
     assert_eq!(of(longer).await["choices"][0]["finish_reason"], "length");
-    // A grammar that has ended leaves nothing to be said.
+    // Nothing can follow a completed grammar.
     assert_eq!(content(&of(json!({"guided_choice": ["yes"], "min_tokens": 50})).await), "yes");
     assert_eq!(content(&of(json!({"guided_choice": ["yes"], "ignore_eos": true})).await), "yes");
     let answer = of(json!({"guided_regex": "yes!*", "min_tokens": 5})).await;
-    assert_eq!(content(&answer), "yes!!", "the end does not come before");
+    assert_eq!(content(&answer), "yes!!", "not before min_tokens");
     let answer = of(json!({"guided_regex": "[a-z]+", "stop": "s"})).await;
     assert_eq!(content(&answer), "ye");
     let answer = of(json!({"guided_choice": ["xy"], "logprobs": true, "top_logprobs": 1, "n": 2})).await;
@@ -95,7 +95,7 @@ async fn other_parameters_mean_what_they_mean() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_enforced_is_refused_by_name() {
+async fn unenforceable_grammars_are_refused_by_name() {
     let server = scripted("yes").await;
     let format = |schema| {
         json!({"response_format": {"type": "json_schema", "json_schema":
