@@ -54,10 +54,14 @@ fn commands() -> Vec<(Vec<String>, clap::Command)> {
     commands
 }
 
-/// The flags of a command that clap does not add itself.
+/// The flags of a command, without those that clap adds.
 fn flags(command: &clap::Command) -> impl Iterator<Item = (&clap::Arg, &str)> {
-    let flags = command.get_arguments().filter_map(|arg| Some((arg, arg.get_long()?)));
-    flags.filter(|(_, flag)| !["help", "version"].contains(flag))
+    let arguments = command.get_arguments().filter(|arg| !is_clap_flag(arg));
+    arguments.filter_map(|arg| Some((arg, arg.get_long()?)))
+}
+
+fn is_clap_flag(arg: &clap::Arg) -> bool {
+    ["help", "version"].contains(&arg.get_id().as_str())
 }
 
 fn on_one_line(text: &str) -> String {
@@ -69,7 +73,7 @@ fn every_flag_has_a_help_text_and_a_variable() {
     for (selection, command) in commands() {
         let output = program().args(&selection).arg("--help").output().unwrap();
         let help = on_one_line(&text(&output.stdout));
-        for arg in command.get_arguments() {
+        for arg in command.get_arguments().filter(|arg| !is_clap_flag(arg)) {
             let line = arg.get_help().map(|line| on_one_line(&line.to_string())).unwrap_or_default();
             assert!(
                 !line.is_empty() && help.contains(&line),
