@@ -1,4 +1,4 @@
-//! What decoder and encoder families share: configuration keys, tensor layouts and the look-up by name.
+//! Configuration keys, tensor layouts and the look-up by name that decoder and encoder families share.
 
 use super::checkpoint_config::ConfigKey;
 use super::layers::linear::Linear;

@@ -1,4 +1,4 @@
-//! A model in a GGUF file equals `transformers` as its checkpoint does, in every family.
+//! Parity of models in GGUF files with `transformers`, for every family.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::support::converter::{as_gguf, config};
 use crate::support::gguf::Gguf;
 use crate::support::reference::{self, DecoderReference};
 
-/// The references that no file of their family can hold, and why.
+/// The references that cannot be converted to GGUF, and why.
 const SKIPPED: [(&str, &str); 6] = [
-    ("mistral", "its file is a llama's, which states no window"),
-    ("moe-mixed", "in a file every layer is a mixture that scales its weights to a sum of one"),
-    ("smollm3", "in a file every fourth layer does not rotate; here it is every second"),
-    ("yarn-mscale", "a file states neither `mscale` nor `truncate`"),
-    ("bert-reranker", "a file has no pooler, through which these scores go"),
-    ("mpnet", "the format has no such architecture"),
+    ("mistral", "its architecture in GGUF is llama, which has no window"),
+    ("moe-mixed", "in GGUF every layer is a mixture with normalized weights"),
+    ("smollm3", "in GGUF every fourth layer has no rotary embedding; here it is every second"),
+    ("yarn-mscale", "GGUF has neither `mscale` nor `truncate`"),
+    ("bert-reranker", "GGUF has no pooler, which these scores depend on"),
+    ("mpnet", "GGUF has no such architecture"),
 ];
 
 fn is_skipped(folder: &Path) -> bool {
@@ -48,10 +48,10 @@ fn assert_decoder(folder: &Path, model_type: &str) {
 }
 
 #[test]
-fn decoders_in_files_equal_their_references() {
+fn decoders_in_gguf_files_equal_their_references() {
     for folder in reference::decoders().into_iter().filter(|folder| !is_skipped(folder)) {
         assert_decoder(&folder, &model_type(&folder));
-        // The first three layers of a SmolLM3 are a llama's.
+        // The first three layers of SmolLM3 are those of llama.
         if folder.ends_with("llama") {
             assert_decoder(&folder, "smollm3");
         }
@@ -59,7 +59,7 @@ fn decoders_in_files_equal_their_references() {
 }
 
 #[test]
-fn encoders_in_files_equal_their_references() {
+fn encoders_in_gguf_files_equal_their_references() {
     for folder in reference::encoders().into_iter().filter(|folder| !is_skipped(folder)) {
         let file = open(&as_gguf(&folder, &model_type(&folder)));
         let config = EncoderConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
@@ -71,7 +71,7 @@ fn encoders_in_files_equal_their_references() {
 }
 
 #[test]
-fn an_encoder_has_the_activation_that_its_file_states() {
+fn an_encoder_has_the_activation_function_of_its_gguf_file() {
     let gguf = || as_gguf(Path::new("tests/data/tiny-encoders/modernbert"), "modernbert");
     let activation = |gguf: Gguf| EncoderConfig::from_gguf(&open(&gguf)).map(|config| config.activation);
     assert_eq!(format!("{:?}", activation(gguf()).unwrap()), "Gelu");

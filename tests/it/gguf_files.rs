@@ -1,4 +1,4 @@
-//! Models in GGUF files, from every type of tensor that is read.
+//! Models in GGUF files, with every supported tensor type.
 
 use std::fs;
 use std::path::Path;
@@ -16,21 +16,21 @@ use predict_otron_9000::models::{
 use crate::support::gguf::{Gguf, tiny_llama_keys, tiny_llama_tensors};
 use crate::support::reference::backends;
 
-/// What the `gguf` Python package wrote; see `make.py` beside it.
+/// A file written by the `gguf` Python package; see `make.py` beside it.
 const TYPES: &str = "tests/data/gguf/types.gguf";
 const SHAPE: [usize; 2] = [2, 256];
 
-/// The types in the file, which are those that are read.
+/// The types in the file, which are the supported ones.
 const NAMES: [&str; 17] = [
     "F64", "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
     "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
 ];
 
-fn numbers(tensor: &Tensor) -> Vec<f32> {
+fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The largest difference, relative to the largest number.
+/// The largest difference, relative to the largest expected value.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |largest, number| largest.max(number.abs()));
@@ -38,22 +38,22 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
 }
 
 #[test]
-fn every_type_expands_to_what_it_holds() {
+fn every_type_is_dequantized_correctly() {
     let weights = Weights::Gguf(GgufFile::open(Path::new(TYPES)).unwrap());
     for name in NAMES {
-        let found = numbers(&weights.tensor(name, &SHAPE).unwrap());
-        let expected = numbers(&weights.tensor(&format!("{name}.f32"), &SHAPE).unwrap());
+        let found = values(&weights.tensor(name, &SHAPE).unwrap());
+        let expected = values(&weights.tensor(&format!("{name}.f32"), &SHAPE).unwrap());
         assert!(difference(&found, &expected) <= 1e-6, "{name}: {}", difference(&found, &expected));
     }
 }
 
 #[test]
-fn every_type_multiplies_as_what_it_holds() {
+fn every_type_is_multiplied_correctly() {
     let bytes = fs::read(TYPES).unwrap();
     let header = GgufHeader::parse(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for name in NAMES {
-        // `linear` asks for a tensor whose name ends in `.weight`.
+        // `linear` loads the tensor with the suffix `.weight`.
         let info = header.tensor(name).unwrap();
         let file =
             Gguf::default().tensor("m.weight", &SHAPE, info.tensor_type.id(), &bytes[info.bytes.clone()]);
@@ -63,13 +63,13 @@ fn every_type_multiplies_as_what_it_holds() {
         let expected = &header.tensor(&format!("{name}.f32")).unwrap().bytes;
         let expected: Vec<f32> =
             bytes[expected.clone()].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        // The kernels hold the scales of IQ4_XS in half precision.
+        // The kernels keep the scales of IQ4_XS in half precision.
         let bound = if name == "IQ4_XS" { 1e-3 } else { 1e-5 };
         for backend in backends() {
             let matrix = weights.linear("m", &RowSelection::all(SHAPE[0]), SHAPE[1], backend).unwrap();
-            // Each row of the unit matrix picks a column.
+            // Each row of the identity matrix selects a column.
             let one = Tensor::eye(SHAPE[1], DType::F32, &Device::Cpu).unwrap();
-            let found = numbers(&matrix.forward(&one).unwrap().t().unwrap());
+            let found = values(&matrix.forward(&one).unwrap().t().unwrap());
             let difference = difference(&found, &expected);
             assert!(difference <= bound, "{name} {backend:?}: {difference}");
         }
@@ -77,7 +77,7 @@ fn every_type_multiplies_as_what_it_holds() {
 }
 
 #[test]
-fn a_type_that_is_not_read_is_named() {
+fn an_unsupported_type_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.gguf");
     let (iq2, n_bytes) = (TensorType::Iq2S, 2 * TensorType::Iq2S.block_bytes());
@@ -93,7 +93,7 @@ fn a_type_that_is_not_read_is_named() {
     }
 }
 
-/// Logits after a few tokens.
+/// The logits after a few tokens.
 fn logits(file: GgufFile, backend: Backend) -> Vec<f32> {
     let config = ModelConfig::from_gguf(&file).unwrap();
     let mut model = CausalLm::load(config, &Weights::Gguf(file), backend).unwrap();
@@ -107,11 +107,11 @@ fn logits(file: GgufFile, backend: Backend) -> Vec<f32> {
         n_logits: 1,
     });
     let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
-    numbers(&model.forward(&mut kv, &input).unwrap())
+    values(&model.forward(&mut kv, &input).unwrap())
 }
 
 #[test]
-fn a_quantized_model_is_its_expanded_twin() {
+fn a_quantized_model_equals_its_dequantized_twin() {
     let folder = tempfile::tempdir().unwrap();
     let open = |file: &Gguf| {
         let path = folder.path().join("model.gguf");
@@ -154,23 +154,23 @@ fn a_quantized_model_is_its_expanded_twin() {
 }
 
 #[test]
-fn a_split_model_is_the_whole_one() {
+fn a_sharded_model_equals_the_whole_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = |number: usize| folder.path().join(format!("m-{number:05}-of-00003.gguf"));
     let tensors = tiny_llama_tensors(32);
-    let with_tensors = |file: Gguf, belongs: &dyn Fn(&str) -> bool| {
-        let of_part = tensors.iter().filter(|(name, _)| belongs(name));
-        of_part.fold(file, |file, (name, tensor)| file.tensor_f32(name, tensor))
+    let with_tensors = |file: Gguf, is_included: &dyn Fn(&str) -> bool| {
+        let selected = tensors.iter().filter(|(name, _)| is_included(name));
+        selected.fold(file, |file, (name, tensor)| file.tensor_f32(name, tensor))
     };
-    // Attention in the second part, the MLP in the third.
-    let part_of = |name: &str| 1 + usize::from(name.contains("blk")) + usize::from(name.contains("ffn"));
-    let part = |number: usize| {
+    // Attention is in the second shard, the MLP in the third.
+    let shard_of = |name: &str| 1 + usize::from(name.contains("blk")) + usize::from(name.contains("ffn"));
+    let shard = |number: usize| {
         let keys = if number == 1 { tiny_llama_keys(32) } else { Gguf::default() };
         let keys = keys.u32("split.no", number as u32 - 1).u32("split.count", 3);
-        with_tensors(keys.u32("split.tensors.count", tensors.len() as u32), &|name| part_of(name) == number)
+        with_tensors(keys.u32("split.tensors.count", tensors.len() as u32), &|name| shard_of(name) == number)
     };
     for number in 1..=3 {
-        fs::write(path(number), part(number).bytes()).unwrap();
+        fs::write(path(number), shard(number).bytes()).unwrap();
     }
     let whole = folder.path().join("whole.gguf");
     fs::write(&whole, with_tensors(tiny_llama_keys(32), &|_| true).bytes()).unwrap();
@@ -179,7 +179,7 @@ fn a_split_model_is_the_whole_one() {
 
     let error = |path: &Path| GgufFile::open(path).err().unwrap().to_string();
     assert!(error(&path(2)).contains("name the first shard"), "{}", error(&path(2)));
-    fs::write(path(3), part(2).bytes()).unwrap();
+    fs::write(path(3), shard(2).bytes()).unwrap();
     assert!(error(&path(1)).contains("shard 3 of 3"), "{}", error(&path(1)));
     let repeated = with_tensors(Gguf::default().u32("split.no", 2).u32("split.count", 3), &|_| true);
     fs::write(path(3), repeated.bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! What the GGUF reader accepts, and what it says of each defect.
+//! Parsing of GGUF headers, and the error message for each defect.
 
 use predict_otron_9000::gguf::{GgufHeader, TensorType};
 
@@ -13,7 +13,7 @@ fn error(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn keys_and_tensors_come_out_as_they_went_in() {
+fn keys_and_tensors_are_read_back() {
     let bytes = llama()
         .u32("u32", 7)
         .key("u64", U64, &i64::MAX.to_le_bytes())
@@ -59,7 +59,7 @@ fn keys_and_tensors_come_out_as_they_went_in() {
 }
 
 #[test]
-fn a_value_of_another_type_is_named_when_it_is_asked_for() {
+fn reading_a_value_as_another_type_names_key_and_type() {
     let metadata = llama()
         .u32("number", 300)
         .key("negative", I32, &(-1i32).to_le_bytes())
@@ -69,29 +69,29 @@ fn a_value_of_another_type_is_named_when_it_is_asked_for() {
         .key("latins", ARRAY, &[&array_start(STRING, 1)[..], &1u64.to_le_bytes(), &[0xE9]].concat())
         .i32s("numbers", &[1])
         .metadata();
-    fn says<T>(asked: predict_otron_9000::error::Result<Option<T>>, key: &str, expected: &str) {
-        let error = asked.err().unwrap().to_string();
+    fn assert_error<T>(result: predict_otron_9000::error::Result<Option<T>>, key: &str, expected: &str) {
+        let error = result.err().unwrap().to_string();
         assert!(error.contains(&format!("`{key}`")) && error.contains(expected), "{error}");
     }
-    says(metadata.string("number"), "number", "a string");
-    says(metadata.integers("number"), "number", "array of integers");
-    says(metadata.count("negative"), "negative", "non-negative");
-    says(metadata.token_id("negative"), "negative", "token id");
-    says(metadata.integer("large"), "large", "an integer");
-    says(metadata.float("endless"), "endless", "finite");
-    says(metadata.bool("number"), "number", "true or false");
-    says(metadata.string("latin"), "latin", "a string");
-    says(metadata.strings("latins"), "latins", "array of strings");
-    says(metadata.strings("numbers"), "numbers", "array of strings");
-    says(metadata.float("numbers"), "numbers", "finite number");
+    assert_error(metadata.string("number"), "number", "a string");
+    assert_error(metadata.integers("number"), "number", "array of integers");
+    assert_error(metadata.count("negative"), "negative", "non-negative");
+    assert_error(metadata.token_id("negative"), "negative", "token id");
+    assert_error(metadata.integer("large"), "large", "an integer");
+    assert_error(metadata.float("endless"), "endless", "finite");
+    assert_error(metadata.bool("number"), "number", "true or false");
+    assert_error(metadata.string("latin"), "latin", "a string");
+    assert_error(metadata.strings("latins"), "latins", "array of strings");
+    assert_error(metadata.strings("numbers"), "numbers", "array of strings");
+    assert_error(metadata.float("numbers"), "numbers", "finite number");
 }
 
 #[test]
-fn every_defect_has_its_message() {
+fn every_defect_has_its_error_message() {
     let start = |version: u32, n_tensors: u64, n_keys: u64| {
         [&b"GGUF"[..], &version.to_le_bytes(), &n_tensors.to_le_bytes(), &n_keys.to_le_bytes()].concat()
     };
-    let key = |kind: u32, value: &[u8]| llama().key("k", kind, value).bytes();
+    let key = |type_id: u32, value: &[u8]| llama().key("k", type_id, value).bytes();
     let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
         ("empty", Vec::new(), &["does not begin with `GGUF`"]),
         ("another format", b"PK\x03\x04.......".to_vec(), &["does not begin with `GGUF`"]),
@@ -99,26 +99,38 @@ fn every_defect_has_its_message() {
         ("version 4", start(4, 0, 0), &["version 4"]),
         ("big-endian", start(3u32.swap_bytes(), 0, 0), &["big-endian", "little-endian"]),
         ("no counts", start(3, 0, 0)[..12].to_vec(), &["ends within its header"]),
-        ("tensors without end", start(3, u64::MAX, 0), &["18446744073709551615 tensors"]),
-        ("keys without end", start(3, 0, 1 << 40), &["1099511627776 keys"]),
+        ("too many tensors", start(3, u64::MAX, 0), &["18446744073709551615 tensors"]),
+        ("too many keys", start(3, 0, 1 << 40), &["1099511627776 keys"]),
         ("missing keys", start(3, 0, 1), &["ends within its header"]),
         ("long key", Gguf::default().u32(&"k".repeat(70_000), 1).bytes(), &["name of a key", "70000 bytes"]),
-        ("twice the same key", llama().u32("k", 1).u32("k", 2).bytes(), &["key `k` twice"]),
-        ("unknown type of value", key(13, &[0]), &["key `k`", "type 13"]),
-        ("unknown type of elements", key(ARRAY, &array_start(13, 1)), &["key `k`", "type 13"]),
-        ("neither true nor false", key(BOOL, &[2]), &["key `k`", "neither 0 nor 1"]),
-        ("endless string", key(STRING, &u64::MAX.to_le_bytes()), &["key `k`", "ends within its header"]),
+        ("duplicate key", llama().u32("k", 1).u32("k", 2).bytes(), &["key `k` twice"]),
+        ("unknown value type", key(13, &[0]), &["key `k`", "type 13"]),
+        ("unknown element type", key(ARRAY, &array_start(13, 1)), &["key `k`", "type 13"]),
+        ("invalid boolean", key(BOOL, &[2]), &["key `k`", "neither 0 nor 1"]),
         (
-            "endless array",
+            "string longer than the file",
+            key(STRING, &u64::MAX.to_le_bytes()),
+            &["key `k`", "ends within its header"],
+        ),
+        (
+            "array longer than the file",
             key(ARRAY, &array_start(U64, usize::MAX)),
             &["key `k`", "more than the file holds"],
         ),
-        ("endless strings", key(ARRAY, &array_start(STRING, usize::MAX)), &["key `k`", "more than the file"]),
+        (
+            "string array longer than the file",
+            key(ARRAY, &array_start(STRING, usize::MAX)),
+            &["key `k`", "more than the file"],
+        ),
         ("deep nesting", key(ARRAY, &array_start(ARRAY, 1).repeat(9)), &["key `k`", "nested"]),
         ("alignment 0", llama().u32("general.alignment", 0).bytes(), &["general.alignment", "power of two"]),
         ("alignment 48", llama().u32("general.alignment", 48).bytes(), &["48", "power of two"]),
         ("alignment 4", llama().u32("general.alignment", 4).bytes(), &["general.alignment", "8"]),
-        ("alignment as text", llama().string("general.alignment", "32").bytes(), &["general.alignment"]),
+        (
+            "alignment of another type",
+            llama().string("general.alignment", "32").bytes(),
+            &["general.alignment"],
+        ),
         ("no dimensions", llama().placed_tensor("t", &[], 0, 0).bytes(), &["tensor `t`", "0 dimensions"]),
         (
             "five dimensions",
@@ -137,8 +149,16 @@ fn every_defect_has_its_message() {
             &["tensor `t`", "impossible"],
         ),
         ("unknown tensor type", llama().placed_tensor("t", &[32], 4, 0).bytes(), &["tensor `t`", "type 4"]),
-        ("broken blocks", llama().tensor("t", &[32, 33], 8, &[0; 99]).bytes(), &["tensor `t`", "33", "Q8_0"]),
-        ("odd offset", llama().placed_tensor("t", &[1], 0, 8).bytes(), &["tensor `t`", "begins at 8", "32"]),
+        (
+            "partial blocks",
+            llama().tensor("t", &[32, 33], 8, &[0; 99]).bytes(),
+            &["tensor `t`", "33", "Q8_0"],
+        ),
+        (
+            "unaligned offset",
+            llama().placed_tensor("t", &[1], 0, 8).bytes(),
+            &["tensor `t`", "begins at 8", "32"],
+        ),
         ("far offset", llama().placed_tensor("t", &[1], 0, 1 << 40).bytes(), &["tensor `t`", "cut short"]),
         (
             "last offset",
@@ -147,12 +167,12 @@ fn every_defect_has_its_message() {
         ),
         ("short data", llama().tensor("t", &[2, 2], 0, &[0; 15]).bytes(), &["tensor `t`", "cut short"]),
         (
-            "shared bytes",
+            "overlapping tensors",
             llama().f32_tensor("a", &[16], &[0.0; 16]).placed_tensor("b", &[1], 0, 32).bytes(),
             &["`a`", "`b`", "overlap"],
         ),
         (
-            "twice the same tensor",
+            "duplicate tensor",
             llama().f32_tensor("a", &[1], &[0.0]).f32_tensor("a", &[1], &[0.0]).bytes(),
             &["tensor `a` twice"],
         ),
@@ -164,7 +184,7 @@ fn every_defect_has_its_message() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn a_file_truncated_anywhere_is_an_error() {
     let bytes = llama()
         .u32("n", 1)
         .strings("words", &["a", "b"])
@@ -176,6 +196,6 @@ fn a_file_cut_anywhere_is_refused() {
     for n_bytes in 0..bytes.len() {
         let found = error(&bytes[..n_bytes]);
         let parts = ["does not begin", "ends within", "more than the file holds", "cut short"];
-        assert!(parts.iter().any(|part| found.contains(part)), "cut to {n_bytes}: {found}");
+        assert!(parts.iter().any(|part| found.contains(part)), "truncated to {n_bytes} bytes: {found}");
     }
 }

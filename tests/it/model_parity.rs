@@ -1,4 +1,4 @@
-//! The model code equals `transformers` in float32, on tiny models with random weights.
+//! Parity of the models with `transformers` in float32, on tiny models with random weights.
 
 use std::fs;
 use std::path::Path;
@@ -43,22 +43,22 @@ fn decoder_reference_greedy_tokens_alone_and_beside_others() {
         let reference: DecoderReference = reference::read(&folder);
         for backend in reference::backends() {
             let mut model = decoder(&folder, backend);
-            for n_neighbours in [0, 3] {
-                let found = greedy(&mut model, &reference, n_neighbours);
+            for n_neighbors in [0, 3] {
+                let found = greedy(&mut model, &reference, n_neighbors);
                 assert_eq!(found, reference.greedy, "{folder:?} {backend:?}");
             }
         }
     }
 }
 
-/// Generates greedily while `n_neighbours` other sequences, of other lengths, share every batch.
-fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usize) -> Vec<u32> {
+/// Generates greedily while `n_neighbors` other sequences, of other lengths, share every batch.
+fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbors: usize) -> Vec<u32> {
     let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
-    let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbours)
+    let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbors)
         .map(|n| (SequenceId(n as u64), &reference.input_ids[7 * n..]))
         .map(|(id, prompt)| (id, prompt.len(), prompt.to_vec()))
         .collect();
-    // The references were made to be this long: their end tokens were never chosen.
+    // The references were generated without end tokens, to a fixed length.
     let ends = model.config().eos_token_ids.clone();
     let mut n_computed = vec![0; sequences.len()];
     let mut generated = Vec::new();
@@ -78,7 +78,7 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
         }
         let logits = model.forward(&mut kv, &input).unwrap();
         let logits = logits.to_vec2::<f32>().unwrap();
-        let next: Vec<u32> = logits.iter().map(|logits| likeliest(logits, &ends)).collect();
+        let next: Vec<u32> = logits.iter().map(|logits| most_likely(logits, &ends)).collect();
         generated.push(next[0]);
         for ((.., tokens), next) in sequences.iter_mut().zip(next) {
             tokens.push(next);
@@ -87,23 +87,23 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbours: usiz
     generated
 }
 
-/// What the windows of some layers have left behind can be taken away.
+/// Blocks that have left the window of all layers in a group are not needed.
 #[test]
-fn decoder_reference_windows_need_no_blocks_out_of_sight() {
+fn decoder_reference_windows_need_no_blocks_outside_of_them() {
     let n_windowed = for_each_windowed(|what, mut model, reference| {
         let groups = model.config().kv_groups();
         let tokens = reference.input_ids.repeat(3);
-        let tables = |start: usize, drops: bool| -> Vec<BlockTable> {
+        let tables = |start: usize, drop_blocks: bool| -> Vec<BlockTable> {
             let table = |group: &KvGroup| {
                 let mut table = BlockId::consecutive(0, tokens.len());
-                if let Some(window) = group.window.filter(|_| drops) {
+                if let Some(window) = group.window.filter(|_| drop_blocks) {
                     table[..(start + 1).saturating_sub(window) / BLOCK_TOKENS].fill(None);
                 }
                 table
             };
             groups.iter().map(table).collect()
         };
-        let mut last_logits = |drops: bool| {
+        let mut last_logits = |drop_blocks: bool| {
             let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
             let mut logits = Vec::new();
             for (idx, chunk) in tokens.chunks(7).enumerate() {
@@ -112,7 +112,7 @@ fn decoder_reference_windows_need_no_blocks_out_of_sight() {
                     sequence: SequenceId(1),
                     n_prompt: tokens.len(),
                     start: 7 * idx,
-                    tables: &tables(7 * idx, drops),
+                    tables: &tables(7 * idx, drop_blocks),
                     token_ids: chunk,
                     n_logits: 1,
                 });
@@ -121,31 +121,30 @@ fn decoder_reference_windows_need_no_blocks_out_of_sight() {
             logits
         };
         assert_eq!(last_logits(true), last_logits(false), "{what}");
-        let n_unseen = tables(tokens.len() - 1, true).iter().flatten().filter(|id| id.is_none()).count();
-        assert!(n_unseen >= 2, "{what}: nothing was taken away");
+        let n_dropped = tables(tokens.len() - 1, true).iter().flatten().filter(|id| id.is_none()).count();
+        assert!(n_dropped >= 2, "{what}: no blocks were dropped");
     });
     assert!(n_windowed >= 4, "{n_windowed}");
 }
 
-/// Sequences that share beginnings, guesses and few blocks say what each says alone with all of its own.
+/// Sequences with shared prefixes, draft tokens and few blocks generate the same tokens as each does alone.
 #[test]
-fn decoder_reference_windows_say_the_same_in_shared_and_scarce_blocks() {
+fn decoder_reference_windows_with_shared_and_scarce_blocks() {
     let n_windowed = for_each_windowed(|what, mut model, reference| {
         let groups = model.config().kv_groups();
-        let beginning = reference.input_ids.repeat(3);
+        let prefix = reference.input_ids.repeat(3);
         let prompts: Vec<Vec<u32>> =
-            (0..4).map(|n| [&beginning[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
+            (0..4).map(|n| [&prefix[..70 + 9 * n], &[n as u32 + 5]].concat()).collect();
         let alone: Vec<Vec<u32>> = prompts
             .iter()
-            .map(|prompt| answers(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
+            .map(|prompt| generate(&mut model, &groups, std::slice::from_ref(prompt), 100).remove(0))
             .collect();
-        assert_eq!(answers(&mut model, &groups, &prompts, 13), alone, "{what}");
+        assert_eq!(generate(&mut model, &groups, &prompts, 13), alone, "{what}");
     });
     assert!(n_windowed >= 4, "{n_windowed}");
 }
 
-/// Does `test` with every model of which some layers have a window, computed in every way, and its name; says how
-/// many there were.
+/// Runs `test` for every model with attention windows on every backend, and returns the number of runs.
 fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) -> usize {
     let mut n_windowed = 0;
     for folder in reference::decoders() {
@@ -161,8 +160,13 @@ fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) ->
     n_windowed
 }
 
-/// Twenty tokens after each prompt, all at once, with so many blocks.
-fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blocks: usize) -> Vec<Vec<u32>> {
+/// Generates twenty tokens after each prompt, in one scheduler with `n_blocks` blocks per group.
+fn generate(
+    model: &mut CausalLm,
+    groups: &[KvGroup],
+    prompts: &[Vec<u32>],
+    n_blocks: usize,
+) -> Vec<Vec<u32>> {
     const N_TOKENS: usize = 20;
     let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
     let mut scheduler = Scheduler::new(SchedulerOptions {
@@ -178,7 +182,7 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
         let (prompt, prediction) = (prompt.clone(), Vec::new());
         scheduler.add(NewSequence { id, prompt, prediction, max_tokens: N_TOKENS, tenant, cache_namespace });
     }
-    let mut said = vec![Vec::new(); prompts.len()];
+    let mut outputs = vec![Vec::new(); prompts.len()];
     while !scheduler.is_idle() {
         let batch = scheduler.next_batch();
         let mut input = ForwardInput::default();
@@ -193,29 +197,29 @@ fn answers(model: &mut CausalLm, groups: &[KvGroup], prompts: &[Vec<u32>], n_blo
             });
         }
         let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
-        for (id, rows, guesses) in input.sampled_spans() {
-            let mut guesses = guesses.iter();
+        for (id, rows, drafts) in input.sampled_spans() {
+            let mut drafts = drafts.iter();
             let mut new = Vec::new();
             for logits in &logits[rows] {
-                new.push(likeliest(logits, &[]));
-                if guesses.next() != new.last() {
+                new.push(most_likely(logits, &[]));
+                if drafts.next() != new.last() {
                     break;
                 }
             }
-            let said = &mut said[id.0 as usize];
-            said.extend(&new);
-            if said.len() < N_TOKENS {
+            let output = &mut outputs[id.0 as usize];
+            output.extend(&new);
+            if output.len() < N_TOKENS {
                 scheduler.append(id, &new);
             } else {
                 scheduler.remove(id, false);
             }
         }
     }
-    said
+    outputs
 }
 
-fn likeliest(logits: &[f32], but: &[u32]) -> u32 {
-    let ids = (0..logits.len() as u32).filter(|id| !but.contains(id));
+fn most_likely(logits: &[f32], excluded: &[u32]) -> u32 {
+    let ids = (0..logits.len() as u32).filter(|id| !excluded.contains(id));
     ids.max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap()
 }
 

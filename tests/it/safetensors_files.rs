@@ -1,4 +1,4 @@
-//! Checkpoints in safetensors files, whole and in shards.
+//! Checkpoints in safetensors files, whole and sharded.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
 use serde_json::{Value, json};
 
-/// A file with tensors of one dimension: name, type, length, bytes.
+/// Returns a file with one-dimensional tensors, each given by name, type, length and bytes.
 fn file(tensors: &[(&str, &str, usize, &[u8])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
@@ -19,7 +19,7 @@ fn file(tensors: &[(&str, &str, usize, &[u8])]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
 }
 
-fn numbers(weights: &Weights, name: &str, len: usize) -> Vec<f32> {
+fn values(weights: &Weights, name: &str, len: usize) -> Vec<f32> {
     weights.tensor(name, &[len]).unwrap().to_vec1().unwrap()
 }
 
@@ -28,15 +28,15 @@ fn error(path: &Path) -> String {
 }
 
 #[test]
-fn numbers_of_every_width_wherever_they_lie() {
+fn floats_of_every_width_are_read_at_any_alignment() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let numbers_in = [1.5f32, -0.25, 3.0];
-    let f64s: Vec<u8> = numbers_in.iter().flat_map(|&n| f64::from(n).to_le_bytes()).collect();
-    let f32s: Vec<u8> = numbers_in.iter().flat_map(|n| n.to_le_bytes()).collect();
-    let f16s: Vec<u8> = numbers_in.iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()).collect();
-    let bf16s: Vec<u8> = numbers_in.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect();
-    // One byte first: nothing behind it is aligned.
+    let expected = [1.5f32, -0.25, 3.0];
+    let f64s: Vec<u8> = expected.iter().flat_map(|&n| f64::from(n).to_le_bytes()).collect();
+    let f32s: Vec<u8> = expected.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let f16s: Vec<u8> = expected.iter().flat_map(|&n| half::f16::from_f32(n).to_le_bytes()).collect();
+    let bf16s: Vec<u8> = expected.iter().flat_map(|&n| half::bf16::from_f32(n).to_le_bytes()).collect();
+    // The first tensor has one byte, so none of the others is aligned.
     let bytes = file(&[
         ("odd", "U8", 1, &[0]),
         ("f64", "F64", 3, &f64s),
@@ -48,7 +48,7 @@ fn numbers_of_every_width_wherever_they_lie() {
     fs::write(&path, bytes).unwrap();
     let weights = Weights::Safetensors(SafetensorsFiles::open(&path).unwrap());
     for name in ["f64", "f32", "f16", "bf16"] {
-        assert_eq!(numbers(&weights, name, 3), numbers_in, "{name}");
+        assert_eq!(values(&weights, name, 3), expected, "{name}");
     }
     for name in ["odd", "f8"] {
         let error = weights.tensor(name, &[1]).unwrap_err().to_string();
@@ -59,7 +59,7 @@ fn numbers_of_every_width_wherever_they_lie() {
 }
 
 #[test]
-fn shards_are_those_that_the_index_names() {
+fn shards_are_opened_by_the_index() {
     let folder = tempfile::tempdir().unwrap();
     let index = folder.path().join("model.safetensors.index.json");
     let write_index =
@@ -71,12 +71,12 @@ fn shards_are_those_that_the_index_names() {
     };
     write("x.safetensors", &["a", "b"]);
     write("y.safetensors", &["c"]);
-    // A stray file of another model, in which nothing is looked for.
+    // A stray file of another model, which the index does not list.
     write("model-00001-of-00001.safetensors", &["a"]);
 
     write_index(json!({"a": "x.safetensors", "b": "x.safetensors", "c": "y.safetensors"}));
     let weights = Weights::Safetensors(SafetensorsFiles::open(&index).unwrap());
-    assert!(["a", "b", "c"].iter().all(|name| numbers(&weights, name, 1) == [1.0]));
+    assert!(["a", "b", "c"].iter().all(|name| values(&weights, name, 1) == [1.0]));
 
     let cases = [
         (json!({"a": "y.safetensors", "c": "y.safetensors"}), "tensor `a` is not in `y.safetensors`"),

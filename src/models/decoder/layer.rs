@@ -160,7 +160,7 @@ impl DecoderLayer {
                 key: &key.weight,
                 eps: query.eps,
             }),
-            rope: context.cos_sin.map(CosSinCache::kernel),
+            rope: context.cos_sin.map(CosSinCache::kernel_params),
         }
     }
 

@@ -43,7 +43,7 @@ const FAMILIES: [&DecoderFamily; 9] = [
     &smollm3::FAMILY,
 ];
 
-/// What error messages call the models of these families.
+/// The word for these models in error messages.
 const KIND: &str = "models";
 
 impl ModelConfig {

@@ -10,7 +10,7 @@ use crate::models::forward_input::EncoderInput;
 use crate::models::layers::norm::{LayerNorm, RowNorm};
 
 /// The embedding tables and the norm of their sum.
-pub struct Embeddings {
+pub struct EncoderEmbeddings {
     /// The token embeddings.
     pub words: EmbeddingTable,
     /// The learned position embeddings.
@@ -29,7 +29,7 @@ pub struct EmbeddingTable {
     pub n_rows: usize,
 }
 
-impl Embeddings {
+impl EncoderEmbeddings {
     /// Returns the embeddings of all tokens, `[n_tokens, hidden]`, by the kernel for `isa` or in plain candle
     /// operations.
     ///
@@ -66,7 +66,7 @@ impl Embeddings {
         if let Some(isa) = isa {
             let lookups: Vec<TableLookup> =
                 lookups.iter().map(|(table, rows)| TableLookup { table: &table.values, rows }).collect();
-            let values = embedding_lookup(isa, &lookups, hidden, &self.norm.kernel());
+            let values = embedding_lookup(isa, &lookups, hidden, &self.norm.kernel_params());
             return Ok(Tensor::from_vec(values, (n_tokens, hidden), &Device::Cpu)?);
         }
         let mut sum = Tensor::zeros((n_tokens, hidden), DType::F32, &Device::Cpu)?;

@@ -172,7 +172,7 @@ fn attend_by_kernel(
         head_dim: context.config.head_dim(),
         scale: context.attention_scale() as f32,
         window: layer_config.window,
-        rope: layer_config.rope.map(|idx| context.cos_sin[idx].kernel()),
+        rope: layer_config.rope.map(|idx| context.cos_sin[idx].kernel_params()),
         bias: context
             .distance_bias
             .as_ref()

@@ -1,7 +1,7 @@
 //! Loads an encoder's tensors by the names of its family's layout.
 
 use super::config::{EncoderConfig, NormPlacement};
-use super::embeddings::{EmbeddingTable, Embeddings};
+use super::embeddings::{EmbeddingTable, EncoderEmbeddings};
 use super::head::ClassificationHead;
 use super::layer::{EncoderLayer, EncoderMlp};
 use super::layout::{EncoderLayout, UpNames};
@@ -35,14 +35,14 @@ impl<'a> EncoderLoader<'a> {
     ///
     /// # Errors
     /// When a tensor is missing or of the wrong shape.
-    pub fn embeddings(&self) -> Result<Embeddings> {
+    pub fn embeddings(&self) -> Result<EncoderEmbeddings> {
         let Self { config, layout, .. } = self;
         let table = |name: &str, n_rows| -> Result<EmbeddingTable> {
             let values = self.weights.tensor(&self.weight_name(name), &[n_rows, config.hidden_size])?;
             Ok(EmbeddingTable { values: values.flatten_all()?.to_vec1()?, n_rows })
         };
         let types = layout.types.filter(|_| config.n_types > 0);
-        Ok(Embeddings {
+        Ok(EncoderEmbeddings {
             words: table(layout.words, config.n_vocab)?,
             positions: layout.positions.map(|name| table(name, config.n_positions)).transpose()?,
             types: types.map(|name| table(name, config.n_types)).transpose()?,

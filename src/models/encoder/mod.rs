@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 const FAMILIES: [&EncoderFamily; 5] =
     [&bert::FAMILY, &roberta::FAMILY, &mpnet::FAMILY, &modernbert::FAMILY, &nomic_bert::FAMILY];
 
-/// What error messages call the models of these families.
+/// The word for these models in error messages.
 const KIND: &str = "encoders";
 
 const POSITION_KIND: ConfigKey = ConfigKey::json("position_embedding_type");

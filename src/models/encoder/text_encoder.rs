@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::config::EncoderConfig;
-use super::embeddings::Embeddings;
+use super::embeddings::EncoderEmbeddings;
 use super::head::ClassificationHead;
 use super::layer::{EncoderContext, EncoderLayer};
 use super::loader::EncoderLoader;
@@ -19,7 +19,7 @@ use crate::models::model::Encoder;
 pub struct TextEncoder {
     config: EncoderConfig,
     backend: Backend,
-    embeddings: Embeddings,
+    embeddings: EncoderEmbeddings,
     relative_bias: Option<RelativeBias>,
     layers: Vec<EncoderLayer>,
     final_norm: Option<LayerNorm>,

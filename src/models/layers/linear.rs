@@ -121,10 +121,10 @@ pub fn concat_linear(norm: Option<&dyn RowNorm>, linears: &[&Linear], x: &Tensor
     let packed: Option<Vec<_>> = linears.iter().map(|linear| linear.packed()).collect();
     if let Some([(isa, _), ..]) = packed.as_deref() {
         let isa = *isa;
-        let weighted: Vec<WeightWithBias> = packed.iter().flatten().map(|(_, weighted)| *weighted).collect();
-        return kernel(isa, norm, Projection::Concat(&weighted), x);
+        let weights: Vec<WeightWithBias> = packed.iter().flatten().map(|(_, weight)| *weight).collect();
+        return linear_kernel(isa, norm, Projection::Concat(&weights), x);
     }
-    let x = normed(norm, x)?;
+    let x = normalize(norm, x)?;
     let outputs = linears.iter().map(|linear| linear.forward(&x)).collect::<Result<Vec<_>>>()?;
     match outputs.as_slice() {
         [single] => Ok(single.clone()),
@@ -144,9 +144,9 @@ pub fn gated(
     x: &Tensor,
 ) -> Result<Tensor> {
     if let (Some((isa, gate)), Some((_, up))) = (gate.packed(), up.packed()) {
-        return kernel(isa, norm, Projection::Gated { gate, up, function: activation }, x);
+        return linear_kernel(isa, norm, Projection::Gated { gate, up, function: activation }, x);
     }
-    let x = normed(norm, x)?;
+    let x = normalize(norm, x)?;
     Ok((activation.forward(&gate.forward(&x)?)? * up.forward(&x)?)?)
 }
 
@@ -182,7 +182,7 @@ pub fn mlp(
     post_norm: Option<&RmsNorm>,
     x: &Tensor,
 ) -> Result<Tensor> {
-    let products = match up_projection {
+    let projection = match up_projection {
         UpProjection::Plain { up, activation } => {
             up.packed().map(|(_, up)| Projection::Activated(up, activation))
         }
@@ -191,11 +191,16 @@ pub fn mlp(
             .zip(up.packed())
             .map(|((_, gate), (_, up))| Projection::Gated { gate, up, function: activation }),
     };
-    if let (Some(inner), Some((isa, down)), None) = (products, down.packed(), post_norm) {
-        return Ok(x.apply_op1_no_bwd(&MlpOp { isa, norm: norm.map(RowNorm::kernel), inner, down })?);
+    if let (Some(inner), Some((isa, down)), None) = (projection, down.packed(), post_norm) {
+        return Ok(x.apply_op1_no_bwd(&MlpOp {
+            isa,
+            norm: norm.map(RowNorm::kernel_params),
+            inner,
+            down,
+        })?);
     }
     let y = match up_projection {
-        UpProjection::Plain { up, activation } => activation.forward(&up.forward(&normed(norm, x)?)?)?,
+        UpProjection::Plain { up, activation } => activation.forward(&up.forward(&normalize(norm, x)?)?)?,
         UpProjection::Gated { gate, up, activation } => gated(norm, gate, up, activation, x)?,
     };
     linear_residual(down, post_norm, &y, x)
@@ -212,8 +217,8 @@ pub fn linear_residual(
     residual: &Tensor,
 ) -> Result<Tensor> {
     match (linear.packed(), norm) {
-        (Some((isa, weighted)), None) => {
-            let op = LinearOp { isa, norm: None, projection: Projection::Residual(weighted) };
+        (Some((isa, weight)), None) => {
+            let op = LinearOp { isa, norm: None, projection: Projection::Residual(weight) };
             Ok(x.apply_op2_no_bwd(residual, &op)?)
         }
         (_, None) => Ok((linear.forward(x)? + residual)?),
@@ -221,12 +226,12 @@ pub fn linear_residual(
     }
 }
 
-fn normed(norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
+fn normalize(norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
     norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
 }
 
-fn kernel(isa: Isa, norm: Option<&dyn RowNorm>, projection: Projection, x: &Tensor) -> Result<Tensor> {
-    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel), projection })?)
+fn linear_kernel(isa: Isa, norm: Option<&dyn RowNorm>, projection: Projection, x: &Tensor) -> Result<Tensor> {
+    Ok(x.apply_op1_no_bwd(&LinearOp { isa, norm: norm.map(RowNorm::kernel_params), projection })?)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::kernels::norm::Norm;
 /// A norm of rows, as kernel parameters and in plain candle operations.
 pub trait RowNorm {
     /// The parameters of the kernels.
-    fn kernel(&self) -> Norm<'_>;
+    fn kernel_params(&self) -> Norm<'_>;
 
     /// Normalizes each row in plain candle operations.
     ///
@@ -29,7 +29,7 @@ pub struct RmsNorm {
 }
 
 impl RowNorm for RmsNorm {
-    fn kernel(&self) -> Norm<'_> {
+    fn kernel_params(&self) -> Norm<'_> {
         Norm::Rms { weight: &self.weight, eps: self.eps }
     }
 
@@ -56,14 +56,14 @@ impl LayerNorm {
     /// When a tensor operation fails.
     pub fn apply(&self, isa: Option<Isa>, x: &Tensor) -> Result<Tensor> {
         match isa {
-            Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel() })?),
+            Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel_params() })?),
             None => self.forward(x),
         }
     }
 }
 
 impl RowNorm for LayerNorm {
-    fn kernel(&self) -> Norm<'_> {
+    fn kernel_params(&self) -> Norm<'_> {
         Norm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps }
     }
 

@@ -41,7 +41,7 @@ impl CosSinCache {
     }
 
     /// The parameters of the kernels.
-    pub fn kernel(&self) -> kernels::RopeTable<'_> {
+    pub fn kernel_params(&self) -> kernels::RopeTable<'_> {
         kernels::RopeTable { cos: &self.cos, sin: &self.sin, n_pairs: self.n_pairs }
     }
 
