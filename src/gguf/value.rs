@@ -23,7 +23,8 @@ pub enum MetadataValue {
     Bools(Vec<bool>),
     /// An array of strings.
     Strings(StringList),
-    /// A value that no model needs: arrays of arrays or doubles, text that is not UTF-8, integers from 2^63 on.
+    /// A value that no model needs: nested arrays, arrays of doubles, text that is not UTF-8, integers from
+    /// 2^63 on.
     Unsupported,
 }
 

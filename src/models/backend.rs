@@ -9,8 +9,8 @@ pub enum Backend {
     Reference,
     /// The kernels for an instruction set, on weights in the checkpoint's own formats.
     Kernels(Isa),
-    /// The kernels, with float weights and their inputs rounded to bfloat16 if the processor multiplies bfloat16
-    /// faster than float32.
+    /// The kernels, with float weights and their inputs rounded to bfloat16 if the processor multiplies
+    /// bfloat16 faster than float32.
     KernelsBf16(Isa),
 }
 

@@ -12,13 +12,13 @@ pub struct SequenceId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// The blocks of a sequence in one layer group of the KV cache, from the first token on. An entry is `None` once
-/// its tokens have left the attention window of every layer in the group.
+/// The blocks of a sequence in one layer group of the KV cache, from the first token on. An entry is `None`
+/// once its tokens have left the attention window of every layer in the group.
 pub type BlockTable = Vec<Option<BlockId>>;
 
 impl BlockId {
-    /// Returns a table of consecutive blocks from `first` on, with room for `n_tokens` tokens: block allocation
-    /// for callers with a few sequences and a fixed place for each.
+    /// Returns a table of consecutive blocks from `first` on, with room for `n_tokens` tokens, for callers
+    /// that have no block allocator.
     pub fn consecutive(first: u32, n_tokens: usize) -> BlockTable {
         (first..).map(|id| Some(Self(id))).take(n_tokens.div_ceil(BLOCK_TOKENS)).collect()
     }
@@ -40,7 +40,7 @@ impl From<Vec<u32>> for EncoderInput {
     }
 }
 
-/// One batch for a [`Decoder`](super::Decoder): the new tokens of several sequences, one sequence after the other.
+/// One batch for a [`Decoder`](super::Decoder): the new tokens of several sequences, concatenated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForwardInput {
     /// The new tokens of all spans.
@@ -63,7 +63,7 @@ pub struct Span {
     pub start: usize,
     /// The number of new tokens.
     pub len: usize,
-    /// The length of the sequence's whole prompt, tokens still to be computed included; LongRoPE depends on it.
+    /// The length of the sequence's whole prompt, which LongRoPE depends on.
     pub n_prompt: usize,
 }
 
@@ -95,8 +95,8 @@ impl ForwardInput {
         self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
     }
 
-    /// Returns each sequence that needs logits, with its range within `logit_rows` and the tokens of its span that
-    /// follow the first of these rows.
+    /// Returns each sequence that needs logits, with its range within `logit_rows` and the tokens of its span
+    /// that follow the first of these rows.
     pub fn sampled_spans(&self) -> impl Iterator<Item = (SequenceId, Range<usize>, &[u32])> + '_ {
         self.spans_with_rows().filter_map(|(span, rows)| {
             let position =

@@ -76,7 +76,7 @@ impl KvCacheGroup {
                     id.ok_or_else(|| Error::internal("a block to be written is missing from its table"))?;
                 let block = blocks[id.0 as usize].take().ok_or_else(|| write_conflict(id))?;
                 if (span.start / BLOCK_TOKENS + idx) * BLOCK_TOKENS >= span.start {
-                    // The kernels read whole blocks, so slots that are not yet written must hold finite numbers.
+                    // The kernels read whole blocks, so unwritten slots must hold finite numbers.
                     block.clear();
                 }
                 own.push(KvRef::Own(block));
@@ -105,8 +105,8 @@ fn write_conflict(id: BlockId) -> Error {
 }
 
 /// Writes the `keys` and `values` of a sequence's new tokens, each `[n_kv_heads, n_new, head_dim]`, into a
-/// layer and returns the keys and values of all tokens up to the last new one, `[n_kv_heads, n_tokens, head_dim]`,
-/// with zeros for blocks outside the attention window. The reference for the attention kernel's KV write.
+/// layer, and gathers those of all its tokens, each `[n_kv_heads, n_tokens, head_dim]`. Blocks outside the
+/// attention window are zeros. The reference for the attention kernel's KV write.
 ///
 /// # Errors
 /// When a tensor operation fails.

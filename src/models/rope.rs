@@ -48,7 +48,8 @@ pub enum RopeScaling {
         original_context: f64,
     },
     /// YaRN: pairs with more than `beta_fast` rotations within the original context keep their frequency,
-    /// those with fewer than `beta_slow` have it divided by `factor`, with a linear ramp over the pairs between.
+    /// those with fewer than `beta_slow` have it divided by `factor`, with a linear ramp over the pairs
+    /// between.
     Yarn {
         /// The divisor of low frequencies.
         factor: f64,
@@ -103,8 +104,8 @@ impl Rope {
         Self { theta, rotary_dim: self.rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 }
     }
 
-    /// The frequency of each pair in radians per position, `[rotary_dim / 2]`, for a sequence whose prompt has
-    /// `n_prompt` tokens.
+    /// The frequency of each pair in radians per position, `[rotary_dim / 2]`, for a sequence whose prompt
+    /// has `n_prompt` tokens.
     pub fn frequencies(&self, n_prompt: usize) -> Vec<f32> {
         let n = self.rotary_dim as f64;
         (0..self.rotary_dim / 2)
@@ -328,7 +329,8 @@ impl JsonScaling<'_> {
         Ok(self.checkpoint.required(CONTEXT_LENGTH)? as f64)
     }
 
-    /// The original context length. A value outside of the scaling's object has precedence: Phi-3 states it there.
+    /// The original context length. A value outside of the scaling's object has precedence: Phi-3 states it
+    /// there.
     fn original_context(&self) -> Result<f64> {
         match self.checkpoint.float(ORIGINAL_CONTEXT)?.or(self.own.float(ORIGINAL_CONTEXT)?) {
             Some(length) => Ok(length),

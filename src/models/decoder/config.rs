@@ -132,7 +132,7 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// Reads a configuration that differs from llama's in numbers only; the family then sets what else differs.
+    /// Reads the settings that llama has, too; the family then sets all others.
     ///
     /// # Errors
     /// When a setting is missing or of the wrong type, or the sizes contradict each other.
@@ -176,8 +176,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The layers grouped by attention window, widest first. The sequences of a group keep equally many tokens in
-    /// the KV cache.
+    /// The layers grouped by attention window, widest first. All layers of a group keep the same
+    /// tokens in the KV cache.
     pub fn kv_groups(&self) -> Vec<KvGroup> {
         let mut windows: Vec<Option<usize>> = self.layers.iter().map(|layer| layer.window).collect();
         windows.sort_by_key(|window| Reverse(window.unwrap_or(usize::MAX)));
@@ -209,8 +209,8 @@ impl ModelConfig {
         self.layers.iter().map(place).collect()
     }
 
-    /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` calls sliding. In a
-    /// checkpoint without `layer_types` these are the layers whose index `is_sliding` accepts.
+    /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` calls sliding.
+    /// In a checkpoint without `layer_types` these are the layers whose index `is_sliding` accepts.
     ///
     /// # Errors
     /// When a setting is of the wrong type.

@@ -1,5 +1,5 @@
-//! Gemma 3's language model: Gemma 2 with head norms in place of softcaps, one layer without a window for every
-//! five with one, and a rotary base of its own for the layers with a window.
+//! Gemma 3's language model: Gemma 2 with head norms in place of softcaps, one layer without a window for
+//! every five with one, and a rotary base of its own for the layers with a window.
 
 use super::config::ModelConfig;
 use super::family::DecoderFamily;

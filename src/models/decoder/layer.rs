@@ -79,7 +79,8 @@ pub struct LayerContext<'a> {
 }
 
 impl DecoderLayer {
-    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all `sequences`.
+    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all
+    /// `sequences`.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -113,8 +114,8 @@ impl DecoderLayer {
         }
     }
 
-    /// The matrices that a token is multiplied with, each with its operation and its number of uses. Experts are
-    /// represented by the first one.
+    /// The matrices that a token is multiplied with, each with its operation and its number of uses. Experts
+    /// are represented by the first one.
     pub fn matrices(&self) -> Vec<(ForwardOp, &Linear, usize)> {
         let mut matrices = vec![
             (ForwardOp::Qkv, &self.query, 1),

@@ -2,8 +2,8 @@
 
 use crate::models::family::{GateUp, Qkv};
 
-/// The tensor names of a checkpoint, without `.weight`, and how its weights are stored. Names of a layer's
-/// tensors follow the layer's own prefix.
+/// The tensor names of a checkpoint, without `.weight`, and how its weights are stored. A layer's tensors have
+/// the layer's prefix in front.
 #[derive(Debug, Clone, Copy)]
 pub struct DecoderLayout {
     /// The token embedding.

@@ -59,7 +59,8 @@ pub struct EncoderLayerConfig {
 /// The placement of a layer's norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormPlacement {
-    /// Before attention and before the MLP (pre-norm). The first attention has none, as its input is normalized.
+    /// Before attention and before the MLP (pre-norm). The first attention has none, as its input is
+    /// normalized.
     Pre,
     /// After each sum with the residual (post-norm).
     Post,
@@ -87,7 +88,7 @@ const HEAD_POOLING: ConfigKey = ConfigKey::json("classifier_pooling");
 const PADDING_ID: ConfigKey = ConfigKey::json("pad_token_id");
 
 impl EncoderConfig {
-    /// Reads a configuration that differs from BERT's in numbers only; the family then sets what else differs.
+    /// Reads the settings that BERT has, too; the family then sets all others.
     ///
     /// # Errors
     /// When a setting is missing or of the wrong type, or the sizes contradict each other.
@@ -138,7 +139,7 @@ impl EncoderConfig {
         self.hidden_size / self.n_heads
     }
 
-    /// Makes positions begin after the padding token's id, which is `default_id` if the checkpoint does not state it.
+    /// Makes positions begin after the padding token's id, by default `default_id`.
     ///
     /// # Errors
     /// When the id is of the wrong type or leaves no positions.

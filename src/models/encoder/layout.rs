@@ -3,7 +3,7 @@
 use crate::kernels::matmul::ActivationFn;
 use crate::models::family::{GateUp, Qkv};
 
-/// The tensor names of a checkpoint, without `.weight`. Names of a layer's tensors follow the layer's own prefix.
+/// The tensor names of a checkpoint, without `.weight`. A layer's tensors have the layer's prefix in front.
 #[derive(Debug, Clone, Copy)]
 pub struct EncoderLayout {
     /// The prefix of the encoder's names in checkpoints of a model with a head.

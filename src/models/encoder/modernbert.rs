@@ -1,5 +1,5 @@
-//! ModernBERT: rotary embedding, pre-norm layers, a gated GELU MLP, and layers with a sliding attention window,
-//! which have a rotary base of their own.
+//! ModernBERT: rotary embedding, pre-norm layers, a gated GELU MLP, and layers with a sliding attention
+//! window, which have a rotary base of their own.
 
 use super::config::{EncoderConfig, NormPlacement};
 use super::family::EncoderFamily;

@@ -52,8 +52,8 @@ impl RelativeBias {
         (0..n_heads).flat_map(head_biases).collect()
     }
 
-    /// The bucket of a query and a key at these positions. Half of the buckets are for keys after the query. Of
-    /// each half, one half is for single distances and the other for ranges that grow logarithmically.
+    /// The bucket of a query and a key at these positions. Half of the buckets are for keys after the query.
+    /// Of each half, one half is for single distances and the other for ranges that grow logarithmically.
     fn bucket(&self, query: usize, key: usize) -> usize {
         let half = self.table.len() / 2;
         let n_exact = half / 2;

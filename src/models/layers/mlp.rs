@@ -48,8 +48,8 @@ impl GatedMlp {
 }
 
 impl MoE {
-    /// Computes the mixture; `x` and the result are `[n_tokens, hidden]`. Each expert computes all of its tokens
-    /// in one batch.
+    /// Computes the mixture; `x` and the result are `[n_tokens, hidden]`. Each expert computes all of its
+    /// tokens in one batch.
     ///
     /// # Errors
     /// When a tensor operation fails.

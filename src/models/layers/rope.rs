@@ -45,8 +45,8 @@ impl CosSinCache {
         kernels::RopeTable { cos: &self.cos, sin: &self.sin, n_pairs: self.n_pairs }
     }
 
-    /// Rotates heads, `[n_tokens, n_heads, head_dim]`. Element `i` of the rotary part's first half is paired with
-    /// element `i` of its second half (the "NeoX" order); the rest of the head is unchanged.
+    /// Rotates heads, `[n_tokens, n_heads, head_dim]`. Element `i` of the rotary part's first half is paired
+    /// with element `i` of its second half (the "NeoX" order); the rest of the head is unchanged.
     ///
     /// # Errors
     /// When a tensor operation fails.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::gguf::TensorType;
 
-/// The number of elements that one thread converts at once, small enough that input and output stay in its cache.
+/// The number of elements that one thread converts at once. Its input and output stay in the cache.
 const CHUNK_LEN: usize = 1 << 14;
 
 /// Converts whole blocks by `convert(blocks, output)` into `n_out` values per block.

@@ -114,7 +114,7 @@ fn mxfp4(block: &[u8], _: usize) -> CodebookGroup {
     CodebookGroup { scale, codes: codes(&block[1..], &E2M1) }
 }
 
-/// Looks up 16 bytes of indices: the low bits belong to the first half of the group, the high bits to the second.
+/// Looks up 16 bytes of indices; low bits belong to the first half of the group, high bits to the second.
 fn codes(indices: &[u8], codebook: &[i8; 16]) -> [i8; GROUP_LEN] {
     let mut codes = [0; GROUP_LEN];
     let (first, second) = codes.split_at_mut(GROUP_LEN / 2);

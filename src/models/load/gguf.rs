@@ -22,7 +22,7 @@ struct GgufShard {
 }
 
 impl GgufFile {
-    /// Opens a file and reads its header; opens the other shards beside it if it is the first of a split model.
+    /// Opens a file and reads its header. If it is the first shard of a model, opens the others beside it.
     ///
     /// # Errors
     /// When a file cannot be read or is not valid GGUF, or a shard is missing.

@@ -19,10 +19,10 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self> {
         let in_file = |e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", path.display()));
         let file = std::fs::File::open(path).map_err(in_file)?;
-        // SAFETY: the bytes behind the map must not change while it exists. The registry downloads a model file
-        // under another name and renames it when it is complete, and nothing in this program writes to it
-        // afterwards. Another process that truncates a mapped file ends this one with SIGBUS; no program that
-        // maps files can rule that out.
+        // SAFETY: the bytes behind the map must not change while it exists. The registry downloads a model
+        // file under another name and renames it when it is complete, and nothing in this program writes to
+        // it afterwards. Another process that truncates a mapped file ends this one with SIGBUS; no program
+        // that maps files can rule that out.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(in_file)?;
         Ok(Self { path: path.to_owned(), map })
     }
@@ -37,11 +37,11 @@ impl MappedFile {
         &self.map
     }
 
-    /// Returns the memory of a part that is no longer needed to the system; a later access reads the file again.
+    /// Releases the pages of a part that is no longer needed; a later access reads the file again.
     pub fn release(&self, part: Range<usize>) {
         // SAFETY: `DONTNEED` discards pages, which loses data in private mappings that were written to. This
-        // mapping is a `memmap2::Mmap`, which is shared and read-only, so discarded pages are read from the file
-        // again.
+        // mapping is a `memmap2::Mmap`, which is shared and read-only, so discarded pages are read from the
+        // file again.
         let released = unsafe {
             self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len())
         };

@@ -1,5 +1,5 @@
-//! Repacks stored matrices for the kernels. A type without a kernel format of its own is first converted to the
-//! blocks of a format that holds it.
+//! Repacks stored matrices for the kernels. A type without a kernel format of its own is first converted to
+//! the blocks of a format that holds it.
 
 use half::f16;
 
@@ -15,10 +15,10 @@ use crate::kernels::weights::{PackedMatrix, WeightFormat};
 type BlockConverter = fn(block: &[u8], converted: &mut [u8]);
 
 /// The size of a block of [`WeightFormat::K6Generic`], and the offsets of its parts.
-const GENERAL_BYTES: usize = 292;
-const GENERAL_SCALES: usize = 256;
-const GENERAL_MINS: usize = 272;
-const GENERAL_FACTORS: usize = 288;
+const K6_BYTES: usize = 292;
+const K6_SCALES: usize = 256;
+const K6_MINS: usize = 272;
+const K6_FACTORS: usize = 288;
 
 /// The kernel format that holds a type, if there is one.
 pub fn format_for(tensor_type: TensorType) -> Option<WeightFormat> {
@@ -87,8 +87,8 @@ fn block_converter(tensor_type: TensorType) -> Option<BlockConverter> {
     }
 }
 
-/// Q5_0: a scale, the fifth bits of the codes, their low bits; code 16 is zero. Converted to Q5_1 with a minimum
-/// of -16 scales.
+/// Q5_0: a scale, the fifth bits of the codes, their low bits; code 16 is zero. Converted to Q5_1 with a
+/// minimum of -16 scales.
 fn q5_0(block: &[u8], converted: &mut [u8]) {
     let scale = f16::from_le_bytes([block[0], block[1]]);
     converted[..2].copy_from_slice(&block[..2]);
@@ -100,21 +100,21 @@ fn q5_0(block: &[u8], converted: &mut [u8]) {
 /// minimums.
 fn q2_k(block: &[u8], converted: &mut [u8]) {
     let (scales, codes) = (&block[..16], &block[16..80]);
-    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..K6_SCALES].iter_mut().enumerate() {
         *code = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
     }
     for (i, &scale) in scales.iter().enumerate() {
-        converted[GENERAL_SCALES + i] = scale & 0xF;
-        converted[GENERAL_MINS + i] = negated(scale >> 4);
+        converted[K6_SCALES + i] = scale & 0xF;
+        converted[K6_MINS + i] = negated(scale >> 4);
     }
-    converted[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[80..84]);
+    converted[K6_FACTORS..K6_BYTES].copy_from_slice(&block[80..84]);
 }
 
-/// Q3_K: the third bits of the codes, their low bits, a 6-bit scale for every 16 elements (32 is zero), the factor
-/// of the scales; code 4 is zero.
+/// Q3_K: the third bits of the codes, their low bits, a 6-bit scale for every 16 elements (32 is zero), the
+/// factor of the scales; code 4 is zero.
 fn q3_k(block: &[u8], converted: &mut [u8]) {
     let (high, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
-    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..K6_SCALES].iter_mut().enumerate() {
         let low = codes[32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 0b11;
         *code = low | (high[i % 32] >> (i / 32) & 1) << 2;
     }
@@ -122,29 +122,29 @@ fn q3_k(block: &[u8], converted: &mut [u8]) {
         let low = scales[i % 8] >> (4 * (i / 8)) & 0xF;
         let high = scales[8 + i % 4] >> (2 * (i / 4)) & 0b11;
         let scale = ((low | high << 4).cast_signed() - 32).cast_unsigned();
-        converted[GENERAL_SCALES + i] = scale;
-        converted[GENERAL_MINS + i] = scale;
+        converted[K6_SCALES + i] = scale;
+        converted[K6_MINS + i] = scale;
     }
-    converted[GENERAL_FACTORS..GENERAL_FACTORS + 2].copy_from_slice(&block[108..110]);
+    converted[K6_FACTORS..K6_FACTORS + 2].copy_from_slice(&block[108..110]);
     let factor = f16::from_le_bytes([block[108], block[109]]);
     let min_factor = f16::from_f32(factor.to_f32() * -4.0);
-    converted[GENERAL_FACTORS + 2..GENERAL_BYTES].copy_from_slice(&min_factor.to_le_bytes());
+    converted[K6_FACTORS + 2..K6_BYTES].copy_from_slice(&min_factor.to_le_bytes());
 }
 
-/// Q5_K: the factors of scales and minimums, scales and minimums as in Q4_K, the fifth bits of the codes, their low
-/// bits.
+/// Q5_K: the factors of scales and minimums, scales and minimums as in Q4_K, the fifth bits of the codes,
+/// their low bits.
 fn q5_k(block: &[u8], converted: &mut [u8]) {
     let (high, codes) = (&block[16..48], &block[48..176]);
-    for (i, code) in converted[..GENERAL_SCALES].iter_mut().enumerate() {
+    for (i, code) in converted[..K6_SCALES].iter_mut().enumerate() {
         let low = codes[32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2)) & 0xF;
         *code = low | (high[i % 32] >> (i / 32) & 1) << 4;
     }
     for group in 0..8 {
         let (scale, min) = PackedMatrix::q4_k_scale_and_min(&block[4..16], group);
-        converted[GENERAL_SCALES + 2 * group..][..2].fill(scale);
-        converted[GENERAL_MINS + 2 * group..][..2].fill(negated(min));
+        converted[K6_SCALES + 2 * group..][..2].fill(scale);
+        converted[K6_MINS + 2 * group..][..2].fill(negated(min));
     }
-    converted[GENERAL_FACTORS..GENERAL_BYTES].copy_from_slice(&block[..4]);
+    converted[K6_FACTORS..K6_BYTES].copy_from_slice(&block[..4]);
 }
 
 fn negated(small: u8) -> u8 {

@@ -32,8 +32,9 @@ impl RowSelection {
         Self { n_stored, rows: SelectedRows::Range(range) }
     }
 
-    /// All rows of query or key heads that are stored with the pairs of the rotary embedding interleaved, `(0, 1),
-    /// (2, 3), …`, permuted so that the pairs' first elements precede all second ones, `0, 2, … 1, 3, …`.
+    /// All rows of query or key heads that are stored with the pairs of the rotary embedding interleaved,
+    /// `(0, 1), (2, 3), …`, permuted so that the pairs' first elements precede all second ones, `0, 2, … 1,
+    /// 3, …`.
     pub fn permute_rope_rows(n_heads: usize, head_dim: usize) -> Self {
         let half = head_dim / 2;
         let row = move |head: usize, i: usize| (head * head_dim + 2 * (i % half) + i / half) as u32;

@@ -37,7 +37,7 @@ impl StoredTensor<'_> {
         Ok(Tensor::from_vec(values, self.shape, &Device::Cpu)?)
     }
 
-    /// Returns the memory of the tensor's pages to the system.
+    /// Releases the tensor's pages.
     pub fn release(&self) {
         self.map.release(self.bytes.clone());
     }
