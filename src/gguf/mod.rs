@@ -7,6 +7,7 @@
 mod reader;
 mod tensor_type;
 mod value;
+mod value_type;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

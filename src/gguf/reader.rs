@@ -1,6 +1,9 @@
 //! Reads numbers, strings and values from a header that may be cut short anywhere.
 
 use super::value::{self, IntegerList, MetadataValue, StringList};
+use super::value_type::{
+    ARRAY, BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, UINT8, UINT16, UINT32, UINT64,
+};
 use crate::error::{Error, Result};
 
 /// The maximum length of a key or tensor name in bytes; the format's own limit for keys.
@@ -67,19 +70,19 @@ impl<'a> HeaderReader<'a> {
 
     fn value_of_type(&mut self, type_id: u32, depth: usize) -> Result<MetadataValue> {
         Ok(match type_id {
-            0..=5 | 10 | 11 => {
+            UINT8 | INT8 | UINT16 | INT16 | UINT32 | INT32 | UINT64 | INT64 => {
                 let bytes = self.bytes(value::integer_bytes(type_id))?;
                 value::integer(type_id, bytes).map_or(MetadataValue::Unsupported, MetadataValue::Integer)
             }
-            6 => MetadataValue::Float(f32::from_le_bytes(self.array()?).into()),
-            12 => MetadataValue::Float(f64::from_le_bytes(self.array()?)),
-            7 => MetadataValue::Bool(self.bool()?),
-            8 => {
+            FLOAT32 => MetadataValue::Float(f32::from_le_bytes(self.array()?).into()),
+            FLOAT64 => MetadataValue::Float(f64::from_le_bytes(self.array()?)),
+            BOOL => MetadataValue::Bool(self.bool()?),
+            STRING => {
                 let n_bytes = self.length()?;
                 let text = std::str::from_utf8(self.bytes(n_bytes)?);
                 text.map_or(MetadataValue::Unsupported, |text| MetadataValue::String(text.to_owned()))
             }
-            9 => self.array_value(depth)?,
+            ARRAY => self.array_value(depth)?,
             _ => return Err(Error::model(format!("a value has the unknown type {type_id}"))),
         })
     }
@@ -88,22 +91,22 @@ impl<'a> HeaderReader<'a> {
         let (type_id, n) = (self.u32()?, self.length()?);
         // The minimum size of an element bounds the number of elements that the file can hold.
         let min_bytes = match type_id {
-            0 | 1 | 7 => 1,
-            2 | 3 => 2,
-            4..=6 => 4,
-            8 | 10..=12 => 8,
-            9 => 12,
+            UINT8 | INT8 | BOOL => 1,
+            UINT16 | INT16 => 2,
+            UINT32 | INT32 | FLOAT32 => 4,
+            STRING | UINT64 | INT64 | FLOAT64 => 8,
+            ARRAY => 12,
             _ => return Err(Error::model(format!("an array has the unknown type {type_id}"))),
         };
         if n > (self.file.len() - self.position) / min_bytes {
             return Err(Error::model(format!("an array has {n} elements, more than the file holds")));
         }
         Ok(match type_id {
-            6 => MetadataValue::Floats(
+            FLOAT32 => MetadataValue::Floats(
                 (0..n).map(|_| Ok(f32::from_le_bytes(self.array()?))).collect::<Result<_>>()?,
             ),
-            7 => MetadataValue::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
-            8 => {
+            BOOL => MetadataValue::Bools((0..n).map(|_| self.bool()).collect::<Result<_>>()?),
+            STRING => {
                 let mut strings = StringList::with_capacity(n);
                 let mut is_utf8 = true;
                 for _ in 0..n {
@@ -115,10 +118,10 @@ impl<'a> HeaderReader<'a> {
                 }
                 if is_utf8 { MetadataValue::Strings(strings) } else { MetadataValue::Unsupported }
             }
-            9 | 12 if depth + 1 == MAX_DEPTH => {
+            ARRAY | FLOAT64 if depth + 1 == MAX_DEPTH => {
                 return Err(Error::model(format!("arrays are nested more than {MAX_DEPTH} deep")));
             }
-            9 | 12 => {
+            ARRAY | FLOAT64 => {
                 for _ in 0..n {
                     self.value_of_type(type_id, depth + 1)?;
                 }

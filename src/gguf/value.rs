@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::value_type::{INT8, INT16, INT32, UINT8, UINT16, UINT32, UINT64};
 use crate::error::{Error, Result};
 
 /// A value of the metadata. Integers of all widths are one variant, and so are floats.
@@ -173,7 +174,7 @@ impl Metadata {
 
     /// Returns an array of floats.
     pub fn floats(&self, key: &str) -> Result<Option<&[f32]>> {
-        self.typed(key, "an array of numbers", |value| match value {
+        self.typed(key, "an array of floats", |value| match value {
             MetadataValue::Floats(numbers) => Some(numbers.as_slice()),
             _ => None,
         })
@@ -195,9 +196,9 @@ impl Metadata {
 /// The size in bytes of an integer whose type has this id in the format.
 pub(super) fn integer_bytes(type_id: u32) -> usize {
     match type_id {
-        0 | 1 => 1,
-        2 | 3 => 2,
-        4 | 5 => 4,
+        UINT8 | INT8 => 1,
+        UINT16 | INT16 => 2,
+        UINT32 | INT32 => 4,
         _ => 8,
     }
 }
@@ -205,13 +206,13 @@ pub(super) fn integer_bytes(type_id: u32) -> usize {
 /// Decodes an integer of this type; `None` if it exceeds `i64`.
 pub(super) fn integer(type_id: u32, bytes: &[u8]) -> Option<i64> {
     Some(match type_id {
-        0 => u8::from_le_bytes(bytes.try_into().ok()?).into(),
-        1 => i8::from_le_bytes(bytes.try_into().ok()?).into(),
-        2 => u16::from_le_bytes(bytes.try_into().ok()?).into(),
-        3 => i16::from_le_bytes(bytes.try_into().ok()?).into(),
-        4 => u32::from_le_bytes(bytes.try_into().ok()?).into(),
-        5 => i32::from_le_bytes(bytes.try_into().ok()?).into(),
-        10 => u64::from_le_bytes(bytes.try_into().ok()?).try_into().ok()?,
+        UINT8 => u8::from_le_bytes(bytes.try_into().ok()?).into(),
+        INT8 => i8::from_le_bytes(bytes.try_into().ok()?).into(),
+        UINT16 => u16::from_le_bytes(bytes.try_into().ok()?).into(),
+        INT16 => i16::from_le_bytes(bytes.try_into().ok()?).into(),
+        UINT32 => u32::from_le_bytes(bytes.try_into().ok()?).into(),
+        INT32 => i32::from_le_bytes(bytes.try_into().ok()?).into(),
+        UINT64 => u64::from_le_bytes(bytes.try_into().ok()?).try_into().ok()?,
         _ => i64::from_le_bytes(bytes.try_into().ok()?),
     })
 }

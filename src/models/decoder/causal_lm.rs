@@ -74,7 +74,7 @@ impl CausalLm {
     /// Loads a model of this configuration.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape than the configuration says.
+    /// When a tensor is missing or of the wrong shape.
     pub fn load(config: ModelConfig, weights: &Weights, backend: Backend) -> Result<Self> {
         let loader = DecoderLoader::new(&config, weights, backend);
         let embedding = loader.embedding()?;

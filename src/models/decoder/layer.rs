@@ -227,7 +227,7 @@ mod tests {
     use crate::models::rope::{Rope, RopeScaling};
     use crate::models::{BlockId, ForwardInput, KvCache, SequenceChunk, SequenceId};
 
-    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+    fn values(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 500.0 - 2.0).collect()
     }
 
@@ -250,7 +250,7 @@ mod tests {
                 None,
             )
         };
-        let norm = |seed| RmsNorm { weight: numbers(head_dim, seed), eps: 1e-5 };
+        let norm = |seed| RmsNorm { weight: values(head_dim, seed), eps: 1e-5 };
         let mlp = GatedMlp { gate: empty(), up: empty(), down: empty(), activation: ActivationFn::Silu };
         DecoderLayer {
             attention_norm: norm(0),
@@ -293,7 +293,7 @@ mod tests {
                 });
             }
             let n_tokens = input.token_ids.len();
-            let qkv = Tensor::from_vec(numbers(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
+            let qkv = Tensor::from_vec(values(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
             let cos_sin = rope.map(|rope| CosSinCache::new(rope, &input.spans));
             let masks: Vec<Option<Tensor>> = input
                 .spans

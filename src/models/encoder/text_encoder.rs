@@ -30,7 +30,7 @@ impl TextEncoder {
     /// Loads a model of this configuration.
     ///
     /// # Errors
-    /// When a tensor is missing or has another shape than the configuration says.
+    /// When a tensor is missing or of the wrong shape.
     pub fn load(config: EncoderConfig, weights: &Weights, backend: Backend) -> Result<Self> {
         let loader = EncoderLoader::new(&config, weights, backend);
         let layers = (0..config.layers.len()).map(|idx| loader.layer(idx)).collect::<Result<Vec<_>>>()?;

@@ -26,9 +26,9 @@ pub struct Linear {
 pub enum Weight {
     /// For the reference backend: float32 `[n_out, n_in]`.
     Dense(Tensor),
-    /// For the kernels: the checkpoint's numbers, repacked.
+    /// For the kernels: repacked in the checkpoint's own precision.
     Packed {
-        /// The numbers.
+        /// The repacked weights.
         matrix: Arc<PackedMatrix>,
         /// The instruction set of the kernels.
         isa: Isa,

@@ -43,7 +43,7 @@ impl GgufFile {
             let stated = (metadata.count("split.no")?, metadata.count("split.count")?);
             if n_shards > 1 && stated != (Some(number - 1), Some(n_shards)) {
                 return Err(Error::model(format!(
-                    "the file in the place of shard {number} of {n_shards} is another one; name the first shard"
+                    "the file named as shard {number} of {n_shards} is not that shard; name the first shard"
                 )));
             }
         }
