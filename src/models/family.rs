@@ -93,7 +93,7 @@ impl Qkv {
                 Ok([load(query, query_rows)?, load(key, key_rows)?, load(value, value_rows)?])
             }
             Self::Fused(name) => {
-                let [n_query, n_key, n_value] = rows.each_ref().map(RowSelection::len);
+                let [n_query, n_key, n_value] = rows.each_ref().map(RowSelection::n_selected);
                 let n_stored = n_query + n_key + n_value;
                 let range =
                     |start: usize, n: usize| load(name, &RowSelection::range(start..start + n, n_stored));

@@ -91,7 +91,7 @@ impl Rope {
     ///
     /// # Errors
     /// When a parameter is missing or impossible, or the scaling is not supported.
-    pub fn read(checkpoint: &CheckpointConfig, head_dim: usize, kind: &str) -> Result<Self> {
+    pub fn from_checkpoint(checkpoint: &CheckpointConfig, head_dim: usize, kind: &str) -> Result<Self> {
         let rope = match checkpoint {
             CheckpointConfig::Json(_) => Self::from_json(checkpoint, head_dim, kind)?,
             CheckpointConfig::Gguf { .. } => Self::from_gguf(checkpoint, head_dim)?,
@@ -413,7 +413,7 @@ mod tests {
         let read = |scaling: &str| {
             let json = format!(r#"{{"max_position_embeddings": 64, "rope_scaling": {scaling}}}"#);
             let settings: Map<String, Value> = serde_json::from_str(&json).unwrap();
-            let rope = Rope::read(&CheckpointConfig::Json(&settings), 8, "full_attention");
+            let rope = Rope::from_checkpoint(&CheckpointConfig::Json(&settings), 8, "full_attention");
             rope.map(|rope| rope.attention_factor)
         };
         let default = read(r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}"#);

@@ -169,8 +169,8 @@ impl ModelConfig {
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         };
-        config.check(n_layers)?;
-        let rope = Rope::read(checkpoint, head_dim, FULL_ATTENTION)?;
+        config.validate(n_layers)?;
+        let rope = Rope::from_checkpoint(checkpoint, head_dim, FULL_ATTENTION)?;
         config.layers = vec![LayerConfig { rope: Some(rope), ..LayerConfig::default() }; n_layers];
         config.set_windows(checkpoint, |_| true)?;
         Ok(config)
@@ -232,7 +232,7 @@ impl ModelConfig {
         Ok(())
     }
 
-    fn check(&self, n_layers: usize) -> Result<()> {
+    fn validate(&self, n_layers: usize) -> Result<()> {
         check_sizes(&[
             ("hidden size", self.hidden_size, 1 << 20),
             ("intermediate size", self.intermediate_size, 1 << 24),

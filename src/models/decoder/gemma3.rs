@@ -50,7 +50,7 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<(
         checkpoint.object(ROPE_PARAMETERS).is_some_and(|kinds| kinds.contains_key(SLIDING_ATTENTION));
     for layer in config.layers.iter_mut().filter(|layer| layer.window.is_some()) {
         layer.rope = if stated_per_kind {
-            Some(Rope::read(checkpoint, config.head_dim, SLIDING_ATTENTION)?)
+            Some(Rope::from_checkpoint(checkpoint, config.head_dim, SLIDING_ATTENTION)?)
         } else {
             let theta = checkpoint.float(LOCAL_THETA)?.unwrap_or(10_000.0);
             layer.rope.as_ref().map(|global| global.unscaled(theta))

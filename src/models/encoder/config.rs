@@ -119,7 +119,7 @@ impl EncoderConfig {
             layers: Vec::new(),
             mean_pooled_head: checkpoint.string(HEAD_POOLING)? == Some("mean"),
         };
-        config.check(n_layers)?;
+        config.validate(n_layers)?;
         config.layers = vec![EncoderLayerConfig::default(); n_layers];
         Ok(config)
     }
@@ -159,7 +159,7 @@ impl EncoderConfig {
         Ok(())
     }
 
-    fn check(&self, n_layers: usize) -> Result<()> {
+    fn validate(&self, n_layers: usize) -> Result<()> {
         check_sizes(&[
             ("hidden size", self.hidden_size, 1 << 20),
             ("intermediate size", self.intermediate_size, 1 << 24),

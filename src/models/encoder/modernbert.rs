@@ -72,7 +72,7 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut EncoderConfig) -> Result
     let interval = checkpoint.integer(FULL_INTERVAL)?.unwrap_or(3).max(1);
     let window = checkpoint.integer(WINDOW)?.unwrap_or(128) / 2;
     let rope = |kind, theta, default_theta| -> Result<Rope> {
-        let rope = Rope::read(checkpoint, config.head_dim(), kind)?;
+        let rope = Rope::from_checkpoint(checkpoint, config.head_dim(), kind)?;
         // Without parameters per kind, the base is a setting of its own.
         let is_stated = checkpoint.object(ROPE_PARAMETERS).is_some_and(|kinds| kinds.contains_key(kind));
         let theta = checkpoint.float(theta)?.unwrap_or(default_theta);

@@ -58,7 +58,7 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut EncoderConfig) -> Result
         ));
     }
     config.activation = ActivationFn::Silu;
-    config.ropes = vec![Rope::read(checkpoint, config.head_dim(), FULL_ATTENTION)?];
+    config.ropes = vec![Rope::from_checkpoint(checkpoint, config.head_dim(), FULL_ATTENTION)?];
     config.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
     Ok(())
 }

@@ -54,7 +54,7 @@ pub fn repack(
         format = WeightFormat::Bf16Pairs;
     }
     let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
-    let n_out = rows.len();
+    let n_out = rows.n_selected();
     let is_float32 = tensor_type == TensorType::F32 && format == WeightFormat::Bf16Pairs;
     if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
         let row = |idx: usize| &blocks[rows.stored_row(idx) * row_bytes..][..row_bytes];
@@ -201,7 +201,7 @@ mod tests {
             for rows in [RowSelection::all(n_stored), RowSelection::range(2..19, n_stored)] {
                 let repacked = repack(tensor_type, &bytes, &rows, n_in, false).unwrap();
                 let mut found = vec![0.0; n_in];
-                for idx in 0..rows.len() {
+                for idx in 0..rows.n_selected() {
                     repacked.unpack_row(idx, &mut found);
                     let expected = &dequantized[rows.stored_row(idx) * n_in..][..n_in];
                     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

@@ -48,7 +48,7 @@ impl RowSelection {
     }
 
     /// The number of selected rows.
-    pub fn len(&self) -> usize {
+    pub fn n_selected(&self) -> usize {
         match &self.rows {
             SelectedRows::Range(range) => range.len(),
             SelectedRows::Indices(rows) => rows.len(),
