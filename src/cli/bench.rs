@@ -43,7 +43,7 @@ struct Report {
 struct MeasuredLimits {
     /// Memory bandwidth, measured over as many bytes as the model's weights have.
     read_gb_s: f64,
-    /// Backend throughput of the multiply instructions in use.
+    /// Throughput of the multiply instructions in use.
     matrix_tflop_s: f64,
 }
 
@@ -343,6 +343,28 @@ fn resident_bytes() -> Option<usize> {
     procfs_bytes("/proc/self/status", "VmRSS:")
 }
 
+/// One result as lines of the table.
+struct TableRow<'a> {
+    phase: &'static str,
+    streams: usize,
+    context: usize,
+    tok_s: f64,
+    share: f64,
+    profile: &'a [OpProfile],
+}
+
+impl TableRow<'_> {
+    fn write(&self, lines: &mut Vec<String>) {
+        let Self { phase, streams, context, tok_s, share, profile } = self;
+        lines.push(format!("{phase:<8}{streams:>8}{context:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
+        let total: f64 = profile.iter().map(|op| op.ms).sum();
+        for OpProfile { op, ms, share } in *profile {
+            let of_limit = share.map(|share| format!("{:>9.0}%", 100.0 * share)).unwrap_or_default();
+            lines.push(format!("  {op:<14}{:>7.0}%{ms:>10.2} ms{of_limit}", 100.0 * ms / total));
+        }
+    }
+}
+
 fn table(report: &Report) -> String {
     let Report { model, threads, isa, limits, load_s, rss_mb, .. } = report;
     let mut lines = vec![
@@ -355,20 +377,22 @@ fn table(report: &Report) -> String {
         String::new(),
         format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "phase", "streams", "context", "tokens/s", "of limit"),
     ];
-    let mut line =
-        |phase: &str, streams: usize, context: usize, tok_s: f64, share: f64, profile: &[OpProfile]| {
-            lines.push(format!("{phase:<8}{streams:>8}{context:>8}{tok_s:>12.1}{:>9.0}%", 100.0 * share));
-            let total: f64 = profile.iter().map(|op| op.ms).sum();
-            for OpProfile { op, ms, share } in profile {
-                let of_limit = share.map(|share| format!("{:>9.0}%", 100.0 * share)).unwrap_or_default();
-                lines.push(format!("  {op:<14}{:>7.0}%{ms:>10.2} ms{of_limit}", 100.0 * ms / total));
-            }
-        };
-    for Prefill { tokens, tok_s, share, profile } in &report.prefill {
-        line("prefill", 1, *tokens, *tok_s, *share, profile);
-    }
-    for Decode { streams, depth, tok_s, share, profile } in &report.decode {
-        line("decode", *streams, *depth, *tok_s, *share, profile);
-    }
+    let prefill = report.prefill.iter().map(|row| TableRow {
+        phase: "prefill",
+        streams: 1,
+        context: row.tokens,
+        tok_s: row.tok_s,
+        share: row.share,
+        profile: &row.profile,
+    });
+    let decode = report.decode.iter().map(|row| TableRow {
+        phase: "decode",
+        streams: row.streams,
+        context: row.depth,
+        tok_s: row.tok_s,
+        share: row.share,
+        profile: &row.profile,
+    });
+    prefill.chain(decode).for_each(|row| row.write(&mut lines));
     lines.join("\n")
 }

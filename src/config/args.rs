@@ -163,7 +163,7 @@ pub struct ServeArgs {
     /// long or until the timeout that it announced
     #[arg(long, env = "PREDICT_OTRON_RETRY_PATIENCE", value_parser = parse_duration, default_value = "50s")]
     pub retry_patience: Duration,
-    /// How long such a response waits for the retry; 0s disables it
+    /// How long the response of a disconnected client is kept for its retry; 0s disables it
     #[arg(long, env = "PREDICT_OTRON_RETRY_GRACE", value_parser = parse_duration, default_value = "30s")]
     pub retry_grace: Duration,
     /// Memory for the embedding cache, such as 64M; 0 disables the cache
@@ -175,7 +175,7 @@ pub struct ServeArgs {
     /// Folder that keeps cached embeddings across restarts; used by one server at a time [default: none]
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DIR")]
     pub embedding_cache_dir: Option<PathBuf>,
-    /// Disk space for the cached embeddings in that folder, such as 500M or 6G
+    /// Disk space for --embedding-cache-dir, such as 500M or 6G
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
     pub embedding_cache_disk: u64,
     /// How models are computed.
