@@ -69,7 +69,7 @@ fn products_stay_within_weights_and_rows() {
                     }
                 }
                 let mut found = vec![0.0; n_in];
-                first.unpack_row(n_out - 1, &mut found);
+                first.dequantize_row(n_out - 1, &mut found);
             }
         }
     }

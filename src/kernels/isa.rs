@@ -1,4 +1,4 @@
-//! Which instructions the kernels use.
+//! Instruction sets: detection, and the choice that a process makes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,23 +9,24 @@ use crate::error::{Error, Kind, Result};
 /// An instruction set, from the most portable to the fastest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every processor has.
+    /// Portable code: the definition of every kernel.
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
-    /// The same, and AMX for bytes and bfloat16.
+    /// AVX-512, and AMX for bytes and bfloat16.
     Amx,
 }
 
-/// The choice of this process.
+/// The instruction set that this process uses.
 static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
+    /// All instruction sets, the most portable first.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
 
-    /// The fastest that this processor has.
+    /// The fastest instruction set that this processor has.
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
@@ -34,7 +35,7 @@ impl Isa {
         })
     }
 
-    /// Whether this processor has it.
+    /// Whether this processor has the instructions.
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar => true,
@@ -59,7 +60,8 @@ impl Isa {
         }
     }
 
-    /// Whether numbers in bfloat16 are multiplied faster than float32, each product and sum being as exact.
+    /// Whether the processor has instructions for dot products of bfloat16 pairs, which are twice as fast as
+    /// float32 and accumulate in float32.
     pub fn has_bf16(self) -> bool {
         match self {
             Self::Scalar | Self::Avx2 => false,
@@ -70,25 +72,27 @@ impl Isa {
         }
     }
 
-    /// What the kernels of this process use: the first choice made, else the fastest.
+    /// The instruction set that this process uses: the one chosen, else the fastest.
     pub fn current() -> Self {
         *CHOSEN.get_or_init(Self::detect)
     }
 
-    /// Makes the choice of this process, before the first kernel runs.
+    /// Makes this process use the instruction set; to be called before the first kernel runs.
     ///
     /// # Errors
-    /// When this processor does not have the instructions, or another choice has been made.
+    /// When this processor does not have the instructions, or the process already uses others.
     pub fn choose(self) -> Result<()> {
         if !self.is_available() {
             let has: Vec<String> =
                 Self::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| isa.to_string()).collect();
             let message =
-                format!("this processor does not have the instructions `{self}`; it has {}", has.join(", "));
+                format!("this processor has no `{self}` instructions; choose one of {}", has.join(", "));
             return Err(Error::new(Kind::Config, message));
         }
         match CHOSEN.set(self) {
-            Err(_) if Self::current() != self => Err(Error::internal("another instruction set is in use")),
+            Err(_) if Self::current() != self => {
+                Err(Error::internal("this process already uses another instruction set"))
+            }
             _ => Ok(()),
         }
     }
@@ -111,26 +115,26 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
             let message =
-                format!("`{name}` is not an instruction set; there are scalar, avx2, avx512 and amx");
+                format!("`{name}` is not an instruction set; choose one of scalar, avx2, avx512 and amx");
             Error::new(Kind::Config, message)
         })
     }
 }
 
-/// Whether the processor has AMX for bytes and for bfloat16, and the system lets this process use it.
+/// Whether the processor has AMX for bytes and bfloat16, and the system permits this process to use it.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn has_amx() -> bool {
     use std::arch::x86_64::__cpuid_count;
 
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
-        /// Leaf 7: the system has switched on saving of extended states, tiles among them.
+        /// CPUID leaf 1: the system saves extended states, and `xgetbv` may be executed.
         const OSXSAVE: u32 = 1 << 27;
         const AMX_BF16: u32 = 1 << 22;
         const AMX_TILE: u32 = 1 << 24;
         const AMX_INT8: u32 = 1 << 25;
         const TILE_STATES: u64 = 0b11 << 17;
-        /// "Arch-specific state components: request a permission", and that for tile data.
+        /// `arch_prctl`: request permission for a state component, here tile data.
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
 
@@ -139,23 +143,23 @@ fn has_amx() -> bool {
         }
         let wanted = AMX_TILE | AMX_INT8 | AMX_BF16;
         let has_tiles = __cpuid_count(7, 0).edx & wanted == wanted;
-        // SAFETY: the system has switched on the instruction.
+        // SAFETY: OSXSAVE is set, as checked above.
         if !has_tiles || unsafe { xgetbv() } & TILE_STATES != TILE_STATES {
             return false;
         }
-        // SAFETY: asks the system for a permission of this process.
+        // SAFETY: the call only requests a permission for this process.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     })
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[target_feature(enable = "xsave")]
-unsafe fn xgetbv() -> u64 {
-    // SAFETY: the caller's promise.
+fn xgetbv() -> u64 {
+    // SAFETY: register 0 always exists.
     unsafe { std::arch::x86_64::_xgetbv(0) }
 }
 
-/// There is no AMX on other processors, and no way to ask other systems for it.
+/// Other processors have no AMX, and other systems have no known way to request it.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn has_amx() -> bool {
     false

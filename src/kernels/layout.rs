@@ -1,44 +1,57 @@
-//! Layouts that weights, activations and kernels share: the constants of panels, groups and tiles, and
-//! the buffers that one of them writes and another reads.
+//! Layouts shared by weights, activations and kernels: the constants of panels, groups and tiles, and the
+//! buffers that one of them writes and another reads.
 
 use super::simd::{LANES, QUAD_BYTES, QUAD_LEN};
 
-/// Rows of a panel.
+/// Rows of a panel: a weight matrix is cut into panels of as many rows as a vector has lanes.
 pub const PANEL_ROWS: usize = LANES;
 
-/// Activations that share a scale.
+/// Activations of a row that share a scale.
 pub const GROUP_LEN: usize = 32;
 
-/// Bytes of a group's activations.
+/// Bytes of a group's activations, as two planes of bytes or as 16-bit integers.
 pub const GROUP_QUAD_BYTES: usize = GROUP_LEN / QUAD_LEN * QUAD_BYTES;
 
-/// A group of activations as whole numbers.
+/// Rows of activations that [GEMV](super::matmul) multiplies with a panel at once, at most: their sums stay
+/// in registers.
+pub const MAX_TILE_ROWS: usize = 8;
+
+/// Groups of a panel that [GEMM](super::matmul) unpacks at once: those of two panels stay in the L1 cache.
+pub const K_CHUNK_GROUPS: usize = 16;
+
+/// Dwords of a full AMX tile; rows are padded with zeros to a multiple of it.
+pub const TILE_DWORDS: usize = 16;
+
+/// A group of activations, quantized to 16-bit integers, as GEMV reads it.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub struct ActivationGroup {
+    /// The integers, in the form that [`Simd::dot_codes`](super::simd::Simd::dot_codes) reads.
     pub quads: [[u8; GROUP_QUAD_BYTES / 2]; 2],
-    /// What the whole numbers are multiplied by.
+    /// The factor that turns an integer back into an activation.
     pub scale: f32,
-    /// The sum of all, and of each half.
+    /// The sum of all integers.
     pub sum: i32,
+    /// The sums of the first and of the last sixteen integers.
     pub half_sums: [i32; 2],
-    /// The same, scaled.
+    /// `sum * scale`
     pub scaled_sum: f32,
+    /// `half_sums * scale`
     pub scaled_half_sums: [f32; 2],
 }
 
-/// What the codes of an expanded group, less that of zero, become.
+/// The type of the codes of an [`UnpackedPanel`], from which the code of zero has been subtracted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CodeWidth {
-    /// Bytes: of each four inner elements those of sixteen rows.
+    /// Signed bytes: for every four inner elements, those of sixteen rows.
     Byte,
-    /// Whole numbers of 16 bits, in the order in which [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs) takes them: of each two inner
-    /// elements those of sixteen rows.
+    /// 16-bit integers in the order of [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs): for every
+    /// two inner elements, those of sixteen rows.
     Word,
 }
 
 impl CodeWidth {
-    /// Bytes of a group of a panel.
+    /// Bytes of one group of a panel.
     pub const fn group_bytes(self) -> usize {
         match self {
             Self::Byte => GROUP_LEN * PANEL_ROWS,
@@ -47,23 +60,24 @@ impl CodeWidth {
     }
 }
 
-/// Groups of a panel that are expanded at once: two panels' stay in the first-level cache.
-pub const K_CHUNK_GROUPS: usize = 16;
-
-/// Groups of a panel as whole numbers.
+/// A K chunk of a panel, unpacked to integers that many rows of activations are multiplied with.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct UnpackedPanel {
-    /// Group by group in whichever [`CodeWidth`].
+    /// The codes, group by group, of either [`CodeWidth`].
     pub codes: [u8; K_CHUNK_GROUPS * CodeWidth::Word.group_bytes()],
-    /// One or two for each group.
+    /// One or two scales of each row for each group.
     pub scales: [[f32; PANEL_ROWS]; 2 * K_CHUNK_GROUPS],
+    /// As many minimums, if the format has them.
     pub mins: [[f32; PANEL_ROWS]; 2 * K_CHUNK_GROUPS],
+    /// Scales of a row for each group: one, or one for each half.
     pub scales_per_group: usize,
+    /// Whether the format has minimums.
     pub has_mins: bool,
 }
 
 impl UnpackedPanel {
+    /// A buffer to unpack into.
     pub const EMPTY: Self = Self {
         codes: [0; _],
         scales: [[0.0; _]; _],
@@ -72,61 +86,62 @@ impl UnpackedPanel {
         has_mins: false,
     };
 
-    /// Those of a group, which there may not be.
+    /// The address of a group's codes; of a group past the end, too, which may be prefetched.
     #[inline(always)]
     pub fn codes(&self, group: usize, width: CodeWidth) -> *const u8 {
         self.codes.as_ptr().wrapping_add(group * width.group_bytes())
     }
 }
 
-/// Most rows of activations that a panel is multiplied with at once: their sums stay in registers.
-pub const MAX_TILE_ROWS: usize = 8;
-
-/// Units of a full tile of AMX: rows are filled up with zeros to a multiple of it.
-pub const TILE_DWORDS: usize = 16;
-
-/// Rows on the left of a product.
+/// A tile of float activations: rows of dwords, the left operand of a float GEMM.
 #[derive(Clone, Copy)]
 pub struct FloatTile {
+    /// The first row.
     pub rows: *const f32,
+    /// The number of rows.
     pub n_rows: usize,
-    /// Units from a row to the next.
+    /// Dwords from one row to the next.
     pub stride: usize,
-    /// Units of a row that count; behind them there are zeros up to whole [`TILE_DWORDS`].
+    /// Dwords of a row that are multiplied; zeros follow up to whole [`TILE_DWORDS`].
     pub n_dwords: usize,
-    /// Whether the panels lie beyond the first-level cache, where the processor alone does not look ahead far
-    /// enough.
-    pub fetches: bool,
+    /// Whether to prefetch the panels: they lie beyond the L1 cache, and the processor alone does not
+    /// prefetch far enough.
+    pub prefetch: bool,
 }
 
-/// 32 activations as whole numbers, in the order in which [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs) takes them; or as many bytes
-/// of those of a tile, whose high bytes, row by row, come before the low.
+/// A group of activations, quantized to 16-bit integers, as GEMM reads it: in the order of
+/// [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs). For AMX, the groups of a tile's rows hold two
+/// planes of bytes instead: the high bytes, row by row, then the low bytes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub struct I16Group(pub [i16; GROUP_LEN]);
 
-/// What goes with them.
+/// The scale of an [`I16Group`], with scaled sums of its integers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GroupScale {
-    /// What the whole numbers are multiplied by.
+    /// The factor that turns an integer back into an activation.
     pub scale: f32,
-    /// The sum of all, scaled, and of each half.
+    /// The sum of all integers, scaled.
     pub sum: f32,
+    /// The sum of each half, scaled.
     pub half_sums: [f32; 2],
 }
 
 impl GroupScale {
-    /// The sum of one of `n_parts` of the group.
+    /// The scaled sum of one of `n_parts` (one or two) of the group.
     #[inline(always)]
     pub fn sum_of(&self, part: usize, n_parts: usize) -> f32 {
         if n_parts == 1 { self.sum } else { self.half_sums[part] }
     }
 }
 
-/// Groups of the rows of a tile.
+/// A tile of quantized activations: for each group of a K chunk, the groups of all rows of the tile.
 #[derive(Clone, Copy)]
 pub struct I16Tile<'a> {
-    pub words: &'a [I16Group],
-    pub factors: &'a [GroupScale],
+    /// `[n_groups, n_rows]`
+    pub groups: &'a [I16Group],
+    /// `[n_groups, n_rows]`
+    pub scales: &'a [GroupScale],
+    /// Groups of the K chunk.
     pub n_groups: usize,
 }

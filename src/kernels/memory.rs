@@ -1,8 +1,7 @@
-//! Memory that kernels read: whole lines of the cache, zero at first, in large pages.
+//! Zeroed, cache-line-aligned memory on huge pages.
 //!
-//! A processor remembers where a few thousand pages are. Weights in pages of 4 KiB would take more than
-//! that, and a look-up for each page of a matrix takes longer than reading the page; so small pieces
-//! share maps that are large enough for large pages.
+//! The TLB holds a few thousand entries. Weights on 4 KiB pages would need more than that, and a page walk
+//! takes longer than reading the page; so small buffers share mappings that are large enough for huge pages.
 
 use std::ops::{Deref, DerefMut};
 use std::slice;
@@ -10,104 +9,107 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-/// Bytes that go back to the system once all that share their map are dropped. What is never touched
-/// takes no memory.
+/// A zeroed buffer on huge pages. Its mapping returns to the system when all buffers that share it are
+/// dropped; pages that are never touched take no memory.
 ///
-/// In this crate's own tests they end where a page ends, and what reads or writes behind it crashes.
+/// In this crate's own tests a buffer ends where a page ends, with a guard page behind it: a read or write
+/// past the end crashes.
 #[derive(Debug)]
 pub struct HugePageBuf {
     start: *mut u8,
     len: usize,
-    /// What `start` points to.
+    /// The mapping that `start` points into.
     _map: Arc<MmapMut>,
 }
 
-// SAFETY: nobody else reaches these bytes of the map.
+// SAFETY: a buffer owns its bytes of the mapping, as a `Vec` does: no two buffers overlap.
 unsafe impl Send for HugePageBuf {}
-// SAFETY: as above.
+// SAFETY: shared references only read, as with a `Vec`.
 unsafe impl Sync for HugePageBuf {}
 
 impl HugePageBuf {
-    /// `len` zeros.
+    /// A buffer of `len` zeros.
     ///
     /// # Panics
-    /// When the system has no such memory.
+    /// When the system is out of memory.
     #[cfg(not(all(test, unix)))]
     pub fn zeroed(len: usize) -> Self {
-        shared_map::take(len)
+        shared_map::allocate(len)
     }
 
-    /// As above.
+    /// A buffer of `len` zeros that ends at a guard page.
+    ///
+    /// # Panics
+    /// When the system is out of memory.
     #[cfg(all(test, unix))]
     pub fn zeroed(len: usize) -> Self {
-        // SAFETY: asks a number of the system.
-        #[allow(clippy::unwrap_used)]
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+        // SAFETY: `sysconf` has no preconditions.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("a page has a size");
         let end = len.next_multiple_of(page);
         let mut map = map(end + page);
-        // SAFETY: the last page of the map, which nobody has used yet.
+        // SAFETY: the last page of the mapping, which nothing refers to yet.
         let refused = unsafe { libc::mprotect(map[end..].as_mut_ptr().cast(), page, libc::PROT_NONE) };
         assert_eq!(refused, 0, "{}", std::io::Error::last_os_error());
         Self { start: map[end - len..].as_mut_ptr(), len, _map: Arc::new(map) }
     }
 }
 
-#[allow(clippy::expect_used)] // As for a `Vec` of that length.
 fn map(len: usize) -> MmapMut {
-    MmapMut::map_anon(len).expect("memory")
+    MmapMut::map_anon(len).expect("the system has memory")
 }
 
-/// Maps that several pieces share.
+/// Mappings that several buffers share.
 #[cfg(not(all(test, unix)))]
 mod shared_map {
     use super::*;
     use std::sync::{Mutex, PoisonError};
 
-    /// Bytes of a large page, and where it has to begin.
-    const LARGE_PAGE: usize = 2 << 20;
+    /// Size and alignment of a huge page, in bytes.
+    const HUGE_PAGE: usize = 2 << 20;
 
-    /// Bytes that no other piece's lines lie among: those that a processor fetches along with each other.
+    /// Alignment of a buffer: two cache lines, since processors prefetch lines in pairs.
     const ALIGNMENT: usize = 128;
 
-    /// Bytes of a map, where no piece needs more.
-    const LEN: usize = 16 * LARGE_PAGE;
+    /// Bytes of a mapping, unless a buffer needs more.
+    const LEN: usize = 16 * HUGE_PAGE;
 
-    /// A map and what has not been taken of it.
-    struct Rest {
+    /// A mapping, and the part of it that is still free.
+    struct FreeSpace {
         map: Arc<MmapMut>,
         next: *mut u8,
-        n_left: usize,
+        n_bytes: usize,
     }
 
-    // SAFETY: what is left of the map is nobody else's.
-    unsafe impl Send for Rest {}
+    // SAFETY: no buffer overlaps the free part of the mapping.
+    unsafe impl Send for FreeSpace {}
 
-    /// `len` zeros that nobody else has.
-    pub fn take(len: usize) -> HugePageBuf {
-        static LAST: Mutex<Option<Rest>> = Mutex::new(None);
+    /// Allocates a buffer of `len` zeros.
+    pub fn allocate(len: usize) -> HugePageBuf {
+        static LAST: Mutex<Option<FreeSpace>> = Mutex::new(None);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = len.next_multiple_of(ALIGNMENT);
-        let mut rest = last.take().filter(|rest| rest.n_left >= taken).unwrap_or_else(|| Rest::new(taken));
-        let start = rest.next;
-        // SAFETY: no further than the end of the map.
-        rest.next = unsafe { start.add(taken) };
-        rest.n_left -= taken;
-        let map = rest.map.clone();
-        *last = Some(rest);
+        let mut free =
+            last.take().filter(|free| free.n_bytes >= taken).unwrap_or_else(|| FreeSpace::new(taken));
+        let start = free.next;
+        // SAFETY: at least `taken` bytes are free, as filtered or as `FreeSpace::new` made sure.
+        free.next = unsafe { start.add(taken) };
+        free.n_bytes -= taken;
+        let map = free.map.clone();
+        *last = Some(free);
         HugePageBuf { start, len, _map: map }
     }
 
-    impl Rest {
-        /// A new map with room for `len` bytes, begun where a large page can begin.
+    impl FreeSpace {
+        /// A new mapping with room for `len` bytes from the first huge-page boundary on.
         fn new(len: usize) -> Self {
             let len = len.max(LEN);
-            let mut map = map(len + LARGE_PAGE);
+            let mut map = map(len + HUGE_PAGE);
             #[cfg(target_os = "linux")]
-            // Only speed is at stake.
+            // Without huge pages everything works, only slower.
             let _ = map.advise(memmap2::Advice::HugePage);
-            let skipped = map.as_ptr().align_offset(LARGE_PAGE);
+            let skipped = map.as_ptr().align_offset(HUGE_PAGE);
             let next = map[skipped..].as_mut_ptr();
-            Self { map: Arc::new(map), next, n_left: len }
+            Self { map: Arc::new(map), next, n_bytes: len }
         }
     }
 }
@@ -116,28 +118,30 @@ impl Deref for HugePageBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: bytes of the map, which lives as long and which nobody else reaches.
+        // SAFETY: `start` and `len` lie within the mapping, which `_map` keeps alive; only this buffer owns them.
         unsafe { slice::from_raw_parts(self.start, self.len) }
     }
 }
 
 impl DerefMut for HugePageBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above.
+        // SAFETY: `start` and `len` lie within the mapping, which `_map` keeps alive; only this buffer owns them,
+        // and it is borrowed exclusively.
         unsafe { slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
-/// Bytes that are shared out among several owners, each of which reaches its own part only.
+/// A buffer whose parts belong to several owners, each of which accesses only its own part.
 #[derive(Debug)]
 pub struct Slab(HugePageBuf);
 
 impl Slab {
-    /// `len` zeros.
+    /// A slab of `len` zeros.
     pub fn zeroed(len: usize) -> Self {
         Self(HugePageBuf::zeroed(len))
     }
 
+    /// The address of the first byte.
     pub fn start(&self) -> *mut u8 {
         self.0.start
     }

@@ -21,7 +21,7 @@ impl Norm<'_> {
     ///
     /// # Panics
     /// When it is not.
-    pub(super) fn check(&self, n: usize) {
+    pub(super) fn check_len(&self, n: usize) {
         let (weight, bias) = match self {
             Norm::Rms { weight, .. } => (weight, None),
             Norm::Layer { weight, bias, .. } => (weight, Some(bias)),
@@ -81,7 +81,7 @@ fn norm_each_row(
     norm: &Norm,
     fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    norm.check(n_columns);
+    norm.check_len(n_columns);
     let write = |numbers: DisjointSlice<MaybeUninit<f32>>| {
         let compute = |row: usize, filled: &mut [f32]| {
             fill(row, filled);

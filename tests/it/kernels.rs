@@ -107,7 +107,7 @@ fn products_equal_their_definition() {
             let matrix = random_matrix(random, format, n_out, n_in);
             let mut weights = vec![0.0; n_out * n_in];
             for (idx, row) in weights.chunks_exact_mut(n_in).enumerate() {
-                matrix.unpack_row(idx, row);
+                matrix.dequantize_row(idx, row);
             }
             for n_rows in [1, 2, 3, 5, 7, 8, 9, 17, 24, 64] {
                 let x = random_numbers(random, n_rows * n_in);

@@ -1,8 +1,8 @@
 //! AMX: products of tiles of bytes or of bfloat16, for many rows of activations at a time.
 //!
-//! An activation is two signed bytes here as in the planes of AVX-512, and a weight's code, less that of
-//! zero, is one. So a tile's sums are the same whole numbers that the other instruction sets come to;
-//! everything else is AVX-512's. Units of two bfloat16 ([`super::units`]) are multiplied as they are.
+//! As in the planes of AVX-512, an activation is two signed bytes; a weight's code, minus that of zero, is one.
+//! So a tile's sums are the same integers that the other instruction sets compute; everything else is left to
+//! AVX-512. Dwords of two bfloat16 ([`FloatTile`]) are multiplied as they are.
 
 #[cfg(test)]
 mod emulator;
@@ -13,29 +13,29 @@ use super::isa::Isa;
 use super::layout::{
     CodeWidth, FloatTile, GROUP_LEN, I16Tile, K_CHUNK_GROUPS, PANEL_ROWS, TILE_DWORDS, UnpackedPanel,
 };
-use super::simd::{Avx512, LANES, Simd};
+use super::simd::{Avx512, LANES, Simd, with_rows};
 
-/// Rows of a tile.
+/// Rows of a tile register.
 const ROWS: usize = 16;
 
-/// Rows of activations to a tile, which has both planes of them.
+/// Rows of activations of a GEMM tile: a tile register holds both planes of them.
 pub const TILE_ROWS: usize = ROWS / 2;
 
-/// Rows of activations from which on it pays to expand panels for tiles: with 12 it took 0.9 to 1.1 times as
-/// long as AVX-512 without, with 8 1.0 to 1.4 times (2026-11-26). Evenly shared out, there are five or more to a
-/// tile then.
-pub const MANY_ROWS: usize = 2 * TILE_ROWS;
+/// Rows of activations from which on unpacking panels for AMX is profitable: with 12 rows it took 0.9 to 1.1
+/// times as long as AVX-512 GEMV, with 8 rows 1.0 to 1.4 times (2026-11-26). An even partition then gives each
+/// tile at least five rows.
+pub const MIN_GEMM_ROWS: usize = 2 * TILE_ROWS;
 
-/// Rows of units that are multiplied at once: two tiles, so that a tile of weights, once read, is used twice.
+/// Rows of a float GEMM tile: two tile registers, so that a tile of weights, once loaded, is used twice.
 pub const FLOAT_TILE_ROWS: usize = 2 * ROWS;
 
 /// Bytes of a plane of one row's activations of a group; the low plane of a tile's rows follows the high.
 const PLANE_BYTES: usize = GROUP_LEN;
 
-/// Bytes of a full row of a tile.
+/// Bytes of a full row of a tile register.
 const LINE_BYTES: usize = 64;
 
-/// What the shapes of the tiles are read from.
+/// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -45,19 +45,19 @@ struct Shapes {
     n_rows: [u8; 16],
 }
 
-/// Tiles 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights, for as long as this lives; another library
-/// on the same thread may have tiles of its own.
+/// A configuration of the thread's tile registers, in force until it is dropped: 0 to 3 are sums, 4 and 5
+/// activations, 6 and 7 weights. Between two uses another library may configure its own.
 pub struct TileConfig {
     n_inner: usize,
-    /// Sums are scaled with it.
+    /// Scales the sums.
     simd: Avx512,
 }
 
 impl TileConfig {
-    /// For products over `n_inner` elements.
+    /// A configuration for products over `n_inner` elements.
     ///
     /// # Panics
-    /// When the processor does not have AMX, which tests may emulate.
+    /// When the processor does not have AMX. (Tests emulate it.)
     pub fn new(n_inner: usize) -> Self {
         let simd = Avx512::detect().filter(|_| cfg!(test) || Isa::Amx.is_available());
         let simd = simd.unwrap_or_else(|| panic!("this processor does not have AMX"));
@@ -77,19 +77,19 @@ impl TileConfig {
         Self { n_inner, simd }
     }
 
-    /// For products of units, if these are made with AMX.
+    /// A configuration for products of bfloat16 dwords, if AMX multiplies them.
     pub fn for_floats(isa: Isa, in_bf16: bool) -> Option<Self> {
         (isa == Isa::Amx && in_bf16).then(|| Self::new(FULL_LEN))
     }
 
-    /// The same for products over `n_inner` elements, out of what is `kept` from piece to piece of a thread's
-    /// work: to configure takes as long as some ten products.
+    /// Replaces the configuration `kept` from item to item of a thread's work, if `n_inner` differs: configuring
+    /// takes as long as about ten tile products.
     ///
     /// # Panics
     /// As [`TileConfig::new`].
     pub fn reconfigure(kept: &mut Option<Self>, n_inner: usize) -> &Self {
-        if kept.as_ref().is_some_and(|configured| configured.n_inner != n_inner) {
-            // The old shapes go before the new ones come.
+        if kept.as_ref().is_some_and(|config| config.n_inner != n_inner) {
+            // Dropping releases the tiles, so it has to come before the next configuration.
             *kept = None;
         }
         kept.get_or_insert_with(|| Self::new(n_inner))
@@ -98,71 +98,72 @@ impl TileConfig {
 
 impl Drop for TileConfig {
     fn drop(&mut self) {
-        // SAFETY: there is AMX, as it was configured.
+        // SAFETY: the processor has AMX, as `new` has checked.
         unsafe { asm!("tilerelease", options(nomem, nostack)) };
     }
 }
 
-/// Steps between the multiplication of a tile and the storing of its sums. A store that comes sooner waits for
-/// the multipliers, and keeps later multiplications waiting; there are as many tiles of sums.
+/// Steps between the multiplication of a tile and the store of its sums. An earlier store would wait for the
+/// multipliers and delay later multiplications; the sums of so many steps fit the tile registers.
 const STORED_AFTER: usize = 3;
 
-/// Steps between that and the scaling of the sums, for which they come back from memory.
+/// Steps between the store and the scaling of the sums, which loads them back from memory.
 const SCALED_AFTER: usize = 1;
 
-/// Tiles of sums, after as many steps the same ones again.
+/// Tile registers of sums, used in turn.
 const N_SUMS: usize = 4;
 
-/// Sums that wait to be scaled.
+/// Stored sums that have not been scaled yet.
 #[repr(C, align(64))]
 struct PendingStore([[[i32; PANEL_ROWS]; ROWS]; SCALED_AFTER + 1]);
 
-/// Adds to `sums` the products of a tile's rows with a stretch of one or two panels, group by group as
-/// [`super::wide`] does it.
+/// Adds the products of a tile's rows with a K chunk of one or two panels to `sums`, group by group, as the
+/// 16-bit GEMM does on other instruction sets.
 ///
-/// # Safety
-/// AVX-512 and AMX are available; tiles are configured for a part of a group; `x` has the planes of
-/// [`TILE_ROWS`] rows for each of its groups, though there may be fewer rows; there are those of [`MANY_ROWS`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub unsafe fn tile<const P: usize>(
-    configured: &TileConfig,
+/// # Panics
+/// When the tiles are configured for other products, or a length does not match: for each group `x` has the planes
+/// of [`TILE_ROWS`] rows, though the tile may have fewer.
+pub fn tile<const P: usize>(
+    config: &TileConfig,
     n_rows: usize,
     x: I16Tile,
     panels: [&UnpackedPanel; P],
     sums: [&mut [[f32; LANES]]; P],
 ) {
     let n_parts = panels[0].scales_per_group;
-    assert!(
-        configured.n_inner == GROUP_LEN / n_parts && panels.iter().all(|p| p.scales_per_group == n_parts)
-    );
-    macro_rules! rows {
-        ($($m:literal),*) => {
-            match (n_rows, n_parts) {
-                $(($m, 1) => rows::<$m, P, 1>(configured.simd, x, panels, sums),
-                ($m, 2) => rows::<$m, P, 2>(configured.simd, x, panels, sums),)*
-                _ => unreachable!("tiles of {n_rows} rows with {n_parts} scales for a group"),
+    assert!(config.n_inner == GROUP_LEN / n_parts && panels.iter().all(|p| p.scales_per_group == n_parts));
+    // SAFETY: a configuration shows that the processor has AVX-512 and AMX; it is for a part of a group, as
+    // asserted, and `tile_of_rows` checks the lengths.
+    unsafe {
+        match n_parts {
+            1 => {
+                with_rows!(n_rows, M in [5, 6, 7, 8] => tile_of_rows::<M, P, 1>(config.simd, x, panels, sums))
             }
-        };
+            _ => {
+                with_rows!(n_rows, M in [5, 6, 7, 8] => tile_of_rows::<M, P, 2>(config.simd, x, panels, sums))
+            }
+        }
     }
-    // SAFETY: the caller's promise.
-    unsafe { rows!(5, 6, 7, 8) }
 }
 
-/// [`tile`] with `M` rows, whose sums stay in registers, and panels of `PARTS` scales for a group.
-#[inline(always)]
-unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
+/// [`tile`] with `M` rows, whose sums stay in registers, and panels with `PARTS` scales for each group.
+///
+/// # Safety
+/// Tiles are configured for a part of a group.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile_of_rows<const M: usize, const P: usize, const PARTS: usize>(
     simd: Avx512,
     x: I16Tile,
     panels: [&UnpackedPanel; P],
     sums: [&mut [[f32; LANES]]; P],
 ) {
-    assert!(x.n_groups <= K_CHUNK_GROUPS && x.words.len() >= M * (x.n_groups - 1) + TILE_ROWS);
-    assert!(x.factors.len() >= M * x.n_groups && sums.iter().all(|sums| sums.len() == M));
+    assert!(x.n_groups <= K_CHUNK_GROUPS && x.groups.len() >= M * (x.n_groups - 1) + TILE_ROWS);
+    assert!(x.scales.len() >= M * x.n_groups && sums.iter().all(|sums| sums.len() == M));
     let sums = sums.map(|sums| sums.as_mut_ptr());
-    let mut steps = Steps::<M, P, PARTS> { simd, x, panels, waiting: PendingStore([[[0; _]; _]; _]) };
-    // SAFETY: the caller's promise; the lengths are as asserted.
+    let mut steps = Steps::<M, P, PARTS> { simd, x, panels, pending: PendingStore([[[0; _]; _]; _]) };
+    // SAFETY: tiles are configured, as this function requires; the lengths are as asserted.
     unsafe {
-        // Two variables, since an array of arrays is not kept in registers.
+        // Two variables, since the compiler does not keep an array of arrays in registers.
         let mut first = load_sums::<M>(simd, sums[0]);
         let mut second = load_sums::<M>(simd, sums[P - 1]);
         let n_steps = x.n_groups * PARTS * P;
@@ -172,10 +173,10 @@ unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
         steps.multiply::<3>(3, n_steps);
         steps.store::<0>(0, n_steps);
         for step in (0..n_steps).step_by(N_SUMS) {
-            steps.take::<0>(step, n_steps, &mut first);
-            steps.take::<1>(step + 1, n_steps, if P == 1 { &mut first } else { &mut second });
-            steps.take::<2>(step + 2, n_steps, &mut first);
-            steps.take::<3>(step + 3, n_steps, if P == 1 { &mut first } else { &mut second });
+            steps.scale::<0>(step, n_steps, &mut first);
+            steps.scale::<1>(step + 1, n_steps, if P == 1 { &mut first } else { &mut second });
+            steps.scale::<2>(step + 2, n_steps, &mut first);
+            steps.scale::<3>(step + 3, n_steps, if P == 1 { &mut first } else { &mut second });
         }
         store_sums(simd, first, sums[0]);
         if P > 1 {
@@ -186,9 +187,13 @@ unsafe fn rows<const M: usize, const P: usize, const PARTS: usize>(
 
 type Floats = <Avx512 as Simd>::Floats;
 
+/// Loads `M` vectors.
+///
+/// # Safety
+/// They can be read.
 #[inline(always)]
 unsafe fn load_sums<const M: usize>(simd: Avx512, from: *const [f32; LANES]) -> [Floats; M] {
-    // SAFETY: the caller's promise: `M` vectors are there.
+    // SAFETY: `M` vectors can be read, as this function requires.
     unsafe {
         let mut sums = [simd.splat(0.0); M];
         for m in 0..M {
@@ -198,9 +203,13 @@ unsafe fn load_sums<const M: usize>(simd: Avx512, from: *const [f32; LANES]) -> 
     }
 }
 
+/// Stores `M` vectors.
+///
+/// # Safety
+/// They can be written.
 #[inline(always)]
 unsafe fn store_sums<const M: usize>(simd: Avx512, sums: [Floats; M], to: *mut [f32; LANES]) {
-    // SAFETY: the caller's promise: there is room for `M` vectors.
+    // SAFETY: `M` vectors can be written, as this function requires.
     unsafe {
         for m in 0..M {
             simd.store(sums[m], to.add(m).cast());
@@ -208,27 +217,27 @@ unsafe fn store_sums<const M: usize>(simd: Avx512, sums: [Floats; M], to: *mut [
     }
 }
 
-/// What the steps of [`rows`] share. A step is a part of a group of a panel; tiles of later steps are multiplied
-/// and stored while the sums of earlier ones are scaled. `I` is a step's number, without multiples of
-/// [`N_SUMS`].
+/// The software pipeline of [`tile_of_rows`]. A step is one part of a group of one panel; tiles of later steps are
+/// multiplied and stored while the sums of earlier steps are scaled. `I` is a step's number modulo [`N_SUMS`].
 struct Steps<'a, const M: usize, const P: usize, const PARTS: usize> {
     simd: Avx512,
     x: I16Tile<'a>,
     panels: [&'a UnpackedPanel; P],
-    waiting: PendingStore,
+    pending: PendingStore,
 }
 
 impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> {
-    /// Scales the sums of a step and adds them to those of its panel, after what is to be done meanwhile.
+    /// Multiplies and stores later steps, then scales the sums of `step` and adds them to those of its panel.
     ///
     /// # Safety
-    /// As [`tile`]; `step` and `I` belong together.
+    /// Tiles are configured for a part of a group; the tile has the lengths that [`tile_of_rows`] asserts; `I` is
+    /// `step % N_SUMS`.
     #[inline(always)]
-    unsafe fn take<const I: usize>(&mut self, step: usize, n_steps: usize, sums: &mut [Floats; M]) {
+    unsafe fn scale<const I: usize>(&mut self, step: usize, n_steps: usize, sums: &mut [Floats; M]) {
         if step >= n_steps {
             return;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: configuration, lengths and `I` are as this function requires; the step exists.
         unsafe {
             self.multiply::<I>(step + SCALED_AFTER + STORED_AFTER, n_steps);
             match I {
@@ -240,28 +249,28 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
             let simd = self.simd;
             let at = step / P;
             let panel = self.panels[I % P];
-            let factors = self.x.factors.as_ptr().add(at / PARTS * M);
-            let products = &self.waiting.0[I % (SCALED_AFTER + 1)];
+            let scales = self.x.scales.as_ptr().add(at / PARTS * M);
+            let products = &self.pending.0[I % (SCALED_AFTER + 1)];
             let scale = simd.load(panel.scales.as_ptr().add(at).cast());
             for m in 0..M {
                 let whole = simd.join_planes(products[m].as_ptr(), products[M + m].as_ptr());
-                let product = simd.mul(whole, simd.splat((*factors.add(m)).scale));
+                let product = simd.mul(whole, simd.splat((*scales.add(m)).scale));
                 sums[m] = simd.mul_add(product, scale, sums[m]);
             }
             if panel.has_mins {
                 let min = simd.load(panel.mins.as_ptr().add(at).cast());
                 for m in 0..M {
-                    let sum = (*factors.add(m)).sum_of(at % PARTS, PARTS);
+                    let sum = (*scales.add(m)).sum_of(at % PARTS, PARTS);
                     sums[m] = simd.mul_add(min, simd.splat(sum), sums[m]);
                 }
             }
         }
     }
 
-    /// Multiplies the tiles of a step, if there is one. Panels of the same part share the tile of activations.
+    /// Multiplies the tiles of a step, if it exists. Panels share the tile of activations of a part.
     ///
     /// # Safety
-    /// As [`Steps::take`].
+    /// As [`Steps::scale`].
     #[inline(always)]
     unsafe fn multiply<const I: usize>(&self, step: usize, n_steps: usize) {
         macro_rules! load {
@@ -294,9 +303,9 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
         let at = step / P;
         let (group, part) = (at / PARTS, at % PARTS);
         let n_inner = GROUP_LEN / PARTS;
-        // SAFETY: the caller's promise.
+        // SAFETY: configuration, lengths and `I` are as this function requires; the step exists.
         unsafe {
-            let planes = self.x.words.as_ptr().add(group * M).cast::<u8>().add(part * n_inner);
+            let planes = self.x.groups.as_ptr().add(group * M).cast::<u8>().add(part * n_inner);
             let codes = self.panels[I % P].codes(group, CodeWidth::Byte).add(part * n_inner * PANEL_ROWS);
             match (I, P) {
                 (0, _) | (2, 1) => load!("tmm4", planes),
@@ -314,10 +323,10 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
         }
     }
 
-    /// Stores the sums of a step, if there is one.
+    /// Stores the sums of a step, if it exists.
     ///
     /// # Safety
-    /// As [`Steps::take`].
+    /// As [`Steps::scale`].
     #[inline(always)]
     unsafe fn store<const I: usize>(&mut self, step: usize, n_steps: usize) {
         macro_rules! store {
@@ -333,8 +342,8 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
         if step >= n_steps {
             return;
         }
-        let to = self.waiting.0[I % (SCALED_AFTER + 1)].as_mut_ptr();
-        // SAFETY: the caller's promise; there is room for a tile.
+        let to = self.pending.0[I % (SCALED_AFTER + 1)].as_mut_ptr();
+        // SAFETY: tiles are configured, as this function requires; `to` has room for a tile.
         unsafe {
             match I {
                 0 => store!("tmm0", to),
@@ -346,24 +355,23 @@ impl<const M: usize, const P: usize, const PARTS: usize> Steps<'_, M, P, PARTS> 
     }
 }
 
-/// What [`GroupScale::products`] does. Sums are written tile by tile, those of rows that are not there too.
+/// [`FloatTile::multiply`] with AMX. Sums are written in whole tiles, past the last row too.
 ///
 /// # Safety
-/// AVX-512 and AMX are available; tiles are configured as [`TileConfig::for_floats`] does it; whole tiles of
-/// rows and panels can be read.
+/// Tiles are configured by [`TileConfig::for_floats`]; whole tiles of rows and panels can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub unsafe fn float_products<const P: usize>(
-    _configured: &TileConfig,
+pub unsafe fn multiply_floats<const P: usize>(
+    _config: &TileConfig,
     x: FloatTile,
     panels: [*const f32; P],
     mut sums: [&mut [[f32; LANES]]; P],
 ) {
     assert!(sums.iter().all(|sums| sums.len() >= x.n_rows.next_multiple_of(ROWS)));
-    // Where there is one panel, it stands for both, and its sums are written twice.
+    // A single panel stands for both, and its sums are written twice.
     let panels = [panels[0], panels[P - 1]];
     for start in (0..x.n_rows).step_by(FLOAT_TILE_ROWS) {
         let sums = [0, P - 1].map(|p| sums[p][start..].as_mut_ptr());
-        // SAFETY: the caller's promise; there is room for the sums, as asserted.
+        // SAFETY: configuration, rows and panels are as this function requires; sums have room, as asserted.
         unsafe {
             let x = FloatTile { rows: x.rows.add(start * x.stride), ..x };
             if x.n_rows - start > ROWS {
@@ -375,15 +383,15 @@ pub unsafe fn float_products<const P: usize>(
     }
 }
 
-/// The products of two tiles of rows, one behind the other, with two panels.
+/// Multiplies two tiles of rows, one after the other, with two panels.
 ///
 /// # Safety
-/// As [`float_products`].
+/// As [`multiply_floats`].
 #[inline(always)]
 unsafe fn float_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
-    // SAFETY: the caller's promise.
+    // SAFETY: configuration, rows, panels and sums are as this function requires.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -429,15 +437,15 @@ unsafe fn float_two_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
     }
 }
 
-/// The products of one tile of rows with two panels.
+/// Multiplies one tile of rows with two panels.
 ///
 /// # Safety
-/// As [`float_products`].
+/// As [`multiply_floats`].
 #[inline(always)]
 unsafe fn float_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f32; LANES]; 2]) {
     let stride = x.stride * size_of::<f32>();
     let rows = x.rows.cast::<u8>();
-    // SAFETY: the caller's promise.
+    // SAFETY: configuration, rows, panels and sums are as this function requires.
     unsafe {
         asm!(
             "tilezero tmm0",
@@ -473,20 +481,20 @@ unsafe fn float_one_by_two(x: FloatTile, panels: [*const f32; 2], sums: [*mut [f
     }
 }
 
-/// Multiplications of activations of two bytes that a turn of [`multiply`] takes the time of: as many as
-/// there would be in bfloat16.
+/// Products of two-byte activations that one iteration of [`multiply`] stands for: as many as there would be in
+/// bfloat16.
 pub const PRODUCTS_PER_ITERATION: usize = 4 * ROWS * PANEL_ROWS * FULL_LEN / 2;
 
-/// Inner elements of a full tile.
+/// Inner elements of a full tile register.
 const FULL_LEN: usize = 64;
 
-/// Multiplies tiles that are full, over and over.
+/// Multiplies full tiles over and over, to measure the peak rate.
 ///
 /// # Panics
 /// As [`TileConfig::new`].
 pub fn multiply(n_iterations: usize) {
-    let _configured = TileConfig::new(FULL_LEN);
-    // SAFETY: tiles are configured.
+    let _config = TileConfig::new(FULL_LEN);
+    // SAFETY: tiles are configured for full products.
     unsafe {
         asm!("tilezero tmm4", "tilezero tmm6", out("tmm4") _, out("tmm6") _, options(nomem, nostack));
         for _ in 0..n_iterations {
@@ -509,9 +517,9 @@ mod tests {
     use super::super::weights::{PackedMatrix, WeightFormat};
     use super::*;
 
-    /// On a processor without AMX its instructions are emulated.
+    // On a processor without AMX its instructions are emulated.
     #[test]
-    fn products_are_those_of_avx512_bit_by_bit() {
+    fn int8_products_equal_those_of_avx512_bit_by_bit() {
         use WeightFormat::{Bf16, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
         if !Isa::Avx512.is_available() {
@@ -526,7 +534,7 @@ mod tests {
         for format in [Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic, Bf16] {
             let matrix = |n_out: usize, n_in: usize, seed: usize| {
                 let n_bytes = n_in / format.block_len() * format.source_bytes();
-                // Any bytes are codes; small ones are small numbers in half precision, too.
+                // Any bytes are codes; small ones are small half-precision numbers, too.
                 let bytes: Vec<u8> = (0..n_out * n_bytes)
                     .map(|i| (((i * 31 + seed) * 2_654_435_761) >> 7) as u8 & 0x3B)
                     .collect();
@@ -556,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn products_of_units_are_those_of_avx512() {
+    fn float_products_are_close_to_those_of_avx512() {
         if !Isa::Avx512.has_bf16() {
             return;
         }
@@ -596,7 +604,7 @@ mod tests {
             };
             let qkv = numbers(120 * 3 * 2 * head_dim, 5);
             let of = |isa| attention.forward(isa, &qkv, &lengths);
-            // Weights may round to another neighbour.
+            // A weight of attention may round to another neighbor.
             let (found, expected) = (of(Isa::Amx), of(Isa::Avx512));
             let difference = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(difference <= 5e-3, "heads of {head_dim}: {difference}");

@@ -223,14 +223,14 @@ impl Kernel for PieceKernel<'_> {
                 n_rows: m,
                 stride: head_units,
                 n_dwords: head_dim.div_ceil(S::FLOATS_PER_DWORD),
-                fetches: false,
+                prefetch: false,
             };
             for panel in panels.clone().step_by(2) {
                 let of_panels = [panel, panel + 1].map(|panel| keys[panel * panel_len..].as_ptr());
                 let (first, second) = scores[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: whole panels of keys, behind which there is one more; room for the scores.
                 unsafe {
-                    factors.products::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
+                    factors.multiply::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
                 }
             }
             let mut of_rows = [0.0; MAX_TILE_ROWS];
@@ -261,7 +261,7 @@ impl Kernel for PieceKernel<'_> {
                 n_rows: m,
                 stride: key_units,
                 n_dwords: end_unit - first_unit,
-                fetches: false,
+                prefetch: false,
             };
             for panel in (0..head_panels).step_by(2) {
                 let of_panels =
@@ -269,7 +269,7 @@ impl Kernel for PieceKernel<'_> {
                 let (first, second) = sums[panel * tile_rows..].split_at_mut(tile_rows);
                 // SAFETY: as above, for the values.
                 unsafe {
-                    factors.products::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
+                    factors.multiply::<S, 2>(simd, amx.as_ref(), of_panels, [first, second]);
                 }
             }
             for (row, query) in of_tile.enumerate() {

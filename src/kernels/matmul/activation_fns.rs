@@ -1,25 +1,32 @@
-//! ActivationFn functions, on vectors.
+//! Activation functions.
 
 use super::super::simd::{Simd, exp_array, tanh};
 
-/// What a gate is passed through.
+/// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActivationFn {
+    /// `x / (1 + e^-x)`
     Silu,
-    /// GELU by the error function.
+    /// GELU with the error function.
     Gelu,
-    /// GELU by its tanh formula.
+    /// GELU with the tanh approximation.
     GeluTanh,
+    /// The hyperbolic tangent.
     Tanh,
 }
 
 impl ActivationFn {
-    /// Of several vectors in step, since each operation on one waits for the one before it; what is to be
-    /// rounded to bfloat16 need not be right to the last place.
+    /// Applies the function to several vectors in step, since each operation on one waits for the one before it.
+    /// A faster approximation will do where the result is rounded to bfloat16.
     #[inline(always)]
-    pub fn of<S: Simd, const N: usize>(self, simd: S, x: [S::Floats; N], is_rounded: bool) -> [S::Floats; N] {
+    pub fn apply<S: Simd, const N: usize>(
+        self,
+        simd: S,
+        x: [S::Floats; N],
+        is_rounded: bool,
+    ) -> [S::Floats; N] {
         match self {
-            Self::Gelu if is_rounded => gelu_to_round::<S, N>(simd, x),
+            Self::Gelu if is_rounded => gelu_for_bf16::<S, N>(simd, x),
             Self::Silu => silu::<S, N>(simd, x),
             Self::Gelu => gelu::<S, N>(simd, x),
             Self::GeluTanh => gelu_tanh::<S, N>(simd, x),
@@ -69,10 +76,10 @@ fn over_one_plus_exp<S: Simd, const N: usize>(
     x
 }
 
-/// The same as [`gelu`], right to 1e-4: half of the error function by a polynomial up to 4.25, where it becomes
-/// one half. The coefficients make the largest error of the result smallest.
+/// [`gelu`] to within 1e-4: half of the error function as a polynomial up to 4.25, where it reaches one half.
+/// The coefficients minimize the largest error of the result.
 #[inline(always)]
-fn gelu_to_round<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
+fn gelu_for_bf16<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
     const END: f32 = 4.25;
     const COEFFICIENTS: [f32; 7] = [
         7.570_843_7e-8,
@@ -100,7 +107,7 @@ fn gelu_to_round<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S:
 }
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`. The error function is formula 7.1.26 of Abramowitz and Stegun,
-/// "Handbook of Mathematical Functions", right to 1.5e-7.
+/// "Handbook of Mathematical Functions", to within 1.5e-7.
 #[inline(always)]
 fn gelu<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
     let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
@@ -112,7 +119,7 @@ fn gelu<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; 
         minus_squares[i] = simd.mul(simd.sub(zero, scaled), scaled);
     }
     let powers = exp_array::<S, N>(simd, minus_squares);
-    // Half of 1 - erf: what is left of x, or of nothing where x is negative.
+    // Half of 1 - erf.
     let mut rest = [simd.splat(0.5 * 1.061_405_4); N];
     for coefficient in [-1.453_152_1, 1.421_413_7, -0.284_496_72, 0.254_829_6, 0.0] {
         for i in 0..N {

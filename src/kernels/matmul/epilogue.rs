@@ -1,4 +1,4 @@
-//! Epilogues: what is done with the output tile of a matrix product while it is in registers or the first-level cache.
+//! Epilogues: what is done with the output tile of a matrix product while it is in the L1 cache.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -6,241 +6,201 @@ use std::ops::Range;
 use super::super::layout::PANEL_ROWS;
 use super::super::simd::{LANES, Simd, load_masked};
 use super::super::threads::disjoint::DisjointSlice;
-use super::super::weights::PackedMatrix;
 use super::activation_fns::ActivationFn;
-use super::{Projection, WeightWithBias};
+use super::projection::{PanelRef, Projection};
 
-/// A matrix's panel.
-pub type Panel<'a> = (&'a PackedMatrix, usize);
+/// Work items of a product for each thread: few, since claiming costs, and several, since cores are not always
+/// equally fast.
+pub const ITEMS_PER_THREAD: usize = 8;
 
-/// What becomes of products.
+/// The consumer of the output tiles of a matrix product.
 pub trait Epilogue: Sync {
-    /// Fetches the places that [`Epilogue::take`] will write to, which are seldom in the cache.
-    ///
-    /// # Safety
-    /// As [`Simd`].
-    unsafe fn fetch<S: Simd>(&self, simd: S, rows: Range<usize>);
+    /// Prefetches the memory that [`Epilogue::apply`] will write, which is seldom in the cache.
+    fn prefetch<S: Simd>(&self, simd: S, rows: Range<usize>);
 
-    /// Takes the products of some rows with one or two panels.
+    /// Consumes the products of some rows with one or two panels.
     ///
     /// # Safety
-    /// As [`Simd`], and nobody else takes those of these rows with these panels.
-    unsafe fn take<S: Simd>(&self, simd: S, rows: Range<usize>, products: [&[[f32; LANES]]; 2]);
+    /// No other thread writes the results of these rows with these panels.
+    unsafe fn apply<S: Simd>(&self, simd: S, rows: Range<usize>, tiles: [&[[f32; LANES]]; 2]);
 }
 
-/// Where the products go.
+/// The rows that products are written to.
 pub struct OutputRows<'a> {
+    /// Numbers of a row.
     pub n_out: usize,
-    /// From a row to the next.
+    /// Elements of `values` from one row to the next.
     pub stride: usize,
-    /// Whether they become units of two bfloat16 instead of float32.
+    /// Whether elements are dwords of two bfloat16 instead of float32.
     pub in_bf16: bool,
-    pub numbers: DisjointSlice<'a, MaybeUninit<f32>>,
+    /// The elements.
+    pub values: DisjointSlice<'a, MaybeUninit<f32>>,
+    /// Added to the products: `[n_rows, n_out]`.
     pub residual: Option<&'a [f32]>,
 }
 
 impl<'a> OutputRows<'a> {
-    /// Rows of `n_out` numbers, one behind the other.
-    pub fn of_floats(
+    /// Contiguous rows of `n_out` float32.
+    pub fn for_floats(
         n_out: usize,
-        numbers: DisjointSlice<'a, MaybeUninit<f32>>,
+        values: DisjointSlice<'a, MaybeUninit<f32>>,
         residual: Option<&'a [f32]>,
     ) -> Self {
-        Self { n_out, stride: n_out, in_bf16: false, numbers, residual }
+        Self { n_out, stride: n_out, in_bf16: false, values, residual }
     }
 }
 
-/// A panel of a matrix, with what is added to its products.
-#[derive(Clone, Copy)]
-pub struct PanelRef<'a> {
-    pub weighted: &'a WeightWithBias<'a>,
-    pub panel: usize,
-}
+/// The products of some rows with a panel.
+type PanelTile<'a> = (PanelRef<'a>, &'a [[f32; LANES]]);
 
-impl<'a> PanelRef<'a> {
-    pub fn key(self) -> Panel<'a> {
-        (self.weighted.matrix, self.panel)
-    }
-
-    /// The panel so many further.
-    pub fn after(self, n: usize) -> Self {
-        Self { panel: self.panel + n, ..self }
-    }
-
-    /// Rows of the matrix that it has.
-    pub fn width(self) -> usize {
-        PANEL_ROWS.min(self.weighted.matrix.n_out() - self.panel * PANEL_ROWS)
-    }
-
-    pub fn bias(self) -> Option<&'a [f32]> {
-        self.weighted.bias.map(|bias| &bias[self.panel * PANEL_ROWS..][..self.width()])
-    }
-}
-
-/// Projection of some rows with a panel.
-pub type PanelTile<'a> = (PanelRef<'a>, &'a [[f32; LANES]]);
-
-/// Makes results of products with one or two panels and writes them.
+/// An epilogue that adds bias and residual, applies activation function and gate, and stores the results.
 pub struct StoreEpilogue<'a> {
-    pub products: &'a Projection<'a>,
-    pub result: &'a OutputRows<'a>,
-    /// Where those of the first panel go.
+    /// What is computed.
+    pub projection: &'a Projection<'a>,
+    /// Where results go.
+    pub output: &'a OutputRows<'a>,
+    /// The first panel's column in the output.
     pub column: usize,
+    /// The first panel.
     pub first: PanelRef<'a>,
+    /// The second panel: the neighbor of the first, or the panel that a gate multiplies.
     pub second: Option<PanelRef<'a>>,
 }
 
-/// Bytes of a line of the cache.
+/// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
 impl Epilogue for StoreEpilogue<'_> {
     #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, simd: S, rows: Range<usize>) {
-        let Self { result, column, second, .. } = *self;
-        let unit_len = if result.in_bf16 { S::FLOATS_PER_DWORD } else { 1 };
-        let n_panels = if matches!(self.products, Projection::Gated { .. }) {
+    fn prefetch<S: Simd>(&self, simd: S, rows: Range<usize>) {
+        let Self { output, column, second, .. } = *self;
+        let per_dword = if output.in_bf16 { S::FLOATS_PER_DWORD } else { 1 };
+        let n_panels = if matches!(self.projection, Projection::Gated { .. }) {
             1
         } else {
             1 + usize::from(second.is_some())
         };
-        let n_bytes = n_panels * LANES / unit_len * size_of::<f32>();
+        let n_bytes = n_panels * LANES / per_dword * size_of::<f32>();
         for row in rows {
-            let of_row = result.numbers.start().wrapping_add(row * result.stride + column / unit_len);
-            for start in (0..n_bytes + LINE_BYTES).step_by(LINE_BYTES) {
-                simd.prefetch_l1(of_row.cast::<u8>().wrapping_add(start));
+            let start = output.values.start().wrapping_add(row * output.stride + column / per_dword);
+            for offset in (0..n_bytes + LINE_BYTES).step_by(LINE_BYTES) {
+                simd.prefetch_l1(start.cast::<u8>().wrapping_add(offset));
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn take<S: Simd>(&self, simd: S, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
-        let Self { products, column, first, second, .. } = *self;
-        // SAFETY: the caller's promise; products are vectors.
+    unsafe fn apply<S: Simd>(&self, simd: S, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
+        let Self { projection, output, column, first, second } = *self;
+        let function = match *projection {
+            Projection::Gated { function, .. } | Projection::Activated(_, function) => Some(function),
+            Projection::Concat(_) | Projection::Residual(_) => None,
+        };
+        let gated = matches!(projection, Projection::Gated { .. });
+        let factors = second.filter(|_| gated).map(|second| (second, other));
+        let store = TileStore { output, column, function, tile: (first, tile), factors };
+        // SAFETY: these rows and panels are this call's, as the trait requires.
         unsafe {
-            match (*products, second) {
-                (Projection::Gated { function, .. }, Some(second)) => {
-                    let factors = Some((second, other));
-                    self.write(simd, rows, column, (first, tile), Some(function), factors);
-                }
-                (products, second) => {
-                    let function = match products {
-                        Projection::Activated(_, function) => Some(function),
-                        _ => None,
-                    };
-                    self.write(simd, rows.clone(), column, (first, tile), function, None);
-                    if let Some(second) = second {
-                        self.write(simd, rows, column + PANEL_ROWS, (second, other), function, None);
-                    }
-                }
+            store.store_tile(simd, rows.clone());
+            if let Some(second) = second.filter(|_| !gated) {
+                let (column, tile) = (column + PANEL_ROWS, (second, other));
+                TileStore { output, column, function, tile, factors: None }.store_tile(simd, rows);
             }
         }
     }
 }
 
+/// The bias of a panel; zeros if it has none.
 #[inline(always)]
-fn bias_of<S: Simd>(simd: S, panel: PanelRef) -> S::Floats {
+fn load_bias<S: Simd>(simd: S, panel: PanelRef) -> S::Floats {
     panel.bias().map_or(simd.splat(0.0), |bias| load_masked(simd, bias, 0))
 }
 
-impl StoreEpilogue<'_> {
-    /// Writes a panel's products with some rows and its bias, through a function, times others.
+/// Finishes and stores the products of some rows with one panel: `function(tile + bias) * (factors + bias)`.
+struct TileStore<'a> {
+    output: &'a OutputRows<'a>,
+    column: usize,
+    function: Option<ActivationFn>,
+    tile: PanelTile<'a>,
+    factors: Option<PanelTile<'a>>,
+}
+
+impl TileStore<'_> {
+    /// Stores the results of `rows`.
     ///
     /// # Safety
-    /// As [`Epilogue::take`].
+    /// No other thread writes these rows' results of this panel.
     #[inline(always)]
-    unsafe fn write<S: Simd>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        column: usize,
-        of: PanelTile,
-        function: Option<ActivationFn>,
-        factors: Option<PanelTile>,
-    ) {
+    unsafe fn store_tile<S: Simd>(&self, simd: S, rows: Range<usize>) {
         const AT_ONCE: usize = 4;
         let mut row = 0;
-        // SAFETY: the caller's promise.
+        // SAFETY: the rows are this call's, as this function requires.
         unsafe {
             while row + AT_ONCE <= rows.len() {
-                self.write_rows::<S, AT_ONCE>(simd, rows.start, row, column, of, function, factors);
+                self.store_rows::<S, AT_ONCE>(simd, rows.start, row);
                 row += AT_ONCE;
             }
             while row < rows.len() {
-                self.write_rows::<S, 1>(simd, rows.start, row, column, of, function, factors);
+                self.store_rows::<S, 1>(simd, rows.start, row);
                 row += 1;
             }
         }
     }
 
+    /// Stores the results of `N` rows from `row` of the tile on.
+    ///
+    /// # Safety
+    /// No other thread writes these rows' results of this panel.
     #[inline(always)]
-    unsafe fn write_rows<S: Simd, const N: usize>(
-        &self,
-        simd: S,
-        first_row: usize,
-        row: usize,
-        column: usize,
-        (panel, tile): PanelTile,
-        function: Option<ActivationFn>,
-        factors: Option<PanelTile>,
-    ) {
-        let result = self.result;
-        let width = panel.width();
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut x = [bias_of(simd, panel); N];
+    unsafe fn store_rows<S: Simd, const N: usize>(&self, simd: S, first_row: usize, row: usize) {
+        let Self { output, column, function, tile: (panel, tile), factors } = *self;
+        let mut x = [load_bias(simd, panel); N];
+        for i in 0..N {
+            x[i] = simd.add(simd.load_array(&tile[row + i]), x[i]);
+        }
+        if let Some(function) = function {
+            x = function.apply::<S, N>(simd, x, output.in_bf16);
+        }
+        if let Some((panel, factors)) = factors {
+            let bias = load_bias(simd, panel);
             for i in 0..N {
-                x[i] = simd.add(simd.load(tile[row + i].as_ptr()), x[i]);
+                x[i] = simd.mul(x[i], simd.add(simd.load_array(&factors[row + i]), bias));
             }
-            if let Some(function) = function {
-                x = function.of::<S, N>(simd, x, result.in_bf16);
+        }
+        for i in 0..N {
+            let row = first_row + row + i;
+            if let Some(residual) = output.residual {
+                let of_row = &residual[row * output.n_out..(row + 1) * output.n_out];
+                x[i] = simd.add(x[i], load_masked(simd, of_row, column));
             }
-            if let Some((panel, factors)) = factors {
-                let bias = bias_of(simd, panel);
-                for i in 0..N {
-                    x[i] = simd.mul(x[i], simd.add(simd.load(factors[row + i].as_ptr()), bias));
-                }
-            }
-            for i in 0..N {
-                let row = first_row + row + i;
-                if let Some(residual) = result.residual {
-                    let of_row = &residual[row * result.n_out..(row + 1) * result.n_out];
-                    x[i] = simd.add(x[i], load_masked(simd, of_row, column));
-                }
-                if width == LANES {
-                    let start = row * result.stride;
-                    if result.in_bf16 {
-                        let y = result
-                            .numbers
-                            .slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
-                        simd.store_dwords(x[i], y.as_mut_ptr().cast());
-                    } else {
-                        let y = result.numbers.slice(start + column, LANES);
-                        simd.store(x[i], y.as_mut_ptr().cast());
-                    }
+            let (width, start) = (panel.width(), row * output.stride);
+            // SAFETY: the row's results of this panel are this call's, as this function requires; `slice` checks
+            // that they lie within the output and is as long as what is stored.
+            unsafe {
+                if output.in_bf16 {
+                    let x = if width == LANES { x[i] } else { keep_lanes(simd, x[i], width) };
+                    let y = output
+                        .values
+                        .slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
+                    simd.store_dwords(x, y.as_mut_ptr().cast());
+                } else if width == LANES {
+                    let y = output.values.slice(start + column, LANES);
+                    simd.store(x[i], y.as_mut_ptr().cast());
                 } else {
-                    self.write_part(simd, x[i], row, column, width);
+                    let mut numbers = [0.0; LANES];
+                    simd.store_array(x[i], &mut numbers);
+                    output.values.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
                 }
             }
         }
     }
+}
 
-    /// Writes a row of the last panel.
-    #[inline(always)]
-    unsafe fn write_part<S: Simd>(&self, simd: S, x: S::Floats, row: usize, column: usize, width: usize) {
-        let result = self.result;
-        let start = row * result.stride;
-        let mut numbers = [0.0; LANES];
-        // SAFETY: the caller's promise.
-        unsafe {
-            simd.store(x, numbers.as_mut_ptr());
-            if result.in_bf16 {
-                numbers[width..].fill(0.0);
-                let y =
-                    result.numbers.slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
-                simd.store_dwords(simd.load(numbers.as_ptr()), y.as_mut_ptr().cast());
-            } else {
-                result.numbers.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
-            }
-        }
-    }
+/// Sets the lanes from `width` on to zero.
+#[inline(always)]
+fn keep_lanes<S: Simd>(simd: S, x: S::Floats, width: usize) -> S::Floats {
+    let mut numbers = [0.0; LANES];
+    simd.store_array(x, &mut numbers);
+    numbers[width..].fill(0.0);
+    simd.load_array(&numbers)
 }

@@ -1,4 +1,4 @@
-//! AVX2 with FMA: a vector is two registers, an activation a 16-bit number.
+//! AVX2 with FMA: a vector is two registers, an activation a 16-bit integer.
 
 use std::arch::x86_64::*;
 
@@ -34,7 +34,7 @@ impl Avx2 {
         }
     }
 
-    /// Magnitudes as whole numbers, among which what is not finite is larger than all others.
+    /// Magnitudes as integers, among which infinity and NaN are the largest.
     #[inline(always)]
     fn magnitudes(self, x: __m256) -> __m256i {
         intrinsics! {
@@ -50,9 +50,9 @@ impl Simd for Avx2 {
     const FLOAT_TILE: (usize, usize) = (6, 1);
 
     type Floats = Pair;
-    /// 32 bytes of eight rows each.
+    /// 32 bytes for eight rows each.
     type Codes = [__m256i; 2];
-    /// Four rows each; of each row two sums, which belong together.
+    /// Four rows each; the sum of a row is in two halves.
     type Sums = [__m256i; 4];
     type I16Pairs = [__m256i; 2];
     type I16Sums = [__m256i; 2];
@@ -284,7 +284,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat_sums(self, start: i32) -> [__m256i; 4] {
         intrinsics! {
-            // Of the two sums of a row the first starts at the number.
+            // The first of the two halves of a sum starts at the number.
             [_mm256_set1_epi64x(i64::from(start.cast_unsigned())); 4]
         }
     }

@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI: a vector is one register, an activation two signed bytes in a plane each. Newer
-//! processors also multiply pairs of bfloat16.
+//! AVX-512 with VNNI: a vector is one register, an activation two signed bytes, each in a plane of its own.
+//! Newer processors also multiply pairs of bfloat16.
 
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -7,11 +7,13 @@ use std::mem::transmute;
 use super::super::isa::Isa;
 use super::{Kernel, Simd};
 
-/// The token of AVX-512 F, BW, VL, DQ and VNNI; with BF16, if so.
+/// The token of AVX-512 F, BW, VL, DQ and VNNI, and of BF16 if `BF16`.
 #[derive(Debug, Clone, Copy)]
 pub struct Avx512With<const BF16: bool>(());
 
+/// AVX-512, with dwords of one float32.
 pub type Avx512 = Avx512With<false>;
+/// AVX-512, with dwords of two bfloat16.
 pub type Avx512Bf16 = Avx512With<true>;
 
 impl Avx512 {
@@ -38,7 +40,7 @@ fn run_bf16<K: Kernel>(simd: Avx512Bf16, kernel: K) -> K::Output {
     kernel.run(simd)
 }
 
-/// Sums of the products with the high and with the low bytes of the activations.
+/// Sums of products with the high bytes and with the low bytes of the activations.
 #[derive(Clone, Copy)]
 pub struct Planes {
     high: __m512i,
@@ -47,10 +49,10 @@ pub struct Planes {
 
 #[cfg(target_os = "linux")] // Where there is AMX.
 impl Avx512 {
-    /// Sixteen sums of products with high bytes and as many with low bytes, together as numbers.
+    /// Loads sums of products with high bytes and with low bytes, and joins them.
     ///
     /// # Safety
-    /// As [`Simd`].
+    /// Sixteen integers can be read at each address.
     #[inline(always)]
     pub unsafe fn join_planes(self, high: *const i32, low: *const i32) -> __m512 {
         intrinsics! {
@@ -61,7 +63,7 @@ impl Avx512 {
 }
 
 impl<const BF16: bool> Avx512With<BF16> {
-    /// Magnitudes as whole numbers, among which what is not finite is larger than all others.
+    /// Magnitudes as integers, among which infinity and NaN are the largest.
     #[inline(always)]
     fn magnitudes(self, x: __m512) -> __m512i {
         intrinsics! {
@@ -69,21 +71,21 @@ impl<const BF16: bool> Avx512With<BF16> {
         }
     }
 
-    /// The high and the low bytes of sixteen whole numbers.
+    /// The high and the low bytes of sixteen integers.
     #[inline(always)]
     fn signed_bytes(self, numbers: __m512i) -> [__m128i; 2] {
         intrinsics! {
-            // The low byte is signed, so the high one takes what rounding to 256 leaves.
+            // The low byte is signed, so the high byte is the number rounded to a multiple of 256.
             let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(numbers, _mm512_set1_epi32(128)));
             [_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(numbers)]
         }
     }
 
-    /// Stores sixteen whole numbers as four quads: of each the low bytes, then the high ones.
+    /// Stores sixteen integers as four quads: the low bytes of each, then the high bytes.
     #[inline(always)]
     unsafe fn store_quads(self, numbers: __m512i, quads: *mut u8) {
         intrinsics! {
-            // The second byte is the high one of a number that is rounded to 256, the first the low one but for its sign.
+            // After adding 128, the second byte is the high byte, and the first is the low byte but for its sign.
             let half = _mm512_set1_epi32(128);
             let bytes = _mm512_xor_si512(_mm512_add_epi32(numbers, half), half);
             let order = _mm_set_epi8(-1, -1, -1, -1, -1, -1, -1, -1, 13, 9, 5, 1, 12, 8, 4, 0);
@@ -97,7 +99,7 @@ impl<const BF16: bool> Avx512With<BF16> {
 impl<const BF16: bool> Simd for Avx512With<BF16> {
     const GEMV_TILE_ROWS: usize = 8;
     const I16_TILE_ROWS: usize = 6;
-    // Codes are multiplied as they are read, in as many instructions.
+    // GEMV takes as few instructions: codes are multiplied as they are read.
     const MIN_GEMM_ROWS: usize = usize::MAX;
     const FLOAT_TILE: (usize, usize) = (12, 2);
     const FLOATS_PER_DWORD: usize = if BF16 { 2 } else { 1 };
@@ -120,7 +122,7 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
         intrinsics! {
             let unit = _mm512_set1_ps(unit.read_unaligned());
             if BF16 {
-                // SAFETY: all are 512 bits of numbers.
+                // The types differ only in name: 512 bits each.
                 let [units, unit] = [units, unit].map(|pairs| transmute::<__m512, __m512bh>(pairs));
                 _mm512_dpbf16_ps(sums, units, unit)
             } else {
@@ -382,7 +384,7 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
             let [first, second] = [_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])];
             self.store_quads(first, quads[0]);
             self.store_quads(second, quads[1]);
-            // Both sums at once: their terms take turns.
+            // Both sums at once, their terms interleaved.
             let sixteen =
                 _mm512_add_epi32(_mm512_unpacklo_epi32(first, second), _mm512_unpackhi_epi32(first, second));
             let eight =

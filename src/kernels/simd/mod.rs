@@ -1,18 +1,37 @@
-//! Sixteen lanes at a time, on every instruction set.
+//! Vectors of sixteen lanes, on every instruction set.
 //!
-//! A kernel is written once over [`Simd`] and compiled for each instruction set: an implementation
-//! of the trait says how sixteen float32 lanes, 64 small codes and their integer products are held,
-//! [`dispatch`] chooses one at run time. [`Scalar`] is the definition; the others give the same
-//! integers, and the same floats but for the rounding of fused multiplications.
+//! A kernel is written once over [`Simd`] and compiled for each instruction set. An implementation of the
+//! trait defines how sixteen float32 lanes, 64 weight codes and their integer products are held in
+//! registers; [`dispatch`] chooses one at run time. [`Scalar`] is the definition: the others compute the
+//! same integers, and the same floats up to the rounding of fused multiplications.
+//!
+//! An implementation is a zero-sized *token*, made only where detection has found its instructions, so a
+//! kernel that holds one may use them. Methods that read or write through pointers are unsafe; all others
+//! are safe.
 
-/// Runs intrinsics in a method of a [`Simd`] token.
+/// Wraps the intrinsics in a method of a [`Simd`] token.
 macro_rules! intrinsics {
     ($($body:tt)*) => {
-        // SAFETY: a token is made only where detection has found its instructions; a method that takes
-        // pointers is unsafe itself, and its caller has shown that they are valid.
+        // SAFETY: a token exists only where detection has found its instructions; a method that takes
+        // pointers is itself unsafe and requires valid ones.
         unsafe { $($body)* }
     };
 }
+
+/// Evaluates `$call` with `$M` as the constant that `$n` equals: turns a number of rows, known at run time,
+/// into a const generic, so that the sums of a tile stay in registers.
+macro_rules! with_rows {
+    ($n:expr, $M:ident in [$($m:literal),* $(,)?] => $call:expr) => {
+        match $n {
+            $($m => {
+                const $M: usize = $m;
+                $call
+            })*
+            n => unreachable!("no tile of {n} rows"),
+        }
+    };
+}
+pub(super) use with_rows;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -31,96 +50,123 @@ use super::isa::Isa;
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// Activations that are multiplied with as many neighbours of a row at once.
+/// Activations of a quad: neighbors in a row that are multiplied with as many codes of a row at once.
 pub const QUAD_LEN: usize = 4;
 
-/// Bytes that a quad of activations takes, in the form in which [`Simd::dot_codes`] multiplies them.
+/// Bytes of a quad of activations, in the form that [`Simd::dot_codes`] reads.
 pub const QUAD_BYTES: usize = 8;
 
-/// The largest whole number that stands for an activation: two signed bytes hold it, the high one
-/// being at most 127.
+/// The largest integer that an activation is quantized to: it fits two signed bytes, `256 * high + low`.
 pub const ACTIVATION_MAX: f32 = 32_639.0;
 
-/// An instruction set.
+/// An instruction set, as a token that shows that the processor has it.
 ///
 /// # Safety
-/// All functions: the processor has the instructions, and pointers are valid for what is read or
-/// collect_rows, of any alignment.
+/// Of all unsafe methods: pointers are valid for what is read or written; any alignment will do.
 pub trait Simd: Copy + 'static {
-    /// Rows of activations whose sums the registers hold beside what else a product needs.
+    /// Rows of activations of a GEMV tile, whose sums fit the registers beside the codes.
     const GEMV_TILE_ROWS: usize;
-    /// Pairs of quads whose codes are made before any of them is used: few stay in registers beside the sums.
+    /// Pairs of quads whose codes are unpacked before any is used, limited by the registers beside the sums.
     const PAIRS_AT_ONCE: usize = 1;
-    /// The same for products of two panels with [`Simd::dot_i16_pairs`].
+    /// Rows of activations of a 16-bit GEMM tile, for two panels and [`Simd::dot_i16_pairs`].
     const I16_TILE_ROWS: usize;
-    /// Rows from which on it pays to expand panels for that.
+    /// Rows of activations from which on unpacking panels for such a GEMM is profitable.
     const MIN_GEMM_ROWS: usize;
-    /// Rows whose sums the registers hold in products of units, and with how many panels at once.
+    /// Rows of activations, and panels, of a float GEMM tile.
     const FLOAT_TILE: (usize, usize);
-    /// Numbers of a unit: four bytes of what is multiplied as floats, one float32 or two bfloat16.
+    /// Numbers in a dword, the unit of a float GEMM: one float32 or two bfloat16.
     const FLOATS_PER_DWORD: usize = 1;
 
     /// Sixteen float32.
     type Floats: Copy;
-    /// One unsigned byte for four inner elements of each of sixteen rows: 64 in all, those of a row
-    /// side by side.
+    /// 64 unsigned bytes: the codes of four inner elements of each of sixteen rows, those of a row side by
+    /// side.
     type Codes: Copy;
-    /// Sixteen sums of products in progress, one for each row.
+    /// Integer sums of products, for each of sixteen rows.
     type Sums: Copy;
-    /// Two whole numbers of 16 bits for each of sixteen rows.
+    /// Two 16-bit integers for each of sixteen rows.
     type I16Pairs: Copy;
-    /// Sixteen sums of products of such, one for each row.
+    /// Integer sums of products of such pairs, for each of sixteen rows.
     type I16Sums: Copy;
 
-    /// Runs a kernel compiled for this instruction set.
+    /// Runs `kernel`, compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// Sixteen copies of `x`.
     fn splat(self, x: f32) -> Self::Floats;
+    /// Loads sixteen floats.
     unsafe fn load(self, from: *const f32) -> Self::Floats;
+    /// Stores sixteen floats.
     unsafe fn store(self, x: Self::Floats, to: *mut f32);
+    /// Loads the sixteen floats of an array.
+    #[inline(always)]
+    fn load_array(self, from: &[f32; LANES]) -> Self::Floats {
+        // SAFETY: an array of sixteen floats is read.
+        unsafe { self.load(from.as_ptr()) }
+    }
+
+    /// Stores sixteen floats to an array.
+    #[inline(always)]
+    fn store_array(self, x: Self::Floats, to: &mut [f32; LANES]) {
+        // SAFETY: an array of sixteen floats is written.
+        unsafe { self.store(x, to.as_mut_ptr()) };
+    }
+
+    /// Loads sixteen half-precision floats.
     unsafe fn load_f16(self, from: *const u16) -> Self::Floats;
+    /// Rounds to half precision and stores.
     unsafe fn store_f16(self, x: Self::Floats, to: *mut u16);
+    /// Loads sixteen bfloat16.
     unsafe fn load_bf16(self, from: *const u16) -> Self::Floats;
+    /// Loads sixteen unsigned bytes as floats.
     unsafe fn load_u8(self, from: *const u8) -> Self::Floats;
+    /// Loads sixteen signed bytes as floats.
     unsafe fn load_i8(self, from: *const i8) -> Self::Floats;
-    /// Rounds numbers from -127 to 127.
+    /// Rounds numbers from -127 to 127 to signed bytes and stores them.
     unsafe fn store_i8(self, x: Self::Floats, to: *mut i8);
+    /// `a + b`
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a - b`
     fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b`
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a / b`
     fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The larger of each pair; `b` where one is not a number.
+    /// The larger of each pair; `b` where either is NaN.
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The smaller of each pair; `b` where one is not a number.
+    /// The smaller of each pair; `b` where either is NaN.
     fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// To the nearest whole number.
+    /// Rounds to the nearest integer, ties to even.
     fn round(self, x: Self::Floats) -> Self::Floats;
-    /// `x * 2^n` for whole `n` from -126 to 127.
+    /// `x * 2^n` for integers `n` from -126 to 127.
     fn scale_by_power(self, x: Self::Floats, n: Self::Floats) -> Self::Floats;
+    /// The sum of all lanes.
     fn reduce_add(self, x: Self::Floats) -> f32;
+    /// The largest lane.
     fn reduce_max(self, x: Self::Floats) -> f32;
-    /// The larger magnitude of each pair; where one is not finite, neither is the result.
+    /// The larger magnitude of each pair; not finite where either is not.
     fn max_magnitude(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The largest magnitude; not finite where one number is not.
+    /// The largest magnitude of all lanes; not finite if one is not.
     fn reduce_max_magnitude(self, x: Self::Floats) -> f32;
 
-    /// 64 codes of a byte each.
+    /// Loads 64 codes of one byte each.
     unsafe fn load_codes_8(self, from: *const u8) -> Self::Codes;
-    /// Two times 64 codes of 4 bits each: in the low halves of 64 bytes, then in the high ones.
+    /// Loads twice 64 codes of 4 bits each: the low halves of 64 bytes, then the high halves.
     unsafe fn load_codes_4(self, from: *const u8) -> [Self::Codes; 2];
-    /// Adds two bits above the low four: those at `shift` of each of 64 bytes.
+    /// Adds two bits above the low four: the bits at `SHIFT` of each of 64 bytes.
     unsafe fn or_high_bits<const SHIFT: i32>(self, low: Self::Codes, from: *const u8) -> Self::Codes;
-    /// Sums that start at a number.
+    /// Sums that all start at `start`.
     fn splat_sums(self, start: i32) -> Self::Sums;
-    /// Adds the products of 64 codes with four activations.
+    /// Adds the products of 64 codes with a quad of activations.
     unsafe fn dot_codes(self, sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums;
+    /// The sums as floats.
     fn sums_to_floats(self, sums: Self::Sums) -> Self::Floats;
-    /// Rounds sixteen numbers and stores them as four quads; gives their sum.
+    /// Rounds sixteen numbers to integers and stores them as four quads; returns their sum.
     unsafe fn quantize_quads(self, x: Self::Floats, quads: *mut u8) -> i32;
 
-    /// The same of two vectors.
+    /// [`Simd::quantize_quads`] for two vectors at once.
     #[inline(always)]
     unsafe fn quantize_two_quads(self, x: [Self::Floats; 2], quads: [*mut u8; 2]) -> [i32; 2] {
         intrinsics! {
@@ -128,41 +174,44 @@ pub trait Simd: Copy + 'static {
         }
     }
 
-    /// Stores 64 codes less `zero` as two times [`Simd::I16Pairs`]: first inner elements 0 and 2 of each row,
-    /// then 1 and 3.
+    /// Subtracts `zero` from 64 codes and stores them as twice [`Simd::I16Pairs`]: inner elements 0 and 2 of
+    /// each row, then 1 and 3.
     unsafe fn store_codes_i16(self, codes: Self::Codes, zero: i16, to: *mut i16);
-    /// Stores 64 codes less `zero`.
+    /// Subtracts `zero` from 64 codes and stores them as signed bytes.
     unsafe fn store_codes_i8(self, codes: Self::Codes, zero: i8, to: *mut i8);
+    /// Loads two 16-bit integers for each of sixteen rows.
     unsafe fn load_i16_pairs(self, from: *const i16) -> Self::I16Pairs;
+    /// Sums of zero.
     fn zero_i16_sums(self) -> Self::I16Sums;
-    /// Adds the products of words with two activations.
+    /// Adds the products of pairs with a pair of activations.
     unsafe fn dot_i16_pairs(
         self,
         sums: Self::I16Sums,
         words: Self::I16Pairs,
         pair: *const i16,
     ) -> Self::I16Sums;
+    /// The sums as floats.
     fn i16_sums_to_floats(self, sums: Self::I16Sums) -> Self::Floats;
-    /// Rounds sixteen numbers and stores them as words, of each four the first and third before the second
-    /// and fourth; gives their sum.
+    /// Rounds sixteen numbers to 16-bit integers and stores them, of each four the first and third before
+    /// the second and fourth; returns their sum.
     unsafe fn quantize_i16(self, x: Self::Floats, words: *mut i16) -> i32;
 
-    /// Rounds sixteen numbers and stores the two signed bytes of each, high and low ones apart; gives their
-    /// sum.
+    /// Rounds sixteen numbers to integers and stores the two signed bytes of each in separate planes; returns
+    /// the sum of the integers.
     #[inline(always)]
     unsafe fn quantize_i8_planes(self, x: Self::Floats, high: *mut i8, low: *mut i8) -> i32 {
         intrinsics! {
             let mut numbers = [0.0f32; LANES];
             self.store(self.round(x), numbers.as_mut_ptr());
             let numbers = numbers.map(|number| number as i32);
-            // The low byte is signed, so the high one takes what rounding to 256 leaves.
+            // The low byte is signed, so the high byte is the number rounded to a multiple of 256.
             high.cast::<[i8; LANES]>().write(numbers.map(|number| ((number + 128) >> 8) as i8));
             low.cast::<[i8; LANES]>().write(numbers.map(|number| number as i8));
             numbers.into_iter().sum()
         }
     }
 
-    /// Adds the products of sixteen units, which are loaded as floats, with one unit.
+    /// Adds the products of sixteen dwords, held in a vector of floats, with one dword.
     #[inline(always)]
     unsafe fn dot_dwords(self, sums: Self::Floats, units: Self::Floats, unit: *const f32) -> Self::Floats {
         intrinsics! {
@@ -170,7 +219,7 @@ pub trait Simd: Copy + 'static {
         }
     }
 
-    /// Stores sixteen numbers as units, one after the other.
+    /// Stores sixteen numbers as consecutive dwords.
     #[inline(always)]
     unsafe fn store_dwords(self, x: Self::Floats, to: *mut f32) {
         intrinsics! {
@@ -178,7 +227,7 @@ pub trait Simd: Copy + 'static {
         }
     }
 
-    /// Stores sixteen units, of which each holds a number of `first` and, if it holds two, one of `second`.
+    /// Stores sixteen dwords: each holds a number of `first` and, if there is room for two, one of `second`.
     #[inline(always)]
     unsafe fn store_dword_pairs(self, first: Self::Floats, _second: Self::Floats, to: *mut f32) {
         intrinsics! {
@@ -186,24 +235,22 @@ pub trait Simd: Copy + 'static {
         }
     }
 
-    /// Fetches a line into the first-level cache; any address will do.
+    /// Prefetches a cache line into the L1 cache; any address will do.
     fn prefetch_l1(self, from: *const u8);
-    /// Fetches a line into the second-level cache; any address will do.
+    /// Prefetches a cache line into the L2 cache; any address will do.
     fn prefetch_l2(self, from: *const u8);
 }
 
-/// A piece of work that is compiled for every instruction set.
+/// Code that is compiled for every instruction set.
 pub trait Kernel {
+    /// The result.
     type Output;
 
-    /// Does the work; to be inlined.
-    ///
-    /// # Safety
-    /// The processor has the instructions of `S`; and what the kernel itself asks for.
+    /// Runs the kernel; to be inlined.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Runs a kernel on an instruction set, with dwords of two bfloat16 if `in_bf16`.
+/// Runs a kernel on an instruction set; its dwords are two bfloat16 if `in_bf16`, else a float32.
 ///
 /// # Panics
 /// When the processor does not have the instructions.
@@ -233,27 +280,27 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn token<S: Simd>(isa: Isa, detected: Option<S>) -> S {
-    detected.unwrap_or_else(|| panic!("this processor does not have the instructions `{isa}`"))
+    detected.unwrap_or_else(|| panic!("this processor has no `{isa}` instructions"))
 }
 
-/// `e^x`, to within two units in the last place, for x from -87 to 88; beyond these, of these.
+/// `e^x` to within two units in the last place; x is clamped to -87..88.
 #[inline(always)]
 pub fn exp<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let [y] = exp_array::<S, 1>(simd, [x]);
     y
 }
 
-/// The same of several vectors in step: each operation on one waits for the one before it.
+/// [`exp`] of several vectors in step, since each operation on one waits for the one before it.
 #[inline(always)]
 pub fn exp_array<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S::Floats; N] {
-    // e^x = 2^n * e^r with |r| <= ln(2) / 2, n whole; e^r by its series, whose next term is less than
-    // 2^-26.
+    // e^x = 2^n * e^r with n an integer and |r| <= ln(2) / 2; e^r by its series, whose next term is less
+    // than 2^-26.
     let (mut powers, mut sums) = (x, [simd.splat(1.0 / 5040.0); N]);
     for i in 0..N {
         x[i] = simd.min(simd.max(x[i], simd.splat(-87.0)), simd.splat(88.0));
         powers[i] = simd.round(simd.mul(x[i], simd.splat(std::f32::consts::LOG2_E)));
     }
-    // ln(2) in two parts, the first of few bits, so that the subtraction is exact.
+    // ln(2) in two parts, the first with few bits, so that the subtraction is exact.
     for part in [-0.693_359_4, 2.121_944_4e-4] {
         for i in 0..N {
             x[i] = simd.mul_add(powers[i], simd.splat(part), x[i]);
@@ -270,21 +317,21 @@ pub fn exp_array<S: Simd, const N: usize>(simd: S, mut x: [S::Floats; N]) -> [S:
     sums
 }
 
-/// `(e^2x - 1) / (e^2x + 1)`
+/// `tanh(x)`, as `(e^2x - 1) / (e^2x + 1)`.
 #[inline(always)]
 pub fn tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     let one = simd.splat(1.0);
-    // Beyond 20 it is one, to the last place.
+    // Beyond 20 the result rounds to one.
     let x = simd.min(simd.max(x, simd.splat(-20.0)), simd.splat(20.0));
     let e = exp(simd, simd.add(x, x));
     simd.div(simd.sub(e, one), simd.add(e, one))
 }
 
-/// Sixteen numbers from `start` on; zeros past the end.
+/// Loads sixteen numbers from `start` on; lanes past the end of `x` are zero.
 #[inline(always)]
 pub fn load_masked<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {
     let rest = &x[start..];
-    // SAFETY: a vector is read where there are as many numbers.
+    // SAFETY: sixteen numbers are read from a slice of at least as many, or from an array of sixteen.
     unsafe {
         if rest.len() >= LANES {
             return simd.load(rest.as_ptr());

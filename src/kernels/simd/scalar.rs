@@ -1,9 +1,10 @@
-//! The definition: plain arrays, which the compiler vectorises as far as it can.
+//! The portable definition: plain arrays, which the compiler vectorizes as far as it can.
 
 use half::{bf16, f16};
 
 use super::{Kernel, LANES, QUAD_BYTES, Simd};
 
+/// The token of portable code.
 #[derive(Debug, Clone, Copy)]
 pub struct Scalar;
 
@@ -12,29 +13,29 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
-/// In arithmetic that vectorises: the exponent is put right by a multiplication, which also makes
-/// subnormal numbers normal.
+/// Converts half precision to float32 in arithmetic that vectorizes: a multiplication corrects the
+/// exponent, which also normalizes subnormal numbers.
 #[inline(always)]
 fn half_to_float(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7FFF) << 13;
     let sign = u32::from(bits & 0x8000) << 16;
     let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 127 - 15) << 23);
-    // An exponent of ones is infinity or not a number, and stays one.
+    // An exponent of all ones stays one: infinity or NaN.
     let special = if magnitude >= 0x1F << 23 { 0xFF << 23 } else { 0 };
     f32::from_bits(finite.to_bits() | special | sign)
 }
 
-/// The four activations of a quad.
+/// Loads the four activations of a quad.
 #[inline(always)]
 unsafe fn activations(quad: *const u8) -> [i32; 4] {
-    // SAFETY: the caller has shown that a quad can be read.
+    // SAFETY: `quad` is valid, as this function requires.
     let numbers: [i16; 4] = unsafe { quad.cast::<[i16; 4]>().read_unaligned() };
     numbers.map(i32::from)
 }
 
 impl Simd for Scalar {
     const GEMV_TILE_ROWS: usize = 1;
-    // A compiler makes vector instructions of the loops when it sees all of a group.
+    // The compiler vectorizes the loops only when it sees a whole group.
     const PAIRS_AT_ONCE: usize = 4;
     const I16_TILE_ROWS: usize = 4;
     const MIN_GEMM_ROWS: usize = 24;
@@ -146,7 +147,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
-        // Not fused: a processor without the instruction would call a function.
+        // Not fused: without the instruction, that would be a function call.
         each(|i| a[i] * b[i] + c[i])
     }
 
@@ -162,7 +163,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn reduce_add(self, x: Self::Floats) -> f32 {
-        // In halves, as the vector instructions do.
+        // Half by half, in the order of the vector instructions.
         let eight: [f32; 8] = std::array::from_fn(|i| x[i] + x[i + 8]);
         let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
@@ -175,7 +176,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn max_magnitude(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // What is not finite is larger than other numbers as a whole number, too.
+        // As integers, too, infinity and NaN are larger than all finite magnitudes.
         std::array::from_fn(|i| f32::from_bits(a[i].abs().to_bits().max(b[i].abs().to_bits())))
     }
 

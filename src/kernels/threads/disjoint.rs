@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-/// Numbers of which each thread writes what no other touches.
+/// An exclusively borrowed slice that threads share out among themselves: each writes parts that no other
+/// thread accesses.
 #[derive(Debug, Clone, Copy)]
 pub struct DisjointSlice<'a, T> {
     start: *mut T,
@@ -11,55 +12,56 @@ pub struct DisjointSlice<'a, T> {
     lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: access is by `slice`, whose caller answers for it.
+// SAFETY: elements are accessed only through `slice`, whose callers keep their parts disjoint.
 unsafe impl<T: Send> Send for DisjointSlice<'_, T> {}
-// SAFETY: as above.
+// SAFETY: elements are accessed only through `slice`, whose callers keep their parts disjoint.
 unsafe impl<T: Send> Sync for DisjointSlice<'_, T> {}
 
 impl<'a, T> DisjointSlice<'a, T> {
+    /// Shares out `all`.
     pub fn new(all: &'a mut [T]) -> Self {
         Self { start: all.as_mut_ptr(), len: all.len(), lifetime: PhantomData }
     }
 
-    /// Where the first is.
+    /// The address of the first element.
     pub fn start(&self) -> *const T {
         self.start
     }
 
-    /// The `len` numbers from `start` on.
+    /// The `len` elements from `start` on.
     ///
     /// # Safety
-    /// While the part is in use, nobody else uses any of it.
+    /// While the part is in use, nothing else accesses any of it.
     ///
     /// # Panics
-    /// When the buffer ends before.
+    /// When the part reaches past the end of the slice.
     #[allow(clippy::mut_from_ref)] // That is what this type is for.
     pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
-        // SAFETY: within the buffer, which is borrowed for `'a`; the caller says that no one else uses it.
+        // SAFETY: in bounds, as asserted; the slice is borrowed for `'a`, and the caller keeps parts disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 
 impl<'a, T> DisjointSlice<'a, MaybeUninit<T>> {
-    /// All that was written.
+    /// The whole slice, initialized.
     ///
     /// # Safety
-    /// All of it has been collect_rows, and nobody writes any of it while it is in use.
-    pub unsafe fn assume_written(&self) -> &'a [T] {
-        // SAFETY: within the buffer, which is borrowed for `'a`; the caller says the rest.
+    /// All elements have been written, and none is written while the result is in use.
+    pub unsafe fn assume_init(&self) -> &'a [T] {
+        // SAFETY: the whole slice, which is borrowed for `'a` and initialized, as this function requires.
         unsafe { std::slice::from_raw_parts(self.start.cast(), self.len) }
     }
 }
 
-/// `n` numbers that `write` writes.
+/// A vector of `n` numbers that `write` fills.
 ///
 /// # Safety
-/// It writes all of them.
+/// `write` writes every element.
 pub unsafe fn collect_rows(n: usize, write: impl FnOnce(DisjointSlice<MaybeUninit<f32>>)) -> Vec<f32> {
-    let mut numbers = Vec::with_capacity(n);
-    write(DisjointSlice::new(&mut numbers.spare_capacity_mut()[..n]));
-    // SAFETY: there is room for them, and the caller says that they were written.
-    unsafe { numbers.set_len(n) };
-    numbers
+    let mut values = Vec::with_capacity(n);
+    write(DisjointSlice::new(&mut values.spare_capacity_mut()[..n]));
+    // SAFETY: the capacity is at least `n`, and `write` has written `n` elements, as this function requires.
+    unsafe { values.set_len(n) };
+    values
 }

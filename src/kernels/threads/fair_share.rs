@@ -1,161 +1,162 @@
-//! Whose turn it is to use the compute pool.
+//! A fair-share lock on the compute pool: least service time first.
 //!
-//! The threads that compute models are parties: each engine is one, the embedder another. While several want
-//! the pool, each gets the same share of its time, however long its single pieces of work take: the one that
-//! has had least goes next. Who has not asked for a while gathers no claim.
+//! Each thread that brings work (an engine, the embedder) is a client of the lock. While several clients compete, each
+//! gets the same share of the pool's time, however long its single jobs take: the client that has been served least
+//! goes next. An idle client accrues almost no credit.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-/// How soon after its last piece of work a party is expected to come with the next: a forward pass is
-/// hundreds of pieces, between two passes tokens are chosen.
+/// How soon after its last job an active client is expected to bring the next: a forward pass is hundreds of
+/// jobs, and between two passes tokens are sampled.
 const PAUSE: Duration = Duration::from_micros(300);
 
-/// How much less than others a party that comes back may have had, to be made up for: an engine pauses after
-/// each token, and is to lose nothing by it.
-const CLAIM: Duration = Duration::from_millis(10);
+/// The credit that a returning client keeps at most, as service time: an engine pauses after each token and
+/// should not lose its share by that.
+const MAX_CREDIT: Duration = Duration::from_millis(10);
 
-/// How much more than others the party that is at it may have before another goes: changing over takes time.
+/// Service time by which the client served last may overtake the others, since switching costs time.
 const QUANTUM: Duration = Duration::from_millis(4);
 
-/// Hands out turns.
-pub struct Turns {
-    state: Mutex<State>,
+/// The lock.
+pub struct FairLock {
+    state: Mutex<LockState>,
     changed: Condvar,
 }
 
-struct State {
-    is_taken: bool,
-    /// Whose turn was the last.
+struct LockState {
+    held: bool,
+    /// The client served last.
     last: Option<ThreadId>,
-    parties: Vec<Party>,
+    clients: Vec<Client>,
 }
 
 /// A thread that brings work.
-struct Party {
+struct Client {
     thread: ThreadId,
-    /// Time it has had.
+    /// Service time so far.
     used: Duration,
-    doing: Doing,
+    state: ClientState,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Doing {
-    Waits,
-    Works,
-    /// Nothing since then.
-    Nothing(Instant),
+enum ClientState {
+    Waiting,
+    Running,
+    IdleSince(Instant),
 }
 
-impl Party {
-    /// Whether it has work, or is about to.
+impl Client {
+    /// Whether it has work, or is about to bring some.
     fn is_active(&self, now: Instant) -> bool {
         self.has_worked_within(PAUSE, now)
     }
 
-    /// Whether it had work of late.
-    fn was_here(&self, now: Instant) -> bool {
-        self.has_worked_within(2 * CLAIM, now)
+    /// Whether it has had work recently enough to keep its account.
+    fn is_remembered(&self, now: Instant) -> bool {
+        self.has_worked_within(2 * MAX_CREDIT, now)
     }
 
     fn has_worked_within(&self, time: Duration, now: Instant) -> bool {
-        match self.doing {
-            Doing::Waits | Doing::Works => true,
-            Doing::Nothing(since) => now.saturating_duration_since(since) < time,
+        match self.state {
+            ClientState::Waiting | ClientState::Running => true,
+            ClientState::IdleSince(since) => now.saturating_duration_since(since) < time,
         }
     }
 }
 
-impl Turns {
+impl FairLock {
+    /// A lock that nobody holds.
     pub const fn new() -> Self {
         Self {
-            state: Mutex::new(State { is_taken: false, last: None, parties: Vec::new() }),
+            state: Mutex::new(LockState { held: false, last: None, clients: Vec::new() }),
             changed: Condvar::new(),
         }
     }
 
-    /// Runs `work` when it is the calling thread's turn.
-    pub fn take<T>(&self, work: impl FnOnce() -> T) -> T {
-        let turn = self.begin();
-        let result = work();
-        drop(turn);
+    /// Runs `job` while the calling thread holds the lock.
+    pub fn run<T>(&self, job: impl FnOnce() -> T) -> T {
+        let guard = self.lock();
+        let result = job();
+        drop(guard);
         result
     }
 
-    fn begin(&self) -> Turn<'_> {
+    fn lock(&self) -> FairLockGuard<'_> {
         let thread = thread::current().id();
         let mut now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.party(thread).is_some_and(|party| party.is_active(now)) {
-            let had = state.party(thread).map_or(Duration::ZERO, |party| party.used);
-            // Who is away for so long has no claim, and nobody has one on it.
-            state.parties.retain(|party| party.was_here(now) && party.thread != thread);
-            let others = state.parties.iter().map(|party| party.used);
-            let used =
-                others.min().map_or(Duration::ZERO, |least| had.clamp(least.saturating_sub(CLAIM), least));
-            state.parties.push(Party { thread, used, doing: Doing::Waits });
+        if !state.client(thread).is_some_and(|client| client.is_active(now)) {
+            let had = state.client(thread).map_or(Duration::ZERO, |client| client.used);
+            state.clients.retain(|client| client.is_remembered(now) && client.thread != thread);
+            let others = state.clients.iter().map(|client| client.used);
+            let used = others
+                .min()
+                .map_or(Duration::ZERO, |least| had.clamp(least.saturating_sub(MAX_CREDIT), least));
+            state.clients.push(Client { thread, used, state: ClientState::Waiting });
         }
-        state.set(thread, Doing::Waits);
-        while state.is_taken || state.is_before(thread, now) {
-            // Nobody says when a party's pause has become too long.
+        state.set(thread, ClientState::Waiting);
+        while state.held || state.must_yield(thread, now) {
+            // Nothing signals that another client's pause has become too long, so the wait is timed.
             state = self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
             now = Instant::now();
         }
-        state.is_taken = true;
+        state.held = true;
         state.last = Some(thread);
-        state.set(thread, Doing::Works);
-        Turn { turns: self, thread, begin: now }
+        state.set(thread, ClientState::Running);
+        FairLockGuard { lock: self, thread, begin: now }
     }
 }
 
-impl State {
-    fn party(&mut self, thread: ThreadId) -> Option<&mut Party> {
-        self.parties.iter_mut().find(|party| party.thread == thread)
+impl LockState {
+    fn client(&mut self, thread: ThreadId) -> Option<&mut Client> {
+        self.clients.iter_mut().find(|client| client.thread == thread)
     }
 
-    fn set(&mut self, thread: ThreadId, doing: Doing) {
-        if let Some(party) = self.party(thread) {
-            party.doing = doing;
+    fn set(&mut self, thread: ThreadId, state: ClientState) {
+        if let Some(client) = self.client(thread) {
+            client.state = state;
         }
     }
 
-    /// Whether another party goes before that of this thread.
-    fn is_before(&self, thread: ThreadId, now: Instant) -> bool {
-        let own = self.parties.iter().find(|party| party.thread == thread).map(|own| self.rank(own));
+    /// Whether another active client goes before that of this thread.
+    fn must_yield(&self, thread: ThreadId, now: Instant) -> bool {
+        let own = self.clients.iter().find(|client| client.thread == thread).map(|own| self.rank(own));
         let goes_before =
-            |other: &Party| own.is_some_and(|own| self.rank(other) < own) && other.is_active(now);
-        self.parties.iter().any(goes_before)
+            |other: &Client| own.is_some_and(|own| self.rank(other) < own) && other.is_active(now);
+        self.clients.iter().any(goes_before)
     }
 
-    /// The smallest goes first.
-    fn rank(&self, party: &Party) -> Duration {
-        party.used + if self.last == Some(party.thread) { Duration::ZERO } else { QUANTUM }
+    /// The order of service: the smallest rank goes first.
+    fn rank(&self, client: &Client) -> Duration {
+        client.used + if self.last == Some(client.thread) { Duration::ZERO } else { QUANTUM }
     }
 }
 
-/// A turn, until it is dropped.
-struct Turn<'a> {
-    turns: &'a Turns,
+/// Holds the lock until it is dropped.
+struct FairLockGuard<'a> {
+    lock: &'a FairLock,
     thread: ThreadId,
     begin: Instant,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for FairLockGuard<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        let mut state = self.turns.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.is_taken = false;
-        if let Some(party) = state.party(self.thread) {
-            party.used += now - self.begin;
-            party.doing = Doing::Nothing(now);
+        let mut state = self.lock.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.held = false;
+        if let Some(client) = state.client(self.thread) {
+            client.used += now - self.begin;
+            client.state = ClientState::IdleSince(now);
         }
-        // Whoever has to wait on would only be disturbed.
-        let can_go = |party: &Party| party.doing == Doing::Waits && !state.is_before(party.thread, now);
-        let someone_can = state.parties.iter().any(can_go);
+        // A client that would have to keep waiting is not woken.
+        let can_go =
+            |client: &Client| client.state == ClientState::Waiting && !state.must_yield(client.thread, now);
+        let any_can_go = state.clients.iter().any(can_go);
         drop(state);
-        if someone_can {
-            self.turns.changed.notify_all();
+        if any_can_go {
+            self.lock.changed.notify_all();
         }
     }
 }
@@ -167,18 +168,18 @@ mod tests {
 
     use super::*;
 
-    /// Does work of some length over and over until told to stop; gives how long it worked in all.
-    fn work(turns: &Turns, piece: Duration, stop: &AtomicBool) -> Duration {
+    /// Runs jobs of some length over and over until `stop`; returns how long they ran in all.
+    fn run_jobs(lock: &FairLock, job: Duration, stop: &AtomicBool) -> Duration {
         let mut total = Duration::ZERO;
         while !stop.load(Ordering::Relaxed) {
-            turns.take(|| {
+            lock.run(|| {
                 let begin = Instant::now();
-                while begin.elapsed() < piece {
+                while begin.elapsed() < job {
                     std::hint::spin_loop();
                 }
                 total += begin.elapsed();
             });
-            // What an engine does between two pieces.
+            // An engine pauses as long between two jobs.
             let begin = Instant::now();
             while begin.elapsed() < Duration::from_micros(5) {
                 std::hint::spin_loop();
@@ -188,11 +189,11 @@ mod tests {
     }
 
     #[test]
-    fn short_pieces_get_as_much_time_as_long_ones() {
-        let (turns, stop) = (Turns::new(), AtomicBool::new(false));
+    fn short_jobs_get_as_much_time_as_long_ones() {
+        let (lock, stop) = (FairLock::new(), AtomicBool::new(false));
         let [short, long] = thread::scope(|scope| {
-            let short = scope.spawn(|| work(&turns, Duration::from_micros(50), &stop));
-            let long = scope.spawn(|| work(&turns, Duration::from_millis(5), &stop));
+            let short = scope.spawn(|| run_jobs(&lock, Duration::from_micros(50), &stop));
+            let long = scope.spawn(|| run_jobs(&lock, Duration::from_millis(5), &stop));
             thread::sleep(Duration::from_millis(600));
             stop.store(true, Ordering::Relaxed);
             [short, long].map(|thread| thread.join().unwrap().as_secs_f64())
@@ -201,46 +202,46 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_away_is_not_waited_for() {
-        let turns = Turns::new();
+    fn a_client_that_leaves_is_not_waited_for() {
+        let lock = FairLock::new();
         let begin = Instant::now();
         thread::scope(|scope| {
-            scope.spawn(|| (0..20).for_each(|_| turns.take(|| thread::sleep(Duration::from_millis(5)))));
-            // Less than the other's share, and then no more.
-            scope.spawn(|| (0..5).for_each(|_| turns.take(|| thread::sleep(Duration::from_millis(1)))));
+            scope.spawn(|| (0..20).for_each(|_| lock.run(|| thread::sleep(Duration::from_millis(5)))));
+            // Less than its share, then nothing more.
+            scope.spawn(|| (0..5).for_each(|_| lock.run(|| thread::sleep(Duration::from_millis(1)))));
         });
         assert!(begin.elapsed() < Duration::from_millis(400), "{:?}", begin.elapsed());
     }
 
     #[test]
-    fn who_was_idle_has_no_claim() {
-        let turns = Turns::new();
+    fn an_idle_client_accrues_no_credit() {
+        let lock = FairLock::new();
         let idle = thread::scope(|scope| {
-            scope.spawn(|| turns.take(|| ()));
+            scope.spawn(|| lock.run(|| ()));
             scope.spawn(|| {
                 for _ in 0..20 {
-                    turns.take(|| thread::sleep(Duration::from_millis(5)));
+                    lock.run(|| thread::sleep(Duration::from_millis(5)));
                 }
             });
             thread::sleep(Duration::from_millis(60));
             let late = scope.spawn(|| {
-                turns.take(|| ());
+                lock.run(|| ());
                 let begin = Instant::now();
-                (0..10).for_each(|_| turns.take(|| thread::sleep(Duration::from_millis(5))));
+                (0..10).for_each(|_| lock.run(|| thread::sleep(Duration::from_millis(5))));
                 begin.elapsed()
             });
             late.join().unwrap()
         });
-        // Ten pieces of its own and about as many of the other's.
+        // Ten jobs of its own and about as many of the other client's.
         assert!(idle > Duration::from_millis(70), "{idle:?}");
     }
 
     #[test]
-    fn a_panic_ends_the_turn() {
-        let turns = Turns::new();
+    fn a_panic_releases_the_lock() {
+        let lock = FairLock::new();
         let panicked =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| turns.take(|| panic!("on purpose"))));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lock.run(|| panic!("on purpose"))));
         assert!(panicked.is_err());
-        turns.take(|| ());
+        lock.run(|| ());
     }
 }

@@ -1,13 +1,13 @@
-//! The compute pool: threads that do one piece of work together, in step.
+//! The compute pool: threads that run one parallel job at a time together.
 //!
-//! [`run`] gives all threads the same closure; inside it they share out the work by [`Team::claim_chunks`],
-//! stage by stage where one needs the results of the one before it ([`Team::barrier`]). The caller is one
-//! of them. Between two pieces of work the others spin for a moment, since a forward pass brings
-//! hundreds of pieces in a row, and then sleep.
+//! [`run`] gives all threads the same closure. Inside it they claim chunks of the work
+//! ([`Team::claim_chunks`], with work stealing) and separate dependent stages by a barrier
+//! ([`Team::barrier`]). The calling thread is one of them. Between two jobs the others spin for a moment,
+//! since a forward pass brings hundreds of jobs in a row, and then sleep.
 //!
-//! candle multiplies matrices on rayon's global pool and on a pool of its own, which are used where
-//! models are loaded and by its plain operations; both read their size from the environment when
-//! they are first used, so it is settled here, once, before any other thread exists.
+//! candle multiplies matrices on rayon's global pool and on a pool of its own: when models are loaded, and
+//! in its plain operations. Both read their size from the environment when first used, so [`configure`]
+//! sets it once, before any other thread exists.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -21,52 +21,52 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::fair_share::Turns;
+use super::fair_share::FairLock;
 
-/// The variable that says how many threads compute.
+/// The environment variable that sets the number of compute threads.
 const VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// How long a thread without work spins before it sleeps: longer than the pauses within a forward
-/// pass and between two, in which tokens are chosen.
+/// How long an idle thread spins before it sleeps: longer than the pauses within a forward pass, and between
+/// two passes, when tokens are sampled.
 const SPIN: Duration = Duration::from_micros(200);
 
-/// Turns of a waiting loop between two looks at the clock.
-const TURNS_PER_LOOK: u32 = 64;
+/// Iterations of a spin loop between two looks at the clock.
+const SPINS_PER_CLOCK_READ: u32 = 64;
 
-/// Settles the number of compute threads: `requested`, else what the environment already says,
-/// else the cores this process may use.
+/// Sets the number of compute threads: `requested`, else what the environment says, else the physical
+/// cores that this process may use.
 ///
 /// # Safety
-/// No other thread may run: the environment changes, and others may read it.
+/// No other thread runs yet: the environment changes, and another thread might read it meanwhile.
 pub unsafe fn configure(requested: Option<usize>) {
     if let Some(n_threads) = requested {
-        // SAFETY: the caller says that no other thread runs.
+        // SAFETY: no other thread runs, as this function requires.
         unsafe { env::set_var(VARIABLE, n_threads.to_string()) };
     }
     for name in [VARIABLE, "CANDLE_NUM_THREADS"] {
-        // SAFETY: as above.
+        // SAFETY: no other thread runs, as this function requires.
         unsafe { env::set_var(name, n_threads().to_string()) };
     }
 }
 
-/// How many threads compute; settled when it is first asked for.
+/// The number of compute threads, fixed when first asked for.
 pub fn n_threads() -> usize {
     static N_THREADS: OnceLock<usize> = OnceLock::new();
     *N_THREADS.get_or_init(|| {
-        let settled = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-        settled.unwrap_or_else(|| {
+        let configured = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+        configured.unwrap_or_else(|| {
             let available = thread::available_parallelism().map_or(1, usize::from);
             physical_cores().map_or(available, |cores| cores.min(available))
         })
     })
 }
 
-/// How many cores the processors belong to that this process may use, where the system tells: two
-/// threads on one core share its arithmetic and only wait for each other.
+/// The number of physical cores that this process may use, if the system tells: two threads on one core
+/// share its execution units and gain nothing.
 fn physical_cores() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    let cores: Option<HashSet<String>> = processors(allowed)?
+    let cores: Option<HashSet<String>> = parse_cpu_list(allowed)?
         .into_iter()
         .map(|processor| {
             let path = format!("/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list");
@@ -76,8 +76,8 @@ fn physical_cores() -> Option<usize> {
     cores.map(|cores| cores.len()).filter(|&n| n > 0)
 }
 
-/// The numbers of a list such as `0-3,8`.
-fn processors(list: &str) -> Option<Vec<usize>> {
+/// Parses a list of processors such as `0-3,8`.
+fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
     let mut all = Vec::new();
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -87,51 +87,51 @@ fn processors(list: &str) -> Option<Vec<usize>> {
     Some(all)
 }
 
-/// Makes the calling thread, which computes for long stretches, let others go first: those that
-/// answer requests need little time, but soon.
+/// Lowers the priority of the calling compute thread, so that the threads that serve HTTP, which need
+/// little time but need it soon, run first.
 pub fn lower_priority() {
     #[cfg(target_os = "linux")]
     {
         const NICENESS: libc::c_int = 5;
-        // SAFETY: it changes nothing but this thread's niceness. Only speed is at stake.
+        // SAFETY: changes only this thread's niceness; a failure costs only speed.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
     }
 }
 
-/// Runs `work` on all compute threads and returns when all have finished. Calls from several
-/// threads take turns, each thread for the same share of the time; `work` must not call it.
+/// Runs `job` on all compute threads and returns when all have finished. Callers on several threads
+/// share the pool's time fairly; `job` itself must not call `run`.
 ///
 /// # Panics
-/// When `work` panics on any thread.
-pub fn run(work: impl Fn(&Team) + Sync) {
+/// When `job` panics on any thread.
+pub fn run(job: impl Fn(&Team) + Sync) {
     static POOL: OnceLock<Pool> = OnceLock::new();
-    POOL.get_or_init(|| Pool::start(n_threads())).run(&work);
+    POOL.get_or_init(|| Pool::start(n_threads())).run(&job);
 }
 
-/// Stages of a piece of work at most.
+/// Stages of a job at most: the parts between barriers.
 const MAX_STAGES: usize = 4;
 
-/// The threads that do a piece of work, as one of them sees it.
+/// The compute threads, as one of them sees them while it runs a job.
 pub struct Team<'a> {
     index: usize,
     shared: &'a Shared,
-    /// The number of the current stage, among those of all pieces of work.
+    /// The number of the current stage, counted over all jobs.
     stage: Cell<usize>,
 }
 
 impl Team<'_> {
-    /// Which of the threads this is, from 0 on.
+    /// The index of this thread, from 0.
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// How many there are.
+    /// The number of threads.
     pub fn n_threads(&self) -> usize {
         self.shared.n_threads
     }
 
-    /// Shares out pieces `0..n`, up to `at_once` at a time; once in each stage. Each thread goes through
-    /// a stretch of its own, so that it reads memory in order, and then helps the others with theirs.
+    /// Claims chunks of up to `at_once` of the items `0..n`, once in each stage. Each thread first works
+    /// through a range of its own, so that it reads memory in order, and then steals from the others'.
     pub fn claim_chunks(&self, n: usize, at_once: usize) -> impl Iterator<Item = Range<usize>> + '_ {
         let n_threads = self.n_threads();
         let stage = self.stage.get();
@@ -140,9 +140,9 @@ impl Team<'_> {
         std::iter::from_fn(move || {
             while let Some(idx) = owner {
                 let (start, end) = (idx * n / n_threads, (idx + 1) * n / n_threads);
-                let place = start + self.shared.taken(idx, stage).fetch_add(at_once, Ordering::Relaxed);
-                if place < end {
-                    return Some(place..end.min(place + at_once));
+                let item = start + self.shared.claimed(idx, stage).fetch_add(at_once, Ordering::Relaxed);
+                if item < end {
+                    return Some(item..end.min(item + at_once));
                 }
                 owner = owners.next();
             }
@@ -150,14 +150,14 @@ impl Team<'_> {
         })
     }
 
-    /// Begins the next stage when all threads have ended this one, whose results each then sees; all have
-    /// to come.
+    /// A barrier: waits until all threads have finished this stage, whose results all see in the next. Every
+    /// thread must call it.
     ///
     /// # Panics
-    /// When another thread has panicked, or there are too many stages.
+    /// When another thread has panicked, or the job has too many stages.
     pub fn barrier(&self) {
         let next = self.stage.get() + 1;
-        assert!(!next.is_multiple_of(MAX_STAGES), "a piece of work has {MAX_STAGES} stages at most");
+        assert!(!next.is_multiple_of(MAX_STAGES), "a job has at most {MAX_STAGES} stages");
         self.stage.set(next);
         self.shared.reached[self.index].0.store(next, Ordering::Release);
         wait_for(|| {
@@ -169,30 +169,30 @@ impl Team<'_> {
 
 struct Pool {
     shared: Arc<Shared>,
-    turns: Turns,
+    lock: FairLock,
 }
 
-/// The closure of [`run`], whose lifetime is not known to the threads.
-type Work = NonNull<dyn Fn(&Team) + Sync>;
+/// The closure of [`run`], without its lifetime.
+type Job = NonNull<dyn Fn(&Team) + Sync>;
 
-/// What is on a cache line of its own, and its neighbour, which processors fetch along with it.
+/// A value on two cache lines of its own, since processors prefetch lines in pairs: no false sharing.
 #[derive(Default)]
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
 struct Shared {
     n_threads: usize,
-    /// The current work: where its caller has the pointer to it.
-    work: AtomicPtr<Work>,
-    /// Pieces of work begun so far.
+    /// The current job: the address of its caller's pointer to it.
+    job: AtomicPtr<Job>,
+    /// The number of jobs begun so far.
     begun: CachePadded<AtomicUsize>,
-    /// The stage that each thread has come to. Piece of work `n` has the stages from `n * MAX_STAGES` on;
-    /// whoever has finished it has come to the first of the next.
+    /// The stage that each thread has reached. Job `n` has the stages from `n * MAX_STAGES` on; a thread that
+    /// has finished it has reached the first stage of the next job.
     reached: Box<[CachePadded<AtomicUsize>]>,
-    /// Of each thread's stretch, how much has been taken: in the stages of this piece of work and in those
-    /// of the next, which each thread sets to zero for itself.
-    taken: Box<[CachePadded<[AtomicUsize; 2 * MAX_STAGES]>]>,
-    /// How many threads sleep.
+    /// For each thread's range, how many items have been claimed: in the stages of this job and in those of
+    /// the next, which each thread resets for itself.
+    claimed: Box<[CachePadded<[AtomicUsize; 2 * MAX_STAGES]>]>,
+    /// The number of sleeping threads.
     n_asleep: AtomicUsize,
     sleep: Mutex<()>,
     wake: Condvar,
@@ -203,10 +203,10 @@ impl Pool {
     fn start(n_threads: usize) -> Self {
         let shared = Arc::new(Shared {
             n_threads,
-            work: AtomicPtr::new(ptr::null_mut()),
+            job: AtomicPtr::new(ptr::null_mut()),
             begun: CachePadded::default(),
             reached: (0..n_threads).map(|_| CachePadded::default()).collect(),
-            taken: (0..n_threads).map(|_| CachePadded::default()).collect(),
+            claimed: (0..n_threads).map(|_| CachePadded::default()).collect(),
             n_asleep: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -214,34 +214,33 @@ impl Pool {
         });
         for index in 1..n_threads {
             let shared = shared.clone();
-            #[allow(clippy::expect_used)] // As `thread::spawn`: without threads nothing can be done.
             thread::Builder::new()
                 .name(format!("compute-{index}"))
                 .spawn(move || shared.serve(index))
-                .expect("a thread can be started");
+                .expect("the system starts a thread");
         }
-        Self { shared, turns: Turns::new() }
+        Self { shared, lock: FairLock::new() }
     }
 
-    fn run<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
-        self.turns.take(|| self.run_now(work));
+    fn run<'a>(&self, job: &'a (dyn Fn(&Team) + Sync + 'a)) {
+        self.lock.run(|| self.run_locked(job));
     }
 
-    fn run_now<'a>(&self, work: &'a (dyn Fn(&Team) + Sync + 'a)) {
+    fn run_locked<'a>(&self, job: &'a (dyn Fn(&Team) + Sync + 'a)) {
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes; the pointer is not used after this function, which waits
-        // for every thread.
+        // SAFETY: only the lifetime changes; this function waits for every thread before it returns, and no
+        // thread uses the pointer afterwards.
         let mut unbounded =
-            unsafe { std::mem::transmute::<NonNull<dyn Fn(&Team) + Sync + 'a>, Work>(NonNull::from(work)) };
-        shared.work.store(&raw mut unbounded, Ordering::Relaxed);
-        // A thread that is about to sleep counts itself and looks at `begun`, here it is the other way
-        // round; in whatever order, one of the two sees the other.
+            unsafe { std::mem::transmute::<NonNull<dyn Fn(&Team) + Sync + 'a>, Job>(NonNull::from(job)) };
+        shared.job.store(&raw mut unbounded, Ordering::Relaxed);
+        // A thread about to sleep increments `n_asleep` and then reads `begun`; here it is the other way
+        // round, so in either order one of the two sees the other.
         let n = shared.begun.0.fetch_add(1, Ordering::SeqCst);
         if shared.n_asleep.load(Ordering::SeqCst) > 0 {
             drop(shared.sleep.lock());
             shared.wake.notify_all();
         }
-        let own = shared.caught(0, n, work);
+        let own = shared.run_and_catch_panic(0, n, job);
         wait_for(|| shared.all_have_reached((n + 1) * MAX_STAGES));
         if shared.is_poisoned.swap(false, Ordering::Relaxed) {
             match own {
@@ -253,24 +252,24 @@ impl Pool {
 }
 
 impl Shared {
-    /// The life of a thread.
+    /// The main loop of a compute thread.
     fn serve(&self, index: usize) {
         lower_priority();
         for n in 0.. {
-            self.wait_for_work(n);
-            // SAFETY: `Pool::run` waits for `finished` before pointer and closure go.
-            let work = unsafe { (*self.work.load(Ordering::Relaxed)).as_ref() };
-            // The caller reports it.
-            let _ = self.caught(index, n, work);
+            self.wait_for_job(n);
+            // SAFETY: `Pool::run_locked` keeps pointer and closure alive until all threads have finished the job.
+            let job = unsafe { (*self.job.load(Ordering::Relaxed)).as_ref() };
+            // The calling thread reports a panic.
+            let _ = self.run_and_catch_panic(index, n, job);
         }
     }
 
-    /// Waits until piece of work `n` has begun.
-    fn wait_for_work(&self, n: usize) {
+    /// Waits until job `n` has begun.
+    fn wait_for_job(&self, n: usize) {
         let has_begun = || self.begun.0.load(Ordering::SeqCst) > n;
         let start = Instant::now();
         while start.elapsed() < SPIN {
-            for _ in 0..TURNS_PER_LOOK {
+            for _ in 0..SPINS_PER_CLOCK_READ {
                 if has_begun() {
                     return;
                 }
@@ -285,15 +284,20 @@ impl Shared {
         self.n_asleep.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Does a thread's part of piece of work `n`.
-    fn caught(&self, index: usize, n: usize, work: &(dyn Fn(&Team) + Sync)) -> thread::Result<()> {
+    /// Runs a thread's part of job `n`.
+    fn run_and_catch_panic(
+        &self,
+        index: usize,
+        n: usize,
+        job: &(dyn Fn(&Team) + Sync),
+    ) -> thread::Result<()> {
         let first_stage = n * MAX_STAGES;
-        // All have finished the last piece of work, which used the same places.
+        // All threads have finished the last job, which used the same counters.
         for stage in first_stage + MAX_STAGES..first_stage + 2 * MAX_STAGES {
-            self.taken(index, stage).store(0, Ordering::Relaxed);
+            self.claimed(index, stage).store(0, Ordering::Relaxed);
         }
         let team = Team { index, shared: self, stage: Cell::new(first_stage) };
-        let result = catch_unwind(AssertUnwindSafe(|| work(&team)));
+        let result = catch_unwind(AssertUnwindSafe(|| job(&team)));
         if result.is_err() {
             self.is_poisoned.store(true, Ordering::Relaxed);
         }
@@ -301,8 +305,8 @@ impl Shared {
         result
     }
 
-    fn taken(&self, index: usize, stage: usize) -> &AtomicUsize {
-        &self.taken[index].0[stage % (2 * MAX_STAGES)]
+    fn claimed(&self, index: usize, stage: usize) -> &AtomicUsize {
+        &self.claimed[index].0[stage % (2 * MAX_STAGES)]
     }
 
     fn all_have_reached(&self, stage: usize) -> bool {
@@ -310,13 +314,12 @@ impl Shared {
     }
 }
 
-/// Spins until `is_done`; gives the core away when that takes long, since the thread waited for may
-/// need it.
+/// Spins until `is_done`; yields the core when that takes long, since the thread it waits for may need it.
 fn wait_for(is_done: impl Fn() -> bool) {
-    let mut turns = 0u32;
+    let mut n_spins = 0u32;
     while !is_done() {
-        turns = turns.saturating_add(1);
-        if turns > 1 << 12 {
+        n_spins = n_spins.saturating_add(1);
+        if n_spins > 1 << 12 {
             thread::yield_now();
         } else {
             std::hint::spin_loop();
@@ -329,14 +332,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_piece_is_done_once() {
+    fn every_item_is_claimed_once() {
         for (n, at_once) in [(0, 1), (1, 1), (5, 3), (1000, 7), (1000, 1), (3, 100)] {
             let done: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             run(|team| {
-                for pieces in team.claim_chunks(n, at_once) {
-                    assert!(pieces.len() <= at_once);
-                    pieces.for_each(|piece| {
-                        done[piece].fetch_add(1, Ordering::Relaxed);
+                for items in team.claim_chunks(n, at_once) {
+                    assert!(items.len() <= at_once);
+                    items.for_each(|item| {
+                        done[item].fetch_add(1, Ordering::Relaxed);
                     });
                 }
             });
@@ -345,14 +348,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_time_does_what_another_has_not_begun() {
+    fn idle_threads_steal_from_a_slow_one() {
         let slow = AtomicUsize::new(usize::MAX);
         let done: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(usize::MAX)).collect();
         run(|team| {
-            for piece in team.claim_chunks(100, 1).flatten() {
-                done[piece].store(team.index(), Ordering::Relaxed);
-                // The first to come waits until the others have done all the rest.
-                if slow.compare_exchange(usize::MAX, piece, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            for item in team.claim_chunks(100, 1).flatten() {
+                done[item].store(team.index(), Ordering::Relaxed);
+                // The first thread waits until the others have done everything else.
+                if slow.compare_exchange(usize::MAX, item, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                     wait_for(|| {
                         let n_left =
                             done.iter().filter(|by| by.load(Ordering::Relaxed) == usize::MAX).count();
@@ -365,20 +368,20 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_sees_what_the_one_before_it_has_done() {
+    fn a_stage_sees_the_results_of_the_stage_before_it() {
         const N: usize = 64;
         for _ in 0..1000 {
             let stages: [[AtomicUsize; N]; MAX_STAGES] =
                 [const { [const { AtomicUsize::new(0) }; N] }; MAX_STAGES];
             run(|team| {
                 for (stage, numbers) in stages.iter().enumerate() {
-                    for piece in team.claim_chunks(N, 3).flatten() {
+                    for item in team.claim_chunks(N, 3).flatten() {
                         let last = if stage > 0 {
-                            stages[stage - 1][N - 1 - piece].load(Ordering::Relaxed)
+                            stages[stage - 1][N - 1 - item].load(Ordering::Relaxed)
                         } else {
                             0
                         };
-                        numbers[piece].fetch_add(last + 1, Ordering::Relaxed);
+                        numbers[item].fetch_add(last + 1, Ordering::Relaxed);
                     }
                     if stage + 1 < MAX_STAGES {
                         team.barrier();
@@ -392,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_sleep_are_woken() {
+    fn sleeping_threads_are_woken() {
         for _ in 0..5 {
             thread::sleep(3 * SPIN);
             let n = AtomicUsize::new(0);
@@ -404,10 +407,10 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_processors_are_read() {
-        assert_eq!(processors("0-2,5\n"), Some(vec![0, 1, 2, 5]));
-        assert_eq!(processors("7"), Some(vec![7]));
-        assert_eq!(processors("none"), None);
+    fn cpu_lists_are_parsed() {
+        assert_eq!(parse_cpu_list("0-2,5\n"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(parse_cpu_list("7"), Some(vec![7]));
+        assert_eq!(parse_cpu_list("none"), None);
     }
 
     #[test]
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_thread_that_has_panicked() {
+    fn no_thread_waits_for_one_that_has_panicked() {
         let caught = catch_unwind(|| {
             run(|team| {
                 assert!(team.index() != 0, "on purpose");

@@ -1,11 +1,11 @@
-//! Weights that are floats.
+//! Formats of floating-point weights.
 
 use half::{bf16, f16};
 
 use super::super::layout::{PANEL_ROWS, TILE_DWORDS};
 use super::packing::Packing;
 
-/// A block of one float for each row.
+/// A format whose blocks are one float for each row.
 macro_rules! float_format {
     ($name:ident, $about:literal, $bytes:literal, $read:expr) => {
         #[doc = $about]
@@ -20,7 +20,7 @@ macro_rules! float_format {
                 packed[$bytes * row..$bytes * (row + 1)].copy_from_slice(source);
             }
 
-            fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+            fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
                 if let Some(&bytes) = packed[$bytes * row..].first_chunk::<$bytes>() {
                     weights[0] = $read(bytes);
                 }
@@ -33,7 +33,7 @@ float_format!(F32, "float32", 4, f32::from_le_bytes);
 float_format!(F16, "Half precision.", 2, |bytes| f16::from_le_bytes(bytes).to_f32());
 float_format!(Bf16, "bfloat16", 2, |bytes| bf16::from_le_bytes(bytes).to_f32());
 
-/// float32 rounded to bfloat16, in units of two neighbours of a row; multiplied with rows of such units.
+/// float32 rounded to bfloat16, in dwords of two neighbors of a row, for float GEMM with such dwords.
 pub struct Bf16Pairs;
 
 impl Packing for Bf16Pairs {
@@ -50,7 +50,7 @@ impl Packing for Bf16Pairs {
         }
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         for (packed, weights) in packed.chunks_exact(4 * PANEL_ROWS).zip(weights.chunks_exact_mut(2)) {
             let pair = &packed[4 * row..4 * row + 4];
             weights[0] = bf16::from_le_bytes([pair[0], pair[1]]).to_f32();

@@ -1,19 +1,20 @@
-//! GGUF's K formats, whose blocks are 256 weights.
+//! GGUF's k-quants, with blocks of 256 weights.
 
-#![allow(unsafe_op_in_unsafe_fn)] // What its callers promise is what every operation here asks for.
+#![allow(unsafe_op_in_unsafe_fn)] // Every operation reads the block that the caller has checked.
 
 use super::super::layout::{GROUP_LEN, PANEL_ROWS};
 use super::super::simd::Simd;
 use super::packing::*;
 
-/// Inner elements of a block of the K formats, and groups in it.
+/// Inner elements of a block.
 const K_LEN: usize = 256;
+/// Groups of a block.
 const K_GROUPS: usize = K_LEN / GROUP_LEN;
 
-/// Q4_K: 4 bits; for 256 weights two factors in half precision, which multiply a scale and a minimum
-/// of 6 bits for each 32.
+/// Q4_K: 4 bits; for 256 weights two factors in half precision, which multiply a 6-bit scale and a 6-bit
+/// minimum for each 32.
 ///
-/// A packed block is both factors of sixteen rows, then for each group the codes, the scales and the
+/// A packed block holds both factors of sixteen rows, then for each group the codes, the scales and the
 /// minimums.
 pub struct Q4K;
 
@@ -21,12 +22,12 @@ impl Q4K {
     const FACTORS: usize = 4 * PANEL_ROWS;
     const GROUP_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
 
-    /// Where a group begins.
+    /// The offset of a group.
     const fn group(idx: usize) -> usize {
         Self::FACTORS + idx * Self::GROUP_BYTES
     }
 
-    /// Scale and minimum of a group, out of 12 bytes for all eight.
+    /// The scale and the minimum of a group, from the 12 bytes that hold those of all eight.
     pub fn scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
         if group < 4 {
             (bytes[group] & 63, bytes[group + 4] & 63)
@@ -50,7 +51,7 @@ impl Packing for Q4K {
             // Two groups share 32 bytes.
             let codes = &source[16 + group / 2 * GROUP_LEN..][..GROUP_LEN];
             for (i, byte) in codes.iter().enumerate() {
-                put_low(packed, row, i, byte >> (4 * (group % 2)) & 0xF);
+                put_low_bits(packed, row, i, byte >> (4 * (group % 2)) & 0xF);
             }
             let (scale, min) = Self::scale_and_min(&source[4..16], group);
             packed[LOW_BYTES + row] = scale;
@@ -58,14 +59,14 @@ impl Packing for Q4K {
         }
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let (factors, groups) = packed.split_at(Self::FACTORS);
         let groups = groups.chunks_exact(Self::GROUP_BYTES);
         for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
             let scale = half(factors, row) * f32::from(packed[LOW_BYTES + row]);
             let min = half(&factors[2 * PANEL_ROWS..], row) * f32::from(packed[LOW_BYTES + PANEL_ROWS + row]);
             for (i, weight) in weights.iter_mut().enumerate() {
-                *weight = scale * f32::from(low(packed, row, i)) - min;
+                *weight = scale * f32::from(low_bits(packed, row, i)) - min;
             }
         }
     }
@@ -96,11 +97,10 @@ impl Quantized for Q4K {
     }
 }
 
-/// Q6_K: 6 bits, zero is 32; for 256 weights a factor in half precision, which multiplies a scale of 8
-/// bits for each 16.
+/// Q6_K: 6 bits, zero is 32; for 256 weights a factor in half precision, which multiplies an 8-bit scale for
+/// each 16.
 ///
-/// A packed block is the factors of sixteen rows, then for each group the codes and two times the
-/// scales.
+/// A packed block holds the factors of sixteen rows, then for each group the codes and twice the scales.
 pub struct Q6K;
 
 impl Q6K {
@@ -108,7 +108,7 @@ impl Q6K {
     const GROUP_BYTES: usize = LOW_BYTES + HIGH_BYTES + 2 * PANEL_ROWS;
     const SCALES: usize = LOW_BYTES + HIGH_BYTES;
 
-    /// Where a group begins.
+    /// The offset of a group.
     const fn group(idx: usize) -> usize {
         Self::FACTORS + idx * Self::GROUP_BYTES
     }
@@ -131,8 +131,8 @@ impl Packing for Q6K {
             for i in 0..GROUP_LEN {
                 let low = low[64 * quarter + 32 * (of_four % 2) + i] >> (4 * (of_four / 2)) & 0xF;
                 let high = high[32 * quarter + i] >> (2 * of_four) & 0b11;
-                put_low(packed, row, i, low);
-                put_high(&mut packed[LOW_BYTES..], row, i, high << 4);
+                put_low_bits(packed, row, i, low);
+                put_high_bits(&mut packed[LOW_BYTES..], row, i, high << 4);
             }
             for half in 0..2 {
                 packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
@@ -140,7 +140,7 @@ impl Packing for Q6K {
         }
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let (factors, groups) = packed.split_at(Self::FACTORS);
         let groups = groups.chunks_exact(Self::GROUP_BYTES);
         for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
@@ -176,12 +176,11 @@ impl Quantized for Q6K {
     }
 }
 
-/// For the K formats that have no own: up to 6 bits; for 256 weights two factors in half precision,
-/// which multiply a scale and a minimum of 8 bits, both signed, for each 16.
+/// The common form of the k-quants without a layout of their own: up to 6 bits; for 256 weights two factors in
+/// half precision, which multiply a signed 8-bit scale and minimum for each 16.
 ///
-/// The source is a byte for each of 256 codes, 16 scales, 16 minimums, the factors of scales and
-/// minimums. A packed block is the factors of sixteen rows, then for each group the codes, two times
-/// the scales and two times the minimums.
+/// A source block is 256 codes of one byte, 16 scales, 16 minimums and the factors of both. A packed block
+/// holds the factors of sixteen rows, then for each group the codes, twice the scales and twice the minimums.
 pub struct K6Generic;
 
 impl K6Generic {
@@ -190,7 +189,7 @@ impl K6Generic {
     const MINS: usize = Self::SCALES + 2 * PANEL_ROWS;
     const GROUP_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
 
-    /// Where a group begins.
+    /// The offset of a group.
     const fn group(idx: usize) -> usize {
         Self::FACTORS + idx * Self::GROUP_BYTES
     }
@@ -210,8 +209,8 @@ impl Packing for K6Generic {
         put_half(&mut factors[2 * PANEL_ROWS..], row, &source_factors[2..]);
         for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
             for (i, &code) in codes[group * GROUP_LEN..][..GROUP_LEN].iter().enumerate() {
-                put_low(packed, row, i, code);
-                put_high(&mut packed[LOW_BYTES..], row, i, code);
+                put_low_bits(packed, row, i, code);
+                put_high_bits(&mut packed[LOW_BYTES..], row, i, code);
             }
             for half in 0..2 {
                 packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
@@ -220,7 +219,7 @@ impl Packing for K6Generic {
         }
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let (factors, groups) = packed.split_at(Self::FACTORS);
         let (scale_factor, min_factor) = (half(factors, row), half(&factors[2 * PANEL_ROWS..], row));
         let groups = groups.chunks_exact(Self::GROUP_BYTES);

@@ -1,6 +1,6 @@
-//! GGUF's quantized formats whose blocks are 32 weights.
+//! GGUF's legacy quantization formats, with blocks of 32 weights.
 
-#![allow(unsafe_op_in_unsafe_fn)] // What its callers promise is what every operation here asks for.
+#![allow(unsafe_op_in_unsafe_fn)] // Every operation reads the block that the caller has checked.
 
 use super::super::layout::{GROUP_LEN, PANEL_ROWS};
 use super::super::simd::Simd;
@@ -19,10 +19,10 @@ impl Packing for Q4_0 {
         put_half(&mut packed[LOW_BYTES..], row, source);
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let scale = half(&packed[LOW_BYTES..], row);
         for (i, weight) in weights.iter_mut().enumerate() {
-            *weight = scale * (f32::from(low(packed, row, i)) - 8.0);
+            *weight = scale * (f32::from(low_bits(packed, row, i)) - 8.0);
         }
     }
 }
@@ -48,11 +48,11 @@ impl Quantized for Q4_0 {
     }
 }
 
-/// The codes of a block of Q4_0 or Q4_1: first halves in the low, second in the high bits.
+/// Packs the 4-bit codes of a block: the first half is in the low bits of the bytes, the second in the high bits.
 fn pack_nibbles(nibbles: &[u8], row: usize, packed: &mut [u8]) {
     for (i, &byte) in nibbles.iter().enumerate() {
-        put_low(packed, row, i, byte & 0xF);
-        put_low(packed, row, i + GROUP_LEN / 2, byte >> 4);
+        put_low_bits(packed, row, i, byte & 0xF);
+        put_low_bits(packed, row, i + GROUP_LEN / 2, byte >> 4);
     }
 }
 
@@ -70,11 +70,11 @@ impl Packing for Q4_1 {
         put_half(&mut packed[LOW_BYTES + 2 * PANEL_ROWS..], row, &source[2..]);
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let scale = half(&packed[LOW_BYTES..], row);
         let min = half(&packed[LOW_BYTES + 2 * PANEL_ROWS..], row);
         for (i, weight) in weights.iter_mut().enumerate() {
-            *weight = scale * f32::from(low(packed, row, i)) + min;
+            *weight = scale * f32::from(low_bits(packed, row, i)) + min;
         }
     }
 }
@@ -102,7 +102,7 @@ impl Quantized for Q4_1 {
     }
 }
 
-/// Q5_1: 5 bits, of which the kernels hold six, a scale and a minimum in half precision for 32 weights.
+/// Q5_1: 5 bits, packed as six; a scale and a minimum in half precision for 32 weights.
 pub struct Q5_1;
 
 impl Q5_1 {
@@ -119,13 +119,13 @@ impl Packing for Q5_1 {
         pack_nibbles(&source[8..], row, packed);
         for i in 0..GROUP_LEN {
             let fifth = source[4 + i / 8] >> (i % 8) & 1;
-            put_high(&mut packed[LOW_BYTES..], row, i, fifth << 4);
+            put_high_bits(&mut packed[LOW_BYTES..], row, i, fifth << 4);
         }
         put_half(&mut packed[Self::SCALES..], row, source);
         put_half(&mut packed[Self::MINS..], row, &source[2..]);
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let (scale, min) = (half(&packed[Self::SCALES..], row), half(&packed[Self::MINS..], row));
         for (i, weight) in weights.iter_mut().enumerate() {
             *weight = scale * f32::from(six_bits(packed, row, i)) + min;
@@ -159,6 +159,7 @@ impl Quantized for Q5_1 {
 /// Q8_0: 8 bits, zero is 128, a scale in half precision for 32 weights.
 pub struct Q8_0;
 
+/// Bytes of the codes of a group of a panel.
 const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
 
 impl Packing for Q8_0 {
@@ -174,7 +175,7 @@ impl Packing for Q8_0 {
         put_half(&mut packed[BYTE_CODES..], row, source);
     }
 
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]) {
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let scale = half(&packed[BYTE_CODES..], row);
         for (i, weight) in weights.iter_mut().enumerate() {
             *weight = scale * (f32::from(packed[code_position(row, i)]) - 128.0);

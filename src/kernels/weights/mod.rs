@@ -13,14 +13,14 @@ use rayon::prelude::*;
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
 pub(super) use self::k_quants::{K6Generic, Q4K, Q6K};
 pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
-pub(super) use self::packing::{Packing, Quantized, fetch};
+pub(super) use self::packing::{Packing, Quantized, prefetch_ahead};
 use super::isa::Isa;
 use super::layout::{CodeWidth, GROUP_LEN, K_CHUNK_GROUPS, PANEL_ROWS, UnpackedPanel};
 use super::memory::HugePageBuf;
 use super::simd::{Kernel, Simd, dispatch};
 use crate::error::{Error, Result};
 
-/// How the weights of a matrix are stored. All but the last two are GGUF's types of these names.
+/// The storage format of a matrix's weights: GGUF's types of these names, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     F32,
@@ -32,14 +32,14 @@ pub enum WeightFormat {
     Q8_0,
     Q4K,
     Q6K,
-    /// Up to 6 bits: what other K formats are turned into. A source block is 256 codes of a byte, 16
-    /// scales and 16 minimums of a signed byte, and a factor in half precision for each of the two.
+    /// Up to 6 bits: the common form of the other k-quants. A source block is 256 codes of one byte, 16 scales
+    /// and 16 minimums of a signed byte, and a factor in half precision for each of the two.
     K6Generic,
-    /// float32 rounded to bfloat16, for rows of activations that are rounded as well.
+    /// float32 rounded to bfloat16, for activations that are rounded as well.
     Bf16Pairs,
 }
 
-/// Calls `$then` with `$F` standing for the [`Quantized`] format of a [`WeightFormat`], if it is of codes.
+/// Evaluates `$then` with `$F` as the [`Quantized`] type of a [`WeightFormat`] that is quantized.
 macro_rules! with_quantized_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
@@ -72,13 +72,13 @@ macro_rules! with_quantized_format {
                 $then
             }
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Bf16Pairs => {
-                unreachable!("a format of codes")
+                unreachable!("the format is quantized")
             }
         }
     };
 }
 
-/// Calls `$then` with `$F` standing for the [`Format`] of a [`WeightFormat`] that is multiplied as it is read.
+/// Evaluates `$then` with `$F` as the type of a [`WeightFormat`] that has a GEMV.
 macro_rules! with_format {
     ($format:expr, $F:ident => $then:expr) => {
         match $format {
@@ -101,7 +101,7 @@ macro_rules! with_format {
 
 pub(super) use {with_format, with_quantized_format};
 
-/// Calls `$then` with `$P` standing for the [`Packing`] of a [`WeightFormat`].
+/// Evaluates `$then` with `$P` as the [`Packing`] of a [`WeightFormat`].
 macro_rules! with_packing {
     ($format:expr, $P:ident => $then:expr) => {
         match $format {
@@ -120,12 +120,12 @@ impl WeightFormat {
         with_packing!(self, F => F::BLOCK_LEN)
     }
 
-    /// Bytes of a block of one row where it comes from.
+    /// Bytes of a block of one row in the source.
     pub fn source_bytes(self) -> usize {
         with_packing!(self, F => F::SOURCE_BYTES)
     }
 
-    /// Whether activations are multiplied as whole numbers.
+    /// Whether weights are codes, which are multiplied with quantized activations.
     pub fn is_quantized(self) -> bool {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Bf16Pairs)
     }
@@ -141,7 +141,7 @@ impl WeightFormat {
     }
 }
 
-/// A matrix `[n_out, n_in]` in panels.
+/// A weight matrix `[n_out, n_in]`, packed in panels.
 #[derive(Debug)]
 pub struct PackedMatrix {
     format: WeightFormat,
@@ -151,7 +151,7 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Packs `n_out` rows of `n_in` weights; `row` gives the blocks of each.
+    /// Packs `n_out` rows of `n_in` weights; `row` returns the source blocks of a row.
     ///
     /// # Errors
     /// When rows are not whole blocks.
@@ -163,7 +163,7 @@ impl PackedMatrix {
     ) -> Result<Self> {
         if n_in == 0 || !n_in.is_multiple_of(format.block_len()) {
             return Err(Error::model(format!(
-                "its rows of {n_in} numbers are not whole blocks of {}",
+                "its rows of {n_in} numbers are not a multiple of the block length {}",
                 format.block_len()
             )));
         }
@@ -183,38 +183,42 @@ impl PackedMatrix {
         Ok(Self { format, n_out, n_in, panels })
     }
 
-    /// Scale and minimum of a group of a block of Q4_K or Q5_K, out of its 12 bytes for all eight.
+    /// The scale and the minimum of a group of a Q4_K or Q5_K block, from the 12 bytes for all eight groups.
     pub fn q4_k_scale_and_min(bytes: &[u8], group: usize) -> (u8, u8) {
         Q4K::scale_and_min(bytes, group)
     }
 
+    /// The storage format.
     pub fn format(&self) -> WeightFormat {
         self.format
     }
 
+    /// The number of rows.
     pub fn n_out(&self) -> usize {
         self.n_out
     }
 
+    /// The length of a row.
     pub fn n_in(&self) -> usize {
         self.n_in
     }
 
-    /// Bytes it takes, and a product reads.
+    /// Bytes of the packed weights, all of which a product reads.
     pub fn n_bytes(&self) -> usize {
         self.panels.len()
     }
 
-    /// Inner elements that share a scale, if the format is of codes.
-    pub(super) fn n_scaled(&self) -> usize {
+    /// Inner elements that share a scale, in a quantized format.
+    pub(super) fn scale_len(&self) -> usize {
         with_quantized_format!(self.format, Q => GROUP_LEN / Q::SCALES_PER_GROUP)
     }
 
+    /// The number of panels.
     pub(super) fn n_panels(&self) -> usize {
         self.n_out.div_ceil(PANEL_ROWS)
     }
 
-    /// Where a panel begins.
+    /// The address of a panel.
     pub(super) fn panel_start(&self, panel: usize) -> *const u8 {
         self.panels[panel * self.panel_bytes()..].as_ptr()
     }
@@ -223,80 +227,82 @@ impl PackedMatrix {
         self.n_in / self.format.block_len() * self.format.packed_bytes()
     }
 
-    /// Writes row `idx` as float32.
+    /// Dequantizes row `idx` to float32.
     ///
     /// # Panics
-    /// When there is no such row, or `weights` is not of a row's length.
-    pub fn unpack_row(&self, idx: usize, weights: &mut [f32]) {
+    /// When there is no such row, or `weights` is not as long as a row.
+    pub fn dequantize_row(&self, idx: usize, weights: &mut [f32]) {
         assert!(idx < self.n_out && weights.len() == self.n_in, "row {idx} of {}", self.n_out);
         let panel = &self.panels[idx / PANEL_ROWS * self.panel_bytes()..][..self.panel_bytes()];
         with_packing!(self.format, F => {
             let blocks = panel.chunks_exact(F::PACKED_BYTES);
             for (packed, weights) in blocks.zip(weights.chunks_exact_mut(F::BLOCK_LEN)) {
-                F::unpack(packed, idx % PANEL_ROWS, weights);
+                F::dequantize(packed, idx % PANEL_ROWS, weights);
             }
         });
     }
 
-    /// The units of a panel: pairs of bfloat16, or float32.
+    /// The dwords of a panel: pairs of bfloat16, or float32.
     ///
     /// # Panics
-    /// When there is no such panel, or its numbers are others.
-    pub(super) fn panel_units(&self, panel: usize, in_bf16: bool) -> &[u8] {
+    /// When there is no such panel, or its format is another.
+    pub(super) fn panel_dwords(&self, panel: usize, in_bf16: bool) -> &[u8] {
         let expected = if in_bf16 { WeightFormat::Bf16Pairs } else { WeightFormat::F32 };
         assert!(panel < self.n_panels() && self.format == expected);
         &self.panels[panel * self.panel_bytes()..][..self.panel_bytes()]
     }
 
-    /// Expands groups of a panel into the beginning of `expanded`.
+    /// Unpacks groups of a panel into the beginning of `unpacked`.
     ///
     /// # Panics
-    /// When panel or groups are not there, there are too many, or the format is not of codes.
-    pub(super) fn expand(
+    /// When the panel or a group does not exist, there are more groups than `unpacked` has room for, or the
+    /// format is not quantized.
+    pub(super) fn unpack_panel(
         &self,
         isa: Isa,
         panel: usize,
         groups: Range<usize>,
         width: CodeWidth,
-        expanded: &mut UnpackedPanel,
+        unpacked: &mut UnpackedPanel,
     ) {
         assert!(panel < self.n_panels() && groups.end <= self.n_in / GROUP_LEN);
         assert!(groups.len() <= K_CHUNK_GROUPS);
         let panel = self.panels[panel * self.panel_bytes()..].as_ptr();
         with_quantized_format!(self.format, Q => {
-            expanded.scales_per_group = Q::SCALES_PER_GROUP;
-            expanded.has_mins = Q::HAS_MINS;
-            let kernel = Expand::<Q> { panel, groups, width, expanded, format: PhantomData };
+            unpacked.scales_per_group = Q::SCALES_PER_GROUP;
+            unpacked.has_mins = Q::HAS_MINS;
+            let kernel = UnpackKernel::<Q> { panel, groups, width, unpacked, format: PhantomData };
             dispatch(isa, kernel)
         });
     }
 }
 
-struct Expand<'a, Q> {
+/// Unpacks groups of the panel at an address, all of which [`PackedMatrix::unpack_panel`] has checked.
+struct UnpackKernel<'a, Q> {
     panel: *const u8,
     groups: Range<usize>,
     width: CodeWidth,
-    expanded: &'a mut UnpackedPanel,
+    unpacked: &'a mut UnpackedPanel,
     format: PhantomData<Q>,
 }
 
-impl<Q: Quantized> Kernel for Expand<'_, Q> {
+impl<Q: Quantized> Kernel for UnpackKernel<'_, Q> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { panel, groups, width, expanded, .. } = self;
+        let Self { panel, groups, width, unpacked, .. } = self;
         let n_groups = Q::BLOCK_LEN / GROUP_LEN;
         for (idx, group) in groups.enumerate() {
             let at = idx * Q::SCALES_PER_GROUP;
-            let codes = &mut expanded.codes[idx * width.group_bytes()..][..width.group_bytes()];
-            let scales = &mut expanded.scales[at..at + Q::SCALES_PER_GROUP];
-            let mins = &mut expanded.mins[at..at + Q::SCALES_PER_GROUP];
-            // SAFETY: the caller's promise; the slices have room for a group.
+            let codes = &mut unpacked.codes[idx * width.group_bytes()..][..width.group_bytes()];
+            let scales = &mut unpacked.scales[at..at + Q::SCALES_PER_GROUP];
+            let mins = &mut unpacked.mins[at..at + Q::SCALES_PER_GROUP];
+            // SAFETY: the panel has these groups, as `unpack_panel` asserts; the slices have room for a group.
             unsafe {
                 let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
-                packing::fetch::<S, Q>(simd, packed, group % n_groups, n_groups);
-                packing::expand::<S, Q>(
+                prefetch_ahead::<S, Q>(simd, packed, group % n_groups, n_groups);
+                packing::unpack_group::<S, Q>(
                     simd,
                     packed,
                     group % n_groups,

@@ -1,50 +1,49 @@
-//! How weights are stored for the kernels.
+//! The packed layout of weights.
 //!
-//! A matrix is cut into panels of sixteen rows, a panel along its inner dimension into blocks. A
-//! block holds what the sixteen rows have there side by side, so that a kernel reads a panel from
-//! its first byte to its last, whether it multiplies one row of activations or many.
+//! A matrix is cut into panels of sixteen rows, and a panel along its inner dimension into blocks. A block
+//! holds the weights of all sixteen rows side by side, so that a kernel reads a panel from its first byte to
+//! its last, whether it multiplies one row of activations (GEMV) or many (GEMM).
 //!
-//! The 4-, 6- and 8-bit formats hold the codes of GGUF's blocks unchanged: a weight is its code
-//! times a scale plus a minimum, both shared by a few weights of a row. Codes are multiplied as
-//! integers with activations of 16 bits, whose scale 32 of them share; only what leaves such a
-//! group of 32 is rounded to float32.
+//! The 4-, 6- and 8-bit formats keep the codes of GGUF's blocks: a weight is its code times a scale plus a
+//! minimum, both shared by a few weights of a row. Codes are multiplied as integers with 16-bit activations,
+//! 32 of which share a scale; only the sum of such a group is rounded to float32.
 
-#![allow(unsafe_op_in_unsafe_fn)] // What its callers promise is what every operation here asks for.
+#![allow(unsafe_op_in_unsafe_fn)] // Every operation reads the block that the caller has checked.
 
 use half::f16;
 
 use super::super::layout::{CodeWidth, GROUP_LEN, PANEL_ROWS};
 use super::super::simd::{QUAD_LEN, Simd};
 
-/// How weights are laid out in blocks.
+/// A format's layout in blocks.
 pub trait Packing {
     /// Inner elements of a block.
     const BLOCK_LEN: usize;
-    /// Bytes that a block of one row takes where it comes from.
+    /// Bytes of a block of one row in the source.
     const SOURCE_BYTES: usize;
     /// Bytes of a block of a panel.
     const PACKED_BYTES: usize;
 
-    /// Puts a block of row `row` of the panel into its places.
+    /// Packs a source block of row `row` (0 to 15) into a block of the panel.
     fn pack(source: &[u8], row: usize, packed: &mut [u8]);
 
-    /// The weights of row `row`.
-    fn unpack(packed: &[u8], row: usize, weights: &mut [f32]);
+    /// Dequantizes the weights of row `row` of a block.
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]);
 }
 
-/// Weights that are codes: a weight is its code, less that of zero, times a scale, plus a
-/// minimum where there is one.
+/// A quantized format: a weight is `(code - ZERO) * scale`, plus a minimum if the format has them.
 ///
 /// # Safety
-/// Of all unsafe functions: as [`Simd`], and `packed` points to a block.
+/// Of all unsafe functions: `packed` points to a whole block of the format.
 pub trait Quantized: Packing {
     /// The code of zero.
     const ZERO: i32 = 0;
-    /// Scales, and minimums, that a group has of each row: one, or one for each half.
+    /// Scales, and minimums, of each row of a group: one, or one for each half.
     const SCALES_PER_GROUP: usize = 1;
+    /// Whether weights have a minimum.
     const HAS_MINS: bool = true;
 
-    /// The codes of two quads: the first or second `pair` of a `half` of a group.
+    /// The codes of two quads: pair 0 or 1 of half 0 or 1 of a group.
     unsafe fn codes<S: Simd>(
         simd: S,
         packed: *const u8,
@@ -53,52 +52,50 @@ pub trait Quantized: Packing {
         pair: usize,
     ) -> [S::Codes; 2];
 
-    /// A scale of a group.
+    /// Scale `idx` of a group, of all rows.
     unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats;
 
-    /// A minimum of a group.
+    /// Minimum `idx` of a group, of all rows.
     unsafe fn min<S: Simd>(simd: S, _packed: *const u8, _group: usize, _idx: usize) -> S::Floats {
         simd.splat(0.0)
     }
 }
 
-/// How far ahead of its use a panel is fetched from memory.
-pub(super) const FETCH_BYTES: usize = 8192;
+/// How far ahead of its use a panel is prefetched, in bytes.
+const PREFETCH_BYTES: usize = 8192;
 
-/// Fetches the part of what follows a block that falls to one of its `n_groups`: a few lines at a time,
-/// since many at once keep other loads waiting.
-///
-/// # Safety
-/// As [`Simd`]. Past the end of the matrix there is nothing to fetch, which does no harm.
+/// Prefetches what follows a block, in as many parts as the block has groups: a few lines at a time, since
+/// many at once delay other loads. Prefetching past the end of the matrix does no harm.
 #[inline(always)]
-pub unsafe fn fetch<S: Simd, P: Packing>(simd: S, packed: *const u8, group: usize, n_groups: usize) {
+pub fn prefetch_ahead<S: Simd, P: Packing>(simd: S, packed: *const u8, group: usize, n_groups: usize) {
     let n_lines = P::PACKED_BYTES.div_ceil(64);
     for line in group * n_lines / n_groups..(group + 1) * n_lines / n_groups {
-        simd.prefetch_l2(packed.wrapping_add(FETCH_BYTES + 64 * line));
+        simd.prefetch_l2(packed.wrapping_add(PREFETCH_BYTES + 64 * line));
     }
 }
 
-/// Expands a group of a block; scales and minimums as numbers.
+/// Unpacks a group of a block: its codes to `width`, its scales and minimums to float32.
 ///
 /// # Safety
-/// As [`Quantized`]; there is room behind the pointers.
+/// `packed` points to a block; `codes` has room for [`CodeWidth::group_bytes`], `scales` and `mins` for
+/// [`Quantized::SCALES_PER_GROUP`] vectors.
 #[inline(always)]
-pub unsafe fn expand<S: Simd, Q: Quantized>(
+pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
     simd: S,
     packed: *const u8,
     group: usize,
     width: CodeWidth,
-    expanded: *mut u8,
+    codes: *mut u8,
     scales: *mut f32,
     mins: *mut f32,
 ) {
     for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for (quad, codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
-            let place = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
+        for (quad, quad_codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
+            let offset = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
             match width {
-                CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, expanded.add(place).cast()),
+                CodeWidth::Byte => simd.store_codes_i8(quad_codes, Q::ZERO as i8, codes.add(offset).cast()),
                 CodeWidth::Word => {
-                    simd.store_codes_i16(codes, Q::ZERO as i16, expanded.add(2 * place).cast())
+                    simd.store_codes_i16(quad_codes, Q::ZERO as i16, codes.add(2 * offset).cast())
                 }
             }
         }
@@ -111,58 +108,63 @@ pub unsafe fn expand<S: Simd, Q: Quantized>(
     }
 }
 
-/// Where the code of an inner element of a group stands among those of a panel with a byte each.
+/// The index of the code of inner element `i` of a group, among one-byte codes of a panel.
 pub(super) const fn code_position(row: usize, i: usize) -> usize {
     (i / QUAD_LEN) * 64 + row * QUAD_LEN + i % QUAD_LEN
 }
 
-/// Bytes of the low four bits of a group of a panel, and of the two bits above them.
+/// Bytes of the low four bits of a group of a panel.
 pub(super) const LOW_BYTES: usize = GROUP_LEN * PANEL_ROWS / 2;
+/// Bytes of the two bits above them.
 pub(super) const HIGH_BYTES: usize = GROUP_LEN * PANEL_ROWS / 4;
 
-/// Writes the low four bits of a group's code: quads 0 and 1 share 64 bytes, and so on.
-pub(super) fn put_low(packed: &mut [u8], row: usize, i: usize, code: u8) {
+/// Writes the low four bits of a code: quads 0 and 1 share 64 bytes, and so on.
+pub(super) fn put_low_bits(packed: &mut [u8], row: usize, i: usize, code: u8) {
     let position = code_position(row, i);
     let (pair, byte) = (position / 128, position % 64);
     packed[pair * 64 + byte] |= (code & 0xF) << (4 * (position / 64 % 2));
 }
 
-pub(super) fn low(packed: &[u8], row: usize, i: usize) -> u8 {
+/// Reads the low four bits of a code.
+pub(super) fn low_bits(packed: &[u8], row: usize, i: usize) -> u8 {
     let position = code_position(row, i);
     packed[position / 128 * 64 + position % 64] >> (4 * (position / 64 % 2)) & 0xF
 }
 
-/// Writes the fifth and sixth bit of a group's code: quads 0 to 3 share 64 bytes, and so on.
-pub(super) fn put_high(packed: &mut [u8], row: usize, i: usize, code: u8) {
+/// Writes the fifth and sixth bit of a code: quads 0 to 3 share 64 bytes, and so on.
+pub(super) fn put_high_bits(packed: &mut [u8], row: usize, i: usize, code: u8) {
     let position = code_position(row, i);
     packed[position / 256 * 64 + position % 64] |= (code >> 4) << (2 * (position / 64 % 4));
 }
 
-pub(super) fn high(packed: &[u8], row: usize, i: usize) -> u8 {
+/// Reads the fifth and sixth bit of a code.
+pub(super) fn high_bits(packed: &[u8], row: usize, i: usize) -> u8 {
     let position = code_position(row, i);
     (packed[position / 256 * 64 + position % 64] >> (2 * (position / 64 % 4)) & 0b11) << 4
 }
 
-/// A code whose low and high bits stand one behind the other.
+/// Reads a code whose high bits follow the low bits of the group.
 pub(super) fn six_bits(packed: &[u8], row: usize, i: usize) -> u8 {
-    low(packed, row, i) | high(&packed[LOW_BYTES..], row, i)
+    low_bits(packed, row, i) | high_bits(&packed[LOW_BYTES..], row, i)
 }
 
+/// Writes a half-precision number of a row.
 pub(super) fn put_half(packed: &mut [u8], row: usize, bytes: &[u8]) {
     packed[2 * row..2 * row + 2].copy_from_slice(&bytes[..2]);
 }
 
+/// Reads a half-precision number of a row.
 pub(super) fn half(packed: &[u8], row: usize) -> f32 {
     f16::from_le_bytes([packed[2 * row], packed[2 * row + 1]]).to_f32()
 }
 
-/// Two quads of four bits each: the first or second pair of a half of a group.
+/// Loads two quads of 4-bit codes: pair 0 or 1 of half 0 or 1 of a group.
 #[inline(always)]
 pub(super) unsafe fn codes_4<S: Simd>(simd: S, low: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
     simd.load_codes_4(low.add(128 * half + 64 * pair))
 }
 
-/// The same with two bits more.
+/// Loads two quads of 6-bit codes.
 #[inline(always)]
 pub(super) unsafe fn codes_6<S: Simd>(
     simd: S,
@@ -180,13 +182,14 @@ pub(super) unsafe fn codes_6<S: Simd>(
     }
 }
 
+/// Loads two quads of one-byte codes.
 #[inline(always)]
 pub(super) unsafe fn codes_8<S: Simd>(simd: S, codes: *const u8, half: usize, pair: usize) -> [S::Codes; 2] {
     let codes = codes.add(256 * half + 128 * pair);
     [simd.load_codes_8(codes), simd.load_codes_8(codes.add(64))]
 }
 
-/// Sixteen scales or minimums: signed bytes at one place of a block times their factors at another.
+/// Loads sixteen scales or minimums: signed bytes at offset `at` of a block times factors at another offset.
 #[inline(always)]
 pub(super) unsafe fn scale_i8<S: Simd>(
     simd: S,

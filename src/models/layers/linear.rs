@@ -52,7 +52,7 @@ impl Weight {
                     if row as usize >= matrix.n_out() {
                         return Err(Error::internal(format!("row {row} of a matrix of {}", matrix.n_out())));
                     }
-                    matrix.unpack_row(row as usize, values);
+                    matrix.dequantize_row(row as usize, values);
                 }
                 Ok(Tensor::from_vec(values, (rows.len(), n_in), &Device::Cpu)?)
             }

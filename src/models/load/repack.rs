@@ -202,7 +202,7 @@ mod tests {
                 let repacked = repack(tensor_type, &bytes, &rows, n_in, false).unwrap();
                 let mut found = vec![0.0; n_in];
                 for idx in 0..rows.n_selected() {
-                    repacked.unpack_row(idx, &mut found);
+                    repacked.dequantize_row(idx, &mut found);
                     let expected = &dequantized[rows.stored_row(idx) * n_in..][..n_in];
                     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                         let bound = tolerance * expected.abs().max(1.0);
