@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::inference::{GenerationRequest, SamplingParams};
-use crate::openai::chat::{ChatCompletionRequest, OneOrMany};
+use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
-use crate::openai::generation_options::GenerationOptions;
+use crate::openai::generation_options::{GenerationOptions, OneOrMany};
 
 /// Maximum of `n` and `best_of`.
 pub const MAX_CHOICES: u64 = 8;

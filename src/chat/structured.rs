@@ -4,8 +4,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::inference::Grammar;
-use crate::openai::chat::ResponseFormatKind;
-use crate::openai::generation_options::GenerationOptions;
+use crate::openai::generation_options::{GenerationOptions, ResponseFormatKind};
 
 /// A grammar that the response must match.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::generation_options::GenerationOptions;
+use super::generation_options::{GenerationOptions, object_or_null};
 use crate::error::Result;
 
 /// The honored part of a request; [`super::params`] decides about the rest.
@@ -52,11 +52,6 @@ impl ChatCompletionRequest {
         let options = GenerationOptions::from_body(&body)?;
         Ok(Self { options, ..super::from_value(body)? })
     }
-}
-
-/// The schema of a JSON schema.
-fn object_or_null(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": ["object", "null"]})
 }
 
 /// The schema of a field that is always refused.
@@ -198,47 +193,6 @@ pub struct FunctionCall {
     pub arguments: String,
 }
 
-/// The form that the response must have.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-pub struct ResponseFormat {
-    /// Text, any JSON object, or JSON of a given schema.
-    #[serde(rename = "type")]
-    pub kind: ResponseFormatKind,
-    /// The schema; required if `type` is `json_schema`.
-    #[serde(default)]
-    pub json_schema: Option<JsonSchemaFormat>,
-}
-
-/// Text, any JSON object, or JSON of a given schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ResponseFormatKind {
-    /// Any text.
-    Text,
-    /// Any JSON object.
-    JsonObject,
-    /// JSON that matches a schema.
-    JsonSchema,
-}
-
-/// A named JSON schema that the response must match.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-pub struct JsonSchemaFormat {
-    /// Name of 1 to 64 letters, digits, `_` or `-`.
-    #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-zA-Z0-9_-]+$"))]
-    pub name: String,
-    /// Description of the schema's purpose.
-    #[serde(default)]
-    pub description: Option<String>,
-    /// The JSON schema; any object if left out.
-    #[serde(default)]
-    #[schemars(schema_with = "object_or_null")]
-    pub schema: Option<Value>,
-    /// Accepted for compatibility; the schema is always enforced.
-    #[serde(default)]
-    pub strict: Option<bool>,
-}
-
 /// How much a model reasons before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -355,24 +309,6 @@ pub struct ContentPart {
 /// The schema of a part whose text is stored under the name of its type.
 fn part_schema(kind: &str) -> Value {
     json!({"properties": {"type": {"const": kind}, kind: {"type": "string"}}, "required": ["type", kind]})
-}
-
-/// A string or an array of strings.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum OneOrMany {
-    /// A string.
-    One(String),
-    /// An array of strings.
-    Many(Vec<String>),
-}
-
-/// Options of a streamed response.
-#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(default)]
-pub struct StreamOptions {
-    /// Send one more chunk at the end with the token counts.
-    pub include_usage: Option<bool>,
 }
 
 /// A complete response.

@@ -6,7 +6,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::chat::{OneOrMany, ResponseFormat, StreamOptions};
 use crate::error::Result;
 
 /// Model, sampling, limits, constraints and streaming of a generation.
@@ -108,6 +107,70 @@ impl GenerationOptions {
     pub fn include_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
+}
+
+/// A string or an array of strings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+pub enum OneOrMany {
+    /// A string.
+    One(String),
+    /// An array of strings.
+    Many(Vec<String>),
+}
+
+/// Options of a streamed response.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct StreamOptions {
+    /// Send one more chunk at the end with the token counts.
+    pub include_usage: Option<bool>,
+}
+
+/// The form that the response must have.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+pub struct ResponseFormat {
+    /// Text, any JSON object, or JSON of a given schema.
+    #[serde(rename = "type")]
+    pub kind: ResponseFormatKind,
+    /// The schema; required if `type` is `json_schema`.
+    #[serde(default)]
+    pub json_schema: Option<JsonSchemaFormat>,
+}
+
+/// Text, any JSON object, or JSON of a given schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseFormatKind {
+    /// Any text.
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that matches a schema.
+    JsonSchema,
+}
+
+/// A named JSON schema that the response must match.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+pub struct JsonSchemaFormat {
+    /// Name of 1 to 64 letters, digits, `_` or `-`.
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-zA-Z0-9_-]+$"))]
+    pub name: String,
+    /// Description of the schema's purpose.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The JSON schema; any object if left out.
+    #[serde(default)]
+    #[schemars(schema_with = "object_or_null")]
+    pub schema: Option<Value>,
+    /// Accepted for compatibility; the schema is always enforced.
+    #[serde(default)]
+    pub strict: Option<bool>,
+}
+
+/// The schema of a JSON schema.
+pub(super) fn object_or_null(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": ["object", "null"]})
 }
 
 /// The schema of `stop`, with bounds that [`OneOrMany`] has only here.

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::chat::OneOrMany;
 use super::embeddings::InputUsage;
+use super::generation_options::OneOrMany;
 
 /// A query and the documents to rank by relevance to it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
 use crate::http::middleware::request_id::RequestId;
-use crate::openai::chat::OneOrMany;
 use crate::openai::embeddings::InputUsage;
+use crate::openai::generation_options::OneOrMany;
 use crate::openai::params;
 use crate::openai::rerank::{
     Document, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
