@@ -3,7 +3,7 @@
 
 mod imports;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,15 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("redb::", &["embeddings/cache/disk.rs"]),
     ("std::arch::", &["kernels/"]),
     ("unsafe {", &["kernels/", "models/load/mapped_file.rs", "main.rs"]),
+];
+
+/// Types that may share a name, since each pair stands for the same thing.
+const TWIN_TYPES: [&str; 3] = [
+    // In the engine and in OpenAI's API.
+    "FinishReason",
+    "TokenLogprob",
+    // On targets with and without AMX.
+    "TileConfig",
 ];
 
 fn layer_of(module: &str) -> Option<usize> {
@@ -150,6 +159,32 @@ fn files_form_no_circles() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// The types that `code` defines at the top of its file.
+fn defined_types(code: &str) -> impl Iterator<Item = &str> {
+    let name = |line: &str| -> Option<usize> {
+        let item = match line.strip_prefix("pub") {
+            Some(rest) => rest.split_once(' ')?.1,
+            None => line,
+        };
+        let (keyword, rest) = item.split_once(' ')?;
+        ["struct", "enum", "trait", "union"].contains(&keyword).then_some(line.len() - rest.len())
+    };
+    code.lines()
+        .filter_map(move |line| line[name(line)?..].split(|c: char| !c.is_alphanumeric() && c != '_').next())
+}
+
+#[test]
+fn a_type_name_has_one_meaning() {
+    let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (file, code) in sources() {
+        for name in defined_types(&code).filter(|name| !TWIN_TYPES.contains(name)) {
+            files.entry(name.to_owned()).or_default().push(file.clone());
+        }
+    }
+    files.retain(|_, files| files.len() > 1);
+    assert!(files.is_empty(), "types of the same name: {files:#?}");
+}
+
 #[test]
 fn foreign_crates_stay_at_home() {
     let mut violations = Vec::new();
@@ -165,6 +200,12 @@ fn foreign_crates_stay_at_home() {
         }
     }
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+#[test]
+fn definitions_of_types_are_found() {
+    let code = "pub struct A<T>(T);\nenum B {\n    C,\n}\npub(crate) trait D: E {}\nfn struct_f() {}\nuse x::enum_g;";
+    assert_eq!(defined_types(code).collect::<Vec<_>>(), ["A", "B", "D"]);
 }
 
 #[test]
