@@ -115,9 +115,9 @@ pub struct Finished {
     pub cached_tokens: usize,
     /// Generated tokens, including the one that ended the text.
     pub completion_tokens: usize,
-    /// Where its time went.
+    /// The durations of its phases.
     pub timings: Timings,
-    /// What the cache of the repeat penalty did.
+    /// Statistics of the repeat penalty's cache.
     pub repeat_penalty: RepeatPenaltyStats,
 }
 

@@ -1,8 +1,8 @@
 //! The scheduler of continuous batching: which tokens the next batch computes, and in which blocks of the paged
 //! KV cache. Pure: tokens and ids in, a [`Batch`] out; it holds no tensor, clock, channel or text.
 //!
-//! Every step mixes decodes with bounded chunks of prefill. A sequence whose tokens are all computed but the newest
-//! decodes: it gets that one computed. The rest of the batch's token budget goes to prompts, round robin: a long
+//! Every step mixes decodes with bounded chunks of prefill. A sequence decodes when only its newest token is left to
+//! compute. The rest of the batch's token budget goes to prompts, round robin: a long
 //! prompt lets the next one go first after each full chunk. While any sequence decodes, the budget is small, so that
 //! decodes do not stutter. Before a chunk is computed, the prefix cache is searched for blocks that any earlier or
 //! concurrent sequence has computed.
@@ -153,7 +153,7 @@ struct Sequence {
     n_overtaken: usize,
 }
 
-/// A sequence's blocks in a group of layers.
+/// A sequence's block table in a group of layers.
 #[derive(Debug, Clone, Default)]
 struct GroupTable {
     blocks: BlockTable,
@@ -234,7 +234,7 @@ pub struct ScheduledSeq {
 }
 
 impl ScheduledSeq {
-    /// Tokens after each of which one is sampled: the last one that is no draft, and the drafts.
+    /// Rows of logits that it needs: one after the last token that is not a draft, and one after each draft.
     pub fn n_logits(&self) -> usize {
         if self.needs_logits { 1 + self.n_drafts } else { 0 }
     }
@@ -435,8 +435,8 @@ impl Scheduler {
         })
     }
 
-    /// Whether there are blocks for a waiting sequence beside those that running ones still need for their tokens so
-    /// far, and one more for each that runs.
+    /// Whether enough blocks are available for a waiting sequence. Running sequences keep the blocks that they still
+    /// need for their tokens so far, and one more each.
     fn fits(&self, waiting: &Sequence) -> bool {
         self.kv.pools.iter().enumerate().all(|(group, pool)| {
             let window = self.kv.windows[group];
@@ -560,7 +560,7 @@ impl Scheduler {
 struct DraftCandidate<'a> {
     scheduled: &'a mut ScheduledSeq,
     sequence: &'a mut Sequence,
-    /// Those that are not scheduled yet.
+    /// Draft tokens that are not scheduled yet.
     drafts: std::vec::IntoIter<u32>,
     /// The probability that each is right if those before it are.
     acceptance_rate: f64,
@@ -1005,6 +1005,124 @@ mod tests {
         n_batches_seen: usize,
     }
 
+    /// A scheduler with a scripted model and clients around it.
+    struct Simulation<'a> {
+        scheduler: Scheduler,
+        /// The contents of each block of each group, as the model would have written them.
+        memory: HashMap<(usize, BlockId), Vec<u32>>,
+        expected: HashMap<u64, Expected<'a>>,
+    }
+
+    /// The blocks of `seq` that hold its tokens from `first` on, with their groups.
+    fn blocks_from(seq: &ScheduledSeq, first: usize) -> Vec<(usize, BlockId)> {
+        let of_group = |(group, table): (usize, &BlockTable)| {
+            let blocks = table[first / BLOCK_TOKENS..].iter();
+            blocks.map(move |block| (group, block.unwrap())).collect::<Vec<_>>()
+        };
+        seq.block_tables.iter().enumerate().flat_map(of_group).collect()
+    }
+
+    impl<'a> Simulation<'a> {
+        fn add(&mut self, n: u64, request: &'a TestRequest) {
+            self.scheduler.add(NewSequence {
+                max_tokens: request.n_generated,
+                tenant: request.tenant.into(),
+                cache_namespace: request.tenant.into(),
+                ..new_sequence(n, request.prompt.clone())
+            });
+            let tokens = request.prompt.clone();
+            self.expected.insert(n, Expected { request, tokens, n_generated: 0, n_batches_seen: 0 });
+        }
+
+        /// Asserts that a batch computes the right tokens in blocks of its own, after blocks that hold the tokens
+        /// before them.
+        fn check_batch(&self, batch: &Batch) {
+            let written: Vec<(usize, BlockId)> =
+                batch.sequences.iter().flat_map(|seq| blocks_from(seq, seq.start)).collect();
+            for seq in &batch.sequences {
+                let Expected { request, tokens, n_generated, .. } = &self.expected[&seq.id.0];
+                let (known, drafts) = seq.tokens.split_at(seq.tokens.len() - seq.n_drafts);
+                let end = seq.start + known.len();
+                assert_eq!(known, &tokens[seq.start..end]);
+                assert_eq!(seq.needs_logits, end == tokens.len());
+                assert!(drafts.is_empty() || seq.needs_logits);
+                assert!(seq.n_logits() <= request.n_generated - n_generated);
+                for (group, table) in seq.block_tables.iter().enumerate() {
+                    assert!(table.len() * BLOCK_TOKENS >= end + drafts.len());
+                    for (position, token) in tokens[..seq.start].iter().enumerate() {
+                        match table[position / BLOCK_TOKENS] {
+                            Some(block) => {
+                                assert_eq!(self.memory[&(group, block)][position % BLOCK_TOKENS], *token);
+                            }
+                            None => {
+                                let window = self.scheduler.options.groups[group].window.unwrap();
+                                assert!(position + window <= seq.start);
+                            }
+                        }
+                    }
+                }
+                for block in blocks_from(seq, seq.start) {
+                    assert_eq!(written.iter().filter(|other| **other == block).count(), 1);
+                }
+            }
+        }
+
+        /// Writes the tokens of a batch into their blocks.
+        fn write(&mut self, batch: &Batch) {
+            for seq in &batch.sequences {
+                for (position, token) in (seq.start..).zip(&seq.tokens) {
+                    for (group, table) in seq.block_tables.iter().enumerate() {
+                        let id = table[position / BLOCK_TOKENS].unwrap();
+                        let block = self.memory.entry((group, id)).or_default();
+                        block.resize(BLOCK_TOKENS, u32::MAX);
+                        block[position % BLOCK_TOKENS] = *token;
+                    }
+                }
+            }
+        }
+
+        /// Generates 0, 1, 2 over and over, as far as the drafts allow in one batch.
+        fn generate(&mut self, batch: &Batch) {
+            for seq in batch.sequences.iter().filter(|seq| seq.needs_logits) {
+                let Expected { request, tokens, n_generated, .. } = self.expected.get_mut(&seq.id.0).unwrap();
+                let mut drafts = seq.tokens[seq.tokens.len() - seq.n_drafts..].iter();
+                let mut sampled = vec![*n_generated as u32 % 3];
+                while drafts.next() == sampled.last() {
+                    sampled.push((*n_generated + sampled.len()) as u32 % 3);
+                }
+                tokens.extend(&sampled);
+                *n_generated += sampled.len();
+                let context_length = self.scheduler.options.context_shift.map(|shift| shift.context_length);
+                if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
+                    assert_eq!(tokens.len(), length + 1);
+                    // The first four tokens and the end make up half a context.
+                    tokens.drain(4..tokens.len() + 4 - length / 2);
+                }
+                if *n_generated >= request.n_generated {
+                    self.expected.remove(&seq.id.0);
+                    self.scheduler.remove(seq.id, false);
+                } else {
+                    self.scheduler.append(seq.id, &sampled);
+                }
+            }
+        }
+
+        /// Cancels the sequences whose clients have lost patience.
+        fn cancel_impatient(&mut self) {
+            let mut leaving = Vec::new();
+            for (n, Expected { request, n_batches_seen, .. }) in &mut self.expected {
+                *n_batches_seen += 1;
+                if *n_batches_seen > request.patience {
+                    leaving.push(*n);
+                }
+            }
+            for n in leaving {
+                self.expected.remove(&n);
+                self.scheduler.remove(id(n), false);
+            }
+        }
+    }
+
     fn request() -> impl Strategy<Value = TestRequest> {
         // Few different tokens, so that prefixes are common.
         let prompt = (1usize..4, 1usize..70).prop_map(|(kind, len)| {
@@ -1038,118 +1156,39 @@ mod tests {
             let mut options = scheduler(max_running, chunk, n_blocks).options;
             options.groups[0].window = window;
             options.groups.extend(other.map(|(n_blocks, window)| BlockGroup { n_blocks, window: Some(window) }));
-            let mut s = Scheduler::new(options);
-            s.options.speculative = speculative;
-            s.options.context_shift = context_length.map(|context_length| ContextShift { context_length });
-            // The contents of each block, as the model would have written them.
-            let mut memory: HashMap<(usize, BlockId), Vec<u32>> = HashMap::new();
-            let mut expected: HashMap<u64, Expected> = HashMap::new();
+            options.speculative = speculative;
+            options.context_shift = context_length.map(|context_length| ContextShift { context_length });
+            let mut simulation = Simulation {
+                scheduler: Scheduler::new(options),
+                memory: HashMap::new(),
+                expected: HashMap::new(),
+            };
             let mut upcoming = requests.iter().enumerate();
             let (mut next, mut pause) = (upcoming.next(), 0);
             let mut n_batches = 0;
             loop {
                 while let Some((n, request)) = next && pause >= request.pause {
-                    s.add(NewSequence {
-                        max_tokens: request.n_generated,
-                        tenant: request.tenant.into(),
-                        cache_namespace: request.tenant.into(),
-                        ..new_sequence(n as u64, request.prompt.clone())
-                    });
-                    let tokens = request.prompt.clone();
-                    expected.insert(n as u64, Expected { request, tokens, n_generated: 0, n_batches_seen: 0 });
+                    simulation.add(n as u64, request);
                     (next, pause) = (upcoming.next(), 0);
                 }
                 pause += 1;
-                if next.is_none() && s.is_idle() {
+                if next.is_none() && simulation.scheduler.is_idle() {
                     break;
                 }
                 n_batches += 1;
                 prop_assert!(n_batches < 5000, "it does not terminate");
-                let batch = s.next_batch();
-                check_integrity(&s);
-                prop_assert!(!batch.sequences.is_empty() || s.is_idle());
+                let batch = simulation.scheduler.next_batch();
+                check_integrity(&simulation.scheduler);
+                prop_assert!(!batch.sequences.is_empty() || simulation.scheduler.is_idle());
                 prop_assert!(batch.sequences.len() <= max_running);
-                let blocks_from = |seq: &ScheduledSeq, first: usize| -> Vec<(usize, BlockId)> {
-                    let of_group = |(group, table): (usize, &BlockTable)| {
-                        table[first..].iter().map(move |block| (group, block.unwrap())).collect::<Vec<_>>()
-                    };
-                    seq.block_tables.iter().enumerate().flat_map(of_group).collect()
-                };
-                let written: Vec<(usize, BlockId)> =
-                    batch.sequences.iter().flat_map(|seq| blocks_from(seq, seq.start / BLOCK_TOKENS)).collect();
-                for seq in &batch.sequences {
-                    let Expected { request, tokens, n_generated, .. } = &expected[&seq.id.0];
-                    let (known, drafts) = seq.tokens.split_at(seq.tokens.len() - seq.n_drafts);
-                    let end = seq.start + known.len();
-                    prop_assert_eq!(known, &tokens[seq.start..end]);
-                    prop_assert_eq!(seq.needs_logits, end == tokens.len());
-                    prop_assert!(drafts.is_empty() || seq.needs_logits);
-                    prop_assert!(seq.n_logits() <= request.n_generated - n_generated);
-                    for (group, table) in seq.block_tables.iter().enumerate() {
-                        prop_assert!(table.len() * BLOCK_TOKENS >= end + drafts.len());
-                        for (position, token) in tokens[..seq.start].iter().enumerate() {
-                            match table[position / BLOCK_TOKENS] {
-                                Some(block) => {
-                                    prop_assert_eq!(memory[&(group, block)][position % BLOCK_TOKENS], *token);
-                                }
-                                None => {
-                                    let window = s.options.groups[group].window.unwrap();
-                                    prop_assert!(position + window <= seq.start);
-                                }
-                            }
-                        }
-                    }
-                    for block in blocks_from(seq, seq.start / BLOCK_TOKENS) {
-                        prop_assert_eq!(written.iter().filter(|other| **other == block).count(), 1);
-                    }
-                }
-                for seq in &batch.sequences {
-                    for (position, token) in (seq.start..).zip(&seq.tokens) {
-                        for (group, table) in seq.block_tables.iter().enumerate() {
-                            let id = table[position / BLOCK_TOKENS].unwrap();
-                            let block = memory.entry((group, id)).or_default();
-                            block.resize(BLOCK_TOKENS, u32::MAX);
-                            block[position % BLOCK_TOKENS] = *token;
-                        }
-                    }
-                }
-                for seq in batch.sequences.iter().filter(|seq| seq.needs_logits) {
-                    let Expected { request, tokens, n_generated, .. } = expected.get_mut(&seq.id.0).unwrap();
-                    // The model generates 0, 1, 2 over and over, as far as its drafts allow in one batch.
-                    let mut drafts = seq.tokens[seq.tokens.len() - seq.n_drafts..].iter();
-                    let mut sampled = vec![*n_generated as u32 % 3];
-                    while drafts.next() == sampled.last() {
-                        sampled.push((*n_generated + sampled.len()) as u32 % 3);
-                    }
-                    tokens.extend(&sampled);
-                    *n_generated += sampled.len();
-                    if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
-                        prop_assert_eq!(tokens.len(), length + 1);
-                        // The first four tokens and the end make up half a context.
-                        tokens.drain(4..tokens.len() + 4 - length / 2);
-                    }
-                    if *n_generated >= request.n_generated {
-                        expected.remove(&seq.id.0);
-                        s.remove(seq.id, false);
-                    } else {
-                        s.append(seq.id, &sampled);
-                    }
-                }
-                let mut leaving = Vec::new();
-                for (n, Expected { request, n_batches_seen, .. }) in &mut expected {
-                    *n_batches_seen += 1;
-                    if *n_batches_seen > request.patience {
-                        leaving.push(*n);
-                    }
-                }
-                for n in leaving {
-                    expected.remove(&n);
-                    s.remove(id(n), false);
-                }
-                check_integrity(&s);
+                simulation.check_batch(&batch);
+                simulation.write(&batch);
+                simulation.generate(&batch);
+                simulation.cancel_impatient();
+                check_integrity(&simulation.scheduler);
             }
-            prop_assert!(expected.is_empty());
-            prop_assert_eq!(s.load().n_used_blocks, 0);
+            prop_assert!(simulation.expected.is_empty());
+            prop_assert_eq!(simulation.scheduler.load().n_used_blocks, 0);
         }
     }
 }

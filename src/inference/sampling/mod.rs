@@ -44,13 +44,6 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
 }
 
-impl SamplingParams {
-    /// Whether top-k, top-p or min-p leaves tokens out.
-    fn has_cutoff(&self) -> bool {
-        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
-    }
-}
-
 impl Default for SamplingParams {
     fn default() -> Self {
         Self {
@@ -81,6 +74,11 @@ impl SamplingParams {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Whether top-k, top-p or min-p leaves tokens out.
+    fn has_cutoff(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0 || self.min_p > 0.0
     }
 }
 
@@ -220,8 +218,8 @@ fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
 }
 
-/// The tokens that top-k, top-p and min-p keep, with their weights; the most likely, whose weight is 1, first. Sorted
-/// only if something is cut.
+/// The tokens that top-k, top-p and min-p keep, with their weights, relative to 1 for the most likely token. Where
+/// top-k or top-p cuts, the most likely come first.
 fn candidates(weights: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
     // A weight that underflows to zero is never drawn.
     let mut weights: Vec<(u32, f32)> =
