@@ -1,11 +1,12 @@
-//! Keys and values in blocks of tokens.
+//! Blocks of the paged KV cache.
 //!
-//! A block holds those of [`BLOCK_TOKENS`] tokens for every layer and key head: first the keys,
-//! `[head_dim][tokens]`, so that a query meets all tokens of a block at once, then the values,
-//! `[tokens][head_dim]`, rows filled up to whole vectors. Where numbers are whole, the four of a quad lie
-//! side by side, so that they are multiplied as the weights of a matrix are: keys
-//! `[head_dim / 4][tokens][4]`, values `[tokens / 4][head_dim][4 tokens]`; and last stand a scale for each
-//! token's key and one for its value.
+//! A block holds the keys and values of [`BLOCK_TOKENS`] tokens, for every layer and key head. The keys of a
+//! head are stored as `[head_dim][token]`, so that a query is multiplied with all tokens of a block at once;
+//! its values follow as `[token][padded_dim]`, rows padded to whole vectors.
+//!
+//! [`KvFormat::Int8`] keeps the four elements of a quad side by side, as packed weights do, so that the same
+//! dot-product instructions apply: keys `[head_dim / 4][token][4]`, values `[token / 4][padded_dim][4 tokens]`.
+//! A head then ends with a float32 scale per key and one per value.
 
 use std::sync::Arc;
 
@@ -14,44 +15,50 @@ use half::f16;
 use super::super::memory::Slab;
 use super::super::simd::{LANES, QUAD_LEN, Simd};
 
-/// Tokens of a block.
+/// Tokens per block.
 pub const BLOCK_TOKENS: usize = LANES;
 
-/// Most bytes that are asked of the system at once, unless a block takes more.
-const SLAB_BYTES: usize = 64 << 20;
+/// Upper bound of one allocation, unless a single block is larger.
+const MAX_SLAB_BYTES: usize = 64 << 20;
 
-/// How keys and values are stored.
+/// Number format of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFormat {
+    /// Float32: 4 bytes per element, exact.
     F32,
+    /// Half precision: 2 bytes per element.
     F16,
-    /// Whole numbers of a byte; a float32 scale for each token's key and value of each head.
+    /// Quantized: 1 byte per element, and a float32 scale for each key and each value of each head.
     Int8,
 }
 
-/// What blocks look like.
+/// Shape and format of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvLayout {
+    /// Layers that share a block.
     pub n_layers: usize,
+    /// Key heads per layer; each has a value head.
     pub n_kv_heads: usize,
+    /// Elements of a head's key, and of its value.
     pub head_dim: usize,
+    /// Number format of the elements.
     pub format: KvFormat,
 }
 
-/// Calls `$then` with `$N` standing for the [`KvElement`] of a [`KvFormat`].
+/// Evaluates `$then` with `$E` standing for the [`KvElement`] of a [`KvFormat`].
 macro_rules! with_kv_element {
-    ($format:expr, $N:ident => $then:expr) => {
+    ($format:expr, $E:ident => $then:expr) => {
         match $format {
             KvFormat::F32 => {
-                type $N = $crate::kernels::attention::kv_block::F32;
+                type $E = $crate::kernels::attention::kv_block::F32;
                 $then
             }
             KvFormat::F16 => {
-                type $N = $crate::kernels::attention::kv_block::F16;
+                type $E = $crate::kernels::attention::kv_block::F16;
                 $then
             }
             KvFormat::Int8 => {
-                type $N = $crate::kernels::attention::kv_block::Int8;
+                type $E = $crate::kernels::attention::kv_block::Int8;
                 $then
             }
         }
@@ -62,13 +69,13 @@ pub(super) use with_kv_element;
 /// Either of the two rows that a head keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvKind {
-    /// The key, which queries are compared with.
+    /// The key, which queries are multiplied with.
     Key,
     /// The value, which the attention weights sum.
     Value,
 }
 
-/// The address of a token's key or value in a block.
+/// Address of a token's key or value in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvRow {
     /// Index of the layer among those of the block.
@@ -82,39 +89,39 @@ pub struct KvRow {
 }
 
 impl KvLayout {
-    /// New blocks of zeros, side by side in memory.
+    /// Allocates a slab of zeroed blocks, adjacent in memory.
     pub fn allocate_blocks(&self) -> Vec<KvBlock> {
-        let n_blocks = self.blocks_of_slab();
+        let n_blocks = self.blocks_per_slab();
         let slab = Arc::new(Slab::zeroed(n_blocks * self.block_bytes()));
-        (0..n_blocks).map(|slot| KvBlock { slab: slab.clone(), slot, layout: *self }).collect()
+        (0..n_blocks).map(|index| KvBlock { slab: slab.clone(), index, layout: *self }).collect()
     }
 
+    /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         self.n_layers * self.layer_bytes()
     }
 
-    /// Bytes of a layer of a block.
+    /// Bytes of one layer of a block.
     fn layer_bytes(&self) -> usize {
         self.n_kv_heads * self.head_bytes()
     }
 
-    /// Blocks that lie in one piece of memory. There, those of one layer lie side by side, so that a long
-    /// sequence is read from few places.
-    fn blocks_of_slab(&self) -> usize {
-        (SLAB_BYTES / self.block_bytes()).clamp(1, 64)
+    /// Blocks per slab. A slab stores layer by layer, so that a long sequence is read from few places.
+    fn blocks_per_slab(&self) -> usize {
+        (MAX_SLAB_BYTES / self.block_bytes()).clamp(1, 64)
     }
 
-    /// Bytes from a layer of a block to the next.
+    /// Bytes from a layer of a block to the next layer.
     fn layer_stride(&self) -> usize {
-        self.blocks_of_slab() * self.layer_bytes()
+        self.blocks_per_slab() * self.layer_bytes()
     }
 
-    /// A value's length, filled up to whole vectors.
+    /// Length of a value, padded to whole vectors.
     pub(super) fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// A key's length, filled up to whole quads where numbers are whole.
+    /// Length of a key, padded to whole quads in [`KvFormat::Int8`].
     pub(super) fn key_dim(&self) -> usize {
         match self.format {
             KvFormat::F32 | KvFormat::F16 => self.head_dim,
@@ -122,67 +129,64 @@ impl KvLayout {
         }
     }
 
-    /// Where the keys of a head begin, from the block's start on.
+    /// Bytes from the start of a block to the keys of a head.
     pub(super) fn keys_offset(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_stride() + head * self.head_bytes()
     }
 
-    /// Where the values of a head begin, from its keys on.
+    /// Bytes from a head's keys to its values.
     pub(super) fn values_offset(&self) -> usize {
-        BLOCK_TOKENS * self.key_dim() * self.number_bytes()
+        BLOCK_TOKENS * self.key_dim() * self.element_bytes()
     }
 
-    /// Where the scales of a head's keys begin, from its keys on; those of its values follow.
+    /// Bytes from a head's keys to the scales of the keys; the scales of the values follow.
     pub(super) fn scales_offset(&self) -> usize {
-        BLOCK_TOKENS * (self.key_dim() + self.padded_dim()) * self.number_bytes()
+        BLOCK_TOKENS * (self.key_dim() + self.padded_dim()) * self.element_bytes()
     }
 
-    /// Bytes of a head's keys and values.
+    /// Bytes of a head: its keys, its values and their scales.
     pub(super) fn head_bytes(&self) -> usize {
         let scale_bytes = if self.format == KvFormat::Int8 { 2 * BLOCK_TOKENS * size_of::<f32>() } else { 0 };
         self.scales_offset() + scale_bytes
     }
 
-    fn number_bytes(&self) -> usize {
-        match self.format {
-            KvFormat::F32 => F32::BYTES,
-            KvFormat::F16 => F16::BYTES,
-            KvFormat::Int8 => Int8::BYTES,
-        }
+    fn element_bytes(&self) -> usize {
+        with_kv_element!(self.format, E => E::BYTES)
     }
 }
 
 /// The keys and values of [`BLOCK_TOKENS`] tokens.
 #[derive(Debug)]
 pub struct KvBlock {
-    /// Memory that it shares with other blocks: to each belongs what lies in its slot of each layer.
+    /// Memory that several blocks share; no two of them have the same `index`.
     slab: Arc<Slab>,
-    slot: usize,
+    /// Index among the blocks of the slab.
+    index: usize,
     layout: KvLayout,
 }
 
 impl KvBlock {
-    /// Where its bytes begin: layers are [`KvLayout::keys_offset`] apart.
+    /// Start of the block; [`KvLayout::keys_offset`] leads to its heads.
     ///
     /// # Panics
-    /// When it is of another layout.
+    /// When the block has another layout.
     pub(super) fn start_for(&self, layout: &KvLayout) -> *mut u8 {
-        assert!(self.layout == *layout);
+        assert!(self.layout == *layout, "a block of {:?} in attention over {layout:?}", self.layout);
         self.start()
     }
 
     fn start(&self) -> *mut u8 {
-        // SAFETY: the slab has as many slots as blocks were made of it.
-        unsafe { self.slab.start().add(self.slot * self.layout.layer_bytes()) }
+        // SAFETY: `allocate_blocks` numbers the blocks of a slab from 0 on and makes it large enough for all.
+        unsafe { self.slab.start().add(self.index * self.layout.layer_bytes()) }
     }
 
-    /// What belongs to it of a layer.
+    /// Bytes of one layer.
     ///
     /// # Panics
     /// When there is no such layer.
     fn layer(&self, layer: usize) -> &[u8] {
         assert!(layer < self.layout.n_layers);
-        // SAFETY: within the slab; nobody else reaches it but through this block.
+        // SAFETY: `layer` was checked, so the bytes lie in the slab; no other block has this `index`.
         unsafe {
             let start = self.start().add(layer * self.layout.layer_stride());
             std::slice::from_raw_parts(start, self.layout.layer_bytes())
@@ -191,14 +195,15 @@ impl KvBlock {
 
     fn layer_mut(&mut self, layer: usize) -> &mut [u8] {
         assert!(layer < self.layout.n_layers);
-        // SAFETY: as above, and the block is borrowed exclusively.
+        // SAFETY: `layer` was checked, so the bytes lie in the slab; no other block has this `index`, and this
+        // one is borrowed exclusively.
         unsafe {
             let start = self.start().add(layer * self.layout.layer_stride());
             std::slice::from_raw_parts_mut(start, self.layout.layer_bytes())
         }
     }
 
-    /// Makes all its numbers zeros.
+    /// Sets all keys and values to zero.
     pub fn clear(&mut self) {
         (0..self.layout.n_layers).for_each(|layer| self.layer_mut(layer).fill(0));
     }
@@ -229,8 +234,8 @@ impl KvBlock {
         let mut inverse = 1.0;
         if let Some(at) = self.scale_offset(row) {
             let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-            self.layer_mut(row.layer)[at..at + 4].copy_from_slice(&(largest / Int8::LARGEST).to_le_bytes());
-            inverse = if largest > 0.0 { Int8::LARGEST / largest } else { 0.0 };
+            self.layer_mut(row.layer)[at..at + 4].copy_from_slice(&(largest / Int8::MAX).to_le_bytes());
+            inverse = if largest > 0.0 { Int8::MAX / largest } else { 0.0 };
         }
         for (i, x) in values.iter().enumerate() {
             let (at, format) = (self.element_offset(row, i), self.layout.format);
@@ -245,7 +250,7 @@ impl KvBlock {
         }
     }
 
-    /// Offset of element `i` of a row in its layer, in bytes.
+    /// Bytes from the start of a layer to element `i` of a row.
     fn element_offset(&self, KvRow { head, slot, kind, .. }: KvRow, i: usize) -> usize {
         let layout = &self.layout;
         assert!(head < layout.n_kv_heads && slot < BLOCK_TOKENS && i < layout.head_dim);
@@ -256,7 +261,7 @@ impl KvBlock {
         head * layout.head_bytes() + in_head
     }
 
-    /// Offset of the scale of a row in its layer, in bytes, if the format has scales.
+    /// Bytes from the start of a layer to the scale of a row, in formats that have scales.
     fn scale_offset(&self, KvRow { head, slot, kind, .. }: KvRow) -> Option<usize> {
         let scales = head * self.layout.head_bytes() + self.layout.scales_offset();
         let idx = slot + if kind == KvKind::Value { BLOCK_TOKENS } else { 0 };
@@ -268,43 +273,53 @@ fn read_f32(bytes: &[u8]) -> f32 {
     bytes.first_chunk().map_or(0.0, |&bytes| f32::from_le_bytes(bytes))
 }
 
-/// The numbers of a [`KvFormat`].
+/// The element type of a [`KvFormat`].
 pub(super) trait KvElement {
+    /// The format whose elements these are.
+    const FORMAT: KvFormat;
+
+    /// Bytes of an element.
     const BYTES: usize;
 
-    /// Whether they are whole, and rows have a scale.
-    const IS_WHOLE: bool = false;
+    /// Whether elements are integers, with a scale per row.
+    const IS_QUANTIZED: bool = false;
 
-    /// Where the `i`th number of a key is, from those of its block on.
+    /// Bytes from the keys of a head to element `i` of the key in `slot`.
     fn key_offset(slot: usize, i: usize) -> usize {
         (i * BLOCK_TOKENS + slot) * Self::BYTES
     }
 
-    /// The same of a value.
+    /// Bytes from the values of a head to element `i` of the value in `slot`.
     fn value_offset(padded_dim: usize, slot: usize, i: usize) -> usize {
         (slot * padded_dim + i) * Self::BYTES
     }
 
+    /// Stores sixteen elements, one after the other.
+    ///
     /// # Safety
-    /// As [`Simd`]; `to` points to room for sixteen numbers.
+    /// `16 * BYTES` bytes can be written at `to`.
     unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8);
 }
 
-/// Those that become float32 where they are used.
+/// A [`KvElement`] that is widened to float32 where it is used.
 pub(super) trait KvFloat: KvElement {
+    /// Loads sixteen elements, one after the other.
+    ///
     /// # Safety
-    /// As [`Simd`]; `from` points to sixteen numbers.
+    /// `16 * BYTES` bytes can be read at `from`.
     unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats;
 }
 
+/// Elements of [`KvFormat::F32`].
 pub(super) struct F32;
 
 impl KvElement for F32 {
+    const FORMAT: KvFormat = KvFormat::F32;
     const BYTES: usize = 4;
 
     #[inline(always)]
     unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has checked that sixteen elements of four bytes fit.
         unsafe { simd.store(x, to.cast()) }
     }
 }
@@ -312,19 +327,21 @@ impl KvElement for F32 {
 impl KvFloat for F32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has checked that there are sixteen elements of four bytes.
         unsafe { simd.load(from.cast()) }
     }
 }
 
+/// Elements of [`KvFormat::F16`].
 pub(super) struct F16;
 
 impl KvElement for F16 {
+    const FORMAT: KvFormat = KvFormat::F16;
     const BYTES: usize = 2;
 
     #[inline(always)]
     unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has checked that sixteen elements of two bytes fit.
         unsafe { simd.store_f16(x, to.cast()) }
     }
 }
@@ -332,24 +349,26 @@ impl KvElement for F16 {
 impl KvFloat for F16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::Floats {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has checked that there are sixteen elements of two bytes.
         unsafe { simd.load_f16(from.cast()) }
     }
 }
 
+/// Elements of [`KvFormat::Int8`].
 pub(super) struct Int8;
 
 impl Int8 {
-    /// What the largest number of a row becomes.
-    pub const LARGEST: f32 = 127.0;
+    /// The magnitude that the largest element of a row is scaled to.
+    pub const MAX: f32 = 127.0;
 
-    /// What zero becomes: products are of unsigned bytes.
+    /// The byte that stands for zero: dot products take unsigned bytes.
     pub const ZERO: u8 = 128;
 }
 
 impl KvElement for Int8 {
+    const FORMAT: KvFormat = KvFormat::Int8;
     const BYTES: usize = 1;
-    const IS_WHOLE: bool = true;
+    const IS_QUANTIZED: bool = true;
 
     fn key_offset(slot: usize, i: usize) -> usize {
         (i / QUAD_LEN * BLOCK_TOKENS + slot) * QUAD_LEN + i % QUAD_LEN
@@ -361,7 +380,7 @@ impl KvElement for Int8 {
 
     #[inline(always)]
     unsafe fn store<S: Simd>(simd: S, x: S::Floats, to: *mut u8) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller has checked that sixteen bytes fit.
         unsafe {
             simd.store_i8(x, to.cast());
             for i in 0..LANES {

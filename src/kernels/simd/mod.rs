@@ -327,6 +327,20 @@ pub fn tanh<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
     simd.div(simd.sub(e, one), simd.add(e, one))
 }
 
+/// Loads the numbers of an array.
+#[inline(always)]
+pub fn load_array<S: Simd>(simd: S, from: &[f32; LANES]) -> S::Floats {
+    // SAFETY: the array has the sixteen numbers that are read.
+    unsafe { simd.load(from.as_ptr()) }
+}
+
+/// Stores a vector in an array.
+#[inline(always)]
+pub fn store_array<S: Simd>(simd: S, x: S::Floats, to: &mut [f32; LANES]) {
+    // SAFETY: the array has room for the sixteen numbers that are written.
+    unsafe { simd.store(x, to.as_mut_ptr()) }
+}
+
 /// Loads sixteen numbers from `start` on; lanes past the end of `x` are zero.
 #[inline(always)]
 pub fn load_masked<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {

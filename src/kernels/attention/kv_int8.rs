@@ -1,0 +1,254 @@
+//! Paged attention over quantized keys and values: queries and weights become 16-bit integers too, and integer dot
+//! products multiply them as they do the weights of a matrix, whose rows are tokens (keys) or elements (values).
+
+use std::ops::Range;
+
+use super::super::matmul::quantize::quantization_scale;
+use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows};
+use super::kv_block::{BLOCK_TOKENS, Int8, KvElement, KvKind, KvLayout};
+use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+
+/// Bytes of a vector's quads.
+const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
+
+/// Bytes of a quad of each of sixteen tokens or elements.
+const CODE_BYTES: usize = LANES * QUAD_LEN;
+
+/// Bytes of the scales of a head's keys, and of its values.
+const SCALE_BYTES: usize = BLOCK_TOKENS * size_of::<f32>();
+
+/// Vectors whose products are summed as integers; with more, the 32-bit sums could overflow.
+const SUM_VECTORS: usize = 8;
+
+/// [`KvKernel`] of 8-bit integers.
+pub(super) struct Int8KvKernel {
+    layout: KvLayout,
+    queries: QuantizedRows,
+    /// Weights of a step's keys, one row per query row of a head.
+    weights: QuantizedRows,
+}
+
+/// Rows of vectors, quantized to 16-bit integers with one scale per row.
+struct QuantizedRows {
+    /// Vectors per row.
+    n_vectors: usize,
+    /// `[n_rows, n_vectors, 4 quads]`
+    quads: Vec<u8>,
+    /// Factor of the integers of each row.
+    scales: Vec<f32>,
+    /// Sum of the integers of each vector, `[n_rows, n_vectors]`.
+    sums: Vec<i32>,
+}
+
+impl QuantizedRows {
+    fn new(n_rows: usize, n_vectors: usize) -> Self {
+        Self {
+            n_vectors,
+            quads: vec![0; n_rows * n_vectors * VECTOR_BYTES],
+            scales: vec![0.0; n_rows],
+            sums: vec![0; n_rows * n_vectors],
+        }
+    }
+
+    /// Quantizes `vectors` into a row.
+    #[inline(always)]
+    fn set<S: Simd>(&mut self, simd: S, row: usize, vectors: impl Iterator<Item = S::Floats> + Clone) {
+        let of_row = row * self.n_vectors..(row + 1) * self.n_vectors;
+        let (scale, inverse) = quantization_scale(simd, vectors.clone());
+        self.scales[row] = scale;
+        let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
+            self.quads[of_row.start * VECTOR_BYTES..of_row.end * VECTOR_BYTES].fill(0);
+            self.sums[of_row].fill(0);
+            return;
+        };
+        for (idx, x) in of_row.zip(vectors) {
+            let quads = &mut self.quads[idx * VECTOR_BYTES..(idx + 1) * VECTOR_BYTES];
+            // SAFETY: `quads` has room for a vector's.
+            self.sums[idx] = unsafe { simd.quantize_quads(simd.mul(x, inverse), quads.as_mut_ptr()) };
+        }
+    }
+
+    /// Quads of some vectors of a row, and the start value of their dot product with codes: codes are unsigned, and
+    /// the start value subtracts their zero.
+    #[inline(always)]
+    fn operand(&self, row: usize, vectors: Range<usize>) -> (*const u8, i32) {
+        let first = row * self.n_vectors;
+        let vectors = first + vectors.start..first + vectors.end;
+        let quads = &self.quads[vectors.start * VECTOR_BYTES..vectors.end * VECTOR_BYTES];
+        let sum: i32 = self.sums[vectors].iter().sum();
+        (quads.as_ptr(), -i32::from(Int8::ZERO) * sum)
+    }
+}
+
+impl KvKernel for Int8KvKernel {
+    type Element = Int8;
+
+    #[inline(always)]
+    fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
+        assert!(Int8::FORMAT == layout.format);
+        let padded = layout.padded_dim();
+        let mut quantized = QuantizedRows::new(queries.len() / padded, padded / LANES);
+        for (row, query) in queries.chunks_exact(padded).enumerate() {
+            quantized.set(simd, row, query.as_chunks().0.iter().map(|x| load_array(simd, x)));
+        }
+        let weights = QuantizedRows::new(rows_per_head, STEP_BLOCKS);
+        Self { layout: *layout, queries: quantized, weights }
+    }
+
+    #[inline(always)]
+    fn scores<S: Simd>(&mut self, simd: S, step: &KvStep, scores: &mut [[f32; LANES]]) {
+        let n_rows = step.rows.len();
+        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.layout) };
+        for n in 0..step.n_blocks {
+            let scores = &mut scores[n * n_rows..(n + 1) * n_rows];
+            if let Some(ahead) = step.ahead[n] {
+                prefetch(simd, ahead.wrapping_add(self.layout.scales_offset()), 2 * SCALE_BYTES);
+            }
+            let mut row = 0;
+            while row < n_rows {
+                let m = (n_rows - row).min(tile_rows::<S>());
+                with_rows!(m, M in [1, 2, 3, 4] => tile.scores::<S, M>(simd, n, row, scores));
+                row += m;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_values<S: Simd>(&mut self, simd: S, step: &KvStep, weights: &[[f32; LANES]], values: &mut [f32]) {
+        let (n_rows, padded) = (step.rows.len(), self.layout.padded_dim());
+        assert!(step.n_keys <= step.n_blocks * BLOCK_TOKENS);
+        let scales = step.blocks.map(|block| scales_of(&self.layout, block, KvKind::Value));
+        for row in 0..n_rows {
+            let scaled = |n: usize| {
+                simd.mul(load_array(simd, &weights[n * n_rows + row]), load_scales(simd, scales[n]))
+            };
+            self.weights.set(simd, row, (0..step.n_blocks).map(scaled));
+        }
+        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.layout) };
+        for column in (0..padded).step_by(2 * LANES) {
+            let n_vectors = (padded - column).min(2 * LANES) / LANES;
+            let mut row = 0;
+            while row < n_rows {
+                let m = (n_rows - row).min(tile_rows::<S>());
+                with_rows!(m, M in [1, 2, 3, 4] => {
+                    with_rows!(n_vectors, V in [1, 2] => {
+                        tile.add_values::<S, M, V>(simd, row, column, values)
+                    })
+                });
+                row += m;
+            }
+        }
+    }
+}
+
+/// Products of some rows of a step.
+struct Int8Tile<'a> {
+    kernel: &'a Int8KvKernel,
+    step: &'a KvStep<'a>,
+    /// Addresses of the blocks, each of which has a whole head: from [`KvStep::pointers`].
+    blocks: [*const u8; STEP_BLOCKS],
+}
+
+impl Int8Tile<'_> {
+    /// Computes the scores of block `n` for `M` rows of the step from `row` on.
+    #[inline(always)]
+    fn scores<S: Simd, const M: usize>(&self, simd: S, n: usize, row: usize, scores: &mut [[f32; LANES]]) {
+        let Self { kernel: Int8KvKernel { layout, queries, .. }, step, blocks } = self;
+        let first_row = step.rows.start + row;
+        let ahead = step.ahead[n].filter(|_| row == 0);
+        let n_quads = layout.key_dim() / QUAD_LEN;
+        let quads_at_once = SUM_VECTORS * LANES / QUAD_LEN;
+        let mut totals = [simd.splat(0.0); M];
+        for start in (0..n_quads).step_by(quads_at_once) {
+            let vector = start * QUAD_LEN / LANES;
+            let vectors = vector..queries.n_vectors.min(vector + SUM_VECTORS);
+            let operands: [_; M] = std::array::from_fn(|m| queries.operand(first_row + m, vectors.clone()));
+            let mut sums = operands.map(|(_, start)| simd.splat_sums(start));
+            for quad in 0..quads_at_once.min(n_quads - start) {
+                let offset = (start + quad) * CODE_BYTES;
+                if let Some(ahead) = ahead {
+                    prefetch(simd, ahead.wrapping_add(offset), CODE_BYTES);
+                }
+                // SAFETY: `pointers` checked that the block has all `n_quads` of the keys, and `operand` that the
+                // row has the quads of these vectors.
+                unsafe {
+                    let codes = simd.load_codes_8(blocks[n].add(offset));
+                    for m in 0..M {
+                        sums[m] = simd.dot_codes(sums[m], codes, operands[m].0.add(quad * QUAD_BYTES));
+                    }
+                }
+            }
+            for m in 0..M {
+                totals[m] = simd.add(totals[m], simd.sums_to_floats(sums[m]));
+            }
+        }
+        let key_scales = load_scales(simd, scales_of(layout, step.blocks[n], KvKind::Key));
+        for m in 0..M {
+            let scale = simd.mul(key_scales, simd.splat(queries.scales[first_row + m]));
+            store_array(simd, simd.mul(totals[m], scale), &mut scores[row + m]);
+        }
+    }
+
+    /// Adds `V` vectors, from `column` on, of the weighted values to those of `M` rows of the step from `row` on.
+    #[inline(always)]
+    fn add_values<S: Simd, const M: usize, const V: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        column: usize,
+        values: &mut [f32],
+    ) {
+        let Self { kernel: Int8KvKernel { layout, weights, .. }, step, blocks } = self;
+        let padded = layout.padded_dim();
+        let offset = layout.values_offset() + column * QUAD_LEN;
+        let operands: [_; M] = std::array::from_fn(|m| weights.operand(row + m, 0..step.n_blocks));
+        let mut sums = operands.map(|(_, start)| [simd.splat_sums(start); V]);
+        for n in 0..step.n_blocks {
+            let ahead = step.ahead[n].filter(|_| row == 0).map(|ahead| ahead.wrapping_add(offset));
+            let n_keys = BLOCK_TOKENS.min(step.n_keys - n * BLOCK_TOKENS);
+            for quad in 0..n_keys.div_ceil(QUAD_LEN) {
+                let quad_offset = quad * QUAD_LEN * padded;
+                if let Some(ahead) = ahead {
+                    prefetch(simd, ahead.wrapping_add(quad_offset), V * CODE_BYTES);
+                }
+                // SAFETY: `pointers` checked that the block has all values of a head, whose `V` vectors from
+                // `column` on these are; `operand` checked that the row has a vector of weights per block.
+                unsafe {
+                    let of_quad = blocks[n].add(offset + quad_offset);
+                    let mut codes = [simd.load_codes_8(of_quad); V];
+                    for (v, codes) in codes.iter_mut().enumerate().skip(1) {
+                        *codes = simd.load_codes_8(of_quad.add(v * CODE_BYTES));
+                    }
+                    for m in 0..M {
+                        let weights = operands[m].0.add(n * VECTOR_BYTES + quad * QUAD_BYTES);
+                        for v in 0..V {
+                            sums[m][v] = simd.dot_codes(sums[m][v], codes[v], weights);
+                        }
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            let scale = simd.splat(weights.scales[row + m]);
+            let values = values[(row + m) * padded + column..].as_chunks_mut().0;
+            for (v, values) in values[..V].iter_mut().enumerate() {
+                let sum = simd.mul_add(simd.sums_to_floats(sums[m][v]), scale, load_array(simd, values));
+                store_array(simd, sum, values);
+            }
+        }
+    }
+}
+
+/// Scales of a head's keys or values in a block.
+#[inline(always)]
+fn scales_of<'a>(layout: &KvLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
+    let offset = layout.scales_offset() + if kind == KvKind::Value { SCALE_BYTES } else { 0 };
+    let Some(scales) = block[offset..].first_chunk() else { unreachable!("a head ends with its scales") };
+    scales
+}
+
+#[inline(always)]
+fn load_scales<S: Simd>(simd: S, scales: &[u8; SCALE_BYTES]) -> S::Floats {
+    // SAFETY: the array has the bytes of sixteen float32; loads need no alignment.
+    unsafe { simd.load(scales.as_ptr().cast()) }
+}

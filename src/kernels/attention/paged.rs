@@ -1,0 +1,142 @@
+//! Block tables as the threads of a forward pass see them.
+
+use std::marker::PhantomData;
+
+use super::kv_block::{BLOCK_TOKENS, KvBlock, KvLayout};
+use super::{MAX_DECODE_TOKENS, PagedAttention};
+
+/// The new tokens of a sequence, and the blocks that hold its keys and values.
+#[derive(Debug)]
+pub struct SequenceKv<'a> {
+    /// Position of the first new token.
+    pub start: usize,
+    /// Number of new tokens.
+    pub len: usize,
+    /// The sequence's block table, resolved: one block per [`BLOCK_TOKENS`] positions, with room for the new
+    /// tokens. Blocks that new tokens are written to are [`KvRef::Own`].
+    pub blocks: Vec<KvRef<'a>>,
+}
+
+/// A block of a sequence.
+#[derive(Debug)]
+pub enum KvRef<'a> {
+    /// A block that is only read; other sequences with the same prefix may read it too.
+    Shared(&'a KvBlock),
+    /// A block that the sequence may write.
+    Own(&'a mut KvBlock),
+    /// No block, since no new token sees any of its positions.
+    OutOfWindow,
+}
+
+impl KvRef<'_> {
+    /// The block, unless it is out of the window.
+    pub fn get(&self) -> Option<&KvBlock> {
+        match self {
+            Self::Shared(block) => Some(block),
+            Self::Own(block) => Some(block),
+            Self::OutOfWindow => None,
+        }
+    }
+
+    /// The block, if the sequence may write it.
+    pub fn get_mut(&mut self) -> Option<&mut KvBlock> {
+        match self {
+            Self::Shared(_) | Self::OutOfWindow => None,
+            Self::Own(block) => Some(block),
+        }
+    }
+}
+
+/// Position of the first key that a query at `position` sees, if it sees at most `window` keys, its own included.
+pub fn window_start(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// A [`SequenceKv`] whose blocks have been checked. It has pointers in place of references, since threads write
+/// different tokens of the same block.
+pub(super) struct PagedSequence<'a> {
+    /// Position of the first new token.
+    pub(super) start: usize,
+    /// Number of new tokens.
+    pub(super) len: usize,
+    /// Row of the first new token in the batch.
+    pub(super) first_row: usize,
+    layout: KvLayout,
+    layer: usize,
+    blocks: Vec<BlockPtr>,
+    /// The blocks stay borrowed for as long as the pointers are used.
+    lifetime: PhantomData<&'a mut KvBlock>,
+}
+
+/// Start of a block; null where it is out of the window.
+#[derive(Clone, Copy)]
+struct BlockPtr(*mut u8);
+
+// SAFETY: only `PagedSequence` uses the pointer; its functions leave it to their callers that no thread writes
+// what another one uses.
+unsafe impl Send for BlockPtr {}
+// SAFETY: see `Send`.
+unsafe impl Sync for BlockPtr {}
+
+impl<'a> PagedSequence<'a> {
+    /// Checks the blocks of a sequence whose first new token is in `first_row` of the batch.
+    ///
+    /// # Panics
+    /// When there are too few blocks, a block in the window is missing or of another layout, or a block to be
+    /// written is not the sequence's own.
+    pub(super) fn new(attention: &PagedAttention, sequence: &'a mut SequenceKv, first_row: usize) -> Self {
+        let SequenceKv { start, len, ref blocks } = *sequence;
+        let PagedAttention { layout, layer, .. } = *attention;
+        assert!(layer < layout.n_layers);
+        assert!(
+            blocks.len() * BLOCK_TOKENS >= start + len,
+            "{} blocks for {} tokens",
+            blocks.len(),
+            start + len
+        );
+        let written = start / BLOCK_TOKENS..(start + len).div_ceil(BLOCK_TOKENS);
+        let is_own = |block: &KvRef| matches!(block, KvRef::Own(_));
+        assert!(blocks[written].iter().all(is_own), "new tokens would be written to a shared block");
+        let n_out_of_window = window_start(start, attention.window) / BLOCK_TOKENS;
+        assert!(
+            blocks[n_out_of_window..].iter().all(|block| block.get().is_some()),
+            "a block in the attention window is missing"
+        );
+        let pointer = |block: &KvRef| {
+            BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_for(&layout)))
+        };
+        let blocks = blocks.iter().map(pointer).collect();
+        Self { start, len, first_row, layout, layer, blocks, lifetime: PhantomData }
+    }
+
+    /// Number of tokens, the new ones included.
+    pub(super) fn n_tokens(&self) -> usize {
+        self.start + self.len
+    }
+
+    /// Whether the sequence is decoded: whether it has so few new tokens that its keys are cut among threads.
+    pub(super) fn is_decode(&self) -> bool {
+        self.len <= MAX_DECODE_TOKENS
+    }
+
+    /// Address of a head's keys in a block, its values and their scales behind them.
+    #[inline(always)]
+    pub(super) fn head_ptr(&self, kv_head: usize, block: usize) -> *mut u8 {
+        self.blocks[block].0.wrapping_add(self.layout.keys_offset(self.layer, kv_head))
+    }
+
+    /// A head's keys in a block, its values and their scales: [`KvLayout::head_bytes`] bytes.
+    ///
+    /// # Safety
+    /// Nobody writes to this head of this block while the slice is in use.
+    ///
+    /// # Panics
+    /// When there is no such head, or the block is out of the window.
+    #[inline(always)]
+    pub(super) unsafe fn head(&self, kv_head: usize, block: usize) -> &[u8] {
+        assert!(kv_head < self.layout.n_kv_heads && !self.blocks[block].0.is_null());
+        // SAFETY: `new` checked that the block has this layout and the layer; the block and the head were checked
+        // above.
+        unsafe { std::slice::from_raw_parts(self.head_ptr(kv_head, block), self.layout.head_bytes()) }
+    }
+}
