@@ -1,5 +1,5 @@
-//! Tests that kernels stay within what they are given: all of it ends where a page does, and the next
-//! page may not be touched.
+//! Guard-page tests: kernels neither read nor write past the end of their buffers. Every buffer ends at the end of
+//! a page, and access to the next page crashes.
 
 use super::attention::kv_block::{BLOCK_TOKENS, KvFormat, KvLayout};
 use super::attention::{
@@ -11,10 +11,10 @@ use super::memory::HugePageBuf;
 use super::norm::Norm;
 use super::weights::{PackedMatrix, WeightFormat};
 
-/// Numbers at the end of a page.
-struct Numbers(HugePageBuf);
+/// Numbers that end at the end of a page.
+struct GuardedNumbers(HugePageBuf);
 
-impl Numbers {
+impl GuardedNumbers {
     fn new(len: usize) -> Self {
         let mut bytes = HugePageBuf::zeroed(len * size_of::<f32>());
         for (idx, bytes) in bytes.chunks_exact_mut(size_of::<f32>()).enumerate() {
@@ -25,7 +25,7 @@ impl Numbers {
     }
 
     fn get(&self) -> &[f32] {
-        // SAFETY: any bytes are numbers; a page's end less whole numbers is where a number may begin.
+        // SAFETY: any bytes are valid float32, and `align_to` aligns the slice.
         let (before, numbers, after) = unsafe { self.0.align_to() };
         assert!(before.is_empty() && after.is_empty());
         numbers
@@ -37,7 +37,7 @@ fn isas() -> impl Iterator<Item = Isa> {
 }
 
 #[test]
-fn products_stay_within_weights_and_rows() {
+fn matrix_products_stay_within_their_buffers() {
     use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
     for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic] {
@@ -47,7 +47,8 @@ fn products_stay_within_weights_and_rows() {
             let row = vec![0; n_in / format.block_len() * format.source_bytes()];
             let pack = || PackedMatrix::pack(format, n_out, n_in, |_| &row).unwrap();
             let (first, second) = (pack(), pack());
-            let (weight, bias, of_out) = (Numbers::new(n_in), Numbers::new(n_in), Numbers::new(n_out));
+            let (weight, bias, of_out) =
+                (GuardedNumbers::new(n_in), GuardedNumbers::new(n_in), GuardedNumbers::new(n_out));
             let gate = WeightWithBias { matrix: &first, bias: Some(of_out.get()) };
             let up = WeightWithBias { matrix: &second, bias: None };
             let norms = [
@@ -56,7 +57,7 @@ fn products_stay_within_weights_and_rows() {
                 Some(Norm::Layer { weight: weight.get(), bias: bias.get(), eps: 1e-5 }),
             ];
             for n_rows in [1, 2, 7, 8, 9, 17] {
-                let (x, residual) = (Numbers::new(n_rows * n_in), Numbers::new(n_rows * n_out));
+                let (x, residual) = (GuardedNumbers::new(n_rows * n_in), GuardedNumbers::new(n_rows * n_out));
                 let isas = isas().filter(|isa| format != Bf16Pairs || isa.has_bf16());
                 for (isa, norm) in isas.flat_map(|isa| norms.map(|norm| (isa, norm))) {
                     linear(isa, x.get(), n_in, norm, &Projection::Concat(&[gate, up]), None);
@@ -76,7 +77,7 @@ fn products_stay_within_weights_and_rows() {
 }
 
 #[test]
-fn attention_stays_within_blocks_and_rows() {
+fn paged_attention_stays_within_its_buffers() {
     for (format, (n_heads, n_kv_heads, head_dim)) in [KvFormat::F32, KvFormat::F16, KvFormat::Int8]
         .into_iter()
         .flat_map(|format| [(9, 3, 64), (4, 4, 20), (6, 1, 96), (2, 1, 8)].map(|shape| (format, shape)))
@@ -84,8 +85,8 @@ fn attention_stays_within_blocks_and_rows() {
         let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
         let n_pairs = head_dim / 2 - 1;
         for (start, len) in [(0, 1), (0, 49), (15, 2), (16, 1), (300, 1), (47, 17)] {
-            let head_norm = Numbers::new(head_dim);
-            let angles = Numbers::new(len * n_pairs);
+            let head_norm = GuardedNumbers::new(head_dim);
+            let angles = GuardedNumbers::new(len * n_pairs);
             let norm = head_norm.get();
             let attention = PagedAttention {
                 n_heads,
@@ -97,9 +98,9 @@ fn attention_stays_within_blocks_and_rows() {
                 head_norms: Some(HeadNorms { query: norm, key: norm, eps: 1e-5 }),
                 rope: Some(RopeTable { cos: angles.get(), sin: angles.get(), n_pairs }),
             };
-            let qkv = Numbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
+            let qkv = GuardedNumbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
             let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
-            // What the last block of a slab holds of the last layer ends where a page does.
+            // The last layer of the last block of a slab ends at the end of a page.
             let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.allocate_blocks()).collect();
             for isa in isas() {
                 let blocks =
@@ -113,13 +114,13 @@ fn attention_stays_within_blocks_and_rows() {
 }
 
 #[test]
-fn attention_within_texts_stays_within_rows() {
+fn encoder_attention_stays_within_its_buffers() {
     for (n_heads, head_dim, window) in [(2, 64, None), (3, 20, Some(9)), (1, 8, None)] {
         for n_tokens in [1, 15, 16, 17, 49, 100] {
             let n_pairs = head_dim / 2 - 1;
             let (angles, biases) =
-                (Numbers::new(n_tokens * n_pairs), Numbers::new(n_heads * (2 * n_tokens - 1)));
-            let qkv = Numbers::new(n_tokens * 3 * n_heads * head_dim);
+                (GuardedNumbers::new(n_tokens * n_pairs), GuardedNumbers::new(n_heads * (2 * n_tokens - 1)));
+            let qkv = GuardedNumbers::new(n_tokens * 3 * n_heads * head_dim);
             for (isa, in_bf16) in isas().flat_map(|isa| [(isa, false), (isa, isa.has_bf16())]) {
                 let attention = EncoderAttention {
                     n_heads,

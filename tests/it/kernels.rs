@@ -1,5 +1,5 @@
-//! Kernels equal their definition: in every format, with every instruction set that this machine has,
-//! at ragged sizes, whoever else is in the batch.
+//! Kernels match float64 references: in every format, on every instruction set of this machine, at ragged sizes,
+//! in every batch.
 
 use half::f16;
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
@@ -17,17 +17,17 @@ use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, 
 
 const FORMATS: [WeightFormat; 11] = [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic];
 
-/// Activations of quantized weights are whole numbers up to this.
+/// Magnitude of the largest integer that an activation is quantized to.
 const ACTIVATION_MAX: f64 = 32_639.0;
 
-/// Numbers that share a scale there.
+/// Quantized activations that share a scale.
 const GROUP_LEN: usize = 32;
 
 fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
-/// Those that multiply with weights of a format.
+/// Instruction sets that have a kernel for a format.
 fn isas_for(format: WeightFormat) -> Vec<Isa> {
     isas().into_iter().filter(|isa| format != Bf16Pairs || isa.has_bf16()).collect()
 }
@@ -36,12 +36,13 @@ fn random_numbers(random: &mut StdRng, n: usize) -> Vec<f32> {
     (0..n).map(|_| random.random_range(-2.0..2.0)).collect()
 }
 
-/// A row of arbitrary codes, whose factors are small numbers.
+/// A row of arbitrary codes with small scales.
 fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8> {
     let mut row: Vec<u8> =
         (0..n_in / format.block_len() * format.source_bytes()).map(|_| random.random()).collect();
     for block in row.chunks_exact_mut(format.source_bytes()) {
-        let factors: &[usize] = match format {
+        // Offsets of the scales and minimums, in half precision.
+        let scales: &[usize] = match format {
             F32 => {
                 block.copy_from_slice(&random.random_range(-1f32..1.0).to_le_bytes());
                 &[]
@@ -63,9 +64,9 @@ fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8>
             Q6K => &[208],
             K6Generic => &[288, 290],
         };
-        for &at in factors {
-            let factor = f16::from_f32(random.random_range(-0.1..0.1));
-            block[at..at + 2].copy_from_slice(&factor.to_le_bytes());
+        for &at in scales {
+            let scale = f16::from_f32(random.random_range(-0.1..0.1));
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         }
     }
     row
@@ -80,17 +81,17 @@ fn to_bf16(x: f32) -> f32 {
     half::bf16::from_f32(x).to_f32()
 }
 
-/// The product of a row of weights with one of activations, and how far from it a kernel may be.
-fn definition(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, f64) {
-    let rounds = format == Bf16Pairs;
-    let x: Vec<f32> = x.iter().map(|&x| if rounds { to_bf16(x) } else { x }).collect();
+/// The product of a row of weights with one of activations in float64, and the tolerance of kernels.
+fn reference_product(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, f64) {
+    let is_rounded = format == Bf16Pairs;
+    let x: Vec<f32> = x.iter().map(|&x| if is_rounded { to_bf16(x) } else { x }).collect();
     let products = || weights.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
     let mut bound = 2e-5 * products().map(f64::abs).sum::<f64>() + 1e-9;
     if format.is_quantized() {
         for (weights, x) in weights.chunks(GROUP_LEN).zip(x.chunks(GROUP_LEN)) {
             let largest = x.iter().fold(0f64, |largest, x| largest.max(f64::from(x.abs())));
             let magnitude: f64 = weights.iter().map(|w| f64::from(w.abs())).sum();
-            // Half a unit each; minimums and codes are added up apart, so both may round.
+            // Half a unit per activation, twice: minimums and codes are summed separately, so both may round.
             bound += 2.0 * magnitude * largest / ACTIVATION_MAX;
         }
     }
@@ -98,7 +99,7 @@ fn definition(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, f64) {
 }
 
 #[test]
-fn products_equal_their_definition() {
+fn matrix_products_match_the_reference() {
     let random = &mut StdRng::seed_from_u64(1);
     for format in FORMATS {
         let block = format.block_len();
@@ -118,7 +119,7 @@ fn products_equal_their_definition() {
                     for (idx, found) in found.iter().enumerate() {
                         let x = &x[idx / n_out * n_in..][..n_in];
                         let weights = &weights[idx % n_out * n_in..][..n_in];
-                        let (expected, bound) = definition(format, weights, x);
+                        let (expected, bound) = reference_product(format, weights, x);
                         assert!(
                             (f64::from(*found) - expected).abs() <= bound,
                             "{format:?} {isa} {n_rows} x {n_in} x {n_out}, {idx}: {found} is not {expected}"
@@ -130,7 +131,7 @@ fn products_equal_their_definition() {
     }
 }
 
-/// What is computed beside a row, and how many threads share the work, must not show in its result.
+/// The other rows of a batch, and the number of threads, must not change the result of a row.
 #[test]
 fn a_row_has_the_same_products_in_every_batch() {
     let random = &mut StdRng::seed_from_u64(2);
@@ -152,9 +153,9 @@ fn a_row_has_the_same_products_in_every_batch() {
     }
 }
 
-/// However many rows there are, and whatever the formats of its matrices.
+/// Holds for every number of rows and every combination of formats.
 #[test]
-fn an_mlp_is_its_layers_one_after_the_other() {
+fn an_mlp_equals_its_layers_one_after_the_other() {
     let random = &mut StdRng::seed_from_u64(6);
     let (n_in, n_inner) = (256, 768);
     for format in FORMATS {
@@ -171,7 +172,7 @@ fn an_mlp_is_its_layers_one_after_the_other() {
                     let found = mlp(isa, x, norm(), &inner, of(&down));
                     let y = linear(isa, x, n_in, norm(), &inner, None);
                     let expected = linear(isa, &y, n_inner, None, &Projection::Residual(of(&down)), Some(x));
-                    // Where both are of bfloat16, so is what is between them.
+                    // If both layers are bfloat16, the activations between them are too.
                     let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * (1.0 + b.abs());
                     let is_equal = if format == Bf16Pairs && down_format == Bf16Pairs {
                         found.iter().zip(&expected).all(is_near)
@@ -186,7 +187,7 @@ fn an_mlp_is_its_layers_one_after_the_other() {
 }
 
 #[test]
-fn what_is_not_a_number_stays_in_its_row() {
+fn nan_and_infinity_stay_in_their_row() {
     let random = &mut StdRng::seed_from_u64(3);
     for format in FORMATS {
         let (n_in, n_out) = (256, 20);
@@ -207,7 +208,7 @@ fn what_is_not_a_number_stays_in_its_row() {
 }
 
 #[test]
-fn very_small_and_very_large_numbers_keep_their_size() {
+fn tiny_and_huge_activations_keep_their_magnitude() {
     let random = &mut StdRng::seed_from_u64(4);
     let (n_in, n_out) = (64, 16);
     for format in [Q4_0, Q8_0, F16] {
@@ -215,35 +216,35 @@ fn very_small_and_very_large_numbers_keep_their_size() {
         let products = [WeightWithBias { matrix: &matrix, bias: None }];
         let x = random_numbers(random, n_in);
         for isa in isas() {
-            let of = |factor: f32| {
+            let scaled = |factor: f32| {
                 let x: Vec<f32> = x.iter().map(|x| x * factor).collect();
                 linear(isa, &x, n_in, None, &Projection::Concat(&products), None)
             };
-            let usual = of(1.0);
+            let usual = scaled(1.0);
             let largest = usual.iter().fold(0f32, |largest, y| largest.max(y.abs()));
             for factor in [1e-30, 1e-10, 1e10, 1e30] {
-                for (found, usual) in of(factor).iter().zip(&usual) {
+                for (found, usual) in scaled(factor).iter().zip(&usual) {
                     assert!((found / factor - usual).abs() <= 1e-4 * largest, "{format:?} {isa} {factor}");
                 }
             }
-            assert!(of(0.0).iter().all(|&y| y == 0.0));
+            assert!(scaled(0.0).iter().all(|&y| y == 0.0));
         }
     }
 }
 
-/// Sequences that live in blocks of their own.
-struct Store {
+/// A KV cache of sequences that share no blocks.
+struct TestKvCache {
     layout: KvLayout,
     free: Vec<KvBlock>,
     blocks: Vec<Vec<KvBlock>>,
 }
 
-impl Store {
+impl TestKvCache {
     fn new(layout: KvLayout, n_sequences: usize) -> Self {
         Self { layout, free: Vec::new(), blocks: (0..n_sequences).map(|_| Vec::new()).collect() }
     }
 
-    /// Room for `len` tokens more after `start` of each sequence named.
+    /// Makes room for the new tokens of each `(sequence, start, len)`.
     fn extend(&mut self, spans: &[(usize, usize, usize)]) -> Vec<SequenceKv<'_>> {
         for &(sequence, start, len) in spans {
             while self.blocks[sequence].len() * BLOCK_TOKENS < start + len {
@@ -267,10 +268,10 @@ impl Store {
     }
 }
 
-/// A token's attention depends on its sequence only: not on how the prompt was cut, who else is in
-/// the batch, or how the work was shared out.
+/// A token's attention depends on its sequence alone: not on prefill chunks, the rest of the batch or the partition
+/// of the work.
 #[test]
-fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
+fn paged_attention_does_not_depend_on_chunks_or_batch() {
     let random = &mut StdRng::seed_from_u64(5);
     let lengths = [700, 33, 260];
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
@@ -291,18 +292,18 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
             let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
             let inputs = lengths.map(|len| random_numbers(random, len * row_len));
             for isa in isas().into_iter().filter(|&isa| isa != Isa::Scalar || head_dim == 20) {
-                // Each sequence whole and alone.
+                // Each sequence in one chunk, alone.
                 let whole: Vec<Vec<f32>> = inputs
                     .iter()
                     .enumerate()
                     .map(|(idx, input)| {
-                        let mut store = Store::new(layout, lengths.len());
-                        attention.forward(isa, input, &mut store.extend(&[(idx, 0, lengths[idx])]))
+                        let mut kv_cache = TestKvCache::new(layout, lengths.len());
+                        attention.forward(isa, input, &mut kv_cache.extend(&[(idx, 0, lengths[idx])]))
                     })
                     .collect();
-                // All of them, cut differently, token by token at the end.
+                // All sequences together, in chunks, and token by token at the end.
                 for chunk in [256, 61, 3] {
-                    let mut store = Store::new(layout, lengths.len());
+                    let mut kv_cache = TestKvCache::new(layout, lengths.len());
                     let mut found = vec![Vec::new(); lengths.len()];
                     while found.iter().zip(&whole).any(|(found, whole)| found.len() < whole.len()) {
                         let out_len = n_heads * head_dim;
@@ -322,7 +323,7 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
                             })
                             .copied()
                             .collect();
-                        let y = attention.forward(isa, &qkv, &mut store.extend(&spans));
+                        let y = attention.forward(isa, &qkv, &mut kv_cache.extend(&spans));
                         let mut rest = &y[..];
                         for &(idx, _, len) in &spans {
                             let (own, others) = rest.split_at(len * out_len);
@@ -344,8 +345,8 @@ fn attention_is_the_same_whole_in_chunks_alone_and_in_a_batch() {
     }
 }
 
-/// PagedAttention of one head of one text by its definition, `[n_tokens, head_dim]`.
-fn text_definition(
+/// Attention of one head of one text in float64, `[n_tokens, head_dim]`.
+fn reference_attention(
     attention: &EncoderAttention,
     row: &dyn Fn(usize, usize) -> Vec<f32>,
     n: usize,
@@ -355,8 +356,9 @@ fn text_definition(
         |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     (0..n)
         .flat_map(|query| {
-            let sees = |key: &usize| attention.window.is_none_or(|window| key.abs_diff(query) <= window);
-            let keys: Vec<usize> = (0..n).filter(sees).collect();
+            let is_visible =
+                |key: &usize| attention.window.is_none_or(|window| key.abs_diff(query) <= window);
+            let keys: Vec<usize> = (0..n).filter(is_visible).collect();
             let score = |&key: &usize| {
                 let bias = attention.bias.map_or(0.0, |bias| {
                     let of_head = &bias.values[head * (2 * bias.max_distance + 1)..];
@@ -377,9 +379,9 @@ fn text_definition(
 }
 
 #[test]
-fn attention_within_texts_equals_its_definition() {
+fn encoder_attention_matches_the_reference() {
     let random = &mut StdRng::seed_from_u64(9);
-    for (n_heads, head_dim, window, turns, has_bias) in [
+    for (n_heads, head_dim, window, has_rope, has_bias) in [
         (3, 32, None, false, false),
         (2, 64, Some(5), true, false),
         (1, 20, None, true, true),
@@ -399,7 +401,7 @@ fn attention_within_texts_equals_its_definition() {
             head_dim,
             scale: 0.3,
             window,
-            rope: turns.then_some(RopeTable { cos: &cos, sin: &sin, n_pairs }),
+            rope: has_rope.then_some(RopeTable { cos: &cos, sin: &sin, n_pairs }),
             bias: has_bias.then_some(RelativePositionBias { values: &biases, max_distance }),
             in_bf16: false,
         };
@@ -410,7 +412,7 @@ fn attention_within_texts_equals_its_definition() {
                 let row = |token: usize, third: usize| {
                     let place = ((first_row + token) * 3 + third) * hidden + head * head_dim;
                     let mut row = qkv[place..place + head_dim].to_vec();
-                    if turns && third < 2 {
+                    if has_rope && third < 2 {
                         for i in 0..n_pairs {
                             let at = (first_row + token) * n_pairs + i;
                             let (a, b) = (row[i], row[n_pairs + i]);
@@ -420,7 +422,7 @@ fn attention_within_texts_equals_its_definition() {
                     }
                     row
                 };
-                for (idx, y) in text_definition(&attention, &row, n, head).into_iter().enumerate() {
+                for (idx, y) in reference_attention(&attention, &row, n, head).into_iter().enumerate() {
                     let (token, i) = (idx / head_dim, idx % head_dim);
                     expected[(first_row + token) * hidden + head * head_dim + i] = y;
                 }
@@ -433,7 +435,7 @@ fn attention_within_texts_equals_its_definition() {
             }
             let attention = EncoderAttention { in_bf16, ..attention };
             let found = attention.forward(isa, &qkv, &lengths);
-            // Scores are sums of up to 96 products of numbers up to two.
+            // Scores are sums of up to 96 products of numbers up to 2.
             let bound = if in_bf16 { 0.1 } else { 2e-5 };
             for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let difference = (f64::from(*found) - expected).abs();
@@ -442,7 +444,7 @@ fn attention_within_texts_equals_its_definition() {
             let mut first_row = 0;
             for n in lengths {
                 let rows = first_row * hidden..(first_row + n) * hidden;
-                if !turns {
+                if !has_rope {
                     let alone = attention.forward(isa, &qkv[3 * rows.start..3 * rows.end], &[n]);
                     assert!(alone == found[rows], "{isa}: a text's states depend on the others");
                 }
