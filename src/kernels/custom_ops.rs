@@ -1,4 +1,4 @@
-//! The kernels as candle's custom operations on float32 tensors.
+//! The kernels as candle custom operations on float32 tensors.
 
 use std::cell::RefCell;
 
@@ -7,26 +7,29 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail}
 use super::attention::{EncoderAttention, PagedAttention, SequenceKv};
 use super::isa::Isa;
 use super::matmul::{Projection, WeightWithBias, linear, mlp};
-use super::norm::Norm;
-use super::norm::norm_rows;
+use super::norm::{Norm, norm_rows};
 
-/// Projection of `[n_rows, n_in]`; a second tensor is what they are added to.
+/// A [`Projection`] of `[n_rows, n_in]` to `[n_rows, n_out]`. As a [`CustomOp2`] it takes the residual as the
+/// second tensor.
 #[derive(Debug)]
 pub struct LinearOp<'a> {
+    /// Instruction set of the kernel.
     pub isa: Isa,
+    /// Norm of the input rows.
     pub norm: Option<Norm<'a>>,
+    /// The matrices, and how their products are combined.
     pub projection: Projection<'a>,
 }
 
 impl LinearOp<'_> {
     fn run(&self, x: &[f32], shape: &Shape, residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let (n_rows, n_in) = shape.dims2()?;
-        if let Some(weighted) = self.projection.matrices().find(|weighted| weighted.matrix.n_in() != n_in) {
-            bail!("rows of {n_in} numbers meet a matrix of {}", weighted.matrix.n_in());
+        if let Some(weight) = self.projection.matrices().find(|weight| weight.matrix.n_in() != n_in) {
+            bail!("the input has {n_in} columns, but a matrix takes {}", weight.matrix.n_in());
         }
         let n_out = self.projection.n_out();
         if residual.is_some_and(|residual| residual.len() != n_rows * n_out) {
-            bail!("a residual of another shape than [{n_rows}, {n_out}]");
+            bail!("the residual is not of shape [{n_rows}, {n_out}]");
         }
         let y = linear(self.isa, x, n_in, self.norm, &self.projection, residual);
         Ok((CpuStorage::F32(y), (n_rows, n_out).into()))
@@ -39,7 +42,7 @@ impl CustomOp1 for LinearOp<'_> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.run(numbers(x, layout)?, layout.shape(), None)
+        self.run(contiguous_f32(x, layout)?, layout.shape(), None)
     }
 }
 
@@ -55,16 +58,21 @@ impl CustomOp2 for LinearOp<'_> {
         residual: &CpuStorage,
         residual_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.run(numbers(x, layout)?, layout.shape(), Some(numbers(residual, residual_layout)?))
+        let residual = contiguous_f32(residual, residual_layout)?;
+        self.run(contiguous_f32(x, layout)?, layout.shape(), Some(residual))
     }
 }
 
-/// Two layers of products of the norm of `[n_rows, n_in]`, added to it.
+/// An MLP with a residual connection: `x + down(inner(norm(x)))` of `x`, `[n_rows, n_in]`.
 #[derive(Debug)]
 pub struct MlpOp<'a> {
+    /// Instruction set of the kernel.
     pub isa: Isa,
+    /// Norm of the input rows.
     pub norm: Option<Norm<'a>>,
+    /// First layer, with its activation function.
     pub inner: Projection<'a>,
+    /// Second layer, back to `n_in` columns.
     pub down: WeightWithBias<'a>,
 }
 
@@ -76,16 +84,18 @@ impl CustomOp1 for MlpOp<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, n_in) = layout.shape().dims2()?;
         if self.down.matrix.n_out() != n_in || self.down.matrix.n_in() != self.inner.n_out() {
-            bail!("rows of {n_in} numbers, the inner and the outer matrices do not fit each other");
+            bail!("the matrices of an MLP over {n_in} columns do not fit each other");
         }
-        let y = mlp(self.isa, numbers(x, layout)?, self.norm, &self.inner, self.down);
+        let y = mlp(self.isa, contiguous_f32(x, layout)?, self.norm, &self.inner, self.down);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
 
 /// The norm of each row of `[n_rows, n_columns]`.
 pub struct NormOp<'a> {
+    /// Instruction set of the kernel.
     pub isa: Isa,
+    /// The norm, over `n_columns` columns.
     pub norm: Norm<'a>,
 }
 
@@ -96,15 +106,18 @@ impl CustomOp1 for NormOp<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, n_columns) = layout.shape().dims2()?;
-        let y = norm_rows(self.isa, numbers(x, layout)?, n_columns, &self.norm);
+        let y = norm_rows(self.isa, contiguous_f32(x, layout)?, n_columns, &self.norm);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
 
-/// PagedAttention within texts of some lengths, `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
+/// [`EncoderAttention`] of `[n_tokens, 3 * hidden]` to `[n_tokens, hidden]`.
 pub struct EncoderAttentionOp<'a> {
+    /// Instruction set of the kernel.
     pub isa: Isa,
+    /// The layer's attention.
     pub attention: EncoderAttention<'a>,
+    /// Tokens of each text.
     pub lengths: &'a [usize],
 }
 
@@ -114,25 +127,30 @@ impl CustomOp1 for EncoderAttentionOp<'_> {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let hidden = self.attention.n_heads * self.attention.head_dim;
+        let EncoderAttention { n_heads, head_dim, .. } = self.attention;
+        let hidden = n_heads * head_dim;
         let (n_tokens, row_len) = layout.shape().dims2()?;
         if row_len != 3 * hidden {
-            bail!("rows of {row_len} numbers are not those of three times {} heads", self.attention.n_heads);
+            bail!(
+                "rows of {row_len} columns are not queries, keys and values of {n_heads} heads of {head_dim}"
+            );
         }
-        let y = self.attention.forward(self.isa, numbers(qkv, layout)?, self.lengths);
+        let y = self.attention.forward(self.isa, contiguous_f32(qkv, layout)?, self.lengths);
         Ok((CpuStorage::F32(y), (n_tokens, hidden).into()))
     }
 }
 
-/// PagedAttention of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, whose keys and values it writes.
+/// [`PagedAttention`] of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
+/// Writes the new keys and values into the KV cache.
 pub struct PagedAttentionOp<'a, 'b> {
     isa: Isa,
     attention: PagedAttention<'a>,
-    /// A tensor operation is shared, and this one writes.
+    /// In a cell since candle runs operations by shared reference, and this one writes.
     sequences: RefCell<&'a mut [SequenceKv<'b>]>,
 }
 
 impl<'a, 'b> PagedAttentionOp<'a, 'b> {
+    /// The attention of the new tokens of `sequences`.
     pub fn new(isa: Isa, attention: PagedAttention<'a>, sequences: &'a mut [SequenceKv<'b>]) -> Self {
         Self { isa, attention, sequences: RefCell::new(sequences) }
     }
@@ -140,24 +158,28 @@ impl<'a, 'b> PagedAttentionOp<'a, 'b> {
 
 impl CustomOp1 for PagedAttentionOp<'_, '_> {
     fn name(&self) -> &'static str {
-        "attention"
+        "paged-attention"
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let PagedAttention { n_heads, layout: kv, .. } = self.attention;
         let (n_tokens, row_len) = layout.shape().dims2()?;
         if row_len != (n_heads + 2 * kv.n_kv_heads) * kv.head_dim {
-            bail!("rows of {row_len} numbers are not those of {n_heads} and {} heads", kv.n_kv_heads);
+            let n_kv_heads = kv.n_kv_heads;
+            bail!(
+                "rows of {row_len} columns are not {n_heads} query heads and {n_kv_heads} heads of keys and values"
+            );
         }
-        let y = self.attention.forward(self.isa, numbers(qkv, layout)?, &mut self.sequences.borrow_mut());
+        let qkv = contiguous_f32(qkv, layout)?;
+        let y = self.attention.forward(self.isa, qkv, &mut self.sequences.borrow_mut());
         Ok((CpuStorage::F32(y), (n_tokens, n_heads * kv.head_dim).into()))
     }
 }
 
-/// The numbers of a contiguous float32 tensor.
-fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+/// The elements of a contiguous float32 tensor.
+fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("a kernel was given a tensor that is not contiguous"),
+        None => bail!("a kernel takes contiguous tensors only"),
     }
 }

@@ -1,4 +1,4 @@
-//! What the machine can do at most, measured: the yardstick for everything else.
+//! Roofline of the machine, measured: the read bandwidth and the integer throughput that bound every kernel.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -9,28 +9,29 @@ use super::memory::HugePageBuf;
 use super::simd::{Kernel, LANES, QUAD_BYTES, Simd, dispatch};
 use super::threads::pool;
 
-/// For how long each limit is measured.
+/// Time to measure each limit for.
 const TIME: Duration = Duration::from_millis(100);
 
-/// Bytes per second that all compute threads together read from a buffer of `n_bytes`, over and over:
-/// the median of the passes.
+/// Measures the read bandwidth: the bytes per second that all compute threads together read from a buffer of
+/// `n_bytes`, again and again; the median of the passes.
 pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
     let n_vectors = (n_bytes / VECTOR_BYTES).max(1);
     let mut buffer = HugePageBuf::zeroed(n_vectors * VECTOR_BYTES);
-    // A page that nobody has written is no memory yet.
+    // The system maps a page to memory when it is first written.
     buffer.iter_mut().step_by(512).for_each(|byte| *byte = 1);
     let bytes = &buffer[..];
     median_rate(bytes.len() as f64, || {
         pool::run(|team| {
-            let of_thread = |index: usize| index * n_vectors / team.n_threads() * VECTOR_BYTES;
-            let part = &bytes[of_thread(team.index())..of_thread(team.index() + 1)];
-            black_box(dispatch(isa, ReadKernel(part)));
+            let edge = |index: usize| index * n_vectors / team.n_threads() * VECTOR_BYTES;
+            let own = &bytes[edge(team.index())..edge(team.index() + 1)];
+            black_box(dispatch(isa, ReadKernel(own)));
         });
     })
 }
 
-/// Operations per second, a multiplication and an addition being two, of all compute threads together,
-/// with the instructions that the kernels multiply quantized weights with, on registers.
+/// Measures the matrix throughput: the operations per second of all compute threads together, a multiplication
+/// and an addition being two, with the instructions of the kernels for quantized weights. All operands are in
+/// registers.
 pub fn matmul_ops_per_second(isa: Isa) -> f64 {
     if isa == Isa::Amx {
         let work = || pool::run(|_| amx::multiply(ITERATIONS));
@@ -44,7 +45,7 @@ pub fn matmul_ops_per_second(isa: Isa) -> f64 {
     })
 }
 
-/// How much is done in a second by what does `amount` each time it is called.
+/// The median rate, per second, of `work` that does `amount` each time it is called.
 fn median_rate(amount: f64, work: impl Fn()) -> f64 {
     let begin = Instant::now();
     let mut rates = Vec::new();
@@ -66,21 +67,22 @@ impl Kernel for ReadKernel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
-        // SAFETY: whole vectors of the slice are read.
-        unsafe {
-            let mut sums = [simd.splat(0.0); 4];
-            for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
-                // Without it less would be measured than the products reach.
-                simd.prefetch_l1(vector.as_ptr().wrapping_add(4096));
-                sums[idx % 4] = simd.add(sums[idx % 4], simd.load(vector.as_ptr().cast()));
-            }
-            simd.reduce_add(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
+        let mut sums = [simd.splat(0.0); 4];
+        for (idx, vector) in self.0.as_chunks::<VECTOR_BYTES>().0.iter().enumerate() {
+            // The matrix kernels prefetch too; without it they would exceed this limit.
+            simd.prefetch_l1(vector.as_ptr().wrapping_add(4096));
+            // SAFETY: the array has the bytes of a vector; loads need no alignment.
+            let numbers = unsafe { simd.load(vector.as_ptr().cast()) };
+            sums[idx % 4] = simd.add(sums[idx % 4], numbers);
         }
+        simd.reduce_add(simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3])))
     }
 }
 
-/// Projection of the same few operands, each a matrix of 16 by 4 with 4 activations.
+/// Times that the same operands are multiplied.
 const ITERATIONS: usize = 100_000;
+
+/// Rows of activations, each of which multiplies four with a matrix of 16 by 4.
 const ROWS: usize = 8;
 const OPERATIONS_PER_ITERATION: usize = 2 * ROWS * 4 * LANES;
 
@@ -93,7 +95,7 @@ impl Kernel for MultiplyKernel {
     fn run<S: Simd>(self, simd: S) -> f32 {
         let codes = black_box([1u8; 64]);
         let quads = black_box([0u8; ROWS * QUAD_BYTES]);
-        // SAFETY: arrays of the sizes that are read.
+        // SAFETY: the arrays have the 64 codes and the quads of `ROWS` rows that are read.
         unsafe {
             let codes = simd.load_codes_8(codes.as_ptr());
             let mut sums = [simd.splat_sums(0); ROWS];
@@ -116,12 +118,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faster_instructions_are_faster() {
-        let of = |isa| (read_bytes_per_second(isa, 1 << 20), matmul_ops_per_second(isa));
-        let (read, products) = of(Isa::Scalar);
-        assert!(read > 1e8 && products > 1e7, "{read} B/s, {products} operations/s");
+    fn vector_instructions_are_faster_than_scalar_ones() {
+        let measure = |isa| (read_bytes_per_second(isa, 1 << 20), matmul_ops_per_second(isa));
+        let (bytes, ops) = measure(Isa::Scalar);
+        assert!(bytes > 1e8 && ops > 1e7, "{bytes} B/s, {ops} operations/s");
         if Isa::Avx2.is_available() {
-            assert!(of(Isa::Avx2).1 > products);
+            assert!(measure(Isa::Avx2).1 > ops);
         }
     }
 }

@@ -264,10 +264,11 @@ impl<'a> HeadAttention<'a> {
         &self.qkv[(((first_row + token) * 3 + third as usize) * n_heads + head) * head_dim..][..head_dim]
     }
 
-    /// Packs a query or a key as row `idx` of the queries: rotated, times `scale`, padded with zeros.
+    /// Packs a query, scaled, or a key as row `idx` of the queries: rotated, and padded with zeros.
     #[inline(always)]
-    fn pack_row<S: Simd>(&mut self, simd: S, idx: usize, token: usize, third: Third, scale: f32) {
+    fn pack_row<S: Simd>(&mut self, simd: S, idx: usize, token: usize, third: Third) {
         let mut row = self.row(token, third);
+        let scale = if matches!(third, Third::Query) { self.attention.scale } else { 1.0 };
         let Buffers { queries, rotated, .. } = &mut self.buffers;
         if let Some(rope) = &self.attention.rope {
             rotated.copy_from_slice(row);
@@ -290,7 +291,7 @@ impl<'a> HeadAttention<'a> {
         let panel_len = self.dims.head_dwords * LANES;
         self.buffers.keys[n_tokens / LANES * panel_len..].fill(0.0);
         for token in 0..n_tokens {
-            self.pack_row(simd, 0, token, Third::Key, 1.0);
+            self.pack_row(simd, 0, token, Third::Key);
             let Buffers { keys, queries, .. } = &mut self.buffers;
             let panel = &mut keys[token / LANES * panel_len..][..panel_len];
             for (dword, to) in queries[..self.dims.head_dwords].iter().zip(panel.chunks_exact_mut(LANES)) {
@@ -341,7 +342,7 @@ impl<'a> HeadAttention<'a> {
     #[inline(always)]
     fn compute_scores<S: Simd>(&mut self, simd: S, queries: &Range<usize>, panels: &Range<usize>) {
         for (idx, query) in queries.clone().enumerate() {
-            self.pack_row(simd, idx, query, Third::Query, self.attention.scale);
+            self.pack_row(simd, idx, query, Third::Query);
         }
         let ItemDims { head_dwords, tile_queries, .. } = self.dims;
         let Buffers { keys, queries: packed, scores, .. } = &mut self.buffers;

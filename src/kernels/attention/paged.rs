@@ -75,7 +75,7 @@ struct BlockPtr(*mut u8);
 // SAFETY: only `PagedSequence` uses the pointer; its functions leave it to their callers that no thread writes
 // what another one uses.
 unsafe impl Send for BlockPtr {}
-// SAFETY: see `Send`.
+// SAFETY: a shared reference gives no more access than a copy, which may be sent.
 unsafe impl Sync for BlockPtr {}
 
 impl<'a> PagedSequence<'a> {
