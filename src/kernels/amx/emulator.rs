@@ -1,5 +1,5 @@
-//! AMX for processors that have none: a handler of the signal that its instructions raise there computes
-//! what they would. So its kernels can be tested everywhere, though not measured.
+//! An emulator of AMX for processors without it: a handler of SIGILL, which its instructions raise there,
+//! executes them. So the kernels can be tested on any x86-64 processor, though not measured.
 //!
 //! Source of encodings and operations: Intel's "Software Developer's Manual", volume 2, TDPBSSD,
 //! TDPBF16PS and the TILE instructions.
@@ -9,46 +9,47 @@ use std::sync::Once;
 
 use half::bf16;
 
-/// A tile's rows, of which there may be fewer and shorter ones.
-type Rows = [[u8; 64]; 16];
+/// A tile register; a configuration may use fewer and shorter rows.
+type TileRegister = [[u8; 64]; 16];
 
+/// The tile registers of a thread, and their configuration.
 #[derive(Clone, Copy)]
-struct State {
+struct TileState {
     row_bytes: [usize; 8],
     n_rows: [usize; 8],
-    tiles: [Rows; 8],
+    tiles: [TileRegister; 8],
 }
 
-const RELEASED: State = State { row_bytes: [0; 8], n_rows: [0; 8], tiles: [[[0; 64]; 16]; 8] };
+const RELEASED: TileState = TileState { row_bytes: [0; 8], n_rows: [0; 8], tiles: [[[0; 64]; 16]; 8] };
 
 thread_local! {
-    static STATE: RefCell<State> = const { RefCell::new(RELEASED) };
+    static STATE: RefCell<TileState> = const { RefCell::new(RELEASED) };
 }
 
-/// From now on AMX instructions of this process are emulated.
+/// Emulates AMX instructions of this process from now on.
 pub fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::ucontext_t) = handle;
-        // SAFETY: all zeros is an action without flags and with an empty mask.
+        // SAFETY: all zeros is a valid action, without flags and with an empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
         action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        // SAFETY: the handler takes what a handler with information is given.
+        // SAFETY: the handler has the signature that SA_SIGINFO asks for.
         let refused = unsafe { libc::sigaction(libc::SIGILL, &raw const action, std::ptr::null_mut()) };
         assert_eq!(refused, 0);
     });
 }
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
-    // SAFETY: the system gives the context of the instruction, whose bytes can be read: it was to be run.
+    // SAFETY: the system passes the context of the faulting instruction, whose bytes the processor has fetched.
     unsafe {
         let registers = &mut (*context).uc_mcontext.gregs;
         let start = registers[libc::REG_RIP as usize] as *const u8;
         let instruction = Instruction::decode(start, registers);
         let done = STATE.with_borrow_mut(|state| instruction.run(state));
         if done.is_none() {
-            // Not one of AMX's: let it end the process.
+            // Not an AMX instruction: let it end the process.
             libc::signal(libc::SIGILL, libc::SIG_DFL);
             return;
         }
@@ -56,27 +57,31 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
     }
 }
 
-/// An instruction with a VEX prefix of three bytes.
+/// An instruction with a three-byte VEX prefix.
 struct Instruction {
     is_vex: bool,
     opcode: u8,
-    /// The prefix that it stands for: none, 66, F3, F2.
+    /// The mandatory prefix, encoded: 0 none, 1 66, 2 F3, 3 F2.
     prefix: u8,
-    /// Tiles: that of the `reg` field, of the `rm` field, of `vvvv`.
+    /// The tile registers in the fields `reg`, `rm` and `vvvv`.
     reg: usize,
     rm: usize,
     third: usize,
     is_register: bool,
-    /// Where memory is, and how far its rows are apart.
+    /// The memory operand: its address, and the bytes from row to row.
     address: usize,
     stride: usize,
     len: i64,
 }
 
 impl Instruction {
+    /// Decodes the instruction at `start`.
+    ///
+    /// # Safety
+    /// The processor has fetched an instruction there.
     unsafe fn decode(start: *const u8, registers: &[i64; 23]) -> Self {
-        // SAFETY: the caller's promise: an instruction is there, or no AMX instruction, of which no more
-        // is read than one has.
+        // SAFETY: an instruction is at `start`, as this function requires, and no more bytes are read than an
+        // instruction with this prefix has.
         unsafe {
             let byte = |idx: usize| start.add(idx).read();
             let is_vex = byte(0) == 0xC4 && byte(1) & 0b11111 == 2;
@@ -106,7 +111,8 @@ impl Instruction {
             if decoded.is_register {
                 return decoded;
             }
-            let register = |low: u8, high: u8| registers[PLACES[usize::from(low | high << 3)]] as usize;
+            let register =
+                |low: u8, high: u8| registers[REGISTER_INDICES[usize::from(low | high << 3)]] as usize;
             let base_high = extension >> 5 & 1;
             let mut base = model & 0b111;
             if base == 0b100 {
@@ -131,8 +137,11 @@ impl Instruction {
         }
     }
 
-    /// Does what it is to do; nothing if it is not one of AMX's.
-    unsafe fn run(&self, state: &mut State) -> Option<()> {
+    /// Executes the instruction; returns `None` if it is not an AMX instruction.
+    ///
+    /// # Safety
+    /// Its memory operand is valid, as for the instruction itself.
+    unsafe fn run(&self, state: &mut TileState) -> Option<()> {
         const NONE: u8 = 0;
         const F3: u8 = 2;
         const F2: u8 = 3;
@@ -142,7 +151,7 @@ impl Instruction {
                 *state = RELEASED;
                 let shapes = self.address as *const u8;
                 for tile in 0..8 {
-                    // SAFETY: 64 bytes of shapes, as the instruction asks for.
+                    // SAFETY: `ldtilecfg` reads 64 bytes, and its operand is valid, as this function requires.
                     unsafe {
                         let row_bytes = shapes.add(16 + 2 * tile).cast::<u16>().read_unaligned();
                         state.row_bytes[tile] = usize::from(row_bytes);
@@ -156,7 +165,7 @@ impl Instruction {
                 for row in 0..state.n_rows[self.reg] {
                     let memory = (self.address + row * self.stride) as *mut u8;
                     let (tile, n) = (&mut state.tiles[self.reg][row], state.row_bytes[self.reg]);
-                    // SAFETY: the rows of the tile, as the instruction asks for.
+                    // SAFETY: the rows of the operand are valid, as this function requires.
                     unsafe {
                         if self.prefix == F2 {
                             *tile = [0; 64];
@@ -210,8 +219,8 @@ impl Instruction {
     }
 }
 
-/// Where the context has the registers, by their numbers.
-const PLACES: [usize; 16] = [
+/// Indices of the general-purpose registers in the context, in the order of their encoding.
+const REGISTER_INDICES: [usize; 16] = [
     libc::REG_RAX as usize,
     libc::REG_RCX as usize,
     libc::REG_RDX as usize,
