@@ -13,6 +13,7 @@ use rayon::prelude::*;
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
 pub(super) use self::k_quants::{K6Generic, Q4K, Q6K};
 pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
+use self::packing::UnpackedGroup;
 pub(super) use self::packing::{Packing, Quantized, prefetch_ahead};
 use super::isa::Isa;
 use super::layout::{CodeWidth, GROUP_LEN, K_CHUNK_GROUPS, PANEL_ROWS, UnpackedPanel};
@@ -298,19 +299,12 @@ impl<Q: Quantized> Kernel for UnpackKernel<'_, Q> {
             let codes = &mut unpacked.codes[idx * width.group_bytes()..][..width.group_bytes()];
             let scales = &mut unpacked.scales[at..at + Q::SCALES_PER_GROUP];
             let mins = &mut unpacked.mins[at..at + Q::SCALES_PER_GROUP];
-            // SAFETY: the panel has these groups, as `unpack_panel` asserts; the slices have room for a group.
+            let to = UnpackedGroup { width, codes, scales, mins };
+            // SAFETY: the panel has these groups, as `unpack_panel` asserts.
             unsafe {
                 let packed = panel.add(group / n_groups * Q::PACKED_BYTES);
                 prefetch_ahead::<S, Q>(simd, packed, group % n_groups, n_groups);
-                packing::unpack_group::<S, Q>(
-                    simd,
-                    packed,
-                    group % n_groups,
-                    width,
-                    codes.as_mut_ptr(),
-                    scales.as_mut_ptr().cast(),
-                    mins.as_mut_ptr().cast(),
-                );
+                packing::unpack_group::<S, Q>(simd, packed, group % n_groups, to);
             }
         }
     }

@@ -74,36 +74,47 @@ pub fn prefetch_ahead<S: Simd, P: Packing>(simd: S, packed: *const u8, group: us
     }
 }
 
-/// Unpacks a group of a block: its codes to `width`, its scales and minimums to float32.
+/// The part of an [`UnpackedPanel`](super::super::layout::UnpackedPanel) for one group.
+pub struct UnpackedGroup<'a> {
+    /// The type of the codes.
+    pub width: CodeWidth,
+    /// [`CodeWidth::group_bytes`] bytes.
+    pub codes: &'a mut [u8],
+    /// [`Quantized::SCALES_PER_GROUP`] vectors.
+    pub scales: &'a mut [[f32; PANEL_ROWS]],
+    /// As many vectors.
+    pub mins: &'a mut [[f32; PANEL_ROWS]],
+}
+
+/// Unpacks a group of a block: its codes to 8 or 16 bits, its scales and minimums to float32.
 ///
 /// # Safety
-/// `packed` points to a block; `codes` has room for [`CodeWidth::group_bytes`], `scales` and `mins` for
-/// [`Quantized::SCALES_PER_GROUP`] vectors.
+/// `packed` points to a block.
+///
+/// # Panics
+/// When there is no room for the group.
 #[inline(always)]
 pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
     simd: S,
     packed: *const u8,
     group: usize,
-    width: CodeWidth,
-    codes: *mut u8,
-    scales: *mut f32,
-    mins: *mut f32,
+    UnpackedGroup { width, codes, scales, mins }: UnpackedGroup,
 ) {
+    assert!(codes.len() >= width.group_bytes());
+    let start = codes.as_mut_ptr();
     for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for (quad, quad_codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
+        for (quad, codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
             let offset = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
             match width {
-                CodeWidth::Byte => simd.store_codes_i8(quad_codes, Q::ZERO as i8, codes.add(offset).cast()),
-                CodeWidth::Word => {
-                    simd.store_codes_i16(quad_codes, Q::ZERO as i16, codes.add(2 * offset).cast())
-                }
+                CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, start.add(offset).cast()),
+                CodeWidth::Word => simd.store_codes_i16(codes, Q::ZERO as i16, start.add(2 * offset).cast()),
             }
         }
     }
     for idx in 0..Q::SCALES_PER_GROUP {
-        simd.store(Q::scale(simd, packed, group, idx), scales.add(idx * PANEL_ROWS));
+        simd.store_array(Q::scale(simd, packed, group, idx), &mut scales[idx]);
         if Q::HAS_MINS {
-            simd.store(Q::min(simd, packed, group, idx), mins.add(idx * PANEL_ROWS));
+            simd.store_array(Q::min(simd, packed, group, idx), &mut mins[idx]);
         }
     }
 }
