@@ -1,4 +1,4 @@
-//! The wire of `/v1/chat/completions`, against a scripted model.
+//! The wire format of `/v1/chat/completions`, against a scripted model.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn request(fields: &Value) -> Value {
     request
 }
 
-/// Replaces what differs from run to run.
+/// Replaces values that differ from run to run.
 fn redacted(mut value: Value) -> Value {
     for (key, with) in [("id", json!("[id]")), ("created", json!("[created]"))] {
         if value.get(key).is_some() {
@@ -31,7 +31,7 @@ fn redacted(mut value: Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_whole_answer() {
+async fn a_complete_response() {
     let server = server(Script::saying("Hello.")).await;
     let response = server.post(CHAT, &request(&json!({}))).await;
     assert_eq!(response.status(), 200);
@@ -42,7 +42,7 @@ async fn a_whole_answer() {
 }
 
 #[tokio::test]
-async fn a_streamed_answer() {
+async fn a_streamed_response() {
     let server = server(Script::saying("Hé🙂")).await;
     let fields = json!({"stream": true, "stream_options": {"include_usage": true}});
     let response = server.post(CHAT, &request(&fields)).await;
@@ -57,7 +57,7 @@ async fn a_streamed_answer() {
 }
 
 #[tokio::test]
-async fn usage_is_left_out_of_a_stream_unless_asked_for() {
+async fn usage_is_left_out_of_a_stream_unless_requested() {
     let server = server(Script::saying("x")).await;
     let events = events(server.post(CHAT, &request(&json!({"stream": true}))).await).await;
     assert!(events.iter().all(|event| !event.contains("usage")), "{events:?}");
@@ -65,7 +65,7 @@ async fn usage_is_left_out_of_a_stream_unless_asked_for() {
 }
 
 #[tokio::test]
-async fn logprobs_go_with_their_text() {
+async fn logprobs_come_with_their_text() {
     let server = server(Script::saying("a🙂")).await;
     let fields = json!({"logprobs": true, "top_logprobs": 2});
     let whole = body(server.post(CHAT, &request(&fields)).await).await;
@@ -92,7 +92,7 @@ async fn logprobs_go_with_their_text() {
 }
 
 #[tokio::test]
-async fn logprobs_of_an_empty_answer_are_an_empty_list() {
+async fn logprobs_of_an_empty_response_are_an_empty_list() {
     let server = server(Script::saying("")).await;
     let answer = body(server.post(CHAT, &request(&json!({"logprobs": true}))).await).await;
     assert_eq!(answer["choices"][0]["logprobs"], json!({"content": [], "refusal": null}));
@@ -123,7 +123,7 @@ async fn stop_strings_end_the_text_before_them() {
 }
 
 #[tokio::test]
-async fn limits_end_an_answer_with_length() {
+async fn limits_finish_with_length() {
     let server = server(Script::saying("abcdef")).await;
     for fields in [json!({"max_tokens": 3}), json!({"max_tokens": 9, "max_completion_tokens": 3})] {
         let answer = body(server.post(CHAT, &request(&fields)).await).await;
@@ -136,7 +136,7 @@ async fn limits_end_an_answer_with_length() {
 }
 
 #[tokio::test]
-async fn tokens_end_an_answer_but_not_too_early() {
+async fn stop_tokens_end_the_text_but_not_before_min_tokens() {
     let server = server(Script::saying("abcdef")).await;
     let ask = async |fields: Value| {
         let answer = body(server.post(CHAT, &request(&fields)).await).await;
@@ -146,7 +146,7 @@ async fn tokens_end_an_answer_but_not_too_early() {
     };
     let by_token = json!({"stop_token_ids": [200, u32::from(b'c')]});
     assert_eq!(ask(by_token).await, ("ab".to_owned(), json!("stop"), 3));
-    // The script's model has finished, and may not say so: it takes what is likeliest next.
+    // The scripted model has finished but must not end, so it picks the next likeliest token.
     let too_early = json!({"min_tokens": 8, "temperature": 0});
     assert_eq!(ask(too_early).await, ("abcdef\0\0".to_owned(), json!("stop"), 9));
     assert_eq!(
@@ -166,8 +166,8 @@ async fn tokens_end_an_answer_but_not_too_early() {
 }
 
 #[tokio::test]
-async fn a_prediction_changes_nothing_but_the_number_of_batches() {
-    // A batch takes the same time whatever is in it, so guesses pay.
+async fn a_prediction_changes_only_the_number_of_batches() {
+    // A batch takes the same time whatever its size, so drafts are worth it.
     let step = Duration::from_millis(3);
     let script = Script { step, ..Script::saying("the quick brown fox jumps over it") };
     let n_batches = script.n_batches.clone();
@@ -201,7 +201,7 @@ async fn a_prediction_changes_nothing_but_the_number_of_batches() {
 }
 
 #[tokio::test]
-async fn variables_of_the_template_are_shown_as_text_or_named() {
+async fn template_variables_are_rendered_as_text_or_named_as_ignored() {
     let script = Script::saying("ok");
     let prompts = script.prompts.clone();
     let server = server(script).await;
@@ -219,13 +219,13 @@ async fn variables_of_the_template_are_shown_as_text_or_named() {
     assert_eq!(with(json!({})).await, None);
 }
 
-/// As templates of models that reason: thoughts of before are shown, and a variable shuts them out.
+/// A template like those of models that reason: it shows earlier reasoning, and a variable disables reasoning.
 const THINKING: &str = "{% for m in messages %}{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }})\
                         {% endif %}{{ m.content }};{% endfor %}{% if enable_thinking is defined and not \
                         enable_thinking %}<think></think>{% endif %}";
 
 #[tokio::test]
-async fn thoughts_are_told_from_the_answer() {
+async fn reasoning_is_separated_from_content() {
     let script = Script { template: Some(THINKING), ..Script::saying("<think>\nI see.\n</think>\n\nYes.") };
     let prompts = script.prompts.clone();
     let server = server(script).await;
@@ -234,7 +234,7 @@ async fn thoughts_are_told_from_the_answer() {
         let message = &choice["message"];
         assert_eq!((&message["content"], &message["reasoning_content"]), (&json!("Yes."), &json!("I see.")));
     }
-    // All bytes but those of the answer and of the space before it.
+    // All bytes except those of the content and the whitespace before it.
     assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 2 * (7 + 8 + 8));
     let response = server.post(CHAT, &request(&json!({"stream": true, "logprobs": true}))).await;
     let mut events = events(response).await;
@@ -269,7 +269,7 @@ async fn thoughts_are_told_from_the_answer() {
             prompts.lock().unwrap().values().next().unwrap().iter().map(|&id| id as u8).collect();
         assert_eq!(String::from_utf8_lossy(&prompt), format!("user:{ends}"), "{effort}");
     }
-    // A model that does not reason may say what it likes.
+    // For a model that does not reason, the tags are ordinary text.
     let server = self::server(Script::saying("<think>x</think>y")).await;
     let response = server.post(CHAT, &request(&history)).await;
     assert_eq!(response.headers()["x-ignored-params"], "messages[1].reasoning_content");
@@ -286,7 +286,7 @@ async fn thoughts_are_told_from_the_answer() {
 }
 
 #[tokio::test]
-async fn a_character_that_the_limit_cuts_short_is_left_out() {
+async fn a_character_cut_off_by_the_limit_is_left_out() {
     let server = server(Script::saying("a🙂")).await;
     for stream in [false, true] {
         let fields = json!({"max_tokens": 3, "logprobs": true, "stream": stream});
@@ -345,7 +345,7 @@ async fn ignored_parameters_are_named() {
 }
 
 #[tokio::test]
-async fn what_the_template_does_not_show_is_refused_or_named() {
+async fn fields_the_template_ignores_are_refused_or_named() {
     let server = server(Script::saying("x")).await;
     let ask = async |fields: Value| {
         let mut assistant = json!({"role": "assistant", "content": "4?"});
@@ -366,7 +366,7 @@ async fn what_the_template_does_not_show_is_refused_or_named() {
 }
 
 #[tokio::test]
-async fn extremes_of_numbers_are_answered_or_refused() {
+async fn extreme_numbers_are_accepted_or_refused() {
     let server = server(Script::saying("x")).await;
     let numbers = [
         "0",
@@ -438,7 +438,7 @@ async fn a_model_answers_to_all_its_names() {
 }
 
 #[tokio::test]
-async fn bad_requests_get_the_envelope() {
+async fn invalid_requests_get_the_error_envelope() {
     let server = server(Script::saying("x")).await;
     for (fields, status, param, code) in [
         (json!({"model": "gpt-4o"}), 404, json!("model"), json!("model_not_found")),
@@ -472,7 +472,7 @@ async fn bad_requests_get_the_envelope() {
     let message = error["error"]["message"].as_str().unwrap();
     assert!(message.contains("618") && message.contains("512"), "{message}");
 
-    // Far too long: not even counted to its end.
+    // Far too long: its tokens are not even counted to the end.
     let long = json!({"messages": [{"role": "user", "content": "漢".repeat(500_000)}]});
     let error = body(server.post(CHAT, &request(&long)).await).await;
     assert_eq!(error["error"]["code"], "context_length_exceeded");
@@ -480,7 +480,7 @@ async fn bad_requests_get_the_envelope() {
 }
 
 #[tokio::test]
-async fn requests_run_together() {
+async fn requests_run_in_one_batch() {
     let script = Script { step: Duration::from_millis(5), ..Script::saying("0123456789") };
     let widest = script.widest.clone();
     let server = server(script).await;
@@ -494,7 +494,7 @@ async fn requests_run_together() {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_when_to_come_back() {
+async fn a_full_queue_says_when_to_retry() {
     let script = Script { step: Duration::from_millis(100), ..Script::saying("0123456789") };
     let options = EngineOptions { queued_requests: 1, running_requests: 1, ..ENGINE_OPTIONS };
     let server = scripted_server(script, Limits::default(), options).await;
@@ -512,7 +512,7 @@ async fn a_full_queue_says_when_to_come_back() {
 static STREAM: std::sync::LazyLock<Value> = std::sync::LazyLock::new(|| request(&json!({"stream": true})));
 
 #[tokio::test]
-async fn a_client_that_goes_away_stops_its_generation() {
+async fn a_client_that_disconnects_cancels_its_generation() {
     let script = Script { step: Duration::from_millis(10), ..Script::saying(&"x".repeat(400)) };
     let n_batches = script.n_batches.clone();
     let server = server(script).await;
@@ -549,7 +549,7 @@ async fn a_panic_costs_one_request() {
 }
 
 #[tokio::test]
-async fn a_panic_leaves_the_neighbours_of_its_batch_alone() {
+async fn a_panic_spares_the_other_requests_of_its_batch() {
     let script = Script {
         panic_on: Some(b'!'),
         step: Duration::from_millis(10),
@@ -569,7 +569,7 @@ async fn a_panic_leaves_the_neighbours_of_its_batch_alone() {
 }
 
 #[tokio::test]
-async fn shutting_down_finishes_what_runs() {
+async fn a_shutdown_lets_running_requests_finish() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying("0123456789") };
     let mut server = server(script).await;
     let response = server.post(CHAT, &STREAM).await;
@@ -581,7 +581,7 @@ async fn shutting_down_finishes_what_runs() {
 }
 
 #[tokio::test]
-async fn a_shutdown_that_waited_long_enough_ends_streams_with_an_error() {
+async fn a_shutdown_ends_streams_with_an_error_after_the_grace_period() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(400)) };
     let limits = Limits { shutdown_grace: Duration::from_millis(200), ..Limits::default() };
     let mut server = scripted_server(script, limits, ENGINE_OPTIONS).await;

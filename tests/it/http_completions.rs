@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: texts are gone on with as they are.
+//! `POST /v1/completions`: texts are continued as they are.
 
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ fn texts(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_text_is_gone_on_with_as_it_is() {
+async fn a_text_is_continued_as_it_is() {
     let script = Script::saying("upon a time, far away");
     let prompts = script.prompts.clone();
     let server = server(script).await;
@@ -38,7 +38,7 @@ async fn a_text_is_gone_on_with_as_it_is() {
     let usage = &answer["usage"];
     assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(7), &json!(16)));
     assert_eq!(usage["total_tokens"], 23);
-    // No template is around it, and special tokens are what they are.
+    // No template is applied, and special tokens are parsed as such.
     let expected: Vec<u32> = [b"Once ".map(u32::from).to_vec(), vec![support::END, u32::from(b' ')]].concat();
     assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..7], expected);
     let whole = ask(&server, json!({"prompt": "Once", "max_tokens": 50})).await;
@@ -51,7 +51,7 @@ async fn a_text_is_gone_on_with_as_it_is() {
 }
 
 #[tokio::test]
-async fn several_prompts_have_several_texts_each() {
+async fn each_of_several_prompts_has_several_texts() {
     let server = server(Script::saying("abc")).await;
     let of = async |fields: Value| ask(&server, fields).await;
     let answer = of(json!({"prompt": ["one", "three"], "n": 2, "echo": true})).await;
@@ -68,7 +68,7 @@ async fn several_prompts_have_several_texts_each() {
 }
 
 #[tokio::test]
-async fn probabilities_have_the_legacy_form() {
+async fn log_probabilities_have_the_legacy_form() {
     let server = server(Script::saying("aéb")).await;
     let answer = ask(&server, json!({"prompt": "x", "logprobs": 2})).await;
     let logprobs = &answer["choices"][0]["logprobs"];
@@ -86,7 +86,7 @@ async fn probabilities_have_the_legacy_form() {
 }
 
 #[tokio::test]
-async fn a_stream_says_the_same() {
+async fn a_stream_has_the_same_content() {
     let server = server(Script::saying("aéb")).await;
     let request = json!({
         "prompt": ["x", "y"], "stream": true, "echo": true, "stream_options": {"include_usage": true}
@@ -124,7 +124,7 @@ async fn a_stream_says_the_same() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_refused_by_name() {
+async fn invalid_parameters_are_refused_by_name() {
     let server = server(Script::saying("abc")).await;
     for (fields, param, words) in [
         (json!({}), "prompt", "missing"),
@@ -133,7 +133,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
         (json!({"prompt": 5}), "prompt", "expected a string"),
         (json!({"prompt": [1, support::N_VOCAB]}), "prompt", "258"),
         (json!({"prompt": "x".repeat(600)}), "prompt", "512"),
-        (json!({"prompt": "x", "suffix": "y"}), "suffix", "filling in"),
+        (json!({"prompt": "x", "suffix": "y"}), "suffix", "fill-in-the-middle"),
         (json!({"prompt": "x", "logprobs": 6}), "logprobs", "5"),
         (json!({"prompt": "x", "logprobs": true}), "logprobs", "integer"),
         (json!({"prompt": "x", "logprobs": 1, "echo": true}), "echo", "logprobs"),
@@ -151,7 +151,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
         assert_eq!(error["param"], param, "{fields}: {error}");
         assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
-    // What only chat has is ignored whatever it says.
+    // Parameters that only chat has are ignored whatever their value.
     let fields = json!({"prompt": "x", "max_completion_tokens": 1, "messages": 5});
     let response = server.post(COMPLETIONS, &fields).await;
     assert_eq!(response.headers()["x-ignored-params"], "max_completion_tokens, messages");
@@ -161,7 +161,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_lies_between_two_texts_is_filled_in() {
+async fn the_middle_between_prefix_and_suffix_is_filled_in() {
     let special = vec!["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
     let script = Script { special, ..Script::saying("middle") };
     let prompts = script.prompts.clone();

@@ -1,4 +1,4 @@
-//! OpenAI's lists of parameters: each is honoured, refused by its name, or named as ignored; none is dropped.
+//! OpenAI's lists of parameters: each is honored, refused by name, or named as ignored; none is dropped.
 
 use predict_otron_9000::config::Limits;
 use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use crate::support::embeddings::tiny_encoder;
 use crate::support::{ENGINE_OPTIONS, Script, Server, embedding_server, json as body, scripted_server};
 
-/// Parameters of `POST /chat/completions` in OpenAI's published document, each with a value that asks for
-/// something.
+/// The parameters of `POST /chat/completions` in OpenAI's published document, each with a value other than its
+/// default.
 fn chat() -> Vec<(&'static str, Value)> {
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
     vec![
@@ -50,7 +50,7 @@ fn chat() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The same of `POST /completions`.
+/// The parameters of `POST /completions`, likewise.
 fn completions() -> Vec<(&'static str, Value)> {
     vec![
         ("prompt", json!("hi")),
@@ -74,7 +74,7 @@ fn completions() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The same of `POST /embeddings`.
+/// The parameters of `POST /embeddings`, likewise.
 fn embeddings() -> Vec<(&'static str, Value)> {
     vec![
         ("input", json!("hi")),
@@ -85,8 +85,7 @@ fn embeddings() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// Sends each parameter beside `plain` and those that it needs, and sees that what comes of it is what its row
-/// says.
+/// Sends each parameter along with `plain` and the parameters it needs, and checks that it is treated as its row says.
 async fn walk(server: &Server, path: &str, rows: ParamTable, plain: &Value, all: Vec<(&str, Value)>) {
     for (name, value) in all {
         let row = rows.iter().copied().flatten().find(|(row, _)| *row == name);
@@ -122,8 +121,8 @@ async fn walk(server: &Server, path: &str, rows: ParamTable, plain: &Value, all:
 }
 
 #[tokio::test]
-async fn each_parameter_of_openais_is_dealt_with() {
-    // Room for what a model is told of tools.
+async fn every_openai_parameter_is_treated_as_documented() {
+    // Room for the tool instructions.
     let script = Script { context_length: Some(4096), ..Script::saying("abc") };
     let server = scripted_server(script, Limits::default(), ENGINE_OPTIONS).await;
     let plain = json!({"messages": [{"role": "user", "content": "hi"}]});

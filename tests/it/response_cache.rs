@@ -1,4 +1,4 @@
-//! Answers that are given again, against a scripted model that counts how often it is asked.
+//! The response cache, against a scripted model that counts its requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ async fn server(script: Script, limits: Limits) -> (Server, Arc<AtomicUsize>) {
     (scripted_server(script, limits, ENGINE_OPTIONS).await, n_batches)
 }
 
-fn keeping() -> Limits {
+fn caching() -> Limits {
     Limits { response_cache_bytes: 1 << 20, ..Limits::default() }
 }
 
@@ -32,8 +32,8 @@ fn cache(response: &reqwest::Response) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn what_is_asked_again_is_answered_without_the_model() {
-    let (server, n_batches) = server(Script::saying("good day"), keeping()).await;
+async fn a_repeated_request_is_answered_without_the_model() {
+    let (server, n_batches) = server(Script::saying("good day"), caching()).await;
     let asked = request(json!({"logprobs": true, "top_logprobs": 1, "n": 2, "mood": "good"}));
     let response = server.post(CHAT, &asked).await;
     assert_eq!(cache(&response), Some("miss"));
@@ -52,7 +52,7 @@ async fn what_is_asked_again_is_answered_without_the_model() {
     assert_eq!(again["usage"]["prompt_tokens_details"]["cached_tokens"], n_prompt, "nothing was computed");
     assert_eq!(again["system_fingerprint"], first["system_fingerprint"]);
 
-    // As a stream, too: piece by piece, as it was first said.
+    // As a stream, too, in the original pieces.
     let mut streamed = asked.clone();
     streamed["stream"] = json!(true);
     streamed["stream_options"] = json!({"include_usage": true});
@@ -69,15 +69,15 @@ async fn what_is_asked_again_is_answered_without_the_model() {
     assert_eq!(n_batches.load(Ordering::SeqCst), n_computed);
 
     let metrics = server.get("/metrics").await.text().await.unwrap();
-    // Tests of one process share their counters.
+    // The tests of a process share their counters.
     for name in ["hits_total", "misses_total", "bytes"] {
         assert!(metrics.contains(&format!("predict_otron_response_cache_{name} ")), "{metrics}");
     }
 }
 
 #[tokio::test]
-async fn a_stream_is_kept_for_those_who_do_not_stream() {
-    let (server, n_batches) = server(Script::saying("good day"), keeping()).await;
+async fn a_streamed_response_is_cached_for_requests_without_stream() {
+    let (server, n_batches) = server(Script::saying("good day"), caching()).await;
     let response = server.post(CHAT, &request(json!({"stream": true, "seed": 4, "temperature": 1}))).await;
     assert_eq!(cache(&response), Some("miss"));
     events(response).await;
@@ -89,17 +89,17 @@ async fn a_stream_is_kept_for_those_who_do_not_stream() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_answered_from_what_was_said() {
-    let (server, _) = server(Script::saying("good day"), keeping()).await;
+async fn only_equal_requests_hit_the_cache() {
+    let (server, _) = server(Script::saying("good day"), caching()).await;
     body(server.post(CHAT, &request(json!({}))).await).await;
     for other in [json!({"max_tokens": 3}), json!({"cache_salt": "s"}), json!({"seed": 1})] {
         assert_eq!(cache(&server.post(CHAT, &request(other.clone())).await), Some("miss"), "{other}");
     }
-    // What might be answered otherwise is not kept, and what is wrong stays wrong.
+    // Responses that are not deterministic are not cached, and invalid requests stay invalid.
     assert_eq!(cache(&server.post(CHAT, &request(json!({"temperature": 1}))).await), None);
     let wrong = request(json!({"stream_options": {"include_usage": true}}));
     assert_eq!(server.post(CHAT, &wrong).await.status(), 400);
-    // Another client's answers are its own.
+    // Clients do not share responses.
     let response = server.post_as("somebody", CHAT, &request(json!({}))).await;
     assert_eq!(cache(&response), Some("miss"));
     body(response).await;
@@ -107,9 +107,9 @@ async fn nothing_else_is_answered_from_what_was_said() {
 }
 
 #[tokio::test]
-async fn what_was_not_said_to_the_end_is_not_kept() {
+async fn incomplete_responses_are_not_cached() {
     let script = Script { step: Duration::from_millis(5), ..Script::saying(&"x".repeat(100)) };
-    let (server, _) = server(script, keeping()).await;
+    let (server, _) = server(script, caching()).await;
     let mut response = server.post(CHAT, &request(json!({"stream": true}))).await;
     response.chunk().await.unwrap();
     drop(response);
@@ -117,13 +117,13 @@ async fn what_was_not_said_to_the_end_is_not_kept() {
 }
 
 #[tokio::test]
-async fn answers_are_kept_where_it_is_asked_for_and_as_long_as_it_is() {
+async fn responses_are_cached_only_if_enabled_and_until_they_expire() {
     let (off, _) = server(Script::saying("good day"), Limits::default()).await;
     for _ in 0..2 {
         assert_eq!(cache(&off.post(CHAT, &request(json!({}))).await), None);
     }
     let response_cache_ttl = Duration::from_millis(100);
-    let (short, _) = server(Script::saying("good day"), Limits { response_cache_ttl, ..keeping() }).await;
+    let (short, _) = server(Script::saying("good day"), Limits { response_cache_ttl, ..caching() }).await;
     for _ in 0..2 {
         let response = short.post(CHAT, &request(json!({}))).await;
         assert_eq!(cache(&response), Some("miss"));
@@ -133,12 +133,12 @@ async fn answers_are_kept_where_it_is_asked_for_and_as_long_as_it_is() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_there_needs_no_place_in_the_queue() {
+async fn a_cache_hit_needs_no_slot_in_the_queue() {
     let script = Script { step: Duration::from_millis(5), ..Script::saying(&"x".repeat(100)) };
     let options = EngineOptions { running_requests: 1, queued_requests: 0, ..ENGINE_OPTIONS };
-    let server = scripted_server(script, keeping(), options).await;
+    let server = scripted_server(script, caching(), options).await;
     body(server.post(CHAT, &request(json!({}))).await).await;
-    // It goes on until the context is full: seconds longer than what follows.
+    // It runs until the context is full, seconds longer than the requests that follow.
     let endless = json!({"stream": true, "seed": 1, "ignore_eos": true});
     let _running = server.post(CHAT, &request(endless)).await;
     assert_eq!(server.post(CHAT, &request(json!({"seed": 2}))).await.status(), 429);

@@ -1,4 +1,4 @@
-//! Several chat models in one server: loaded when asked for, unloaded when idle or in the way.
+//! Several chat models in one server: loaded on demand, unloaded when idle or to make room.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::support::{
     ENGINE_OPTIONS, SCRIPTED_BYTES, Script, Server, json as body, scripted_model, scripted_models_server,
 };
 
-/// Models `a`, `b` and `c`, of which `broken` cannot be loaded; counts the loads.
+/// A server with models `a`, `b` and `c`, of which `broken` cannot be loaded, and the number of loads.
 async fn server(residency: Residency, broken: Option<&'static str>) -> (Server, Arc<AtomicUsize>) {
     let n_loads = Arc::new(AtomicUsize::new(0));
     let slot = |name: &'static str| {
@@ -23,14 +23,14 @@ async fn server(residency: Residency, broken: Option<&'static str>) -> (Server, 
                 return Err(Error::model("the file is damaged"));
             }
             n_loads.fetch_add(1, Ordering::SeqCst);
-            // Slow enough that requests can be sent while it answers.
+            // Slow enough for requests to be sent while it generates.
             let script = Script { step: Duration::from_millis(20), ..Script::saying(name) };
             Ok(scripted_model(script, ENGINE_OPTIONS))
         };
         ChatSlot::new(ServedModel::new(name.to_owned(), Vec::new(), None), 8, Box::new(find))
     };
     let models = ChatModels::new(["a", "b", "c"].map(slot).into(), residency);
-    models.start_keeper().unwrap();
+    models.start_idle_reaper().unwrap();
     (scripted_models_server(models, Limits::default()).await, n_loads)
 }
 
@@ -51,7 +51,7 @@ async fn loaded(server: &Server) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_is_loaded_once_when_it_is_first_asked_for() {
+async fn a_model_is_loaded_once_by_its_first_request() {
     let (server, n_loads) = server(Residency::default(), None).await;
     assert!(loaded(&server).await.is_empty());
     let (one, two, three) = tokio::join!(ask(&server, "b", 1), ask(&server, "b", 1), ask(&server, "b", 1));
@@ -68,7 +68,7 @@ async fn a_model_is_loaded_once_when_it_is_first_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_that_cannot_be_loaded_leaves_the_others_alone() {
+async fn a_model_that_cannot_be_loaded_does_not_affect_the_others() {
     let (server, _) = server(Residency::default(), Some("a")).await;
     let (status, answer) = ask(&server, "a", 1).await;
     assert_eq!(status, 500);
@@ -77,7 +77,7 @@ async fn a_model_that_cannot_be_loaded_leaves_the_others_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_longest_idle_makes_room_and_one_in_use_stays() {
+async fn the_longest_idle_model_is_evicted_and_one_in_use_is_not() {
     let residency = Residency { memory_budget: Some(2 * SCRIPTED_BYTES), idle_unload: None };
     let (server, _) = server(residency, None).await;
     for model in ["a", "b", "a"] {
@@ -85,7 +85,7 @@ async fn the_longest_idle_makes_room_and_one_in_use_stays() {
     }
     assert_eq!(ask(&server, "c", 1).await.0, 200);
     assert_eq!(loaded(&server).await, ["a", "c"]);
-    // Both are in use: there is no room for the third, and their answers are not disturbed.
+    // Both are in use: there is no memory for the third, and their responses are not disturbed.
     let (a, c, b) = tokio::join!(ask(&server, "a", 60), ask(&server, "c", 60), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         ask(&server, "b", 1).await
@@ -97,10 +97,10 @@ async fn the_longest_idle_makes_room_and_one_in_use_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_model_is_unloaded_and_comes_back() {
+async fn an_idle_model_is_unloaded_and_loaded_again() {
     let residency = Residency { memory_budget: None, idle_unload: Some(Duration::from_millis(400)) };
     let (server, n_loads) = server(residency, None).await;
-    // An answer that takes longer than the limit is not idleness.
+    // A model is not idle while it generates, however long that takes.
     let (status, answer) = ask(&server, "a", 40).await;
     assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(40)));
     let started = Instant::now();
@@ -114,7 +114,7 @@ async fn an_idle_model_is_unloaded_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_larger_than_the_budget_is_refused_with_both_numbers() {
+async fn a_model_larger_than_the_budget_is_refused_with_both_sizes() {
     let residency = Residency { memory_budget: Some(SCRIPTED_BYTES - 1), idle_unload: None };
     let (server, _) = server(residency, None).await;
     let (status, answer) = ask(&server, "a", 1).await;

@@ -1,7 +1,7 @@
-//! Chat templates render what `transformers` renders.
+//! Chat templates render the same text as in `transformers`.
 //!
-//! `CHAT_TEMPLATE_REFERENCE` names a file of templates, conversations and texts; without it the
-//! project's own templates are run, each written for one thing that real ones use.
+//! `CHAT_TEMPLATE_REFERENCE` names a file of templates, conversations and rendered texts. Without it, the project's
+//! own templates are tested, each written for one feature that real ones use.
 
 use std::collections::BTreeMap;
 use std::{env, fs};
@@ -65,7 +65,7 @@ fn template_reference() {
             });
             let agrees = match (&found, &case.rendered, &case.error) {
                 (Ok(found), Some(rendered), _) => found == rendered,
-                // A refusal says what the template says; of another failure, Python has its own words.
+                // A refusal has the template's message; for other failures, Python's message differs.
                 (Err(found), None, Some(error)) => match found.kind() {
                     Kind::InvalidRequest => found.to_string().contains(error),
                     _ => !source.contains(error),

@@ -1,5 +1,4 @@
-//! Functions that a model may call: how it is told of them, how its calls reach the client, and what it has to
-//! call whether it likes to or not.
+//! Tool calls: how functions are offered to the model, how its calls reach the client, and how calls are enforced.
 
 use predict_otron_9000::config::Limits;
 use serde_json::{Value, json};
@@ -8,7 +7,7 @@ use crate::support::{self, ENGINE_OPTIONS, Script, Server, events, json as body,
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A template that knows tools, as those of many models do.
+/// A template that supports tools, like those of many models.
 const KNOWS_TOOLS: &str = "{% if tools %}TOOLS:{{ tools | tojson }} <tool_call>{% endif %}\
     {% for m in messages %}<|start|>{{ m.role }}:{{ m.content }}\
     {% for call in m.tool_calls %}[{{ call.id }} {{ call.function.name }} {{ call.function.arguments.city }}]{% endfor %}\
@@ -50,7 +49,7 @@ fn calls(answer: &Value) -> Vec<(&str, Value)> {
     calls.iter().map(|value| (value["function"]["name"].as_str().unwrap(), call(value).1)).collect()
 }
 
-/// The newest prompt that a model saw, as text.
+/// The newest prompt of the model, as text.
 fn prompt(script: &Script) -> String {
     let prompts = script.prompts.lock().unwrap();
     let (_, ids) = prompts.iter().max_by_key(|(id, _)| id.0).unwrap();
@@ -60,7 +59,7 @@ fn prompt(script: &Script) -> String {
 }
 
 #[tokio::test]
-async fn a_model_is_told_and_its_calls_are_read() {
+async fn functions_are_offered_and_calls_are_parsed() {
     let said = "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
     let script = Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) };
     let server = server(script.clone()).await;
@@ -69,23 +68,26 @@ async fn a_model_is_told_and_its_calls_are_read() {
     assert_eq!(choice["message"]["content"], "Let me look.");
     assert_eq!(calls(&answer), [("get_weather", json!({"city": "Paris"}))]);
     assert_eq!(choice["finish_reason"], "tool_calls");
-    let told = prompt(&script);
+    let prompt_text = prompt(&script);
     assert!(
-        told.starts_with("TOOLS:[{\"type\": \"function\", \"function\": {\"name\": \"get_weather\""),
-        "{told}"
+        prompt_text.starts_with("TOOLS:[{\"type\": \"function\", \"function\": {\"name\": \"get_weather\""),
+        "{prompt_text}"
     );
-    assert!(told.contains("The weather of <|im_end|> a city"), "what a client says stays text: {told}");
-    // Who may not call is not told, and nothing is read.
+    assert!(
+        prompt_text.contains("The weather of <|im_end|> a city"),
+        "text from the client stays text: {prompt_text}"
+    );
+    // With `none`, functions are not offered and nothing is parsed.
     let answer = ask(&server, json!({"tool_choice": "none"})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], said);
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert!(!prompt(&script).contains("TOOLS"));
     let answer = ask(&server, json!({"max_tokens": said.len() - 16})).await;
-    assert_eq!(answer["choices"][0]["finish_reason"], "length", "it was cut short");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "the limit ended it");
 }
 
 #[tokio::test]
-async fn calls_are_streamed_as_the_clients_put_them_together() {
+async fn streamed_calls_add_up_to_whole_ones() {
     let said = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
                 <tool_call>\n{\"name\": \"get_weather\", \"arguments\": {}}\n</tool_call>";
     let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) }).await;
@@ -123,7 +125,7 @@ async fn calls_are_streamed_as_the_clients_put_them_together() {
 }
 
 #[tokio::test]
-async fn what_has_to_be_called_is_called() {
+async fn required_functions_are_called() {
     let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying("I'd rather not.") }).await;
     let both = json!([weather(), sum()]);
     let of = async |fields: Value| {
@@ -145,7 +147,7 @@ async fn what_has_to_be_called_is_called() {
     let allowed =
         json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [name("add")]}});
     assert_eq!(calls(&of(json!({"tool_choice": allowed})).await)[0].0, "add");
-    // Who may answer in words does, also where arguments would be kept to their schema.
+    // If a text is allowed, it may come instead, even where arguments are constrained by a schema.
     let answer = of(json!({})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "I'd rather not.");
     let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes"]}}});
@@ -158,14 +160,14 @@ async fn what_has_to_be_called_is_called() {
 }
 
 #[tokio::test]
-async fn strict_arguments_are_kept_to_their_schema() {
+async fn strict_arguments_match_their_schema() {
     let said = "Well: <tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 77}}\n</tool_call>";
     let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(said) }).await;
     let answer = ask(&server, json!({"tools": [sum()]})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "Well:");
     let [("add", arguments)] = &calls(&answer)[..] else { panic!("{answer}") };
     assert_eq!(arguments["a"], 7, "{answer}");
-    // Without the mark it is text, to which nothing is kept.
+    // Without the mark it is text, which is not constrained.
     let bare = "{\"name\": \"add\", \"arguments\": {\"a\": 77}}";
     let unmarked = self::server(Script { template: Some(KNOWS_TOOLS), ..Script::saying(bare) }).await;
     let answer = ask(&unmarked, json!({"tools": [sum()]})).await;
@@ -177,7 +179,7 @@ async fn strict_arguments_are_kept_to_their_schema() {
 }
 
 #[tokio::test]
-async fn special_tokens_mark_calls() {
+async fn special_tokens_can_mark_calls() {
     let mistral = "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{{ tool_calls }}";
     let mark = support::N_VOCAB as u32;
     let mut script = Script::saying("[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]");
@@ -199,14 +201,17 @@ async fn special_tokens_mark_calls() {
 }
 
 #[tokio::test]
-async fn models_without_tools_are_told_in_words() {
+async fn models_without_tool_support_get_instructions() {
     let said = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
     let script = Script::saying(said);
     let server = server(script.clone()).await;
     assert_eq!(calls(&ask(&server, json!({})).await), [("get_weather", json!({"city": "Rome"}))]);
-    let told = prompt(&script);
-    assert!(told.starts_with("¤user:You can call functions."), "{told}");
-    assert!(told.contains("<tool_call>\n{\"name\": ") && told.contains("\n\nHow warm is it?¤"), "{told}");
+    let prompt_text = prompt(&script);
+    assert!(prompt_text.starts_with("¤user:You can call functions."), "{prompt_text}");
+    assert!(
+        prompt_text.contains("<tool_call>\n{\"name\": ") && prompt_text.contains("\n\nHow warm is it?¤"),
+        "{prompt_text}"
+    );
     let messages = json!([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "x"}]);
     ask(&server, json!({"messages": messages})).await;
     assert!(
@@ -230,17 +235,18 @@ async fn calls_and_results_go_back_to_the_model() {
     let server_with = server(script.clone()).await;
     let answer = ask(&server_with, json!({"messages": history("call_1")})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "21");
-    let told = prompt(&script);
+    let prompt_text = prompt(&script);
     assert!(
-        told.contains("assistant:[call_1 get_weather Rome]") && told.contains("tool:21 degreescall_1"),
-        "{told}"
+        prompt_text.contains("assistant:[call_1 get_weather Rome]")
+            && prompt_text.contains("tool:21 degreescall_1"),
+        "{prompt_text}"
     );
     let plain = Script::saying("21");
     let server_without = server(plain.clone()).await;
     ask(&server_without, json!({"messages": history("call_1"), "tools": []})).await;
-    let told = prompt(&plain);
-    assert!(told.contains("<tool_call>\n{\"name\":\"get_weather\""), "{told}");
-    assert!(told.contains("¤user:<tool_response>\n21 degrees\n</tool_response>"), "{told}");
+    let prompt_text = prompt(&plain);
+    assert!(prompt_text.contains("<tool_call>\n{\"name\":\"get_weather\""), "{prompt_text}");
+    assert!(prompt_text.contains("¤user:<tool_response>\n21 degrees\n</tool_response>"), "{prompt_text}");
     for (messages, param) in [
         (json!([{"role": "tool", "tool_call_id": "x", "content": "1"}]), "messages[0].tool_call_id"),
         (json!([history("a")[0], history("a")[1], history("a")[0]]), "messages[1].tool_calls"),
@@ -255,7 +261,7 @@ async fn calls_and_results_go_back_to_the_model() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_offered_is_refused_by_name() {
+async fn invalid_tools_are_refused_by_name() {
     let server = server(Script::saying("x")).await;
     let parameters = |schema: Value| json!([{"type": "function", "function": {"name": "f", "strict": true, "parameters": schema}}]);
     for (fields, param) in [

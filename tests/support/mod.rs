@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 use gguf::Gguf;
 use once_cell::sync::OnceCell;
 use predict_otron_9000::app::{
-    ApiKeys, App, ChatModels, ChatSlot, Found, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
+    ApiKeys, App, ChatModels, ChatSlot, LoadPlan, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
 };
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
@@ -227,7 +227,7 @@ pub async fn scripted_server(script: Script, limits: Limits, options: EngineOpti
 pub const SCRIPTED_BYTES: u64 = 1000;
 
 /// The load plan of a scripted model.
-pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
+pub fn scripted_model(script: Script, options: EngineOptions) -> LoadPlan {
     let context_length = script.context_length.unwrap_or(512);
     let info = ModelInfo {
         family: "scripted".to_owned(),
@@ -241,7 +241,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> Found {
         let engine = scripted_engine_with(script, context_length, options, tokenizer.clone());
         Ok(ChatModel::new(template, tokenizer, engine, "fp_test".into()))
     };
-    Found { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
+    LoadPlan { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
 }
 
 /// A server with these chat models; its embedding model cannot be loaded.
