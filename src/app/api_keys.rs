@@ -1,4 +1,4 @@
-//! Keys that clients must show.
+//! API keys of clients.
 
 use std::fs;
 use std::path::Path;
@@ -8,18 +8,19 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::error::{Error, Kind, Result};
 
-/// Who may use the server: everybody, or whoever shows one of these keys.
+/// The keys that clients may authenticate with. Without keys, everyone has access.
 #[derive(Clone, Default)]
 pub struct ApiKeys {
-    /// Digests, so that what a comparison takes tells nothing of a key, not even its length.
+    /// Digests of the keys, so that the time of a comparison reveals nothing about a key, not even its length.
     digests: Vec<[u8; 32]>,
 }
 
 impl ApiKeys {
-    /// The keys themselves and those of a file, one a line; empty lines and those that begin with `#` are none.
+    /// The given keys and those of a file with one key per line; empty lines and lines that begin with `#` are
+    /// skipped.
     ///
     /// # Errors
-    /// When a key is empty or has characters that no header may hold, the file cannot be read, or no key is in it.
+    /// When a key is empty or has characters that a header cannot contain, or the file cannot be read or has no key.
     pub fn new(keys: &[String], file: Option<&Path>) -> Result<Self> {
         let config = |message: String| Error::new(Kind::Config, message);
         let mut all: Vec<String> = keys.iter().map(|key| key.trim().to_owned()).collect();
@@ -31,24 +32,24 @@ impl ApiKeys {
             let n_before = all.len();
             all.extend(lines.map(str::to_owned));
             if all.len() == n_before {
-                return Err(config(format!("--api-key-file {name} has no key; write one a line")));
+                return Err(config(format!("--api-key-file {name} has no key; write one per line")));
             }
         }
-        // The key itself stays out of the message.
+        // The message must not contain the key.
         if all.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(config(
-                "an API key is empty or has characters beside visible ASCII ones; choose another".to_owned(),
+                "an API key is empty or has characters other than visible ASCII; choose another".to_owned(),
             ));
         }
         Ok(Self { digests: all.iter().map(|key| Sha256::digest(key).into()).collect() })
     }
 
-    /// Whether anyone has to show a key.
+    /// Whether clients must send a key.
     pub fn are_required(&self) -> bool {
         !self.digests.is_empty()
     }
 
-    /// Whether `key` is one of them. Takes as long whichever it is or is not.
+    /// Whether `key` is one of the keys. Takes the same time for any key.
     pub fn accept(&self, key: &[u8]) -> bool {
         let shown: [u8; 32] = Sha256::digest(key).into();
         let is_one = |found: Choice, own: &[u8; 32]| found | own.ct_eq(&shown);
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_sent_are_refused_without_being_shown() {
+    fn invalid_keys_are_refused_without_being_printed() {
         let refusal = |key: &str| ApiKeys::new(&[key.to_owned()], None).err().unwrap().to_string();
         for key in ["", "   ", "two words", "schlüssel"] {
             let message = refusal(key);

@@ -1,8 +1,8 @@
-//! The chat models of this server: which of them are in memory, and when they come and go.
+//! The chat models of the server: loading, and eviction from memory.
 //!
-//! A model is loaded when it is first asked for, one at a time, each with an engine of its own. It
-//! is unloaded when it has been idle for long, or when another needs its memory; never while a
-//! request uses it: whoever holds the `Arc` of a [`ChatModel`] keeps it.
+//! A model is loaded by the first request for it, one model at a time, each with its own engine. It is unloaded
+//! after it has been idle for some time, or when another needs its memory, but never while a request uses it: a
+//! request holds an `Arc` of its [`ChatModel`].
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::{ModelInfo, ServedModel};
+use super::served_model::{ModelInfo, ServedModel};
 use crate::chat::ChatModel;
 use crate::config::Residency;
 use crate::error::{Error, Kind, Result};
@@ -20,62 +20,64 @@ use crate::inference::EngineStatus;
 pub struct ChatModels {
     slots: Vec<Arc<ChatSlot>>,
     residency: Residency,
-    /// Held while memory is given to a model, so that no two are given the same.
-    loading: Mutex<()>,
+    /// Held while a model is loaded, so that two models never claim the same memory.
+    load_lock: Mutex<()>,
 }
 
-/// One chat model that is served, in memory or not.
+/// A served chat model, in memory or not.
 pub struct ChatSlot {
     served: ServedModel,
-    find: Box<Find>,
+    locator: Box<Locator>,
     info: OnceLock<ModelInfo>,
-    state: Mutex<State>,
-    /// Held by the request that has the model loaded; the others wait for it.
-    turn: tokio::sync::Mutex<()>,
-    /// Places for requests that wait for the model.
-    places: Semaphore,
-    n_places: usize,
+    state: Mutex<SlotState>,
+    /// Held by the request that loads the model, while others wait for it.
+    load_lock: tokio::sync::Mutex<()>,
+    /// Permits of requests that wait for the model to be loaded.
+    waiting_permits: Semaphore,
+    max_waiting: usize,
 }
 
-/// Finds a model's files, fetching those that are missing, and reads what they say of it.
-pub type Find = dyn Fn() -> Result<Found> + Send + Sync;
+/// Locates a model's files, fetches missing ones, and reads their headers.
+pub type Locator = dyn Fn() -> Result<LoadPlan> + Send + Sync;
 
-/// A model that can be loaded now.
-pub struct Found {
+/// A model that is ready to be loaded.
+pub struct LoadPlan {
+    /// Facts from the model's files.
     pub info: ModelInfo,
-    /// What its weights will take in memory.
+    /// Memory that the weights will take.
     pub n_bytes: u64,
+    /// Loads the model.
     pub load: Box<dyn FnOnce() -> Result<ChatModel>>,
 }
 
 #[derive(Default)]
-struct State {
-    loaded: Option<Loaded>,
-    /// When the last try to load it failed, and how.
+struct SlotState {
+    resident: Option<ResidentModel>,
+    /// Time and error of the last failure to load the model.
     failed: Option<(Instant, Error)>,
 }
 
-struct Loaded {
+struct ResidentModel {
     model: Arc<ChatModel>,
     n_bytes: u64,
     last_used: Instant,
 }
 
 impl ChatModels {
-    /// `slots` has the default model first.
+    /// The given models, the default one first.
     pub fn new(slots: Vec<ChatSlot>, residency: Residency) -> Arc<Self> {
         let slots = slots.into_iter().map(Arc::new).collect();
-        Arc::new(Self { slots, residency, loading: Mutex::new(()) })
+        Arc::new(Self { slots, residency, load_lock: Mutex::new(()) })
     }
 
-    /// Starts the thread that unloads idle models, if they are to be. It ends with the last handle.
+    /// Starts the thread that unloads idle models, if configured. It ends with the last handle.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start_keeper(self: &Arc<Self>) -> Result<()> {
+    pub fn start_idle_reaper(self: &Arc<Self>) -> Result<()> {
         let Some(limit) = self.residency.idle_unload else { return Ok(()) };
         let models = Arc::downgrade(self);
-        let keep = move || {
+        let reap = move || {
             while let Some(models) = models.upgrade() {
                 for slot in &models.slots {
                     if slot.idle_for().is_some_and(|idle| idle >= limit) && slot.unload() {
@@ -87,48 +89,48 @@ impl ChatModels {
             }
         };
         thread::Builder::new()
-            .name("keeper".to_owned())
-            .spawn(keep)
+            .name("idle-reaper".to_owned())
+            .spawn(reap)
             .map(drop)
             .map_err(|e| Error::internal(format!("cannot start a thread to unload models: {e}")))
     }
 
+    /// All models, the default one first.
     pub fn slots(&self) -> &[Arc<ChatSlot>] {
         &self.slots
     }
 
-    /// The model of a slot, loaded now if it is not.
+    /// The model of a slot, loaded now if necessary.
     ///
     /// # Errors
-    /// When it cannot be found or loaded, when there is no memory for it, or when too many requests
-    /// wait for it.
+    /// When it cannot be located or loaded, there is no memory for it, or too many requests wait for it.
     pub async fn acquire(self: &Arc<Self>, slot: &Arc<ChatSlot>) -> Result<Arc<ChatModel>> {
         if let Some(model) = slot.loaded() {
             return Ok(model);
         }
         let arrived = Instant::now();
-        let _place = slot.places.try_acquire().map_err(|_| {
+        let _permit = slot.waiting_permits.try_acquire().map_err(|_| {
             Error::new(
                 Kind::Overloaded { retry_after: Duration::from_secs(10) },
                 format!(
-                    "{} requests wait for `{}` to be loaded; try again later",
-                    slot.n_places,
+                    "{} requests are already waiting for `{}` to be loaded; try again later",
+                    slot.max_waiting,
                     slot.served.id()
                 ),
             )
         })?;
-        let _turn = slot.turn.lock().await;
+        let _guard = slot.load_lock.lock().await;
         let (models, slot) = (self.clone(), slot.clone());
         tokio::task::spawn_blocking(move || models.load(&slot, arrived))
             .await
             .map_err(|e| Error::internal(format!("the model could not be loaded: {e}")))?
     }
 
-    /// As [`ChatModels::acquire`], on a thread that may wait. A try that failed after `arrived` is
-    /// not repeated.
+    /// Loads the model of a slot if necessary. Blocks. Returns the error of an attempt that failed after `arrived`
+    /// instead of trying again.
     ///
     /// # Errors
-    /// As [`ChatModels::acquire`].
+    /// When the model cannot be located or loaded, or there is no memory for it.
     pub fn load(&self, slot: &ChatSlot, arrived: Instant) -> Result<Arc<ChatModel>> {
         if let Some(model) = slot.loaded() {
             return Ok(model);
@@ -141,80 +143,82 @@ impl ChatModels {
         self.load_now(slot).inspect_err(|e| slot.state().failed = Some((Instant::now(), e.clone())))
     }
 
-    /// How busy each model in memory is.
+    /// The load of each model in memory.
     pub fn status(&self) -> Vec<(&ServedModel, EngineStatus)> {
-        let of_slot = |slot: &'_ Arc<ChatSlot>| {
+        let status = |slot: &'_ Arc<ChatSlot>| {
             let state = slot.state();
-            state.loaded.as_ref().map(|loaded| loaded.model.engine().status())
+            state.resident.as_ref().map(|resident| resident.model.engine().status())
         };
-        self.slots.iter().filter_map(|slot| Some((&slot.served, of_slot(slot)?))).collect()
+        self.slots.iter().filter_map(|slot| Some((&slot.served, status(slot)?))).collect()
     }
 
-    /// Whether each model in memory gets on with its work.
+    /// Checks that the engine of each model in memory makes progress.
     ///
     /// # Errors
-    /// When one does not.
+    /// When one is stuck.
     pub fn check_health(&self) -> Result<()> {
         self.slots.iter().try_for_each(|slot| {
             let state = slot.state();
-            let Some(loaded) = &state.loaded else { return Ok(()) };
-            loaded.model.engine().check_health().map_err(|e| e.context(slot.served.id()))
+            let Some(resident) = &state.resident else { return Ok(()) };
+            resident.model.engine().check_health().map_err(|e| e.context(slot.served.id()))
         })
     }
 
-    /// Ends every generation that still runs, with an error.
+    /// Ends all running generations with an error.
     pub fn stop_generating(&self) {
         for slot in &self.slots {
-            if let Some(loaded) = &slot.state().loaded {
-                loaded.model.engine().stop();
+            if let Some(resident) = &slot.state().resident {
+                resident.model.engine().stop();
             }
         }
     }
 
     fn load_now(&self, slot: &ChatSlot) -> Result<Arc<ChatModel>> {
-        // Fetching may take long, and keeps no other model waiting.
-        let found = slot.find()?;
-        let _one_at_a_time = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        // Outside of the lock: fetching files can take long and must not delay other models.
+        let plan = slot.locate()?;
+        let _guard = self.load_lock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(model) = slot.loaded() {
             return Ok(model);
         }
-        self.make_room(slot, found.n_bytes)?;
-        let model = Arc::new((found.load)()?);
-        let loaded = Loaded { model: model.clone(), n_bytes: found.n_bytes, last_used: Instant::now() };
-        *slot.state() = State { loaded: Some(loaded), failed: None };
+        self.evict_until_fits(slot, plan.n_bytes)?;
+        let model = Arc::new((plan.load)()?);
+        let resident =
+            ResidentModel { model: model.clone(), n_bytes: plan.n_bytes, last_used: Instant::now() };
+        *slot.state() = SlotState { resident: Some(resident), failed: None };
         Ok(model)
     }
 
-    /// Unloads idle models until `n_bytes` fit into the budget.
-    fn make_room(&self, slot: &ChatSlot, n_bytes: u64) -> Result<()> {
-        let Some(budget) = self.residency.memory_budget else { return Ok(()) };
-        if n_bytes > budget {
+    /// Unloads idle models until `n_bytes` fit into the memory budget.
+    fn evict_until_fits(&self, slot: &ChatSlot, n_bytes: u64) -> Result<()> {
+        let Some(max_bytes) = self.residency.memory_budget else { return Ok(()) };
+        let budget = MemoryBudget { max_bytes };
+        if n_bytes > max_bytes {
             return Err(Error::new(
                 Kind::Config,
                 format!(
-                    "`{}` takes {n_bytes} bytes of memory, and the budget is {budget}; raise --memory-budget",
+                    "`{}` takes {n_bytes} bytes of memory, but the budget is {max_bytes}; raise --memory-budget",
                     slot.served.id()
                 ),
             ));
         }
         loop {
-            let occupants: Vec<Occupant> = self.slots.iter().map(|slot| slot.occupant()).collect();
-            match next_step(&occupants, budget, n_bytes) {
-                Room::Enough => return Ok(()),
-                Room::Unload(idx) => {
+            let residents: Vec<Resident> = self.slots.iter().map(|slot| slot.resident()).collect();
+            match budget.next_step(&residents, n_bytes) {
+                BudgetStep::Fits => return Ok(()),
+                BudgetStep::Evict(idx) => {
                     if self.slots[idx].unload() {
                         tracing::info!(
                             model = self.slots[idx].served.id(),
-                            "chat model unloaded: another needs its memory"
+                            "chat model unloaded: another model needs its memory"
                         );
                     }
                 }
-                Room::None => {
+                BudgetStep::AllInUse => {
                     return Err(Error::new(
                         Kind::Overloaded { retry_after: Duration::from_secs(10) },
                         format!(
-                            "there is no memory for `{}` while other models are in use; try again later, or start \
-                             the server with a larger --memory-budget",
+                            "there is no memory for `{}` while other models are in use; try again later, or restart the server \
+                             with a larger --memory-budget",
                             slot.served.id()
                         ),
                     ));
@@ -224,115 +228,126 @@ impl ChatModels {
     }
 }
 
-/// What is to be done for a model that needs memory.
-#[derive(Debug, PartialEq, Eq)]
-enum Room {
-    Enough,
-    /// The model of this index is to go first.
-    Unload(usize),
-    /// All others are in use.
-    None,
+/// The memory that chat models may take together.
+#[derive(Debug, Clone, Copy)]
+struct MemoryBudget {
+    max_bytes: u64,
 }
 
-/// What a model has of the memory.
+/// The next step to fit a model into the budget.
+#[derive(Debug, PartialEq, Eq)]
+enum BudgetStep {
+    /// The model fits.
+    Fits,
+    /// Evict the model of this index first.
+    Evict(usize),
+    /// No model can be evicted, because all are in use.
+    AllInUse,
+}
+
+/// A model's share of the memory.
 #[derive(Debug, Clone, Copy)]
-struct Occupant {
+struct Resident {
     n_bytes: u64,
-    /// For how long no request has used it; none while one does, or while it is not loaded.
+    /// How long no request has used the model; `None` while one does, or while it is not in memory.
     idle: Option<Duration>,
 }
 
-/// Decides what is to be done for `needed` bytes more. The longest idle goes first.
-fn next_step(occupants: &[Occupant], budget: u64, needed: u64) -> Room {
-    let taken: u64 = occupants.iter().map(|occupant| occupant.n_bytes).sum();
-    if taken.saturating_add(needed) <= budget {
-        return Room::Enough;
+impl MemoryBudget {
+    /// Decides the next step to fit in `n_bytes` more. The model that has been idle longest is evicted first.
+    fn next_step(self, residents: &[Resident], n_bytes: u64) -> BudgetStep {
+        let n_used: u64 = residents.iter().map(|resident| resident.n_bytes).sum();
+        if n_used.saturating_add(n_bytes) <= self.max_bytes {
+            return BudgetStep::Fits;
+        }
+        let idle = residents.iter().enumerate().filter_map(|(idx, resident)| Some((resident.idle?, idx)));
+        idle.max().map_or(BudgetStep::AllInUse, |(_, idx)| BudgetStep::Evict(idx))
     }
-    let idle = occupants.iter().enumerate().filter_map(|(idx, occupant)| Some((occupant.idle?, idx)));
-    idle.max().map_or(Room::None, |(_, idx)| Room::Unload(idx))
 }
 
 impl ChatSlot {
-    /// A model that `find` leads to; at most `n_places` requests wait while it is loaded.
-    pub fn new(served: ServedModel, n_places: usize, find: Box<Find>) -> Self {
+    /// A model that `locator` locates. At most `max_waiting` requests wait while it is loaded.
+    pub fn new(served: ServedModel, max_waiting: usize, locator: Box<Locator>) -> Self {
         Self {
             served,
-            find,
+            locator,
             info: OnceLock::new(),
             state: Mutex::default(),
-            turn: tokio::sync::Mutex::new(()),
-            places: Semaphore::new(n_places),
-            n_places,
+            load_lock: tokio::sync::Mutex::new(()),
+            waiting_permits: Semaphore::new(max_waiting),
+            max_waiting,
         }
     }
 
+    /// Names and owner of the model.
     pub fn served(&self) -> &ServedModel {
         &self.served
     }
 
-    /// What its files say of it, once they have been found.
+    /// Facts from the model's files, once they have been located.
     pub fn info(&self) -> Option<&ModelInfo> {
         self.info.get()
     }
 
-    /// The fingerprint of the model, if it is in memory.
+    /// The model's fingerprint, if it is in memory.
     pub fn fingerprint(&self) -> Option<String> {
-        self.state().loaded.as_ref().map(|loaded| loaded.model.fingerprint().to_owned())
+        self.state().resident.as_ref().map(|resident| resident.model.fingerprint().to_owned())
     }
 
+    /// Whether the model is in memory.
     pub fn is_loaded(&self) -> bool {
-        self.state().loaded.is_some()
+        self.state().resident.is_some()
     }
 
-    /// Finds its files, so that they are there when it is loaded.
+    /// Locates the model's files, fetches missing ones, and reads their headers.
     ///
     /// # Errors
-    /// When they cannot be had or read.
-    pub fn find(&self) -> Result<Found> {
-        let found = (self.find)()?;
-        // Of several at once the first one's word stays; all say the same.
-        let _ = self.info.set(found.info.clone());
-        Ok(found)
+    /// When the files cannot be fetched or read.
+    pub fn locate(&self) -> Result<LoadPlan> {
+        let plan = (self.locator)()?;
+        // A concurrent call may have set it already, to the same value.
+        let _ = self.info.set(plan.info.clone());
+        Ok(plan)
     }
 
-    /// The model, if it is in memory. One whose engine has died of a fault is let go.
+    /// The model, if it is in memory. Drops a model whose engine has died.
     fn loaded(&self) -> Option<Arc<ChatModel>> {
         let mut state = self.state();
-        let loaded = state.loaded.as_mut()?;
-        if !loaded.model.engine().is_alive() {
-            state.loaded = None;
+        let resident = state.resident.as_mut()?;
+        if !resident.model.engine().is_alive() {
+            state.resident = None;
             return None;
         }
-        loaded.last_used = Instant::now();
-        Some(loaded.model.clone())
+        resident.last_used = Instant::now();
+        Some(resident.model.clone())
     }
 
-    fn occupant(&self) -> Occupant {
-        let n_bytes = self.state().loaded.as_ref().map_or(0, |loaded| loaded.n_bytes);
-        Occupant { n_bytes, idle: self.idle_for() }
+    fn resident(&self) -> Resident {
+        let n_bytes = self.state().resident.as_ref().map_or(0, |resident| resident.n_bytes);
+        Resident { n_bytes, idle: self.idle_for() }
     }
 
-    /// For how long no request has used it, if it is in memory and none does now.
+    /// How long no request has used the model; `None` while one does, or while it is not in memory.
     fn idle_for(&self) -> Option<Duration> {
         let mut state = self.state();
-        let loaded = state.loaded.as_mut()?;
-        if Arc::strong_count(&loaded.model) > 1 {
-            loaded.last_used = Instant::now();
+        let resident = state.resident.as_mut()?;
+        if Arc::strong_count(&resident.model) > 1 {
+            resident.last_used = Instant::now();
             return None;
         }
-        Some(loaded.last_used.elapsed())
+        Some(resident.last_used.elapsed())
     }
 
-    /// Frees its memory, unless a request uses it.
+    /// Unloads the model unless a request uses it. Returns whether it did.
     fn unload(&self) -> bool {
-        // Handles are only made under this lock, so one that is the last stays the last.
+        // Handles are only cloned under this lock, so the last one stays the last.
         let model = {
             let mut state = self.state();
-            let Some(loaded) = state.loaded.take() else { return false };
-            match Arc::try_unwrap(loaded.model) {
+            let Some(resident) = state.resident.take() else { return false };
+            match Arc::try_unwrap(resident.model) {
                 Ok(model) => model,
                 Err(model) => {
-                    state.loaded = Some(Loaded { model, ..loaded });
+                    state.resident = Some(ResidentModel { model, ..resident });
                     return false;
                 }
             }
@@ -341,7 +356,7 @@ impl ChatSlot {
         true
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -351,20 +366,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_idle_goes_first_and_those_in_use_stay() {
-        let unloaded = Occupant { n_bytes: 0, idle: None };
-        let busy = Occupant { n_bytes: 4, idle: None };
-        let idle = |seconds| Occupant { n_bytes: 4, idle: Some(Duration::from_secs(seconds)) };
-        for (occupants, needed, expected) in [
-            (vec![], 10, Room::Enough),
-            (vec![idle(1), unloaded], 6, Room::Enough),
-            (vec![idle(1), unloaded], 7, Room::Unload(0)),
-            (vec![idle(1), idle(9)], 7, Room::Unload(1)),
-            (vec![busy, idle(9)], 7, Room::Unload(1)),
-            (vec![busy, unloaded], 7, Room::None),
-            (vec![busy], u64::MAX, Room::None),
+    fn the_longest_idle_model_is_evicted_first_and_none_in_use() {
+        let unloaded = Resident { n_bytes: 0, idle: None };
+        let in_use = Resident { n_bytes: 4, idle: None };
+        let idle = |seconds| Resident { n_bytes: 4, idle: Some(Duration::from_secs(seconds)) };
+        for (residents, needed, expected) in [
+            (vec![], 10, BudgetStep::Fits),
+            (vec![idle(1), unloaded], 6, BudgetStep::Fits),
+            (vec![idle(1), unloaded], 7, BudgetStep::Evict(0)),
+            (vec![idle(1), idle(9)], 7, BudgetStep::Evict(1)),
+            (vec![in_use, idle(9)], 7, BudgetStep::Evict(1)),
+            (vec![in_use, unloaded], 7, BudgetStep::AllInUse),
+            (vec![in_use], u64::MAX, BudgetStep::AllInUse),
         ] {
-            assert_eq!(next_step(&occupants, 10, needed), expected, "{occupants:?}");
+            assert_eq!(
+                MemoryBudget { max_bytes: 10 }.next_step(&residents, needed),
+                expected,
+                "{residents:?}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A chat model from its files.
+//! Loading of a chat model from its files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +10,8 @@ use std::time::Instant;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Found, ModelInfo};
+use super::chat_models::LoadPlan;
+use super::served_model::ModelInfo;
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
 use crate::config::{ContextOverflow, KvPrecision, Limits};
 use crate::error::{Error, Result};
@@ -23,14 +24,14 @@ use crate::models::{Backend, ModelConfig};
 use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
-/// Finds the files that `reference` leads to, fetching what is missing, and reads their headers.
+/// Locates the files of `reference`, fetches missing ones, and reads their headers.
 ///
 /// # Errors
-/// When the files cannot be had, are damaged, or describe a model that is not supported.
-pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Found> {
+/// When the files cannot be fetched, are damaged, or describe a model that is not supported.
+pub fn locate(reference: &str, registry: &Registry, limits: &Limits) -> Result<LoadPlan> {
     let files = registry.resolve(reference, ModelKind::Chat)?;
-    let in_model = |id: &str, e: Error| e.context(format_args!("cannot load `{id}`"));
-    let (config, weights) = read_headers(&files).map_err(|e| in_model(&files.id, e))?;
+    let with_model = |id: &str, e: Error| e.context(format_args!("cannot load `{id}`"));
+    let (config, weights) = read_headers(&files).map_err(|e| with_model(&files.id, e))?;
     let options = EngineOptions {
         queued_requests: limits.queued_requests,
         queue_timeout: limits.queue_timeout,
@@ -50,11 +51,11 @@ pub fn find(reference: &str, registry: &Registry, limits: &Limits) -> Result<Fou
         license: license(&files, &weights)?,
     };
     let n_bytes = weights.memory_bytes();
-    let load = move || load(&files, config, &weights, options).map_err(|e| in_model(&files.id, e));
-    Ok(Found { info, n_bytes, load: Box::new(load) })
+    let load = move || load(&files, config, &weights, options).map_err(|e| with_model(&files.id, e));
+    Ok(LoadPlan { info, n_bytes, load: Box::new(load) })
 }
 
-/// What the kernels call it.
+/// Converts the configured precision of the KV cache to the kernels' format.
 pub fn kv_format(precision: KvPrecision) -> KvFormat {
     match precision {
         KvPrecision::F16 => KvFormat::F16,
@@ -62,7 +63,7 @@ pub fn kv_format(precision: KvPrecision) -> KvFormat {
     }
 }
 
-/// The licence that the catalog or the model card names, else the file itself.
+/// The license from the catalog or the model card, else from the file itself.
 fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
     let own = match weights {
         Weights::Gguf(file) => file.metadata().string("general.license")?.map(str::to_owned),
@@ -71,7 +72,7 @@ fn license(files: &ModelFiles, weights: &Weights) -> Result<Option<String>> {
     Ok(files.license.clone().or(own))
 }
 
-/// What the headers of a chat model's files say, and its weights, unread.
+/// Reads the headers of a chat model's files. The weights themselves are not read yet.
 ///
 /// # Errors
 /// When a file is damaged, or describes a model that is not supported.
@@ -136,7 +137,7 @@ fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, TemplateSource)> {
     Ok((tokenizer, template))
 }
 
-/// Tokenizer and chat templates that stand beside safetensors.
+/// Tokenizer and chat templates from the files beside the safetensors.
 fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokenizer, TemplateSource)> {
     let tokenizer_config: Value = match files.file("tokenizer_config.json") {
         Some(path) => serde_json::from_slice(&read_file(path)?)
@@ -151,7 +152,7 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
         token_text("bos_token"),
         token_text("eos_token"),
     );
-    // Templates in files of their own stand in for those of the configuration.
+    // Templates in separate files replace those of the configuration.
     let text = |path: &Path| Ok::<_, Error>(String::from_utf8_lossy(&read_file(path)?).into_owned());
     if let Some(path) = files.file("chat_template.jinja") {
         template.default = text(path)?;
@@ -161,7 +162,7 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
         return Err(no_template());
     }
     for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
-        // What the configuration sets to null is not set.
+        // A token that the configuration sets to null stays undefined.
         if tokenizer_config.get(name).is_none() {
             template = template.with_special_token(name, token);
         }
@@ -170,11 +171,11 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
 }
 
 fn no_template() -> Error {
-    Error::model("the model carries no chat template, so it was not made for chat; use its instruct version")
+    Error::model("the model has no chat template, so it was not trained for chat; use its instruct version")
 }
 
-/// A short hash of weights, templates and build. Of the weights it takes size, beginning (names and
-/// places of all tensors) and end: hashing all of a large file would take longer than loading it.
+/// A short hash of weights, templates and program version. Of the weights, it covers the size, the beginning (with
+/// names and offsets of all tensors) and the end, because hashing a large file would take longer than loading it.
 fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
     const SAMPLE_BYTES: u64 = 1 << 16;
     let mut hash = Sha256::new();

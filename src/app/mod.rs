@@ -1,132 +1,110 @@
-//! The composition root: finds the models, starts what serves them, and hands out the parts.
+//! The composition root: locates the models, starts what serves them, and finds them by name.
 
 mod api_keys;
 mod chat_models;
 mod checkpoint;
+mod served_model;
 mod text_models;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
 pub use api_keys::ApiKeys;
-pub use chat_models::{ChatModels, ChatSlot, Found};
+pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
 pub use checkpoint::{kv_format, read_headers};
+use served_model::{DEFAULT, assign_aliases, is_default};
+pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
 
-use crate::chat::{ChatModel, ResponseCache};
+use crate::chat::{ChatModel, ChatStream, CompletionStream, ResponseCache};
 use crate::config::{Config, Limits};
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
+use crate::openai::chat::ChatCompletionRequest;
+use crate::openai::completions::CompletionRequest;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
-/// Everything a request may need. Cheap to clone.
+/// Everything that requests share. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
     parts: Arc<Parts>,
-    /// Permits to compute on a request outside the engines: one per core.
-    preparing: Arc<Semaphore>,
-    /// Answers that were given before, where they are kept.
+    /// Permits for [`App::compute`]: one per core.
+    compute_permits: Arc<Semaphore>,
+    /// The response cache, if enabled.
     responses: Option<Arc<ResponseCache>>,
-    phase: Arc<Phase>,
+    lifecycle: Arc<Lifecycle>,
 }
 
-/// What an [`App`] is put together from.
+/// The parts of an [`App`].
 pub struct Parts {
+    /// The chat models.
     pub chat_models: Arc<ChatModels>,
+    /// The embedding model.
     pub embedding: TextModel,
-    /// A model that scores texts against each other; without one, the embedding model's vectors do.
+    /// The reranker; without one, the embedding model's vectors score texts.
     pub reranker: Option<TextModel>,
+    /// The keys that clients must send.
     pub api_keys: ApiKeys,
+    /// Limits of requests, queues and caches.
     pub limits: Limits,
+    /// Renders the metrics.
     pub metrics: PrometheusHandle,
 }
 
-/// Where the server is in its life.
+/// The stage of the server's life.
 #[derive(Default)]
-struct Phase {
+struct Lifecycle {
     loading: AtomicBool,
     draining: AtomicBool,
 }
 
-/// A model as clients know it.
-#[derive(Debug, Clone)]
-pub struct ServedModel {
-    id: String,
-    aliases: Vec<String>,
-    owner: Option<String>,
-    /// Unix time in seconds since when it is served.
-    created: u64,
+/// A chat model found by name, in memory or not.
+pub struct ServedChat {
+    app: App,
+    slot: Arc<ChatSlot>,
 }
 
-/// What a model's files say of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelInfo {
-    pub family: String,
-    /// Of its weights: `gguf`, `safetensors` or `onnx`.
-    pub format: &'static str,
-    /// Most tokens of a prompt and its answer, or of a text.
-    pub context_length: usize,
-    pub license: Option<String>,
+/// A loaded model of any kind.
+pub enum LoadedModel {
+    /// A chat model.
+    Chat(Arc<ChatModel>),
+    /// An embedding model or reranker.
+    Text(&'static TextEmbedding),
 }
 
-/// A model with what is known of it now.
-pub struct ModelStatus<'a> {
-    pub served: &'a ServedModel,
-    pub kind: ModelKind,
-    pub info: Option<ModelInfo>,
-    pub is_loaded: bool,
+/// A served model of any kind, in memory or not.
+#[derive(Clone, Copy)]
+enum Slot<'a> {
+    Chat(&'a Arc<ChatSlot>),
+    Text(&'a TextModel, ModelKind),
 }
 
-/// A model whose tokenizer is asked for.
-pub enum Vocabulary {
-    OfChat(Arc<ChatModel>),
-    OfTexts(&'static TextEmbedding),
-}
-
-impl Vocabulary {
-    pub fn tokenizer(&self) -> &Tokenizer {
-        match self {
-            Self::OfChat(model) => model.tokenizer(),
-            Self::OfTexts(model) => model.tokenizer(),
-        }
-    }
-
-    /// Most tokens of a prompt and its answer, or of a text.
-    pub fn max_tokens(&self) -> usize {
-        match self {
-            Self::OfChat(model) => model.engine().context_length(),
-            Self::OfTexts(model) => model.max_tokens(),
-        }
-    }
-}
-
-/// The name under which each route's own model answers.
-const DEFAULT: &str = "default";
+/// All kinds of models, in the order in which names are resolved.
+const ANY_KIND: [ModelKind; 3] = [ModelKind::Chat, ModelKind::Embedding, ModelKind::Reranker];
 
 impl App {
-    /// Puts the server together for the models of `config`. Nothing is loaded yet
-    /// ([`App::preload`]); files of the embedding model that are missing are fetched in the
-    /// background.
+    /// Assembles the server for the models of `config`. Loads nothing yet (see [`App::preload`]), but fetches
+    /// missing files of the embedding model in the background.
     ///
     /// # Errors
-    /// When a key cannot be one, a model is named wrongly or twice, or a thread cannot be started.
+    /// When a key is invalid, a model reference is invalid or occurs twice, or a thread cannot be started.
     pub fn new(config: &Config) -> Result<Self> {
         let api_keys = ApiKeys::new(&config.api_keys, config.api_key_file.as_deref())?;
         if !api_keys.are_required() && !config.host.is_loopback() && !config.allow_unauthenticated {
             return Err(Error::new(
                 Kind::Config,
                 format!(
-                    "--host {} lets other machines in, and no key is set; set one with --api-key or --api-key-file, \
-                     or pass --no-auth to serve everybody who can reach it",
+                    "--host {} accepts other machines, and no API key is set; set one with --api-key or --api-key-file, \
+                     or pass --no-auth to serve everyone who can reach the server",
                     config.host
                 ),
             ));
@@ -145,26 +123,27 @@ impl App {
         let mut served = config
             .models
             .iter()
-            .map(|reference| Ok(ServedModel::of(&ModelRef::parse(reference)?)))
+            .map(|reference| Ok(ServedModel::from_reference(&ModelRef::parse(reference)?)))
             .collect::<Result<Vec<_>>>()?;
         let text_models = [&mut embedding].into_iter().chain(&mut reranker).map(|model| &mut model.served);
-        name_models(served.iter_mut().chain(text_models).collect(), &config.aliases)?;
+        assign_aliases(served.iter_mut().chain(text_models).collect(), &config.aliases)?;
         let slots = served
             .into_iter()
             .zip(&config.models)
             .map(|(served, reference)| {
                 let (reference, registry, limits) = (reference.clone(), registry.clone(), limits.clone());
-                let find = move || checkpoint::find(&reference, &registry, &limits);
-                ChatSlot::new(served, config.limits.queued_requests, Box::new(find))
+                let locate = move || checkpoint::locate(&reference, &registry, &limits);
+                ChatSlot::new(served, config.limits.queued_requests, Box::new(locate))
             })
             .collect();
         let chat_models = ChatModels::new(slots, config.residency);
-        chat_models.start_keeper()?;
+        chat_models.start_idle_reaper()?;
         let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics });
-        app.phase.loading.store(true, Ordering::Release);
+        app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
 
+    /// Assembles the server from its parts. It counts as loaded.
     pub fn from_parts(parts: Parts) -> Self {
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
         let Limits { response_cache_bytes, response_cache_ttl, .. } = parts.limits;
@@ -172,16 +151,16 @@ impl App {
         Self {
             responses: (response_cache_bytes > 0).then(responses),
             parts: Arc::new(parts),
-            preparing: Arc::new(Semaphore::new(n_cores)),
-            phase: Arc::default(),
+            compute_permits: Arc::new(Semaphore::new(n_cores)),
+            lifecycle: Arc::default(),
         }
     }
 
-    /// Loads the first chat model, so that a mistake shows at once, and with `all` the others too;
-    /// without it, fetches what is missing of their files. Blocks.
+    /// Loads the first chat model, so that a mistake shows at once. With `all`, loads the others too;
+    /// without, only fetches their missing files. Blocks.
     ///
     /// # Errors
-    /// When the only chat model cannot be loaded. Where there are others, a failure is logged, and
+    /// When the only chat model cannot be loaded. With several models, a failure is logged, and
     /// requests for the model try again.
     pub fn preload(&self, all: bool) -> Result<()> {
         let slots = self.parts.chat_models.slots();
@@ -189,38 +168,103 @@ impl App {
             let result = if idx == 0 || all {
                 self.parts.chat_models.load(slot, Instant::now()).map(drop)
             } else {
-                slot.find().map(drop)
+                slot.locate().map(drop)
             };
             if idx == 0 || all {
-                self.phase.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
+                self.lifecycle.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
             }
             match result {
                 Err(e) if slots.len() == 1 => return Err(e),
-                Err(e) => tracing::warn!(model = slot.served().id(), error = %e, "chat model not at hand"),
+                Err(e) => tracing::warn!(model = slot.served().id(), error = %e, "chat model not available"),
                 Ok(()) => {}
             }
         }
         Ok(())
     }
 
-    /// The chat model that answers to `name`; no name is the default.
+    /// The chat model called `name`; no name means the default one.
     ///
     /// # Errors
     /// When no chat model has this name.
-    pub fn chat_slot(&self, name: Option<&str>) -> Result<&Arc<ChatSlot>> {
-        let slots = self.parts.chat_models.slots();
-        let name = name.unwrap_or(DEFAULT);
-        let found = slots.iter().find(|slot| slot.served().answers_to(name));
-        let found = found.or(slots.first().filter(|_| is_default(name)));
-        found.ok_or_else(|| {
-            if self.parts.embedding.served.answers_to(name) {
-                return not_for_this(name, "an embedding model", "/v1/embeddings");
-            }
-            if self.reranker_named(name).is_some() {
-                return not_for_this(name, "a reranker", "/v1/rerank");
-            }
-            self.unknown(name)
+    pub fn chat(&self, name: Option<&str>) -> Result<ServedChat> {
+        match self.resolve(name, &[ModelKind::Chat])? {
+            Slot::Chat(slot) => Ok(ServedChat { app: self.clone(), slot: slot.clone() }),
+            Slot::Text(..) => Err(self.not_served(name.unwrap_or(DEFAULT))),
+        }
+    }
+
+    /// The embedding model called `name`; no name means the only one.
+    ///
+    /// # Errors
+    /// When it has another name.
+    pub fn embedder(&self, name: Option<&str>) -> Result<&TextModel> {
+        self.text_model(name, &[ModelKind::Embedding])
+    }
+
+    /// The model called `name` for scoring pairs of texts; no name means the reranker or, without one, the embedding
+    /// model.
+    ///
+    /// # Errors
+    /// When neither has this name.
+    pub fn scorer(&self, name: Option<&str>) -> Result<&TextModel> {
+        self.text_model(name, &[ModelKind::Reranker, ModelKind::Embedding])
+    }
+
+    /// The model of any kind called `name`, loaded now if necessary; no name means the default chat model.
+    ///
+    /// # Errors
+    /// When no model has this name, or it cannot be loaded.
+    pub async fn load_any(&self, name: Option<&str>) -> Result<LoadedModel> {
+        Ok(match self.resolve(name, &ANY_KIND)? {
+            Slot::Chat(slot) => LoadedModel::Chat(self.parts.chat_models.acquire(slot).await?),
+            Slot::Text(model, _) => LoadedModel::Text(model.embedder.model().await?),
         })
+    }
+
+    /// The state of the model of any kind called `name`.
+    ///
+    /// # Errors
+    /// When no model has this name.
+    pub fn model_status(&self, name: &str) -> Result<ModelStatus<'_>> {
+        Ok(self.resolve(Some(name), &ANY_KIND)?.status())
+    }
+
+    /// The states of all served models.
+    pub fn models(&self) -> impl Iterator<Item = ModelStatus<'_>> {
+        self.slots().map(|slot| slot.status())
+    }
+
+    fn text_model(&self, name: Option<&str>, kinds: &[ModelKind]) -> Result<&TextModel> {
+        match self.resolve(name, kinds)? {
+            Slot::Text(model, _) => Ok(model),
+            Slot::Chat(_) => Err(self.not_served(name.unwrap_or(DEFAULT))),
+        }
+    }
+
+    /// Finds a model of one of `kinds` by name, with earlier kinds first. No name, and the name `default`, mean the
+    /// first model.
+    ///
+    /// # Errors
+    /// When no model of these kinds has this name.
+    fn resolve(&self, name: Option<&str>, kinds: &[ModelKind]) -> Result<Slot<'_>> {
+        let name = name.unwrap_or(DEFAULT);
+        let mut candidates = Vec::new();
+        for kind in kinds {
+            candidates.extend(self.slots().filter(|slot| slot.kind() == *kind));
+        }
+        let named = candidates.iter().find(|slot| slot.served().is_called(name));
+        if let Some(slot) = named.or(candidates.first().filter(|_| is_default(name))) {
+            return Ok(*slot);
+        }
+        let other = self.slots().find(|slot| slot.served().is_called(name));
+        Err(other.map_or_else(|| self.not_served(name), |slot| slot.wrong_route(name)))
+    }
+
+    /// All served models: chat models, the embedding model, the reranker.
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        let kinds = [ModelKind::Embedding, ModelKind::Reranker];
+        let text = self.text_models().zip(kinds).map(|(model, kind)| Slot::Text(model, kind));
+        self.parts.chat_models.slots().iter().map(Slot::Chat).chain(text)
     }
 
     /// The models that read whole texts.
@@ -228,103 +272,19 @@ impl App {
         [&self.parts.embedding].into_iter().chain(&self.parts.reranker)
     }
 
-    fn reranker_named(&self, name: &str) -> Option<&TextModel> {
-        self.parts.reranker.as_ref().filter(|model| model.served.answers_to(name))
+    fn not_served(&self, name: &str) -> Error {
+        let names: Vec<String> = self.slots().map(|slot| format!("`{}`", slot.served().id())).collect();
+        let message = format!("model `{name}` is not served here; served are {}", names.join(", "));
+        Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 
-    /// The embedding model that answers to `name`; no name is the default.
-    ///
-    /// # Errors
-    /// When no embedding model has this name.
-    pub fn embedding_model(&self, name: Option<&str>) -> Result<&TextModel> {
-        let (model, name) = (&self.parts.embedding, name.unwrap_or(DEFAULT));
-        if model.served.answers_to(name) || is_default(name) {
-            Ok(model)
-        } else if self.reranker_named(name).is_some() {
-            Err(not_for_this(name, "a reranker", "/v1/rerank"))
-        } else if self.parts.chat_models.slots().iter().any(|slot| slot.served().answers_to(name)) {
-            Err(not_for_this(name, "a chat model", "/v1/chat/completions"))
-        } else {
-            Err(self.unknown(name))
-        }
-    }
-
-    /// The model that scores texts and answers to `name`; no name is the reranker, or without one the embedding
-    /// model.
-    ///
-    /// # Errors
-    /// When no such model has this name.
-    pub fn scoring_model(&self, name: Option<&str>) -> Result<&TextModel> {
-        let is_meant =
-            |model: &&TextModel| name.is_none_or(|name| is_default(name) || model.served.answers_to(name));
-        match self.parts.reranker.as_ref().filter(is_meant) {
-            Some(reranker) => Ok(reranker),
-            None => self.embedding_model(name),
-        }
-    }
-
-    /// A model's tokenizer and the most tokens it takes, loaded now if it is not; no name is the default chat
-    /// model.
-    ///
-    /// # Errors
-    /// When no model has this name, or it cannot be loaded.
-    pub async fn vocabulary(&self, name: Option<&str>) -> Result<Vocabulary> {
-        let name = name.unwrap_or(DEFAULT);
-        let chat = self.chat_slot(Some(name));
-        if chat.is_err()
-            && let Some(model) = self.text_models().find(|model| model.served.answers_to(name))
-        {
-            return Ok(Vocabulary::OfTexts(model.embedder.model().await?));
-        }
-        Ok(Vocabulary::OfChat(self.chat_model(chat?).await?))
-    }
-
-    /// The model that answers to `name`, whatever it is for.
-    ///
-    /// # Errors
-    /// When no model has this name.
-    pub fn any_model(&self, name: &str) -> Result<ModelStatus<'_>> {
-        let answers = |model: &ModelStatus| model.served.answers_to(name);
-        let found = self.models().find(answers).or(self.models().next().filter(|_| is_default(name)));
-        found.ok_or_else(|| self.unknown(name))
-    }
-
-    /// All models that are served.
-    pub fn models(&self) -> impl Iterator<Item = ModelStatus<'_>> {
-        let chat = self.parts.chat_models.slots().iter().map(|slot| ModelStatus {
-            served: slot.served(),
-            kind: ModelKind::Chat,
-            info: slot.info().cloned(),
-            is_loaded: slot.is_loaded(),
-        });
-        let kinds = [ModelKind::Embedding, ModelKind::Reranker];
-        chat.chain(self.text_models().zip(kinds).map(|(model, kind)| {
-            let loaded = model.embedder.loaded();
-            let info = loaded.map(|model| ModelInfo {
-                family: model.family().to_owned(),
-                format: model.format().name(),
-                context_length: model.max_tokens(),
-                license: model.license().map(str::to_owned),
-            });
-            ModelStatus { served: &model.served, kind, info, is_loaded: loaded.is_some() }
-        }))
-    }
-
-    /// The model of a slot, loaded now if it is not.
-    ///
-    /// # Errors
-    /// As [`ChatModels::acquire`].
-    pub async fn chat_model(&self, slot: &Arc<ChatSlot>) -> Result<Arc<ChatModel>> {
-        self.parts.chat_models.acquire(slot).await
-    }
-
-    /// Runs what takes long on a thread that may: not on those that answer probes, and no more at
-    /// once than there are cores.
+    /// Runs blocking work on a thread of its own, so that probes are answered meanwhile. At most one
+    /// such call runs per core.
     ///
     /// # Errors
     /// When `work` panics.
     pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        let permit = self.preparing.clone().acquire_owned().await;
+        let permit = self.compute_permits.clone().acquire_owned().await;
         let work = move || {
             let _permit = permit;
             work()
@@ -334,30 +294,26 @@ impl App {
             .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))
     }
 
-    /// Answers that were given before, if the server keeps them.
-    pub fn responses(&self) -> Option<&Arc<ResponseCache>> {
-        self.responses.as_ref()
-    }
-
-    /// The keys that clients must show.
+    /// The keys that clients must send.
     pub fn api_keys(&self) -> &ApiKeys {
         &self.parts.api_keys
     }
 
+    /// Limits of requests, queues and caches.
     pub fn limits(&self) -> &Limits {
         &self.parts.limits
     }
 
-    /// Counters in Prometheus' text format.
+    /// The metrics in Prometheus's text format.
     pub fn render_metrics(&self) -> String {
         for (model, EngineStatus { load, .. }) in self.chat_status() {
-            let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id.clone()).set(value);
+            let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id().to_owned()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
             gauge(telemetry::RUNNING, load.n_running as f64);
             gauge(telemetry::KV_USAGE, load.kv_usage);
             metrics::gauge!(
                 telemetry::KV_CONFIG,
-                "model_name" => model.id.clone(),
+                "model_name" => model.id().to_owned(),
                 "block_size" => BLOCK_TOKENS.to_string(),
                 "num_gpu_blocks" => load.n_blocks.to_string()
             )
@@ -366,113 +322,153 @@ impl App {
         self.parts.metrics.render()
     }
 
-    /// How busy each chat model in memory is.
+    /// The load of each chat model in memory.
     pub fn chat_status(&self) -> Vec<(&ServedModel, EngineStatus)> {
         self.parts.chat_models.status()
     }
 
-    /// From now on the server is not healthy, so that new clients go elsewhere.
+    /// Makes the server report that it is not ready, so that load balancers send new clients elsewhere.
     pub fn start_draining(&self) {
-        self.phase.draining.store(true, Ordering::Release);
+        self.lifecycle.draining.store(true, Ordering::Release);
     }
 
-    /// Ends the requests that still run, each with an error.
+    /// Ends all running requests with an error.
     pub fn stop_generating(&self) {
         self.parts.chat_models.stop_generating();
         self.text_models().for_each(|model| model.embedder.stop());
     }
 
-    /// Whether requests can be answered at once.
+    /// Checks that the server is ready for requests.
     ///
     /// # Errors
-    /// When the server is shutting down, its models are still being loaded, or one stands still.
+    /// When the server is shutting down or still loading its models, or an engine is stuck.
     pub fn check_health(&self) -> Result<()> {
-        if self.phase.draining.load(Ordering::Acquire) {
+        if self.lifecycle.draining.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
         }
-        if self.phase.loading.load(Ordering::Acquire) {
+        if self.lifecycle.loading.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is loading its models; try again later"));
         }
         self.parts.chat_models.check_health()
     }
+}
 
-    fn unknown(&self, name: &str) -> Error {
-        let names: Vec<String> = self.models().map(|model| format!("`{}`", model.served.id)).collect();
-        let message = format!("model `{name}` is not served here; served are {}", names.join(", "));
+impl ServedChat {
+    /// The model's id.
+    pub fn id(&self) -> &str {
+        self.slot.served().id()
+    }
+
+    /// The model, loaded now if necessary.
+    ///
+    /// # Errors
+    /// The same as for [`ChatModels::acquire`].
+    pub async fn load(&self) -> Result<Arc<ChatModel>> {
+        self.app.parts.chat_models.acquire(&self.slot).await
+    }
+
+    /// Starts the response to a conversation, or replays it from the response cache.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded, the queue is full, or the request is invalid.
+    pub async fn start_chat(&self, request: ChatCompletionRequest, tenant: Arc<str>) -> Result<ChatStream> {
+        let cached = self.app.responses.as_ref();
+        let cached =
+            cached.and_then(|cache| Some((cache, ResponseCache::key(&tenant, self.id(), &request)?)));
+        if let Some((cache, key)) = &cached
+            && let Some(hit) = ChatStream::from_cache(cache, key, self.slot.fingerprint().as_deref())
+        {
+            return Ok(hit);
+        }
+        let model = self.load().await?;
+        let admission = model.admit()?;
+        let start = move || model.start_chat(admission, &request, tenant);
+        let mut stream = self.app.compute(start).await??;
+        if let Some((cache, key)) = cached {
+            stream.record_into(cache, key);
+        }
+        Ok(stream)
+    }
+
+    /// Starts a text completion.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded, the queue is full, or the request is invalid.
+    pub async fn start_completion(
+        &self,
+        request: CompletionRequest,
+        tenant: Arc<str>,
+    ) -> Result<CompletionStream> {
+        let model = self.load().await?;
+        let admission = model.admit()?;
+        self.app.compute(move || model.start_completion(admission, &request, tenant)).await?
+    }
+}
+
+impl LoadedModel {
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Self::Chat(model) => model.tokenizer(),
+            Self::Text(model) => model.tokenizer(),
+        }
+    }
+
+    /// Maximum number of tokens of a prompt and its response, or of a text.
+    pub fn max_tokens(&self) -> usize {
+        match self {
+            Self::Chat(model) => model.engine().context_length(),
+            Self::Text(model) => model.max_tokens(),
+        }
+    }
+}
+
+impl Slot<'_> {
+    fn served(&self) -> &ServedModel {
+        match self {
+            Self::Chat(slot) => slot.served(),
+            Self::Text(model, _) => &model.served,
+        }
+    }
+
+    fn kind(&self) -> ModelKind {
+        match self {
+            Self::Chat(_) => ModelKind::Chat,
+            Self::Text(_, kind) => *kind,
+        }
+    }
+
+    /// The error of a route that does not take this kind of model.
+    fn wrong_route(&self, name: &str) -> Error {
+        let (what, route) = match self.kind() {
+            ModelKind::Chat => ("a chat model", "/v1/chat/completions"),
+            ModelKind::Embedding => ("an embedding model", "/v1/embeddings"),
+            ModelKind::Reranker => ("a reranker", "/v1/rerank"),
+        };
+        let message = format!("model `{name}` is {what}; it answers on {route}");
         Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 }
 
-impl ServedModel {
-    /// A model that answers to `id` and to each of `aliases`; `owner` made it, where that is known.
-    pub fn new(id: String, aliases: Vec<String>, owner: Option<&str>) -> Self {
-        Self { id, aliases, owner: owner.map(str::to_owned), created: unix_time() }
-    }
-
-    /// The model that a reference names.
-    fn of(reference: &ModelRef) -> Self {
-        let (id, aliases) = reference.names();
-        Self::new(id, aliases, reference.owner())
-    }
-
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    pub fn created(&self) -> u64 {
-        self.created
-    }
-
-    /// Who made it; we, if nobody knows.
-    pub fn owner(&self) -> &str {
-        self.owner.as_deref().unwrap_or("predict-otron-9000")
-    }
-
-    /// Names are compared without case, as the hub does.
-    fn answers_to(&self, name: &str) -> bool {
-        let mut names = self.aliases.iter().chain([&self.id]);
-        names.any(|own| own.eq_ignore_ascii_case(name))
-    }
-}
-
-/// Gives models the aliases that users chose for them.
-///
-/// # Errors
-/// When a name would mean two models, or an alias means none.
-fn name_models(mut models: Vec<&mut ServedModel>, aliases: &[(String, String)]) -> Result<()> {
-    let config = |message: String| Error::new(Kind::Config, message);
-    for (alias, target) in aliases {
-        if is_default(alias) || models.iter().any(|model| model.answers_to(alias)) {
-            return Err(config(format!("--alias {alias}={target}: `{alias}` is taken; choose another name")));
-        }
-        let model = models.iter_mut().find(|model| model.answers_to(target)).ok_or_else(|| {
-            config(format!(
-                "--alias {alias}={target}: `{target}` is not served; serve it with --model {target}"
-            ))
-        })?;
-        model.aliases.push(alias.clone());
-    }
-    for (idx, model) in models.iter().enumerate() {
-        if models[..idx].iter().any(|other| other.answers_to(&model.id)) {
-            return Err(config(format!(
-                "two models are called `{}`; serve one of them, or give their files different names",
-                model.id
-            )));
+impl<'a> Slot<'a> {
+    fn status(self) -> ModelStatus<'a> {
+        match self {
+            Self::Chat(slot) => ModelStatus {
+                served: slot.served(),
+                kind: ModelKind::Chat,
+                info: slot.info().cloned(),
+                is_loaded: slot.is_loaded(),
+            },
+            Self::Text(model, kind) => {
+                let loaded = model.embedder.loaded();
+                let info = loaded.map(|model| ModelInfo {
+                    family: model.family().to_owned(),
+                    format: model.format().name(),
+                    context_length: model.max_tokens(),
+                    license: model.license().map(str::to_owned),
+                });
+                ModelStatus { served: &model.served, kind, info, is_loaded: loaded.is_some() }
+            }
         }
     }
-    Ok(())
-}
-
-fn is_default(name: &str) -> bool {
-    name.eq_ignore_ascii_case(DEFAULT)
-}
-
-fn not_for_this(name: &str, what: &str, route: &str) -> Error {
-    let message = format!("model `{name}` is {what}; it answers on {route}");
-    Error::new(Kind::ModelNotFound, message).with_param("model")
-}
-
-/// Seconds since 1970.
-pub fn unix_time() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,23 +1,25 @@
-//! Models that read whole texts: for embedding, and for reranking.
+//! Models that read whole texts: embedding models and rerankers.
 
 use std::thread;
 
 use once_cell::sync::OnceCell;
 
-use super::ServedModel;
+use super::served_model::ServedModel;
 use crate::config::{EmbeddingBackend, Limits};
 use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Result};
 use crate::registry::{ModelKind, ModelRef, Registry};
 
-/// One of them, with the thread that computes it.
+/// An embedding model or reranker, with the thread that runs it.
 #[derive(Clone)]
 pub struct TextModel {
+    /// Names and owner.
     pub served: ServedModel,
+    /// Handle of the model's thread.
     pub embedder: Embedder,
 }
 
-/// What bounds an embedder.
+/// The options of an embedder without a disk cache.
 pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
     EmbedderOptions {
         max_requests: limits.embedding_requests,
@@ -28,11 +30,11 @@ pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
 }
 
 impl TextModel {
-    /// The model that `reference` names; files that are missing are fetched in the background, and the first
-    /// request loads it.
+    /// The model that `reference` names. Missing files are fetched in the background; the first request loads the
+    /// model.
     ///
     /// # Errors
-    /// When it is named wrongly, is not on this machine where it should be, or a thread cannot be started.
+    /// When the reference is invalid, a path does not exist, or a thread cannot be started.
     pub fn new(
         reference: &str,
         kind: ModelKind,
@@ -46,17 +48,17 @@ impl TextModel {
         };
         let parsed = ModelRef::parse(reference).ok();
         let owner = parsed.as_ref().and_then(ModelRef::owner);
-        // Only the disk is asked now: a slow network must not keep chat waiting.
+        // Look only on disk for now: a slow network must not delay chat.
         let served = match (locate(reference, &registry.offline()), &parsed) {
             (Ok(source), _) => ServedModel::new(source.id().to_owned(), source.aliases().to_vec(), owner),
-            // What is to be on this machine and is not will not come by waiting.
+            // A path that does not exist will not appear by itself.
             (Err(e), Some(ModelRef::Path(_))) => return Err(e),
             (Err(_), _) => {
                 let (id, aliases) = EmbeddingSource::names(reference, kind)?;
                 let (reference, registry) = (reference.to_owned(), registry.clone());
                 let fetch = move || {
                     if let Err(e) = locate(&reference, &registry) {
-                        tracing::warn!(error = %e, "the {kind} model is not at hand; its first request tries again");
+                        tracing::warn!(error = %e, "the {kind} model is not available; its first request tries again");
                     }
                 };
                 thread::Builder::new()

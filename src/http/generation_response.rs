@@ -1,5 +1,4 @@
-//! What answers of chat models have in common on their way to the client: whole or as a stream of events, counted
-//! and logged.
+//! Generations as HTTP responses, whole or streamed (SSE), with usage and logging.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,57 +22,61 @@ use crate::openai::chat::{
     ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
 };
 
-/// A comment this often keeps a silent stream alive; both SDKs skip comments.
+/// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Whose request it is: whoever sends the same key.
+/// The tenant of a request, identified by its `authorization` header.
 pub fn tenant_from_headers(headers: &HeaderMap) -> Arc<str> {
     let key = headers.get(AUTHORIZATION).map(|key| String::from_utf8_lossy(key.as_bytes()));
     key.unwrap_or_default().into()
 }
 
-/// What every object of one answer carries.
+/// The fields that all objects of one response share.
 #[derive(Clone)]
 pub struct Envelope {
+    /// Unique id of the response.
     pub id: String,
+    /// Unix time of the response, in seconds.
     pub created: u64,
+    /// Id of the model.
     pub model: String,
+    /// Fingerprint of the model.
     pub system_fingerprint: String,
 }
 
 impl Envelope {
-    /// Of an answer by `model`; its id begins with `prefix`.
-    pub fn new(prefix: &str, model: String, answer: &ChatStream) -> Self {
+    /// The fields of a new response, with an id that begins with `prefix`.
+    pub fn new(prefix: &str, model: String, system_fingerprint: String) -> Self {
         Self {
             id: format!("{prefix}-{}", Uuid::new_v4().simple()),
             created: unix_time(),
             model,
-            system_fingerprint: answer.fingerprint().to_owned(),
+            system_fingerprint,
         }
     }
 }
 
-/// What the choices of an answer took.
+/// Usage summed over the choices that have ended.
 struct UsageTotals {
-    choices_of_prompt: usize,
-    /// Of each prompt: its tokens, and those of them that were there for every choice that has ended.
+    choices_per_prompt: usize,
+    /// For each prompt, its tokens and those found in the prefix cache for each of its choices.
     prompts: Vec<Option<(usize, usize)>>,
     completion_tokens: usize,
     reasoning_tokens: usize,
 }
 
 impl UsageTotals {
-    fn new(answer: &ChatStream) -> Self {
-        let n_prompts = answer.n_prompts();
-        let choices_of_prompt = (answer.n_choices() / n_prompts).max(1);
-        Self { choices_of_prompt, prompts: vec![None; n_prompts], completion_tokens: 0, reasoning_tokens: 0 }
+    fn new(stream: &ChatStream) -> Self {
+        let n_prompts = stream.n_prompts();
+        let choices_per_prompt = (stream.n_choices() / n_prompts).max(1);
+        Self { choices_per_prompt, prompts: vec![None; n_prompts], completion_tokens: 0, reasoning_tokens: 0 }
     }
 
-    /// Adds what a choice took: a prompt is one for all its choices.
+    /// Adds the usage of a choice. A prompt counts once for all its choices.
     fn add(&mut self, choice: usize, usage: &Usage) {
         let cached = usage.prompt_tokens_details.cached_tokens;
         let (_, all_cached) =
-            self.prompts[choice / self.choices_of_prompt].get_or_insert((usage.prompt_tokens, cached));
+            self.prompts[choice / self.choices_per_prompt].get_or_insert((usage.prompt_tokens, cached));
         *all_cached = cached.min(*all_cached);
         self.completion_tokens += usage.completion_tokens;
         self.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens;
@@ -91,20 +94,23 @@ impl UsageTotals {
     }
 }
 
-/// A choice that has ended.
+/// A completed choice.
 pub struct CompletedChoice {
+    /// The text.
     pub text: String,
-    /// What was thought before.
+    /// The reasoning that preceded the text.
     pub reasoning: String,
-    /// What is called.
+    /// The tool calls.
     pub calls: Vec<ToolCall>,
+    /// Log probabilities of the tokens, if requested.
     pub logprobs: Vec<TokenLogprob>,
+    /// Why generation ended.
     pub reason: FinishReason,
 }
 
 impl CompletedChoice {
-    /// Adds to what is called.
-    fn call(&mut self, delta: ToolCallDelta) {
+    /// Adds or extends a tool call.
+    fn push_call(&mut self, delta: ToolCallDelta) {
         let ToolCallDelta { index, id, kind, function } = delta;
         match (id, kind, function.name) {
             (Some(id), Some(kind), Some(name)) => {
@@ -119,15 +125,15 @@ impl CompletedChoice {
     }
 }
 
-/// Waits for all of an answer.
+/// Waits for all choices of a response.
 ///
 /// # Errors
 /// When a choice fails.
 pub async fn collect_choices(
-    mut answer: ChatStream,
+    mut stream: ChatStream,
     mut log: RequestLog,
 ) -> Result<(Vec<CompletedChoice>, Usage)> {
-    log.n_running = answer.n_choices();
+    log.n_running = stream.n_choices();
     let empty = || CompletedChoice {
         text: String::new(),
         reasoning: String::new(),
@@ -135,15 +141,15 @@ pub async fn collect_choices(
         logprobs: Vec::new(),
         reason: FinishReason::Stop,
     };
-    let mut choices: Vec<CompletedChoice> = (0..answer.n_choices()).map(|_| empty()).collect();
-    let mut totals = UsageTotals::new(&answer);
-    while let Some((idx, event)) = answer.next().await {
+    let mut choices: Vec<CompletedChoice> = (0..stream.n_choices()).map(|_| empty()).collect();
+    let mut totals = UsageTotals::new(&stream);
+    while let Some((idx, event)) = stream.next().await {
         let choice = &mut choices[idx];
         match event {
             ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
                 choice.text.push_str(&text);
                 choice.reasoning.push_str(&reasoning);
-                calls.into_iter().for_each(|call| choice.call(call));
+                calls.into_iter().for_each(|call| choice.push_call(call));
                 choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
             }
             ChatEvent::Finished { reason, usage, stats } => {
@@ -160,28 +166,37 @@ pub async fn collect_choices(
         }
     }
     log.n_running = 0;
-    Err(Error::internal("the engine ended without an answer"))
+    Err(Error::internal("the engine stopped before the response was complete"))
 }
 
-/// A part of a choice in a stream.
+/// A part of a streamed choice.
 pub enum ChoicePart {
-    /// Before everything else, and before the prompt is computed.
+    /// The beginning, sent before the prompt is computed.
     Start,
-    /// More that is said, and what was thought before it.
+    /// More of the choice.
     Text {
+        /// Text to append.
         text: String,
+        /// Reasoning to append; it precedes the text.
         reasoning: String,
+        /// Tool calls to add or extend.
         calls: Vec<ToolCallDelta>,
+        /// Log probabilities of the tokens, if requested.
         logprobs: Option<ChoiceLogprobs>,
     },
+    /// The end of the choice.
     End(FinishReason),
 }
 
-/// How a stream's events are written. Usage is left out of them, null, or in the last, which has no part.
+/// Encodes the events of a stream as objects of the wire.
 pub trait ChunkEncoder: Send + 'static {
+    /// The object.
     type Chunk: Serialize;
 
-    /// The object that says a part of a choice; none where nothing is to be said.
+    /// Encodes a part of the choice with the given index, or `None` if there is nothing to send.
+    ///
+    /// The last chunk may have `usage` and no part. In the others, `usage` is left out, or null if the request
+    /// asked for usage.
     fn encode(
         &mut self,
         envelope: &Envelope,
@@ -190,31 +205,33 @@ pub trait ChunkEncoder: Send + 'static {
     ) -> Option<Self::Chunk>;
 }
 
-/// Server-sent events: the beginnings at once, before the prompt is computed; then content; then the
-/// reasons it ended, usage where it was asked for, and `[DONE]`.
+/// Responds with server-sent events: the start of each choice at once, before the prompt is computed, then content,
+/// the finish reasons, usage if requested, and `[DONE]`.
 pub fn stream_events(
-    answer: ChatStream,
+    stream: ChatStream,
     envelope: Envelope,
     encoder: impl ChunkEncoder,
     include_usage: bool,
     mut log: RequestLog,
 ) -> Response {
-    log.n_running = answer.n_choices();
-    let totals = UsageTotals::new(&answer);
+    log.n_running = stream.n_choices();
+    let totals = UsageTotals::new(&stream);
     let pending = VecDeque::new();
     let mut state =
-        StreamState { answer, envelope, encoder, include_usage, totals, log, pending, ended: false };
-    for index in 0..state.answer.n_choices() {
+        StreamState { stream, envelope, encoder, include_usage, totals, log, pending, ended: false };
+    for index in 0..state.stream.n_choices() {
         state.push_part(index, ChoicePart::Start);
     }
     let events = stream::unfold(state, |mut state| async move {
         while state.pending.is_empty() && !state.ended {
-            match state.answer.next().await {
+            match state.stream.next().await {
                 Some((index, event)) => state.push_event(index, event),
                 None => {
                     state.push_event(
                         0,
-                        ChatEvent::Failed(Error::internal("the engine ended without an answer")),
+                        ChatEvent::Failed(Error::internal(
+                            "the engine stopped before the response was complete",
+                        )),
                     );
                 }
             }
@@ -226,11 +243,10 @@ pub fn stream_events(
 }
 
 struct StreamState<E> {
-    answer: ChatStream,
+    stream: ChatStream,
     envelope: Envelope,
     encoder: E,
     include_usage: bool,
-    /// Of the choices that have ended.
     totals: UsageTotals,
     log: RequestLog,
     pending: VecDeque<Event>,
@@ -277,37 +293,44 @@ impl<E: ChunkEncoder> StreamState<E> {
     fn push(&mut self, data: &impl Serialize) {
         match serde_json::to_string(data) {
             Ok(json) => self.pending.push_back(Event::default().data(json)),
-            Err(e) => tracing::error!(error = %e, "an event could not be written"),
+            Err(e) => tracing::error!(error = %e, "an event could not be serialized"),
         }
     }
 }
 
-/// One line for each choice, when it ends: finished, failed, or left by its client.
+/// Logs one line for each choice when it finishes, and one for the request when it fails or is cancelled.
 ///
-/// hyper drops an answer, and this with it, when the client's side of the connection ends, even if
-/// only its sending side. It does not look while another request of the same client waits: then the
-/// answer goes on until a write fails.
+/// hyper drops a response, and this log with it, when the client closes the connection or only its sending side.
+/// hyper does not notice while another request of the same connection is pending; then the response continues until
+/// a write fails.
 pub struct RequestLog {
     request_id: RequestId,
-    /// What is answered: `chat` or `completion`.
-    what: &'static str,
-    /// Choices that have not ended.
+    /// Name of the request in the log: `chat` or `completion`.
+    name: &'static str,
+    /// Number of choices that have not ended.
     n_running: usize,
 }
 
 impl RequestLog {
-    pub fn new(request_id: RequestId, what: &'static str) -> Self {
-        Self { request_id, what, n_running: 0 }
+    /// A log for a request that has not started.
+    pub fn new(request_id: RequestId, name: &'static str) -> Self {
+        Self { request_id, name, n_running: 0 }
     }
 
-    /// A choice has ended; says whether it was the last.
+    /// Logs a finished choice. Returns whether it was the last.
     fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
         self.n_running -= 1;
         let is_last = self.n_running == 0;
         let id = self.request_id.as_str();
         let Usage { prompt_tokens, completion_tokens, .. } = *usage;
         let Some(GenerationStats { timings, repeat_penalty }) = stats else {
-            tracing::info!(id, prompt_tokens, completion_tokens, "{}, as answered before", self.what);
+            tracing::info!(
+                id,
+                prompt_tokens,
+                completion_tokens,
+                "{} replayed from the response cache",
+                self.name
+            );
             return is_last;
         };
         let rate = |n: usize, time: Duration| (n as f64 / time.as_secs_f64().max(1e-9)).round();
@@ -320,32 +343,27 @@ impl RequestLog {
             prefill_tok_s = rate(prompt_tokens, timings.prefill),
             completion_tokens,
             decode_ms = ms(timings.decode),
-            // The first token came out of the prefill.
+            // The first token is part of the prefill.
             decode_tok_s = rate(completion_tokens.saturating_sub(1), timings.decode),
             repeat_penalty_hits = repeat_penalty.hits,
             repeat_penalty_updates = repeat_penalty.updates,
             "{}",
-            self.what
+            self.name
         );
         is_last
     }
 
-    /// An error after the stream has begun; one before is an answer of its own, which is logged as
-    /// such.
+    /// Logs an error in a stream that has begun. Earlier errors become error responses, which are logged as such.
     fn failed(&mut self, e: &Error) {
         self.n_running = 0;
-        tracing::error!(id = self.request_id.as_str(), error = %e, "{} failed in mid-stream", self.what);
+        tracing::error!(id = self.request_id.as_str(), error = %e, "{} failed in mid-stream", self.name);
     }
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if self.n_running > 0 {
-            tracing::info!(
-                id = self.request_id.as_str(),
-                "{} cancelled: the client has gone away",
-                self.what
-            );
+            tracing::info!(id = self.request_id.as_str(), "{} cancelled: the client disconnected", self.name);
         }
     }
 }

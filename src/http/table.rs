@@ -11,7 +11,10 @@ use serde_json::Value;
 
 use super::openapi::{docs_page, document};
 use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, schema};
-use super::routes::{chat, completions, embeddings, models, probes, rerank, tokens};
+use super::routes::chat::ChatRoute;
+use super::routes::completions::CompletionRoute;
+use super::routes::generation::generate;
+use super::routes::{embeddings, models, probes, rerank, tokens};
 use crate::app::App;
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
@@ -29,7 +32,7 @@ const MODEL_ERRORS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 pub static ROUTES: &[Route] = &[
     Route {
         path: "/v1/chat/completions",
-        handler: |method| on(method, chat::completions),
+        handler: |method| on(method, generate::<ChatRoute>),
         operation_id: "createChatCompletion",
         tag: CHAT,
         summary: "Create a chat completion, whole or streamed",
@@ -40,7 +43,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/v1/completions",
-        handler: |method| on(method, completions::completions),
+        handler: |method| on(method, generate::<CompletionRoute>),
         operation_id: "createCompletion",
         tag: CHAT,
         summary: "Create a text completion (no chat template)",

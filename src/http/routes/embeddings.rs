@@ -26,7 +26,7 @@ pub async fn embeddings(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS)?;
-    let model = app.embedding_model(request.model.as_deref())?;
+    let model = app.embedder(request.model.as_deref())?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embedding_request(request, app.limits().embedding_inputs)?;
     let n_inputs = request.inputs.len();

@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
+pub mod generation;
 pub mod models;
 pub mod probes;
 pub mod rerank;

@@ -20,7 +20,7 @@ pub async fn retrieve(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelObject>, ApiError> {
     let Path(id) = id.map_err(|_| Error::new(Kind::ModelNotFound, "the model's name is not UTF-8"))?;
-    Ok(Json(model_object(app.any_model(&id)?)))
+    Ok(Json(model_object(app.model_status(&id)?)))
 }
 
 fn model_object(model: ModelStatus) -> ModelObject {

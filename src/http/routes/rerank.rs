@@ -29,7 +29,7 @@ pub async fn rerank(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<RerankRequest>(params::RERANK)?;
-    let model = app.scoring_model(request.model.as_deref())?;
+    let model = app.scorer(request.model.as_deref())?;
     check_n_texts("documents", request.documents.len(), app.limits().embedding_inputs)?;
     if request.top_n == Some(0) {
         return Err(Error::invalid("top_n", "`top_n` is 0; set it to 1 or more").into());
@@ -72,7 +72,7 @@ pub async fn score(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE)?;
-    let model = app.scoring_model(request.model.as_deref())?;
+    let model = app.scorer(request.model.as_deref())?;
     let pairs = pairs(request.text_1, request.text_2)?;
     check_n_texts("text_2", pairs.len(), app.limits().embedding_inputs)?;
     let truncate = request.truncate.unwrap_or(false);

@@ -1,0 +1,119 @@
+//! The names of served models, and what is known about them.
+
+use std::time::SystemTime;
+
+use crate::error::{Error, Kind, Result};
+use crate::registry::{ModelKind, ModelRef};
+
+/// The name that stands for the default model of each route.
+pub const DEFAULT: &str = "default";
+
+/// The owner of models whose publisher is unknown.
+const UNKNOWN_OWNER: &str = "predict-otron-9000";
+
+/// A served model as clients see it.
+#[derive(Debug, Clone)]
+pub struct ServedModel {
+    id: String,
+    aliases: Vec<String>,
+    owner: Option<String>,
+    /// Unix time in seconds since which the model is served.
+    created: u64,
+}
+
+/// Facts from a model's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Name of the architecture.
+    pub family: String,
+    /// Format of the weights: `gguf`, `safetensors` or `onnx`.
+    pub format: &'static str,
+    /// Maximum number of tokens of a prompt and its response, or of a text.
+    pub context_length: usize,
+    /// License of the weights, if known.
+    pub license: Option<String>,
+}
+
+/// The current state of a served model.
+pub struct ModelStatus<'a> {
+    /// Names and owner.
+    pub served: &'a ServedModel,
+    /// Purpose of the model.
+    pub kind: ModelKind,
+    /// Facts from the model's files, once they have been read.
+    pub info: Option<ModelInfo>,
+    /// Whether the model is in memory.
+    pub is_loaded: bool,
+}
+
+impl ServedModel {
+    /// A model with an id and other names. `owner` is its publisher, if known.
+    pub fn new(id: String, aliases: Vec<String>, owner: Option<&str>) -> Self {
+        Self { id, aliases, owner: owner.map(str::to_owned), created: unix_time() }
+    }
+
+    /// The model that a reference names.
+    pub(super) fn from_reference(reference: &ModelRef) -> Self {
+        let (id, aliases) = reference.names();
+        Self::new(id, aliases, reference.owner())
+    }
+
+    /// The name by which responses call the model.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Unix time in seconds since which the model is served.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The publisher, or this server's name if unknown.
+    pub fn owner(&self) -> &str {
+        self.owner.as_deref().unwrap_or(UNKNOWN_OWNER)
+    }
+
+    /// Whether `name` is the id or an alias. Case is ignored, as on the hub.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        let mut names = self.aliases.iter().chain([&self.id]);
+        names.any(|own| own.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Adds the user's aliases, pairs of alias and model name.
+///
+/// # Errors
+/// When an alias is taken or its model is not served, or when two models have the same id.
+pub fn assign_aliases(mut models: Vec<&mut ServedModel>, aliases: &[(String, String)]) -> Result<()> {
+    let config = |message: String| Error::new(Kind::Config, message);
+    for (alias, target) in aliases {
+        if is_default(alias) || models.iter().any(|model| model.is_called(alias)) {
+            return Err(config(format!("--alias {alias}={target}: `{alias}` is taken; choose another name")));
+        }
+        let model = models.iter_mut().find(|model| model.is_called(target)).ok_or_else(|| {
+            config(format!(
+                "--alias {alias}={target}: `{target}` is not served; serve it with --model {target}"
+            ))
+        })?;
+        model.aliases.push(alias.clone());
+    }
+    for (idx, model) in models.iter().enumerate() {
+        if models[..idx].iter().any(|other| other.is_called(&model.id)) {
+            return Err(config(format!(
+                "two models are called `{}`; serve one of them, or give their files different names",
+                model.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` stands for a route's default model.
+pub fn is_default(name: &str) -> bool {
+    name.eq_ignore_ascii_case(DEFAULT)
+}
+
+/// The current Unix time in seconds.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

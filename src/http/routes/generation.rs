@@ -1,0 +1,126 @@
+//! The handler of both generation routes, `/v1/chat/completions` and `/v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::app::{App, ServedChat};
+use crate::chat::{CacheStatus, ChatStream};
+use crate::error::Result;
+use crate::http::error::ApiError;
+use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::generation_response::{
+    ChunkEncoder, CompletedChoice, Envelope, RequestLog, collect_choices, stream_events, tenant_from_headers,
+};
+use crate::http::middleware::request_id::RequestId;
+use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
+use crate::http::retry::heartbeat;
+use crate::openai::chat::Usage;
+use crate::openai::generation_options::GenerationOptions;
+use crate::openai::params::ParamTable;
+
+/// The header that says whether a cacheable response came from the response cache: `hit` or `miss`.
+const CACHE_HEADER: &str = "x-cache";
+
+/// A generation route. A value encodes one response, whole or as chunks.
+pub trait GenerationRoute: ChunkEncoder + Sized {
+    /// The route's path.
+    const PATH: &'static str;
+    /// The route's parameters.
+    const PARAMS: ParamTable;
+    /// Name of the request in the log.
+    const LOG_NAME: &'static str;
+    /// Prefix of response ids.
+    const ID_PREFIX: &'static str;
+    /// The request's type.
+    type Request: Send + 'static;
+    /// The type of a response that is not streamed.
+    type Response: Serialize;
+
+    /// Reads a request from its JSON object.
+    ///
+    /// # Errors
+    /// When a field has the wrong form.
+    fn parse(object: Map<String, Value>) -> Result<Self::Request>;
+
+    /// The options of a request.
+    fn options(request: &Self::Request) -> &GenerationOptions;
+
+    /// Starts the generation, and returns it with the encoder of its response.
+    fn start(
+        chat: &ServedChat,
+        request: Self::Request,
+        tenant: Arc<str>,
+    ) -> impl Future<Output = Result<(ChatStream, Self)>> + Send;
+
+    /// Builds the response from its completed choices.
+    fn response(self, envelope: Envelope, choices: Vec<CompletedChoice>, usage: Usage) -> Self::Response;
+}
+
+/// A response about to be generated.
+struct StartedResponse<R> {
+    stream: ChatStream,
+    route: R,
+    envelope: Envelope,
+    headers: HeaderMap,
+}
+
+/// Generates a response, whole or streamed.
+pub async fn generate<R: GenerationRoute>(
+    State(app): State<App>,
+    Extension(request_id): Extension<RequestId>,
+    Extension(dedup): Extension<RetryDedup>,
+    headers: HeaderMap,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let tenant = tenant_from_headers(&headers);
+    let attempt = Attempt::from_request(&headers, &tenant, R::PATH, &body.0);
+    let (object, ignored) = body.check_params(R::PARAMS)?;
+    let request = R::parse(object)?;
+    let options = R::options(&request);
+    let (is_streamed, include_usage) = (options.is_streamed(), options.include_usage());
+    let heartbeat = app.limits().heartbeat;
+    let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
+    let started = start::<R>(app, request, tenant, ignored);
+    if is_streamed {
+        let StartedResponse { stream, route, envelope, headers } = started.await?;
+        return Ok((headers, stream_events(stream, envelope, route, include_usage, log)).into_response());
+    }
+    let work = async move {
+        let StartedResponse { stream, route, envelope, headers } = started.await?;
+        let response = async move {
+            let (choices, usage) = collect_choices(stream, log).await?;
+            Ok(route.response(envelope, choices, usage))
+        };
+        Ok(PendingResponse::new(headers, response))
+    };
+    heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
+}
+
+/// Finds the model, starts the generation, and prepares the response's headers.
+async fn start<R: GenerationRoute>(
+    app: App,
+    request: R::Request,
+    tenant: Arc<str>,
+    mut ignored: IgnoredParams,
+) -> Result<StartedResponse<R>> {
+    let chat = app.chat(R::options(&request).model.as_deref())?;
+    let (stream, route) = R::start(&chat, request, tenant).await?;
+    ignored.extend(stream.ignored_fields());
+    let mut headers = HeaderMap::new();
+    ignored.insert_into(&mut headers);
+    if let Some(status) = stream.cache_status() {
+        let status = match status {
+            CacheStatus::Hit => "hit",
+            CacheStatus::Miss => "miss",
+        };
+        headers.insert(CACHE_HEADER, HeaderValue::from_static(status));
+    }
+    let envelope = Envelope::new(R::ID_PREFIX, chat.id().to_owned(), stream.fingerprint().to_owned());
+    Ok(StartedResponse { stream, route, envelope, headers })
+}
