@@ -48,7 +48,8 @@ pub const OPEN: &str = "<think>";
 pub const CLOSE: &str = "</think>";
 
 impl ReasoningParser {
-    /// A parser for a response to `prompt`, whose end tells whether the template has opened the reasoning itself.
+    /// A parser for the response to `prompt`. Reasoning is open from the start if the prompt ends with the opening
+    /// tag, which some templates add.
     pub fn for_prompt(prompt: &str) -> Self {
         let is_open = prompt.trim_end().ends_with(OPEN);
         let phase =

@@ -15,7 +15,7 @@ const MIN_CHUNK_BYTES: usize = 1 << 14;
 /// are split at its ends.
 const BOUNDARY_TOKENS: usize = 128;
 
-/// The size of a chunk of which most texts have more than `n_tokens` tokens.
+/// A size in bytes at which most texts have more than `n_tokens` tokens.
 pub fn max_chunk_bytes(n_tokens: usize) -> usize {
     n_tokens.saturating_mul(CHUNK_BYTES_PER_TOKEN).max(MIN_CHUNK_BYTES)
 }

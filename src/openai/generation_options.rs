@@ -82,7 +82,7 @@ pub struct GenerationOptions {
     pub guided_json: Option<Value>,
     /// Regular expression that the whole response must match.
     pub guided_regex: Option<String>,
-    /// Strings of which the response must be one.
+    /// Allowed responses; the response is exactly one of these strings.
     #[schemars(length(min = 1))]
     pub guided_choice: Option<Vec<String>>,
     /// Lark grammar that the response must match.

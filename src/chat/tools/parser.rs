@@ -39,7 +39,7 @@ pub struct ParsedDelta {
 enum ParserState {
     /// Outside of calls.
     Text,
-    /// Where a call may begin, or the section end.
+    /// Between calls: another may begin, or the section may end.
     Section(CallSection),
     /// In the object of a call.
     Object(CallSection, Box<PartialCall>),
