@@ -42,8 +42,8 @@ pub struct Limits {
     pub retry_patience: Duration,
     /// How long the response of a disconnected client is kept for its retry; zero disables that.
     pub retry_grace: Duration,
-    /// Responses kept for retries at the same time.
-    pub retained_responses: usize,
+    /// Responses of disconnected clients that are kept for retries at the same time.
+    pub orphaned_responses: usize,
     /// Embedding requests waiting or running.
     pub embedding_requests: usize,
     /// Bytes of the embedding cache in memory; 0 disables it.
@@ -87,7 +87,7 @@ impl Default for Limits {
             heartbeat: Duration::ZERO,
             retry_patience: Duration::from_secs(50),
             retry_grace: Duration::from_secs(30),
-            retained_responses: 4,
+            orphaned_responses: 4,
             embedding_requests: 256,
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),

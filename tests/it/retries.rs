@@ -167,7 +167,7 @@ async fn an_orphaned_generation_ends_after_the_grace_period() {
         (Limits { retry_grace: grace, ..with_retry_grace() }, 150, true),
         (Limits { retry_grace: grace, ..with_retry_grace() }, 50, false),
         (Limits { retry_grace: Duration::ZERO, ..with_retry_grace() }, 150, false),
-        (Limits { retained_responses: 0, ..with_retry_grace() }, 150, false),
+        (Limits { orphaned_responses: 0, ..with_retry_grace() }, 150, false),
         // The default limits.
         (Limits::default(), 150, false),
     ] {

@@ -179,7 +179,7 @@ impl RetryDedup {
         Self {
             patience: limits.retry_patience,
             grace: limits.retry_grace,
-            max_orphans: limits.retained_responses,
+            max_orphans: limits.orphaned_responses,
             state: Arc::default(),
         }
     }
@@ -338,7 +338,7 @@ mod tests {
 
     fn dedup() -> RetryDedup {
         let (retry_patience, retry_grace) = (Duration::ZERO, Duration::from_millis(200));
-        RetryDedup::new(&Limits { retry_patience, retry_grace, retained_responses: 2, ..Limits::default() })
+        RetryDedup::new(&Limits { retry_patience, retry_grace, orphaned_responses: 2, ..Limits::default() })
     }
 
     fn attempt(count: u32, fields: &[(&str, &str)]) -> Option<Attempt> {
