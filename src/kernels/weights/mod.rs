@@ -1,4 +1,4 @@
-//! Matrices in the form that the kernels read, and their product with rows of activations.
+//! Weight matrices, packed in the layout that the kernels read.
 
 mod float;
 mod k_quants;
@@ -24,14 +24,23 @@ use crate::error::{Error, Result};
 /// The storage format of a matrix's weights: GGUF's types of these names, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
+    /// float32
     F32,
+    /// Half precision.
     F16,
+    /// bfloat16
     Bf16,
+    /// 4 bits and a scale for 32 weights.
     Q4_0,
+    /// 4 bits, a scale and a minimum for 32 weights.
     Q4_1,
+    /// 5 bits, a scale and a minimum for 32 weights.
     Q5_1,
+    /// 8 bits and a scale for 32 weights.
     Q8_0,
+    /// 4 bits, 6-bit scales and minimums, in super-blocks of 256 weights.
     Q4K,
+    /// 6 bits and 8-bit scales, in super-blocks of 256 weights.
     Q6K,
     /// Up to 6 bits: the common form of the other k-quants. A source block is 256 codes of one byte, 16 scales
     /// and 16 minimums of a signed byte, and a factor in half precision for each of the two.
