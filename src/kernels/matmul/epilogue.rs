@@ -55,9 +55,9 @@ type PanelTile<'a> = (PanelRef<'a>, &'a [[f32; LANES]]);
 
 /// An epilogue that adds bias and residual, applies activation function and gate, and stores the results.
 pub struct StoreEpilogue<'a> {
-    /// What is computed.
+    /// The projection that is computed.
     pub projection: &'a Projection<'a>,
-    /// Where results go.
+    /// The rows that results are written to.
     pub output: &'a OutputRows<'a>,
     /// The first panel's column in the output.
     pub column: usize,

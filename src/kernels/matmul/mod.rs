@@ -1,8 +1,8 @@
 //! Matrix products of rows of activations, fused with what comes before and after them: a norm in front;
 //! a bias, an activation function, a gate or a residual behind.
 //!
-//! [`linear`] chooses between GEMV, which multiplies weights as it reads them, and two GEMMs: one on 16-bit
-//! integers for quantized weights, one on floats. [`mlp`] fuses two products.
+//! [`linear()`] chooses between GEMV, which multiplies weights as it reads them, and two GEMMs: one on 16-bit
+//! integers for quantized weights, one on floats. [`mlp()`] fuses two products.
 
 mod activation_fns;
 pub(super) mod epilogue;
