@@ -208,7 +208,7 @@ impl Engine {
         self.shared.alive.load(Ordering::Acquire)
     }
 
-    /// Ends every generation with an error, future ones included: the end of a graceful shutdown's patience.
+    /// Ends every generation with an error, future ones included. Called when a graceful shutdown's grace period ends.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
     }

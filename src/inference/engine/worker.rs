@@ -108,8 +108,8 @@ impl EngineWorker {
         }
     }
 
-    /// Receives all requests that have arrived, after waiting for one if there is no work; false when there will be
-    /// none any more.
+    /// Receives all requests that have arrived; waits for one if there is no work. Returns false once the handle is
+    /// gone and no work is left.
     fn receive(&mut self, requests: &mpsc::Receiver<QueuedRequest>) -> bool {
         self.shared.status().load = self.scheduler.load();
         if self.scheduler.is_idle() {

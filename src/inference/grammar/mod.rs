@@ -1,11 +1,13 @@
 //! Constrained generation: a text that must follow a grammar. A mask over the vocabulary tells which tokens may come
 //! next, and no other is sampled.
 //!
-//! The `llguidance` crate does the parsing; it is named nowhere else. Our part: its vocabulary is the [`Tokenizer`]'s;
-//! a sampled token is checked by itself, and the mask is computed only when that token is not allowed, or in advance
-//! on a thread of its own, while the model computes the next logits, where the last token was not allowed; and
-//! everything has a bound. Any failure ends the text with an error: a constrained text never continues without its
-//! constraint.
+//! The `llguidance` crate does the parsing; it is named nowhere else. This module adds the following:
+//!
+//! - The vocabulary is the [`Tokenizer`]'s.
+//! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
+//!   the next mask is computed in advance, on a thread of its own, while the model computes the next logits.
+//! - Sizes and times are bounded.
+//! - Any failure ends the text with an error: a constrained text never continues without its constraint.
 
 mod constraint;
 mod schema;
