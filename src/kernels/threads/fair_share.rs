@@ -1,8 +1,8 @@
 //! A fair-share lock on the compute pool: least service time first.
 //!
-//! Each thread that brings work (an engine, the embedder) is a client of the lock. While several clients compete, each
-//! gets the same share of the pool's time, however long its single jobs take: the client that has been served least
-//! goes next. An idle client accrues almost no credit.
+//! Each thread that brings work (an engine, the embedder) is a client of the lock. While several clients compete,
+//! each gets a fair share of the pool's time, the same for all, however long its single jobs take: the client that
+//! has been served least goes next. An idle client accrues almost no credit.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
