@@ -171,11 +171,7 @@ impl PanelProduct<'_> {
     /// # Panics
     /// When panels, rows or the buffer are too short, or the activations are of another length or form.
     #[inline(always)]
-    fn multiply<'p, S: Simd>(
-        self,
-        simd: S,
-        buffer: &'p mut [MaybeUninit<[f32; LANES]>],
-    ) -> &'p [[f32; LANES]] {
+    fn multiply<S: Simd>(self, simd: S, buffer: &mut [MaybeUninit<[f32; LANES]>]) -> &[[f32; LANES]] {
         let Self { matrix, panels, x, rows, prefetch } = self;
         assert!(panels.end <= matrix.n_panels() && rows.end <= x.n_rows() && x.n_in() == matrix.n_in());
         let products = &mut buffer[..panels.len() * rows.len()];

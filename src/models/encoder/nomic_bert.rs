@@ -47,7 +47,6 @@ pub const FAMILY: EncoderFamily = EncoderFamily {
             ..bert::FAMILY.layouts.gguf
         },
     },
-    ..bert::FAMILY
 };
 
 fn describe(checkpoint: &CheckpointConfig, config: &mut EncoderConfig) -> Result<()> {
