@@ -1,8 +1,8 @@
 //! The engine of one model: a thread that owns the weights and the KV cache, and the handle to it.
 //!
 //! [`Engine`] is the handle; it applies admission control and hands requests to the thread through a channel. The
-//! thread's loop is in [`worker`]: schedule, forward, sample, emit. The number of KV cache blocks comes from
-//! [`kv_budget`].
+//! thread's loop is in `worker`: schedule, forward, sample, emit. The number of KV cache blocks comes from
+//! `kv_budget`.
 //!
 //! Invariants: every accepted request gets exactly one last event; a request whose receiver is gone is dropped before
 //! the next batch, in whatever phase it is; the engine never waits for a client, because every channel has room for
