@@ -1,5 +1,5 @@
-//! Guard-page tests: kernels neither read nor write past the end of their buffers. Every buffer ends at the end of
-//! a page, and access to the next page crashes.
+//! Guard-page tests: kernels neither read nor write past the end of their buffers. Every buffer ends at the
+//! end of a page, and access to the next page crashes.
 
 use super::attention::kv_block::{BLOCK_TOKENS, KvFormat, KvLayout};
 use super::attention::{

@@ -8,8 +8,8 @@ pub fn max_logit(isa: Isa, logits: &[f32]) -> f32 {
     dispatch(isa, MaxKernel(logits))
 }
 
-/// Returns the softmax weights `e^((x - max) / temperature)` of the logits, not normalized. Weights below `e^-87`,
-/// and those of NaNs, are zero.
+/// Returns the softmax weights `e^((x - max) / temperature)` of the logits, not normalized. Weights below
+/// `e^-87`, and those of NaNs, are zero.
 pub fn softmax_weights(isa: Isa, logits: &[f32], max: f32, temperature: f32) -> Vec<f32> {
     let mut weights = vec![0.0; logits.len()];
     dispatch(isa, SoftmaxWeightsKernel { logits, max, temperature, weights: &mut weights });

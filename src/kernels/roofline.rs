@@ -29,9 +29,9 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
     })
 }
 
-/// Measures the matrix throughput: the operations per second of all compute threads together, a multiplication
-/// and an addition being two, with the instructions of the kernels for quantized weights. All operands are in
-/// registers.
+/// Measures the matrix throughput: the operations per second of all compute threads together, a
+/// multiplication and an addition being two, with the instructions of the kernels for quantized weights. All
+/// operands are in registers.
 pub fn matmul_ops_per_second(isa: Isa) -> f64 {
     if isa == Isa::Amx {
         let work = || pool::run(|_| amx::multiply(ITERATIONS));

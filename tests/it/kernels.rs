@@ -1,5 +1,5 @@
-//! Kernels match float64 references: in every format, on every instruction set of this machine, at ragged sizes,
-//! in every batch.
+//! Kernels match float64 references: in every format, on every instruction set of this machine, at ragged
+//! sizes, in every batch.
 
 use half::f16;
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvFormat, KvLayout};
@@ -268,8 +268,8 @@ impl TestKvCache {
     }
 }
 
-/// A token's attention depends on its sequence alone: not on prefill chunks, the rest of the batch or the partition
-/// of the work.
+/// A token's attention depends on its sequence alone: not on prefill chunks, the rest of the batch or the
+/// partition of the work.
 #[test]
 fn paged_attention_does_not_depend_on_chunks_or_batch() {
     let random = &mut StdRng::seed_from_u64(5);

@@ -1,7 +1,7 @@
 //! Bidirectional attention within whole texts, for encoders: each token sees those on both sides.
 //!
-//! Scores and weighted values are float GEMMs ([`super::super::matmul::gemm_float`]) of a tile of queries with all
-//! keys that they see. Operands are dwords: one float32 each, or two bfloat16.
+//! Scores and weighted values are float GEMMs ([`super::super::matmul::gemm_float`]) of a tile of queries
+//! with all keys that they see. Operands are dwords: one float32 each, or two bfloat16.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -40,7 +40,7 @@ pub struct EncoderAttention<'a> {
 /// Numbers that are added to scores, by head and by the distance from the query to the key.
 #[derive(Debug, Clone, Copy)]
 pub struct RelativePositionBias<'a> {
-    /// `[n_heads, 2 * max_distance + 1]`, from the key farthest before the query to the one farthest behind it.
+    /// `[n_heads, 2 * max_distance + 1]`, from the farthest key before the query to the farthest behind it.
     pub values: &'a [f32],
     /// The largest distance that has a bias.
     pub max_distance: usize,
@@ -63,8 +63,9 @@ struct EncoderItem {
 }
 
 impl EncoderAttention<'_> {
-    /// Computes the attention within texts of `lengths` tokens. `qkv` holds the queries, keys and values of each
-    /// token, `[n_tokens, 3 * n_heads * head_dim]`, text by text. Returns `[n_tokens, n_heads * head_dim]`.
+    /// Computes the attention within texts of `lengths` tokens. `qkv` holds the queries, keys and values of
+    /// each token, `[n_tokens, 3 * n_heads * head_dim]`, text by text. Returns one row of heads per token,
+    /// `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
     /// When lengths do not fit each other, or the processor lacks bfloat16 instructions.
@@ -327,7 +328,7 @@ impl<'a> HeadAttention<'a> {
             .map_or(0..n_tokens, |window| query.saturating_sub(window)..n_tokens.min(query + window + 1))
     }
 
-    /// Panels of the keys that any of the `queries` sees, from an even one on since panels are multiplied in pairs.
+    /// Panels of the keys that any of the `queries` sees. The first is even: panels are multiplied in pairs.
     #[inline(always)]
     fn visible_panels(&self, queries: &Range<usize>) -> Range<usize> {
         let n_tokens = self.item.n_tokens;
@@ -356,8 +357,8 @@ impl<'a> HeadAttention<'a> {
         for panel in panels.clone().step_by(2) {
             let of_panels = [panel, panel + 1].map(|panel| keys[panel * head_dwords * LANES..].as_ptr());
             let (first, second) = scores[panel * tile_queries..].split_at_mut(tile_queries);
-            // SAFETY: `buffers` made room for `tile_queries` rows of queries, and for one panel of keys and of scores
-            // more than there are; rows and panels are padded to whole tiles.
+            // SAFETY: `buffers` made room for `tile_queries` rows of queries, and for one panel of keys and
+            // of scores more than there are; rows and panels are padded to whole tiles.
             unsafe { tile.multiply::<S, 2>(simd, self.amx, of_panels, [first, second]) };
         }
     }
@@ -403,8 +404,9 @@ impl<'a> HeadAttention<'a> {
             let of_panels =
                 [panel, panel + 1].map(|panel| values[(panel * key_dwords + first) * LANES..].as_ptr());
             let (first, second) = sums[panel * tile_queries..].split_at_mut(tile_queries);
-            // SAFETY: `buffers` made room for `tile_queries` rows of weights, which are zero behind `panels`, and for
-            // one panel of values and of sums more than there are; rows and panels are padded to whole tiles.
+            // SAFETY: `buffers` made room for `tile_queries` rows of weights, which are zero behind `panels`,
+            // and for one panel of values and of sums more than there are; rows and panels are padded to
+            // whole tiles.
             unsafe { tile.multiply::<S, 2>(simd, self.amx, of_panels, [first, second]) };
         }
     }
@@ -446,7 +448,8 @@ struct QuerySoftmax<'a> {
 const STEP_PANELS: usize = 4;
 
 impl QuerySoftmax<'_> {
-    /// Writes the weights as dwords, from those of the first panel on, with zeros up to the end. Returns their sum.
+    /// Writes the weights as dwords, from those of the first panel on, with zeros up to the end. Returns
+    /// their sum.
     #[inline(always)]
     fn write_weights<S: Simd>(mut self, simd: S, weights: &mut [f32]) -> f32 {
         let max = self.mask_scores(simd);
@@ -468,7 +471,8 @@ impl QuerySoftmax<'_> {
         simd.reduce_add(sum)
     }
 
-    /// Adds the bias to the scores and hides the keys that the query does not see. Returns the largest scores.
+    /// Adds the bias to the scores and hides the keys that the query does not see. Returns the largest
+    /// scores.
     #[inline(always)]
     fn mask_scores<S: Simd>(&mut self, simd: S) -> S::Floats {
         let Self { visible, bias, .. } = self;

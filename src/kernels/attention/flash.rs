@@ -1,5 +1,5 @@
-//! The fused kernel of a work item (flash attention): scores, online softmax and weighted values, a few blocks of
-//! keys at a time.
+//! The fused kernel of a work item (flash attention): scores, online softmax and weighted values, a few
+//! blocks of keys at a time.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -129,8 +129,8 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
         let tokens = if sequence.is_decode() { item.tokens.clone() } else { 0..0 };
         tokens.filter(|token| item.keys.contains(&(sequence.start + token))).map(|token| {
             let token = NewToken { sequence: item.sequence, token };
-            // SAFETY: the items of a decode differ in heads or keys, so only this one, which the caller of `new` runs
-            // once, uses these heads of the token's block.
+            // SAFETY: the items of a decode differ in heads or keys, so only this one, which the caller of
+            // `new` runs once, uses these heads of the token's block.
             unsafe { KvWrite::new(pass, token, item.kv_heads.clone()) }
         })
     }
@@ -201,8 +201,8 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
             is_there.then(|| pass.sequences[item.sequence].head_ptr(kv_head, first + n).cast_const())
         };
         KvStep {
-            // SAFETY: prefills were written before, as the caller of `new` said, and decodes by this item, which is
-            // the only one to write this head of its blocks and writes nothing more.
+            // SAFETY: prefills were written before, as the caller of `new` said, and decodes by this item,
+            // which is the only one to write this head of its blocks and writes nothing more.
             blocks: std::array::from_fn(|n| unsafe {
                 sequence.head(kv_head, (blocks.start + n).min(blocks.end - 1))
             }),
@@ -238,7 +238,8 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
                 None => totals[row].merge(simd, &mut total_values[of_row], partial, values),
                 Some(first) => {
                     let idx = (first + split_idx - item.splits().start) * pass.rows_per_partial + row;
-                    // SAFETY: each split of each item has its own partial, and the caller of `new` runs the item once.
+                    // SAFETY: each split of each item has its own partial, and the caller of `new` runs the
+                    // item once.
                     unsafe {
                         pass.partials.slice(idx, 1)[0] = partial;
                         pass.partial_values.slice(idx * padded, padded).copy_from_slice(values);
@@ -258,8 +259,8 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
             state.totals.iter().zip(state.total_values.chunks_exact(padded)).enumerate()
         {
             let (row, head) = self.batch_row_and_head(row);
-            // SAFETY: an item without partials has all keys of its rows, so no other item has the same row and head;
-            // the caller of `new` runs it once.
+            // SAFETY: an item without partials has all keys of its rows, so no other item has the same row
+            // and head; the caller of `new` runs it once.
             let y = unsafe { self.pass.y.slice((row * n_heads + head) * head_dim, head_dim) };
             for (y, value) in y.iter_mut().zip(values) {
                 *y = value / total.weight_sum;

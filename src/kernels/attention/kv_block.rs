@@ -5,8 +5,8 @@
 //! its values follow as `[token][padded_dim]`, rows padded to whole vectors.
 //!
 //! [`KvFormat::Int8`] keeps the four elements of a quad side by side, as packed weights do, so that the same
-//! dot-product instructions apply: keys `[head_dim / 4][token][4]`, values `[token / 4][padded_dim][4 tokens]`.
-//! A head then ends with a float32 scale per key and one per value.
+//! dot-product instructions apply: keys are `[head_dim / 4][token][4]`, values
+//! `[token / 4][padded_dim][4 tokens]`. A head then ends with a float32 scale per key and one per value.
 
 use std::sync::Arc;
 
@@ -195,8 +195,8 @@ impl KvBlock {
 
     fn layer_mut(&mut self, layer: usize) -> &mut [u8] {
         assert!(layer < self.layout.n_layers);
-        // SAFETY: `layer` was checked, so the bytes lie in the slab; no other block has this `index`, and this
-        // one is borrowed exclusively.
+        // SAFETY: `layer` was checked, so the bytes lie in the slab; no other block has this `index`, and
+        // this one is borrowed exclusively.
         unsafe {
             let start = self.start().add(layer * self.layout.layer_stride());
             std::slice::from_raw_parts_mut(start, self.layout.layer_bytes())

@@ -6,8 +6,8 @@ use super::super::simd::{LANES, Simd, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
 use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
 
-/// Rows up to which reading keys and values takes longer than multiplying them. With more rows, each element is
-/// widened once for all of them.
+/// Rows up to which reading keys and values takes longer than multiplying them. With more rows, each element
+/// is widened once for all of them.
 const MAX_DIRECT_ROWS: usize = 16;
 
 /// [`KvKernel`] of elements `E`.
@@ -78,8 +78,8 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
             n_keys: step.n_keys,
         };
         let values = &mut values[..n_rows * padded];
-        // SAFETY: `new` checked the element type, and `pointers` that each block has all values of a head behind the
-        // keys; `widen` fills memory for as many float32.
+        // SAFETY: `new` checked the element type, and `pointers` that each block has all values of a head
+        // behind the keys; `widen` fills memory for as many float32.
         unsafe {
             if widened.is_empty() {
                 return product.add_to::<S, E>(simd, values);
@@ -138,8 +138,8 @@ impl KeyProduct<'_> {
         let mut row = 0;
         while row < n_rows {
             let m = (n_rows - row).min(tile_rows::<S>());
-            // SAFETY: the tile ends with the queries at the latest, and `scores` has a vector for each of its rows; the
-            // caller has checked the keys.
+            // SAFETY: the tile ends with the queries at the latest, and `scores` has a vector for each of its
+            // rows; the caller has checked the keys.
             unsafe {
                 with_rows!(m, M in [1, 2, 3, 4] => {
                     with_rows!(self.n_blocks, B in [1, 2] => self.tile::<S, E, M, B>(simd, row, scores))
@@ -164,8 +164,8 @@ impl KeyProduct<'_> {
         let n_rows = scores.len() / B;
         let ahead = if row == 0 { self.ahead } else { [None; 2] };
         let mut sums = [[[simd.splat(0.0); PARTIAL_SUMS]; B]; M];
-        // SAFETY: `i < head_dim <= padded`; the caller has checked that there are `M` rows of `padded` queries, and
-        // keys of `head_dim` vectors of elements.
+        // SAFETY: `i < head_dim <= padded`; the caller has checked that there are `M` rows of `padded`
+        // queries, and keys of `head_dim` vectors of elements.
         unsafe {
             let queries = self.queries.as_ptr().add(row * padded);
             let key = |b: usize, i: usize| E::load(simd, keys[b].add(i * BLOCK_TOKENS * E::BYTES));
@@ -238,8 +238,8 @@ impl ValueProduct<'_> {
             let mut row = 0;
             while row < n_rows {
                 let m = (n_rows - row).min(tile_rows::<S>());
-                // SAFETY: the tile ends with the rows and the columns of `to` at the latest; the caller has checked
-                // blocks and weights.
+                // SAFETY: the tile ends with the rows and the columns of `to` at the latest; the caller has
+                // checked blocks and weights.
                 unsafe {
                     let to = to.as_mut_ptr().add(row * padded + column);
                     with_rows!(m, M in [1, 2, 3, 4] => {
@@ -266,7 +266,8 @@ impl ValueProduct<'_> {
         to: *mut f32,
     ) {
         let Self { n_rows, padded, n_keys, .. } = *self;
-        // SAFETY: the caller has checked that the tile lies in `to`, and that blocks and weights have all keys.
+        // SAFETY: the caller has checked that the tile lies in `to`, and that blocks and weights have all
+        // keys.
         unsafe {
             let mut sums = [[simd.splat(0.0); V]; M];
             for m in 0..M {

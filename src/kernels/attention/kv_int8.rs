@@ -1,5 +1,6 @@
-//! Paged attention over quantized keys and values: queries and weights become 16-bit integers too, and integer dot
-//! products multiply them as they do the weights of a matrix, whose rows are tokens (keys) or elements (values).
+//! Paged attention over quantized keys and values: queries and weights become 16-bit integers too, and
+//! integer dot products multiply them as they do the weights of a matrix, whose rows are tokens (keys) or
+//! elements (values).
 
 use std::ops::Range;
 
@@ -68,8 +69,8 @@ impl QuantizedRows {
         }
     }
 
-    /// Quads of some vectors of a row, and the start value of their dot product with codes: codes are unsigned, and
-    /// the start value subtracts their zero.
+    /// Quads of some vectors of a row, and the start value of their dot product with codes: codes are
+    /// unsigned, and the start value subtracts their zero.
     #[inline(always)]
     fn operand(&self, row: usize, vectors: Range<usize>) -> (*const u8, i32) {
         let first = row * self.n_vectors;
@@ -169,8 +170,8 @@ impl Int8Tile<'_> {
                 if let Some(ahead) = ahead {
                     prefetch(simd, ahead.wrapping_add(offset), CODE_BYTES);
                 }
-                // SAFETY: `pointers` checked that the block has all `n_quads` of the keys, and `operand` that the
-                // row has the quads of these vectors.
+                // SAFETY: `pointers` checked that the block has all `n_quads` of the keys, and `operand` that
+                // the row has the quads of these vectors.
                 unsafe {
                     let codes = simd.load_codes_8(blocks[n].add(offset));
                     for m in 0..M {
@@ -189,7 +190,8 @@ impl Int8Tile<'_> {
         }
     }
 
-    /// Adds `V` vectors, from `column` on, of the weighted values to those of `M` rows of the step from `row` on.
+    /// Adds `V` vectors, from `column` on, of the weighted values to those of `M` rows of the step from `row`
+    /// on.
     #[inline(always)]
     fn add_values<S: Simd, const M: usize, const V: usize>(
         &self,

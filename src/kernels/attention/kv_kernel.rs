@@ -20,8 +20,8 @@ pub(super) trait KvKernel {
     /// Computes the scores `Q · Kᵀ` of a step, `[n_blocks, n_rows][BLOCK_TOKENS]`.
     fn scores<S: Simd>(&mut self, simd: S, step: &KvStep, scores: &mut [[f32; LANES]]);
 
-    /// Adds the weighted values of a step, `P · V`, to those of each row, `[n_rows, padded_dim]`. `weights` are
-    /// `[n_blocks, n_rows][BLOCK_TOKENS]`.
+    /// Adds the weighted values of a step, `P · V`, to those of each row, `[n_rows, padded_dim]`. `weights`
+    /// are `[n_blocks, n_rows][BLOCK_TOKENS]`.
     fn add_values<S: Simd>(&mut self, simd: S, step: &KvStep, weights: &[[f32; LANES]], values: &mut [f32]);
 }
 
@@ -59,7 +59,8 @@ pub(super) const fn tile_rows<S: Simd>() -> usize {
     if S::GEMV_TILE_ROWS >= 8 { 4 } else { 1 }
 }
 
-/// Prefetches bytes. Callers do so a few cache lines at a time, since many prefetches at once delay other loads.
+/// Prefetches bytes. Callers do so a few cache lines at a time, since many prefetches at once delay other
+/// loads.
 #[inline(always)]
 pub(super) fn prefetch<S: Simd>(simd: S, from: *const u8, n_bytes: usize) {
     for line in (0..n_bytes).step_by(64) {

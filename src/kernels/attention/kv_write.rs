@@ -122,9 +122,9 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
         for (idx, x) in value.iter().enumerate() {
             let x = simd.mul(load_array(simd, x), inverse);
             let offset = |i: usize| E::value_offset(layout.padded_dim(), self.slot, idx * LANES + i);
-            // SAFETY: `new` checked the head and the format, so the slot's `padded_dim` elements are in the head's
-            // part of the block, which `PagedSequence::new` found to be the sequence's own; its caller said
-            // that nobody else uses them.
+            // SAFETY: `new` checked the head and the format, so the slot's `padded_dim` elements are in the
+            // head's part of the block, which `PagedSequence::new` found to be the sequence's own; its caller
+            // said that nobody else uses them.
             unsafe {
                 if E::IS_QUANTIZED {
                     let mut elements = [0u8; LANES];
@@ -139,8 +139,8 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
         }
     }
 
-    /// Writes scale `idx` of a head, for a `row` to be stored, if the format has scales. Returns the factor that
-    /// quantizes the row.
+    /// Writes scale `idx` of a head, for a `row` to be stored, if the format has scales. Returns the factor
+    /// that quantizes the row.
     #[inline(always)]
     fn write_scale<S: Simd>(&self, simd: S, head: usize, idx: usize, row: &[[f32; LANES]]) -> S::Floats {
         if !E::IS_QUANTIZED {
@@ -152,9 +152,9 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
         }
         let largest = simd.reduce_max_magnitude(largest);
         let scales = self.attention.layout.scales_offset();
-        // SAFETY: quantized formats have a scale for each key and value of a head, and `new` checked head and format;
-        // this scale is the token's, and the caller of `new` said that nobody else uses it. It is aligned, since
-        // slabs begin on cache lines and heads are multiples of four bytes.
+        // SAFETY: quantized formats have a scale for each key and value of a head, and `new` checked head and
+        // format; this scale is the token's, and the caller of `new` said that nobody else uses it. It is
+        // aligned, since slabs begin on cache lines and heads are multiples of four bytes.
         unsafe {
             let scales = self.sequence.head_ptr(head, self.block).add(scales).cast::<f32>();
             scales.add(idx).write(largest / Int8::MAX);

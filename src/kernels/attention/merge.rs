@@ -5,8 +5,8 @@ use super::PagedAttention;
 use super::paged::PagedSequence;
 use super::partition::WorkItem;
 
-/// Softmax of a row over some of its keys: the largest score, and the sum of the weights `e^(score - max)`. The
-/// weighted sum of the values is kept elsewhere.
+/// Softmax of a row over some of its keys: the largest score, and the sum of the weights `e^(score - max)`.
+/// The weighted sum of the values is kept elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PartialSoftmax {
     pub(super) max: f32,
@@ -41,7 +41,8 @@ impl PartialSoftmax {
     }
 }
 
-/// Merges the partial softmaxes of sequences whose keys were cut into splits, in order, and writes the output.
+/// Merges the partial softmaxes of sequences whose keys were cut into splits, in order, and writes the
+/// output.
 pub(super) struct MergePartials<'a> {
     pub(super) attention: &'a PagedAttention<'a>,
     pub(super) sequences: &'a [PagedSequence<'a>],

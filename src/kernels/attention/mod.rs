@@ -2,12 +2,13 @@
 //! texts.
 //!
 //! Paged attention is one fused kernel: it norms and rotates the heads, writes the new keys and values into
-//! the blocks of each sequence's block table, and sums the values, weighted by the softmax of the scores. As in
-//! flash attention, the scores exist only for a few blocks of keys at a time: the softmax is computed online,
-//! and sums so far are rescaled when a larger score turns up (Milakov and Gimelshein, "Online normalizer
-//! calculation for softmax", 2018). In grouped-query attention (GQA) the query heads that share a key head are
-//! rows of one small matrix product, so key heads are never repeated. Decodes of long sequences are cut into
-//! splits of keys that several threads sum separately (flash decoding) and that are then merged in order.
+//! the blocks of each sequence's block table, and sums the values, weighted by the softmax of the scores. As
+//! in flash attention, the scores exist only for a few blocks of keys at a time: the softmax is computed
+//! online, and sums so far are rescaled when a larger score turns up (Milakov and Gimelshein, "Online
+//! normalizer calculation for softmax", 2018). In grouped-query attention (GQA) the query heads that share a
+//! key head are rows of one small matrix product, so key heads are never repeated. Decodes of long sequences
+//! are cut into splits of keys that several threads sum separately (flash decoding) and that are then merged
+//! in order.
 
 mod bidirectional;
 mod flash;
@@ -42,8 +43,8 @@ use super::simd::dispatch;
 use super::threads::disjoint::DisjointSlice;
 use super::threads::pool;
 
-/// New tokens up to which a sequence is decoded: its keys are cut among threads, not its tokens. Draft tokens of
-/// speculative decoding are among them.
+/// New tokens up to which a sequence is decoded: its keys are cut among threads, not its tokens. They include
+/// the draft tokens of speculative decoding.
 const MAX_DECODE_TOKENS: usize = 4;
 
 /// Work items that each thread should have, so that none waits long for another.
@@ -81,8 +82,8 @@ impl PagedAttention<'_> {
     /// blocks and returns `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
-    /// When lengths do not fit each other, a block has another layout, or a sequence lacks a block that is read
-    /// or written.
+    /// When lengths do not fit each other, a block has another layout, or a sequence lacks a block that is
+    /// read or written.
     pub fn forward(&self, isa: Isa, qkv: &[f32], sequences: &mut [SequenceKv]) -> Vec<f32> {
         let n_tokens = sequences.iter().map(|sequence| sequence.len).sum();
         self.check(qkv, n_tokens);

@@ -47,13 +47,14 @@ impl KvRef<'_> {
     }
 }
 
-/// Position of the first key that a query at `position` sees, if it sees at most `window` keys, its own included.
+/// Position of the first key that a query at `position` sees. A sliding `window` is the most keys that it
+/// sees, its own included.
 pub fn window_start(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
-/// A [`SequenceKv`] whose blocks have been checked. It has pointers in place of references, since threads write
-/// different tokens of the same block.
+/// A [`SequenceKv`] whose blocks have been checked. It has pointers in place of references, since threads
+/// write different tokens of the same block.
 pub(super) struct PagedSequence<'a> {
     /// Position of the first new token.
     pub(super) start: usize,
@@ -72,8 +73,8 @@ pub(super) struct PagedSequence<'a> {
 #[derive(Clone, Copy)]
 struct BlockPtr(*mut u8);
 
-// SAFETY: only `PagedSequence` uses the pointer; its functions leave it to their callers that no thread writes
-// what another one uses.
+// SAFETY: only `PagedSequence` uses the pointer; its functions leave it to their callers that no thread
+// writes what another one uses.
 unsafe impl Send for BlockPtr {}
 // SAFETY: a shared reference gives no more access than a copy, which may be sent.
 unsafe impl Sync for BlockPtr {}
@@ -135,8 +136,8 @@ impl<'a> PagedSequence<'a> {
     #[inline(always)]
     pub(super) unsafe fn head(&self, kv_head: usize, block: usize) -> &[u8] {
         assert!(kv_head < self.layout.n_kv_heads && !self.blocks[block].0.is_null());
-        // SAFETY: `new` checked that the block has this layout and the layer; the block and the head were checked
-        // above.
+        // SAFETY: `new` checked that the block has this layout and the layer; the block and the head were
+        // checked above.
         unsafe { std::slice::from_raw_parts(self.head_ptr(kv_head, block), self.layout.head_bytes()) }
     }
 }

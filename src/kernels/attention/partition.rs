@@ -20,8 +20,8 @@ const TILE_ROWS: usize = 48;
 /// Multiplications of queries and keys that are too few to pay for waking other threads.
 const MAX_SERIAL_MULTIPLICATIONS: usize = 1 << 15;
 
-/// Some queries of some heads against some keys of a sequence. Its rows are ordered by key head, then token, then
-/// query head of the group that shares the key head.
+/// Some queries of some heads against some keys of a sequence. Its rows are ordered by key head, then token,
+/// then query head of the group that shares the key head.
 pub(super) struct WorkItem {
     /// Index of the sequence.
     pub(super) sequence: usize,
@@ -120,7 +120,7 @@ impl Partition {
         }
     }
 
-    /// Adds the items of a sequence with many new tokens: tiles of queries, each against all keys that it sees.
+    /// Adds the items of a sequence with many new tokens: tiles of queries, each against all its keys.
     fn push_prefill(&mut self, attention: &PagedAttention, idx: usize, sequence: &PagedSequence) {
         let tile = (TILE_ROWS / attention.group()).max(1);
         // Later tokens see more keys, so they come first.

@@ -11,8 +11,8 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
-/// Cosines and sines of the rotary position embedding of each token in a batch. Elements `i` and `n_pairs + i`
-/// of a head form a pair; elements past the pairs are not rotated.
+/// Cosines and sines of the rotary position embedding of each token in a batch. Elements `i` and
+/// `n_pairs + i` of a head form a pair; elements past the pairs are not rotated.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeTable<'a> {
     /// `[n_tokens, n_pairs]`
@@ -49,8 +49,8 @@ impl RopeTable<'_> {
 /// An RMS norm's weights, and the number added to the mean square.
 pub(super) type RmsParams<'a> = (&'a [f32], f32);
 
-/// Applies the norm of heads, the rotary embedding and a scale, in this order and where there are any, to a head
-/// of a token of the batch in place.
+/// Applies the norm of heads, the rotary embedding and a scale, in this order and where there are any, to a
+/// head of a token of the batch in place.
 #[inline(always)]
 pub(super) fn norm_rope_scale(
     head: &mut [f32],

@@ -85,8 +85,8 @@ pub(super) fn softmax_step<S: Simd>(
     store_array(simd, sums, weight_sums);
 }
 
-/// Sixteen `inner` numbers between sixteen smaller `outer` ones on either side: a vector that is loaded from the
-/// right place begins or ends with as many outer numbers as are needed.
+/// Sixteen `inner` numbers between sixteen smaller `outer` ones on either side: a vector that is loaded from
+/// the right place begins or ends with as many outer numbers as are needed.
 struct MaskTable([f32; 3 * LANES]);
 
 /// Added to scores.
