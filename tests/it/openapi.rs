@@ -55,7 +55,7 @@ async fn outline_of_the_document() {
             let row = json!({
                 "id": operation["operationId"],
                 "body": contents(&operation["requestBody"]),
-                "answer": contents(&operation["responses"]["200"]),
+                "response": contents(&operation["responses"]["200"]),
                 "headers": headers.join(" "),
                 "statuses": statuses.join(" "),
             });

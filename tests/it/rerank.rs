@@ -159,7 +159,7 @@ async fn invalid_scoring_requests_name_the_parameter() {
         ("/v1/rerank", json!({"query": "x", "documents": ["y", long]}), 400, "documents", "130"),
         ("/v1/rerank", json!({"query": long, "documents": ["y"], "truncate": true}), 400, "documents", "130"),
         ("/v1/rerank", json!({"model": "nobody", "query": "x", "documents": ["y"]}), 404, "model", "nobody"),
-        ("/v1/score", json!({"text_1": ["a", "b"], "text_2": vec!["c"; 3]}), 400, "text_2", "as many"),
+        ("/v1/score", json!({"text_1": ["a", "b"], "text_2": vec!["c"; 3]}), 400, "text_2", "equal length"),
         ("/v1/embeddings", json!({"model": "reranker", "input": "x"}), 404, "model", "/v1/rerank"),
     ] {
         let answer = server.post(route, &fields).await;
