@@ -134,7 +134,7 @@ pub(super) struct BatchOutput {
 
 /// The vectors of one request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Embeddings {
+pub struct EmbeddingOutput {
     /// Unit vectors, in input order.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, the model's first and last special tokens included.
@@ -147,7 +147,7 @@ pub struct Embeddings {
     pub compute_time: Duration,
 }
 
-impl Embeddings {
+impl EmbeddingOutput {
     /// Keeps the first `dimensions` values of each embedding (all by default), and normalizes them.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use once_cell::sync::OnceCell;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::backend::TokenizedInput;
-use super::batch::{BatchOutput, EmbeddingRequest, Embeddings, PreparedBatch};
+use super::batch::{BatchOutput, EmbeddingOutput, EmbeddingRequest, PreparedBatch};
 use super::cache::{DiskCache, EmbeddingCache};
 use super::text_embedding::{TEXT_EMBEDDING, TextEmbedding};
 use crate::error::{Error, Kind, Result};
@@ -148,10 +148,10 @@ impl Embedder {
     /// # Errors
     /// See [`TextEmbedding::embed`]; also when the queue is full, the model cannot be loaded, or the
     /// server shuts down.
-    pub async fn embed(&self, request: EmbeddingRequest) -> Result<Embeddings> {
+    pub async fn embed(&self, request: EmbeddingRequest) -> Result<EmbeddingOutput> {
         let dimensions = request.dimensions;
         let output = self.compute(request).await?;
-        Embeddings::new(output, dimensions)
+        EmbeddingOutput::new(output, dimensions)
     }
 
     /// The raw output for a request: cached where possible, computed otherwise.

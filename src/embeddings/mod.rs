@@ -18,7 +18,7 @@ mod rerank;
 mod source;
 mod text_embedding;
 
-pub use batch::{EmbeddingRequest, Embeddings};
+pub use batch::{EmbeddingOutput, EmbeddingRequest};
 pub use cache::DiskCache;
 pub use embedder::{Embedder, EmbedderOptions, Loader};
 pub use entry::{Embedding, EmbeddingInput, Fingerprint};

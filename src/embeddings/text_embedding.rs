@@ -8,7 +8,7 @@ use once_cell::sync::OnceCell;
 use super::backend::encoder::EncoderBackend;
 use super::backend::onnx::OnnxBackend;
 use super::backend::{TokenizedInput, VectorBackend};
-use super::batch::{BatchOutput, EmbeddingRequest, Embeddings, PreparedBatch};
+use super::batch::{BatchOutput, EmbeddingOutput, EmbeddingRequest, PreparedBatch};
 use super::cache::EmbeddingCache;
 use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, Fingerprint};
 use super::prompts::PromptTable;
@@ -150,7 +150,7 @@ impl TextEmbedding {
     /// # Errors
     /// When an input is too long or has token ids outside the vocabulary, the model does not support the
     /// requested dimensions or prompt, or the computation fails.
-    pub fn embed(&self, request: EmbeddingRequest) -> Result<Embeddings> {
+    pub fn embed(&self, request: EmbeddingRequest) -> Result<EmbeddingOutput> {
         let (started, now) = (Instant::now(), SystemTime::now());
         let dimensions = request.dimensions;
         let prepared = self.prepare(request, None, now)?;
@@ -160,7 +160,7 @@ impl TextEmbedding {
         let embeddings: Vec<Arc<Embedding>> = prepared.into_embeddings(n_tokens, vectors, None, now);
         let (queue_time, compute_time) = (Duration::ZERO, started.elapsed());
         let output = BatchOutput { embeddings, n_hits: 0, queue_time, compute_time };
-        Embeddings::new(output, dimensions)
+        EmbeddingOutput::new(output, dimensions)
     }
 
     /// Looks up the inputs of a request in `cache`, and tokenizes those that are not there.

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::app::App;
-use crate::embeddings::{EmbeddingInput, EmbeddingRequest, Embeddings, PromptPrefix};
+use crate::embeddings::{EmbeddingInput, EmbeddingOutput, EmbeddingRequest, PromptPrefix};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
@@ -30,7 +30,7 @@ pub async fn embeddings(
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embedding_request(request, app.limits().embedding_inputs)?;
     let n_inputs = request.inputs.len();
-    let Embeddings { vectors, n_tokens, n_hits, queue_time, compute_time } =
+    let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time } =
         model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
