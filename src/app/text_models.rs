@@ -30,7 +30,7 @@ pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
 }
 
 impl TextModel {
-    /// The model that `reference` names. Missing files are fetched in the background; the first request loads the
+    /// The model that `reference` names. Missing files are downloaded in the background; the first request loads the
     /// model.
     ///
     /// # Errors

@@ -194,9 +194,9 @@ async fn a_thousand_cancels_leave_nothing_behind() {
     };
     let server = scripted_server(script, Limits::default(), options).await;
     let server = &server;
-    let neighbours = async {
+    let neighbors = async {
         let ask = |n: usize| async move {
-            body(server.post(CHAT, &request(&format!("neighbour {n}"), json!({"max_tokens": 1500}))).await)
+            body(server.post(CHAT, &request(&format!("neighbor {n}"), json!({"max_tokens": 1500}))).await)
                 .await
         };
         join_all((0..2).map(ask)).await
@@ -215,8 +215,8 @@ async fn a_thousand_cancels_leave_nothing_behind() {
             join_all((0..40).map(cancel)).await;
         }
     };
-    let (neighbours, ()) = tokio::join!(neighbours, cancels);
-    for answer in neighbours {
+    let (neighbors, ()) = tokio::join!(neighbors, cancels);
+    for answer in neighbors {
         assert_eq!(answer["choices"][0]["message"]["content"], text[..1500]);
     }
     tokio::time::sleep(Duration::from_millis(250)).await;

@@ -104,7 +104,7 @@ impl Drop for TileConfig {
 }
 
 /// Steps between the multiplication of a tile and the store of its sums. An earlier store would wait for the
-/// multipliers and delay later multiplications; the sums of so many steps fit the tile registers.
+/// multipliers and delay later multiplications. There are tile registers for the sums of one more step.
 const STORED_AFTER: usize = 3;
 
 /// Steps between the store and the scaling of the sums, which loads them back from memory.

@@ -13,7 +13,7 @@ pub const FLOAT_TILE_ROWS: usize = 0;
 /// Products that one iteration of [`multiply`] stands for.
 pub const PRODUCTS_PER_ITERATION: usize = 1;
 
-/// A configuration of tile registers, of which there can be none.
+/// The configuration of tile registers; no value of it can exist.
 pub enum TileConfig {}
 
 impl TileConfig {

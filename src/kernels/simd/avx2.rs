@@ -308,7 +308,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sums_to_floats(self, sums: [__m256i; 4]) -> Pair {
         intrinsics! {
-            // Rows 0 1 4 5 2 3 6 7 after the addition of neighbours.
+            // Rows 0 1 4 5 2 3 6 7 after the addition of neighbors.
             let eight = |a: __m256i, b: __m256i| {
                 let added = _mm256_hadd_epi32(a, b);
                 _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(added))
