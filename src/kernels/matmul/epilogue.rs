@@ -92,19 +92,29 @@ impl Epilogue for StoreEpilogue<'_> {
     #[inline(always)]
     unsafe fn apply<S: Simd>(&self, simd: S, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
         let Self { projection, output, column, first, second } = *self;
-        let function = match *projection {
-            Projection::Gated { function, .. } | Projection::Activated(_, function) => Some(function),
-            Projection::Concat(_) | Projection::Residual(_) => None,
-        };
-        let gated = matches!(projection, Projection::Gated { .. });
-        let factors = second.filter(|_| gated).map(|second| (second, other));
-        let store = TileStore { output, column, function, tile: (first, tile), factors };
-        // SAFETY: these rows and panels are this call's, as the trait requires.
+        let store = TileStore { output, column, function: None, tile: (first, tile), factors: None };
+        let neighbor = second.map(|second| (second, other));
+        // SAFETY: no other thread writes the results of these rows with these panels, as the trait requires.
         unsafe {
-            store.store_tile(simd, rows.clone());
-            if let Some(second) = second.filter(|_| !gated) {
-                let (column, tile) = (column + PANEL_ROWS, (second, other));
-                TileStore { output, column, function, tile, factors: None }.store_tile(simd, rows);
+            // One arm for each form, so that each is compiled without the branches of the others.
+            match (*projection, neighbor) {
+                (Projection::Gated { function, .. }, Some(factors)) => {
+                    let store = TileStore { function: Some(function), factors: Some(factors), ..store };
+                    store.store_tile(simd, rows);
+                }
+                (Projection::Activated(_, function), neighbor) => {
+                    let store = TileStore { function: Some(function), ..store };
+                    store.store_tile(simd, rows.clone());
+                    if let Some(tile) = neighbor {
+                        TileStore { column: column + PANEL_ROWS, tile, ..store }.store_tile(simd, rows);
+                    }
+                }
+                (_, neighbor) => {
+                    store.store_tile(simd, rows.clone());
+                    if let Some(tile) = neighbor {
+                        TileStore { column: column + PANEL_ROWS, tile, ..store }.store_tile(simd, rows);
+                    }
+                }
             }
         }
     }
@@ -167,30 +177,35 @@ impl TileStore<'_> {
                 x[i] = simd.mul(x[i], simd.add(simd.load_array(&factors[row + i]), bias));
             }
         }
-        for i in 0..N {
-            let row = first_row + row + i;
-            if let Some(residual) = output.residual {
-                let of_row = &residual[row * output.n_out..(row + 1) * output.n_out];
-                x[i] = simd.add(x[i], load_masked(simd, of_row, column));
+        let (width, first_row) = (panel.width(), first_row + row);
+        if let Some(residual) = output.residual {
+            for i in 0..N {
+                let start = (first_row + i) * output.n_out + column;
+                x[i] = simd.add(x[i], load_masked(simd, &residual[start..start + width], 0));
             }
-            let (width, start) = (panel.width(), row * output.stride);
-            // SAFETY: the row's results of this panel are this call's, as this function requires; `slice` checks
-            // that they lie within the output and is as long as what is stored.
-            unsafe {
-                if output.in_bf16 {
-                    let x = if width == LANES { x[i] } else { keep_lanes(simd, x[i], width) };
-                    let y = output
-                        .values
-                        .slice(start + column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
-                    simd.store_dwords(x, y.as_mut_ptr().cast());
-                } else if width == LANES {
-                    let y = output.values.slice(start + column, LANES);
-                    simd.store(x[i], y.as_mut_ptr().cast());
-                } else {
-                    let mut numbers = [0.0; LANES];
-                    simd.store_array(x[i], &mut numbers);
-                    output.values.slice(start + column, width).write_copy_of_slice(&numbers[..width]);
-                }
+        }
+        // SAFETY: the rows' results of this panel are this call's, as this function requires; `slice` checks that
+        // they lie within the output, and each is as long as what is stored.
+        let slice = |i: usize, column: usize, len: usize| unsafe {
+            output.values.slice((first_row + i) * output.stride + column, len)
+        };
+        if output.in_bf16 {
+            for i in 0..N {
+                let x = if width == LANES { x[i] } else { keep_lanes(simd, x[i], width) };
+                let y = slice(i, column / S::FLOATS_PER_DWORD, LANES / S::FLOATS_PER_DWORD);
+                // SAFETY: the slice has room for the dwords of a vector.
+                unsafe { simd.store_dwords(x, y.as_mut_ptr().cast()) };
+            }
+        } else if width == LANES {
+            for i in 0..N {
+                // SAFETY: the slice has room for a vector.
+                unsafe { simd.store(x[i], slice(i, column, LANES).as_mut_ptr().cast()) };
+            }
+        } else {
+            for i in 0..N {
+                let mut numbers = [0.0; LANES];
+                simd.store_array(x[i], &mut numbers);
+                slice(i, column, width).write_copy_of_slice(&numbers[..width]);
             }
         }
     }
