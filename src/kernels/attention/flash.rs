@@ -20,6 +20,8 @@ pub(super) struct WorkItemKernel<'a, K> {
     item: &'a WorkItem,
     /// The item that the thread is likely to claim next, whose first blocks are prefetched.
     next: Option<&'a WorkItem>,
+    /// Query heads per key head.
+    group: usize,
     kv_kernel: PhantomData<K>,
 }
 
@@ -46,9 +48,9 @@ struct SplitSoftmax {
 impl SplitSoftmax {
     fn new(n_rows: usize, padded: usize) -> Self {
         Self {
+            values: vec![0.0; n_rows * padded],
             max: vec![f32::NEG_INFINITY; n_rows],
             weight_sums: vec![[0.0; LANES]; n_rows],
-            values: vec![0.0; n_rows * padded],
             padded,
         }
     }
@@ -76,7 +78,7 @@ impl<K: KvKernel> Kernel for WorkItemKernel<'_, K> {
     fn run<S: Simd>(self, simd: S) {
         let Self { pass, item, .. } = self;
         let layout = &pass.attention.layout;
-        let (rows_per_head, padded) = (item.rows_per_head(pass.attention.group()), layout.padded_dim());
+        let (rows_per_head, padded) = (item.rows_per_head(self.group), layout.padded_dim());
         let n_rows = rows_per_head * item.kv_heads.len();
         // The lines that are written arrive while the queries are gathered.
         let writes = self.decode_writes();
@@ -85,11 +87,11 @@ impl<K: KvKernel> Kernel for WorkItemKernel<'_, K> {
         writes.for_each(|write| write.write(simd));
 
         let mut state = ItemState {
-            kv_kernel: K::new(simd, layout, queries, rows_per_head),
-            scores: vec![[0.0; LANES]; STEP_BLOCKS * rows_per_head],
-            split: SplitSoftmax::new(n_rows, padded),
             totals: vec![PartialSoftmax::EMPTY; n_rows],
             total_values: vec![0.0; n_rows * padded],
+            split: SplitSoftmax::new(n_rows, padded),
+            scores: vec![[0.0; LANES]; STEP_BLOCKS * rows_per_head],
+            kv_kernel: K::new(simd, layout, queries, rows_per_head),
         };
         let Range { start: mut block, end: end_block } = item.blocks();
         while block < end_block {
@@ -118,7 +120,7 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
         item: &'a WorkItem,
         next: Option<&'a WorkItem>,
     ) -> Self {
-        Self { pass, item, next, kv_kernel: PhantomData }
+        Self { pass, item, next, group: pass.attention.group(), kv_kernel: PhantomData }
     }
 
     /// The KV writes that are this item's: those of decoded tokens among its keys, which no other item reads.
@@ -154,7 +156,7 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
     /// Row of the batch and query head of a row of the item.
     #[inline(always)]
     fn batch_row_and_head(&self, row: usize) -> (usize, usize) {
-        let (token, head) = self.item.token_and_head(row, self.pass.attention.group());
+        let (token, head) = self.item.token_and_head(row, self.group);
         (self.pass.sequences[self.item.sequence].first_row + token, head)
     }
 
@@ -162,21 +164,21 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
     /// rows.
     #[inline(always)]
     fn attend<S: Simd>(&self, simd: S, kv_head: usize, blocks: Range<usize>, state: &mut ItemState<K>) {
-        let Self { pass, item, .. } = *self;
-        let (group, padded) = (pass.attention.group(), pass.attention.layout.padded_dim());
+        let Self { pass, item, group, .. } = *self;
         let rows_per_head = item.rows_per_head(group);
         let ItemState { kv_kernel, scores, split, .. } = state;
         let step = self.step(kv_head, blocks.clone());
         kv_kernel.scores(simd, &step, scores);
         for row in 0..rows_per_head {
             let position = pass.sequences[item.sequence].start + item.tokens.start + row / group;
+            let visible = self.visible_keys(position);
             let visible: [Range<usize>; STEP_BLOCKS] =
-                std::array::from_fn(|n| self.visible_slots(position, blocks.start + n));
+                std::array::from_fn(|n| slots_of(&visible, blocks.start + n));
             let scores = RowScores { vectors: &mut scores[row..], stride: rows_per_head };
             let softmax = split.row(step.rows.start + row);
             softmax_step(simd, pass.softcap, &visible[..blocks.len()], scores, softmax);
         }
-        let values = &mut split.values[step.rows.start * padded..step.rows.end * padded];
+        let values = &mut split.values[step.rows.start * split.padded..step.rows.end * split.padded];
         kv_kernel.add_values(simd, &step, scores, values);
     }
 
@@ -185,7 +187,7 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
     fn step(&self, kv_head: usize, blocks: Range<usize>) -> KvStep<'a> {
         let Self { pass, item, next, .. } = *self;
         let sequence = &pass.sequences[item.sequence];
-        let rows_per_head = item.rows_per_head(pass.attention.group());
+        let rows_per_head = item.rows_per_head(self.group);
         let first = (kv_head - item.kv_heads.start) * rows_per_head;
         // Next come the next head, the first head of the next blocks, or the next item's first blocks.
         let ahead = if kv_head + 1 < item.kv_heads.end {
@@ -213,13 +215,10 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
         }
     }
 
-    /// Slots of a block that a query at `position` sees.
+    /// Positions of the keys that a query at `position` sees.
     #[inline(always)]
-    fn visible_slots(&self, position: usize, block: usize) -> Range<usize> {
-        let block_start = block * BLOCK_TOKENS;
-        let first = self.pass.attention.window_start(position);
-        let end = (position + 1).saturating_sub(block_start).min(BLOCK_TOKENS);
-        first.saturating_sub(block_start).min(end)..end
+    fn visible_keys(&self, position: usize) -> Range<usize> {
+        self.pass.attention.window_start(position)..position + 1
     }
 
     /// Ends a KV split: merges the rows' softmaxes into the totals, or stores them as partials if other items
@@ -267,4 +266,12 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
             }
         }
     }
+}
+
+/// The slots of a block whose positions are among `keys`.
+#[inline(always)]
+fn slots_of(keys: &Range<usize>, block: usize) -> Range<usize> {
+    let block_start = block * BLOCK_TOKENS;
+    let end = keys.end.saturating_sub(block_start).min(BLOCK_TOKENS);
+    keys.start.saturating_sub(block_start).min(end)..end
 }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::simd::{LANES, Simd, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
-use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_kernel::{HeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
 
 /// Rows up to which reading keys and values takes longer than multiplying them. With more rows, each element
 /// is widened once for all of them.
@@ -12,7 +12,7 @@ const MAX_DIRECT_ROWS: usize = 16;
 
 /// [`KvKernel`] of elements `E`.
 pub(super) struct FloatKvKernel<E> {
-    layout: KvLayout,
+    head: HeadLayout,
     /// `[n_rows, padded_dim]`
     queries: Vec<f32>,
     /// Scratch memory for the keys or values of a step in float32; empty where they are used as they are.
@@ -25,17 +25,16 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
 
     #[inline(always)]
     fn new<S: Simd>(_: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
-        assert!(E::FORMAT == layout.format);
         let n_widened = if rows_per_head <= MAX_DIRECT_ROWS { 0 } else { STEP_BLOCKS };
         let widened = vec![0.0; n_widened * BLOCK_TOKENS * layout.padded_dim()];
-        Self { layout: *layout, queries, widened, element: PhantomData }
+        Self { head: HeadLayout::new::<E>(layout), queries, widened, element: PhantomData }
     }
 
     #[inline(always)]
     fn scores<S: Simd>(&mut self, simd: S, step: &KvStep, scores: &mut [[f32; LANES]]) {
-        let Self { layout, queries, widened, .. } = self;
-        let (head_dim, padded, n_rows) = (layout.head_dim, layout.padded_dim(), step.rows.len());
-        let blocks = step.pointers(layout);
+        let Self { head, queries, widened, .. } = self;
+        let (head_dim, padded, n_rows) = (head.dim, head.padded_dim, step.rows.len());
+        let blocks = step.pointers(head);
         for first in (0..step.n_blocks).step_by(2) {
             let n_blocks = (step.n_blocks - first).min(2);
             let mut product = KeyProduct {
@@ -65,15 +64,15 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
 
     #[inline(always)]
     fn add_values<S: Simd>(&mut self, simd: S, step: &KvStep, weights: &[[f32; LANES]], values: &mut [f32]) {
-        let Self { layout, widened, .. } = self;
-        let (padded, offset) = (layout.padded_dim(), layout.values_offset());
+        let Self { head, widened, .. } = self;
+        let (padded, offset) = (head.padded_dim, head.values_offset);
         let n_rows = step.rows.len();
         assert!(step.n_keys <= step.n_blocks * BLOCK_TOKENS && step.n_blocks <= STEP_BLOCKS);
         let mut product = ValueProduct {
             weights: &weights[..step.n_blocks * n_rows],
             n_rows,
             padded,
-            blocks: step.pointers(layout).map(|keys| keys.wrapping_add(offset)),
+            blocks: step.pointers(head).map(|keys| keys.wrapping_add(offset)),
             ahead: step.ahead.map(|keys| keys.map(|keys| keys.wrapping_add(offset))),
             n_keys: step.n_keys,
         };

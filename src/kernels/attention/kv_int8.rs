@@ -2,12 +2,10 @@
 //! integer dot products multiply them as they do the weights of a matrix, whose rows are tokens (keys) or
 //! elements (values).
 
-use std::ops::Range;
-
 use super::super::matmul::quantize::quantization_scale;
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows};
-use super::kv_block::{BLOCK_TOKENS, Int8, KvElement, KvKind, KvLayout};
-use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_block::{BLOCK_TOKENS, Int8, KvKind, KvLayout};
+use super::kv_kernel::{HeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
 
 /// Bytes of a vector's quads.
 const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
@@ -23,7 +21,7 @@ const SUM_VECTORS: usize = 8;
 
 /// [`KvKernel`] of 8-bit integers.
 pub(super) struct Int8KvKernel {
-    layout: KvLayout,
+    head: HeadLayout,
     queries: QuantizedRows,
     /// Weights of a step's keys, one row per query row of a head.
     weights: QuantizedRows,
@@ -33,51 +31,56 @@ pub(super) struct Int8KvKernel {
 struct QuantizedRows {
     /// Vectors per row.
     n_vectors: usize,
+    /// Chunks of [`SUM_VECTORS`] vectors per row.
+    n_chunks: usize,
     /// `[n_rows, n_vectors, 4 quads]`
     quads: Vec<u8>,
     /// Factor of the integers of each row.
     scales: Vec<f32>,
-    /// Sum of the integers of each vector, `[n_rows, n_vectors]`.
+    /// Sum of the integers of each chunk, `[n_rows, n_chunks]`.
     sums: Vec<i32>,
 }
 
 impl QuantizedRows {
     fn new(n_rows: usize, n_vectors: usize) -> Self {
+        let n_chunks = n_vectors.div_ceil(SUM_VECTORS);
         Self {
             n_vectors,
+            n_chunks,
             quads: vec![0; n_rows * n_vectors * VECTOR_BYTES],
             scales: vec![0.0; n_rows],
-            sums: vec![0; n_rows * n_vectors],
+            sums: vec![0; n_rows * n_chunks],
         }
     }
 
-    /// Quantizes `vectors` into a row.
+    /// Quantizes `vectors`, at most `n_vectors`, into a row.
     #[inline(always)]
     fn set<S: Simd>(&mut self, simd: S, row: usize, vectors: impl Iterator<Item = S::Floats> + Clone) {
-        let of_row = row * self.n_vectors..(row + 1) * self.n_vectors;
+        let quads = &mut self.quads[row * self.n_vectors * VECTOR_BYTES..][..self.n_vectors * VECTOR_BYTES];
+        let sums = &mut self.sums[row * self.n_chunks..][..self.n_chunks];
         let (scale, inverse) = quantization_scale(simd, vectors.clone());
         self.scales[row] = scale;
+        sums.fill(0);
         let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
-            self.quads[of_row.start * VECTOR_BYTES..of_row.end * VECTOR_BYTES].fill(0);
-            self.sums[of_row].fill(0);
+            quads.fill(0);
             return;
         };
-        for (idx, x) in of_row.zip(vectors) {
-            let quads = &mut self.quads[idx * VECTOR_BYTES..(idx + 1) * VECTOR_BYTES];
-            // SAFETY: `quads` has room for a vector's.
-            self.sums[idx] = unsafe { simd.quantize_quads(simd.mul(x, inverse), quads.as_mut_ptr()) };
+        for (idx, (quads, x)) in quads.chunks_exact_mut(VECTOR_BYTES).zip(vectors).enumerate() {
+            // SAFETY: a chunk of `quads` has room for a vector's.
+            let sum = unsafe { simd.quantize_quads(simd.mul(x, inverse), quads.as_mut_ptr()) };
+            sums[idx / SUM_VECTORS] += sum;
         }
     }
 
-    /// Quads of some vectors of a row, and the start value of their dot product with codes: codes are
-    /// unsigned, and the start value subtracts their zero.
+    /// Quads of a chunk of a row, and the start value of their dot product with codes: codes are unsigned, and
+    /// the start value subtracts their zero.
     #[inline(always)]
-    fn operand(&self, row: usize, vectors: Range<usize>) -> (*const u8, i32) {
-        let first = row * self.n_vectors;
-        let vectors = first + vectors.start..first + vectors.end;
-        let quads = &self.quads[vectors.start * VECTOR_BYTES..vectors.end * VECTOR_BYTES];
-        let sum: i32 = self.sums[vectors].iter().sum();
-        (quads.as_ptr(), -i32::from(Int8::ZERO) * sum)
+    fn operand(&self, row: usize, chunk: usize) -> (*const u8, i32) {
+        let sum = self.sums[row * self.n_chunks + chunk];
+        let first = row * self.n_vectors + chunk * SUM_VECTORS;
+        // SAFETY: `new` made room for the quads of each row, whose chunks have sums.
+        let quads = unsafe { self.quads.as_ptr().add(first * VECTOR_BYTES) };
+        (quads, -i32::from(Int8::ZERO) * sum)
     }
 }
 
@@ -86,24 +89,24 @@ impl KvKernel for Int8KvKernel {
 
     #[inline(always)]
     fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
-        assert!(Int8::FORMAT == layout.format);
-        let padded = layout.padded_dim();
+        let head = HeadLayout::new::<Int8>(layout);
+        let padded = head.padded_dim;
         let mut quantized = QuantizedRows::new(queries.len() / padded, padded / LANES);
         for (row, query) in queries.chunks_exact(padded).enumerate() {
             quantized.set(simd, row, query.as_chunks().0.iter().map(|x| load_array(simd, x)));
         }
         let weights = QuantizedRows::new(rows_per_head, STEP_BLOCKS);
-        Self { layout: *layout, queries: quantized, weights }
+        Self { head, queries: quantized, weights }
     }
 
     #[inline(always)]
     fn scores<S: Simd>(&mut self, simd: S, step: &KvStep, scores: &mut [[f32; LANES]]) {
         let n_rows = step.rows.len();
-        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.layout) };
+        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.head) };
         for n in 0..step.n_blocks {
             let scores = &mut scores[n * n_rows..(n + 1) * n_rows];
             if let Some(ahead) = step.ahead[n] {
-                prefetch(simd, ahead.wrapping_add(self.layout.scales_offset()), 2 * SCALE_BYTES);
+                prefetch(simd, ahead.wrapping_add(self.head.scales_offset), 2 * SCALE_BYTES);
             }
             let mut row = 0;
             while row < n_rows {
@@ -116,16 +119,16 @@ impl KvKernel for Int8KvKernel {
 
     #[inline(always)]
     fn add_values<S: Simd>(&mut self, simd: S, step: &KvStep, weights: &[[f32; LANES]], values: &mut [f32]) {
-        let (n_rows, padded) = (step.rows.len(), self.layout.padded_dim());
+        let (n_rows, padded) = (step.rows.len(), self.head.padded_dim);
         assert!(step.n_keys <= step.n_blocks * BLOCK_TOKENS);
-        let scales = step.blocks.map(|block| scales_of(&self.layout, block, KvKind::Value));
+        let scales = step.blocks.map(|block| scales_of(&self.head, block, KvKind::Value));
         for row in 0..n_rows {
             let scaled = |n: usize| {
                 simd.mul(load_array(simd, &weights[n * n_rows + row]), load_scales(simd, scales[n]))
             };
             self.weights.set(simd, row, (0..step.n_blocks).map(scaled));
         }
-        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.layout) };
+        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.head) };
         for column in (0..padded).step_by(2 * LANES) {
             let n_vectors = (padded - column).min(2 * LANES) / LANES;
             let mut row = 0;
@@ -154,16 +157,15 @@ impl Int8Tile<'_> {
     /// Computes the scores of block `n` for `M` rows of the step from `row` on.
     #[inline(always)]
     fn scores<S: Simd, const M: usize>(&self, simd: S, n: usize, row: usize, scores: &mut [[f32; LANES]]) {
-        let Self { kernel: Int8KvKernel { layout, queries, .. }, step, blocks } = self;
+        let Self { kernel: Int8KvKernel { head, queries, .. }, step, blocks } = self;
         let first_row = step.rows.start + row;
         let ahead = step.ahead[n].filter(|_| row == 0);
-        let n_quads = layout.key_dim() / QUAD_LEN;
+        let n_quads = head.key_dim / QUAD_LEN;
         let quads_at_once = SUM_VECTORS * LANES / QUAD_LEN;
         let mut totals = [simd.splat(0.0); M];
         for start in (0..n_quads).step_by(quads_at_once) {
-            let vector = start * QUAD_LEN / LANES;
-            let vectors = vector..queries.n_vectors.min(vector + SUM_VECTORS);
-            let operands: [_; M] = std::array::from_fn(|m| queries.operand(first_row + m, vectors.clone()));
+            let chunk = start / quads_at_once;
+            let operands: [_; M] = std::array::from_fn(|m| queries.operand(first_row + m, chunk));
             let mut sums = operands.map(|(_, start)| simd.splat_sums(start));
             for quad in 0..quads_at_once.min(n_quads - start) {
                 let offset = (start + quad) * CODE_BYTES;
@@ -171,7 +173,7 @@ impl Int8Tile<'_> {
                     prefetch(simd, ahead.wrapping_add(offset), CODE_BYTES);
                 }
                 // SAFETY: `pointers` checked that the block has all `n_quads` of the keys, and `operand` that
-                // the row has the quads of these vectors.
+                // the row has these quads.
                 unsafe {
                     let codes = simd.load_codes_8(blocks[n].add(offset));
                     for m in 0..M {
@@ -183,7 +185,7 @@ impl Int8Tile<'_> {
                 totals[m] = simd.add(totals[m], simd.sums_to_floats(sums[m]));
             }
         }
-        let key_scales = load_scales(simd, scales_of(layout, step.blocks[n], KvKind::Key));
+        let key_scales = load_scales(simd, scales_of(head, step.blocks[n], KvKind::Key));
         for m in 0..M {
             let scale = simd.mul(key_scales, simd.splat(queries.scales[first_row + m]));
             store_array(simd, simd.mul(totals[m], scale), &mut scores[row + m]);
@@ -200,10 +202,10 @@ impl Int8Tile<'_> {
         column: usize,
         values: &mut [f32],
     ) {
-        let Self { kernel: Int8KvKernel { layout, weights, .. }, step, blocks } = self;
-        let padded = layout.padded_dim();
-        let offset = layout.values_offset() + column * QUAD_LEN;
-        let operands: [_; M] = std::array::from_fn(|m| weights.operand(row + m, 0..step.n_blocks));
+        let Self { kernel: Int8KvKernel { head, weights, .. }, step, blocks } = self;
+        let padded = head.padded_dim;
+        let offset = head.values_offset + column * QUAD_LEN;
+        let operands: [_; M] = std::array::from_fn(|m| weights.operand(row + m, 0));
         let mut sums = operands.map(|(_, start)| [simd.splat_sums(start); V]);
         for n in 0..step.n_blocks {
             let ahead = step.ahead[n].filter(|_| row == 0).map(|ahead| ahead.wrapping_add(offset));
@@ -243,8 +245,8 @@ impl Int8Tile<'_> {
 
 /// Scales of a head's keys or values in a block.
 #[inline(always)]
-fn scales_of<'a>(layout: &KvLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
-    let offset = layout.scales_offset() + if kind == KvKind::Value { SCALE_BYTES } else { 0 };
+fn scales_of<'a>(head: &HeadLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
+    let offset = head.scales_offset + if kind == KvKind::Value { SCALE_BYTES } else { 0 };
     let Some(scales) = block[offset..].first_chunk() else { unreachable!("a head ends with its scales") };
     scales
 }

@@ -43,14 +43,42 @@ impl KvStep<'_> {
     /// Addresses of the blocks.
     ///
     /// # Panics
-    /// When a block is shorter than a head of this layout.
+    /// When a block is shorter than a head.
     #[inline(always)]
-    pub(super) fn pointers(&self, layout: &KvLayout) -> [*const u8; STEP_BLOCKS] {
-        let head_bytes = layout.head_bytes();
+    pub(super) fn pointers(&self, head: &HeadLayout) -> [*const u8; STEP_BLOCKS] {
         self.blocks.map(|block| {
-            assert!(block.len() >= head_bytes);
+            assert!(block.len() >= head.bytes);
             block.as_ptr()
         })
+    }
+}
+
+/// The dimensions of a head in a block, which take too long to compute at each step.
+#[derive(Clone, Copy)]
+pub(super) struct HeadLayout {
+    pub(super) dim: usize,
+    pub(super) key_dim: usize,
+    pub(super) padded_dim: usize,
+    pub(super) values_offset: usize,
+    pub(super) scales_offset: usize,
+    pub(super) bytes: usize,
+}
+
+impl HeadLayout {
+    /// The dimensions of a head of elements `E`.
+    ///
+    /// # Panics
+    /// When the layout is of another format.
+    pub(super) fn new<E: KvElement>(layout: &KvLayout) -> Self {
+        assert!(E::FORMAT == layout.format);
+        Self {
+            dim: layout.head_dim,
+            key_dim: layout.key_dim(),
+            padded_dim: layout.padded_dim(),
+            values_offset: layout.values_offset(),
+            scales_offset: layout.scales_offset(),
+            bytes: layout.head_bytes(),
+        }
     }
 }
 

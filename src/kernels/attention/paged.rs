@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::kv_block::{BLOCK_TOKENS, KvBlock, KvLayout};
+use super::kv_block::{BLOCK_TOKENS, KvBlock};
 use super::{MAX_DECODE_TOKENS, PagedAttention};
 
 /// The new tokens of a sequence, and the blocks that hold its keys and values.
@@ -62,14 +62,16 @@ pub(super) struct PagedSequence<'a> {
     pub(super) len: usize,
     /// Row of the first new token in the batch.
     pub(super) first_row: usize,
-    layout: KvLayout,
-    layer: usize,
+    n_kv_heads: usize,
+    /// [`KvLayout::head_bytes`](super::kv_block::KvLayout::head_bytes), which takes too long to compute at each step.
+    head_bytes: usize,
+    /// The layer of each block.
     blocks: Vec<BlockPtr>,
     /// The blocks stay borrowed for as long as the pointers are used.
     lifetime: PhantomData<&'a mut KvBlock>,
 }
 
-/// Start of a block; null where it is out of the window.
+/// Start of a layer of a block; null where the block is out of the window.
 #[derive(Clone, Copy)]
 struct BlockPtr(*mut u8);
 
@@ -103,11 +105,14 @@ impl<'a> PagedSequence<'a> {
             blocks[n_out_of_window..].iter().all(|block| block.get().is_some()),
             "a block in the attention window is missing"
         );
+        let layer_offset = layout.keys_offset(layer, 0);
         let pointer = |block: &KvRef| {
-            BlockPtr(block.get().map_or(std::ptr::null_mut(), |block| block.start_for(&layout)))
+            let start = block.get().map(|block| block.start_for(&layout).wrapping_add(layer_offset));
+            BlockPtr(start.unwrap_or(std::ptr::null_mut()))
         };
         let blocks = blocks.iter().map(pointer).collect();
-        Self { start, len, first_row, layout, layer, blocks, lifetime: PhantomData }
+        let (n_kv_heads, head_bytes) = (layout.n_kv_heads, layout.head_bytes());
+        Self { start, len, first_row, n_kv_heads, head_bytes, blocks, lifetime: PhantomData }
     }
 
     /// Number of tokens, the new ones included.
@@ -123,10 +128,10 @@ impl<'a> PagedSequence<'a> {
     /// Address of a head's keys in a block, its values and their scales behind them.
     #[inline(always)]
     pub(super) fn head_ptr(&self, kv_head: usize, block: usize) -> *mut u8 {
-        self.blocks[block].0.wrapping_add(self.layout.keys_offset(self.layer, kv_head))
+        self.blocks[block].0.wrapping_add(kv_head * self.head_bytes)
     }
 
-    /// A head's keys in a block, its values and their scales: [`KvLayout::head_bytes`] bytes.
+    /// A head's keys in a block, its values and their scales: [`KvLayout::head_bytes`](super::kv_block::KvLayout::head_bytes) bytes.
     ///
     /// # Safety
     /// Nobody writes to this head of this block while the slice is in use.
@@ -135,9 +140,9 @@ impl<'a> PagedSequence<'a> {
     /// When there is no such head, or the block is out of the window.
     #[inline(always)]
     pub(super) unsafe fn head(&self, kv_head: usize, block: usize) -> &[u8] {
-        assert!(kv_head < self.layout.n_kv_heads && !self.blocks[block].0.is_null());
+        assert!(kv_head < self.n_kv_heads && !self.blocks[block].0.is_null());
         // SAFETY: `new` checked that the block has this layout and the layer; the block and the head were
         // checked above.
-        unsafe { std::slice::from_raw_parts(self.head_ptr(kv_head, block), self.layout.head_bytes()) }
+        unsafe { std::slice::from_raw_parts(self.head_ptr(kv_head, block), self.head_bytes) }
     }
 }

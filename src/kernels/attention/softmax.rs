@@ -48,7 +48,8 @@ pub(super) fn softmax_step<S: Simd>(
     row: RowSoftmax,
 ) {
     let RowScores { vectors, stride } = scores;
-    let RowSoftmax { max, weight_sums, values } = row;
+    let RowSoftmax { max: row_max, weight_sums, values } = row;
+    let mut max = *row_max;
     let mut x = [simd.splat(f32::NEG_INFINITY); STEP_BLOCKS];
     let mut new_max = simd.splat(f32::NEG_INFINITY);
     for (n, visible) in visible.iter().enumerate() {
@@ -62,18 +63,18 @@ pub(super) fn softmax_step<S: Simd>(
         new_max = simd.max(new_max, x[n]);
     }
     let new_max = simd.reduce_max(new_max);
-    if new_max > *max {
+    if new_max > max {
         let factor =
-            if *max == f32::NEG_INFINITY { simd.splat(0.0) } else { exp(simd, simd.splat(*max - new_max)) };
+            if max == f32::NEG_INFINITY { simd.splat(0.0) } else { exp(simd, simd.splat(max - new_max)) };
         store_array(simd, simd.mul(load_array(simd, weight_sums), factor), weight_sums);
         for values in values.as_chunks_mut().0 {
             store_array(simd, simd.mul(load_array(simd, values), factor), values);
         }
-        *max = new_max;
+        (max, *row_max) = (new_max, new_max);
     }
     let mut sums = load_array(simd, weight_sums);
     for (n, visible) in visible.iter().enumerate() {
-        let mut weights = exp(simd, simd.sub(x[n], simd.splat(*max)));
+        let mut weights = exp(simd, simd.sub(x[n], simd.splat(max)));
         if *visible != (0..LANES) {
             // While no key has been visible yet, `max` is minus infinity and the weights are NaN.
             let mask = WEIGHT_MASK.lanes(simd, visible);
