@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::simd::{LANES, Simd, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
-use super::kv_kernel::{HeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
 
 /// Rows up to which reading keys and values takes longer than multiplying them. With more rows, each element
 /// is widened once for all of them.
@@ -12,7 +12,7 @@ const MAX_DIRECT_ROWS: usize = 16;
 
 /// [`KvKernel`] of elements `E`.
 pub(super) struct FloatKvKernel<E> {
-    head: HeadLayout,
+    head: KvHeadLayout,
     /// `[n_rows, padded_dim]`
     queries: Vec<f32>,
     /// Scratch memory for the keys or values of a step in float32; empty where they are used as they are.
@@ -27,7 +27,7 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
     fn new<S: Simd>(_: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
         let n_widened = if rows_per_head <= MAX_DIRECT_ROWS { 0 } else { STEP_BLOCKS };
         let widened = vec![0.0; n_widened * BLOCK_TOKENS * layout.padded_dim()];
-        Self { head: HeadLayout::new::<E>(layout), queries, widened, element: PhantomData }
+        Self { head: KvHeadLayout::new::<E>(layout), queries, widened, element: PhantomData }
     }
 
     #[inline(always)]

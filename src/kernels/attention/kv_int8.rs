@@ -5,7 +5,7 @@
 use super::super::matmul::quantize::quantization_scale;
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, Int8, KvKind, KvLayout};
-use super::kv_kernel::{HeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
 
 /// Bytes of a vector's quads.
 const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
@@ -21,7 +21,7 @@ const SUM_VECTORS: usize = 8;
 
 /// [`KvKernel`] of 8-bit integers.
 pub(super) struct Int8KvKernel {
-    head: HeadLayout,
+    head: KvHeadLayout,
     queries: QuantizedRows,
     /// Weights of a step's keys, one row per query row of a head.
     weights: QuantizedRows,
@@ -72,8 +72,8 @@ impl QuantizedRows {
         }
     }
 
-    /// Quads of a chunk of a row, and the start value of their dot product with codes: codes are unsigned, and
-    /// the start value subtracts their zero.
+    /// Quads of a chunk of a row, and the start value of their dot product with codes: codes are unsigned,
+    /// and the start value subtracts their zero.
     #[inline(always)]
     fn operand(&self, row: usize, chunk: usize) -> (*const u8, i32) {
         let sum = self.sums[row * self.n_chunks + chunk];
@@ -89,7 +89,7 @@ impl KvKernel for Int8KvKernel {
 
     #[inline(always)]
     fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
-        let head = HeadLayout::new::<Int8>(layout);
+        let head = KvHeadLayout::new::<Int8>(layout);
         let padded = head.padded_dim;
         let mut quantized = QuantizedRows::new(queries.len() / padded, padded / LANES);
         for (row, query) in queries.chunks_exact(padded).enumerate() {
@@ -216,7 +216,7 @@ impl Int8Tile<'_> {
                     prefetch(simd, ahead.wrapping_add(quad_offset), V * CODE_BYTES);
                 }
                 // SAFETY: `pointers` checked that the block has all values of a head, whose `V` vectors from
-                // `column` on these are; `operand` checked that the row has a vector of weights per block.
+                // `column` on these are; the row has quads for `STEP_BLOCKS` blocks.
                 unsafe {
                     let of_quad = blocks[n].add(offset + quad_offset);
                     let mut codes = [simd.load_codes_8(of_quad); V];
@@ -245,7 +245,7 @@ impl Int8Tile<'_> {
 
 /// Scales of a head's keys or values in a block.
 #[inline(always)]
-fn scales_of<'a>(head: &HeadLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
+fn scales_of<'a>(head: &KvHeadLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
     let offset = head.scales_offset + if kind == KvKind::Value { SCALE_BYTES } else { 0 };
     let Some(scales) = block[offset..].first_chunk() else { unreachable!("a head ends with its scales") };
     scales

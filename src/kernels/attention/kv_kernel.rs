@@ -45,7 +45,7 @@ impl KvStep<'_> {
     /// # Panics
     /// When a block is shorter than a head.
     #[inline(always)]
-    pub(super) fn pointers(&self, head: &HeadLayout) -> [*const u8; STEP_BLOCKS] {
+    pub(super) fn pointers(&self, head: &KvHeadLayout) -> [*const u8; STEP_BLOCKS] {
         self.blocks.map(|block| {
             assert!(block.len() >= head.bytes);
             block.as_ptr()
@@ -55,7 +55,7 @@ impl KvStep<'_> {
 
 /// The dimensions of a head in a block, which take too long to compute at each step.
 #[derive(Clone, Copy)]
-pub(super) struct HeadLayout {
+pub(super) struct KvHeadLayout {
     pub(super) dim: usize,
     pub(super) key_dim: usize,
     pub(super) padded_dim: usize,
@@ -64,7 +64,7 @@ pub(super) struct HeadLayout {
     pub(super) bytes: usize,
 }
 
-impl HeadLayout {
+impl KvHeadLayout {
     /// The dimensions of a head of elements `E`.
     ///
     /// # Panics

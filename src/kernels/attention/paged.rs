@@ -63,7 +63,7 @@ pub(super) struct PagedSequence<'a> {
     /// Row of the first new token in the batch.
     pub(super) first_row: usize,
     n_kv_heads: usize,
-    /// [`KvLayout::head_bytes`](super::kv_block::KvLayout::head_bytes), which takes too long to compute at each step.
+    /// `KvLayout::head_bytes`, which takes too long to compute at each step.
     head_bytes: usize,
     /// The layer of each block.
     blocks: Vec<BlockPtr>,
@@ -131,7 +131,7 @@ impl<'a> PagedSequence<'a> {
         self.blocks[block].0.wrapping_add(kv_head * self.head_bytes)
     }
 
-    /// A head's keys in a block, its values and their scales: [`KvLayout::head_bytes`](super::kv_block::KvLayout::head_bytes) bytes.
+    /// A head's keys in a block, its values and their scales: `KvLayout::head_bytes` bytes.
     ///
     /// # Safety
     /// Nobody writes to this head of this block while the slice is in use.
