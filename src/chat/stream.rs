@@ -194,8 +194,9 @@ fn separate_calls(parser: &mut ToolCallParser, event: ChatEvent) -> impl Iterato
             (Some(ChatEvent::Content { text: content, reasoning, calls, logprobs, n_tokens }), None)
         }
         ChatEvent::Finished { reason, usage, stats } => {
-            let ParsedDelta { content, calls } = parser.finish();
-            let rest = (!content.is_empty()).then(|| ChatEvent::Content {
+            let ParsedDelta { content, calls } = parser.finish(reason == FinishReason::Length);
+            let has_more = !content.is_empty() || !calls.is_empty();
+            let rest = has_more.then(|| ChatEvent::Content {
                 text: content,
                 reasoning: String::new(),
                 calls,

@@ -280,3 +280,95 @@ async fn invalid_tools_are_refused_by_name() {
         assert_eq!(answer["error"]["param"], param, "{fields}: {answer}");
     }
 }
+
+/// For each format of calls: texts that occur in the templates of its family, the opening mark, a call of
+/// `get_weather`, and the text that separates it from the next.
+const FORMATS: [(&str, &str, &str, &str); 6] = [
+    (
+        "<tool_call>",
+        "",
+        "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>",
+        "\n",
+    ),
+    ("[TOOL_CALLS]", "[TOOL_CALLS][", JSON_CALL, ", "),
+    ("[TOOL_CALLS] [ARGS]", "[TOOL_CALLS]", "get_weather[ARGS]{\"city\": \"Rome\"}", "[TOOL_CALLS]"),
+    ("<|tool_call|> <|/tool_call|>", "<|tool_call|>[", JSON_CALL, ", "),
+    ("<|tool_call|>", "<|tool_call|>[", JSON_CALL, ", "),
+    ("ipython \"parameters\"", "", "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}", "; "),
+];
+
+const JSON_CALL: &str = "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}";
+
+/// A template of the family that `markers` identify.
+fn template_of(markers: &str) -> &'static str {
+    let messages = "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}{{ tool_calls }}";
+    Box::leak(format!("{markers}{messages}").into_boxed_str())
+}
+
+#[tokio::test]
+async fn required_calls_end_where_the_model_ends_them() {
+    for (markers, open, call, separator) in FORMATS {
+        for (said, n_calls) in [
+            (format!("{open}{call}"), 1),
+            (format!("{open}{call}{separator}"), 1),
+            (format!("{open}{call}{separator}{call}"), 2),
+        ] {
+            let server =
+                server(Script { template: Some(template_of(markers)), ..Script::saying(&said) }).await;
+            let answer = ask(&server, json!({"tool_choice": "required", "max_tokens": 400})).await;
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], "tool_calls", "{markers}: {answer}");
+            assert_eq!(choice["message"]["content"], Value::Null, "{markers}: {answer}");
+            let calls = choice["message"]["tool_calls"].as_array().unwrap();
+            assert_eq!(calls.len(), n_calls, "{markers}: {said}: {answer}");
+            assert_eq!(answer["usage"]["completion_tokens"], said.len() + 1, "{markers}: {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_the_token_limit_cuts_is_never_text() {
+    for (markers, open, call, _) in FORMATS {
+        let call = format!("{open}{call}");
+        let server = server(Script { template: Some(template_of(markers)), ..Script::saying(&call) }).await;
+        for choice in ["auto", "required"] {
+            for max_tokens in (1..call.len()).step_by(3) {
+                let fields = json!({"tool_choice": choice, "max_tokens": max_tokens});
+                let answer = ask(&server, fields.clone()).await;
+                let whole = &answer["choices"][0];
+                let cut = &call[..max_tokens];
+                assert_eq!(whole["finish_reason"], "length", "{cut}: {answer}");
+                let message = &whole["message"];
+                assert!(message["content"].as_str().is_none_or(str::is_empty), "{cut}: {answer}");
+                let mut request = json!({"messages": [{"role": "user", "content": "How warm is it?"}],
+                    "temperature": 0, "tools": [weather()], "stream": true});
+                request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+                let (content, streamed, finish) = collected(&server, &request).await;
+                let call = message["tool_calls"].as_array().map(|calls| &calls[0]["function"]);
+                let call = call.map(|function| {
+                    let text = |field: &str| function[field].as_str().unwrap().to_owned();
+                    (text("name"), text("arguments"))
+                });
+                assert_eq!((content.as_str(), streamed, finish.as_str()), ("", call, "length"), "{cut}");
+            }
+        }
+    }
+}
+
+/// The text, the first call and the end of a streamed response.
+async fn collected(server: &Server, request: &Value) -> (String, Option<(String, String)>, String) {
+    let (mut content, mut call, mut finish) = (String::new(), None, String::new());
+    for event in events(server.post(CHAT, request).await).await {
+        let Ok(chunk) = serde_json::from_str::<Value>(&event) else { continue };
+        let choice = &chunk["choices"][0];
+        content += choice["delta"]["content"].as_str().unwrap_or_default();
+        finish += choice["finish_reason"].as_str().unwrap_or_default();
+        for delta in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let function = &delta["function"];
+            let (_, arguments) =
+                call.get_or_insert_with(|| (function["name"].as_str().unwrap().to_owned(), String::new()));
+            *arguments += function["arguments"].as_str().unwrap();
+        }
+    }
+    (content, call, finish)
+}

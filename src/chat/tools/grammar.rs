@@ -83,22 +83,28 @@ fn forbid_additional_properties(schema: &mut Map<String, Value>) {
     }
 }
 
-/// The rule `calls`: one or several calls, after the first opening mark.
+/// The rule `calls`: one or several calls, after the first opening mark. Where several are allowed, the text may end
+/// after each, and after the separator: some models write it before they decide whether another call follows.
 fn calls_rule(tools: &ToolSet, format: &ToolCallFormat, special: &impl Fn(&str) -> Option<u32>) -> String {
     let any: Vec<String> = (0..tools.functions.len()).map(|idx| format!("call_{idx}")).collect();
     let [open, close] = [format.open, format.close].map(|text| mark(text, special));
     let [padding, separator] = [format.padding, format.separator].map(literal);
-    let more = |with: String| {
-        if tools.is_parallel { format!("({with}){{0,{}}}", MAX_CALLS - 1) } else { String::new() }
+    let more = |separator: &str, call: &str| {
+        if !tools.is_parallel {
+            return String::new();
+        }
+        format!("({separator} {call}){{0,{}}} ({separator})?", MAX_CALLS - 1)
     };
     let rule = if format.is_list {
-        format!("calls: \"[\" call {} \"]\" {close}", more(format!("{separator} call")))
+        let end = format!("\"]\" {close}");
+        let end = if tools.is_parallel { format!("({end})?") } else { end };
+        format!("calls: \"[\" call {} {end}", more(&separator, "call"))
     } else if format.name_end.is_some() || format.is_open_optional {
         let separator = if format.name_end.is_some() { &open } else { &separator };
-        format!("calls: call {}", more(format!("{separator} call")))
+        format!("calls: call {}", more(separator, "call"))
     } else {
         let one = format!("{padding} call {padding} {close}");
-        format!("calls: {one} {}", more(format!("{separator} {open} {one}")))
+        format!("calls: {one} {}", more(&separator, &format!("{open} {one}")))
     };
     format!("{rule}\ncall: {}", any.join(" | "))
 }

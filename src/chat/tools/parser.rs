@@ -47,6 +47,9 @@ enum ParserState {
     Named(CallSection, Box<PartialCall>),
 }
 
+/// Characters that end a name that arguments follow.
+const NAME_ENDS: [char; 2] = ['[', ' '];
+
 /// A section of the text with one or several calls.
 #[derive(Debug, Clone)]
 struct CallSection {
@@ -54,6 +57,8 @@ struct CallSection {
     close: &'static str,
     /// Whether it can contain nothing but calls. If not, only objects that name an offered function are calls.
     is_certain: bool,
+    /// Whether it is a code block.
+    is_block: bool,
     /// All of its text, until a call is found in it.
     raw: String,
     has_calls: bool,
@@ -110,24 +115,55 @@ impl ToolCallParser {
         parsed
     }
 
-    /// Ends the text and returns what was held back.
-    pub fn finish(&mut self) -> ParsedDelta {
+    /// Ends the text and returns what was held back. Where the token limit has cut the text (`is_cut`), the beginning
+    /// of a mark and of a call whose name is not whole are neither text nor calls; a call with a name is emitted as
+    /// far as it goes.
+    pub fn finish(&mut self, is_cut: bool) -> ParsedDelta {
         let mut parsed = ParsedDelta::default();
         let rest = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, ParserState::Text) {
             // The text ends in the opening mark of another call.
             ParserState::Text if self.has_calls() && self.format.open.starts_with(rest.trim()) => {}
+            ParserState::Text if is_cut && overlap(&rest, self.format.open) > 0 => {}
             ParserState::Text => parsed.content = rest,
-            ParserState::Section(section)
-            | ParserState::Object(section, _)
-            | ParserState::Named(section, _)
-                if !section.has_calls =>
-            {
+            ParserState::Section(section) if !section.has_calls => {
+                let is_first = !self.has_calls();
+                let is_text =
+                    if section.is_certain { is_first && !is_cut } else { section.is_block || !is_cut };
+                if is_text {
+                    parsed.content = section.raw + &rest;
+                }
+            }
+            ParserState::Object(section, call) | ParserState::Named(section, call) if is_cut => {
+                self.finish_cut_call(section, call, &rest, &mut parsed);
+            }
+            ParserState::Object(section, _) | ParserState::Named(section, _) if !section.has_calls => {
                 parsed.content = section.raw + &rest;
             }
             ParserState::Section(_) | ParserState::Object(..) | ParserState::Named(..) => {}
         }
         parsed
+    }
+
+    /// Emits what there is of a call that was cut, if its name is whole. `rest` is text that is not yet parsed.
+    fn finish_cut_call(
+        &mut self,
+        mut section: CallSection,
+        mut call: Box<PartialCall>,
+        rest: &str,
+        parsed: &mut ParsedDelta,
+    ) {
+        call.end_name();
+        // A name before arguments is whole where something follows it.
+        if let Some((name, _)) = rest.trim_start().split_once(NAME_ENDS)
+            && self.names.iter().any(|known| known == name)
+        {
+            call.name.get_or_insert_with(|| name.to_owned());
+        }
+        let is_call = |name: &String| section.is_certain || self.names.contains(name);
+        if call.name.as_ref().is_some_and(is_call) && !call.is_emitted {
+            self.emit_new(&mut call, &mut section, parsed);
+        }
     }
 
     /// Parses some of the held text; returns whether more of it can be parsed.
@@ -174,7 +210,8 @@ impl ToolCallParser {
         let n_text = self.held[..start].trim_end().len();
         parsed.content.extend(self.held.drain(..n_text));
         let raw = self.held.drain(..start + open.len() - n_text).collect();
-        self.state = ParserState::Section(CallSection { close, is_certain, raw, has_calls: false });
+        let is_block = !is_certain && !open.is_empty();
+        self.state = ParserState::Section(CallSection { close, is_certain, is_block, raw, has_calls: false });
         true
     }
 
@@ -235,7 +272,8 @@ impl ToolCallParser {
         let is_known = |name: &String| self.names.contains(name);
         let is_call = match &call.name {
             Some(name) => section.is_certain || is_known(name),
-            None => !call.is_complete && (section.is_certain || !call.has_unknown_key),
+            None if section.is_certain => !call.is_complete,
+            None => !call.is_complete && !call.has_unknown_key && call.may_name_one_of(&self.names),
         };
         if !is_call && !section.has_calls {
             self.release_as_text(&section, parsed);
@@ -261,7 +299,7 @@ impl ToolCallParser {
                 return false;
             };
             let head: String = self.held.drain(..start).collect();
-            let name = head.split(['[', ' ']).next().unwrap_or_default();
+            let name = head.split(NAME_ENDS).next().unwrap_or_default();
             section.raw += &head;
             if name.is_empty() || !(head.contains(mark) || self.names.iter().any(|known| known == name)) {
                 self.release_as_text(&section, parsed);
@@ -278,12 +316,17 @@ impl ToolCallParser {
         is_complete && !self.held.is_empty()
     }
 
-    /// Emits the parts of a call that are new.
+    /// Emits the parts of a call that are new, once it has arguments.
     fn emit(&mut self, call: &mut PartialCall, section: &mut CallSection, parsed: &mut ParsedDelta) {
-        let Some(name) = &call.name else { return };
         if !call.is_emitted && call.arguments.is_empty() && !call.is_complete {
             return;
         }
+        self.emit_new(call, section, parsed);
+    }
+
+    /// Emits the parts of a call that are new, be they no more than its name.
+    fn emit_new(&mut self, call: &mut PartialCall, section: &mut CallSection, parsed: &mut ParsedDelta) {
+        let Some(name) = &call.name else { return };
         let index = if call.is_emitted { self.n_calls - 1 } else { self.n_calls };
         if call.is_complete && call.arguments.is_empty() {
             call.arguments.push_str("{}");
@@ -369,6 +412,20 @@ impl PartialCall {
         matches!(self.key.as_deref(), Some("arguments" | "parameters"))
     }
 
+    /// Whether what there is of a name is the beginning of one of `names`.
+    fn may_name_one_of(&self, names: &[String]) -> bool {
+        let item = self.item.trim_end();
+        self.key.as_deref() != Some("name")
+            || names.iter().any(|name| Value::from(name.as_str()).to_string().starts_with(item))
+    }
+
+    /// Takes the value that the text was cut in or after as the name, if it is a whole one.
+    fn end_name(&mut self) {
+        if self.name.is_none() && self.key.as_deref() == Some("name") {
+            self.name = serde_json::from_str(self.item.trim()).ok();
+        }
+    }
+
     fn push_item_char(&mut self, c: char) {
         if self.item.is_empty() && c.is_whitespace() {
             return;
@@ -411,6 +468,15 @@ mod tests {
 
     /// Text and calls of a text that arrives in pieces of `n` bytes, and the number of call deltas.
     fn parsed(format: &str, text: &str, n: usize) -> (String, Vec<(String, String)>, usize) {
+        parsed_until_end(format, text, n, false)
+    }
+
+    fn parsed_until_end(
+        format: &str,
+        text: &str,
+        n: usize,
+        is_cut: bool,
+    ) -> (String, Vec<(String, String)>, usize) {
         let names = ["get_weather", "add"].map(str::to_owned);
         let mut parser = ToolCallParser::new(ToolCallFormat::by_name(format), names.into(), true);
         let (mut content, mut calls, mut n_deltas) = (String::new(), Vec::new(), 0);
@@ -422,7 +488,7 @@ mod tests {
             }
         }
         let all: Vec<ParsedDelta> = pieces.iter().map(|piece| parser.push(piece)).collect();
-        for parsed in all.into_iter().chain([parser.finish()]) {
+        for parsed in all.into_iter().chain([parser.finish(is_cut)]) {
             content += &parsed.content;
             for call in parsed.calls {
                 n_deltas += 1;
@@ -562,7 +628,72 @@ mod tests {
         assert_eq!(calls.len(), 1);
         assert_eq!(n_deltas, PARIS.1.len(), "one for each piece of the arguments");
         // A truncated call has the arguments so far.
-        let (content, calls, _) = parsed("hermes", &text[..text.len() - 6], 1);
+        let (content, calls, _) = parsed_until_end("hermes", &text[..text.len() - 6], 1, true);
         assert_eq!((content.as_str(), calls[0].1.as_str()), ("", "{\"city\": \"Pa"));
+    }
+
+    #[test]
+    fn no_markup_is_text_wherever_the_token_limit_cuts_it() {
+        let whole_calls = TRANSCRIPTS.iter().filter(|(.., calls)| !calls.is_empty());
+        for &(format, text, content, calls) in whole_calls {
+            for (end, _) in text.char_indices() {
+                let cut = parsed_until_end(format, &text[..end], 1, true);
+                for n in [2, 3, 7, 1000] {
+                    let (found, found_calls, _) = parsed_until_end(format, &text[..end], n, true);
+                    assert_eq!(
+                        (&found, &found_calls),
+                        (&cut.0, &cut.1),
+                        "{format}: {:?} by {n}",
+                        &text[..end]
+                    );
+                }
+                let (found, found_calls, _) = cut;
+                // A code block without a call is text.
+                let is_block = CODE_BLOCKS.iter().any(|(open, _)| open.starts_with(found.trim()));
+                let is_text = content.starts_with(found.trim()) || is_block;
+                assert!(is_text, "{format}: {:?} has the text {found:?}", &text[..end]);
+                assert!(found_calls.len() <= calls.len(), "{format}: {:?}", &text[..end]);
+                for ((name, arguments), (whole_name, whole)) in found_calls.iter().zip(calls) {
+                    assert_eq!(name, whole_name, "{format}: {:?}", &text[..end]);
+                    assert!(
+                        whole.starts_with(arguments.as_str()),
+                        "{format}: {:?}: {arguments}",
+                        &text[..end]
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_call_is_emitted_once_its_name_is_whole() {
+        for (format, text, expected) in [
+            ("hermes", "<tool_call>\n{\"name\": \"get_weath", None),
+            ("hermes", "<tool_call>\n{\"name\": \"get_weather\"", Some("")),
+            ("hermes", "<tool_call>\n{\"name\": \"get_weather\", \"argum", Some("")),
+            ("hermes", "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"ci", Some("{\"ci")),
+            ("llama 3", "{\"name\": \"get_weather\"", Some("")),
+            ("mistral, names first", "[TOOL_CALLS]get_weather", None),
+            ("mistral, names first", "[TOOL_CALLS]get_weather[AR", Some("")),
+            ("mistral, names first", "[TOOL_CALLS]get_weather[ARGS]{", Some("{")),
+        ] {
+            let (content, calls, _) = parsed_until_end(format, text, 1, true);
+            let found = calls.first().map(|(_, arguments)| arguments.as_str());
+            assert_eq!((content.as_str(), found), ("", expected), "{format}: {text}");
+        }
+    }
+
+    #[test]
+    fn text_that_the_token_limit_cuts_stays() {
+        for (format, text) in [
+            ("hermes", "{\"name\": \"An"),
+            ("hermes", "{\"city\": \"Pa"),
+            ("llama 3", "{\"age\": 1"),
+            ("hermes", "So:\n```json"),
+            ("hermes", "So:\n```json\n"),
+            ("hermes", "1 > "),
+        ] {
+            assert_eq!(parsed_until_end(format, text, 1, true).0, text, "{format}");
+        }
     }
 }
