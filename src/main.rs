@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use predict_otron_9000::config::Args;
+use predict_otron_9000::inference::grammar::trial;
 use predict_otron_9000::kernels::threads::pool;
 use predict_otron_9000::{cli, telemetry};
 
@@ -24,7 +25,36 @@ unsafe fn keep_freed_memory() {
 #[cfg(not(target_env = "gnu"))]
 unsafe fn keep_freed_memory() {}
 
+/// Limits the processor time and the memory of a process that compiles a grammar.
+///
+/// # Safety
+/// No other thread may run.
+#[cfg(unix)]
+unsafe fn limit_trial() {
+    let limits = [
+        (libc::RLIMIT_CPU, trial::TRIAL_SECONDS),
+        (libc::RLIMIT_AS, trial::trial_address_space()),
+        (libc::RLIMIT_CORE, 0),
+    ];
+    for (resource, most) in limits {
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        // SAFETY: `limit` lives during the call. A failure leaves the limit that the server has.
+        unsafe { libc::setrlimit(resource, &raw const limit) };
+    }
+}
+
+#[cfg(not(unix))]
+unsafe fn limit_trial() {}
+
 fn main() -> ExitCode {
+    if trial::is_trial(std::env::args_os().nth(1).as_deref()) {
+        // SAFETY: no thread has been started yet.
+        unsafe { limit_trial() };
+        return trial::serve_trial();
+    }
+    if let Some(program) = trial::own_program() {
+        trial::set_trial_program(program);
+    }
     let args = Args::from_process();
     // SAFETY: no thread has been started yet.
     unsafe { keep_freed_memory() };

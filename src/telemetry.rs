@@ -72,6 +72,10 @@ metrics_table! {
         "Sampling steps with a repeat penalty of 1, which has no effect.";
     Histogram MASK_SECONDS = "predict_otron_mask_seconds",
         "Time to compute a grammar's token mask.";
+    Histogram GRAMMAR_COMPILE_SECONDS = "predict_otron_grammar_compile_seconds",
+        "Time to compile a grammar that is not in the cache.";
+    Counter GRAMMAR_CACHE_HITS = "predict_otron_grammar_cache_hits_total",
+        "Requests whose grammar had been compiled, or refused, before.";
     Counter RESPONSE_HITS = "predict_otron_response_cache_hits_total",
         "Chat requests served from the response cache.";
     Counter RESPONSE_MISSES = "predict_otron_response_cache_misses_total",

@@ -382,7 +382,16 @@ impl ServedChat {
         }
         let model = self.load().await?;
         let admission = model.admit()?;
-        let start = move || model.start_chat(admission, &request, tenant);
+        let (request, spec) = match request.tools.is_some() || request.options.has_grammar() {
+            false => (request, None),
+            true => {
+                let model = model.clone();
+                let find = move || model.chat_grammar(&request).map(|spec| (request, spec));
+                self.app.compute(find).await??
+            }
+        };
+        let grammar = model.compile(spec).await?;
+        let start = move || model.start_chat(admission, &request, grammar.as_ref(), tenant);
         let mut stream = self.app.compute(start).await??;
         if let Some((cache, key)) = cached {
             stream.record_into(cache, key);
@@ -401,7 +410,9 @@ impl ServedChat {
     ) -> Result<CompletionStream> {
         let model = self.load().await?;
         let admission = model.admit()?;
-        self.app.compute(move || model.start_completion(admission, &request, tenant)).await?
+        let grammar = model.compile(model.completion_grammar(&request)?).await?;
+        let start = move || model.start_completion(admission, &request, grammar.as_ref(), tenant);
+        self.app.compute(start).await?
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::generation_request::{MAX_CHOICES, completion_generation_request, num_choices};
 use super::model::ChatModel;
 use super::stream::ChatStream;
-use super::structured::constraint_of;
+use super::structured::{ConstraintSpec, constraint_of};
 use super::truncate::max_prompt_tokens;
 use crate::error::{Error, Result};
-use crate::inference::{Admission, GenerationRequest};
+use crate::inference::{Admission, CompiledGrammar, GenerationRequest};
 use crate::openai::completions::CompletionRequest;
 use crate::openai::embeddings::TextsOrTokens;
 use crate::tokenizer::Tokenizer;
@@ -43,8 +43,16 @@ enum CompletionPrompt {
 }
 
 impl ChatModel {
-    /// Starts to complete the prompts of a request on behalf of `tenant`. `admission` reserves its place in the
-    /// queue.
+    /// The grammar of the completions of a request, if they have one.
+    ///
+    /// # Errors
+    /// When it is malformed, or several are requested.
+    pub fn completion_grammar(&self, request: &CompletionRequest) -> Result<Option<ConstraintSpec>> {
+        constraint_of(&request.options)
+    }
+
+    /// Starts to complete the prompts of a request on behalf of `tenant`, each by [`ChatModel::completion_grammar`],
+    /// compiled. `admission` reserves its place in the queue.
     ///
     /// # Errors
     /// When a parameter is out of range, the model cannot fill in the middle, or a prompt does not fit the context.
@@ -52,6 +60,7 @@ impl ChatModel {
         self: &Arc<Self>,
         admission: Admission,
         request: &CompletionRequest,
+        grammar: Option<&Arc<CompiledGrammar>>,
         tenant: Arc<str>,
     ) -> Result<CompletionStream> {
         let options = &request.options;
@@ -61,7 +70,7 @@ impl ChatModel {
         if best_of > n {
             generation.top_logprobs.get_or_insert(0);
         }
-        generation.constraint = self.constraint(constraint_of(options)?, None)?;
+        generation.constraint = grammar.map(|grammar| self.constraint(grammar, None));
         let prompts = prompts(request)?;
         if prompts.len() * best_of > MAX_TEXTS {
             return Err(Error::invalid(

@@ -26,17 +26,32 @@ pub use model::ChatModel;
 use prompt::{RenderedPrompt, prediction_text};
 pub use response_cache::ResponseCache;
 pub use stream::{CacheStatus, ChatStream};
+pub use structured::ConstraintSpec;
 use structured::constraint_of;
 pub use template::{ChatTemplate, TemplateSource};
-use tools::{ToolCallParser, ToolSet, tool_constraint};
+use tools::{ToolCallFormat, ToolCallParser, ToolSet, tool_constraint};
 use truncate::{max_chunk_bytes, max_prompt_tokens};
 
 use crate::error::Result;
-use crate::inference::Admission;
+use crate::inference::{Admission, CompiledGrammar};
 use crate::openai::chat::ChatCompletionRequest;
 
 impl ChatModel {
-    /// Starts the response to a conversation on behalf of `tenant`. `admission` reserves its place in the queue.
+    /// The grammar of the response to a conversation, if it has one.
+    ///
+    /// # Errors
+    /// When it is malformed, several are requested, or `tools` are.
+    pub fn chat_grammar(&self, request: &ChatCompletionRequest) -> Result<Option<ConstraintSpec>> {
+        let spec = constraint_of(&request.options)?;
+        let special = |text: &str| self.tokenizer.special_token_id(text);
+        match ToolSet::from_request(request)? {
+            None => Ok(spec),
+            Some(tools) => tool_constraint(&tools, self.call_format(), special, spec),
+        }
+    }
+
+    /// Starts the response to a conversation on behalf of `tenant`, by [`ChatModel::chat_grammar`], compiled.
+    /// `admission` reserves its place in the queue.
     ///
     /// # Errors
     /// When a parameter is out of range, the template refuses the messages, or the prompt does not fit
@@ -45,6 +60,7 @@ impl ChatModel {
         self: &Arc<Self>,
         admission: Admission,
         request: &ChatCompletionRequest,
+        grammar: Option<&Arc<CompiledGrammar>>,
         tenant: Arc<str>,
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
@@ -52,26 +68,30 @@ impl ChatModel {
         let n_choices = num_choices(&request.options)?;
         generation.prediction = self.prediction_tokens(request)?;
         let tools = ToolSet::from_request(request)?;
-        let mut spec = constraint_of(&request.options)?;
         let max_prompt_tokens =
             max_prompt_tokens(&request.options, self.engine.context_length(), generation.max_tokens)?;
         let variables = self.template_variables(request)?;
-        let RenderedPrompt { tokens, ignored_fields, reasoning, call_format } =
+        let RenderedPrompt { tokens, ignored_fields, reasoning } =
             self.render_prompt(&request.messages, tools.as_ref(), variables, max_prompt_tokens)?;
         generation.prompt = tokens;
-        let special = |text: &str| self.tokenizer.special_token_id(text);
-        if let Some(tools) = &tools {
+        let call_format = self.call_format();
+        if tools.is_some() {
             let marks = [call_format.open, call_format.close].into_iter().chain(call_format.name_end);
+            let special = |text: &str| self.tokenizer.special_token_id(text);
             generation.visible_tokens = marks.filter_map(special).collect();
-            spec = tool_constraint(tools, call_format, special, spec)?;
         }
-        let is_unconstrained = spec.is_none();
-        generation.constraint = self.constraint(spec, reasoning.as_ref())?;
+        generation.constraint = grammar.map(|grammar| self.constraint(grammar, reasoning.as_ref()));
+        let is_unconstrained = generation.constraint.is_none();
         let generations = self.engine.submit(self.reserve_slots(admission, n_choices)?, generation)?;
         // Under a grammar, calls always have their mark; JSON without it is text.
         let accept_unmarked = call_format.is_open_optional || is_unconstrained;
         let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.names(), accept_unmarked));
         Ok(ChatStream::new(self.clone(), generations, 1, ignored_fields).with_parsers(reasoning, calls))
+    }
+
+    /// The form in which the model writes tool calls.
+    fn call_format(&self) -> &'static ToolCallFormat {
+        ToolCallFormat::for_template(|text| self.template.template_contains(text))
     }
 
     /// Encodes the client's predicted output, at most a context's worth of tokens.

@@ -7,7 +7,7 @@ use super::structured::ConstraintSpec;
 use super::template::ChatTemplate;
 use crate::error::Result;
 use crate::inference::grammar::Preamble;
-use crate::inference::{Admission, Constraint, Engine};
+use crate::inference::{Admission, CompiledGrammar, Constraint, Engine};
 use crate::tokenizer::Tokenizer;
 
 /// A loaded chat model.
@@ -65,21 +65,30 @@ impl ChatModel {
         [Ok(first)].into_iter().chain((1..n).map(|_| self.admit())).collect()
     }
 
-    /// Compiles a constraint. For a model that reasons, it applies only after the reasoning.
+    /// Compiles the grammar of a response, if it has one. This takes none of the threads that prepare prompts; dropping
+    /// the future ends the work.
+    ///
+    /// # Errors
+    /// When the grammar is malformed, takes too long, or has to wait for too many others.
+    pub async fn compile(&self, spec: Option<ConstraintSpec>) -> Result<Option<Arc<CompiledGrammar>>> {
+        let Some(ConstraintSpec { param, grammar }) = spec else { return Ok(None) };
+        self.engine.compile_grammar(&grammar).await.map(Some).map_err(|e| e.with_param(param))
+    }
+
+    /// The constraint of a response. For a model that reasons, it applies only after the reasoning.
     pub(super) fn constraint(
         &self,
-        spec: Option<ConstraintSpec>,
+        grammar: &Arc<CompiledGrammar>,
         reasoning: Option<&ReasoningParser>,
-    ) -> Result<Option<Constraint>> {
-        let Some(ConstraintSpec { param, grammar }) = spec else { return Ok(None) };
-        let constraint = self.engine.compile_constraint(&grammar).map_err(|e| e.with_param(param))?;
-        Ok(Some(match reasoning {
+    ) -> Constraint {
+        let constraint = grammar.constraint();
+        match reasoning {
             None => constraint,
             Some(reasoning) => constraint.with_preamble(Preamble {
                 open: self.tokenizer.single_token_id(reasoning::OPEN),
                 is_open: reasoning.is_open(),
                 close: reasoning::CLOSE.to_owned(),
             }),
-        }))
+        }
     }
 }

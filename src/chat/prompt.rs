@@ -6,7 +6,7 @@ use super::model::ChatModel;
 use super::reasoning::ReasoningParser;
 use super::template::{TemplateInput, TemplateMessage};
 use super::template_probe;
-use super::tools::{self, ToolCallFormat, ToolSet};
+use super::tools::{self, ToolSet};
 use crate::error::{Error, Result};
 use crate::openai::chat::{ChatCompletionRequest, Content, Message, ReasoningEffort, Role};
 use crate::tokenizer::Tokenizer;
@@ -19,8 +19,6 @@ pub struct RenderedPrompt {
     pub ignored_fields: Vec<String>,
     /// A parser that separates reasoning from content, if the model reasons.
     pub reasoning: Option<ReasoningParser>,
-    /// The form in which the model writes tool calls.
-    pub call_format: &'static ToolCallFormat,
 }
 
 impl ChatModel {
@@ -45,7 +43,6 @@ impl ChatModel {
         max_prompt_tokens: Option<usize>,
     ) -> Result<RenderedPrompt> {
         let mut messages = template_messages(messages, self.template.supports_developer_role())?;
-        let call_format = ToolCallFormat::for_template(|text| self.template.template_contains(text));
         let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
         let mut variables = Value::Object(variables);
         let mut texts = messages.iter().flat_map(message_texts).collect::<Vec<&str>>();
@@ -62,8 +59,12 @@ impl ChatModel {
         map_texts(&mut variables, &escape_special_tokens);
         map_texts(&mut tools, &escape_special_tokens);
         let tools = tools.as_array().filter(|tools| !tools.is_empty());
-        let tools =
-            tools::prepare_messages(&self.template, call_format, &mut messages, tools.map(Vec::as_slice));
+        let tools = tools::prepare_messages(
+            &self.template,
+            self.call_format(),
+            &mut messages,
+            tools.map(Vec::as_slice),
+        );
         let variables = variables.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
         let render_with = |messages: &[TemplateMessage], variables: &Map<String, Value>| {
@@ -88,7 +89,7 @@ impl ChatModel {
             ignored_fields.push("messages".to_owned());
         }
         let reasoning = self.template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
-        Ok(RenderedPrompt { tokens, ignored_fields, reasoning, call_format })
+        Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
     }
 
     /// The client's template variables, plus the one by which the template controls reasoning.

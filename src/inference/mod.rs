@@ -6,6 +6,7 @@
 //! message, a template or a socket.
 
 mod block_pool;
+mod constrained_drawing;
 pub mod engine;
 pub mod grammar;
 mod prefix_cache;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use engine::{Admission, Engine, EngineOptions, EngineStatus, Generation};
-pub use grammar::{Constraint, Grammar};
+pub use grammar::{CompiledGrammar, Constraint, Grammar};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use scheduler::ContextShift;
 pub use stop::overlap;

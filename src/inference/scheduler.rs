@@ -137,6 +137,8 @@ struct Sequence {
     lookup: PromptLookup,
     /// Tokens whose keys and values are in the KV cache, or will be after the current batch.
     n_computed: usize,
+    /// Draft tokens after them whose keys and values are there as well.
+    computed_drafts: Vec<u32>,
     /// Its blocks in each group of layers.
     tables: Vec<GroupTable>,
     /// Full blocks that are in the prefix cache.
@@ -304,6 +306,7 @@ impl Scheduler {
             max_tokens,
             lookup: PromptLookup::new(prediction),
             n_computed: 0,
+            computed_drafts: Vec::new(),
             tables: vec![GroupTable::default(); self.options.groups.len()],
             n_cached_blocks: 0,
             prefix: PrefixParent::Namespace(cache_namespace.clone()),
@@ -315,13 +318,20 @@ impl Scheduler {
         });
     }
 
-    /// Appends sampled tokens to a running sequence: the accepted draft tokens and the new one after them. If they do
-    /// not fit the context, the sequence continues without the middle of its past.
+    /// Appends sampled tokens to a sequence: the accepted draft tokens and the new one after them. If they do not fit
+    /// the context, the sequence continues without the middle of its past.
+    ///
+    /// A sequence to which nothing is appended after a batch with its last token sits out until then; meanwhile it may
+    /// be preempted.
     pub fn append(&mut self, id: SequenceId, tokens: &[u32]) {
-        let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { return };
+        let mut sequences = self.running.iter_mut().chain(&mut self.waiting);
+        let Some(sequence) = sequences.find(|sequence| sequence.id == id) else { return };
         sequence.tokens.extend(tokens);
         sequence.n_generated += tokens.len();
-        sequence.n_computed += tokens.len().saturating_sub(1);
+        let drafts = std::mem::take(&mut sequence.computed_drafts);
+        let accepted = &tokens[..tokens.len().saturating_sub(1)];
+        sequence.n_computed +=
+            accepted.iter().zip(&drafts).take_while(|(token, draft)| token == draft).count();
         let shift = self.options.context_shift;
         if let Some(shift) = shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
             let (n_first, n_last) = shift.n_kept();
@@ -377,7 +387,8 @@ impl Scheduler {
         }
     }
 
-    /// The next batch, whose tokens count as computed from now on. Empty only when idle.
+    /// The next batch, whose tokens count as computed from now on. Empty only when idle, or when all running sequences
+    /// sit out.
     pub fn next_batch(&mut self) -> Batch {
         for sequence in &mut self.running {
             sequence.cache_full_blocks(&mut self.kv);
@@ -391,8 +402,9 @@ impl Scheduler {
         if self.options.speculative && batch.sequences.len() == n_decodes {
             self.schedule_drafts(&mut batch);
         }
-        while batch.sequences.is_empty() && self.running.len() > 1 {
-            // Unfinished prompts hold all blocks.
+        let is_unfinished = |sequence: &Sequence| sequence.n_uncomputed() > 0;
+        while batch.sequences.is_empty() && self.running.len() > 1 && self.running.iter().any(is_unfinished) {
+            // Unfinished prompts, and sequences that sit out, hold all blocks.
             self.preempt_newest();
             self.schedule_prefill(&mut batch, budget);
         }
@@ -537,7 +549,9 @@ impl Scheduler {
                 best.drafts = Vec::new().into_iter();
                 continue;
             }
-            best.scheduled.tokens.extend(best.drafts.next());
+            let draft = best.drafts.next();
+            best.scheduled.tokens.extend(draft);
+            best.sequence.computed_drafts.extend(draft);
             best.scheduled.n_drafts += 1;
             best.scheduled.block_tables = best.sequence.block_tables();
             n_rows += 1;
@@ -600,6 +614,7 @@ impl Sequence {
             pool.release(std::mem::take(table).blocks.into_iter().flatten());
         }
         self.n_computed = 0;
+        self.computed_drafts.clear();
         self.n_cached_blocks = 0;
         self.prefix = PrefixParent::Namespace(self.cache_namespace.clone());
     }
@@ -698,6 +713,7 @@ impl Sequence {
     fn schedule(&mut self, n: usize) -> ScheduledSeq {
         let start = self.n_computed;
         self.n_computed += n;
+        self.computed_drafts.clear();
         self.has_started = true;
         ScheduledSeq {
             id: self.id,
@@ -1011,6 +1027,11 @@ mod tests {
         /// The contents of each block of each group, as the model would have written them.
         memory: HashMap<(usize, BlockId), Vec<u32>>,
         expected: HashMap<u64, Expected<'a>>,
+        /// Of every so many sampled tokens, the last has its sequence sit out.
+        sit_out_every: usize,
+        n_sampled: usize,
+        /// The tokens of sequences that sit out, and for how many batches more.
+        sitting_out: HashMap<u64, (Vec<u32>, usize)>,
     }
 
     /// The blocks of `seq` that hold its tokens from `first` on, with their groups.
@@ -1084,26 +1105,53 @@ mod tests {
         /// Generates 0, 1, 2 over and over, as far as the drafts allow in one batch.
         fn generate(&mut self, batch: &Batch) {
             for seq in batch.sequences.iter().filter(|seq| seq.needs_logits) {
-                let Expected { request, tokens, n_generated, .. } = self.expected.get_mut(&seq.id.0).unwrap();
+                let n_generated = self.expected[&seq.id.0].n_generated;
                 let mut drafts = seq.tokens[seq.tokens.len() - seq.n_drafts..].iter();
-                let mut sampled = vec![*n_generated as u32 % 3];
+                let mut sampled = vec![n_generated as u32 % 3];
                 while drafts.next() == sampled.last() {
-                    sampled.push((*n_generated + sampled.len()) as u32 % 3);
+                    sampled.push((n_generated + sampled.len()) as u32 % 3);
                 }
-                tokens.extend(&sampled);
-                *n_generated += sampled.len();
-                let context_length = self.scheduler.options.context_shift.map(|shift| shift.context_length);
-                if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
-                    assert_eq!(tokens.len(), length + 1);
-                    // The first four tokens and the end make up half a context.
-                    tokens.drain(4..tokens.len() + 4 - length / 2);
+                self.n_sampled += 1;
+                // One that has been preempted meanwhile keeps its tokens.
+                if self.sitting_out.contains_key(&seq.id.0) {
+                    continue;
                 }
-                if *n_generated >= request.n_generated {
-                    self.expected.remove(&seq.id.0);
-                    self.scheduler.remove(seq.id, false);
-                } else {
-                    self.scheduler.append(seq.id, &sampled);
+                if self.n_sampled.is_multiple_of(self.sit_out_every) {
+                    self.sitting_out.insert(seq.id.0, (sampled, self.n_sampled % 5));
+                    continue;
                 }
+                self.append(seq.id, &sampled);
+            }
+        }
+
+        /// Ends the wait of sequences that have sat out for long enough.
+        fn resume(&mut self) {
+            let mut resumed = Vec::new();
+            self.sitting_out.retain(|&n, (sampled, n_left)| {
+                *n_left = n_left.saturating_sub(1);
+                if *n_left == 0 {
+                    resumed.push((n, std::mem::take(sampled)));
+                }
+                *n_left > 0
+            });
+            resumed.iter().for_each(|(n, sampled)| self.append(id(*n), sampled));
+        }
+
+        fn append(&mut self, sequence: SequenceId, sampled: &[u32]) {
+            let Expected { request, tokens, n_generated, .. } = self.expected.get_mut(&sequence.0).unwrap();
+            tokens.extend(sampled);
+            *n_generated += sampled.len();
+            let context_length = self.scheduler.options.context_shift.map(|shift| shift.context_length);
+            if let Some(length) = context_length.filter(|length| tokens.len() > *length) {
+                assert_eq!(tokens.len(), length + 1);
+                // The first four tokens and the end make up half a context.
+                tokens.drain(4..tokens.len() + 4 - length / 2);
+            }
+            if *n_generated >= request.n_generated {
+                self.expected.remove(&sequence.0);
+                self.scheduler.remove(sequence, false);
+            } else {
+                self.scheduler.append(sequence, sampled);
             }
         }
 
@@ -1118,6 +1166,7 @@ mod tests {
             }
             for n in leaving {
                 self.expected.remove(&n);
+                self.sitting_out.remove(&n);
                 self.scheduler.remove(id(n), false);
             }
         }
@@ -1152,6 +1201,7 @@ mod tests {
             window in prop::option::of(1usize..60),
             other in prop::option::of((7usize..30, 1usize..60)),
             context_length in prop::option::of(75usize..112),
+            sit_out_every in 1usize..9,
         ) {
             let mut options = scheduler(max_running, chunk, n_blocks).options;
             options.groups[0].window = window;
@@ -1162,6 +1212,9 @@ mod tests {
                 scheduler: Scheduler::new(options),
                 memory: HashMap::new(),
                 expected: HashMap::new(),
+                sit_out_every,
+                n_sampled: 0,
+                sitting_out: HashMap::new(),
             };
             let mut upcoming = requests.iter().enumerate();
             let (mut next, mut pause) = (upcoming.next(), 0);
@@ -1177,9 +1230,11 @@ mod tests {
                 }
                 n_batches += 1;
                 prop_assert!(n_batches < 5000, "it does not terminate");
+                simulation.resume();
                 let batch = simulation.scheduler.next_batch();
                 check_integrity(&simulation.scheduler);
-                prop_assert!(!batch.sequences.is_empty() || simulation.scheduler.is_idle());
+                let may_be_empty = simulation.scheduler.is_idle() || !simulation.sitting_out.is_empty();
+                prop_assert!(!batch.sequences.is_empty() || may_be_empty);
                 prop_assert!(batch.sequences.len() <= max_running);
                 simulation.check_batch(&batch);
                 simulation.write(&batch);

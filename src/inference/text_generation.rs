@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Poll;
+use std::thread::Thread;
 
 use candle_core::Tensor;
 
+use super::constrained_drawing::{ConstrainedDrawing, DrawStage, PendingDraw, SampledToken, forbid};
 use super::grammar::Constraint;
 use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
 use super::stop::{StopScan, StopStrings};
@@ -28,6 +31,8 @@ pub struct TextGeneration {
     /// Whether a space at the beginning comes from the vocabulary, not from the model.
     strip_leading_space: bool,
     top_logprobs: Option<usize>,
+    /// The draw that waits for the grammar.
+    draw: Option<PendingDraw>,
     n_generated: usize,
     /// Tokens that the emitted text accounts for.
     n_emitted: usize,
@@ -51,11 +56,11 @@ pub struct GenerationStep {
 }
 
 impl TextGeneration {
-    /// A generation for `request` by a model with `n_vocab` logits.
+    /// A generation for `request`, whose constraint it takes over, by a model with `n_vocab` logits.
     ///
     /// # Errors
     /// When a sampling parameter is out of range.
-    pub fn new(request: &GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
+    pub fn new(request: &mut GenerationRequest, tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
         let eos: &[u32] = if request.ignore_eos { &[] } else { tokenizer.end_of_generation() };
         Ok(Self {
             strip_leading_space: tokenizer.has_space_prefix()
@@ -65,12 +70,13 @@ impl TextGeneration {
             tokenizer,
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
-            constraint: request.constraint.clone(),
+            constraint: request.constraint.take(),
             stops: StopStrings::new(request.stop.clone()),
             visible_tokens: request.visible_tokens.clone(),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
+            draw: None,
             n_generated: 0,
             n_emitted: 0,
             n_text: 0,
@@ -79,22 +85,38 @@ impl TextGeneration {
         })
     }
 
-    /// Samples a token from `logits` `[n_vocab]` and returns what it adds to the text.
+    /// Samples a token from `logits` `[n_vocab]` and returns what it adds to the text. Pending while the grammar has no
+    /// answer; then call it again later, with the same logits.
     ///
     /// # Errors
     /// When a tensor operation fails, or the text cannot follow its grammar.
-    pub fn advance(&mut self, logits: &Tensor) -> Result<GenerationStep> {
-        let may_end = self.n_generated >= self.min_tokens;
-        let token = self.sample(logits, may_end)?;
+    pub fn advance(&mut self, logits: &Tensor) -> Poll<Result<GenerationStep>> {
+        match self.sample(logits) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(sampled)) => Poll::Ready(self.step(sampled, logits)),
+            Err(e) => Poll::Ready(Err(e)),
+        }
+    }
+
+    /// Whether the grammar's answers usually take long.
+    pub fn is_slow(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_slow)
+    }
+
+    /// Sets the thread to unpark when the grammar has an answer.
+    pub fn set_waker(&mut self, thread: Thread) {
+        self.constraint.iter_mut().for_each(|constraint| constraint.set_waker(thread.clone()));
+    }
+
+    /// Takes note of a sampled token, and returns what it adds to the text.
+    fn step(&mut self, sampled: SampledToken, logits: &Tensor) -> Result<GenerationStep> {
+        let SampledToken { token, is_complete } = sampled;
+        let may_end = self.may_end();
         self.sampler.record(token)?;
         self.n_generated += 1;
         if self.end_tokens.contains(&token) {
             return Ok(GenerationStep { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
         }
-        let is_complete = match &mut self.constraint {
-            Some(constraint) => constraint.push(token, self.tokenizer.token_bytes(token))?,
-            None => false,
-        };
         if let Some(n_top) = self.top_logprobs {
             self.push_logprob(logits, token, n_top)?;
         }
@@ -123,42 +145,32 @@ impl TextGeneration {
         self.constraint.iter_mut().for_each(Constraint::prepare);
     }
 
-    /// Samples the next token: adjusts the logits, masks what the grammar and `min_tokens` forbid, and draws.
-    fn sample(&mut self, logits: &Tensor, may_end: bool) -> Result<u32> {
+    /// Whether an end-of-text token or a stop string may end the text.
+    fn may_end(&self) -> bool {
+        self.n_generated >= self.min_tokens
+    }
+
+    /// Samples the next token: adjusts the logits, masks what the grammar and `min_tokens` forbid, and draws. `None`
+    /// while the grammar has no answer.
+    fn sample(&mut self, logits: &Tensor) -> Result<Option<SampledToken>> {
+        let may_end = self.may_end();
         let Self { sampler, constraint, end_tokens, .. } = self;
-        let mut logits = sampler.adjusted_logits(logits)?;
-        let forbid = |tokens: &[u32], logits: &mut [f32]| {
-            for &token in tokens {
-                logits.get_mut(token as usize).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
-            }
-        };
         let Some(constraint) = constraint else {
+            let mut logits = sampler.adjusted_logits(logits)?;
             forbid(if may_end { &[] } else { end_tokens }, &mut logits);
-            return sampler.draw(&logits);
+            return Ok(Some(SampledToken { token: sampler.draw(&logits)?, is_complete: false }));
         };
-        // Most tokens are allowed anyway, and the mask takes longer to compute than a single token to check. Drawing
-        // from all tokens and, if the token is not allowed, again from the mask has the same distribution as drawing
-        // from the mask at once.
-        let may_end = may_end && !constraint.is_in_preamble();
-        if constraint.mask_pending() {
-            let token = sampler.draw(&logits)?;
-            let is_end = end_tokens.contains(&token);
-            if !is_end && constraint.is_allowed(token) {
-                return Ok(token);
-            }
+        let mut draw = match self.draw.take() {
+            Some(draw) => draw,
+            None => PendingDraw { logits: sampler.adjusted_logits(logits)?, stage: DrawStage::Start },
+        };
+        let mut drawing =
+            ConstrainedDrawing { sampler, constraint, tokenizer: &self.tokenizer, end_tokens, may_end };
+        let sampled = drawing.resume(&mut draw)?;
+        if sampled.is_none() {
+            self.draw = Some(draw);
         }
-        match constraint.allowed_tokens()? {
-            None => forbid(if may_end { &[] } else { end_tokens }, &mut logits),
-            Some((mask, extra)) => {
-                let extra = extra.and_then(|token| Some((token as usize, *logits.get(token as usize)?)));
-                mask.apply_mask(&mut logits);
-                extra.into_iter().for_each(|(token, logit)| logits[token] = logit);
-                if !may_end && mask.has_tokens_besides(end_tokens) {
-                    forbid(end_tokens, &mut logits);
-                }
-            }
-        }
-        sampler.draw(&logits)
+        Ok(sampled)
     }
 
     /// The text that a token completes.

@@ -103,6 +103,15 @@ impl GenerationOptions {
         self.stream.unwrap_or(false)
     }
 
+    /// Whether a grammar constrains the response.
+    pub fn has_grammar(&self) -> bool {
+        self.response_format.is_some()
+            || self.guided_json.is_some()
+            || self.guided_regex.is_some()
+            || self.guided_choice.is_some()
+            || self.grammar.is_some()
+    }
+
     /// Whether a stream ends with the token counts.
     pub fn include_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)

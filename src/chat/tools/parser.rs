@@ -650,7 +650,7 @@ mod tests {
                 let (found, found_calls, _) = cut;
                 // A code block without a call is text.
                 let is_block = CODE_BLOCKS.iter().any(|(open, _)| open.starts_with(found.trim()));
-                let is_text = content.starts_with(found.trim()) || is_block;
+                let is_text = content.trim().starts_with(found.trim()) || is_block;
                 assert!(is_text, "{format}: {:?} has the text {found:?}", &text[..end]);
                 assert!(found_calls.len() <= calls.len(), "{format}: {:?}", &text[..end]);
                 for ((name, arguments), (whole_name, whole)) in found_calls.iter().zip(calls) {

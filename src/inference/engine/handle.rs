@@ -12,7 +12,7 @@ use super::kv_budget::KvBudget;
 use super::worker::EngineWorker;
 use super::{Admission, EngineOptions, EngineShared, EngineStatus, QueuedRequest};
 use crate::error::{Error, Kind, Result};
-use crate::inference::grammar::{Constraint, Grammar, GrammarCompiler};
+use crate::inference::grammar::{CompiledGrammar, Grammar, GrammarCompiler};
 use crate::inference::scheduler::ContextShift;
 use crate::inference::{Event, GenerationRequest};
 use crate::models::Decoder;
@@ -85,12 +85,13 @@ impl Engine {
         Ok(Admission { _slot: slot })
     }
 
-    /// Compiles a grammar into the constraint of a generation.
+    /// Compiles a grammar, from which constraints of generations are made. Dropping the future ends the work.
     ///
     /// # Errors
-    /// When the grammar is too large or too complex, is malformed, or uses a feature that cannot be enforced.
-    pub fn compile_constraint(&self, grammar: &Grammar) -> Result<Constraint> {
-        self.grammars.compile(grammar)
+    /// When the grammar is too large or too complex, is malformed, or uses a feature that cannot be enforced; when too
+    /// many grammars wait.
+    pub async fn compile_grammar(&self, grammar: &Grammar) -> Result<Arc<CompiledGrammar>> {
+        self.grammars.compile(grammar).await
     }
 
     /// Submits an admitted request; it gets one generation for each of its `admissions`.
@@ -190,7 +191,7 @@ impl Engine {
         let busy = batch_began.map(|began| began.elapsed()).unwrap_or_default();
         // A large model may take its time.
         if busy <= self.shared.options.batch_time.max(3 * longest_batch) {
-            return Ok(());
+            return self.grammars.check_health();
         }
         Err(Error::new(
             Kind::Unavailable,

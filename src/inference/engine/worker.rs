@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::Poll;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
@@ -20,6 +22,15 @@ use crate::kernels::threads::pool;
 use crate::models::{Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId};
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
+
+/// How long a step waits for grammars, as a share of its batch: a text with a slow grammar slows down the others by no
+/// more than this.
+const PATIENCE_PER_BATCH: u32 = 16;
+const MIN_PATIENCE: Duration = Duration::from_millis(1);
+const MAX_PATIENCE: Duration = Duration::from_millis(5);
+
+/// How long the engine waits for a grammar before it looks for new requests.
+const MAX_PARK_TIME: Duration = Duration::from_millis(5);
 
 /// The state of an engine's thread.
 pub struct EngineWorker {
@@ -42,9 +53,34 @@ struct ActiveSequence {
     arrived: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
+    /// Logits from which tokens are still to be sampled. While its grammar has no answer, the sequence sits out.
+    unsampled: Option<UnsampledLogits>,
     _admission: Admission,
     /// Held until it starts.
     queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// The logits of one batch for a sequence, and what has been sampled from them so far.
+struct UnsampledLogits {
+    /// The logits after the newest token and after each draft token.
+    rows: Vec<Tensor>,
+    drafts: Vec<u32>,
+    n_accepted: usize,
+    /// One for each sampled token; an error is the last.
+    steps: Vec<Result<GenerationStep>>,
+    state: SamplingState,
+}
+
+/// Whether more can be sampled from a batch's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SamplingState {
+    /// Nothing is sampled yet.
+    New,
+    /// The grammar has been asked in this step.
+    Asked,
+    /// The grammar has been asked in an earlier step.
+    SitsOut,
+    Done,
 }
 
 /// The tokens that one batch yields for a sequence.
@@ -130,14 +166,15 @@ impl EngineWorker {
 
     /// Adds a request to the scheduler's waiting sequences.
     fn add(&mut self, queued: QueuedRequest) {
-        let QueuedRequest { request, events, arrived, admission, queued_tokens } = queued;
+        let QueuedRequest { mut request, events, arrived, admission, queued_tokens } = queued;
         let n_vocab = self.model.config().n_vocab;
         let generation =
-            catch_panic("a request", || TextGeneration::new(&request, self.tokenizer.clone(), n_vocab));
-        let generation = match generation {
+            catch_panic("a request", || TextGeneration::new(&mut request, self.tokenizer.clone(), n_vocab));
+        let mut generation = match generation {
             Ok(generation) => generation,
             Err(e) => return send(&events, Event::Failed(e)),
         };
+        generation.set_waker(thread::current());
         self.n_sequences_seen += 1;
         let id = SequenceId(self.n_sequences_seen);
         let n_prompt = request.prompt.len();
@@ -156,6 +193,7 @@ impl EngineWorker {
             arrived,
             started: None,
             first_token: None,
+            unsampled: None,
             _admission: admission,
             queued_tokens: Some(queued_tokens),
         };
@@ -172,17 +210,26 @@ impl EngineWorker {
         format!("{is_long}|{}|{tenant}|{salt}", tenant.len()).into()
     }
 
-    /// One step of the loop: schedule, forward, sample, emit.
+    /// One step of the loop: schedule, forward, sample, emit. Sequences whose grammar has no answer sit out.
     fn step(&mut self) {
+        let sampled = self.sample(Duration::ZERO);
+        self.emit(sampled);
         let batch = self.scheduler.next_batch();
         if batch.sequences.is_empty() {
+            self.shared.status().batch_began = None;
+            if !self.scheduler.is_idle() {
+                // The grammar threads end the wait.
+                thread::park_timeout(MAX_PARK_TIME);
+            }
             return;
         }
         let began = self.record_start(&batch);
         let input = self.forward_input(&batch);
         let n_generated = match self.forward(&input) {
             Ok(logits) => {
-                let sampled = self.sample(&input, &logits);
+                self.assign(&input, &logits);
+                let patience = (began.elapsed() / PATIENCE_PER_BATCH).clamp(MIN_PATIENCE, MAX_PATIENCE);
+                let sampled = self.sample(patience);
                 let n_generated = self.emit(sampled);
                 self.scheduler.record_duration(&batch, began.elapsed().as_secs_f64());
                 n_generated
@@ -232,7 +279,8 @@ impl EngineWorker {
         // Keys and values that the failed batch has written are overwritten.
         let compute = |separate: ForwardInput| match self.forward(&separate) {
             Ok(logits) => {
-                let sampled = self.sample(&separate, &logits);
+                self.assign(&separate, &logits);
+                let sampled = self.sample(MIN_PATIENCE);
                 self.emit(sampled)
             }
             Err(e) => {
@@ -243,33 +291,56 @@ impl EngineWorker {
         input.split().into_iter().map(compute).sum()
     }
 
-    /// Samples the next token of each sequence, and the one after it as long as draft tokens are accepted. The
-    /// sequences are shared out among the compute threads.
-    fn sample(&mut self, input: &ForwardInput, logits: &[Tensor]) -> Vec<SampledTokens> {
-        let mut rows: HashMap<SequenceId, _> =
-            input.sampled_spans().map(|(id, rows, drafts)| (id, (&logits[rows], drafts))).collect();
-        let jobs = self.sequences.iter_mut().filter_map(|(&id, sequence)| {
-            let (logits, drafts) = rows.remove(&id)?;
-            sequence.first_token.get_or_insert_with(Instant::now);
-            let generation = &mut sequence.generation;
-            Some(Mutex::new(SamplingJob { id, generation, logits, drafts, n_accepted: 0, steps: Vec::new() }))
-        });
-        let jobs: Vec<_> = jobs.collect();
-        let run = |idx: usize| jobs[idx].lock().unwrap_or_else(PoisonError::into_inner).run();
-        match jobs.len() {
-            0 => {}
-            1 => run(0),
-            n => pool::run(|team| team.claim_chunks(n, 1).flatten().for_each(run)),
+    /// Gives the logits of a batch to its sequences. One that sits out keeps those that it has; they are the same.
+    fn assign(&mut self, input: &ForwardInput, logits: &[Tensor]) {
+        for (id, rows, drafts) in input.sampled_spans() {
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                sequence.first_token.get_or_insert_with(Instant::now);
+                let new = || UnsampledLogits::new(logits[rows].to_vec(), drafts.to_vec());
+                sequence.unsampled.get_or_insert_with(new);
+            }
         }
-        jobs.into_iter()
-            .map(|job| job.into_inner().unwrap_or_else(PoisonError::into_inner))
-            .map(|SamplingJob { id, drafts, n_accepted, steps, .. }| SampledTokens {
-                id,
-                n_drafts: drafts.len(),
-                n_accepted,
-                steps,
-            })
-            .collect()
+    }
+
+    /// Samples the next token of each sequence that has logits, and the one after it as long as draft tokens are
+    /// accepted. The sequences are shared out among the compute threads. Waits for the answers of grammars, but only
+    /// for as long as `patience`: sequences without an answer sit out the next batch.
+    fn sample(&mut self, patience: Duration) -> Vec<SampledTokens> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let jobs = self.sequences.iter_mut().filter_map(|(_, sequence)| {
+                let unsampled = sequence.unsampled.as_mut()?;
+                Some(Mutex::new((unsampled, &mut sequence.generation)))
+            });
+            let jobs: Vec<_> = jobs.collect();
+            let run = |idx: usize| {
+                let mut job = jobs[idx].lock().unwrap_or_else(PoisonError::into_inner);
+                let (unsampled, generation) = &mut *job;
+                unsampled.sample(generation);
+            };
+            match jobs.len() {
+                0 => return Vec::new(),
+                1 => run(0),
+                n => pool::run(|team| team.claim_chunks(n, 1).flatten().for_each(run)),
+            }
+            let is_awaited = jobs.into_iter().any(|job| {
+                let (unsampled, generation) = job.into_inner().unwrap_or_else(PoisonError::into_inner);
+                unsampled.state == SamplingState::Asked && !generation.is_slow()
+            });
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !is_awaited || left.is_zero() {
+                break;
+            }
+            thread::park_timeout(left);
+        }
+        let mut sampled = Vec::new();
+        for (&id, sequence) in &mut self.sequences {
+            match sequence.unsampled.take() {
+                Some(done) if done.state == SamplingState::Done => sampled.push(done.into_sampled(id)),
+                waiting => sequence.unsampled = waiting.map(UnsampledLogits::sit_out),
+            }
+        }
+        sampled
     }
 
     /// Emits the text of sampled tokens and gives the tokens to the scheduler. Returns how many there are.
@@ -396,30 +467,54 @@ impl EngineWorker {
     }
 }
 
-/// The sampling of one sequence after a batch.
-struct SamplingJob<'a> {
-    id: SequenceId,
-    generation: &'a mut TextGeneration,
-    /// The logits after the newest token and after each draft token.
-    logits: &'a [Tensor],
-    drafts: &'a [u32],
-    n_accepted: usize,
-    steps: Vec<Result<GenerationStep>>,
-}
+impl UnsampledLogits {
+    fn new(rows: Vec<Tensor>, drafts: Vec<u32>) -> Self {
+        Self { rows, drafts, n_accepted: 0, steps: Vec::new(), state: SamplingState::New }
+    }
 
-impl SamplingJob<'_> {
-    /// Samples a token, and the next one as long as the draft token equals it.
-    fn run(&mut self) {
-        for (row, logits) in self.logits.iter().enumerate() {
-            let step = catch_panic("sampling", || self.generation.advance(logits));
+    /// Samples a token, and the next one as long as the draft token equals it, up to the first for which the grammar has
+    /// no answer.
+    fn sample(&mut self, generation: &mut TextGeneration) {
+        while self.state != SamplingState::Done {
+            let row = self.steps.len();
+            let Some(logits) = self.rows.get(row) else {
+                self.state = SamplingState::Done;
+                return;
+            };
+            let step = match catch_panic("sampling", || Ok(generation.advance(logits))) {
+                Ok(Poll::Ready(step)) => step,
+                Ok(Poll::Pending) => {
+                    if self.state == SamplingState::New {
+                        self.state = SamplingState::Asked;
+                    }
+                    return;
+                }
+                Err(e) => Err(e),
+            };
             let is_accepted = step.as_ref().is_ok_and(|step| self.drafts.get(row) == Some(&step.token));
             let is_finished = step.as_ref().is_ok_and(|step| step.finish.is_some());
             self.n_accepted += usize::from(is_accepted);
             self.steps.push(step);
             if !is_accepted || is_finished {
-                return;
+                self.state = SamplingState::Done;
             }
         }
+    }
+
+    /// Prepares for the time after the batch whose logits these are.
+    fn sit_out(mut self) -> Self {
+        if self.state != SamplingState::SitsOut {
+            // The rows are views of the whole batch's logits.
+            let copy = |row: &Tensor| row.force_contiguous().unwrap_or_else(|_| row.clone());
+            self.rows = self.rows.iter().map(copy).collect();
+            self.state = SamplingState::SitsOut;
+        }
+        self
+    }
+
+    fn into_sampled(self, id: SequenceId) -> SampledTokens {
+        let Self { drafts, n_accepted, steps, .. } = self;
+        SampledTokens { id, n_drafts: drafts.len(), n_accepted, steps }
     }
 }
 

@@ -5,28 +5,29 @@
 //!
 //! - The vocabulary is the [`Tokenizer`]'s.
 //! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
-//!   the next mask is computed in advance, on a thread of its own, while the model computes the next logits.
+//!   the next mask is computed in advance, while the model computes the next logits.
+//! - Grammars are compiled on threads of their own, after a trial in a process of its own ([`trial`]); texts are
+//!   checked on the grammar threads. Neither holds up the model or other requests.
 //! - Sizes and times are bounded.
 //! - Any failure ends the text with an error: a constrained text never continues without its constraint.
 
+mod compiler;
 mod constraint;
+mod matcher;
 mod schema;
+mod threads;
+pub mod trial;
 mod vocabulary;
 
-use std::sync::{Arc, OnceLock, mpsc};
-use std::thread;
-
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::ParserFactory;
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::TokEnv;
-use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
-use self::constraint::MaskJob;
-use self::vocabulary::GrammarVocabulary;
 use crate::error::{Error, Kind, Result};
-use crate::tokenizer::Tokenizer;
 
-pub use self::constraint::{Constraint, Preamble, TokenMask};
+pub use self::compiler::GrammarCompiler;
+pub use self::constraint::{AllowedTokens, CompiledGrammar, Constraint, Preamble, TokenVerdict};
 pub use self::schema::for_each_schema;
 
 /// Most bytes of a grammar, including all schemas in it.
@@ -34,7 +35,13 @@ pub const MAX_GRAMMAR_BYTES: usize = 128 << 10;
 
 /// Grammars are parsed recursively, as deep as the largest one can be nested.
 const COMPILE_STACK_BYTES: usize = 128 << 20;
-const MASK_STACK_BYTES: usize = 16 << 20;
+
+/// Parts of regular expressions that one mask may add to a lexer's tables. A mask of an `enum` of 2,000 strings adds
+/// about 200,000.
+const STEP_LEXER_FUEL: u64 = 1_000_000;
+
+/// Most states of a text's lexer, of 1 to 2 kB each.
+const MAX_LEXER_STATES: usize = 50_000;
 
 /// A description of all texts that are allowed.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,61 +59,6 @@ pub enum Grammar {
         /// Grammars that the rules refer to, by name.
         parts: Vec<(String, Grammar)>,
     },
-}
-
-/// Compiles grammars for one vocabulary.
-pub struct GrammarCompiler {
-    tokenizer: Arc<Tokenizer>,
-    n_vocab: usize,
-    /// Made for the first grammar.
-    factory: OnceLock<Result<ParserFactory>>,
-    jobs: mpsc::Sender<MaskJob>,
-}
-
-impl GrammarCompiler {
-    /// A compiler for a model with `n_vocab` logits. It starts the thread that computes masks.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn new(tokenizer: Arc<Tokenizer>, n_vocab: usize) -> Result<Self> {
-        let (jobs, queue) = mpsc::channel::<MaskJob>();
-        thread::Builder::new()
-            .name("grammar".to_owned())
-            .stack_size(MASK_STACK_BYTES)
-            .spawn(move || queue.into_iter().for_each(MaskJob::run))
-            .map_err(|e| Error::internal(format!("cannot start the grammar thread: {e}")))?;
-        Ok(Self { tokenizer, n_vocab, factory: OnceLock::new(), jobs })
-    }
-
-    /// Compiles a grammar into the constraint of a text, which ends where the grammar does.
-    ///
-    /// # Errors
-    /// When the grammar is too large or too complex, is malformed, or uses a feature that cannot be enforced.
-    pub fn compile(&self, grammar: &Grammar) -> Result<Constraint> {
-        let grammar = grammar.to_llguidance()?;
-        let factory = self.factory.get_or_init(|| self.new_factory()).as_ref().map_err(Clone::clone)?;
-        let compiled = thread::scope(|scope| {
-            let compile = || factory.create_parser(grammar).map_err(|e| unenforceable(&e.to_string()));
-            let thread = thread::Builder::new().stack_size(COMPILE_STACK_BYTES).spawn_scoped(scope, compile);
-            let thread =
-                thread.map_err(|e| Error::internal(format!("cannot start a thread for a grammar: {e}")))?;
-            thread.join().unwrap_or_else(|_| Err(unenforceable("it is too complex")))
-        });
-        let matcher = Box::new(Matcher::new(Ok(compiled?)).into_cancellable());
-        let mut constraint = Constraint::new(matcher, self.jobs.clone());
-        // A grammar that no text can follow fails here, before the prompt is computed.
-        constraint.allowed_tokens().map(drop).map_err(|e| unenforceable(&e.to_string()))?;
-        Ok(constraint)
-    }
-
-    fn new_factory(&self) -> Result<ParserFactory> {
-        let vocabulary: TokEnv = Arc::new(GrammarVocabulary::new(self.tokenizer.clone(), self.n_vocab));
-        let mut factory = ParserFactory::new_simple(&vocabulary)
-            .map_err(|e| Error::internal(format!("the vocabulary cannot be used with grammars: {e}")))?;
-        factory.quiet();
-        factory.limits_mut().verbose_errors = false;
-        Ok(factory)
-    }
 }
 
 impl Grammar {
@@ -152,11 +104,38 @@ impl Grammar {
     }
 }
 
+/// A factory of parsers for a vocabulary.
+fn new_factory(vocabulary: &TokEnv) -> Result<ParserFactory> {
+    let mut factory = ParserFactory::new_simple(vocabulary)
+        .map_err(|e| Error::internal(format!("the vocabulary cannot be used with grammars: {e}")))?;
+    factory.quiet();
+    *factory.limits_mut() = ParserLimits {
+        // Work on the whole vocabulary is left to the masks, which can be interrupted.
+        precompute_large_lexemes: false,
+        step_lexer_fuel: STEP_LEXER_FUEL,
+        max_lexer_states: MAX_LEXER_STATES,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    };
+    Ok(factory)
+}
+
 /// The error of a grammar that cannot be enforced.
 fn unenforceable(why: &str) -> Error {
     let why = match why.trim().strip_prefix("Unimplemented keys: ") {
         Some(keys) => &format!("the schema keywords {keys} are not supported; leave them out"),
+        // A bug of the parser is no news to the client.
+        None if why.starts_with("panic") => "it is too complex; send a simpler one",
         None => why.trim(),
     };
     Error::new(Kind::InvalidRequest, format!("the grammar cannot be enforced: {why}"))
+}
+
+/// The error of a text whose grammar can no longer be enforced.
+fn too_complex(why: &str) -> Error {
+    let why = why.lines().next().unwrap_or(why);
+    Error::new(
+        Kind::InvalidRequest,
+        format!("the text was ended because its grammar could not be enforced: {why}; send a simpler one"),
+    )
 }

@@ -90,12 +90,17 @@ fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
 /// Lowers the priority of the calling compute thread, so that the threads that serve HTTP, which need
 /// little time but need it soon, run first.
 pub fn lower_priority() {
+    set_niceness(5);
+}
+
+/// Sets the niceness of the calling thread, and of the processes that it starts.
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "elsewhere threads have none"))]
+pub fn set_niceness(niceness: i32) {
+    // SAFETY: changes only this thread's niceness; a failure costs only speed.
     #[cfg(target_os = "linux")]
-    {
-        const NICENESS: libc::c_int = 5;
-        // SAFETY: changes only this thread's niceness; a failure costs only speed.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-    }
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, niceness)
+    };
 }
 
 /// Runs `job` on all compute threads and returns when all have finished. Callers on several threads
