@@ -9,7 +9,7 @@ use crate::tokenizer::Tokenizer;
 pub struct PendingDraw {
     /// The adjusted logits.
     pub logits: Vec<f32>,
-    /// What it waits for.
+    /// The stage that it waits in.
     pub stage: DrawStage,
 }
 

@@ -1027,7 +1027,7 @@ mod tests {
         /// The contents of each block of each group, as the model would have written them.
         memory: HashMap<(usize, BlockId), Vec<u32>>,
         expected: HashMap<u64, Expected<'a>>,
-        /// Of every so many sampled tokens, the last has its sequence sit out.
+        /// The sequence of every sampled token whose number is a multiple of this sits out.
         sit_out_every: usize,
         n_sampled: usize,
         /// The tokens of sequences that sit out, and for how many batches more.

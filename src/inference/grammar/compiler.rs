@@ -64,7 +64,7 @@ struct CompilerShared {
 /// SHA-256 of a grammar.
 type GrammarDigest = [u8; 32];
 
-/// What has become of a grammar.
+/// The outcome of compiling a grammar.
 #[derive(Clone)]
 enum KnownGrammar {
     Compiled(Arc<CompiledGrammar>),

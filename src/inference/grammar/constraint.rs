@@ -94,7 +94,7 @@ struct PendingStep {
     is_finished: bool,
 }
 
-/// What a step shares with the thread that works on it.
+/// State that a step shares with the thread that works on it.
 #[derive(Default)]
 struct StepProgress {
     began: OnceLock<Instant>,
