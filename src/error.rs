@@ -3,7 +3,10 @@
 //! Errors know nothing of HTTP: `http::error` alone maps each [`Kind`] to a status code. Messages are lower
 //! case without a full stop, and name the thing and the remedy.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::Once;
 use std::time::Duration;
 
 /// A result with the crate's [`Error`].
@@ -98,3 +101,48 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+thread_local! {
+    /// The place of the latest panic on this thread, while [`catch_panic`] runs.
+    static CAUGHT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs code of a library that may panic over a damaged file, on this thread. Returns the place of a panic, which is
+/// not reported otherwise: it is a fault of the file, and the caller says so.
+///
+/// # Errors
+/// When `work` panics.
+pub fn catch_panic<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    static QUIET_HOOK: Once = Once::new();
+    QUIET_HOOK.call_once(|| {
+        let report = take_hook();
+        set_hook(Box::new(move |info| {
+            let is_caught = CAUGHT.with_borrow_mut(|caught| {
+                let place = caught.as_mut()?;
+                *place = info.location().map(ToString::to_string).unwrap_or_default();
+                Some(())
+            });
+            if is_caught.is_none() {
+                report(info);
+            }
+        }));
+    });
+    let outer = CAUGHT.replace(Some(String::new()));
+    let result = catch_unwind(AssertUnwindSafe(work));
+    let place = CAUGHT.replace(outer);
+    result.map_err(|_| place.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_caught_with_its_place() {
+        assert_eq!(catch_panic(|| 5), Ok(5));
+        let place = catch_panic(|| panic!("on purpose")).unwrap_err();
+        assert!(place.contains("error.rs"), "{place}");
+        let inner = catch_panic(|| catch_panic(|| panic!("on purpose")).is_err());
+        assert_eq!(inner, Ok(true));
+    }
+}

@@ -56,9 +56,10 @@ impl<'a> Arguments<'a> {
         Ok(self.get(position, name)?.is_some_and(|value| value.is_true()))
     }
 
-    /// All positional arguments.
-    pub fn positional(&self) -> impl Iterator<Item = &Value> {
-        self.positional.iter()
+    /// The values of all arguments.
+    pub fn values(&self) -> Result<Vec<Value>, Error> {
+        let keyword = self.keyword.args().map(|name| self.keyword.get(name));
+        self.positional.iter().cloned().map(Ok).chain(keyword).collect()
     }
 
     /// Refuses more than `n_params` positional arguments, and keyword arguments that have not been accessed.

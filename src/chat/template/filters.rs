@@ -5,19 +5,25 @@ use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
 
 use super::arguments::Arguments;
+use super::budget::{check_size, check_time};
+use super::format::check_format;
+use super::guard::{made, stored};
 use super::json::MAX_INDENT;
 use super::repr::text;
-use super::{check_size, methods, syntax};
+use super::{methods, syntax};
 
 /// Registers the filters, tests and functions of this file.
 pub fn register(environment: &mut Environment<'_>) {
-    environment.set_formatter(|out, state, value| match value.kind() {
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&text(value))?),
-        _ => minijinja::escape_formatter(out, state, value),
+    environment.set_formatter(|out, state, value| {
+        check_time()?;
+        match value.kind() {
+            ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&text(value)?)?),
+            _ => minijinja::escape_formatter(out, state, value),
+        }
     });
     environment.add_filter("string", |value: &Value| match value.as_str() {
-        Some(_) => value.clone(),
-        None => Value::from(text(value)),
+        Some(_) => Ok(value.clone()),
+        None => text(value).map(Value::from),
     });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
@@ -26,15 +32,17 @@ pub fn register(environment: &mut Environment<'_>) {
     environment.add_filter("indent", indent);
     environment.add_filter("dictsort", dict_sort);
     for name in ["escape", "e"] {
-        environment
-            .add_filter(name, |value: &Value| if value.is_safe() { value.clone() } else { escape(value) });
+        let escape = |value: &Value| if value.is_safe() { Ok(value.clone()) } else { escape(value) };
+        environment.add_filter(name, escape);
     }
     environment.add_filter("forceescape", escape);
     environment.add_filter("center", |state: &mut State, value: &Value, width: Option<usize>| {
-        methods::call(state, &Value::from(text(value)), "center", &[Value::from(width.unwrap_or(80))])
+        methods::call(state, &Value::from(text(value)?), "center", &[Value::from(width.unwrap_or(80))])
     });
     environment.add_filter("wordcount", |value: &Value| {
-        text(value).split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+        let text = text(value)?;
+        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+        Ok::<_, Error>(words.filter(|word| !word.is_empty()).count())
     });
     environment.add_filter("truncate", truncate);
     environment.add_filter(syntax::ITERABLE, iterable);
@@ -67,7 +75,10 @@ pub fn register(environment: &mut Environment<'_>) {
     environment.add_function("namespace", |values: Option<Value>, named: Kwargs| {
         functions::namespace(Some(dict(values, named)?.into()))
     });
-    environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+    environment.add_function("cycler", |items: Rest<Value>| {
+        let items = items.0.into_iter().map(stored).collect::<Result<Vec<Value>, Error>>()?;
+        minijinja_contrib::globals::cycler(items)
+    });
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
 }
 
@@ -144,7 +155,7 @@ fn indent(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     };
     let (first, blank) = (args.flag(1, "first")?, args.flag(2, "blank")?);
     args.refuse_rest(3)?;
-    let value = text(value);
+    let value = text(value)?;
     let mut indented = String::with_capacity(value.len());
     for (idx, line) in value.split_inclusive('\n').enumerate() {
         let is_margin = if idx == 0 { first } else { blank || line != "\n" };
@@ -167,9 +178,9 @@ fn dict_sort(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
 }
 
 /// Escapes a text for HTML, with Jinja2's entities.
-fn escape(value: &Value) -> Value {
+fn escape(value: &Value) -> Result<Value, Error> {
     let mut escaped = String::new();
-    for c in text(value).chars() {
+    for c in text(value)?.chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
@@ -179,7 +190,7 @@ fn escape(value: &Value) -> Value {
             c => escaped.push(c),
         }
     }
-    Value::from_safe_string(escaped)
+    Ok(Value::from_safe_string(escaped))
 }
 
 /// The filter `truncate`: shortens a text longer than `length` plus `leeway` characters, at a space unless `killwords`.
@@ -191,7 +202,7 @@ fn truncate(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let end = args.optional_text(2, "end")?.unwrap_or_else(|| "...".to_owned());
     let leeway: usize = args.optional(3, "leeway")?.unwrap_or(5);
     args.refuse_rest(4)?;
-    let value = text(value);
+    let value = text(value)?;
     if value.chars().count() <= length.saturating_add(leeway) {
         return Ok(value);
     }
@@ -216,6 +227,7 @@ fn refuse_none(value: &Value) -> Result<(), Error> {
 /// Python's `"%s" % values`, where `values` is a tuple or a single value.
 fn percent_format(pattern: &str, values: Value) -> Result<String, Error> {
     let values: Vec<Value> = if values.is_tuple() { values.try_iter()?.collect() } else { vec![values] };
+    check_format(pattern, &values)?;
     format(FormatStyle::Printf, pattern, &values)
 }
 
@@ -236,5 +248,5 @@ fn dict(values: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     for name in named.args() {
         pairs.push((Value::from(name), named.get(name)?));
     }
-    Ok(Value::from_pairs(pairs))
+    made(Value::from_pairs(pairs))
 }

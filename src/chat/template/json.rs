@@ -6,7 +6,7 @@ use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind};
 
 use super::arguments::Arguments;
-use super::check_size;
+use super::budget::check_size;
 use super::repr::{as_float, float_text};
 
 /// The deepest nesting; deeper values are refused because writing them recurses.
@@ -35,6 +35,13 @@ pub fn to_json(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error>
             }
             None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
         };
+    // They are written for each item before its size is checked.
+    for separator in [indent.as_deref().unwrap_or_default(), &item_separator, &key_separator] {
+        if separator.len() > MAX_INDENT {
+            let message = format!("indents and separators may have at most {MAX_INDENT} bytes");
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
+    }
     let sort_keys = args.flag(3, "sort_keys")?;
     args.refuse_rest(4)?;
     let mut writer =

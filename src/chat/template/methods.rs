@@ -8,7 +8,9 @@ use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
 use super::arguments::Arguments;
-use super::check_size;
+use super::budget::{charge_items, check_size};
+use super::format::check_format;
+use super::guard::made;
 
 /// Calls a method that minijinja itself does not have.
 pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -19,8 +21,8 @@ pub fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> R
         _ => None,
     };
     match result {
-        Some(result) => Ok(result),
-        None => pycompat::unknown_method_callback(state, value, method, args),
+        Some(result) => made(result),
+        None => made(pycompat::unknown_method_callback(state, value, method, args)?),
     }
 }
 
@@ -33,10 +35,14 @@ fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Va
             let max: Option<i64> = args.optional(1, "maxsplit")?;
             let max = max.and_then(|max| usize::try_from(max).ok());
             args.refuse_rest(2)?;
+            // White space separates at least every second byte.
+            let n_parts = separator.as_deref().map_or(text.len() / 2, |sep| text.matches(sep).count());
+            charge_items(n_parts.min(max.unwrap_or(usize::MAX)))?;
             split(text, separator.as_deref(), max, method == "rsplit")?.into_iter().map(Value::from).collect()
         }
         "splitlines" => {
             let keep_ends = args.flag(0, "keepends")?;
+            charge_items(text.matches(LINE_ENDS).count())?;
             split_lines(text, keep_ends).into_iter().map(Value::from).collect()
         }
         "partition" | "rpartition" => partition(text, method, args)?,
@@ -55,8 +61,7 @@ fn string_method(text: &str, method: &str, args: &Arguments) -> Result<Option<Va
         }
         "join" => join(text, args)?,
         "format" => {
-            let lengths = args.positional().filter_map(|value| Some(value.as_str()?.len()));
-            check_size(text.matches('{').count().saturating_mul(lengths.max().unwrap_or(0)))?;
+            check_format(text, &args.values()?)?;
             return Ok(None);
         }
         "replace" => {
@@ -97,8 +102,9 @@ fn sequence_method(value: &Value, method: &str, args: &Arguments) -> Result<Opti
         "index" => {
             let wanted = args.required(0, "value")?;
             let idx = value.try_iter()?.position(|item| item == wanted);
-            let missing =
-                || Error::new(ErrorKind::InvalidOperation, format!("{wanted:?} is not in the list"));
+            let missing = || {
+                Error::new(ErrorKind::InvalidOperation, format!("the {} is not in the list", wanted.kind()))
+            };
             Ok(Some(Value::from(idx.ok_or_else(missing)?)))
         }
         _ => Ok(None),
@@ -237,13 +243,15 @@ fn split_at_space(text: &str, n_parts: usize, from_end: bool) -> Vec<&str> {
     parts
 }
 
+/// The characters at which Python ends a line.
+const LINE_ENDS: [char; 10] =
+    ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
+
 /// Splits a text into lines, at every line end that Python recognizes.
 fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
-    const ENDS: [char; 10] =
-        ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
     let mut lines = Vec::new();
     let mut rest = text;
-    while let Some(at) = rest.find(ENDS) {
+    while let Some(at) = rest.find(LINE_ENDS) {
         let width = if rest[at..].starts_with("\r\n") {
             2
         } else {

@@ -3,17 +3,33 @@
 //! The reference is `transformers`, which renders with sandboxed Jinja2 and Python values. minijinja comes close.
 //! `repr`, `methods`, `json`, `filters` (also tests and functions) and `clock` add what it lacks; `syntax` rewrites
 //! what it does not parse as Jinja2 does.
+//!
+//! A template comes with a model's files, so it may be hostile, and it must not take the server down:
+//! - `syntax` and `expression` refuse sources that are too large or nested too deeply, before minijinja sees them;
+//! - minijinja's fuel pays for each instruction and each byte of text;
+//! - `guard` bounds every list and dictionary that a template makes, where `expression` has put its filters;
+//! - `budget` has a deadline, which those filters and all functions of this folder look at;
+//! - `thread` compiles and renders on a thread with a large stack, and turns a panic into an error;
+//! - `failures` remembers conversations that exceeded a limit.
 
 mod arguments;
+mod budget;
+mod builtin;
 mod clock;
+mod expression;
+mod failures;
 mod filters;
+mod format;
+mod guard;
 mod json;
+mod lexer;
 mod methods;
 mod repr;
 mod source;
 mod syntax;
+mod thread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
 
@@ -22,9 +38,12 @@ use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 
+pub use builtin::{builtin_names, builtin_template};
 pub use source::TemplateSource;
 
 use crate::error::{Error, Kind, Result};
+use budget::LimitExceeded;
+use failures::Failures;
 
 /// A model's chat templates, compiled.
 pub struct ChatTemplate {
@@ -32,10 +51,13 @@ pub struct ChatTemplate {
     special_tokens: BTreeMap<String, String>,
     /// Name of the template for conversations with tools.
     with_tools: &'static str,
+    /// The variables that the template for conversations without tools uses.
+    variables: HashSet<String>,
     has_developer_role: bool,
     has_reasoning: bool,
     /// The text of all templates, concatenated.
     text: String,
+    failures: Failures,
 }
 
 /// The variables of a template. Arrays and objects keep their order.
@@ -99,23 +121,33 @@ const DEFAULT: &str = "default";
 /// Name of the template that `transformers` uses for conversations with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// Fuel of a rendering. An instruction takes one unit, and so do 64 copied bytes.
-const FUEL: u64 = 100_000_000;
+/// Fuel of a rendering. An instruction takes one unit, and so do 64 bytes of text. A message takes about a hundred
+/// instructions.
+const FUEL: u64 = 2_500_000;
 
-/// The longest text that a method or filter may produce; a template could ask for more than the machine's
-/// memory.
-const MAX_TEXT_BYTES: usize = 64 << 20;
+/// The longest message of a refusal; what is longer is cut.
+const MAX_REFUSAL_BYTES: usize = 1000;
+
+/// The longest format of the time.
+const MAX_TIME_FORMAT_BYTES: usize = 1000;
 
 /// The longest prompt that a template may render: well above any request body.
 const MAX_PROMPT_BYTES: usize = 32 << 20;
 
 impl ChatTemplate {
-    /// Compiles a model's templates.
+    /// Compiles a model's templates, and renders a short conversation to see that they stay within the limits.
     ///
     /// # Errors
-    /// When one is not valid Jinja.
+    /// When one is not valid Jinja, or exceeds a limit.
     pub fn new(source: impl Into<TemplateSource>) -> Result<Self> {
-        let TemplateSource { default, tool_use, special_tokens } = source.into();
+        let source = source.into();
+        let template = thread::run(|| Self::compile(source))??;
+        template.check_limits()?;
+        Ok(template)
+    }
+
+    fn compile(source: TemplateSource) -> Result<Self> {
+        let TemplateSource { default, tool_use, special_tokens } = source;
         let has_developer_role =
             tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
         let has_reasoning = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
@@ -123,7 +155,7 @@ impl ChatTemplate {
         let mut environment = environment()?;
         let mut add = |name, template: &str| {
             environment
-                .add_template_owned(name, syntax::prepare(template))
+                .add_template_owned(name, syntax::prepare(template)?)
                 .map_err(|e| Error::model(format!("the model's chat template is not valid: {e}")))
         };
         add(DEFAULT, &default)?;
@@ -131,7 +163,38 @@ impl ChatTemplate {
             add(TOOL_USE, tool_use)?;
         }
         let with_tools = if tool_use.is_some() { TOOL_USE } else { DEFAULT };
-        Ok(Self { environment, special_tokens, with_tools, has_developer_role, has_reasoning, text })
+        let variables =
+            environment.get_template(DEFAULT).map(|template| template.undeclared_variables(false));
+        Ok(Self {
+            variables: variables.unwrap_or_default(),
+            environment,
+            special_tokens,
+            with_tools,
+            has_developer_role,
+            has_reasoning,
+            text,
+            failures: Failures::default(),
+        })
+    }
+
+    /// Renders a short conversation. A template that exceeds a limit even for that is of no use for any other.
+    fn check_limits(&self) -> Result<()> {
+        let input = TemplateInput {
+            messages: &[TemplateMessage::new("user", "hi".to_owned())],
+            tools: None,
+            documents: None,
+            add_generation_prompt: true,
+            variables: serde_json::Map::new(),
+            now: jiff::civil::DateTime::default(),
+        };
+        match thread::run(|| self.render_here(&input))? {
+            Err(RenderError::Limit(limit)) => Err(Error::model(format!(
+                "the model's chat template exceeds a limit even for a short conversation: {limit}; replace it with \
+                 --chat-template"
+            ))),
+            // It may refuse or need something that this conversation has not.
+            _ => Ok(()),
+        }
     }
 
     /// Whether every template distinguishes the role `developer` from `system`.
@@ -151,15 +214,33 @@ impl ChatTemplate {
 
     /// Whether the template for conversations without tools uses a variable.
     pub fn uses_variable(&self, variable: &str) -> bool {
-        let template = self.environment.get_template(DEFAULT);
-        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+        self.variables.contains(variable)
     }
 
     /// Renders the prompt for a conversation.
     ///
     /// # Errors
     /// When the template refuses the conversation, fails, or exceeds a limit.
-    pub fn render<M: Serialize>(&self, input: TemplateInput<'_, M>) -> Result<String> {
+    pub fn render<M: Serialize + Sync>(&self, input: TemplateInput<'_, M>) -> Result<String> {
+        if let Some(e) = self.failures.find(&input) {
+            return Err(e);
+        }
+        thread::run(|| self.render_here(&input))?.map_err(|e| match e {
+            RenderError::Other(e) => e,
+            RenderError::Limit(limit) => {
+                let message = format!(
+                    "the model's chat template exceeds a limit with these messages: {limit}; send fewer or shorter ones"
+                );
+                let e = Error::invalid("messages", message);
+                self.failures.remember(&input, &e);
+                e
+            }
+        })
+    }
+
+    /// Renders on this thread.
+    fn render_here<M: Serialize>(&self, input: &TemplateInput<'_, M>) -> Result<String, RenderError> {
+        budget::start();
         let named = |name: &str, value: Value| (name.to_owned(), value);
         let now = input.now;
         let context = self
@@ -172,15 +253,16 @@ impl ChatTemplate {
                 named("tools", Value::from(Serde(input.tools))),
                 named("documents", Value::from(Serde(input.documents))),
                 named("add_generation_prompt", Value::from(input.add_generation_prompt)),
-                named("strftime_now", Value::from_function(move |format: &str| clock::strftime(now, format))),
+                named("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
             ])
             .collect::<BTreeMap<String, Value>>();
         let name = if input.tools.is_some() { self.with_tools } else { DEFAULT };
-        let template = self.environment.get_template(name).map_err(render_error)?;
+        let template = self.environment.get_template(name)?;
         let mut prompt = BoundedBuffer(Vec::new());
-        template.render_captured_to(context, &mut prompt).map_err(render_error)?;
-        String::from_utf8(prompt.0)
-            .map_err(|e| Error::internal(format!("the chat template did not render UTF-8: {e}")))
+        template.render_captured_to(context, &mut prompt)?;
+        String::from_utf8(prompt.0).map_err(|e| {
+            RenderError::Other(Error::internal(format!("the chat template did not render UTF-8: {e}")))
+        })
     }
 }
 
@@ -191,15 +273,28 @@ fn environment() -> Result<Environment<'static>> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|e| Error::internal(format!("impossible template syntax: {e}")))?);
     environment.set_fuel(Some(FUEL));
+    // It would print all that it can reach.
+    environment.remove_global("debug");
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", raise);
     filters::register(&mut environment);
+    guard::register(&mut environment);
     Ok(environment)
 }
 
+/// The function `strftime_now`.
+fn strftime(now: jiff::civil::DateTime, format: &str) -> Result<String, minijinja::Error> {
+    if format.len() > MAX_TIME_FORMAT_BYTES {
+        let limit = format!("a format of the time is longer than {MAX_TIME_FORMAT_BYTES} bytes");
+        return Err(budget::exceeded(limit));
+    }
+    Ok(clock::strftime(now, format))
+}
+
 /// The function `raise_exception`, by which a template refuses a conversation.
-fn raise(message: String) -> Result<Value, minijinja::Error> {
+fn raise(mut message: String) -> Result<Value, minijinja::Error> {
+    message.truncate(message.floor_char_boundary(MAX_REFUSAL_BYTES));
     let refusal = Refusal(message);
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the template refuses the conversation")
         .with_source(refusal))
@@ -217,26 +312,39 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Converts an error of a template. A refusal is an error in the messages; any other is a fault of the template.
-fn render_error(e: minijinja::Error) -> Error {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
-    while let Some(error) = cause {
-        if let Some(Refusal(message)) = error.downcast_ref() {
-            let message = format!("the model's chat template refuses these messages: {message}");
-            return Error::new(Kind::InvalidRequest, message).with_param("messages");
-        }
-        cause = error.source();
-    }
-    Error::model(format!("the model's chat template failed: {e}"))
+/// A failure to render.
+enum RenderError {
+    /// The template exceeds a limit, which the text names.
+    Limit(String),
+    /// The template refuses the conversation, or fails.
+    Other(Error),
 }
 
-/// Refuses a text longer than [`MAX_TEXT_BYTES`] before it is produced.
-fn check_size(n_bytes: usize) -> Result<(), minijinja::Error> {
-    if n_bytes > MAX_TEXT_BYTES {
-        let message = format!("the text would be longer than {MAX_TEXT_BYTES} bytes");
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+/// Converts an error of a template. A refusal is an error in the messages; any other is a fault of the template.
+impl From<minijinja::Error> for RenderError {
+    fn from(e: minijinja::Error) -> Self {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
+        while let Some(error) = cause {
+            if let Some(Refusal(message)) = error.downcast_ref() {
+                let message = format!("the model's chat template refuses these messages: {message}");
+                return Self::Other(Error::new(Kind::InvalidRequest, message).with_param("messages"));
+            }
+            // An error of the output is inside of an I/O error, which does not count it as its source.
+            let output = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            let limit = output.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref());
+            if let Some(LimitExceeded(limit)) = limit {
+                return Self::Limit(limit.clone());
+            }
+            let is_out_of_fuel = error
+                .downcast_ref::<minijinja::Error>()
+                .is_some_and(|error| error.kind() == ErrorKind::OutOfFuel);
+            if is_out_of_fuel {
+                return Self::Limit(format!("rendering takes more than {FUEL} steps"));
+            }
+            cause = error.source();
+        }
+        Self::Other(Error::model(format!("the model's chat template failed: {:.1000}", e.to_string())))
     }
-    Ok(())
 }
 
 /// A buffer of at most [`MAX_PROMPT_BYTES`].
@@ -245,7 +353,8 @@ struct BoundedBuffer(Vec<u8>);
 impl Write for BoundedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_PROMPT_BYTES {
-            return Err(io::Error::other(format!("the prompt is longer than {MAX_PROMPT_BYTES} bytes")));
+            let limit = LimitExceeded(format!("the prompt is longer than {MAX_PROMPT_BYTES} bytes"));
+            return Err(io::Error::other(limit));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -332,12 +441,30 @@ mod tests {
         }
     }
 
+    /// The error of a template for a short conversation, which must come soon.
+    fn stopped(source: &str) -> Error {
+        let started = std::time::Instant::now();
+        let messages =
+            [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": "ho"})];
+        let error = render(source, &messages).err().unwrap_or_else(|| panic!("not stopped: {source:.200}"));
+        let elapsed = started.elapsed();
+        assert!(error.to_string().len() < 2000, "{source:.200}");
+        // A debug build of our own code, beside other tests, takes its time.
+        assert!(elapsed.as_secs() < 12, "{elapsed:?} for {source:.200}");
+        error
+    }
+
     #[test]
     fn hostile_templates_are_stopped() {
         for source in [
             "{% for a in range(9999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+            "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l | tojson }}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+            "{% macro f(x) %}{{ f([x, x]) }}{% endmacro %}{{ f(1) }}",
+            "{% for x in [[1]] recursive %}{{ loop([x, x]) }}{% endfor %}",
+            "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
             "{{ 'x' * 90000000 }}",
             "{{ 'x' | center(99999999999) }}",
             "{% set x = 'x' * 1000000 %}{{ x.replace('x', x) }}",
@@ -345,11 +472,177 @@ mod tests {
             "{% set x = 'x' * 1000000 %}{{ x.join(x) }}",
             "{% set x = 'x' * 1000000 %}{{ ([x] * 100000) | join }}",
             "{{ ('{0}' * 100000).format('x' * 1000000) }}",
+            "{{ '{:>1000000000}'.format(1) }}",
+            "{{ '%1000000000d' % 1 }}",
+            "{{ '%1000000000d' | format(1) }}",
             "{% set x = '\n' * 1000000 %}{{ x | indent(x, blank=true) }}",
             "{% set x = 'x' * 1000000 %}{{ range(99999) | list | tojson(separators=(x, x)) }}",
             "{% set x = 'x' * 1000000 %}{{ range(99999) | list | tojson(indent=x) }}",
+            "{% set x = ([1] * 90000000) + [2] %}",
+            "{% set a, b = [1] * 90000000 %}",
+            "{{ ('x ' * 8000000).split() | length }}{{ ('x ' * 8000000).split(' ') | length }}",
+            "{{ ([1] * 90000000) | list | length }}",
+            "{{ strftime_now('%c' * 5000000) }}",
+            "{{ raise_exception('x' * 10000000) }}",
+            "{% include 'default' %}",
+            "{% import 'default' as x %}",
+            "{% extends 'default' %}",
         ] {
-            assert!(render(source, &[]).is_err(), "{source}");
+            stopped(source);
         }
+    }
+
+    /// Values that share their parts take no memory, but every visit of them takes as long as if they did not.
+    #[test]
+    fn doubled_values_are_refused() {
+        let double = |start: &str, doubled: &str| {
+            format!(
+                "{{% set ns = namespace(x={start}, y={start}) %}}{{% for i in range(40) %}}\
+                 {{% set ns.x = {doubled} %}}{{% set ns.y = {} %}}{{% endfor %}}{{{{ ns.x == ns.y }}}}",
+                doubled.replace('x', "y")
+            )
+        };
+        for (start, doubled) in [
+            ("['a']", "[ns.x, ns.x]"),
+            ("['a']", "ns.x + ns.x"),
+            ("['a']", "ns.x * 2"),
+            ("'a'", "ns.x + ns.x"),
+            ("'a'", "ns.x ~ ns.x"),
+            ("'a'", "ns.x * 2"),
+            ("('a',)", "(ns.x, ns.x)"),
+            ("{}", "{'a': ns.x, 'b': ns.x}"),
+            ("{}", "dict(a=ns.x, b=ns.x)"),
+            ("['a']", "[ns.x]|map('list')|list + [ns.x]"),
+        ] {
+            stopped(&double(start, doubled));
+        }
+        for use_of_x in
+            ["x == [x]", "[x, [x]]|sort", "x|tojson", "x|string", "x in [[x]]", "{x: 1}", "x ~ ''"]
+        {
+            let doublings = "{% set x = [x, x] %}".repeat(40);
+            stopped(&format!("{{% set x = [1] %}}{doublings}{{{{ {use_of_x} }}}}"));
+        }
+        stopped(&format!("{{% set x = 1 %}}{}{{{{ x }}}}", "{% set x = x, x %}".repeat(40)));
+    }
+
+    #[test]
+    fn a_deep_chain_of_values_is_refused_or_flattened() {
+        for link in ["[ns.l]", "{'a': ns.l}", "(ns.l,)", "ns.l|batch(1)", "[ns.l]|list", "dict(a=ns.l)"] {
+            let source = format!(
+                "{{% set ns = namespace(l=[1]) %}}{{% for i in range(99999) %}}{{% set ns.l = {link} %}}{{% endfor %}}"
+            );
+            stopped(&source);
+        }
+        for link in ["ns.l[:]", "ns.l + []", "ns.l * 1", "ns.l|list", "ns.l|reverse"] {
+            let source = format!(
+                "{{% set ns = namespace(l=[1]) %}}{{% for i in range(9999) %}}{{% set ns.l = {link} %}}{{% endfor %}}\
+                 {{{{ ns.l }}}}"
+            );
+            assert_eq!(render(source.as_str(), &[]).unwrap(), "[1]", "{link}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_cannot_refer_to_itself() {
+        for source in [
+            "{% set ns = namespace() %}{% set ns.x = ns %}",
+            "{% set ns = namespace() %}{% set ns.x = [ns] %}",
+            "{% set ns = namespace() %}{% set ns.x = {'a': ns} %}",
+            "{% set ns = namespace() %}{% set m = namespace(x=[ns]) %}",
+            "{% set ns = namespace() %}{% for i in [1] %}{% set ns.x = loop %}{% endfor %}",
+            "{% set ns = namespace() %}{% set ns.x = cycler(ns) %}",
+            "{% set ns = namespace() %}{% set ns.x, y = ns, 1 %}",
+        ] {
+            stopped(source);
+        }
+        let fine = "{% set ns = namespace(a=1) %}{% set ns.b = {'c': [ns.a]} %}{{ ns.b.c }}";
+        assert_eq!(render(fine, &[]).unwrap(), "[1]");
+    }
+
+    #[test]
+    fn a_template_that_cannot_render_a_short_conversation_is_refused_at_once() {
+        let error =
+            ChatTemplate::new("{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}").err().unwrap();
+        assert_eq!(error.kind(), Kind::Model);
+        assert!(error.to_string().contains("--chat-template"), "{error}");
+    }
+
+    #[test]
+    fn a_conversation_that_exceeds_a_limit_does_not_affect_others() {
+        let template = ChatTemplate::new(
+            "{% for m in messages %}{% for i in range(m.content|length * 1000) %}x{% endfor %}{% endfor %}",
+        )
+        .unwrap();
+        let long = vec![json!({"role": "user", "content": "x".repeat(90)}); 20];
+        let error = template.render(input(&long)).unwrap_err();
+        assert_eq!((error.kind(), error.param()), (Kind::InvalidRequest, Some("messages")), "{error}");
+        assert!(error.to_string().contains("limit"), "{error}");
+        let started = std::time::Instant::now();
+        let again = template.render(input(&long)).unwrap_err();
+        assert_eq!(again.to_string(), error.to_string());
+        assert!(started.elapsed().as_millis() < 50, "not remembered: {:?}", started.elapsed());
+        assert_eq!(template.render(input(&[json!({"content": "x"})])).unwrap().len(), 1000);
+    }
+
+    #[test]
+    fn long_conversations_are_rendered() {
+        let messages: Vec<Json> =
+            (0..3000).map(|i| json!({"role": "user", "content": format!("message {i}")})).collect();
+        let template = ChatTemplate::new(
+            "{% set ns = namespace(all=[]) %}{% for m in messages %}{% set ns.all = ns.all + [m] %}{% endfor %}\
+             {% for m in ns.all[1:] %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+        )
+        .unwrap();
+        let short = &messages[..200];
+        assert_eq!(template.render(input(short)).unwrap().lines().count(), 199);
+        let template = ChatTemplate::new(builtin_template("chatml").unwrap()).unwrap();
+        assert_eq!(template.render(input(&messages)).unwrap().lines().count(), 6001);
+    }
+
+    #[test]
+    fn built_in_templates_render_turns() {
+        let message = |role, content: &str| TemplateMessage::new(role, content.to_owned());
+        let messages =
+            [message("system", "S"), message("user", "U"), message("assistant", "A"), message("user", "V")];
+        for (name, expected) in [
+            (
+                "alpaca",
+                "S\n\n### Instruction:\nU\n\n### Response:\nA\n\n### Instruction:\nV\n\n### Response:\n",
+            ),
+            (
+                "chatml",
+                "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n\
+                 <|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (
+                "gemma",
+                "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n\
+                 <start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
+            ),
+            ("llama-2", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]"),
+            (
+                "Llama-3",
+                "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n\
+                 U<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>\
+                 <|start_header_id|>user<|end_header_id|>\n\nV<|eot_id|>\
+                 <|start_header_id|>assistant<|end_header_id|>\n\n",
+            ),
+            ("mistral", "<s>[INST] S\n\nU [/INST] A</s>[INST] V [/INST]"),
+            (
+                "phi-3",
+                "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|end|>\n<|assistant|>\n",
+            ),
+            (
+                "zephyr",
+                "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\n",
+            ),
+        ] {
+            let source = TemplateSource::from(builtin_template(name).unwrap())
+                .with_special_token("bos_token", Some("<s>"))
+                .with_special_token("eos_token", Some("</s>"));
+            let rendered = ChatTemplate::new(source).unwrap().render(input(&messages)).unwrap();
+            assert_eq!(rendered, expected, "{name}");
+        }
+        assert_eq!(builtin_names().count(), 8);
     }
 }

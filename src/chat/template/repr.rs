@@ -1,27 +1,35 @@
 //! Values as text, as in Python.
 
+use minijinja::Error;
 use minijinja::value::{Value, ValueKind};
+
+use super::budget::check_size;
 
 /// The deepest nesting; deeper containers are abbreviated.
 const MAX_DEPTH: usize = 256;
 
 /// Python's `str(value)`.
-pub fn text(value: &Value) -> String {
+///
+/// # Errors
+/// When the text would be too long.
+pub fn text(value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        Some(text) => text.to_owned(),
-        None if value.is_undefined() => String::new(),
+        Some(text) => Ok(text.to_owned()),
+        None if value.is_undefined() => Ok(String::new()),
         None => {
             let mut repr = String::new();
-            write_repr(&mut repr, value, 0);
-            repr
+            write_repr(&mut repr, value, 0)?;
+            Ok(repr)
         }
     }
 }
 
 /// Writes Python's `repr(value)`.
-fn write_repr(repr: &mut String, value: &Value, depth: usize) {
+fn write_repr(repr: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    check_size(repr.len())?;
     if depth > MAX_DEPTH {
-        return repr.push_str("...");
+        repr.push_str("...");
+        return Ok(());
     }
     let items = |value: &Value| value.try_iter().into_iter().flatten().collect::<Vec<Value>>();
     match value.kind() {
@@ -37,7 +45,7 @@ fn write_repr(repr: &mut String, value: &Value, depth: usize) {
             repr.push_str(open);
             for (idx, item) in items.iter().enumerate() {
                 repr.push_str(if idx > 0 { ", " } else { "" });
-                write_repr(repr, item, depth + 1);
+                write_repr(repr, item, depth + 1)?;
             }
             repr.push_str(close);
         }
@@ -45,9 +53,9 @@ fn write_repr(repr: &mut String, value: &Value, depth: usize) {
             repr.push('{');
             for (idx, key) in items(value).iter().enumerate() {
                 repr.push_str(if idx > 0 { ", " } else { "" });
-                write_repr(repr, key, depth + 1);
+                write_repr(repr, key, depth + 1)?;
                 repr.push_str(": ");
-                write_repr(repr, &value.get_item(key).unwrap_or_default(), depth + 1);
+                write_repr(repr, &value.get_item(key).unwrap_or_default(), depth + 1)?;
             }
             repr.push('}');
         }
@@ -56,6 +64,7 @@ fn write_repr(repr: &mut String, value: &Value, depth: usize) {
             None => repr.push_str(&value.to_string()),
         },
     }
+    Ok(())
 }
 
 fn write_text_repr(repr: &mut String, text: &str) {
@@ -139,10 +148,10 @@ mod tests {
         let list = Value::from(vec!["it's", "\"", "'\"", "\\\n\u{1b}", "é\u{a0}\u{200d}❤\u{fe0f}\u{e0067}"]);
         let written =
             r#"["it's", '"', '\'"', '\\\n\x1b', 'é\xa0\u200d❤"#.to_owned() + "\u{fe0f}" + r"\U000e0067']";
-        assert_eq!(text(&list), written);
+        assert_eq!(text(&list).unwrap(), written);
         let pair = Value::from((1e-7, Value::from((Value::UNDEFINED,))));
         let pairs = Value::from_pairs([(Value::from("k"), pair), (Value::from(1), Value::from(()))]);
-        assert_eq!(text(&pairs), "{'k': (1e-07, (Undefined,)), 1: None}");
-        assert_eq!(text(&Value::UNDEFINED), "");
+        assert_eq!(text(&pairs).unwrap(), "{'k': (1e-07, (Undefined,)), 1: None}");
+        assert_eq!(text(&Value::UNDEFINED).unwrap(), "");
     }
 }

@@ -37,6 +37,16 @@ impl TemplateSource {
         }
     }
 
+    /// Whether there is no template.
+    pub fn is_empty(&self) -> bool {
+        self.default.is_empty()
+    }
+
+    /// Replaces all templates by one.
+    pub fn with_template(self, template: &str) -> Self {
+        Self { default: template.to_owned(), tool_use: None, ..self }
+    }
+
     /// Adds a special token, if its text is known.
     pub fn with_special_token(mut self, name: &str, text: Option<&str>) -> Self {
         self.special_tokens.extend(text.map(|text| (name.to_owned(), text.to_owned())));
