@@ -2,29 +2,38 @@
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{self, Precompiled, Replace};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as Inner};
+use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
+use super::file_limits::{MAX_TOKEN_BYTES, check_charsmap};
 use super::model::{TokenizerModel, TokenizerParts};
+use super::pipeline::{BoundedNormalizer, BoundedPreTokenizer, Pipeline};
 use super::pre_tokenizers::{PreTokenizer, pre_tokenizer_by_name};
 use super::sentence_piece::SentencePiece;
 use super::special::{END_OF_GENERATION, SpecialToken};
 use super::template::TextTemplate;
 use super::token_bytes::{SPACE, byte_level_bytes, fallback_byte, sentence_piece_bytes};
-use super::word_piece::{WordNormalizer, WordPiece};
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, StringList};
 
 /// Token types of `tokenizer.ggml.token_type`.
+const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
+
+/// A vocabulary is cased if more than one in so many of its tokens has an upper-case letter. Of BERT's cased one, a
+/// third have.
+const UNCASED_SHARE: usize = 100;
 
 /// Texts of control tokens for fill-in-the-middle (FIM). Like [`END_OF_GENERATION`] tokens, they are control tokens
 /// whatever type a file gives them.
@@ -81,7 +90,16 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
     let string = |key| require_key(key, metadata.string(key)?);
     let kind = string("tokenizer.ggml.model")?;
     let tokens = GgufVocab::read(metadata)?;
-    let token_id = |name: &str| metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"));
+    let token_id = |name: &str| {
+        let id = metadata.token_id(&format!("tokenizer.ggml.{name}_token_id"))?;
+        match id.filter(|id| *id as usize >= tokens.texts.len()) {
+            None => Ok(id),
+            Some(id) => Err(Error::model(format!(
+                "GGUF tokenizer has {} tokens, but its {name} token is {id}; the file is damaged",
+                tokens.texts.len()
+            ))),
+        }
+    };
     let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
     let adds_token =
         |name: &str, default| flag(&format!("add_{name}_token")).ok().flatten().unwrap_or(default);
@@ -95,7 +113,7 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
             let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
             let rule = pre_tokenizer_by_name(pre).ok_or_else(|| {
                 Error::model(format!(
-                    "GGUF pre-tokenizer `{pre}` is not supported; use the model in safetensors format with its tokenizer.json"
+                    "GGUF pre-tokenizer `{pre:.100}` is not supported; use the model in safetensors format with its tokenizer.json"
                 ))
             })?;
             add_bos = rule.add_bos;
@@ -116,12 +134,11 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
             let (first, last) = (token_id("cls")?.or(bos), token_id("seperator")?);
             template =
                 TextTemplate { before: first.into_iter().collect(), after: last.into_iter().collect() };
-            let normalizer = WordNormalizer {
-                lowercase: flag("normalizer.lowercase")?.unwrap_or(true),
-                strip_accents: flag("normalizer.strip_accents")?.unwrap_or(true),
-            };
-            let model = WordPiece::new(tokens.texts.iter(), unknown, normalizer);
-            (TokenizerModel::WordPiece(model), sentence_piece_bytes)
+            let lowercase = flag("normalizer.lowercase")?.unwrap_or_else(|| !tokens.is_cased());
+            let strip_accents = flag("normalizer.strip_accents")?.unwrap_or(lowercase);
+            let normalizer = BertNormalizer::new(true, true, Some(strip_accents), lowercase);
+            let model = word_piece(&tokens, unknown, normalizer)?;
+            (TokenizerModel::Crate(Box::new(model)), sentence_piece_bytes)
         }
         "t5" => {
             (eos, unknown) = (eos.or(Some(1)), unknown.or(Some(2)));
@@ -133,7 +150,7 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
         }
         other => {
             return Err(Error::model(format!(
-                "GGUF tokenizer model `{other}` is not supported (gpt2, llama, bert and t5 are); use the model in \
+                "GGUF tokenizer model `{other:.100}` is not supported (gpt2, llama, bert and t5 are); use the model in \
                  safetensors format with its tokenizer.json"
             )));
         }
@@ -168,6 +185,11 @@ impl<'a> GgufVocab<'a> {
                 texts.len()
             )));
         }
+        if let Some(longest) = texts.iter().map(str::len).max().filter(|&longest| longest > MAX_TOKEN_BYTES) {
+            return Err(Error::model(format!(
+                "GGUF tokenizer has a token of {longest} bytes; at most {MAX_TOKEN_BYTES} are allowed"
+            )));
+        }
         for (text, kind) in texts.iter().zip(&mut types) {
             if END_OF_GENERATION.contains(&text) || FIM_CONTROL_TOKENS.contains(&text) {
                 *kind = CONTROL;
@@ -180,6 +202,16 @@ impl<'a> GgufVocab<'a> {
             None => &[],
         };
         Ok(Self { texts, types, scores })
+    }
+
+    /// Whether the vocabulary distinguishes upper from lower case. Files do not say so, but one of a model that
+    /// converts texts to lower case has no token with an upper-case letter, except special ones.
+    fn is_cased(&self) -> bool {
+        let is_upper = |(text, kind): (&str, &i64)| {
+            *kind == NORMAL && !is_bracketed(text) && text.chars().any(char::is_uppercase)
+        };
+        let n_upper = self.texts.iter().zip(&self.types).filter(|token| is_upper(*token)).count();
+        n_upper * UNCASED_SHARE > self.texts.len()
     }
 
     /// The byte of a token, if it is a byte-fallback token such as `<0x0A>`.
@@ -223,7 +255,7 @@ fn strip_right(metadata: &Metadata) -> Result<impl Fn(&str) -> bool> {
 }
 
 /// Builds a byte-level BPE model.
-fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) -> Result<Inner> {
+fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) -> Result<Pipeline> {
     let key = "tokenizer.ggml.merges";
     let merges = require_key(key, metadata.strings(key)?)?
         .iter()
@@ -250,25 +282,56 @@ fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) 
         })
         .collect::<Result<Vec<_>>>()?;
     steps.push(ByteLevel::new(false, false, false).into());
-    let mut inner = Inner::new(bpe);
-    inner.with_pre_tokenizer(Some(Sequence::new(steps)));
-    Ok(inner)
+    pipeline(bpe, None, Sequence::new(steps).into())
+}
+
+/// Builds BERT's WordPiece. Files write a token that starts a word with `▁` before it, and one that continues a word
+/// without `##`, while special tokens keep their texts.
+fn word_piece(tokens: &GgufVocab, unknown: u32, normalizer: BertNormalizer) -> Result<Pipeline> {
+    let text = |(text, kind): (&str, &i64)| match text.strip_prefix(SPACE) {
+        _ if *kind != NORMAL || is_bracketed(text) => text.to_owned(),
+        Some(start) if !start.is_empty() => start.to_owned(),
+        _ => format!("##{text}"),
+    };
+    let vocab: Vocab = tokens.texts.iter().zip(&tokens.types).map(text).zip(0u32..).collect();
+    let unknown = tokens.texts.get(unknown as usize).unwrap_or_default().to_owned();
+    let model = WordPiece::builder().vocab(vocab).unk_token(unknown).build().map_err(inconsistent)?;
+    pipeline(model, Some(normalizer.into()), BertPreTokenizer.into())
+}
+
+/// Whether a token is written as special ones are, such as `[CLS]`.
+fn is_bracketed(text: &str) -> bool {
+    text.len() > 2 && text.starts_with('[') && text.ends_with(']')
+}
+
+/// A pipeline that splits text at nothing but its pre-tokenizer.
+fn pipeline(
+    model: impl Into<ModelWrapper>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: PreTokenizerWrapper,
+) -> Result<Pipeline> {
+    let mut pipeline = Pipeline::new(model.into());
+    let normalizer = normalizer.map(BoundedNormalizer::new).transpose().map_err(inconsistent)?;
+    pipeline.with_normalizer(normalizer).map_err(inconsistent)?;
+    pipeline.with_pre_tokenizer(Some(BoundedPreTokenizer::new(pre_tokenizer).map_err(inconsistent)?));
+    Ok(pipeline)
 }
 
 /// Builds a SentencePiece unigram model: the most likely tokens by their scores.
-fn unigram(tokens: &GgufVocab, unknown: Option<u32>, metadata: &Metadata) -> Result<Inner> {
+fn unigram(tokens: &GgufVocab, unknown: Option<u32>, metadata: &Metadata) -> Result<Pipeline> {
     let scores = tokens.scores.iter().map(|&score| f64::from(score));
     // Special tokens are split off before; here their texts must not match.
     let vocab_text = |(id, text): (usize, &str)| match tokens.types[id] {
         CONTROL | UNKNOWN => format!("\u{10FFFF}{id}\u{10FFFF}"),
+        _ if text.is_empty() => format!("\u{10FFFF}{id}\u{10FFFF}"),
         _ => text.to_owned(),
     };
     let vocab = tokens.texts.iter().enumerate().map(vocab_text).zip(scores).collect();
     let model = Unigram::from(vocab, unknown.map(|id| id as usize), false).map_err(inconsistent)?;
-    let mut inner = Inner::new(model);
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
     if let Some(map) = metadata.integers("tokenizer.ggml.precompiled_charsmap")? {
         let bytes: Vec<u8> = map.into_iter().map(|byte| byte as u8).collect();
+        check_charsmap(&bytes)?;
         steps.push(NormalizerWrapper::from(Precompiled::from(&bytes).map_err(|e| inconsistent(e.into()))?));
     }
     let collapse_spaces = metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false);
@@ -283,8 +346,7 @@ fn unigram(tokens: &GgufVocab, unknown: Option<u32>, metadata: &Metadata) -> Res
     }
     let space = ReplacePattern::String(" ".to_owned());
     steps.push(Replace::new(space, SPACE.to_string()).map_err(inconsistent)?.into());
-    inner.with_normalizer(Some(normalizers::Sequence::new(steps))).map_err(inconsistent)?;
-    Ok(inner)
+    pipeline(model, Some(normalizers::Sequence::new(steps).into()), Sequence::new(Vec::new()).into())
 }
 
 fn inconsistent(e: tokenizers::Error) -> Error {

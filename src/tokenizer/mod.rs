@@ -4,17 +4,24 @@
 //! crate, which no other module names, does most of the encoding. Our own code decides which parts of a
 //! prompt may contain special tokens, and knows the bytes of each token. The [`Detokenizer`] turns the bytes of
 //! generated tokens into text, one token at a time.
+//!
+//! Tokenizers come with a model's files, so they may be hostile: `file_limits` checks sizes before the crate reads a
+//! file, `pipeline` and `pattern` bound the work of encoding by `bounds`, and `trial` encodes a few texts first.
 
+mod bounds;
 mod detokenizer;
+mod file_limits;
 mod gguf;
 mod json;
 mod model;
+mod pattern;
+mod pipeline;
 mod pre_tokenizers;
 mod sentence_piece;
 mod special;
 mod template;
 mod token_bytes;
-mod word_piece;
+mod trial;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -54,13 +61,16 @@ pub struct Tokenizer {
 /// interchanged text.
 const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
+/// The longest text that ids are decoded into.
+const MAX_DECODED_BYTES: usize = 32 << 20;
+
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes under its `tokenizer.ggml.*` keys.
     ///
     /// # Errors
     /// When a key is missing or malformed, or names an unknown model or pre-tokenizer.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
-        Self::from_parts(gguf::read_parts(metadata)?)
+        trial::run(|| Self::from_parts(gguf::read_parts(metadata)?))
     }
 
     /// Reads a `tokenizer.json`. Its truncation and padding settings are ignored: padding is up to the code that
@@ -69,11 +79,18 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Self::from_parts(json::read_parts(path)?).map_err(|e| e.context(path.display()))
+        trial::run(|| Self::from_parts(json::read_parts(path)?)).map_err(|e| e.context(path.display()))
     }
 
     fn from_parts(parts: TokenizerParts) -> Result<Self> {
         let TokenizerParts { model, special_tokens, token_bytes, template, pair_template, .. } = parts;
+        let pair_ids = pair_template.iter().flat_map(PairTemplate::ids);
+        if let Some(id) = template.ids().chain(pair_ids).find(|id| *id as usize >= token_bytes.len()) {
+            let n_ids = token_bytes.len();
+            return Err(Error::model(format!(
+                "the tokenizer puts the token {id} around a text, but has only {n_ids} ids; its file is damaged"
+            )));
+        }
         let user_defined = special_tokens.iter().filter(|token| token.is_user_defined).cloned();
         let tokenizer = Self {
             model,
@@ -205,6 +222,12 @@ impl Tokenizer {
     /// When an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.check_ids(ids, "tokens", "send ids of this model's tokenizer")?;
+        let n_bytes = |id: &u32| self.special_texts.get(id).map_or(self.token_bytes(*id).len(), String::len);
+        if ids.iter().map(n_bytes).sum::<usize>() > MAX_DECODED_BYTES {
+            let message =
+                format!("the tokens' text is longer than {MAX_DECODED_BYTES} bytes; send fewer tokens");
+            return Err(Error::invalid("tokens", message));
+        }
         if let TokenizerModel::Json { inner, .. } = &self.model
             && json::splits_words(inner)
         {
@@ -322,6 +345,21 @@ impl Tokenizer {
         self.token_bytes.len()
     }
 
+    /// Refuses a model that has logits for `n_logits` tokens only.
+    ///
+    /// # Errors
+    /// When the vocabulary has more ids.
+    pub fn check_fits(&self, n_logits: usize) -> Result<()> {
+        if self.n_vocab() > n_logits {
+            return Err(Error::model(format!(
+                "the tokenizer has {} ids, but the model's vocabulary has only {n_logits}; use the tokenizer that \
+                 belongs to the model",
+                self.n_vocab()
+            )));
+        }
+        Ok(())
+    }
+
     /// Refuses token ids outside the vocabulary. The error is about the request's `param`, and ends with `remedy`.
     ///
     /// # Errors
@@ -368,8 +406,7 @@ impl Tokenizer {
 
 #[cfg(test)]
 mod tests {
-    use tokenizers::Tokenizer as Inner;
-
+    use super::pipeline::{BoundedPreTokenizer, Pipeline};
     use super::special::SpecialToken;
     use super::token_bytes::gpt2_byte;
     use super::*;
@@ -380,10 +417,9 @@ mod tests {
             ('\u{21}'..='\u{143}').filter_map(|c| Some((gpt2_byte(c)?, c))).collect();
         let vocab = alphabet.iter().map(|&(byte, c)| (c.to_string(), u32::from(byte))).collect();
         let bpe = tokenizers::models::bpe::BPE::new(vocab, Vec::new());
-        let mut inner = Inner::new(bpe);
-        inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::byte_level::ByteLevel::new(
-            false, false, true,
-        )));
+        let mut inner = Pipeline::new(bpe.into());
+        let byte_level = tokenizers::pre_tokenizers::byte_level::ByteLevel::new(false, false, true);
+        inner.with_pre_tokenizer(Some(BoundedPreTokenizer::new(byte_level.into()).unwrap()));
         let special = [(256, "<|im_end|>"), (257, "x"), (258, "")].map(|(id, text)| SpecialToken {
             id,
             text: text.to_owned(),

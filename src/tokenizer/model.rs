@@ -1,12 +1,11 @@
 //! The models that split text into tokens, and the parts of a tokenizer.
 
-use tokenizers::Tokenizer as Inner;
-
+use super::bounds::with_bounds;
+use super::pipeline::Pipeline;
 use super::sentence_piece::SentencePiece;
 use super::special::SpecialToken;
 use super::template::{PairTemplate, TextTemplate};
-use super::word_piece::WordPiece;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result, catch_panic};
 
 /// A text that occurs in no other: three noncharacters.
 pub const SEPARATOR: &str = "\u{10FFFE}\u{10FFFF}\u{10FFFE}";
@@ -14,20 +13,18 @@ pub const SEPARATOR: &str = "\u{10FFFE}\u{10FFFF}\u{10FFFE}";
 /// Encodes text without special tokens.
 pub enum TokenizerModel {
     /// A model of the `tokenizers` crate, built from GGUF metadata.
-    Crate(Box<Inner>),
+    Crate(Box<Pipeline>),
     /// A model of the `tokenizers` crate, read from a `tokenizer.json`. Text that is not at the start is
     /// encoded behind [`SEPARATOR`], whose token is then dropped, since some models encode the start of a
     /// text differently.
     Json {
         /// The crate's tokenizer.
-        inner: Box<Inner>,
+        inner: Box<Pipeline>,
         /// The id of [`SEPARATOR`].
         separator: u32,
     },
     /// SentencePiece BPE.
     SentencePiece(SentencePiece),
-    /// BERT's WordPiece.
-    WordPiece(WordPiece),
 }
 
 impl TokenizerModel {
@@ -35,24 +32,32 @@ impl TokenizerModel {
     /// after a special token.
     ///
     /// # Errors
-    /// When the model has no token for a part of the text, and no unknown token.
+    /// When the model has no token for a part of the text and no unknown token, or the text exceeds a bound.
     pub fn encode(&self, text: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<()> {
-        let run = |inner: &Inner, text: &str| {
-            inner
-                .encode_fast(text, false)
-                .map_err(|e| Error::internal(format!("cannot tokenize the text: {e}")))
-        };
         match self {
-            Self::Crate(inner) => ids.extend_from_slice(run(inner, text)?.get_ids()),
+            Self::Crate(inner) => ids.extend(run(inner, text)?),
             Self::Json { inner, separator } => {
                 let prefix = if ids.is_empty() { "" } else { SEPARATOR };
-                let encoding = run(inner, &format!("{prefix}{text}"))?;
-                ids.extend(encoding.get_ids().iter().filter(|&id| id != separator));
+                let encoded = run(inner, &format!("{prefix}{text}"))?;
+                ids.extend(encoded.iter().filter(|&id| id != separator));
             }
             Self::SentencePiece(model) => model.encode(text, at_start, ids),
-            Self::WordPiece(model) => model.encode(text, ids),
         }
         Ok(())
+    }
+}
+
+/// The ids of a text. A panic of the crate, which a damaged file may cause, is an error.
+fn run(pipeline: &Pipeline, text: &str) -> Result<Vec<u32>> {
+    let encode = || pipeline.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec());
+    match catch_panic(|| with_bounds(text.len(), encode)) {
+        Ok(Ok(Ok(ids))) => Ok(ids),
+        Ok(Ok(Err(e))) => Err(Error::internal(format!("cannot tokenize the text: {e}"))),
+        Ok(Err(e)) => Err(Error::new(Kind::InvalidRequest, format!("{e}; send a shorter or plainer text"))),
+        Err(place) => {
+            tracing::warn!(place, "the tokenizer's library fails");
+            Err(Error::model("the model's tokenizer fails for the text; see the server's log"))
+        }
     }
 }
 

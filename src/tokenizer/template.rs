@@ -9,6 +9,13 @@ pub struct TextTemplate {
     pub after: Vec<u32>,
 }
 
+impl TextTemplate {
+    /// All ids.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.before.iter().chain(&self.after).copied()
+    }
+}
+
 /// The template of two texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairTemplate {
@@ -20,4 +27,11 @@ pub struct PairTemplate {
     pub n_between_first: usize,
     /// Ids after the second text.
     pub after: Vec<u32>,
+}
+
+impl PairTemplate {
+    /// All ids.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.before.iter().chain(&self.between).chain(&self.after).copied()
+    }
 }

@@ -33,7 +33,7 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 14] = [
+const HOMES: [(&str, &[&str]); 15] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
@@ -42,6 +42,7 @@ const HOMES: [(&str, &[&str]); 14] = [
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar/"]),
     ("tokenizers::", &["tokenizer/"]),
+    ("onig::", &["tokenizer/"]),
     ("fastembed::", &["embeddings/backend/onnx"]),
     ("ort::", &["embeddings/backend/onnx"]),
     ("hf_hub::", &["registry/hub"]),

@@ -42,7 +42,8 @@ fn ids_equal_those_of_the_reference() {
 }
 
 /// Tests every vocabulary in VOCAB_REFERENCE_DIR (default `tests/data/vocab`): GGUF files, and `tokenize.json` with
-/// the texts and ids of each.
+/// the texts and ids of each. Ids of BERT's vocabularies must be BERT's own: llama.cpp's differ for Hangul, for Indic
+/// scripts and for words of more than a hundred characters.
 #[test]
 fn vocab_reference_ids() {
     let folder = std::env::var_os("VOCAB_REFERENCE_DIR")
@@ -107,7 +108,130 @@ static SENTENCE_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("sentence-pi
 static UNIGRAM: LazyLock<Tokenizer> = LazyLock::new(|| small("unigram"));
 static WORD_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("word-piece"));
 
+/// The same WordPiece vocabulary as a GGUF file and as a `tokenizer.json`: all characters of many scripts, each as the
+/// start of a word and within one. `cased` adds upper-case words.
+fn word_piece_in_both_formats(cased: bool) -> [Tokenizer; 2] {
+    let scripts = [
+        '!'..='~',
+        '\u{A1}'..='\u{17F}',
+        '\u{300}'..='\u{52F}',
+        '\u{5D0}'..='\u{6FF}',
+        '\u{900}'..='\u{9FF}',
+        '\u{E00}'..='\u{E7F}',
+        '\u{1100}'..='\u{11FF}',
+        '\u{2000}'..='\u{22FF}',
+        '\u{2580}'..='\u{26FF}',
+        '\u{3000}'..='\u{30FF}',
+        '\u{4E00}'..='\u{4FFF}',
+        '\u{AC00}'..='\u{ACFF}',
+        '\u{1F600}'..='\u{1F64F}',
+    ];
+    let characters: Vec<char> =
+        scripts.into_iter().flatten().filter(|c| cased || !c.is_uppercase()).collect();
+    let words = ["the", "token", "izer", "한국", "हिन्दी", "unaffable"].map(str::to_owned);
+    let starts = characters.iter().map(char::to_string).chain(words.clone());
+    let parts = characters.iter().map(char::to_string).chain(words);
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    let json_tokens: Vec<String> = special
+        .map(str::to_owned)
+        .into_iter()
+        .chain(starts.clone())
+        .chain(parts.clone().map(|part| format!("##{part}")))
+        .collect();
+    let gguf_tokens: Vec<String> = special
+        .map(str::to_owned)
+        .into_iter()
+        .chain(starts.map(|start| format!("▁{start}")))
+        .chain(parts)
+        .collect();
+    let types: Vec<i32> = (0..gguf_tokens.len()).map(|id| if id < special.len() { 3 } else { 1 }).collect();
+    let gguf = Gguf::default()
+        .string("tokenizer.ggml.model", "bert")
+        .strings("tokenizer.ggml.tokens", &gguf_tokens.iter().map(String::as_str).collect::<Vec<&str>>())
+        .i32s("tokenizer.ggml.token_type", &types)
+        .u32("tokenizer.ggml.unknown_token_id", 1)
+        .u32("tokenizer.ggml.cls_token_id", 2)
+        .u32("tokenizer.ggml.seperator_token_id", 3);
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        json_tokens.into_iter().zip(0_u32..).map(|(token, id)| (token, id.into())).collect();
+    let added = special.iter().zip(0..).map(|(content, id)| {
+        serde_json::json!({
+            "id": id, "content": content, "special": true, "normalized": false, "single_word": false, "lstrip": false,
+            "rstrip": false
+        })
+    });
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+            "lowercase": !cased
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": vocab
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    fs::write(&path, json.to_string()).unwrap();
+    [Tokenizer::from_gguf(&gguf.metadata()).unwrap(), Tokenizer::from_file(&path).unwrap()]
+}
+
+static UNCASED: LazyLock<[Tokenizer; 2]> = LazyLock::new(|| word_piece_in_both_formats(false));
+static CASED: LazyLock<[Tokenizer; 2]> = LazyLock::new(|| word_piece_in_both_formats(true));
+
+/// One model gives one vector, whatever the format of its files.
+#[test]
+fn word_piece_ids_do_not_depend_on_the_format() {
+    let texts = [
+        "The Tokenizer is UNAFFABLE, isn't it?",
+        "naïve café ÀÈÌÒÙ Ünïcödé ß ı İ ſ ﬁ ﷺ ½ ²",
+        "한국어 텍스트 한글 문장입니다.",
+        "हिन्दी पाठ और बांग্লা",
+        "ภาษาไทย",
+        "日本語のテキスト 中文文本测试",
+        "Привет, мир! שלום مرحبا بالعالم",
+        "🙂 👩\u{200d}👩\u{200d}👧 😀😃",
+        "▁a ▁ a▁b ▁▁",
+        "a\u{0}b\u{7f}\u{85}\u{fffd}\u{200b}c\t\r\n\u{2028}d\u{a0}e",
+        "e\u{301}e\u{301} \u{301}x",
+        "$5 €5 a+b <|im_end|> [CLS] [unused1] ##a",
+        "",
+        " ",
+    ];
+    let mut texts: Vec<String> = texts.map(str::to_owned).into();
+    for n_chars in [99, 100, 101, 200] {
+        texts.extend(["x", "é", "한", "가"].map(|c| c.repeat(n_chars)));
+    }
+    for [gguf, json] in [&*UNCASED, &*CASED] {
+        for text in &texts {
+            assert_eq!(gguf.encode(text).unwrap(), json.encode(text).unwrap(), "{text:?}");
+            assert_eq!(
+                gguf.encode_with_template(text).unwrap(),
+                json.encode_with_template(text).unwrap(),
+                "{text:?}"
+            );
+        }
+    }
+    let [uncased, _] = &*UNCASED;
+    assert_eq!(uncased.encode("ÉÀ").unwrap(), uncased.encode("ea").unwrap());
+    assert_eq!(uncased.encode(&"x".repeat(101)).unwrap(), [1], "BERT gives up on long words");
+    let [cased, _] = &*CASED;
+    assert_ne!(cased.encode("É").unwrap(), cased.encode("e").unwrap());
+}
+
 proptest! {
+    #[test]
+    fn word_piece_ids_of_any_text_do_not_depend_on_the_format(text in any::<String>()) {
+        for [gguf, json] in [&*UNCASED, &*CASED] {
+            prop_assert_eq!(gguf.encode(&text).unwrap(), json.encode(&text).unwrap());
+        }
+    }
+
     #[test]
     fn byte_level_round_trips_any_text(text in any::<String>()) {
         prop_assert_eq!(bytes(&BYTE_LEVEL, &BYTE_LEVEL.encode(&text).unwrap()), text.as_bytes());
@@ -200,6 +324,8 @@ fn missing_and_malformed_keys_are_named() {
         (vocabulary(&["merges"]).strings(&key("merges"), &["ab"]), "not a pair"),
         (vocabulary(&["merges"]).strings(&key("merges"), &["☃ ☃"]), "inconsistent"),
         (vocabulary(&[]).string(&key("eos_token_id"), "x"), "tokenizer.ggml.eos_token_id"),
+        (vocabulary(&[]).u32(&key("eos_token_id"), 3), "its eos token is 3"),
+        (vocabulary(&[]).u32(&key("bos_token_id"), u32::MAX), "its bos token is 4294967295"),
     ] {
         let message = build(file).err().unwrap().to_string();
         assert!(message.contains(word), "{word}: {message}");
