@@ -149,7 +149,7 @@ impl EncoderConfig {
         default_id: usize,
     ) -> Result<()> {
         let padding_id = checkpoint.integer(PADDING_ID)?.unwrap_or(default_id);
-        if padding_id + 1 >= self.n_positions {
+        if padding_id >= self.n_positions.saturating_sub(1) {
             let n_positions = self.n_positions;
             return Err(impossible(format_args!(
                 "positions after padding token {padding_id} of {n_positions}"
