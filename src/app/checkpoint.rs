@@ -14,7 +14,7 @@ use super::chat_models::LoadPlan;
 use super::served_model::ModelInfo;
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
 use crate::config::{ContextOverflow, KvPrecision, Limits};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::inference::{Engine, EngineOptions};
 use crate::kernels::attention::kv_block::KvFormat;
 use crate::kernels::isa::Isa;
@@ -24,11 +24,17 @@ use crate::models::{Backend, ModelConfig};
 use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
-/// Locates the files of `reference`, fetches missing ones, and reads their headers.
+/// Locates the files of `reference`, fetches missing ones, and reads their headers. `template` replaces the model's
+/// own chat templates.
 ///
 /// # Errors
 /// When the files cannot be fetched, are damaged, or describe a model that is not supported.
-pub fn locate(reference: &str, registry: &Registry, limits: &Limits) -> Result<LoadPlan> {
+pub fn locate(
+    reference: &str,
+    registry: &Registry,
+    limits: &Limits,
+    template: Option<&str>,
+) -> Result<LoadPlan> {
     let files = registry.resolve(reference, ModelKind::Chat)?;
     let with_model = |id: &str, e: Error| e.context(format_args!("cannot load `{id}`"));
     let (config, weights) = read_headers(&files).map_err(|e| with_model(&files.id, e))?;
@@ -51,7 +57,10 @@ pub fn locate(reference: &str, registry: &Registry, limits: &Limits) -> Result<L
         license: license(&files, &weights)?,
     };
     let n_bytes = weights.memory_bytes();
-    let load = move || load(&files, config, &weights, options).map_err(|e| with_model(&files.id, e));
+    let template = template.map(str::to_owned);
+    let load = move || {
+        load(&files, config, &weights, options, template.as_deref()).map_err(|e| with_model(&files.id, e))
+    };
     Ok(LoadPlan { info, n_bytes, load: Box::new(load) })
 }
 
@@ -100,14 +109,20 @@ fn load(
     config: ModelConfig,
     weights: &Weights,
     options: EngineOptions,
+    replacement: Option<&str>,
 ) -> Result<ChatModel> {
     let started = Instant::now();
     let (tokenizer, template) = match weights {
         Weights::Gguf(file) => text_from_gguf(file)?,
         Weights::Safetensors(_) => text_from_folder(files, &config)?,
     };
+    tokenizer.check_fits(config.n_vocab)?;
+    let template = match replacement {
+        Some(replacement) => template.with_template(replacement),
+        None => template,
+    };
     let fingerprint = fingerprint(&files.main, &template)?;
-    let template = ChatTemplate::new(template)?;
+    let template = chat_template(&files.id, template, replacement.is_some())?;
     let tokenizer = Arc::new(tokenizer);
     let decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
@@ -126,7 +141,7 @@ fn load(
 fn text_from_gguf(file: &GgufFile) -> Result<(Tokenizer, TemplateSource)> {
     let text = |key| Ok::<_, Error>(file.metadata().string(key)?.map(str::to_owned));
     let template = TemplateSource {
-        default: text("tokenizer.chat_template")?.ok_or_else(no_template)?,
+        default: text("tokenizer.chat_template")?.unwrap_or_default(),
         tool_use: text("tokenizer.chat_template.tool_use")?,
         special_tokens: BTreeMap::new(),
     };
@@ -158,9 +173,6 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
         template.default = text(path)?;
         template.tool_use = files.file("additional_chat_templates/tool_use.jinja").map(text).transpose()?;
     }
-    if template.default.is_empty() {
-        return Err(no_template());
-    }
     for (name, token) in [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())] {
         // A token that the configuration sets to null stays undefined.
         if tokenizer_config.get(name).is_none() {
@@ -170,8 +182,28 @@ fn text_from_folder(files: &ModelFiles, config: &ModelConfig) -> Result<(Tokeniz
     Ok((tokenizer, template))
 }
 
-fn no_template() -> Error {
-    Error::model("the model has no chat template, so it was not trained for chat; use its instruct version")
+/// Compiles a model's chat templates. A model without a usable one of its own completes texts all the same, and the
+/// inner error is for those who want to chat with it.
+///
+/// # Errors
+/// When a template that replaces the model's own cannot be used.
+fn chat_template(model: &str, source: TemplateSource, is_replacement: bool) -> Result<Result<ChatTemplate>> {
+    if source.is_empty() {
+        tracing::warn!(model, "the model has no chat template; it serves /v1/completions only");
+        return Ok(Err(Error::invalid(
+            "messages",
+            "the model has no chat template, so it was not trained for chat; send a `prompt` to /v1/completions, or \
+             start the server with --chat-template",
+        )));
+    }
+    match ChatTemplate::new(source) {
+        Err(e) if is_replacement => Err(Error::new(Kind::Config, format!("--chat-template: {e}"))),
+        Err(e) => {
+            tracing::warn!(model, error = %e, "the chat template cannot be used; the model serves /v1/completions only");
+            Ok(Err(e.context("replace the template with --chat-template")))
+        }
+        Ok(template) => Ok(Ok(template)),
+    }
 }
 
 /// A short hash of weights, templates and program version. Of the weights, it covers the size, the beginning (with

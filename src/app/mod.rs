@@ -2,6 +2,7 @@
 
 mod api_keys;
 mod chat_models;
+mod chat_templates;
 mod checkpoint;
 mod served_model;
 mod text_models;
@@ -127,12 +128,13 @@ impl App {
             .collect::<Result<Vec<_>>>()?;
         let text_models = [&mut embedding].into_iter().chain(&mut reranker).map(|model| &mut model.served);
         assign_aliases(served.iter_mut().chain(text_models).collect(), &config.aliases)?;
+        let templates = chat_templates::assign(&served, &config.chat_templates)?;
         let slots = served
             .into_iter()
-            .zip(&config.models)
-            .map(|(served, reference)| {
+            .zip(config.models.iter().zip(templates))
+            .map(|(served, (reference, template))| {
                 let (reference, registry, limits) = (reference.clone(), registry.clone(), limits.clone());
-                let locate = move || checkpoint::locate(&reference, &registry, &limits);
+                let locate = move || checkpoint::locate(&reference, &registry, &limits, template.as_deref());
                 ChatSlot::new(served, config.limits.queued_requests, Box::new(locate))
             })
             .collect();

@@ -28,7 +28,7 @@ pub use response_cache::ResponseCache;
 pub use stream::{CacheStatus, ChatStream};
 pub use structured::ConstraintSpec;
 use structured::constraint_of;
-pub use template::{ChatTemplate, TemplateSource};
+pub use template::{ChatTemplate, TemplateSource, builtin_names, builtin_template};
 use tools::{ToolCallFormat, ToolCallParser, ToolSet, tool_constraint};
 use truncate::{max_chunk_bytes, max_prompt_tokens};
 
@@ -46,7 +46,7 @@ impl ChatModel {
         let special = |text: &str| self.tokenizer.special_token_id(text);
         match ToolSet::from_request(request)? {
             None => Ok(spec),
-            Some(tools) => tool_constraint(&tools, self.call_format(), special, spec),
+            Some(tools) => tool_constraint(&tools, self.call_format()?, special, spec),
         }
     }
 
@@ -74,7 +74,7 @@ impl ChatModel {
         let RenderedPrompt { tokens, ignored_fields, reasoning } =
             self.render_prompt(&request.messages, tools.as_ref(), variables, max_prompt_tokens)?;
         generation.prompt = tokens;
-        let call_format = self.call_format();
+        let call_format = self.call_format()?;
         if tools.is_some() {
             let marks = [call_format.open, call_format.close].into_iter().chain(call_format.name_end);
             let special = |text: &str| self.tokenizer.special_token_id(text);
@@ -90,8 +90,9 @@ impl ChatModel {
     }
 
     /// The form in which the model writes tool calls.
-    fn call_format(&self) -> &'static ToolCallFormat {
-        ToolCallFormat::for_template(|text| self.template.template_contains(text))
+    fn call_format(&self) -> Result<&'static ToolCallFormat> {
+        let template = self.template()?;
+        Ok(ToolCallFormat::for_template(|text| template.template_contains(text)))
     }
 
     /// Encodes the client's predicted output, at most a context's worth of tokens.

@@ -15,16 +15,17 @@ use crate::tokenizer::Tokenizer;
 /// [`start_chat`](Self::start_chat) is implemented in [`chat`](super), `start_completion` in `chat/completion.rs`,
 /// and the rendering of prompts in `chat/prompt.rs`.
 pub struct ChatModel {
-    pub(super) template: ChatTemplate,
+    template: Result<ChatTemplate>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) engine: Engine,
     fingerprint: String,
 }
 
 impl ChatModel {
-    /// A model with a running engine. `fingerprint` is returned by [`ChatModel::fingerprint`].
+    /// A model with a running engine. `template` is an error if the model cannot chat, but only complete texts;
+    /// `fingerprint` is returned by [`ChatModel::fingerprint`].
     pub fn new(
-        template: ChatTemplate,
+        template: Result<ChatTemplate>,
         tokenizer: Arc<Tokenizer>,
         engine: Engine,
         fingerprint: String,
@@ -35,6 +36,14 @@ impl ChatModel {
     /// A string that changes whenever the same request may be answered differently.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The model's chat template.
+    ///
+    /// # Errors
+    /// When the model has none, or none that can be used.
+    pub(super) fn template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().map_err(Clone::clone)
     }
 
     /// The model's tokenizer.

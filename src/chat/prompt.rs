@@ -42,7 +42,8 @@ impl ChatModel {
         variables: Map<String, Value>,
         max_prompt_tokens: Option<usize>,
     ) -> Result<RenderedPrompt> {
-        let mut messages = template_messages(messages, self.template.supports_developer_role())?;
+        let template = self.template()?;
+        let mut messages = template_messages(messages, template.supports_developer_role())?;
         let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
         let mut variables = Value::Object(variables);
         let mut texts = messages.iter().flat_map(message_texts).collect::<Vec<&str>>();
@@ -59,16 +60,12 @@ impl ChatModel {
         map_texts(&mut variables, &escape_special_tokens);
         map_texts(&mut tools, &escape_special_tokens);
         let tools = tools.as_array().filter(|tools| !tools.is_empty());
-        let tools = tools::prepare_messages(
-            &self.template,
-            self.call_format(),
-            &mut messages,
-            tools.map(Vec::as_slice),
-        );
+        let call_format = self.call_format()?;
+        let tools = tools::prepare_messages(template, call_format, &mut messages, tools.map(Vec::as_slice));
         let variables = variables.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
         let render_with = |messages: &[TemplateMessage], variables: &Map<String, Value>| {
-            self.template.render(TemplateInput {
+            template.render(TemplateInput {
                 messages,
                 tools,
                 documents: None,
@@ -88,7 +85,7 @@ impl ChatModel {
         if is_middle_dropped {
             ignored_fields.push("messages".to_owned());
         }
-        let reasoning = self.template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
+        let reasoning = template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
         Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
     }
 
@@ -101,7 +98,8 @@ impl ChatModel {
         let Some(effort) = request.reasoning_effort else { return Ok(variables) };
         let is_enabled = effort != ReasoningEffort::None;
         let names = ["reasoning_effort", "enable_thinking"];
-        match names.into_iter().find(|name| self.template.uses_variable(name)) {
+        let template = self.template()?;
+        match names.into_iter().find(|name| template.uses_variable(name)) {
             Some(name @ "reasoning_effort") => {
                 variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
             }

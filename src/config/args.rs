@@ -113,6 +113,10 @@ pub struct ServeArgs {
     /// Additional name for a served model, as NAME=MODEL; repeatable
     #[arg(long, env = "PREDICT_OTRON_ALIAS", value_parser = parse_alias, value_delimiter = ',')]
     pub alias: Vec<(String, String)>,
+    /// Chat template, instead of the model's own: a Jinja file, or alpaca, chatml, gemma, llama-2, llama-3,
+    /// mistral, phi-3 or zephyr; with several chat models, MODEL=TEMPLATE; repeatable
+    #[arg(long, env = "PREDICT_OTRON_CHAT_TEMPLATE", value_delimiter = ',')]
+    pub chat_template: Vec<String>,
     /// Load all chat models at startup; by default, all but the first are loaded on first use
     #[arg(long, env = "PREDICT_OTRON_PRELOAD", value_parser = BoolishValueParser::new())]
     pub preload: bool,

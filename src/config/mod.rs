@@ -45,6 +45,8 @@ pub struct Config {
     pub rerank_model: Option<String>,
     /// Pairs of an alias and the model name that it stands for.
     pub aliases: Vec<(String, String)>,
+    /// Chat templates that replace the models' own, each a file or a name, perhaps after the name of a model and `=`.
+    pub chat_templates: Vec<String>,
     /// Whether all chat models are loaded at startup, instead of the first alone.
     pub preload: bool,
     /// When chat models are unloaded.
@@ -74,6 +76,7 @@ impl Config {
             embedding_backend: args.embedding_backend,
             rerank_model: args.rerank_model,
             aliases: args.alias,
+            chat_templates: args.chat_template,
             preload: args.preload,
             residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
             disk_cache: args.embedding_cache_dir.map(|folder| DiskCacheConfig {

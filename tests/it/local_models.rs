@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::converter::as_gguf;
 use crate::support::gguf::Gguf;
-use crate::support::{METRICS, json as body, reference, serve};
+use crate::support::{METRICS, Server, json as body, reference, serve};
 
 fn app(options: &[&str]) -> Result<App> {
     // The first metrics recorder of a process stays: install the one that other tests read.
@@ -39,9 +39,6 @@ async fn a_safetensors_folder_of_any_family_is_a_chat_model() {
             app.preload(false).map(|()| app)
         };
 
-        let without = tokio::task::spawn_blocking(load.clone()).await.unwrap().err().unwrap();
-        assert!(without.to_string().contains("chat template"), "{checkpoint:?}: {without}");
-
         write_template();
         let server = serve(tokio::task::spawn_blocking(load).await.unwrap().unwrap()).await;
         let request = json!({
@@ -54,6 +51,96 @@ async fn a_safetensors_folder_of_any_family_is_a_chat_model() {
         assert_eq!(answer["usage"]["prompt_tokens"], n_prompt, "{checkpoint:?}: {answer}");
         assert_eq!(answer["usage"]["completion_tokens"], 8, "{checkpoint:?}: {answer}");
     }
+}
+
+/// A folder with a tiny model without a chat template.
+fn folder_without_template() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new("tests/data/tiny/llama").join(name), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+async fn server_with(options: &[&str]) -> Result<Server> {
+    let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+    let load = move || {
+        let app = app(&options.iter().map(String::as_str).collect::<Vec<&str>>())?;
+        app.preload(false).map(|()| app)
+    };
+    Ok(serve(tokio::task::spawn_blocking(load).await.unwrap()?).await)
+}
+
+#[tokio::test]
+async fn a_model_without_a_template_completes_texts_but_does_not_chat() {
+    let folder = folder_without_template();
+    let path = folder.path().to_str().unwrap();
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
+    let refused_chat = async |server: &Server, status: u16| {
+        for route in ["/v1/chat/completions", "/tokenize"] {
+            let answer = server.post(route, &chat).await;
+            assert_eq!(answer.status(), status, "{route}");
+            let error = body(answer).await["error"].clone();
+            assert!(error["message"].as_str().unwrap().contains("--chat-template"), "{route}: {error}");
+        }
+        let completion = json!({"prompt": "hi", "max_tokens": 2, "ignore_eos": true});
+        let answer = body(server.post("/v1/completions", &completion).await).await;
+        assert_eq!(answer["usage"]["completion_tokens"], 2, "{answer}");
+    };
+    refused_chat(&server_with(&["--model", path]).await.unwrap(), 400).await;
+
+    for template in
+        ["{% for %}", &"(".repeat(300_000), "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}"]
+    {
+        let config = json!({ "chat_template": template }).to_string();
+        fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        refused_chat(&server_with(&["--model", path]).await.unwrap(), 500).await;
+    }
+}
+
+#[tokio::test]
+async fn a_template_of_the_operators_replaces_the_models() {
+    let folder = folder_without_template();
+    let path = folder.path().to_str().unwrap();
+    let file = folder.path().join("own.jinja");
+    fs::write(&file, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "ignore_eos": true});
+    for (template, prompt) in [
+        (file.to_str().unwrap(), "hi"),
+        ("chatml", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+    ] {
+        let server = server_with(&["--model", path, "--chat-template", template]).await.unwrap();
+        let answer = body(server.post("/v1/chat/completions", &chat).await).await;
+        // One token per byte.
+        assert_eq!(answer["usage"]["prompt_tokens"], prompt.len(), "{answer}");
+        assert_eq!(answer["usage"]["completion_tokens"], 2, "{answer}");
+    }
+    fs::write(&file, "{% for %}").unwrap();
+    for (template, word) in
+        [(file.to_str().unwrap(), "not valid"), ("no-such", "zephyr"), ("other=chatml", "--model other")]
+    {
+        let error =
+            server_with(&["--model", path, "--chat-template", template]).await.err().unwrap().to_string();
+        assert!(error.contains(word) && error.contains("--chat-template"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_tokenizer_must_fit_the_model() {
+    let folder = folder_without_template();
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let tokenizer: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
+    let n_ids = config["vocab_size"].as_u64().unwrap();
+    let mut larger = tokenizer.clone();
+    larger["model"]["vocab"]["one more"] = n_ids.into();
+    fs::write(folder.path().join("tokenizer.json"), larger.to_string()).unwrap();
+    let error = server_with(&["--model", folder.path().to_str().unwrap()]).await.err().unwrap().to_string();
+    assert!(error.contains(&format!("{} ids", n_ids + 1)), "{error}");
+    config["vocab_size"] = 1.into();
+    fs::write(&path, config.to_string()).unwrap();
+    assert!(server_with(&["--model", folder.path().to_str().unwrap()]).await.is_err());
 }
 
 /// A BERT model as a GGUF file, with numbers as its vocabulary.

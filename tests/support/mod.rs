@@ -239,7 +239,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> LoadPlan {
         let template = ChatTemplate::new(script.template.unwrap_or(TEMPLATE)).unwrap();
         let tokenizer = Arc::new(byte_tokenizer_with(&script.special));
         let engine = scripted_engine_with(script, context_length, options, tokenizer.clone());
-        Ok(ChatModel::new(template, tokenizer, engine, "fp_test".into()))
+        Ok(ChatModel::new(Ok(template), tokenizer, engine, "fp_test".into()))
     };
     LoadPlan { info, n_bytes: SCRIPTED_BYTES, load: Box::new(load) }
 }
