@@ -3,11 +3,11 @@
 
 use std::sync::LazyLock;
 
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use serde_json::Value;
 
 use super::openapi::{docs_page, document};
 use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, schema};
@@ -225,23 +225,38 @@ const fn get(
     }
 }
 
-/// The OpenAPI document of a server that requires an API key.
-static KEYED: LazyLock<Value> = LazyLock::new(|| document::for_routes(ROUTES, true));
-/// The OpenAPI document of a server that requires none.
-static OPEN: LazyLock<Value> = LazyLock::new(|| document::for_routes(ROUTES, false));
+/// The API's description, rendered once: each takes milliseconds, and clients may ask for it as often as they like.
+struct Description {
+    /// The OpenAPI document.
+    json: Bytes,
+    /// The document as a page.
+    page: Bytes,
+}
 
-fn openapi_document(app: &App) -> &'static Value {
+impl Description {
+    fn new(requires_key: bool) -> Self {
+        let document = document::for_routes(ROUTES, requires_key);
+        Self { json: document.to_string().into(), page: docs_page::render(&document).into() }
+    }
+}
+
+/// The description of a server that requires an API key.
+static KEYED: LazyLock<Description> = LazyLock::new(|| Description::new(true));
+/// The description of a server that requires none.
+static OPEN: LazyLock<Description> = LazyLock::new(|| Description::new(false));
+
+fn description(app: &App) -> &'static Description {
     if app.api_keys().are_required() { &KEYED } else { &OPEN }
 }
 
 /// `GET /openapi.json`.
 async fn openapi_json(State(app): State<App>) -> Response {
-    ([(CONTENT_TYPE, JSON)], openapi_document(&app).to_string()).into_response()
+    ([(CONTENT_TYPE, JSON)], description(&app).json.clone()).into_response()
 }
 
 /// `GET /docs`.
-async fn docs(State(app): State<App>) -> Html<String> {
-    Html(docs_page::render(openapi_document(&app)))
+async fn docs(State(app): State<App>) -> Html<Bytes> {
+    Html(description(&app).page.clone())
 }
 
 /// `GET /`.
