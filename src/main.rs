@@ -7,7 +7,7 @@ use predict_otron_9000::inference::grammar::trial;
 use predict_otron_9000::kernels::threads::pool;
 use predict_otron_9000::{cli, telemetry};
 
-/// Makes the allocator keep freed memory instead of returning it to the system. A forward pass frees and
+/// Makes the allocator keep freed memory instead of returning it to the system at once. A forward pass frees and
 /// allocates megabytes hundreds of times, and page faults on fresh memory would take a quarter of its time.
 /// Weights and the KV cache have pages of their own.
 ///
@@ -24,6 +24,47 @@ unsafe fn keep_freed_memory() {
 
 #[cfg(not(target_env = "gnu"))]
 unsafe fn keep_freed_memory() {}
+
+/// Freed memory that the allocator may keep for long; above what a forward pass uses again and again.
+#[cfg(target_env = "gnu")]
+const MAX_KEPT_BYTES: usize = 48 << 20;
+
+/// Starts a thread that returns freed memory to the system once a second, where there is much of it. A large
+/// request leaves holes of hundreds of megabytes in the arenas of the threads that served it, which the allocator
+/// itself would never return.
+#[cfg(target_env = "gnu")]
+fn return_freed_memory() -> std::io::Result<()> {
+    let upkeep = || {
+        // Free bytes, and resident bytes, after the last return. What is returned stays in the allocator's lists.
+        let (mut returned, mut resident_after) = (0, 0);
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            // SAFETY: `mallinfo` has no requirements; it locks each arena while it looks at it.
+            let free = unsafe { libc::mallinfo() }.fordblks.cast_unsigned() as usize;
+            let resident = resident_bytes();
+            returned = free.min(returned);
+            resident_after = resident.min(resident_after);
+            let kept = (free - returned).max(free.min(resident - resident_after));
+            if kept > MAX_KEPT_BYTES {
+                // SAFETY: `malloc_trim` has no requirements; it locks each arena while it changes it.
+                unsafe { libc::malloc_trim(0) };
+                (returned, resident_after) = (free, resident_bytes());
+            }
+        }
+    };
+    std::thread::Builder::new().name("memory-upkeep".to_owned()).spawn(upkeep).map(drop)
+}
+
+/// The memory that the process has now, or 0 where the system does not say.
+#[cfg(target_env = "gnu")]
+fn resident_bytes() -> usize {
+    predict_otron_9000::config::procfs_bytes("/proc/self/status", "VmRSS:").unwrap_or_default()
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn return_freed_memory() -> std::io::Result<()> {
+    Ok(())
+}
 
 /// Limits the processor time and the memory of a process that compiles a grammar.
 ///
@@ -61,6 +102,9 @@ fn main() -> ExitCode {
     // SAFETY: no thread has been started yet.
     unsafe { pool::configure(args.compute().threads.map(usize::from)) };
     telemetry::start_logging();
+    if let Err(e) = return_freed_memory() {
+        tracing::warn!(error = %e, "cannot start the thread that returns freed memory");
+    }
     match cli::run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
