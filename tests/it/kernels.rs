@@ -131,6 +131,37 @@ fn matrix_products_match_the_reference() {
     }
 }
 
+/// Rows so long that not even one fits into the cache's share; the widest models have 65,536 and more.
+#[test]
+fn products_of_very_long_rows_match_the_reference() {
+    let random = &mut StdRng::seed_from_u64(7);
+    for (format, n_in) in FORMATS.into_iter().flat_map(|format| {
+        let lengths: &[usize] = if format == Q4K { &[43_776, 49_152, 65_536, 131_072] } else { &[49_152] };
+        lengths.iter().map(move |&n_in| (format, n_in))
+    }) {
+        let matrix = random_matrix(random, format, 17, n_in);
+        let mut weights = vec![0.0; n_in];
+        for n_rows in [1, 9] {
+            let x = random_numbers(random, n_rows * n_in);
+            for isa in isas_for(format) {
+                let products = [WeightWithBias { matrix: &matrix, bias: None }];
+                let found = linear(isa, &x, n_in, None, &Projection::Concat(&products), None);
+                for (idx, out) in [(0, 0), (0, 16), (n_rows - 1, 5), (n_rows - 1, 16)] {
+                    matrix.dequantize_row(out, &mut weights);
+                    let x = &x[idx * n_in..][..n_in];
+                    let (expected, bound) = reference_product(format, &weights, x);
+                    // Sums of so many products round more often.
+                    let found = f64::from(found[idx * 17 + out]);
+                    assert!(
+                        (found - expected).abs() <= 4.0 * bound,
+                        "{format:?} {isa} {n_rows} x {n_in}, {idx} {out}: {found} is not {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// The other rows of a batch, and the number of threads, must not change the result of a row.
 #[test]
 fn a_row_has_the_same_products_in_every_batch() {

@@ -40,6 +40,9 @@ pub fn gemm<R: GemmActivations>(
     output: &OutputRows,
 ) {
     let n_pairs = projection.n_groups(2);
+    if blocks.is_empty() || n_pairs == 0 {
+        return;
+    }
     let blocks_at_once = R::BLOCKS_AT_ONCE.min(blocks.len());
     let n_items = blocks.len().next_multiple_of(blocks_at_once) * n_pairs;
     pool::run(|team| {

@@ -298,6 +298,12 @@ fn activations_for(projection: &Projection, n_rows: usize, n_in: usize) -> GemvA
     GemvActivations::acquire(n_rows, n_in, has(false), has(true))
 }
 
+/// Rows of a block: whole tiles that take about [`BLOCK_BYTES`], one tile at least, however long a row is.
+fn block_rows(n_rows: usize, n_in: usize) -> usize {
+    let n_fitting = BLOCK_BYTES / (3 * n_in);
+    n_fitting.max(1).next_multiple_of(MAX_TILE_ROWS).min(n_rows)
+}
+
 /// Claims panels and multiplies them with all rows, in blocks of rows that stay in the L2 cache.
 fn multiply_panels(
     team: &Team,
@@ -307,8 +313,11 @@ fn multiply_panels(
     output: &OutputRows,
 ) {
     let (n_rows, n_panels) = (activations.n_rows(), projection.n_groups(1));
-    let block_rows = (BLOCK_BYTES / (3 * activations.n_in())).next_multiple_of(MAX_TILE_ROWS).min(n_rows);
-    let n_blocks = n_rows.div_ceil(block_rows.max(1));
+    if n_rows == 0 || n_panels == 0 {
+        return;
+    }
+    let block_rows = block_rows(n_rows, activations.n_in());
+    let n_blocks = n_rows.div_ceil(block_rows);
     let at_once = n_panels.div_ceil(ITEMS_PER_THREAD * team.n_threads());
     for items in team.claim_chunks(n_blocks * n_panels, at_once) {
         dispatch(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items });
@@ -368,6 +377,26 @@ impl Kernel for GemvKernel<'_> {
                     unsafe { epilogue.apply(simd, rows.clone(), [tile, other]) };
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_whole_tiles_however_long_its_rows_are() {
+        for (n_rows, n_in, expected) in [
+            (1, 576, 1),
+            (100, 576, 80),
+            (100, 4096, 16),
+            (100, 43_690, 8),
+            (100, 43_691, 8),
+            (100, 49_152, 8),
+            (3, 1 << 24, 3),
+        ] {
+            assert_eq!(block_rows(n_rows, n_in), expected, "{n_rows} {n_in}");
         }
     }
 }
