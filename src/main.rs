@@ -100,10 +100,16 @@ fn main() -> ExitCode {
     // SAFETY: no thread has been started yet.
     unsafe { keep_freed_memory() };
     // SAFETY: no thread has been started yet.
-    unsafe { pool::configure(args.compute().threads.map(usize::from)) };
+    let too_many_threads = unsafe { pool::configure(args.compute().threads.map(usize::from)) };
     telemetry::start_logging();
     if let Err(e) = return_freed_memory() {
         tracing::warn!(error = %e, "cannot start the thread that returns freed memory");
+    }
+    if let Some(asked) = too_many_threads {
+        let used = pool::n_threads();
+        tracing::warn!(
+            "{asked} compute threads would slow each other down; using {used}, twice the processors"
+        );
     }
     match cli::run(args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,12 +33,18 @@ const SPIN: Duration = Duration::from_micros(200);
 /// Iterations of a spin loop between two looks at the clock.
 const SPINS_PER_CLOCK_READ: u32 = 64;
 
+/// Compute threads for each processor, at most. More only wait for each other: a job ends when its last thread has
+/// had its turn, so a thousand threads on two processors would take minutes for a token.
+const MAX_THREADS_PER_PROCESSOR: usize = 2;
+
 /// Sets the number of compute threads: `requested`, else what the environment says, else the physical
-/// cores that this process may use.
+/// cores that this process may use. Returns the number asked for if it is more than
+/// [`MAX_THREADS_PER_PROCESSOR`] allow, and was reduced to that.
 ///
 /// # Safety
 /// No other thread runs yet: the environment changes, and another thread might read it meanwhile.
-pub unsafe fn configure(requested: Option<usize>) {
+pub unsafe fn configure(requested: Option<usize>) -> Option<usize> {
+    let asked = requested.or_else(threads_in_environment);
     if let Some(n_threads) = requested {
         // SAFETY: no other thread runs, as this function requires.
         unsafe { env::set_var(VARIABLE, n_threads.to_string()) };
@@ -47,18 +53,23 @@ pub unsafe fn configure(requested: Option<usize>) {
         // SAFETY: no other thread runs, as this function requires.
         unsafe { env::set_var(name, n_threads().to_string()) };
     }
+    asked.filter(|&asked| asked > n_threads())
 }
 
 /// The number of compute threads, fixed when first asked for.
 pub fn n_threads() -> usize {
     static N_THREADS: OnceLock<usize> = OnceLock::new();
     *N_THREADS.get_or_init(|| {
-        let configured = env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-        configured.unwrap_or_else(|| {
-            let available = thread::available_parallelism().map_or(1, usize::from);
-            physical_cores().map_or(available, |cores| cores.min(available))
-        })
+        let available = thread::available_parallelism().map_or(1, usize::from);
+        match threads_in_environment() {
+            Some(asked) => asked.min(MAX_THREADS_PER_PROCESSOR * available),
+            None => physical_cores().map_or(available, |cores| cores.min(available)),
+        }
     })
+}
+
+fn threads_in_environment() -> Option<usize> {
+    env::var(VARIABLE).ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0)
 }
 
 /// The number of physical cores that this process may use, if the system tells: two threads on one core
@@ -165,10 +176,13 @@ impl Team<'_> {
         assert!(!next.is_multiple_of(MAX_STAGES), "a job has at most {MAX_STAGES} stages");
         self.stage.set(next);
         self.shared.reached[self.index].0.store(next, Ordering::Release);
-        wait_for(|| {
-            assert!(!self.shared.is_poisoned.load(Ordering::Relaxed), "another thread has panicked");
-            self.shared.all_have_reached(next)
-        });
+        wait_for(|| self.shared.all_have_reached(next) || self.shared.is_poisoned.load(Ordering::Relaxed));
+        // A thread that panics counts as having reached every stage, so the wait may have ended by that alone, and
+        // its part of this stage is missing. It has set the flag before that.
+        if self.shared.is_poisoned.load(Ordering::Relaxed) {
+            // No message: the other thread's panic is in the log.
+            resume_unwind(Box::new("another compute thread has panicked"));
+        }
     }
 }
 
@@ -205,7 +219,23 @@ struct Shared {
 }
 
 impl Pool {
+    /// A pool of `n_threads`, or of as many as the system starts.
     fn start(n_threads: usize) -> Self {
+        let mut waiting = Vec::new();
+        for index in 1..n_threads {
+            let (sender, receiver) = mpsc::channel::<Arc<Shared>>();
+            let serve = move || {
+                if let Ok(shared) = receiver.recv() {
+                    shared.serve(index);
+                }
+            };
+            // Fewer threads do the same work, only slower.
+            match thread::Builder::new().name(format!("compute-{index}")).spawn(serve) {
+                Ok(_) => waiting.push(sender),
+                Err(_) => break,
+            }
+        }
+        let n_threads = 1 + waiting.len();
         let shared = Arc::new(Shared {
             n_threads,
             job: AtomicPtr::new(ptr::null_mut()),
@@ -217,12 +247,9 @@ impl Pool {
             wake: Condvar::new(),
             is_poisoned: AtomicBool::new(false),
         });
-        for index in 1..n_threads {
-            let shared = shared.clone();
-            thread::Builder::new()
-                .name(format!("compute-{index}"))
-                .spawn(move || shared.serve(index))
-                .expect("the system starts a thread");
+        for sender in waiting {
+            // A thread that has ended would have taken the process with it.
+            let _ = sender.send(shared.clone());
         }
         Self { shared, lock: FairLock::new() }
     }
@@ -445,6 +472,31 @@ mod tests {
             });
         });
         assert!(caught.is_err());
+    }
+
+    /// The panic and the wait for it race, so this takes many rounds.
+    #[test]
+    fn no_thread_passes_a_barrier_that_another_has_not_reached() {
+        let n_passed = AtomicUsize::new(0);
+        for round in 0..2000 {
+            let culprit = round % n_threads();
+            let caught = catch_unwind(|| {
+                run(|team| {
+                    if team.index() == culprit {
+                        // Unlike `panic!`, this prints nothing.
+                        resume_unwind(Box::new("on purpose"));
+                    }
+                    // The others arrive at different moments.
+                    for _ in 0..round % 50 {
+                        std::hint::spin_loop();
+                    }
+                    team.barrier();
+                    n_passed.fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert!(caught.is_err());
+        }
+        assert_eq!(n_passed.into_inner(), 0);
     }
 
     #[test]
