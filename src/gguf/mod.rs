@@ -2,7 +2,8 @@
 //!
 //! The only reader of the format in the program. Nothing in a header is used before it is checked:
 //! every size, count and offset is bounded by the size of the file. A damaged or hostile file therefore
-//! yields an error that names the defect, never a panic, and never takes more memory than the file has bytes.
+//! yields an error that names the defect, never a panic, and never takes more memory than the file has bytes, nor
+//! more than a few times the longest header that is allowed.
 
 mod reader;
 mod tensor_type;
@@ -25,6 +26,15 @@ pub struct GgufHeader {
     /// The keys and values.
     pub metadata: Metadata,
     tensors: HashMap<String, GgufTensorInfo>,
+}
+
+/// The result of parsing the beginning of a file.
+#[derive(Debug)]
+pub enum ParsedStart {
+    /// The whole header.
+    Header(GgufHeader),
+    /// The header goes on; its next value ends at this byte of the file or later.
+    NeedsBytes(usize),
 }
 
 /// The type, shape and location of a tensor.
@@ -56,7 +66,22 @@ impl GgufHeader {
     /// # Errors
     /// When it is not little-endian GGUF of version 2 or 3, or anything in the header is invalid.
     pub fn parse(file: &[u8]) -> Result<Self> {
-        let mut reader = HeaderReader::new(file);
+        Self::read(&mut HeaderReader::new(file, file.len()))
+    }
+
+    /// Parses and validates the header of a file of `file_bytes` of which `start` is the beginning.
+    ///
+    /// # Errors
+    /// Those of [`GgufHeader::parse`].
+    pub fn parse_start(start: &[u8], file_bytes: usize) -> Result<ParsedStart> {
+        let mut reader = HeaderReader::new(start, file_bytes);
+        match Self::read(&mut reader) {
+            Ok(header) => Ok(ParsedStart::Header(header)),
+            Err(e) => reader.needed().map(ParsedStart::NeedsBytes).ok_or(e),
+        }
+    }
+
+    fn read(reader: &mut HeaderReader) -> Result<Self> {
         if reader.bytes(MAGIC.len()).ok() != Some(MAGIC) {
             return Err(Error::model("it does not begin with `GGUF`"));
         }
@@ -77,7 +102,7 @@ impl GgufHeader {
                 "it has {n_keys} keys and {n_tensors} tensors; {MAX_ENTRIES} of each are allowed"
             )));
         }
-        let metadata = read_metadata(&mut reader, n_keys)?;
+        let metadata = read_metadata(reader, n_keys)?;
         let alignment = match metadata.integer("general.alignment")? {
             None => DEFAULT_ALIGNMENT,
             Some(n) => {
@@ -86,7 +111,7 @@ impl GgufHeader {
                 })?
             }
         };
-        let tensors = read_tensors(&mut reader, n_tensors, alignment, file.len())?;
+        let tensors = read_tensors(reader, n_tensors, alignment)?;
         Ok(Self { metadata, tensors })
     }
 
@@ -127,8 +152,8 @@ fn read_tensors(
     reader: &mut HeaderReader,
     n_tensors: u64,
     alignment: usize,
-    file_bytes: usize,
 ) -> Result<HashMap<String, GgufTensorInfo>> {
+    let file_bytes = reader.file_bytes();
     // Offsets count from the end of the header, which is known after the last of them.
     let mut entries = HashMap::new();
     for _ in 0..n_tensors {

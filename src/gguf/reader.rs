@@ -12,16 +12,23 @@ const MAX_NAME_BYTES: usize = (1 << 16) - 1;
 /// The maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 4;
 
-/// A cursor over the bytes of a file. Every method fails when the file ends before its value does.
+/// The maximum length of a header in bytes: ten times what the largest vocabularies need.
+const MAX_HEADER_BYTES: usize = 128 << 20;
+
+/// A cursor over the first bytes of a file. Every method fails when the file ends before its value does, and when
+/// the value goes on behind those bytes, which [`HeaderReader::needed`] then tells.
 pub struct HeaderReader<'a> {
-    file: &'a [u8],
+    start: &'a [u8],
+    file_bytes: usize,
     position: usize,
+    /// How many bytes of the file the last value needs, if they are more than there are in `start`.
+    needed: Option<usize>,
 }
 
 impl<'a> HeaderReader<'a> {
-    /// A cursor at the beginning of a file.
-    pub fn new(file: &'a [u8]) -> Self {
-        Self { file, position: 0 }
+    /// A cursor at the beginning of a file of `file_bytes`, of which `start` is the beginning.
+    pub fn new(start: &'a [u8], file_bytes: usize) -> Self {
+        Self { start, file_bytes, position: 0, needed: None }
     }
 
     /// The number of bytes read.
@@ -29,13 +36,38 @@ impl<'a> HeaderReader<'a> {
         self.position
     }
 
+    /// The size of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.file_bytes
+    }
+
+    /// The number of bytes of the file without which a method has failed, if that was the reason.
+    pub fn needed(&self) -> Option<usize> {
+        self.needed
+    }
+
     /// Reads `n` bytes.
     pub fn bytes(&mut self, n: usize) -> Result<&'a [u8]> {
-        let rest = &self.file[self.position..];
-        let bytes =
-            rest.get(..n).ok_or_else(|| Error::model("it ends within its header; download it again"))?;
+        self.require(n, 1)?;
+        let bytes = &self.start[self.position..self.position + n];
         self.position += n;
         Ok(bytes)
+    }
+
+    /// Checks that `n` values of at least `min_bytes` follow.
+    fn require(&mut self, n: usize, min_bytes: usize) -> Result<()> {
+        let end = n.checked_mul(min_bytes).and_then(|n_bytes| self.position.checked_add(n_bytes));
+        match end {
+            Some(end) if end <= self.start.len() => Ok(()),
+            Some(end) if end <= self.file_bytes.min(MAX_HEADER_BYTES) => {
+                self.needed = Some(end);
+                Err(Error::model("its header goes on"))
+            }
+            Some(end) if end <= self.file_bytes => Err(Error::model(format!(
+                "its header has more than the {MAX_HEADER_BYTES} bytes that are allowed; the file is damaged"
+            ))),
+            _ => Err(Error::model("it ends within its header; download it again")),
+        }
     }
 
     /// Reads a 32-bit unsigned integer.
@@ -98,9 +130,10 @@ impl<'a> HeaderReader<'a> {
             ARRAY => 12,
             _ => return Err(Error::model(format!("an array has the unknown type {type_id}"))),
         };
-        if n > (self.file.len() - self.position) / min_bytes {
+        if n > (self.file_bytes - self.position) / min_bytes {
             return Err(Error::model(format!("an array has {n} elements, more than the file holds")));
         }
+        self.require(n, min_bytes)?;
         Ok(match type_id {
             FLOAT32 => MetadataValue::Floats(
                 (0..n).map(|_| Ok(f32::from_le_bytes(self.array()?))).collect::<Result<_>>()?,

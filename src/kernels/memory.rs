@@ -3,6 +3,7 @@
 //! The TLB holds a few thousand entries. Weights on 4 KiB pages would need more than that, and a page walk
 //! takes longer than reading the page; so small buffers share mappings that are large enough for huge pages.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::slice;
 use std::sync::Arc;
@@ -32,30 +33,34 @@ impl HugePageBuf {
     ///
     /// # Panics
     /// When the system is out of memory.
-    #[cfg(not(all(test, unix)))]
     pub fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).expect("the system has memory")
+    }
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// When the system is out of memory.
+    #[cfg(not(all(test, unix)))]
+    pub fn try_zeroed(len: usize) -> io::Result<Self> {
         shared_map::allocate(len)
     }
 
     /// A buffer of `len` zeros that ends at a guard page.
     ///
-    /// # Panics
+    /// # Errors
     /// When the system is out of memory.
     #[cfg(all(test, unix))]
-    pub fn zeroed(len: usize) -> Self {
+    pub fn try_zeroed(len: usize) -> io::Result<Self> {
         // SAFETY: `sysconf` has no preconditions.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("a page has a size");
         let end = len.next_multiple_of(page);
-        let mut map = map(end + page);
+        let mut map = MmapMut::map_anon(end + page)?;
         // SAFETY: the last page of the mapping, which nothing refers to yet.
         let refused = unsafe { libc::mprotect(map[end..].as_mut_ptr().cast(), page, libc::PROT_NONE) };
         assert_eq!(refused, 0, "{}", std::io::Error::last_os_error());
-        Self { start: map[end - len..].as_mut_ptr(), len, _map: Arc::new(map) }
+        Ok(Self { start: map[end - len..].as_mut_ptr(), len, _map: Arc::new(map) })
     }
-}
-
-fn map(len: usize) -> MmapMut {
-    MmapMut::map_anon(len).expect("the system has memory")
 }
 
 /// Mappings that several buffers share.
@@ -84,32 +89,34 @@ mod shared_map {
     unsafe impl Send for FreeSpace {}
 
     /// Allocates a buffer of `len` zeros.
-    pub fn allocate(len: usize) -> HugePageBuf {
+    pub fn allocate(len: usize) -> io::Result<HugePageBuf> {
         static LAST: Mutex<Option<FreeSpace>> = Mutex::new(None);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = len.next_multiple_of(ALIGNMENT);
-        let mut free =
-            last.take().filter(|free| free.n_bytes >= taken).unwrap_or_else(|| FreeSpace::new(taken));
+        let mut free = match last.take().filter(|free| free.n_bytes >= taken) {
+            Some(free) => free,
+            None => FreeSpace::new(taken)?,
+        };
         let start = free.next;
         // SAFETY: at least `taken` bytes are free, as filtered or as `FreeSpace::new` made sure.
         free.next = unsafe { start.add(taken) };
         free.n_bytes -= taken;
         let map = free.map.clone();
         *last = Some(free);
-        HugePageBuf { start, len, _map: map }
+        Ok(HugePageBuf { start, len, _map: map })
     }
 
     impl FreeSpace {
         /// A new mapping with room for `len` bytes from the first huge-page boundary on.
-        fn new(len: usize) -> Self {
+        fn new(len: usize) -> io::Result<Self> {
             let len = len.max(LEN);
-            let mut map = map(len + HUGE_PAGE);
+            let mut map = MmapMut::map_anon(len + HUGE_PAGE)?;
             #[cfg(target_os = "linux")]
             // Without huge pages everything works, only slower.
             let _ = map.advise(memmap2::Advice::HugePage);
             let skipped = map.as_ptr().align_offset(HUGE_PAGE);
             let next = map[skipped..].as_mut_ptr();
-            Self { map: Arc::new(map), next, n_bytes: len }
+            Ok(Self { map: Arc::new(map), next, n_bytes: len })
         }
     }
 }

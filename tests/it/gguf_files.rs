@@ -13,7 +13,7 @@ use predict_otron_9000::models::{
     Backend, BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
 };
 
-use crate::support::gguf::{Gguf, tiny_llama_keys, tiny_llama_tensors};
+use crate::support::gguf::{ARRAY, Gguf, STRING, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors};
 use crate::support::reference::backends;
 
 /// A file written by the `gguf` Python package; see `make.py` beside it.
@@ -191,4 +191,68 @@ fn a_sharded_model_equals_the_whole_one() {
     assert!(error(&path(1)).contains("m-00003-of-00003.gguf"), "{}", error(&path(1)));
     fs::rename(path(1), folder.path().join("other.gguf")).unwrap();
     assert!(error(&folder.path().join("other.gguf")).contains("-00001-of-00003.gguf"));
+}
+
+/// Every tensor read after the cut is an error; a mapped file would end the process with SIGBUS.
+#[test]
+fn a_file_that_is_cut_short_while_it_loads_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    // Several pages of tensors, so that the cut is within the file's data.
+    let (n_out, n_in) = (512, 256);
+    let ones = vec![1.0; n_out * n_in];
+    let file = Gguf::default().f32_tensor("first.weight", &[n_out, n_in], &ones).f32_tensor(
+        "last.weight",
+        &[n_out, n_in],
+        &ones,
+    );
+    for backend in backends() {
+        fs::write(&path, file.bytes()).unwrap();
+        let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
+        let load = |name: &str| weights.linear(name, &RowSelection::all(n_out), n_in, backend);
+        assert!(load("first").is_ok() && load("last").is_ok());
+        fs::File::options().write(true).open(&path).unwrap().set_len(300_000).unwrap();
+        assert!(load("first").is_err(), "{backend:?}");
+        let error = load("last").err().unwrap().to_string();
+        for part in ["`last.weight`", "a.gguf", "cut short", "download it again"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(weights.tensor("last.weight", &[n_out, n_in]).is_err());
+    }
+}
+
+#[test]
+fn a_header_longer_than_the_first_read_is_read_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let words: Vec<String> = (0..400_000).map(|n| format!("word {n}")).collect();
+    let file = Gguf::default().strings("words", &words).f32_tensor("one", &[1], &[7.0]).string("last", "yes");
+    fs::write(&path, file.bytes()).unwrap();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.metadata().strings("words").unwrap().unwrap().get(399_999), Some("word 399999"));
+    assert_eq!(file.metadata().string("last").unwrap(), Some("yes"));
+    assert_eq!(file.vector("one").unwrap().unwrap(), [7.0]);
+}
+
+/// A sparse file takes no space on disk, and claims as much memory as it likes.
+#[test]
+fn a_header_that_claims_a_huge_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    for (kind, n_bytes) in [(STRING, 8), (U64, 8), (U8, 1)] {
+        let array = array_start(kind, (1 << 39) / n_bytes);
+        fs::write(&path, Gguf::default().key("all", ARRAY, &array).bytes()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = GgufFile::open(&path).err().unwrap().to_string();
+        assert!(error.contains("`all`") && error.contains("134217728"), "{error}");
+    }
+}
+
+#[test]
+fn only_files_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path(), Path::new("/dev/zero")] {
+        let error = GgufFile::open(path).err().unwrap().to_string();
+        assert!(error.contains("is not a file"), "{error}");
+    }
 }

@@ -48,7 +48,7 @@ const HOMES: [(&str, &[&str]); 15] = [
     ("hf_hub::", &["registry/hub"]),
     ("redb::", &["embeddings/cache/disk.rs"]),
     ("std::arch::", &["kernels/"]),
-    ("unsafe {", &["kernels/", "models/load/mapped_file.rs", "main.rs"]),
+    ("unsafe {", &["kernels/", "main.rs"]),
 ];
 
 /// Types that may share a name, since each pair stands for the same thing.

@@ -101,3 +101,15 @@ fn shards_are_opened_by_the_index() {
     fs::remove_file(&index).unwrap();
     assert!(error(&index).contains("model.safetensors.index.json"), "{}", error(&index));
 }
+
+#[test]
+fn a_file_that_is_cut_short_while_it_loads_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(&path, file(&[("a", "F32", 100_000, &vec![0; 400_000])])).unwrap();
+    let weights = Weights::Safetensors(SafetensorsFiles::open(&path).unwrap());
+    assert!(weights.tensor("a", &[100_000]).is_ok());
+    fs::File::options().write(true).open(&path).unwrap().set_len(200_000).unwrap();
+    let error = weights.tensor("a", &[100_000]).unwrap_err().to_string();
+    assert!(error.contains("`a`") && error.contains("cut short"), "{error}");
+}

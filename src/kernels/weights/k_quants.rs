@@ -49,10 +49,12 @@ impl Packing for Q4K {
         put_half(&mut factors[2 * PANEL_ROWS..], row, &source[2..]);
         for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
             // Two groups share 32 bytes.
-            let codes = &source[16 + group / 2 * GROUP_LEN..][..GROUP_LEN];
-            for (i, byte) in codes.iter().enumerate() {
-                put_low_bits(packed, row, i, byte >> (4 * (group % 2)) & 0xF);
+            let bytes = &source[16 + group / 2 * GROUP_LEN..][..GROUP_LEN];
+            let mut codes = [0; GROUP_LEN];
+            for (code, byte) in codes.iter_mut().zip(bytes) {
+                *code = byte >> (4 * (group % 2));
             }
+            put_low_bits(packed, row, &codes);
             let (scale, min) = Self::scale_and_min(&source[4..16], group);
             packed[LOW_BYTES + row] = scale;
             packed[LOW_BYTES + PANEL_ROWS + row] = min;
@@ -128,12 +130,14 @@ impl Packing for Q6K {
         for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
             // Four groups share 64 bytes of low and 32 of high bits.
             let (quarter, of_four) = (group / 4, group % 4);
-            for i in 0..GROUP_LEN {
-                let low = low[64 * quarter + 32 * (of_four % 2) + i] >> (4 * (of_four / 2)) & 0xF;
-                let high = high[32 * quarter + i] >> (2 * of_four) & 0b11;
-                put_low_bits(packed, row, i, low);
-                put_high_bits(&mut packed[LOW_BYTES..], row, i, high << 4);
+            let low = &low[64 * quarter + 32 * (of_four % 2)..][..GROUP_LEN];
+            let high = &high[32 * quarter..][..GROUP_LEN];
+            let mut codes = [0; GROUP_LEN];
+            for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+                *code = low >> (4 * (of_four / 2)) & 0xF | (high >> (2 * of_four) & 0b11) << 4;
             }
+            put_low_bits(packed, row, &codes);
+            put_high_bits(&mut packed[LOW_BYTES..], row, &codes);
             for half in 0..2 {
                 packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
             }
@@ -207,11 +211,10 @@ impl Packing for K6Generic {
         let (factors, groups) = packed.split_at_mut(Self::FACTORS);
         put_half(factors, row, source_factors);
         put_half(&mut factors[2 * PANEL_ROWS..], row, &source_factors[2..]);
-        for (group, packed) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate() {
-            for (i, &code) in codes[group * GROUP_LEN..][..GROUP_LEN].iter().enumerate() {
-                put_low_bits(packed, row, i, code);
-                put_high_bits(&mut packed[LOW_BYTES..], row, i, code);
-            }
+        let (codes, _) = codes.as_chunks::<GROUP_LEN>();
+        for ((group, packed), codes) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate().zip(codes) {
+            put_low_bits(packed, row, codes);
+            put_high_bits(&mut packed[LOW_BYTES..], row, codes);
             for half in 0..2 {
                 packed[Self::SCALES + half * PANEL_ROWS + row] = scales[2 * group + half];
                 packed[Self::MINS + half * PANEL_ROWS + row] = mins[2 * group + half];

@@ -15,7 +15,7 @@ impl Packing for Q4_0 {
     const PACKED_BYTES: usize = LOW_BYTES + 2 * PANEL_ROWS;
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
-        pack_nibbles(&source[2..], row, packed);
+        put_low_bits(packed, row, &nibbles(&source[2..]));
         put_half(&mut packed[LOW_BYTES..], row, source);
     }
 
@@ -48,12 +48,15 @@ impl Quantized for Q4_0 {
     }
 }
 
-/// Packs the 4-bit codes of a block: the first half is in the low bits of the bytes, the second in the high bits.
-fn pack_nibbles(nibbles: &[u8], row: usize, packed: &mut [u8]) {
-    for (i, &byte) in nibbles.iter().enumerate() {
-        put_low_bits(packed, row, i, byte & 0xF);
-        put_low_bits(packed, row, i + GROUP_LEN / 2, byte >> 4);
+/// The 4-bit codes of a block: the first half is in the low bits of the bytes, the second in the high bits.
+fn nibbles(bytes: &[u8]) -> GroupCodes {
+    let mut codes = [0; GROUP_LEN];
+    let (first, second) = codes.split_at_mut(GROUP_LEN / 2);
+    for ((byte, first), second) in bytes.iter().zip(first).zip(second) {
+        *first = byte & 0xF;
+        *second = byte >> 4;
     }
+    codes
 }
 
 /// Q4_1: 4 bits, a scale and a minimum in half precision for 32 weights.
@@ -65,7 +68,7 @@ impl Packing for Q4_1 {
     const PACKED_BYTES: usize = LOW_BYTES + 4 * PANEL_ROWS;
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
-        pack_nibbles(&source[4..], row, packed);
+        put_low_bits(packed, row, &nibbles(&source[4..]));
         put_half(&mut packed[LOW_BYTES..], row, source);
         put_half(&mut packed[LOW_BYTES + 2 * PANEL_ROWS..], row, &source[2..]);
     }
@@ -116,11 +119,13 @@ impl Packing for Q5_1 {
     const PACKED_BYTES: usize = Self::MINS + 2 * PANEL_ROWS;
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
-        pack_nibbles(&source[8..], row, packed);
-        for i in 0..GROUP_LEN {
+        let mut codes = nibbles(&source[8..]);
+        put_low_bits(packed, row, &codes);
+        for (i, code) in codes.iter_mut().enumerate() {
             let fifth = source[4 + i / 8] >> (i % 8) & 1;
-            put_high_bits(&mut packed[LOW_BYTES..], row, i, fifth << 4);
+            *code |= fifth << 4;
         }
+        put_high_bits(&mut packed[LOW_BYTES..], row, &codes);
         put_half(&mut packed[Self::SCALES..], row, source);
         put_half(&mut packed[Self::MINS..], row, &source[2..]);
     }
@@ -168,10 +173,12 @@ impl Packing for Q8_0 {
     const PACKED_BYTES: usize = BYTE_CODES + 2 * PANEL_ROWS;
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
-        for (i, &byte) in source[2..].iter().enumerate() {
+        let mut codes = [0; GROUP_LEN];
+        for (code, byte) in codes.iter_mut().zip(&source[2..]) {
             // From signed to unsigned.
-            packed[code_position(row, i)] = byte ^ 0x80;
+            *code = byte ^ 0x80;
         }
+        put_bytes(packed, row, &codes);
         put_half(&mut packed[BYTE_CODES..], row, source);
     }
 

@@ -7,8 +7,7 @@ mod packing;
 
 use std::marker::PhantomData;
 use std::ops::Range;
-
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
 pub(super) use self::k_quants::{K6Generic, Q4K, Q6K};
@@ -19,7 +18,9 @@ use super::isa::Isa;
 use super::layout::{CodeWidth, GROUP_LEN, K_CHUNK_GROUPS, PANEL_ROWS, UnpackedPanel};
 use super::memory::HugePageBuf;
 use super::simd::{Kernel, Simd, dispatch};
-use crate::error::{Error, Result};
+use super::threads::disjoint::DisjointSlice;
+use super::threads::pool;
+use crate::error::{Error, Kind, Result};
 
 /// The storage format of a matrix's weights: GGUF's types of these names, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -161,6 +162,29 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// Rows of a panel. Rows are packed in whole panels.
+    pub const PANEL_ROWS: usize = PANEL_ROWS;
+
+    /// A matrix of zeros, whose rows are then packed.
+    ///
+    /// # Errors
+    /// When rows are not whole blocks, or there is no memory.
+    pub fn zeroed(format: WeightFormat, n_out: usize, n_in: usize) -> Result<Self> {
+        if n_in == 0 || !n_in.is_multiple_of(format.block_len()) {
+            return Err(Error::model(format!(
+                "its rows of {n_in} numbers are not a multiple of the block length {}",
+                format.block_len()
+            )));
+        }
+        let n_bytes = format.matrix_bytes(n_out, n_in);
+        let panels = HugePageBuf::try_zeroed(n_bytes).map_err(|e| {
+            let message =
+                format!("there is no memory for {n_bytes} bytes of weights: {e}; use a smaller model");
+            Error::new(Kind::Unavailable, message)
+        })?;
+        Ok(Self { format, n_out, n_in, panels })
+    }
+
     /// Packs `n_out` rows of `n_in` weights; `row` returns the source blocks of a row.
     ///
     /// # Errors
@@ -171,26 +195,57 @@ impl PackedMatrix {
         n_in: usize,
         row: impl Fn(usize) -> &'a [u8] + Sync,
     ) -> Result<Self> {
-        if n_in == 0 || !n_in.is_multiple_of(format.block_len()) {
-            return Err(Error::model(format!(
-                "its rows of {n_in} numbers are not a multiple of the block length {}",
-                format.block_len()
-            )));
-        }
-        let n_blocks = n_in / format.block_len();
-        let panel_bytes = n_blocks * format.packed_bytes();
-        let mut panels = HugePageBuf::zeroed(format.matrix_bytes(n_out, n_in));
-        with_packing!(format, F => {
-            panels.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, packed)| {
-                for idx in panel * PANEL_ROWS..n_out.min((panel + 1) * PANEL_ROWS) {
-                    let source = row(idx).chunks_exact(F::SOURCE_BYTES);
-                    for (packed, source) in packed.chunks_exact_mut(F::PACKED_BYTES).zip(source) {
-                        F::pack(source, idx % PANEL_ROWS, packed);
+        let mut matrix = Self::zeroed(format, n_out, n_in)?;
+        matrix.pack_rows(0..n_out, |idx, pack| {
+            pack(row(idx));
+            Ok(())
+        })?;
+        Ok(matrix)
+    }
+
+    /// Packs some rows on all compute threads: `row` passes the source blocks of a row to its second argument.
+    ///
+    /// # Errors
+    /// Those of `row`.
+    ///
+    /// # Panics
+    /// When the rows do not exist or are not whole panels, up to the last row; when the source blocks of a row are
+    /// not as many as a row has.
+    pub fn pack_rows(
+        &mut self,
+        rows: Range<usize>,
+        row: impl Fn(usize, &mut dyn FnMut(&[u8])) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let is_edge = |row: usize| row.is_multiple_of(PANEL_ROWS) || row == self.n_out;
+        assert!(rows.end <= self.n_out && is_edge(rows.start) && is_edge(rows.end), "rows {rows:?}");
+        let (panel_bytes, n_blocks) = (self.panel_bytes(), self.n_in / self.format.block_len());
+        let panels = rows.start / PANEL_ROWS..rows.end.div_ceil(PANEL_ROWS);
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        with_packing!(self.format, F => {
+            let packed = DisjointSlice::new(&mut self.panels);
+            let pack_panel = |panel: usize| -> Result<()> {
+                // SAFETY: each panel is claimed once.
+                let packed = unsafe { packed.slice(panel * panel_bytes, panel_bytes) };
+                for idx in panel * PANEL_ROWS..rows.end.min((panel + 1) * PANEL_ROWS) {
+                    row(idx, &mut |source: &[u8]| {
+                        assert_eq!(source.len(), n_blocks * F::SOURCE_BYTES);
+                        let blocks = packed.chunks_exact_mut(F::PACKED_BYTES);
+                        for (packed, source) in blocks.zip(source.chunks_exact(F::SOURCE_BYTES)) {
+                            F::pack(source, idx % PANEL_ROWS, packed);
+                        }
+                    })?;
+                }
+                Ok(())
+            };
+            pool::run(|team| {
+                for panel in team.claim_chunks(panels.len(), 1).flatten() {
+                    if let Err(e) = pack_panel(panels.start + panel) {
+                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                     }
                 }
             });
         });
-        Ok(Self { format, n_out, n_in, panels })
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// The scale and the minimum of a group of a Q4_K or Q5_K block, from the 12 bytes for all eight groups.

@@ -129,11 +129,21 @@ pub(super) const LOW_BYTES: usize = GROUP_LEN * PANEL_ROWS / 2;
 /// Bytes of the two bits above them.
 pub(super) const HIGH_BYTES: usize = GROUP_LEN * PANEL_ROWS / 4;
 
-/// Writes the low four bits of a code: quads 0 and 1 share 64 bytes, and so on.
-pub(super) fn put_low_bits(packed: &mut [u8], row: usize, i: usize, code: u8) {
-    let position = code_position(row, i);
-    let (pair, byte) = (position / 128, position % 64);
-    packed[pair * 64 + byte] |= (code & 0xF) << (4 * (position / 64 % 2));
+/// The codes of a row's group, one in each byte.
+pub(super) type GroupCodes = [u8; GROUP_LEN];
+
+/// Quad `idx` of a group's codes as a dword, whose bytes are masked with `mask`.
+fn quad(codes: &GroupCodes, idx: usize, mask: u8) -> u32 {
+    let (quads, _) = codes.as_chunks::<QUAD_LEN>();
+    u32::from_ne_bytes(quads[idx]) & u32::from_ne_bytes([mask; QUAD_LEN])
+}
+
+/// Writes the low four bits of a row's codes: quads 0 and 1 share 64 bytes, and so on.
+pub(super) fn put_low_bits(packed: &mut [u8], row: usize, codes: &GroupCodes) {
+    for (pair, packed) in packed[..LOW_BYTES].chunks_exact_mut(64).enumerate() {
+        let both = quad(codes, 2 * pair, 0xF) | quad(codes, 2 * pair + 1, 0xF) << 4;
+        packed[row * QUAD_LEN..(row + 1) * QUAD_LEN].copy_from_slice(&both.to_ne_bytes());
+    }
 }
 
 /// Reads the low four bits of a code.
@@ -142,10 +152,21 @@ pub(super) fn low_bits(packed: &[u8], row: usize, i: usize) -> u8 {
     packed[position / 128 * 64 + position % 64] >> (4 * (position / 64 % 2)) & 0xF
 }
 
-/// Writes the fifth and sixth bit of a code: quads 0 to 3 share 64 bytes, and so on.
-pub(super) fn put_high_bits(packed: &mut [u8], row: usize, i: usize, code: u8) {
-    let position = code_position(row, i);
-    packed[position / 256 * 64 + position % 64] |= (code >> 4) << (2 * (position / 64 % 4));
+/// Writes the fifth and sixth bits of a row's codes: quads 0 to 3 share 64 bytes, and so on.
+pub(super) fn put_high_bits(packed: &mut [u8], row: usize, codes: &GroupCodes) {
+    for (half, packed) in packed[..HIGH_BYTES].chunks_exact_mut(64).enumerate() {
+        let high = |idx: usize| quad(codes, 4 * half + idx, 0x30);
+        let all = high(0) >> 4 | high(1) >> 2 | high(2) | high(3) << 2;
+        packed[row * QUAD_LEN..(row + 1) * QUAD_LEN].copy_from_slice(&all.to_ne_bytes());
+    }
+}
+
+/// Writes the codes of a row, one in each byte.
+pub(super) fn put_bytes(packed: &mut [u8], row: usize, codes: &GroupCodes) {
+    for (idx, packed) in packed[..GROUP_LEN * PANEL_ROWS].chunks_exact_mut(64).enumerate() {
+        let quad = quad(codes, idx, 0xFF);
+        packed[row * QUAD_LEN..(row + 1) * QUAD_LEN].copy_from_slice(&quad.to_ne_bytes());
+    }
 }
 
 /// Reads the fifth and sixth bit of a code.

@@ -6,7 +6,6 @@
 
 use half::f16;
 
-use super::chunks::convert_in_chunks;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 
@@ -45,31 +44,33 @@ pub fn dequantize(decode: GroupDecoder, tensor_type: TensorType, blocks: &[u8], 
     }
 }
 
-/// Converts whole blocks to Q8_0. The codes are kept; scales are rounded to half precision, which
+/// Converts whole blocks to those of Q8_0. The codes are kept; scales are rounded to half precision, which
 /// changes those of IQ4_XS by one part in 2048 at most, those of IQ4_NL not at all, and those of
 /// MXFP4 only below 2^-24.
 ///
 /// # Errors
 /// When a scale is too large for half precision.
-pub fn to_q8_0(decode: GroupDecoder, tensor_type: TensorType, blocks: &[u8]) -> Result<Vec<u8>> {
-    let n_out = tensor_type.block_len() / GROUP_LEN * Q8_0_BYTES;
-    convert_in_chunks(tensor_type, blocks, n_out, |blocks, out: &mut [u8]| {
-        for (group, out) in groups(decode, tensor_type, blocks).zip(out.chunks_exact_mut(Q8_0_BYTES)) {
-            let scale = f16::from_f32(group.scale);
-            if !scale.is_finite() {
-                return Err(Error::model(format!(
-                    "its scale {} exceeds half precision; the file is damaged",
-                    group.scale
-                )));
-            }
-            let (scale_bytes, codes) = out.split_at_mut(2);
-            scale_bytes.copy_from_slice(&scale.to_le_bytes());
-            for (byte, code) in codes.iter_mut().zip(group.codes) {
-                *byte = code.cast_unsigned();
-            }
+pub fn to_q8_0(
+    decode: GroupDecoder,
+    tensor_type: TensorType,
+    blocks: &[u8],
+    converted: &mut [u8],
+) -> Result<()> {
+    for (group, out) in groups(decode, tensor_type, blocks).zip(converted.chunks_exact_mut(Q8_0_BYTES)) {
+        let scale = f16::from_f32(group.scale);
+        if !scale.is_finite() {
+            return Err(Error::model(format!(
+                "its scale {} exceeds half precision; the file is damaged",
+                group.scale
+            )));
         }
-        Ok(())
-    })
+        let (scale_bytes, codes) = out.split_at_mut(2);
+        scale_bytes.copy_from_slice(&scale.to_le_bytes());
+        for (byte, code) in codes.iter_mut().zip(group.codes) {
+            *byte = code.cast_unsigned();
+        }
+    }
+    Ok(())
 }
 
 fn groups(

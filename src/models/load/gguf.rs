@@ -1,12 +1,15 @@
-//! Memory-mapped GGUF files, whole or split into shards.
+//! GGUF files, whole or split into shards.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::mapped_file::MappedFile;
+use super::model_file::ModelFile;
 use super::stored_tensor::{StoredTensor, check_shape};
 use crate::error::{Error, Result};
-use crate::gguf::{GgufHeader, GgufTensorInfo, Metadata};
+use crate::gguf::{GgufHeader, GgufTensorInfo, Metadata, ParsedStart};
+
+/// Bytes in which a header is looked for first; most fit, those of large vocabularies do not.
+const START_BYTES: usize = 1 << 20;
 
 /// An open GGUF file: the header in memory, the tensors on disk until they are loaded.
 pub struct GgufFile {
@@ -17,7 +20,7 @@ pub struct GgufFile {
 
 /// One file of a model.
 struct GgufShard {
-    map: MappedFile,
+    file: ModelFile,
     header: GgufHeader,
 }
 
@@ -109,9 +112,11 @@ impl GgufFile {
         found.ok_or_else(|| Error::model(format!("`{}` has no tensor `{name}`", self.path.display())))
     }
 
-    /// All tensors.
-    pub(super) fn all_stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        self.shards.iter().flat_map(|shard| shard.header.tensors().values().map(|info| shard.stored(info)))
+    /// All tensors by name.
+    pub(super) fn all_stored(&self) -> impl Iterator<Item = (&str, StoredTensor<'_>)> {
+        let tensors =
+            self.shards.iter().flat_map(|shard| shard.header.tensors().iter().map(move |it| (shard, it)));
+        tensors.map(|(shard, (name, info))| (name.as_str(), shard.stored(info)))
     }
 
     fn tensors(&self) -> impl Iterator<Item = (&str, &GgufTensorInfo)> {
@@ -121,15 +126,21 @@ impl GgufFile {
 
 impl GgufShard {
     fn open(path: &Path) -> Result<Self> {
-        let map = MappedFile::open(path)?;
-        let header = GgufHeader::parse(map.bytes())
-            .map_err(|e| e.context(format_args!("`{}` is not a valid GGUF file", path.display())))?;
-        Ok(Self { map, header })
+        let file = ModelFile::open(path)?;
+        let mut n_bytes = START_BYTES;
+        loop {
+            let parsed = GgufHeader::parse_start(&file.read_start(n_bytes)?, file.n_bytes())
+                .map_err(|e| e.context(format_args!("`{}` is not a valid GGUF file", path.display())))?;
+            match parsed {
+                ParsedStart::Header(header) => return Ok(Self { file, header }),
+                ParsedStart::NeedsBytes(needed) => n_bytes = needed.max(4 * n_bytes),
+            }
+        }
     }
 
     fn stored<'a>(&'a self, info: &'a GgufTensorInfo) -> StoredTensor<'a> {
         let GgufTensorInfo { tensor_type, shape, bytes, .. } = info;
-        StoredTensor { map: &self.map, tensor_type: *tensor_type, shape, bytes: bytes.clone() }
+        StoredTensor { file: &self.file, tensor_type: *tensor_type, shape, bytes: bytes.clone() }
     }
 }
 

@@ -2,10 +2,9 @@
 //!
 //! Model families ask for tensors by their names in the checkpoint; [`Weights`] hides the file format.
 
-mod chunks;
 mod codebook;
 mod gguf;
-mod mapped_file;
+mod model_file;
 mod repack;
 mod row_selection;
 mod safetensors;
@@ -59,11 +58,9 @@ impl Weights {
                 Ok(Weight::Dense(rows.select(&all)?))
             }),
             Backend::Kernels(isa) | Backend::KernelsBf16(isa) => {
-                let repacked = repack(stored.tensor_type, stored.blocks(), rows, n_in, backend.is_bf16());
-                repacked.map(|matrix| {
-                    stored.release();
-                    Weight::Packed { matrix: Arc::new(matrix), isa }
-                })
+                let read = |start: usize, buffer: &mut [u8]| stored.read(start, buffer);
+                let repacked = repack(stored.tensor_type, &read, rows, n_in, backend.is_bf16());
+                repacked.map(|matrix| Weight::Packed { matrix: Arc::new(matrix), isa })
             }
         };
         weight.map_err(|e| stored.in_tensor(name, e))
@@ -91,10 +88,20 @@ impl Weights {
 
     /// The memory that a decoder's weights take once they are loaded for the kernels, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        let tensor_bytes = |stored: StoredTensor| {
+        self.sum_bytes(|_| true)
+    }
+
+    /// The memory that an encoder's weights take, whose embedding tables are dequantized.
+    pub fn encoder_memory_bytes(&self) -> u64 {
+        self.sum_bytes(|name| !["embeddings.", "embd."].iter().any(|table| name.contains(table)))
+    }
+
+    /// The memory of all tensors, of which only those whose names `is_packed` accepts are packed.
+    fn sum_bytes(&self, is_packed: impl Fn(&str) -> bool) -> u64 {
+        let tensor_bytes = |(name, stored): (&str, StoredTensor)| {
             let [n_out, n_in] = stored.matrix_shape();
             match format_for(stored.tensor_type) {
-                Some(format) if stored.shape.len() > 1 => format.matrix_bytes(n_out, n_in),
+                Some(format) if stored.shape.len() > 1 && is_packed(name) => format.matrix_bytes(n_out, n_in),
                 _ => n_out * n_in * size_of::<f32>(),
             }
         };

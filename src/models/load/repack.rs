@@ -3,16 +3,23 @@
 
 use half::f16;
 
-use super::chunks::convert_in_chunks;
 use super::codebook;
 use super::row_selection::RowSelection;
 use super::unpack::{dequantize, unsupported};
 use crate::error::Result;
 use crate::gguf::TensorType;
+use crate::kernels::threads::pool;
 use crate::kernels::weights::{PackedMatrix, WeightFormat};
+
+/// Reads a tensor's bytes from an offset on.
+pub type TensorReader<'a> = &'a dyn Fn(usize, &mut [u8]) -> Result<()>;
 
 /// Converts one block of a type to the blocks of a format.
 type BlockConverter = fn(block: &[u8], converted: &mut [u8]);
+
+/// Bytes that each compute thread repacks of a matrix before more are read. A matrix is then never in memory twice,
+/// and a chat that shares the threads waits a few milliseconds for them.
+const PIECE_BYTES_PER_THREAD: usize = 512 << 10;
 
 /// The size of a block of [`WeightFormat::K6Generic`], and the offsets of its parts.
 const K6_BYTES: usize = 292;
@@ -37,14 +44,14 @@ pub fn format_for(tensor_type: TensorType) -> Option<WeightFormat> {
     })
 }
 
-/// Repacks the selected `rows` of a stored matrix, each of `n_in` elements. Floats are rounded to bfloat16 if
-/// `to_bf16` and the row length permits.
+/// Repacks the selected `rows` of a stored matrix, each of `n_in` elements, on all compute threads. Floats are rounded
+/// to bfloat16 if `to_bf16` and the row length permits.
 ///
 /// # Errors
-/// When the type is not supported.
+/// When the type is not supported, the matrix cannot be read, or a number in it is impossible.
 pub fn repack(
     tensor_type: TensorType,
-    blocks: &[u8],
+    read: TensorReader,
     rows: &RowSelection,
     n_in: usize,
     to_bf16: bool,
@@ -53,28 +60,88 @@ pub fn repack(
     if to_bf16 && !format.is_quantized() && n_in.is_multiple_of(WeightFormat::Bf16Pairs.block_len()) {
         format = WeightFormat::Bf16Pairs;
     }
-    let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
     let n_out = rows.n_selected();
-    let is_float32 = tensor_type == TensorType::F32 && format == WeightFormat::Bf16Pairs;
-    if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
-        let row = |idx: usize| &blocks[rows.stored_row(idx) * row_bytes..][..row_bytes];
-        return PackedMatrix::pack(format, n_out, n_in, row);
-    }
-    let selected = rows.select_bytes(blocks, row_bytes);
-    let converted = match (codebook::decoder(tensor_type), block_converter(tensor_type)) {
-        (Some(decode), _) => codebook::to_q8_0(decode, tensor_type, &selected)?,
-        (None, Some(convert)) => {
-            let n_out = tensor_type.block_len() / format.block_len() * format.source_bytes();
-            convert_in_chunks(tensor_type, &selected, n_out, |blocks, out: &mut [u8]| {
-                let blocks = blocks.chunks_exact(tensor_type.block_bytes());
-                blocks.zip(out.chunks_exact_mut(n_out)).for_each(|(block, out)| convert(block, out));
-                Ok(())
-            })?
+    let mut matrix = PackedMatrix::zeroed(format, n_out, n_in)?;
+    let conversion = Conversion::new(tensor_type, format);
+    let row_bytes = n_in / tensor_type.block_len() * tensor_type.block_bytes();
+    let converted_bytes = n_in / format.block_len() * format.source_bytes();
+    let piece_rows = PIECE_BYTES_PER_THREAD * pool::n_threads() / row_bytes.max(1);
+    let piece_rows = piece_rows.max(1).next_multiple_of(PackedMatrix::PANEL_ROWS);
+    let mut piece = Vec::new();
+    for start in (0..n_out).step_by(piece_rows) {
+        let selected = start..n_out.min(start + piece_rows);
+        piece.resize(selected.len() * row_bytes, 0);
+        let mut rest = &mut piece[..];
+        for stored in rows.stored_ranges(selected.clone()) {
+            let (neighbors, others) = rest.split_at_mut(stored.len() * row_bytes);
+            read(stored.start * row_bytes, neighbors)?;
+            rest = others;
         }
-        (None, None) => dequantize(tensor_type, &selected)?.into_iter().flat_map(f32::to_le_bytes).collect(),
-    };
-    let row_bytes = n_in / format.block_len() * format.source_bytes();
-    PackedMatrix::pack(format, n_out, n_in, |idx| &converted[idx * row_bytes..][..row_bytes])
+        matrix.pack_rows(selected, |idx, pack| {
+            let blocks = &piece[(idx - start) * row_bytes..][..row_bytes];
+            if conversion.is_none() {
+                pack(blocks);
+                return Ok(());
+            }
+            let mut converted = vec![0; converted_bytes];
+            conversion.convert(tensor_type, blocks, &mut converted)?;
+            pack(&converted);
+            Ok(())
+        })?;
+    }
+    Ok(matrix)
+}
+
+/// The way from the blocks of a type to those of a kernel format.
+enum Conversion {
+    /// They are the same.
+    None,
+    /// The format holds the codes of a codebook.
+    Codebook(codebook::GroupDecoder),
+    /// A block becomes blocks of so many bytes in all.
+    Blocks(BlockConverter, usize),
+    /// Elements become float32.
+    Dequantize,
+}
+
+impl Conversion {
+    fn new(tensor_type: TensorType, format: WeightFormat) -> Self {
+        let is_float32 = tensor_type == TensorType::F32 && format == WeightFormat::Bf16Pairs;
+        if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
+            return Self::None;
+        }
+        match (codebook::decoder(tensor_type), block_converter(tensor_type)) {
+            (Some(decode), _) => Self::Codebook(decode),
+            (None, Some(convert)) => {
+                Self::Blocks(convert, tensor_type.block_len() / format.block_len() * format.source_bytes())
+            }
+            (None, None) => Self::Dequantize,
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// Converts whole blocks.
+    fn convert(&self, tensor_type: TensorType, blocks: &[u8], converted: &mut [u8]) -> Result<()> {
+        match *self {
+            Self::None => converted.copy_from_slice(blocks),
+            Self::Codebook(decode) => codebook::to_q8_0(decode, tensor_type, blocks, converted)?,
+            Self::Blocks(convert, n_bytes) => {
+                let blocks = blocks.chunks_exact(tensor_type.block_bytes());
+                blocks.zip(converted.chunks_exact_mut(n_bytes)).for_each(|(block, out)| convert(block, out));
+            }
+            Self::Dequantize => {
+                let mut values = vec![0.0; converted.len() / size_of::<f32>()];
+                dequantize(tensor_type, blocks, &mut values)?;
+                for (value, bytes) in values.iter().zip(converted.chunks_exact_mut(size_of::<f32>())) {
+                    bytes.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn block_converter(tensor_type: TensorType) -> Option<BlockConverter> {
@@ -196,14 +263,19 @@ mod tests {
         for tensor_type in packable {
             let (n_in, n_stored) = (512, 19);
             let bytes = blocks_of(tensor_type, n_stored * n_in / tensor_type.block_len());
-            let dequantized = dequantize(tensor_type, &bytes).unwrap();
+            let mut dequantized = vec![0.0; n_stored * n_in];
+            dequantize(tensor_type, &bytes, &mut dequantized).unwrap();
+            let read = |start: usize, buffer: &mut [u8]| {
+                buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+                Ok(())
+            };
             let tolerance = if tensor_type == TensorType::Iq4Xs { 6e-4 } else { 2e-7 };
             for rows in [RowSelection::all(n_stored), RowSelection::range(2..19, n_stored)] {
-                let repacked = repack(tensor_type, &bytes, &rows, n_in, false).unwrap();
+                let repacked = repack(tensor_type, &read, &rows, n_in, false).unwrap();
                 let mut found = vec![0.0; n_in];
                 for idx in 0..rows.n_selected() {
                     repacked.dequantize_row(idx, &mut found);
-                    let expected = &dequantized[rows.stored_row(idx) * n_in..][..n_in];
+                    let expected = &dequantized[rows.stored_ranges(idx..idx + 1)[0].start * n_in..][..n_in];
                     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                         let bound = tolerance * expected.abs().max(1.0);
                         assert!(
@@ -216,5 +288,37 @@ mod tests {
             n_types += 1;
         }
         assert_eq!(n_types, 17);
+    }
+
+    #[test]
+    fn a_matrix_of_many_pieces_has_all_its_rows() {
+        let (n_in, n_heads, head_dim) = (4096, 20, 60 * pool::n_threads());
+        let tensor_type = TensorType::Q5_0;
+        let row_bytes = n_in / 32 * tensor_type.block_bytes();
+        let n_stored = n_heads * head_dim;
+        assert!(n_stored * row_bytes > 2 * PIECE_BYTES_PER_THREAD * pool::n_threads());
+        let bytes = blocks_of(tensor_type, n_stored * n_in / 32);
+        let read = |start: usize, buffer: &mut [u8]| {
+            buffer.copy_from_slice(&bytes[start..start + buffer.len()]);
+            Ok(())
+        };
+        let permuted = RowSelection::permute_rope_rows(n_heads, head_dim);
+        for rows in [RowSelection::all(n_stored), RowSelection::range(5..n_stored - 3, n_stored), permuted] {
+            let repacked = repack(tensor_type, &read, &rows, n_in, false).unwrap();
+            assert_eq!(repacked.n_out(), rows.n_selected());
+            let (mut found, mut expected) = (vec![0.0; n_in], vec![0.0; n_in]);
+            for idx in (0..rows.n_selected()).step_by(97).chain([rows.n_selected() - 1]) {
+                let stored = rows.stored_ranges(idx..idx + 1)[0].start;
+                dequantize(tensor_type, &bytes[stored * row_bytes..][..row_bytes], &mut expected).unwrap();
+                repacked.dequantize_row(idx, &mut found);
+                let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+                assert!(found.iter().zip(&expected).all(is_near), "{idx}");
+            }
+        }
+        let failing = |start: usize, _: &mut [u8]| match start {
+            0 => Ok(()),
+            _ => Err(crate::error::Error::model("cut short")),
+        };
+        assert!(repack(tensor_type, &failing, &RowSelection::all(n_stored), n_in, false).is_err());
     }
 }

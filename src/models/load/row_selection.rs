@@ -1,6 +1,5 @@
 //! Selects the rows of a stored matrix that make up a layer's weight.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
@@ -55,14 +54,6 @@ impl RowSelection {
         }
     }
 
-    /// The index of the stored row that is selected as row `idx`.
-    pub(super) fn stored_row(&self, idx: usize) -> usize {
-        match &self.rows {
-            SelectedRows::Range(range) => range.start + idx,
-            SelectedRows::Indices(rows) => rows[idx] as usize,
-        }
-    }
-
     /// Selects from a tensor along its first dimension.
     pub(super) fn select(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match &self.rows {
@@ -74,19 +65,16 @@ impl RowSelection {
         })
     }
 
-    /// Selects from rows of `row_bytes` bytes each.
-    pub(super) fn select_bytes<'a>(&self, bytes: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
+    /// The stored rows that make up the `selected` rows, in order, as ranges of neighbors.
+    pub(super) fn stored_ranges(&self, selected: Range<usize>) -> Vec<Range<usize>> {
         match &self.rows {
             SelectedRows::Range(range) => {
-                Cow::Borrowed(&bytes[range.start * row_bytes..range.end * row_bytes])
+                std::iter::once(range.start + selected.start..range.start + selected.end).collect()
             }
-            SelectedRows::Indices(rows) => {
-                let mut selected = Vec::with_capacity(rows.len() * row_bytes);
-                for &row in rows {
-                    selected.extend_from_slice(&bytes[row as usize * row_bytes..][..row_bytes]);
-                }
-                Cow::Owned(selected)
-            }
+            SelectedRows::Indices(rows) => rows[selected]
+                .chunk_by(|a, b| a + 1 == *b)
+                .map(|neighbors| neighbors[0] as usize..neighbors[0] as usize + neighbors.len())
+                .collect(),
         }
     }
 }
@@ -98,9 +86,10 @@ mod tests {
     #[test]
     fn interleaved_rope_pairs_are_split_into_halves() {
         let rows = RowSelection::permute_rope_rows(2, 6);
-        assert_eq!(
-            rows.select_bytes(&(0..12).collect::<Vec<u8>>(), 1)[..],
-            [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-        );
+        let stored = |selected| rows.stored_ranges(selected).into_iter().flatten().collect::<Vec<usize>>();
+        assert_eq!(stored(0..12), [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+        assert_eq!(stored(4..7), [3, 5, 6]);
+        assert_eq!(rows.stored_ranges(5..7)[0], 5..7);
+        assert_eq!(RowSelection::range(3..8, 9).stored_ranges(1..4)[0], 4..7);
     }
 }

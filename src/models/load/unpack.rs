@@ -1,4 +1,4 @@
-//! Unpacks stored tensors: dequantizes blocks of every supported type to float32, on all cores.
+//! Unpacks stored tensors: dequantizes blocks of every supported type to float32.
 
 use std::borrow::Cow;
 
@@ -7,17 +7,16 @@ use candle_core::quantized::GgmlDType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::chunks::convert_in_chunks;
 use super::codebook;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 
-/// Dequantizes whole blocks.
+/// Dequantizes whole blocks into as many values as they hold.
 ///
 /// # Errors
 /// When the type is not supported.
-pub fn dequantize(tensor_type: TensorType, blocks: &[u8]) -> Result<Vec<f32>> {
-    let convert = |blocks: &[u8], values: &mut [f32]| match tensor_type {
+pub fn dequantize(tensor_type: TensorType, blocks: &[u8], values: &mut [f32]) -> Result<()> {
+    match tensor_type {
         TensorType::F64 => convert_each(blocks, values, |bytes| f64::from_le_bytes(bytes) as f32),
         TensorType::F32 => convert_each(blocks, values, f32::from_le_bytes),
         TensorType::F16 => {
@@ -35,8 +34,7 @@ pub fn dequantize(tensor_type: TensorType, blocks: &[u8]) -> Result<Vec<f32>> {
             (None, Some(dtype)) => dequantize_by_candle(dtype, blocks, values),
             (None, None) => Err(unsupported(tensor_type)),
         },
-    };
-    convert_in_chunks(tensor_type, blocks, tensor_type.block_len(), convert)
+    }
 }
 
 /// The error for an unsupported type.

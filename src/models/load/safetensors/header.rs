@@ -58,10 +58,10 @@ const DTYPES: [(&str, usize); 22] = [
 ];
 
 /// The size of the header's length, which precedes the header.
-const LENGTH_BYTES: usize = size_of::<u64>();
+pub(super) const LENGTH_BYTES: usize = size_of::<u64>();
 
 /// The format's own limit on the header's length, in bytes.
-const MAX_HEADER_BYTES: usize = 100_000_000;
+pub(super) const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// The maximum number of tensors in a file: a hundred times what the largest models have.
 const MAX_TENSORS: usize = 1 << 16;
@@ -75,23 +75,41 @@ impl SafetensorsHeader {
     /// # Errors
     /// When anything in the header is invalid.
     pub fn parse(file: &[u8]) -> Result<Self> {
-        let (n_bytes, rest) = file
+        Self::parse_start(file, file.len())
+    }
+
+    /// The length of a header with the length field before it, which is the `start` of a file of `file_bytes`.
+    ///
+    /// # Errors
+    /// When the file is too short for it, or it is too long.
+    pub(super) fn n_bytes(start: &[u8], file_bytes: usize) -> Result<usize> {
+        let (n_bytes, _) = start
             .split_first_chunk::<LENGTH_BYTES>()
             .ok_or_else(|| Error::model("it is too short for a header"))?;
         let n_bytes = u64::from_le_bytes(*n_bytes);
-        let json = usize::try_from(n_bytes)
+        usize::try_from(n_bytes)
             .ok()
             .filter(|&n_bytes| n_bytes <= MAX_HEADER_BYTES)
-            .and_then(|n_bytes| rest.get(..n_bytes))
+            .map(|n_bytes| LENGTH_BYTES + n_bytes)
+            .filter(|&end| end <= file_bytes)
             .ok_or_else(|| {
-                let len = file.len();
                 Error::model(format!(
-                    "its header has {n_bytes} bytes; the file has {len}, and {MAX_HEADER_BYTES} are allowed"
+                    "its header has {n_bytes} bytes; the file has {file_bytes}, and {MAX_HEADER_BYTES} are allowed"
                 ))
-            })?;
+            })
+    }
+
+    /// Parses and validates the header of a file of `file_bytes` that begins with `start`, the whole header at least.
+    ///
+    /// # Errors
+    /// When anything in the header is invalid.
+    pub(super) fn parse_start(start: &[u8], file_bytes: usize) -> Result<Self> {
+        let end = Self::n_bytes(start, file_bytes)?;
+        let json =
+            start.get(LENGTH_BYTES..end).ok_or_else(|| Error::internal("a header was not read whole"))?;
         let UniqueMap(entries) = serde_json::from_slice::<UniqueMap<HeaderEntry>>(json)
             .map_err(|e| Error::model(format!("its header is damaged: {e}")))?;
-        let data = LENGTH_BYTES + json.len()..file.len();
+        let data = end..file_bytes;
         let tensors = entries
             .into_iter()
             .map(|(name, entry)| {

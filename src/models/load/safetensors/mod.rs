@@ -1,4 +1,4 @@
-//! Memory-mapped safetensors files, one or several shards.
+//! Safetensors files, one or several shards.
 
 mod header;
 
@@ -8,17 +8,17 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::mapped_file::MappedFile;
+use super::model_file::ModelFile;
 use super::stored_tensor::StoredTensor;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
-use header::{SafetensorsTensorInfo, UniqueMap};
+use header::{LENGTH_BYTES, MAX_HEADER_BYTES, SafetensorsTensorInfo, UniqueMap};
 
 pub use header::SafetensorsHeader;
 
 /// The shards of one checkpoint.
 pub struct SafetensorsFiles {
-    shards: Vec<MappedFile>,
+    shards: Vec<ModelFile>,
     tensors: HashMap<String, TensorLocation>,
 }
 
@@ -53,8 +53,9 @@ impl SafetensorsFiles {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let map = MappedFile::open(&path)?;
-        let header = SafetensorsHeader::parse(map.bytes())
+        let file = ModelFile::open(&path)?;
+        let header = SafetensorsHeader::n_bytes(&file.read_start(LENGTH_BYTES)?, file.n_bytes())
+            .and_then(|n_bytes| SafetensorsHeader::parse_start(&file.read_start(n_bytes)?, file.n_bytes()))
             .map_err(|e| e.context(format_args!("`{}` is not a valid safetensors file", path.display())))?;
         for (name, info) in header.into_tensors() {
             match self.tensors.entry(name) {
@@ -68,13 +69,17 @@ impl SafetensorsFiles {
                 }
             };
         }
-        self.shards.push(map);
+        self.shards.push(file);
         Ok(())
     }
 
     fn add_indexed(&mut self, index: &Path) -> Result<()> {
         let damaged = |e: &dyn std::fmt::Display| Error::model(format!("cannot read the index: {e}"));
-        let json = std::fs::read(index).map_err(|e| damaged(&e))?;
+        let file = ModelFile::open(index)?;
+        if file.n_bytes() > MAX_HEADER_BYTES {
+            return Err(damaged(&format!("it has {} bytes; {MAX_HEADER_BYTES} are allowed", file.n_bytes())));
+        }
+        let json = file.read_start(file.n_bytes())?;
         let ShardIndex { weight_map: UniqueMap(weight_map) } =
             serde_json::from_slice(&json).map_err(|e| damaged(&e))?;
         let mut names: Vec<&String> = weight_map.values().collect();
@@ -113,9 +118,9 @@ impl SafetensorsFiles {
         })
     }
 
-    /// All tensors of supported types.
-    pub(super) fn all_stored(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        self.tensors.values().filter_map(|location| self.stored_at(location))
+    /// All tensors of supported types by name.
+    pub(super) fn all_stored(&self) -> impl Iterator<Item = (&str, StoredTensor<'_>)> {
+        self.tensors.iter().filter_map(|(name, location)| Some((name.as_str(), self.stored_at(location)?)))
     }
 
     fn stored_at<'a>(
@@ -129,8 +134,8 @@ impl SafetensorsFiles {
             "BF16" => TensorType::Bf16,
             _ => return None,
         };
-        let map = &self.shards[*shard_idx];
-        Some(StoredTensor { map, tensor_type, shape: &info.shape, bytes: info.bytes.clone() })
+        let file = &self.shards[*shard_idx];
+        Some(StoredTensor { file, tensor_type, shape: &info.shape, bytes: info.bytes.clone() })
     }
 
     fn location(&self, name: &str) -> Result<&TensorLocation> {
