@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
+use super::memory_budget::{BudgetStep, MemoryBudget, Resident};
 use super::served_model::{ModelInfo, ServedModel};
 use crate::chat::ChatModel;
 use crate::config::Residency;
@@ -19,7 +20,8 @@ use crate::inference::EngineStatus;
 /// All chat models, the default first.
 pub struct ChatModels {
     slots: Vec<Arc<ChatSlot>>,
-    residency: Residency,
+    idle_unload: Option<Duration>,
+    budget: Arc<MemoryBudget>,
     /// Held while a model is loaded, so that two models never claim the same memory.
     load_lock: Mutex<()>,
 }
@@ -44,7 +46,7 @@ pub type Locator = dyn Fn() -> Result<LoadPlan> + Send + Sync;
 pub struct LoadPlan {
     /// Facts from the model's files.
     pub info: ModelInfo,
-    /// Memory that the weights will take.
+    /// Memory that the weights and the KV cache will take.
     pub n_bytes: u64,
     /// Loads the model.
     pub load: Box<dyn FnOnce() -> Result<ChatModel>>,
@@ -66,8 +68,25 @@ struct ResidentModel {
 impl ChatModels {
     /// The given models, the default one first.
     pub fn new(slots: Vec<ChatSlot>, residency: Residency) -> Arc<Self> {
+        let Residency { memory_budget, idle_unload } = residency;
+        Self::with_budget(slots, idle_unload, MemoryBudget::new(memory_budget))
+    }
+
+    /// The given models, which share a memory budget with other models and with caches.
+    pub fn with_budget(
+        slots: Vec<ChatSlot>,
+        idle_unload: Option<Duration>,
+        budget: Arc<MemoryBudget>,
+    ) -> Arc<Self> {
         let slots = slots.into_iter().map(Arc::new).collect();
-        Arc::new(Self { slots, residency, load_lock: Mutex::new(()) })
+        let models = Arc::new(Self { slots, idle_unload, budget, load_lock: Mutex::new(()) });
+        let others = Arc::downgrade(&models);
+        models.budget.on_shortage(Box::new(move || {
+            if let Some(models) = others.upgrade() {
+                models.evict_idle();
+            }
+        }));
+        models
     }
 
     /// Starts the thread that unloads idle models, if configured. It ends with the last handle.
@@ -75,7 +94,7 @@ impl ChatModels {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start_idle_reaper(self: &Arc<Self>) -> Result<()> {
-        let Some(limit) = self.residency.idle_unload else { return Ok(()) };
+        let Some(limit) = self.idle_unload else { return Ok(()) };
         let models = Arc::downgrade(self);
         let reap = move || {
             while let Some(models) = models.upgrade() {
@@ -190,29 +209,22 @@ impl ChatModels {
 
     /// Unloads idle models until `n_bytes` fit into the memory budget.
     fn evict_until_fits(&self, slot: &ChatSlot, n_bytes: u64) -> Result<()> {
-        let Some(max_bytes) = self.residency.memory_budget else { return Ok(()) };
-        let budget = MemoryBudget { max_bytes };
+        let max_bytes = self.budget.for_chat();
         if n_bytes > max_bytes {
             return Err(Error::new(
-                Kind::Config,
+                Kind::Unavailable,
                 format!(
-                    "`{}` takes {n_bytes} bytes of memory, but the budget is {max_bytes}; raise --memory-budget",
+                    "`{}` takes {n_bytes} bytes of memory with its KV cache, but the budget has {max_bytes} for chat \
+                     models; restart the server with a larger --memory-budget or a smaller --kv-memory, or use a \
+                     smaller model",
                     slot.served.id()
                 ),
             ));
         }
         loop {
-            let residents: Vec<Resident> = self.slots.iter().map(|slot| slot.resident()).collect();
-            match budget.next_step(&residents, n_bytes) {
+            match self.evict_next(n_bytes) {
                 BudgetStep::Fits => return Ok(()),
-                BudgetStep::Evict(idx) => {
-                    if self.slots[idx].unload() {
-                        tracing::info!(
-                            model = self.slots[idx].served.id(),
-                            "chat model unloaded: another model needs its memory"
-                        );
-                    }
-                }
+                BudgetStep::Evict(_) => {}
                 BudgetStep::AllInUse => {
                     return Err(Error::new(
                         Kind::Overloaded { retry_after: Duration::from_secs(10) },
@@ -226,42 +238,26 @@ impl ChatModels {
             }
         }
     }
-}
 
-/// The memory that chat models may take together.
-#[derive(Debug, Clone, Copy)]
-struct MemoryBudget {
-    max_bytes: u64,
-}
+    /// Unloads idle models until the others fit into the memory budget, or are all in use.
+    fn evict_idle(&self) {
+        let _guard = self.load_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while let BudgetStep::Evict(_) = self.evict_next(0) {}
+    }
 
-/// The next step to fit a model into the budget.
-#[derive(Debug, PartialEq, Eq)]
-enum BudgetStep {
-    /// The model fits.
-    Fits,
-    /// Evict the model of this index first.
-    Evict(usize),
-    /// No model can be evicted, because all are in use.
-    AllInUse,
-}
-
-/// A model's share of the memory.
-#[derive(Debug, Clone, Copy)]
-struct Resident {
-    n_bytes: u64,
-    /// How long no request has used the model; `None` while one does, or while it is not in memory.
-    idle: Option<Duration>,
-}
-
-impl MemoryBudget {
-    /// Decides the next step to fit in `n_bytes` more. The model that has been idle longest is evicted first.
-    fn next_step(self, residents: &[Resident], n_bytes: u64) -> BudgetStep {
-        let n_used: u64 = residents.iter().map(|resident| resident.n_bytes).sum();
-        if n_used.saturating_add(n_bytes) <= self.max_bytes {
-            return BudgetStep::Fits;
+    /// Takes the next step to fit `n_bytes` more into the memory budget.
+    fn evict_next(&self, n_bytes: u64) -> BudgetStep {
+        let residents: Vec<Resident> = self.slots.iter().map(|slot| slot.resident()).collect();
+        let step = self.budget.next_step(&residents, n_bytes);
+        if let BudgetStep::Evict(idx) = step
+            && self.slots[idx].unload()
+        {
+            tracing::info!(
+                model = self.slots[idx].served.id(),
+                "chat model unloaded: another model needs its memory"
+            );
         }
-        let idle = residents.iter().enumerate().filter_map(|(idx, resident)| Some((resident.idle?, idx)));
-        idle.max().map_or(BudgetStep::AllInUse, |(_, idx)| BudgetStep::Evict(idx))
+        step
     }
 }
 
@@ -358,32 +354,5 @@ impl ChatSlot {
 
     fn state(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_idle_model_is_evicted_first_and_none_in_use() {
-        let unloaded = Resident { n_bytes: 0, idle: None };
-        let in_use = Resident { n_bytes: 4, idle: None };
-        let idle = |seconds| Resident { n_bytes: 4, idle: Some(Duration::from_secs(seconds)) };
-        for (residents, needed, expected) in [
-            (vec![], 10, BudgetStep::Fits),
-            (vec![idle(1), unloaded], 6, BudgetStep::Fits),
-            (vec![idle(1), unloaded], 7, BudgetStep::Evict(0)),
-            (vec![idle(1), idle(9)], 7, BudgetStep::Evict(1)),
-            (vec![in_use, idle(9)], 7, BudgetStep::Evict(1)),
-            (vec![in_use, unloaded], 7, BudgetStep::AllInUse),
-            (vec![in_use], u64::MAX, BudgetStep::AllInUse),
-        ] {
-            assert_eq!(
-                MemoryBudget { max_bytes: 10 }.next_step(&residents, needed),
-                expected,
-                "{residents:?}"
-            );
-        }
     }
 }

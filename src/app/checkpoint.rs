@@ -25,7 +25,8 @@ use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
 
 /// Locates the files of `reference`, fetches missing ones, and reads their headers. `template` replaces the model's
-/// own chat templates.
+/// own chat templates. If the KV cache may be smaller than configured, weights and cache fit into `room_bytes` where
+/// that is possible.
 ///
 /// # Errors
 /// When the files cannot be fetched, are damaged, or describe a model that is not supported.
@@ -34,6 +35,7 @@ pub fn locate(
     registry: &Registry,
     limits: &Limits,
     template: Option<&str>,
+    room_bytes: u64,
 ) -> Result<LoadPlan> {
     let files = registry.resolve(reference, ModelKind::Chat)?;
     let with_model = |id: &str, e: Error| e.context(format_args!("cannot load `{id}`"));
@@ -50,13 +52,20 @@ pub fn locate(
         queued_tokens: limits.queued_tokens,
         context_shift: limits.context_overflow == ContextOverflow::Shift,
     };
+    let weight_bytes = weights.memory_bytes();
+    let options = if limits.kv_reducible {
+        let room_bytes = room_bytes.saturating_sub(weight_bytes);
+        options.with_kv_within(usize::try_from(room_bytes).unwrap_or(usize::MAX), &config)
+    } else {
+        options
+    };
     let info = ModelInfo {
         family: config.family.to_owned(),
         format: files.format.name(),
         context_length: options.context_length(&config),
         license: license(&files, &weights)?,
     };
-    let n_bytes = weights.memory_bytes();
+    let n_bytes = weight_bytes.saturating_add(options.max_kv_bytes(&config) as u64);
     let template = template.map(str::to_owned);
     let load = move || {
         load(&files, config, &weights, options, template.as_deref()).map_err(|e| with_model(&files.id, e))

@@ -4,6 +4,7 @@ mod api_keys;
 mod chat_models;
 mod chat_templates;
 mod checkpoint;
+mod memory_budget;
 mod served_model;
 mod text_models;
 
@@ -18,6 +19,7 @@ use tokio::sync::Semaphore;
 pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
 pub use checkpoint::{kv_format, read_headers};
+use memory_budget::MemoryBudget;
 use served_model::{DEFAULT, assign_aliases, is_default};
 pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
@@ -113,10 +115,16 @@ impl App {
         let metrics = telemetry::start_metrics();
         let registry = Registry::new(config.registry.clone());
         let limits = config.limits.clone();
+        let budget = MemoryBudget::new(config.residency.memory_budget);
+        let n_text_models = 1 + u64::from(config.rerank_model.is_some());
+        let cache_bytes =
+            limits.response_cache_bytes as u64 + n_text_models * limits.embedding_cache_bytes as u64;
+        budget.reserve("the caches", cache_bytes)?;
         let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
         let options = EmbedderOptions { disk_cache, ..embedder_options(&limits) };
         let text_model = |reference: &str, kind| {
-            TextModel::new(reference, kind, config.embedding_backend, registry.clone(), options.clone())
+            let backend = config.embedding_backend;
+            TextModel::new(reference, kind, backend, registry.clone(), options.clone(), budget.clone())
         };
         let mut embedding = text_model(&config.embedding_model, ModelKind::Embedding)?;
         let reranker = config.rerank_model.as_deref();
@@ -134,11 +142,15 @@ impl App {
             .zip(config.models.iter().zip(templates))
             .map(|(served, (reference, template))| {
                 let (reference, registry, limits) = (reference.clone(), registry.clone(), limits.clone());
-                let locate = move || checkpoint::locate(&reference, &registry, &limits, template.as_deref());
+                let budget = budget.clone();
+                let locate = move || {
+                    let room_bytes = budget.for_chat();
+                    checkpoint::locate(&reference, &registry, &limits, template.as_deref(), room_bytes)
+                };
                 ChatSlot::new(served, config.limits.queued_requests, Box::new(locate))
             })
             .collect();
-        let chat_models = ChatModels::new(slots, config.residency);
+        let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
         let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics });
         app.lifecycle.loading.store(true, Ordering::Release);

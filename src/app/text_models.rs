@@ -1,14 +1,18 @@
 //! Models that read whole texts: embedding models and rerankers.
 
+use std::fs;
+use std::sync::Arc;
 use std::thread;
 
 use once_cell::sync::OnceCell;
 
+use super::memory_budget::MemoryBudget;
 use super::served_model::ServedModel;
 use crate::config::{EmbeddingBackend, Limits};
 use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
 use crate::error::{Error, Result};
-use crate::registry::{ModelKind, ModelRef, Registry};
+use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
+use crate::registry::{ModelFormat, ModelKind, ModelRef, Registry};
 
 /// An embedding model or reranker, with the thread that runs it.
 #[derive(Clone)]
@@ -31,26 +35,36 @@ pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
 
 impl TextModel {
     /// The model that `reference` names. Missing files are downloaded in the background; the first request loads the
-    /// model.
+    /// model. Its memory is reserved from `budget` as soon as its files are there.
     ///
     /// # Errors
-    /// When the reference is invalid, a path does not exist, or a thread cannot be started.
+    /// When the reference is invalid, a path does not exist, the budget is too small, or a thread cannot be started.
     pub fn new(
         reference: &str,
         kind: ModelKind,
         backend: EmbeddingBackend,
         registry: Registry,
         options: EmbedderOptions,
+        budget: Arc<MemoryBudget>,
     ) -> Result<Self> {
         let locate = move |reference: &str, registry: &Registry| match kind {
             ModelKind::Reranker => EmbeddingSource::locate_reranker(reference, registry),
             _ => EmbeddingSource::locate_for_backend(reference, backend, registry),
         };
+        let reservation = OnceCell::new();
+        let reserve = move |source: &EmbeddingSource| {
+            let reserve =
+                || budget.reserve(&format!("{kind} model `{}`", source.id()), memory_bytes(source)?);
+            reservation.get_or_try_init(reserve).copied()
+        };
         let parsed = ModelRef::parse(reference).ok();
         let owner = parsed.as_ref().and_then(ModelRef::owner);
         // Look only on disk for now: a slow network must not delay chat.
         let served = match (locate(reference, &registry.offline()), &parsed) {
-            (Ok(source), _) => ServedModel::new(source.id().to_owned(), source.aliases().to_vec(), owner),
+            (Ok(source), _) => {
+                reserve(&source)?;
+                ServedModel::new(source.id().to_owned(), source.aliases().to_vec(), owner)
+            }
             // A path that does not exist will not appear by itself.
             (Err(e), Some(ModelRef::Path(_))) => return Err(e),
             (Err(_), _) => {
@@ -72,6 +86,7 @@ impl TextModel {
         let is_kept = options.disk_cache.is_some();
         let loader = move || {
             let source = locate(&reference, &registry)?;
+            reserve(&source)?;
             let model = TextEmbedding::load(&source, &registry)?;
             Ok(if is_kept { model.with_fingerprint(source.fingerprint(&registry)?) } else { model })
         };
@@ -84,4 +99,18 @@ impl TextModel {
         };
         Ok(Self { served, embedder })
     }
+}
+
+/// The memory that a model's weights will take.
+fn memory_bytes(source: &EmbeddingSource) -> Result<u64> {
+    let weights = match source.format() {
+        ModelFormat::Gguf => Weights::Gguf(GgufFile::open(source.main())?),
+        ModelFormat::Safetensors => Weights::Safetensors(SafetensorsFiles::open(source.main())?),
+        // ONNX Runtime keeps the weights as they are in the files.
+        ModelFormat::Onnx => {
+            let sizes = source.files().values().filter_map(|path| fs::metadata(path).ok());
+            return Ok(sizes.map(|file| file.len()).sum());
+        }
+    };
+    Ok(weights.encoder_memory_bytes())
 }

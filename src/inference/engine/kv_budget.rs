@@ -4,6 +4,9 @@ use super::EngineOptions;
 use crate::inference::scheduler::BlockGroup;
 use crate::models::{BLOCK_TOKENS, ModelConfig};
 
+/// Tokens for which a KV cache has room in any case: a model that answers nothing is of no use.
+const MIN_KV_TOKENS: usize = 512;
+
 /// The KV cache blocks of an engine for one model.
 #[derive(Debug)]
 pub struct KvBudget {
@@ -19,6 +22,24 @@ impl EngineOptions {
     /// cache.
     pub fn context_length(&self, config: &ModelConfig) -> usize {
         KvBudget::new(self, config).context_length
+    }
+
+    /// Bytes that the KV cache of this model takes at most: its blocks are allocated when they are first used.
+    pub fn max_kv_bytes(&self, config: &ModelConfig) -> usize {
+        let groups = block_groups(self, config);
+        groups
+            .iter()
+            .zip(config.kv_block_bytes(self.kv_format))
+            .map(|(group, bytes)| group.n_blocks * bytes)
+            .sum()
+    }
+
+    /// These options with a KV cache that is made smaller to fit into `room_bytes`, but holds [`MIN_KV_TOKENS`].
+    #[must_use]
+    pub fn with_kv_within(self, room_bytes: usize, config: &ModelConfig) -> Self {
+        let block_bytes: usize = config.kv_block_bytes(self.kv_format).iter().sum();
+        let min_bytes = block_bytes * MIN_KV_TOKENS.min(config.context_length).div_ceil(BLOCK_TOKENS);
+        Self { kv_bytes: self.kv_bytes.min(room_bytes.max(min_bytes)), ..self }
     }
 }
 
@@ -111,6 +132,16 @@ mod tests {
         let full = config(None);
         assert_eq!(KvBudget::new(&options, &full).groups[0].n_blocks, (1 << 19) / (6 * layer_bytes));
         assert!(options.context_length(&full) * 4 < options.context_length(&windowed));
+        assert_eq!(options.max_kv_bytes(&full), (1 << 19) / (6 * layer_bytes) * 6 * layer_bytes);
+        assert!(
+            options.max_kv_bytes(&windowed) <= 1 << 19
+                && options.max_kv_bytes(&windowed) > (1 << 19) - layer_bytes
+        );
+        // A cache shrinks to the room there is, down to a least size.
+        let kv_bytes = |room| options.with_kv_within(room, &full).kv_bytes;
+        assert_eq!([kv_bytes(1 << 20), kv_bytes(1 << 19), kv_bytes(400_000)], [1 << 19, 1 << 19, 400_000]);
+        assert_eq!(kv_bytes(0), 6 * layer_bytes * MIN_KV_TOKENS / BLOCK_TOKENS);
+        assert_eq!(options.with_kv_within(0, &full).context_length(&full), MIN_KV_TOKENS);
         // Too little memory for a window is too little for the context.
         let tight = EngineOptions { kv_bytes: 6 * layer_bytes * 10, ..options };
         assert_eq!(tight.context_length(&windowed), 160);
