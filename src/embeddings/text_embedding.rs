@@ -305,6 +305,7 @@ mod tests {
             hub_connect_timeout: Duration::ZERO,
             hub_read_timeout: Duration::ZERO,
             python: "python3".into(),
+            pip_timeout: Duration::ZERO,
         });
         let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
         let model = TextEmbedding::load(&source, &registry).unwrap();

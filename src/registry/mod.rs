@@ -16,6 +16,8 @@ mod local;
 mod model_files;
 mod model_ref;
 mod names;
+mod onnx_runtime;
+mod pip;
 mod progress;
 mod verify;
 mod wheel;
@@ -26,7 +28,7 @@ pub use catalog::{
 };
 pub use kind::ModelKind;
 pub use layout::{ModelFormat, Purpose};
-pub use model_files::{ModelFiles, ModelSource, read_file};
+pub use model_files::{ModelFiles, ModelSource, read_file, read_weights};
 pub use model_ref::ModelRef;
 pub use progress::readable_size;
 
@@ -36,10 +38,6 @@ use hub::Hub;
 use layout::{FileLayout, FoundFiles, WantedFile};
 use verify::Verifier;
 use wheel::Wheel;
-
-/// The ONNX Runtime version to download where none is installed. It matches the API version that the `ort` crate
-/// is built for.
-pub const ONNX_RUNTIME_VERSION: &str = "1.32.0";
 
 /// An entry of the `models` command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,23 +123,6 @@ impl Registry {
             })
             .collect();
         self.hub().get(repo, revision, &wanted)
-    }
-
-    /// The ONNX Runtime library for this platform, from the `onnxruntime` wheel.
-    ///
-    /// # Errors
-    /// When it is not on disk, and pip cannot download it.
-    pub fn onnx_runtime(&self) -> Result<PathBuf> {
-        let choose = |names: &[String]| {
-            let path = names.iter().find(|name| wheel::is_onnx_runtime(name)).ok_or_else(|| {
-                Error::registry("the onnxruntime wheel for this platform has no ONNX Runtime library; set ORT_DYLIB_PATH to one")
-            })?;
-            Ok(vec![WantedFile { name: "library".into(), path: path.clone(), sha256: None, optional: false }])
-        };
-        let mut found = self.wheel("onnxruntime", ONNX_RUNTIME_VERSION).get(&choose)?;
-        found
-            .remove("library")
-            .ok_or_else(|| Error::internal("the wheel did not return the ONNX Runtime library"))
     }
 
     /// The SHA-256 of a file in hex, recomputed only when the file has changed.

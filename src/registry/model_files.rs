@@ -1,6 +1,8 @@
 //! Resolved models: files on disk.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::catalog::EmbeddingSpec;
@@ -108,10 +110,63 @@ impl ModelFiles {
     }
 }
 
-/// Reads a file of a model.
+/// Bytes that a file of a model other than its weights may have: five times the largest vocabularies.
+const MAX_TEXT_BYTES: u64 = 128 << 20;
+
+/// Reads a file of a model, such as its configuration or its tokenizer.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When it cannot be read, is something else than a file, or is larger than any such file.
 pub fn read_file(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::model(format!("cannot read `{}`: {e}", path.display())))
+    read_at_most(path, MAX_TEXT_BYTES)
+}
+
+/// Reads a file of weights, of any size.
+///
+/// # Errors
+/// When it cannot be read, or is something else than a file.
+pub fn read_weights(path: &Path) -> Result<Vec<u8>> {
+    read_at_most(path, u64::MAX)
+}
+
+fn read_at_most(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let cannot_read = |e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", path.display()));
+    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
+    // Opening a pipe would wait for a writer, and a device may never end.
+    if !metadata.is_file() {
+        return Err(Error::model(format!("`{}` is not a file; download the model again", path.display())));
+    }
+    if metadata.len() > max_bytes {
+        return Err(Error::model(format!(
+            "`{}` has {} bytes; {max_bytes} are allowed; download the model again",
+            path.display(),
+            metadata.len()
+        )));
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(max_bytes).read_to_end(&mut bytes)).map_err(cannot_read)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_a_possible_size_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, b"{}").unwrap();
+        assert_eq!(
+            (read_file(&path).unwrap(), read_weights(&path).unwrap()),
+            (b"{}".to_vec(), b"{}".to_vec())
+        );
+        for other in [folder.path(), Path::new("/dev/zero")] {
+            assert!(read_file(other).unwrap_err().to_string().contains("is not a file"));
+        }
+        // It takes no space on disk.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = read_file(&path).unwrap_err().to_string();
+        assert!(error.contains("1099511627776") && error.contains("134217728"), "{error}");
+    }
 }

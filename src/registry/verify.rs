@@ -153,6 +153,23 @@ impl Verifier {
         self.verify(path, digest).map_err(|error| io_error("read", path, &error))
     }
 
+    /// Whether the file at `path` has the given digest, hashed now whatever is on record. A record of a file that has
+    /// another digest is removed.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn is_intact_now(&self, path: &Path, digest: &Digest) -> Result<bool> {
+        let verify = || {
+            let path = path.canonicalize()?;
+            let is_intact = hash_file(&path, digest.hasher(fs::metadata(&path)?.len()))? == *digest;
+            if !is_intact {
+                let _ = fs::remove_file(self.record_path(&path));
+            }
+            Ok(is_intact)
+        };
+        verify().map_err(|error| io_error("read", path, &error))
+    }
+
     /// Records the digest of the file at `path`, which was hashed while it was written.
     pub fn record(&self, path: &Path, digest: &Digest) {
         if let Ok(record) = HashRecord::for_file(path, digest) {

