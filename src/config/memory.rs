@@ -28,7 +28,7 @@ fn available_under(root: &Path) -> Option<u64> {
     host.into_iter().chain(control_groups(root)).chain(process_limits(root)).min()
 }
 
-/// What the limits of the process leave of its address space and of its data.
+/// The bytes that the limits of the process leave of its address space and of its data.
 fn process_limits(root: &Path) -> Vec<u64> {
     let limits = fs::read_to_string(root.join("proc/self/limits")).unwrap_or_default();
     let left = |limit: &str, usage: &str| {
@@ -67,7 +67,7 @@ const VERSIONS: [CgroupVersion; 2] = [
     },
 ];
 
-/// What each limited control group of the process leaves: its own ones and all above them.
+/// The bytes that each limited control group of the process leaves: its own ones and all above them.
 fn control_groups(root: &Path) -> Vec<u64> {
     let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -125,7 +125,7 @@ impl CgroupVersion {
         is_own.then_some((mounted, mount_point))
     }
 
-    /// What a group leaves, if it has a limit.
+    /// The bytes that a group leaves, if it has a limit.
     fn left(&self, folder: &Path) -> Option<u64> {
         let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
         let limit = self.limits.iter().filter_map(|name| number(name)).min()?;
