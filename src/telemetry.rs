@@ -38,6 +38,12 @@ metrics_table! {
         "Chat requests refused because the queue was full.";
     Counter RETRIES_JOINED = "predict_otron_retries_joined_total",
         "Retries that joined a running attempt.";
+    Gauge CONNECTIONS = "predict_otron_connections",
+        "Open connections by phase: `new`, `head`, `serving`, `sending` or `idle`.";
+    Counter CONNECTIONS_CLOSED = "predict_otron_connections_closed_total",
+        "Connections closed for being slow, idle for long, or in the way of others, by reason.";
+    Counter CONNECTIONS_REFUSED = "predict_otron_connections_refused_total",
+        "Connections beyond the limits, on which only probes were answered or nothing.";
     Counter PREEMPTIONS = "predict_otron_preemptions_total",
         "Running chat requests preempted for lack of KV cache blocks, to be recomputed later.";
     Histogram QUEUE_SECONDS = "predict_otron_queue_seconds",

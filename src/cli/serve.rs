@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::http;
+use crate::http::{self, Listener, Tls};
 
 /// Serves until Ctrl-C or SIGTERM, and loads the models in the background. The first signal shuts the
 /// server down gracefully, the second ends the process at once.
@@ -33,10 +33,15 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
         )
     })?;
     let address = listener.local_addr().unwrap_or(address);
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
     let app = App::new(config)?;
-    tracing::info!(threads = n_threads, "listening on http://{address}");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    tracing::info!(threads = n_threads, "listening on {scheme}://{address}");
     let result = runtime.block_on(async {
         let signal = shutdown_signal(config.limits.drain_delay)?;
+        if let Some(tls) = tls.clone() {
+            reload_on_hangup(tls)?;
+        }
         let preload = {
             let (app, all) = (app.clone(), config.preload);
             tokio::task::spawn_blocking(move || app.preload(all))
@@ -60,7 +65,7 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
                 }
             }
         };
-        http::serve(listener, app, shutdown).await;
+        http::serve(Listener::new(listener, tls), app, shutdown).await;
         failure.await.map_or(Ok(()), Err)
     });
     // Do not wait for running downloads.
@@ -72,7 +77,6 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
 /// SIGTERM, since a load balancer routes requests here until it sees `/health` fail, and none on Ctrl-C,
 /// since a user is waiting.
 fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duration>> {
-    let listen = |kind| signal(kind).map_err(|e| Error::internal(format!("cannot listen for signals: {e}")));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     Ok(async move {
         let delay = tokio::select! {
@@ -86,4 +90,24 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
         });
         delay
     })
+}
+
+/// Loads the certificate again on every SIGHUP. After a failure, the old one stays in use.
+fn reload_on_hangup(tls: Tls) -> Result<()> {
+    let mut hangup = listen(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match tls.reload() {
+                Ok(()) => tracing::info!("TLS certificate reloaded"),
+                Err(e) => {
+                    tracing::error!(error = %e, "TLS certificate not reloaded; the old one stays in use")
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+fn listen(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|e| Error::internal(format!("cannot listen for signals: {e}")))
 }

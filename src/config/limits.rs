@@ -54,15 +54,34 @@ pub struct Limits {
     pub embedding_cache_ttl: Duration,
     /// Inputs of one embedding request; OpenAI's own limit.
     pub embedding_inputs: usize,
-    /// Keep-alive time of a connection without a request; at least the 75 s that clients and
+    /// Connections open at once. Beyond it, idle ones are closed for new ones.
+    pub connections: usize,
+    /// Connections open at once from one IPv4 address or one /64 network of IPv6; 0 is unlimited. Loopback
+    /// addresses are exempt.
+    pub connections_per_peer: usize,
+    /// Connections beyond [`Limits::connections`] that are served nothing but probes.
+    pub probe_connections: usize,
+    /// Keep-alive time of a connection between two requests; at least the 75 s that clients and
     /// proxies expect.
     pub keep_alive_idle: Duration,
-    /// Time to receive the head of a request, from its first byte.
+    /// Time to receive the head of a request from its first byte, and time until the first byte of a new
+    /// connection.
     pub head_timeout: Duration,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
     /// Time to receive the next bytes of a request body.
     pub body_idle: Duration,
+    /// Time to receive the first bytes of a request body.
+    pub body_grace: Duration,
+    /// Least rate at which a request body must arrive, averaged over [`Limits::body_idle`]; 0 is none.
+    pub body_bytes_per_second: u64,
     /// Time for a client to accept the next bytes of a response.
     pub write_stall: Duration,
+    /// Least rate at which a client must take what is ready of a response, averaged over
+    /// [`Limits::write_stall`]; 0 is none.
+    pub response_bytes_per_second: u64,
+    /// Bytes of all whole responses that wait for their clients. A single one may exceed it.
+    pub untaken_response_bytes: usize,
     /// How long requests are still accepted after SIGTERM, while `/health` tells load balancers to
     /// go elsewhere.
     pub drain_delay: Duration,
@@ -95,15 +114,29 @@ impl Default for Limits {
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),
             embedding_inputs: 2048,
+            connections: DEFAULT_CONNECTIONS,
+            connections_per_peer: DEFAULT_CONNECTIONS / PEER_SHARE,
+            probe_connections: 64,
             keep_alive_idle: Duration::from_secs(90),
             head_timeout: Duration::from_secs(10),
+            head_bytes: 64 << 10,
             body_idle: Duration::from_secs(30),
+            body_grace: Duration::from_secs(10),
+            body_bytes_per_second: 1 << 10,
             write_stall: Duration::from_secs(30),
+            response_bytes_per_second: 16 << 10,
+            untaken_response_bytes: 256 << 20,
             drain_delay: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(30),
         }
     }
 }
+
+/// Connections open at once by default.
+const DEFAULT_CONNECTIONS: usize = 1024;
+
+/// The share of all connections that one peer may have by default, as a divisor.
+pub(super) const PEER_SHARE: usize = 4;
 
 /// Largest KV cache that is allocated by default.
 const MAX_DEFAULT_KV_BYTES: usize = 4 << 30;

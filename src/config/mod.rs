@@ -22,7 +22,7 @@ pub use args::{
 pub use limits::Limits;
 pub use memory::procfs_bytes;
 
-use limits::{default_kv_bytes, default_memory_budget};
+use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};
 
 /// The options of `serve`, resolved.
 #[derive(Clone)]
@@ -37,6 +37,8 @@ pub struct Config {
     pub api_key_file: Option<PathBuf>,
     /// Whether other machines are served although no API key is set.
     pub allow_unauthenticated: bool,
+    /// The files for TLS; without them, HTTP is served in the clear.
+    pub tls: Option<TlsFiles>,
     /// References of the chat models, the default first.
     pub models: Vec<String>,
     /// Reference of the embedding model.
@@ -76,6 +78,7 @@ impl Config {
             api_keys: args.api_key,
             api_key_file: args.api_key_file,
             allow_unauthenticated: args.no_auth,
+            tls: args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { cert, key }),
             models: args.model,
             embedding_model: args.embedding_model,
             embedding_backend: args.embedding_backend,
@@ -91,6 +94,11 @@ impl Config {
             }),
             registry: RegistryConfig::resolve(args.registry)?,
             limits: Limits {
+                connections: saturating_usize(args.max_connections.into()),
+                connections_per_peer: args.max_connections_per_peer.map_or_else(
+                    || (saturating_usize(args.max_connections.into()) / PEER_SHARE).max(1),
+                    |n| saturating_usize(n.into()),
+                ),
                 kv_format: args.compute.kv_format,
                 speculative: !args.no_speculation,
                 running_requests: usize::from(args.max_concurrent),
@@ -111,6 +119,15 @@ impl Config {
             },
         })
     }
+}
+
+/// The PEM files for TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, followed by its chain.
+    pub cert: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
 }
 
 /// Settings of the embedding cache on disk.

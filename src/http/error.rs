@@ -7,6 +7,7 @@ use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
+use super::server::body::SlowBody;
 use crate::error::{Error, Kind};
 use crate::openai::error::{ErrorBody, ErrorObject};
 
@@ -36,6 +37,20 @@ impl ApiError {
     /// Returns the envelope alone, for an error in mid-stream.
     pub fn into_body(self) -> ErrorBody {
         self.body
+    }
+
+    /// The envelope as JSON.
+    pub fn into_json(self) -> Vec<u8> {
+        // Strings can always be serialized.
+        serde_json::to_vec(&self.body).unwrap_or_default()
+    }
+
+    /// The error for a request body that could not be read.
+    pub fn unreadable_body(error: &(dyn std::error::Error + 'static)) -> Self {
+        match SlowBody::cause_of(error) {
+            Some(slow) => Self::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), slow.to_string()),
+            None => Self::new(StatusCode::BAD_REQUEST, None, format!("cannot read the body: {error}")),
+        }
     }
 }
 
@@ -83,6 +98,25 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// The error for a request whose head hyper cannot parse, by the status with which hyper answers. `max_bytes` is the
+/// limit on heads.
+pub fn unparsed_request(status: StatusCode, max_bytes: usize) -> ApiError {
+    let (code, message) = match status {
+        StatusCode::URI_TOO_LONG => {
+            ("uri_too_long", "the URL is longer than 65534 bytes; send a shorter one".to_owned())
+        }
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            let message = format!(
+                "the request line and the headers have more than {max_bytes} bytes, or there are more than 100 \
+                 headers; send fewer"
+            );
+            ("head_too_large", message)
+        }
+        _ => ("malformed_head", "the request line or a header is not valid HTTP/1.1; correct it".to_owned()),
+    };
+    ApiError::new(status, Some(code), message)
 }
 
 /// The response to an unknown path.

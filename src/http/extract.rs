@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::error::ApiError;
 use super::server::shutdown::Shutdown;
@@ -124,7 +124,7 @@ fn is_json(content_type: &[u8]) -> bool {
         || media_type.to_ascii_lowercase().ends_with(b"+json")
 }
 
-/// Reads a body up to the size limit, within the idle timeout. During shutdown it waits only
+/// Reads a body up to the size limit; its connection checks that it arrives in time. During shutdown it waits only
 /// [`SHUTDOWN_BODY_GRACE`] for the rest.
 async fn read_body(mut body: Body, limits: &Limits, shutdown: Option<Shutdown>) -> Result<Vec<u8>, ApiError> {
     let mut shutdown_deadline = pin!(async {
@@ -139,16 +139,11 @@ async fn read_body(mut body: Body, limits: &Limits, shutdown: Option<Shutdown>) 
     let mut bytes = Vec::new();
     while n_bytes <= limits.body_bytes {
         let frame = tokio::select! {
-            frame = timeout(limits.body_idle, body.frame()) => frame.map_err(|_| {
-                let message = format!("no request data received for {} s", limits.body_idle.as_secs());
-                ApiError::new(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"), message)
-            })?,
+            frame = body.frame() => frame,
             () = &mut shutdown_deadline => return Err(Error::new(Kind::Unavailable, "the server is shutting down").into()),
         };
         let Some(frame) = frame else { return Ok(bytes) };
-        let frame = frame.map_err(|e| {
-            ApiError::new(StatusCode::BAD_REQUEST, None, format!("cannot read the body: {e}"))
-        })?;
+        let frame = frame.map_err(|e| ApiError::unreadable_body(&e))?;
         let data = frame.into_data().unwrap_or_default();
         n_bytes = n_bytes.max(bytes.len() + data.len());
         bytes.extend_from_slice(&data);

@@ -19,12 +19,12 @@ mod table;
 use std::time::Duration;
 
 use axum::{Extension, Router};
-use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
 use middleware::{auth, request_id};
 use retry::dedup::RetryDedup;
+pub use server::{Listener, Tls};
 use table::ROUTES;
 
 /// Serves `app` on `listener` until `stop` resolves, then shuts down gracefully.
@@ -32,8 +32,8 @@ use table::ROUTES;
 /// `stop` resolves to a drain delay, during which requests are still accepted but `/health` fails, so that load
 /// balancers send new clients elsewhere. Then no new requests are accepted, and running ones have
 /// [`Limits::shutdown_grace`](crate::config::Limits::shutdown_grace) to finish.
-pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = Duration>) {
-    server::serve(listener, router(app.clone()), app, stop).await;
+pub async fn serve(listener: impl Into<Listener>, app: App, stop: impl Future<Output = Duration>) {
+    server::serve(listener.into(), router(app.clone()), app, stop).await;
 }
 
 /// The router of all routes, with their middleware.

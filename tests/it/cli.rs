@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 const BENCH_FLAGS: [&str; 6] = ["prompt", "tokens", "streams", "depths", "profile", "json"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 7] = [
+const FREE_TEXT_FLAGS: [&str; 9] = [
     "api-key",
     "api-key-file",
     "model",
@@ -39,6 +39,8 @@ const FREE_TEXT_FLAGS: [&str; 7] = [
     "rerank-model",
     "embedding-cache-dir",
     "cache-dir",
+    "tls-cert",
+    "tls-key",
 ];
 
 /// Each command as the program defines it, with the arguments that select it; `serve` is the default, too.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use predict_otron_9000::config::Limits;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,6 +18,7 @@ fn limits() -> Limits {
         keep_alive_idle: Duration::from_millis(1200),
         head_timeout: Duration::from_millis(300),
         body_idle: Duration::from_millis(300),
+        body_bytes_per_second: 10,
         write_stall: Duration::from_millis(500),
         body_bytes: 4096,
         ..Limits::default()
@@ -89,9 +90,195 @@ async fn keep_alive_outlasts_the_head_timeout() {
     let (responses, took) = read_to_close(&mut client).await;
     assert_eq!(responses.matches("HTTP/1.1 200").count(), 2, "{responses}");
     assert!(took > Duration::from_millis(1100) && took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_new_connection_must_send_its_first_byte_soon() {
+    let server = server().await;
     let (nothing, took) = read_to_close(&mut connect(&server, "").await).await;
     assert_eq!(nothing, "");
-    assert!(took > Duration::from_millis(1000), "{took:?}");
+    assert!(took > Duration::from_millis(250) && took < Duration::from_millis(1000), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_body_below_the_least_rate_is_refused() {
+    let limits = Limits { body_bytes_per_second: 1000, ..limits() };
+    let server = scripted_server(Script::saying("x"), limits, ENGINE_OPTIONS).await;
+    let mut client = connect(&server, &post(4000, "{")).await;
+    let trickle = async {
+        // More often than the longest pause, but not enough.
+        while client.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let started = Instant::now();
+    let _ = tokio::time::timeout(Duration::from_secs(3), trickle).await;
+    let (response, _) = read_to_close(&mut client).await;
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(response.is_empty() || response.starts_with("HTTP/1.1 408"), "{response}");
+}
+
+#[tokio::test]
+async fn a_response_taken_below_the_least_rate_is_ended() {
+    let write_stall = Duration::from_secs(1);
+    let limits = Limits { write_stall, response_bytes_per_second: 100 << 20, ..limits() };
+    let server = scripted_server(Script::saying("x"), limits, ENGINE_OPTIONS).await;
+    let mut client = connect(&server, "").await;
+    let requests = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000);
+    let started = Instant::now();
+    let (mut reader, mut writer) = client.split();
+    let flood = async { while writer.write_all(requests.as_bytes()).await.is_ok() {} };
+    // Never pauses for as long as it may.
+    let sip = async {
+        let mut taken = vec![0; 256 << 10];
+        while reader.read(&mut taken).await.is_ok_and(|n_read| n_read > 0) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let either = async {
+        tokio::select! { () = flood => {}, () = sip => {} }
+    };
+    tokio::time::timeout(Duration::from_secs(20), either).await.expect("the server closes the connection");
+    assert!(started.elapsed() >= write_stall);
+}
+
+/// A server for few connections, and a chat that it serves for seconds.
+async fn small_server(connections: usize) -> Server {
+    let script = Script { step: Duration::from_millis(50), ..Script::saying(&"x".repeat(200)) };
+    let limits = Limits { connections, probe_connections: 2, ..Limits::default() };
+    scripted_server(script, limits, ENGINE_OPTIONS).await
+}
+
+/// The head and body of a request for a streamed chat.
+fn streamed_chat() -> String {
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true}).to_string();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Reads the beginning of a response.
+async fn read_some(client: &mut TcpStream) -> String {
+    let mut bytes = vec![0; 4096];
+    let read = tokio::time::timeout(Duration::from_secs(5), client.read(&mut bytes));
+    let n_read = read.await.expect("a response").unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..n_read]).into_owned()
+}
+
+#[tokio::test]
+async fn silent_connections_lock_nobody_out() {
+    let server = small_server(8).await;
+    let mut chat = connect(&server, &streamed_chat()).await;
+    assert!(read_some(&mut chat).await.starts_with("HTTP/1.1 200"));
+    let mut kept = connect(&server, HEALTH).await;
+    assert!(read_some(&mut kept).await.starts_with("HTTP/1.1 200"));
+    let mut silent = Vec::new();
+    for idx in 0..100 {
+        silent.push(connect(&server, if idx % 2 == 0 { "" } else { "GET /hea" }).await);
+        if idx % 10 == 0 {
+            let started = Instant::now();
+            assert_eq!(server.client.get(server.url("/livez")).send().await.unwrap().status(), 200);
+            assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        }
+    }
+    assert_eq!(read_to_close(&mut kept).await.0, "", "it was idle for longest");
+    assert_eq!(read_to_close(&mut silent[0]).await.0, "");
+    assert!(read_some(&mut chat).await.contains("data: "), "a connection that is being served stays");
+}
+
+#[tokio::test]
+async fn connections_with_slow_bodies_make_room() {
+    let server = small_server(4).await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        slow.push(connect(&server, &post(99, "{")).await);
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let response = server.client.get(server.url("/v1/models")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let (nothing, took) = read_to_close(&mut slow[0]).await;
+    assert_eq!(nothing, "");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test]
+async fn probes_are_answered_where_all_connections_are_serving() {
+    let server = small_server(3).await;
+    let mut chats = Vec::new();
+    for _ in 0..3 {
+        chats.push(connect(&server, &streamed_chat()).await);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for path in ["/livez", "/readyz", "/health"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let (response, took) = read_to_close(&mut connect(&server, &request).await).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        assert!(response.contains("connection: close"), "{response}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    let (response, _) = read_to_close(&mut connect(&server, &streamed_chat()).await).await;
+    assert!(response.starts_with("HTTP/1.1 429"), "{response}");
+    for part in ["retry-after: 1\r\n", "overloaded_error", "all 3 connections"] {
+        assert!(response.contains(part), "{part}: {response}");
+    }
+    // Silent clients keep nobody from the places for probes.
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(connect(&server, "").await);
+    }
+    assert!(read_to_close(&mut connect(&server, HEALTH).await).await.0.starts_with("HTTP/1.1 200"));
+    for chat in &mut chats {
+        assert!(read_some(chat).await.starts_with("HTTP/1.1 200"), "a connection that is being served stays");
+    }
+}
+
+#[tokio::test]
+async fn heads_that_cannot_be_parsed_get_the_envelope() {
+    let server = server().await;
+    let long = "x".repeat(70_000);
+    let many: String = (0..101).map(|idx| format!("h{idx}: x\r\n")).collect();
+    for (head, status, code) in [
+        ("GET / HTTP/9.9\r\n\r\n".to_owned(), "400", "malformed_head"),
+        ("GET\r\n\r\n".to_owned(), "400", "malformed_head"),
+        ("GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), "400", "malformed_head"),
+        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n".to_owned(), "400", "malformed_head"),
+        (format!("GET / HTTP/1.1\r\nhost: x\r\n{many}\r\n"), "431", "head_too_large"),
+        (format!("GET / HTTP/1.1\r\nhost: x\r\nlong: {long}\r\n\r\n"), "431", "head_too_large"),
+        (format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n"), "431", "head_too_large"),
+        // After a request that is served.
+        (format!("{HEALTH}GET / HTTP/9.9\r\n\r\n"), "400", "malformed_head"),
+    ] {
+        let mut client = connect(&server, &head).await;
+        let (responses, _) = read_to_close(&mut client).await;
+        let response = responses.rsplit_once("HTTP/1.1 ").unwrap().1;
+        assert!(response.starts_with(status), "{head}: {responses}");
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("content-type: application/json"), "{head}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        let body: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["code"], code, "{body}");
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let server = server().await;
+    let not_found = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut client = connect(&server, &[HEALTH, &post(2, "{}"), not_found, HEALTH].concat()).await;
+    let (responses, _) = read_to_close(&mut client).await;
+    let statuses: Vec<&str> =
+        responses.split("HTTP/1.1 ").skip(1).map(|response| response.split(' ').next().unwrap()).collect();
+    assert_eq!(statuses, ["200", "400", "404", "200"], "{responses}");
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_100_continue() {
+    let server = server().await;
+    let head = post(2, "").replace("host: x", "host: x\r\nexpect: 100-continue");
+    let mut client = connect(&server, &head).await;
+    assert_eq!(read_some(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
+    client.write_all(b"{}").await.unwrap();
+    assert!(read_some(&mut client).await.starts_with("HTTP/1.1 400"), "a parameter is missing");
 }
 
 #[tokio::test]
@@ -101,6 +288,7 @@ async fn default_timeouts_suit_common_clients() {
     assert_eq!(limits.head_timeout, Duration::from_secs(10));
     assert_eq!(limits.body_idle, Duration::from_secs(30));
     assert_eq!(limits.write_stall, Duration::from_secs(30));
+    assert!(limits.body_bytes_per_second <= 1024 && limits.body_grace >= Duration::from_secs(10));
 }
 
 #[tokio::test]

@@ -33,10 +33,13 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 15] = [
+const HOMES: [(&str, &[&str]); 18] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
+    ("rustls::", &["http/server/tls.rs"]),
+    ("tokio_rustls::", &["http/server/tls.rs"]),
+    ("rlimit::", &["http/server/file_limit.rs"]),
     ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
     ("clap::", &["config/args.rs"]),
     ("minijinja::", &["chat/template/"]),

@@ -34,6 +34,7 @@ mod safetensors_files;
 mod several_models;
 mod structured_output;
 mod template_parity;
+mod tls;
 mod tokenizer_parity;
 mod tools;
 

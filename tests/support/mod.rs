@@ -23,7 +23,7 @@ use predict_otron_9000::chat::{ChatModel, ChatTemplate};
 use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
-use predict_otron_9000::http;
+use predict_otron_9000::http::{self, Listener, Tls};
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceId};
@@ -276,20 +276,36 @@ async fn server_of(
     reranker: Option<Box<Loader>>,
     api_keys: ApiKeys,
 ) -> Server {
+    serve(app_of(chat_models, limits, loader, reranker, api_keys)).await
+}
+
+/// A server without models whose clients speak TLS.
+pub async fn tls_server(limits: Limits, tls: Tls) -> Server {
+    let no_chat = ChatModels::new(Vec::new(), Residency::default());
+    let no_model = || Err(Error::registry("this test has no embedding model"));
+    serve_with(app_of(no_chat, limits, Box::new(no_model), None, ApiKeys::default()), Some(tls)).await
+}
+
+fn app_of(
+    chat_models: Arc<ChatModels>,
+    limits: Limits,
+    loader: Box<Loader>,
+    reranker: Option<Box<Loader>>,
+    api_keys: ApiKeys,
+) -> App {
     let model = |name: &str, alias: &str, loader: Box<Loader>| {
         let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
         let embedder = Embedder::spawn_with_cell(cell, loader, embedder_options(&limits)).unwrap();
         TextModel { served: ServedModel::new(name.into(), vec![alias.into()], Some("tests")), embedder }
     };
-    serve(App::from_parts(Parts {
+    App::from_parts(Parts {
         chat_models,
         embedding: model("no-embeddings", "tests/none", loader),
         reranker: reranker.map(|loader| model("reranker", "tests/reranker", loader)),
         api_keys,
         limits,
         metrics: METRICS.clone(),
-    }))
-    .await
+    })
 }
 
 /// The metrics recorder, which all servers of a test process share.
@@ -305,11 +321,16 @@ pub struct Server {
 }
 
 pub async fn serve(app: App) -> Server {
+    serve_with(app, None).await
+}
+
+/// A server whose clients speak TLS.
+pub async fn serve_with(app: App, tls: Option<Tls>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (shutdown, asked) = oneshot::channel();
     let running = tokio::spawn(async move {
-        http::serve(listener, app, async { asked.await.unwrap_or_default() }).await;
+        http::serve(Listener::new(listener, tls), app, async { asked.await.unwrap_or_default() }).await;
     });
     Server { address, client: reqwest::Client::new(), shutdown: Mutex::new(Some(shutdown)), running }
 }

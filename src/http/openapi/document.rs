@@ -15,7 +15,7 @@ An OpenAI-compatible server for chat and embeddings.
 
 Optional fields may be null. Every parameter is honored, refused by name, or listed in the header \
 `x-ignored-params`; unknown parameters are listed there. A request whose head is malformed (400) or too long \
-(414, 431) never reaches a route; its response has no body.";
+(414, 431) never reaches a route; its response has the envelope, but no `x-request-id`.";
 
 /// Status codes of errors of every route. A route that needs no key never responds with 401.
 const COMMON_ERRORS: [u16; 3] = [401, 405, 500];

@@ -1,42 +1,78 @@
-//! The accept loop, with backpressure, socket timeouts and graceful shutdown, which axum's own lacks.
-//!
-//! A request whose head hyper cannot parse (400), or whose head (431) or path (414) is too long, never
-//! reaches the router: hyper answers it itself, with an empty body in place of the error envelope.
+//! The accept loop, with limits on connections, socket timeouts, TLS and graceful shutdown, which axum's own lacks.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
+use axum::response::{IntoResponse, Response};
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
 
-use super::connection::{BusyBody, TimedStream};
+use super::body::{BusyBody, PacedBody};
+use super::connection::TimedStream;
+use super::connection_table::CloseReason;
+use super::connections::{Activity, Connections, Place};
+use super::file_limit;
 use super::shutdown::Shutdown;
+use super::tls::{Tls, is_not_tls};
 use crate::app::App;
-
-/// Backpressure: the most connections open at once; further clients wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 1024;
+use crate::config::Limits;
+use crate::error::Result;
+use crate::http::error::ApiError;
+use crate::http::route::PROBES;
 
 /// Pause after the system refused to accept a connection (out of file descriptors, for example).
-const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
+
+/// Bytes that hyper buffers for each direction of a connection.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// Bytes that the system buffers of what is sent on a connection. What it has taken counts as taken by the client, so
+/// a larger buffer would hide for minutes that a client does not read.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// A bound socket, with or without TLS.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<Tls>,
+}
+
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Self {
+        Self { socket, tls: None }
+    }
+}
+
+impl Listener {
+    /// A listener whose clients speak TLS if `tls` is given.
+    pub fn new(socket: TcpListener, tls: Option<Tls>) -> Self {
+        Self { socket, tls }
+    }
+}
 
 /// Serves `router` on `listener` until `stop` resolves, then shuts down gracefully, as
 /// [`crate::http::serve`] describes.
-pub async fn serve(listener: TcpListener, router: Router, app: App, stop: impl Future<Output = Duration>) {
-    let router = TowerToHyperService::new(router);
-    let limits = app.limits().clone();
+pub async fn serve(listener: Listener, router: Router, app: App, stop: impl Future<Output = Duration>) {
+    let limits = fit_to_open_files(app.limits().clone());
     let (trigger, shutdown) = Shutdown::channel();
     let connections = GracefulShutdown::new();
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let table = Connections::new(&limits);
+    let mut http = http1::Builder::new();
+    http.max_header_size(limits.head_bytes).max_buf_size(BUFFER_BYTES.max(limits.head_bytes));
+    let grace = limits.shutdown_grace;
+    let server = ConnectionServer { router: TowerToHyperService::new(router), limits, shutdown, http };
     let mut stop = std::pin::pin!(async {
         let delay = stop.await;
         app.start_draining();
@@ -44,41 +80,135 @@ pub async fn serve(listener: TcpListener, router: Router, app: App, stop: impl F
         sleep(delay).await;
     });
     loop {
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            () = &mut stop => break,
-        };
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+        let (stream, peer) = tokio::select! {
+            accepted = listener.socket.accept() => match accepted {
+                Ok((stream, address)) => (stream, address.ip()),
                 Err(e) => {
                     tracing::warn!(error = %e, "cannot accept a connection");
+                    table.end_longest_idle();
                     sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             },
             () = &mut stop => break,
         };
-        // Streamed tokens are small packets that should not wait for each other. A socket that
-        // refuses the option still works.
-        let _ = stream.set_nodelay(true);
-        let stream = TimedStream::new(stream, &limits, shutdown.clone());
-        let (router, shutdown, activity) = (router.clone(), shutdown.clone(), stream.activity());
-        let respond = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(shutdown.clone());
-            let busy = activity.start_request();
-            let response = router.call(request);
-            async { Ok::<_, Infallible>(response.await?.map(|body| BusyBody::new(body, busy))) }
-        });
-        let connection =
-            connections.watch(http1::Builder::new().serve_connection(TokioIo::new(stream), respond));
-        tokio::spawn(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!(error = %e, "connection failed");
-            }
-            drop(permit);
-        });
+        // Where not even a probe has a place, the connection is closed.
+        if let Some(place) = table.admit(peer) {
+            let (server, tls) = (server.clone(), listener.tls.clone());
+            tokio::spawn(server.run(stream, peer, tls, place, connections.watcher()));
+        }
     }
     drop(listener);
-    trigger.drain(connections, &app, limits.shutdown_grace).await;
+    trigger.drain(connections, &app, grace).await;
+}
+
+/// Lowers the number of connections to what the limit on open files allows.
+fn fit_to_open_files(mut limits: Limits) -> Limits {
+    let wanted = limits.connections + limits.probe_connections;
+    let n_fitting = file_limit::fit_connections(wanted);
+    if n_fitting < wanted {
+        limits.connections = n_fitting.saturating_sub(limits.probe_connections).max(1);
+        tracing::warn!(
+            "the system's limit on open files allows only {} connections; raise it (ulimit -n)",
+            limits.connections
+        );
+    }
+    limits
+}
+
+/// What all connections share.
+#[derive(Clone)]
+struct ConnectionServer {
+    router: TowerToHyperService<Router>,
+    limits: Limits,
+    shutdown: Shutdown,
+    http: http1::Builder,
+}
+
+impl ConnectionServer {
+    /// Serves a connection until either side closes it or the table ends it.
+    async fn run(self, stream: TcpStream, peer: IpAddr, tls: Option<Tls>, place: Place, watcher: Watcher) {
+        // Streamed tokens are small packets that should not wait for each other. A socket that
+        // refuses the options still works.
+        let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER_BYTES);
+        let connection = async {
+            match tls {
+                None => self.serve_http(stream, &place, watcher).await,
+                Some(tls) => self.serve_tls(stream, peer, &tls, &place, watcher).await,
+            }
+        };
+        tokio::select! {
+            () = connection => {}
+            () = place.ended() => {}
+        }
+    }
+
+    /// Makes the TLS handshake, which takes no longer than the head of a request may, and serves HTTP.
+    async fn serve_tls(&self, stream: TcpStream, peer: IpAddr, tls: &Tls, place: &Place, watcher: Watcher) {
+        let mut shutdown = self.shutdown.clone();
+        let handshake = tokio::select! {
+            handshake = timeout(self.limits.head_timeout, tls.acceptor().accept(stream)) => handshake,
+            () = shutdown.begun() => return,
+        };
+        match handshake {
+            Ok(Ok(stream)) => {
+                place.activity().handshake_done();
+                self.serve_http(stream, place, watcher).await;
+            }
+            Ok(Err(e)) if is_not_tls(&e) => {
+                tracing::info!(%peer, "connection closed: the client does not speak TLS; use https:// URLs");
+            }
+            Ok(Err(e)) => tracing::debug!(%peer, error = %e, "TLS handshake failed"),
+            Err(_) => CloseReason::NoRequest.count(),
+        }
+    }
+
+    async fn serve_http<S>(&self, stream: S, place: &Place, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = place.activity();
+        let stream = TimedStream::new(stream, activity.clone(), &self.limits, self.shutdown.clone());
+        let respond = service_fn(|request| self.respond(request, place));
+        let connection = watcher.watch(self.http.serve_connection(TokioIo::new(stream), respond));
+        if let Err(e) = connection.await {
+            tracing::debug!(error = %e, "connection failed");
+        }
+    }
+
+    /// Passes a request to the router, unless its connection is only for probes.
+    fn respond(
+        &self,
+        request: Request<Incoming>,
+        place: &Place,
+    ) -> impl Future<Output = Result<Response<BusyBody>, Infallible>> + use<> {
+        let activity = place.activity().clone();
+        let busy = activity.start_request();
+        let is_for_probes = place.is_for_probes();
+        let is_refused = is_for_probes && !PROBES.contains(&request.uri().path());
+        let mut request = request.map(|body| PacedBody::new(body, activity.clone(), &self.limits));
+        request.extensions_mut().insert(self.shutdown.clone());
+        let response = (!is_refused).then(|| self.router.call(request));
+        async move {
+            let mut response = match response {
+                Some(response) => hold(response.await?, &activity),
+                None => ApiError::from(activity.no_place()).into_response(),
+            };
+            if is_for_probes {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| BusyBody::new(body, busy)))
+        }
+    }
+}
+
+/// Counts the bytes of a response until they are sent, or replaces it with an error where there are too many.
+fn hold(response: Response, activity: &Activity) -> Response {
+    // What is streamed is not in memory yet.
+    let n_bytes = response.body().size_hint().exact().unwrap_or(0);
+    match activity.hold_response(usize::try_from(n_bytes).unwrap_or(usize::MAX)) {
+        Ok(()) => response,
+        Err(e) => ApiError::from(e).into_response(),
+    }
 }

@@ -1,8 +1,8 @@
 //! A client connection: keep-alive, and the timeouts of its reads and writes.
 //!
-//! hyper has one timer for the whole time between two requests. Here the keep-alive wait for a request
-//! and the reading of its head have separate limits, and a client that stops reading its response is
-//! disconnected.
+//! hyper has one timer for the whole time between two requests. Here the wait for a first request, the keep-alive
+//! wait for the next one and the reading of its head have separate limits, and a client that does not take its
+//! response, or takes it too slowly, is disconnected.
 //!
 //! One case goes unnoticed: a client that disconnects after it has pipelined another request. hyper
 //! reads no further than that request while it writes a response, so the response runs on until a
@@ -10,16 +10,16 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::connection_table::CloseReason;
+use super::connections::Activity;
+use super::head_error::HeadError;
+use super::pace::Pace;
 use super::shutdown::Shutdown;
 use crate::config::Limits;
 
@@ -27,156 +27,46 @@ use crate::config::Limits;
 /// is reset, and the client's system would discard the response.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The state of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ConnectionPhase {
-    /// Keep-alive: waiting for the next request.
-    Idle,
-    /// Reading the head of a request.
-    Head,
-    /// Serving a request.
-    Busy,
-}
-
-/// A connection's phase, shared by its socket and its requests.
-#[derive(Clone)]
-pub struct Activity(Arc<Mutex<PhaseSince>>);
-
-/// A phase and when it began.
-struct PhaseSince {
-    phase: ConnectionPhase,
-    since: Instant,
-    /// The connection's task, if it waits without a deadline.
-    waker: Option<Waker>,
-}
-
-/// A guard that keeps its connection busy until it is dropped.
-pub struct BusyGuard(Activity);
-
-impl Activity {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(PhaseSince {
-            phase: ConnectionPhase::Idle,
-            since: Instant::now(),
-            waker: None,
-        })))
-    }
-
-    /// Marks the connection as busy until the guard is dropped.
-    pub fn start_request(&self) -> BusyGuard {
-        self.enter(ConnectionPhase::Busy);
-        BusyGuard(self.clone())
-    }
-
-    /// Changes the phase. Returns the task that now has a deadline to wait for.
-    fn enter(&self, phase: ConnectionPhase) -> Option<Waker> {
-        let mut current = self.lock();
-        (current.phase, current.since) = (phase, Instant::now());
-        current.waker.take()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PhaseSince> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for BusyGuard {
-    fn drop(&mut self) {
-        // An idle connection has a deadline, which its task must learn of.
-        if let Some(waker) = self.0.enter(ConnectionPhase::Idle) {
-            waker.wake();
-        }
-    }
-}
-
-/// A response body that keeps its connection busy until it is sent.
-pub struct BusyBody {
-    body: axum::body::Body,
-    _busy: BusyGuard,
-}
-
-impl BusyBody {
-    /// Ties `busy` to `body`.
-    pub fn new(body: axum::body::Body, busy: BusyGuard) -> Self {
-        Self { body, _busy: busy }
-    }
-}
-
-impl Body for BusyBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A socket whose reads and writes fail when they take too long.
+/// A stream whose reads and writes fail when they take too long.
 ///
-/// The limits are the keep-alive timeout while idle, the head timeout while a request's head arrives,
-/// and the write stall while the client does not read.
-pub struct TimedStream {
-    stream: TcpStream,
+/// The limits are those of a connection's phase while it waits for a request, and a least rate for responses.
+pub struct TimedStream<S> {
+    stream: S,
     activity: Activity,
     shutdown: Shutdown,
-    keep_alive_idle: Duration,
-    head_timeout: Duration,
-    write_stall: Duration,
+    write_pace: Pace,
+    /// The limit on the head of a request.
+    head_bytes: usize,
     read_timer: Pin<Box<Sleep>>,
     write_timer: Pin<Box<Sleep>>,
     /// Whether the write timer runs.
     is_stalled: bool,
     /// Whether the sending side is closed.
     is_write_closed: bool,
+    /// The error that is being sent in place of hyper's own.
+    head_error: Option<HeadError>,
 }
 
-impl TimedStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
     /// Wraps `stream` with the timeouts of `limits`.
-    pub fn new(stream: TcpStream, limits: &Limits, shutdown: Shutdown) -> Self {
+    pub fn new(stream: S, activity: Activity, limits: &Limits, shutdown: Shutdown) -> Self {
         Self {
             stream,
-            activity: Activity::new(),
+            activity,
             shutdown,
-            keep_alive_idle: limits.keep_alive_idle,
-            head_timeout: limits.head_timeout,
-            write_stall: limits.write_stall,
-            read_timer: Box::pin(sleep(limits.keep_alive_idle)),
+            write_pace: Pace::new(limits.response_bytes_per_second, limits.write_stall),
+            head_bytes: limits.head_bytes,
+            read_timer: Box::pin(sleep(limits.head_timeout)),
             write_timer: Box::pin(sleep(limits.write_stall)),
             is_stalled: false,
             is_write_closed: false,
+            head_error: None,
         }
-    }
-
-    /// The connection's phase, for its requests.
-    pub fn activity(&self) -> Activity {
-        self.activity.clone()
     }
 
     /// Resolves when a read without data has waited too long. Never while a request is served.
     fn poll_read_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let deadline = {
-            let mut current = self.activity.lock();
-            let limit = match current.phase {
-                ConnectionPhase::Busy => {
-                    current.waker = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
-                ConnectionPhase::Idle => self.keep_alive_idle,
-                ConnectionPhase::Head => self.head_timeout,
-            };
-            current.since + limit
-        };
+        let Some((deadline, reason)) = self.activity.read_deadline(cx) else { return Poll::Pending };
         if self.shutdown.has_begun() {
             return Poll::Ready(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
@@ -187,29 +77,69 @@ impl TimedStream {
             self.read_timer.as_mut().reset(deadline);
         }
         ready!(self.read_timer.as_mut().poll(cx));
+        reason.count();
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "no request received in time"))
     }
 
-    /// Turns a write that has waited too long for the client into an error.
-    fn check_write_stall<T>(
+    /// Turns a write that has waited too long for the client into an error. `n_bytes` tells how many a result stands
+    /// for.
+    fn check_write_pace<T>(
         &mut self,
         cx: &mut Context<'_>,
         write: Poll<io::Result<T>>,
+        n_bytes: impl Fn(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        if write.is_ready() {
-            self.is_stalled = false;
-            return write;
+        let now = Instant::now();
+        if let Poll::Ready(result) = write {
+            self.write_pace.advance(result.as_ref().map_or(0, n_bytes), now);
+            if std::mem::take(&mut self.is_stalled) {
+                self.activity.resume();
+            }
+            return Poll::Ready(result);
         }
         if !self.is_stalled {
             self.is_stalled = true;
-            self.write_timer.as_mut().reset(Instant::now() + self.write_stall);
+            let deadline = self.write_pace.wait(now);
+            self.activity.wait_for_client(deadline);
+            self.write_timer.as_mut().reset(deadline);
         }
         ready!(self.write_timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its response")))
+        CloseReason::SlowReader.count();
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client does not take its response in time",
+        )))
+    }
+
+    /// Sends an error in OpenAI's envelope if `bytes` are hyper's own answer to a head that it cannot parse.
+    fn poll_write_head_error(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Option<Poll<io::Result<usize>>> {
+        if self.head_error.is_none() {
+            let error = HeadError::in_place_of(bytes, self.head_bytes);
+            self.head_error = error.filter(|_| self.activity.is_before_request());
+            if self.head_error.is_some() {
+                tracing::info!("request refused: its head cannot be parsed or is too long");
+            }
+        }
+        while let Some(error) = &mut self.head_error {
+            if error.unsent().is_empty() {
+                self.head_error = None;
+                return Some(Poll::Ready(Ok(bytes.len())));
+            }
+            let write = Pin::new(&mut self.stream).poll_write(cx, error.unsent());
+            match self.check_write_pace(cx, write, |&n| n) {
+                Poll::Ready(Ok(n)) if n > 0 => self.head_error.iter_mut().for_each(|error| error.advance(n)),
+                other => return Some(other),
+            }
+        }
+        None
     }
 }
 
-impl AsyncRead for TimedStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -219,17 +149,20 @@ impl AsyncRead for TimedStream {
         let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buffer) else {
             return self.poll_read_deadline(cx).map(Err);
         };
-        if buffer.filled().len() > n_before && self.activity.lock().phase == ConnectionPhase::Idle {
-            self.activity.enter(ConnectionPhase::Head);
+        if buffer.filled().len() > n_before {
+            self.activity.received();
         }
         Poll::Ready(result)
     }
 }
 
-impl AsyncWrite for TimedStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(write) = self.poll_write_head_error(cx, bytes) {
+            return write;
+        }
         let write = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.check_write_stall(cx, write)
+        self.check_write_pace(cx, write, |&n| n)
     }
 
     fn poll_write_vectored(
@@ -237,8 +170,11 @@ impl AsyncWrite for TimedStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(write) = slices.first().and_then(|slice| self.poll_write_head_error(cx, slice)) {
+            return write;
+        }
         let write = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.check_write_stall(cx, write)
+        self.check_write_pace(cx, write, |&n| n)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -246,14 +182,20 @@ impl AsyncWrite for TimedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flush = Pin::new(&mut self.stream).poll_flush(cx);
+        ready!(self.check_write_pace(cx, flush, |()| 0))?;
+        // hyper flushes when it has written everything.
+        self.activity.sent();
+        Poll::Ready(Ok(()))
     }
 
     /// Closes the sending side, then reads on for [`LINGER`].
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.is_write_closed {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            let close = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.check_write_pace(cx, close, |()| 0))?;
             self.is_write_closed = true;
+            self.activity.closing();
             self.read_timer.as_mut().reset(Instant::now() + LINGER);
         }
         let mut scratch = [0; 4096];
