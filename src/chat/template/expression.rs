@@ -43,7 +43,7 @@ const SCALAR_FILTERS: [&str; 20] = [
 /// Words between expressions.
 const OPERATORS: [&str; 7] = ["and", "or", "not", "in", "if", "else", "recursive"];
 
-/// What a bracket is.
+/// The role of a bracket.
 #[derive(Clone, Copy, PartialEq)]
 enum BracketKind {
     /// The whole tag.
@@ -70,10 +70,10 @@ struct Bracket {
     /// Whether an operand has been read, so that an operator may follow.
     after_operand: bool,
     operand_start: Option<usize>,
-    /// Where the product or single operand starts that is being read.
+    /// Start of the product or single operand that is being read.
     product_start: Option<usize>,
     is_product: bool,
-    /// Where the sum or single product starts that is being read.
+    /// Start of the sum or single product that is being read.
     sum_start: Option<usize>,
     is_sum: bool,
 }

@@ -17,11 +17,11 @@ pub enum LexemeKind {
 /// A token, and its byte range in the code.
 #[derive(Clone, Copy)]
 pub struct Lexeme {
-    /// What it is.
+    /// Its kind.
     pub kind: LexemeKind,
-    /// Where it starts.
+    /// Its first byte.
     pub start: usize,
-    /// Where it ends.
+    /// The byte after its last.
     pub end: usize,
 }
 
