@@ -116,7 +116,7 @@ fn fit_to_open_files(mut limits: Limits) -> Limits {
     limits
 }
 
-/// What all connections share.
+/// The parts that all connections share.
 #[derive(Clone)]
 struct ConnectionServer {
     router: TowerToHyperService<Router>,

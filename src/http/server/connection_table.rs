@@ -23,7 +23,7 @@ const MIN_STALL: Duration = Duration::from_secs(1);
 /// Pause between two warnings that the limit is reached.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionPhase {
     /// Nothing has arrived yet.
@@ -121,7 +121,7 @@ pub struct ConnectionTable {
     warned_at: Option<Instant>,
 }
 
-/// What happened at the limit since the last warning.
+/// Events at the limit since the last warning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitWarning {
     /// Connections closed for new ones.
@@ -345,7 +345,7 @@ impl ConnectionTable {
         Some(connection)
     }
 
-    /// What to warn of, at most once in [`WARNING_INTERVAL`].
+    /// The events to warn of, at most once in [`WARNING_INTERVAL`].
     pub fn warning(&mut self, now: Instant) -> Option<LimitWarning> {
         let is_due = self.warned_at.is_none_or(|at| at + WARNING_INTERVAL <= now);
         if !is_due || self.warning == LimitWarning::default() {

@@ -115,7 +115,7 @@ impl Drop for Place {
     }
 }
 
-/// What happens on a connection, as its socket and its requests tell the table. Without effect once the connection
+/// The reports of a connection's socket and requests to the table. Without effect once the connection
 /// has lost its place.
 #[derive(Clone)]
 pub struct Activity {

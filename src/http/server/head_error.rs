@@ -1,6 +1,6 @@
 //! The error for a head that hyper cannot parse, in OpenAI's envelope.
 //!
-//! Such a request never reaches the router: hyper answers it itself, without a body. Its answer is recognized among
+//! The request never reaches the router: hyper answers it itself, without a body. Its answer is recognized among
 //! the bytes that it writes, and given the body.
 
 use axum::http::StatusCode;

@@ -23,7 +23,7 @@ impl Pace {
         Self { bytes_per_second, patience, waited: Duration::ZERO, waiting_since: None }
     }
 
-    /// The same pace with at most `patience` left at first.
+    /// This pace with at most `patience` left at first.
     pub fn starting_with(self, patience: Duration) -> Self {
         Self { waited: self.patience.saturating_sub(patience), ..self }
     }
