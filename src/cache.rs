@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::time::{Duration, SystemTime};
 
 use lru::LruCache;
+use sha2::{Digest, Sha256};
 
 /// An LRU cache. Entries expire after a time to live, and the least recently used are evicted to keep within a
 /// byte budget. The caller supplies the time.
@@ -22,6 +23,15 @@ struct CacheEntry<V> {
     n_bytes: usize,
     since: SystemTime,
 }
+
+/// A digest in hex of a name that a client chose, such as a token or a salt, for use in the keys of caches: its
+/// length does not depend on the name, and the name cannot be read from it.
+pub fn name_digest(name: &[u8]) -> String {
+    Sha256::digest(name).iter().take(NAME_DIGEST_BYTES).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Length of a [`name_digest`] before it is written in hex; enough that nobody finds two names with one digest.
+const NAME_DIGEST_BYTES: usize = 16;
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     /// An empty cache for at most `max_bytes`, whose entries expire after `time_to_live`.

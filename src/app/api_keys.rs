@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Error, Kind, Result};
 
@@ -49,11 +49,14 @@ impl ApiKeys {
         !self.digests.is_empty()
     }
 
-    /// Whether `key` is one of the keys. Takes the same time for any key.
-    pub fn accept(&self, key: &[u8]) -> bool {
+    /// The index of `key` among the keys, if it is one. Takes the same time for any key of the same length.
+    pub fn index_of(&self, key: &[u8]) -> Option<usize> {
         let shown: [u8; 32] = Sha256::digest(key).into();
-        let is_one = |found: Choice, own: &[u8; 32]| found | own.ct_eq(&shown);
-        self.digests.iter().fold(Choice::from(0), is_one).into()
+        let mut found = u64::MAX;
+        for (index, own) in self.digests.iter().enumerate() {
+            found.conditional_assign(&(index as u64), own.ct_eq(&shown));
+        }
+        usize::try_from(found).ok().filter(|&index| index < self.digests.len())
     }
 }
 
@@ -68,11 +71,11 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "# the team's\n  sk-b  \n\nsk-c").unwrap();
         let keys = ApiKeys::new(&["sk-a".to_owned()], Some(file.path())).unwrap();
-        for key in ["sk-a", "sk-b", "sk-c"] {
-            assert!(keys.accept(key.as_bytes()), "{key}");
+        for (index, key) in ["sk-a", "sk-b", "sk-c"].into_iter().enumerate() {
+            assert_eq!(keys.index_of(key.as_bytes()), Some(index), "{key}");
         }
         for key in ["", "sk-", "sk-aa", "sk-A", "# the team's"] {
-            assert!(!keys.accept(key.as_bytes()), "{key}");
+            assert_eq!(keys.index_of(key.as_bytes()), None, "{key}");
         }
         assert!(keys.are_required() && !ApiKeys::default().are_required());
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cache::name_digest;
 use crate::error::{Error, Result};
 use crate::inference::{GenerationRequest, SamplingParams};
 use crate::openai::chat::ChatCompletionRequest;
@@ -19,6 +20,9 @@ const MAX_STOP_BYTES: usize = 1024;
 
 /// Maximum number of additional stop tokens.
 const MAX_STOP_TOKENS: usize = 64;
+
+/// The longest `cache_salt`.
+const MAX_SALT_BYTES: usize = 256;
 
 /// OpenAI's limit of `top_logprobs` in a chat completion.
 const MAX_TOP_LOGPROBS: u64 = 20;
@@ -102,7 +106,7 @@ fn generation_request(
         ignore_eos: options.ignore_eos.unwrap_or(false),
         top_logprobs: None,
         tenant,
-        cache_salt: options.cache_salt.clone(),
+        cache_salt: cache_salt(options)?,
     })
 }
 
@@ -140,6 +144,16 @@ fn stop_tokens(options: &GenerationOptions) -> Result<Vec<u32>> {
         return Err(Error::invalid("stop_token_ids", message));
     }
     Ok(tokens)
+}
+
+/// The digest of the request's salt.
+fn cache_salt(options: &GenerationOptions) -> Result<Option<String>> {
+    let Some(salt) = &options.cache_salt else { return Ok(None) };
+    if salt.len() > MAX_SALT_BYTES {
+        let message = format!("`cache_salt` has {} bytes; at most {MAX_SALT_BYTES} are allowed", salt.len());
+        return Err(Error::invalid("cache_salt", message));
+    }
+    Ok(Some(name_digest(salt.as_bytes())))
 }
 
 /// Number of choices for each prompt.
@@ -327,6 +341,7 @@ mod tests {
             ("logit_bias", json!({"x": 1})),
             ("logit_bias", json!({"1": 101})),
             ("stream_options", json!({"include_usage": true})),
+            ("cache_salt", json!("s".repeat(257))),
         ] {
             let error = request(json!({ param: value.clone() })).unwrap_err();
             assert_eq!(error.param(), Some(param), "{value}: {error}");
@@ -341,5 +356,13 @@ mod tests {
         assert_eq!(penalty(json!({"repeat_penalty": 1.1, "repetition_penalty": 1.1})).unwrap(), 1.1);
         let error = penalty(json!({"repeat_penalty": 1.2, "repetition_penalty": 1.1})).unwrap_err();
         assert_eq!(error.param(), Some("repetition_penalty"));
+    }
+
+    #[test]
+    fn salts_are_stored_as_digests() {
+        let digest = |salt: String| request(json!({"cache_salt": salt})).unwrap().cache_salt.unwrap();
+        let (short, long) = (digest("s".to_owned()), digest("s".repeat(256)));
+        assert!(short.len() == 32 && long.len() == 32 && short != long);
+        assert!(request(json!({"cache_salt": "s".repeat(257)})).unwrap_err().to_string().contains("256"));
     }
 }

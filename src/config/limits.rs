@@ -67,7 +67,7 @@ pub struct Limits {
     /// Time to receive the head of a request from its first byte, and time until the first byte of a new
     /// connection.
     pub head_timeout: Duration,
-    /// Bytes of a request's head.
+    /// Bytes of a request's head; larger ones get 431. The heads of browsers and SDKs have a few KiB.
     pub head_bytes: usize,
     /// Time to receive the next bytes of a request body.
     pub body_idle: Duration,

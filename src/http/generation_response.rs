@@ -2,11 +2,8 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -24,12 +21,6 @@ use crate::openai::chat::{
 
 /// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// The tenant of a request, identified by its `authorization` header.
-pub fn tenant_from_headers(headers: &HeaderMap) -> Arc<str> {
-    let key = headers.get(AUTHORIZATION).map(|key| String::from_utf8_lossy(key.as_bytes()));
-    key.unwrap_or_default().into()
-}
 
 /// The fields that all objects of one response share.
 #[derive(Clone)]

@@ -57,7 +57,7 @@ pub struct GenerationRequest {
     pub top_logprobs: Option<usize>,
     /// The sender. Tenants get equal shares and do not share the prefix cache.
     pub tenant: Arc<str>,
-    /// A salt for the prefix cache: requests with different salts do not share it.
+    /// A digest of the salt for the prefix cache: requests with different salts do not share it.
     pub cache_salt: Option<String>,
 }
 

@@ -71,6 +71,7 @@ pub struct GenerationOptions {
     #[schemars(length(max = 64))]
     pub stop_token_ids: Option<Vec<u32>>,
     /// Prefix-cache namespace: only requests with the same salt share cached prompt tokens.
+    #[schemars(length(max = 256))]
     pub cache_salt: Option<String>,
     /// Keep only this many tokens from the end of the prompt; -1 keeps as many as fit.
     #[schemars(schema_with = "truncate_schema")]

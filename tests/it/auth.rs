@@ -1,9 +1,10 @@
-//! Authentication by API key.
+//! Authentication by API key, and tenants.
 
+use predict_otron_9000::config::Limits;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{json as body, keyed_server};
+use crate::support::{ENGINE_OPTIONS, Script, json as body, keyed_server, scripted_server};
 
 #[tokio::test]
 async fn every_route_but_the_probes_needs_a_key() {
@@ -55,4 +56,42 @@ async fn every_route_but_the_probes_needs_a_key() {
         assert_eq!(response.status(), 200, "{authorization}");
         assert_eq!(send(Method::GET, "/no-such-route", Some(authorization)).await.status(), 404);
     }
+}
+
+#[tokio::test]
+async fn a_key_is_accepted_in_either_header() {
+    let server = keyed_server(&["sk-one"]).await;
+    for (headers, status) in [
+        (vec![("x-api-key", "sk-one")], 200),
+        (vec![("x-api-key", " sk-one ")], 200),
+        (vec![("authorization", "Bearer none"), ("x-api-key", "sk-one")], 200),
+        (vec![("authorization", "Bearer sk-one"), ("x-api-key", "other")], 200),
+        (vec![("x-api-key", "other")], 401),
+    ] {
+        let mut request = server.client.get(server.url("/v1/models"));
+        for (name, value) in &headers {
+            request = request.header(*name, *value);
+        }
+        assert_eq!(request.send().await.unwrap().status(), status, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn spellings_of_a_token_share_the_prefix_cache_and_other_tokens_do_not() {
+    let server = scripted_server(Script::saying("yes"), Limits::default(), ENGINE_OPTIONS).await;
+    let cached_tokens = async |authorization: &str| {
+        let request = json!({"messages": [{"role": "user", "content": "Once upon a time ".repeat(4)}]});
+        let response = server
+            .client
+            .post(server.url("/v1/chat/completions"))
+            .header("authorization", authorization)
+            .header("content-type", "application/json")
+            .body(request.to_string())
+            .send();
+        let answer = body(response.await.unwrap()).await;
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached_tokens("Bearer sk-1").await, 0);
+    assert!(cached_tokens("bearer    sk-1 ").await > 0);
+    assert_eq!(cached_tokens("Bearer sk-2").await, 0);
 }

@@ -329,6 +329,27 @@ async fn a_response_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let server = server_with_default_limits().await;
+    let head = |n_spaces: usize| {
+        let spaces = " ".repeat(n_spaces);
+        format!(
+            "GET /livez HTTP/1.1\r\nhost: x\r\nauthorization: Bearer{spaces}x\r\nconnection: close\r\n\r\n"
+        )
+    };
+    for (n_spaces, status) in [(40_000, "200"), (70_000, "431"), (400_000, "431")] {
+        let started = Instant::now();
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        // The server may stop reading before the end.
+        let _ = client.write_all(head(n_spaces).as_bytes()).await;
+        let mut response = vec![0; 12];
+        client.read_exact(&mut response).await.unwrap();
+        assert_eq!(response, format!("HTTP/1.1 {status}").as_bytes(), "{n_spaces}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn graceful_shutdown_does_not_wait_for_incomplete_requests() {
     let mut server = server_with_default_limits().await;
     let mut idle = connect(&server, HEALTH).await;

@@ -15,8 +15,9 @@ use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
 use crate::http::generation_response::{
-    ChunkEncoder, CompletedChoice, Envelope, RequestLog, collect_choices, stream_events, tenant_from_headers,
+    ChunkEncoder, CompletedChoice, Envelope, RequestLog, collect_choices, stream_events,
 };
+use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::http::retry::heartbeat;
@@ -74,11 +75,12 @@ struct StartedResponse<R> {
 pub async fn generate<R: GenerationRoute>(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant_from_headers(&headers);
+    let tenant = tenant.name();
     let attempt = Attempt::from_request(&headers, &tenant, R::PATH, &body.0);
     let (object, ignored) = body.check_params(R::PARAMS)?;
     let request = R::parse(object)?;
