@@ -28,7 +28,7 @@ fn request(n_words: usize) -> ChatCompletionRequest {
 }
 
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
-    let model = app.chat(None).unwrap().load().await.unwrap();
+    let model = app.chat(None, 0).unwrap().load().await.unwrap();
     let mut events = model.start_chat(model.admit().unwrap(), request, None, "".into()).unwrap();
     while let Some((_, event)) = events.next().await {
         match event {

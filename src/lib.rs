@@ -14,14 +14,15 @@
 //! 4. [`chat`]
 //! 5. [`inference`], [`embeddings`]
 //! 6. [`models`], [`tokenizer`], [`registry`]
-//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`]
+//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`]
 //! 8. [`config`]
 //! 9. [`error`]
 //!
 //! # The life of a chat request
 //!
 //! 1. [`http::serve`] accepts the connection. The router in [`http`] assigns the request id, checks
-//!    the API key, finds the route, and turns every error into OpenAI's envelope.
+//!    the API key, finds the route, and turns every error into OpenAI's envelope. [`app::AdmissionControl`]
+//!    admits the request by its head or refuses it, before its body is read.
 //! 2. The body becomes an [`openai::chat::ChatCompletionRequest`]. [`openai::params`] decides for every
 //!    field whether it is honored, refused or ignored; ignored ones are named in a response header.
 //! 3. [`app::App`] finds the model by name and loads it if it is not in memory ([`app::ChatModels`]).
@@ -90,6 +91,7 @@ pub mod inference;
 pub mod kernels;
 pub mod models;
 pub mod openai;
+pub mod pulse;
 pub mod registry;
 pub mod telemetry;
 pub mod tokenizer;

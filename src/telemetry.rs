@@ -35,7 +35,15 @@ metrics_table! {
     Counter REQUESTS_CANCELLED = "predict_otron_requests_cancelled_total",
         "Requests whose client disconnected before the response was complete.";
     Counter REQUESTS_SHED = "predict_otron_requests_shed_total",
-        "Chat requests refused because the queue was full.";
+        "Requests refused because a queue was full.";
+    Gauge REQUESTS_IN_PROGRESS = "predict_otron_requests_in_progress",
+        "Requests admitted and not yet answered, by class.";
+    Gauge BODY_BYTES = "predict_otron_request_body_bytes",
+        "Bytes of the bodies of requests in progress, by class.";
+    Gauge PREPARATIONS_WAITING = "predict_otron_preparations_waiting",
+        "Requests that wait to be rendered or tokenized, by queue.";
+    Counter ENGINE_RESTARTS = "predict_otron_engine_restarts_total",
+        "Restarts of an engine after a fault that ended all its requests.";
     Counter RETRIES_JOINED = "predict_otron_retries_joined_total",
         "Retries that joined a running attempt.";
     Gauge CONNECTIONS = "predict_otron_connections",

@@ -16,6 +16,7 @@ use crate::chat::ChatModel;
 use crate::config::Residency;
 use crate::error::{Error, Kind, Result};
 use crate::inference::EngineStatus;
+use crate::telemetry;
 
 /// All chat models, the default first.
 pub struct ChatModels {
@@ -171,16 +172,43 @@ impl ChatModels {
         self.slots.iter().filter_map(|slot| Some((&slot.served, status(slot)?))).collect()
     }
 
-    /// Checks that the engine of each model in memory makes progress.
+    /// Checks that the default model can be used, and that the engine of each model in memory makes progress.
     ///
     /// # Errors
-    /// When one is stuck.
+    /// When the default model could not be loaded, or an engine has died or is stuck.
     pub fn check_health(&self) -> Result<()> {
-        self.slots.iter().try_for_each(|slot| {
+        self.slots.iter().enumerate().try_for_each(|(idx, slot)| {
             let state = slot.state();
-            let Some(resident) = &state.resident else { return Ok(()) };
-            resident.model.engine().check_health().map_err(|e| e.context(slot.served.id()))
+            let health = match (&state.resident, &state.failed) {
+                (Some(resident), _) => resident.model.engine().check_health(),
+                (None, Some((_, e))) if idx == 0 => Err(Error::new(Kind::Unavailable, e.to_string())),
+                // It may have been unloaded because it was idle.
+                (None, _) => Ok(()),
+            };
+            health.map_err(|e| e.context(slot.served.id()))
         })
+    }
+
+    /// Checks that a model has a slot for another request: one that is in memory with a slot to spare, or one that is
+    /// not in memory.
+    ///
+    /// # Errors
+    /// When there is none; the error says when to retry.
+    pub fn check_room(&self) -> Result<()> {
+        let mut shortest_wait: Option<Duration> = None;
+        for slot in &self.slots {
+            let state = slot.state();
+            let wait =
+                state.resident.as_ref().and_then(|resident| resident.model.engine().retry_after_if_full());
+            let Some(wait) = wait else { return Ok(()) };
+            shortest_wait = Some(shortest_wait.map_or(wait, |shortest| shortest.min(wait)));
+        }
+        let Some(retry_after) = shortest_wait else { return Ok(()) };
+        metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
+        Err(Error::new(
+            Kind::Overloaded { retry_after },
+            "the queue of every chat model is full; try again later",
+        ))
     }
 
     /// Ends all running generations with an error.

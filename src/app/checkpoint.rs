@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -20,9 +21,17 @@ use crate::kernels::attention::kv_block::KvFormat;
 use crate::kernels::isa::Isa;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::models::{Backend, ModelConfig};
+use crate::models::{
+    Backend, BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
+};
 use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
+
+/// Stack of the thread that computes a model's first token.
+const CHECK_STACK_BYTES: usize = 16 << 20;
+
+/// The shortest context that is served: a chat template takes a part of it before the first word.
+const MIN_CONTEXT_TOKENS: usize = 64;
 
 /// Locates the files of `reference`, fetches missing ones, and reads their headers. `template` replaces the model's
 /// own chat templates. If the KV cache may be smaller than configured, weights and cache fit into `room_bytes` where
@@ -59,10 +68,12 @@ pub fn locate(
     } else {
         options
     };
+    let context_length = options.context_length(&config);
+    check_context_length(context_length, &options, &config).map_err(|e| with_model(&files.id, e))?;
     let info = ModelInfo {
         family: config.family.to_owned(),
         format: files.format.name(),
-        context_length: options.context_length(&config),
+        context_length,
         license: license(&files, &weights)?,
     };
     let n_bytes = weight_bytes.saturating_add(options.max_kv_bytes(&config) as u64);
@@ -71,6 +82,37 @@ pub fn locate(
         load(&files, config, &weights, options, template.as_deref()).map_err(|e| with_model(&files.id, e))
     };
     Ok(LoadPlan { info, n_bytes, load: Box::new(load) })
+}
+
+/// Refuses a context that is too short for anything but errors.
+fn check_context_length(context_length: usize, options: &EngineOptions, config: &ModelConfig) -> Result<()> {
+    if context_length >= MIN_CONTEXT_TOKENS {
+        return Ok(());
+    }
+    if config.context_length < MIN_CONTEXT_TOKENS {
+        return Err(Error::new(
+            Kind::Config,
+            format!(
+                "its context has {} tokens, and at least {MIN_CONTEXT_TOKENS} are needed; choose another model with \
+                 --model",
+                config.context_length
+            ),
+        ));
+    }
+    let holds_enough =
+        |kv_bytes: usize| EngineOptions { kv_bytes, ..*options }.context_length(config) >= MIN_CONTEXT_TOKENS;
+    let mut needed_mib = 1;
+    while needed_mib < 1 << 20 && !holds_enough(needed_mib << 20) {
+        needed_mib *= 2;
+    }
+    Err(Error::new(
+        Kind::Config,
+        format!(
+            "its KV cache of {} bytes holds a context of only {context_length} tokens, and at least \
+             {MIN_CONTEXT_TOKENS} are needed; start the server with --kv-memory {needed_mib}M or more",
+            options.kv_bytes
+        ),
+    ))
 }
 
 /// Converts the configured precision of the KV cache to the kernels' format.
@@ -133,7 +175,8 @@ fn load(
     let fingerprint = fingerprint(&files.main, &template)?;
     let template = chat_template(&files.id, template, replacement.is_some())?;
     let tokenizer = Arc::new(tokenizer);
-    let decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
+    let mut decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
+    check_finite(&mut *decoder, options.kv_format)?;
     let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
     tracing::info!(
         model = files.id,
@@ -144,6 +187,40 @@ fn load(
         "chat model loaded"
     );
     Ok(ChatModel::new(template, tokenizer, engine, fingerprint))
+}
+
+/// Computes one token, so that weights that are no numbers are an error now instead of in every response.
+///
+/// # Errors
+/// When the model cannot be computed, or its logits are not finite.
+fn check_finite(decoder: &mut dyn Decoder, format: KvFormat) -> Result<()> {
+    const TOKEN: u32 = 0;
+    let mut kv = KvCache::new(decoder.config().kv_layouts(format));
+    let mut input = ForwardInput::default();
+    input.push(SequenceChunk {
+        sequence: SequenceId(0),
+        n_prompt: 1,
+        start: 0,
+        tables: &[BlockId::consecutive(0, 1)],
+        token_ids: &[TOKEN],
+        n_logits: 1,
+    });
+    let compute = || Ok(decoder.forward(&mut kv, &input)?.flatten_all()?.to_vec1::<f32>()?);
+    // On a stack of its own: that of the caller may be small, and is half full.
+    let logits: Vec<f32> = thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(CHECK_STACK_BYTES).spawn_scoped(scope, compute);
+        let thread =
+            thread.map_err(|e| Error::internal(format!("cannot start a thread to check the model: {e}")))?;
+        let panicked =
+            |_| Err(Error::model("its first token cannot be computed; the server's log has the cause"));
+        thread.join().unwrap_or_else(panicked)
+    })?;
+    if logits.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    Err(Error::model(
+        "its weights yield logits that are not finite numbers: the file is damaged; remove it and download it again",
+    ))
 }
 
 /// Tokenizer and chat templates of a GGUF file.

@@ -1,12 +1,16 @@
 //! The composition root: locates the models, starts what serves them, and finds them by name.
 
+mod admission;
 mod api_keys;
 mod chat_models;
 mod chat_templates;
 mod checkpoint;
+mod fair_queue;
 mod memory_budget;
 mod served_model;
 mod text_models;
+mod tokens;
+mod work_queue;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +18,8 @@ use std::thread;
 use std::time::Instant;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::Semaphore;
 
+pub use admission::{AdmissionControl, AdmissionGuard, RequestClass};
 pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
 pub use checkpoint::{kv_format, read_headers};
@@ -23,6 +27,7 @@ use memory_budget::MemoryBudget;
 use served_model::{DEFAULT, assign_aliases, is_default};
 pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
+use work_queue::WorkQueue;
 
 use crate::chat::{ChatModel, ChatStream, CompletionStream, ResponseCache};
 use crate::config::{Config, Limits};
@@ -30,6 +35,7 @@ use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result};
 use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
+use crate::kernels::threads::pool;
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
 use crate::registry::{ModelKind, ModelRef, Registry};
@@ -40,8 +46,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Clone)]
 pub struct App {
     parts: Arc<Parts>,
-    /// Permits for [`App::compute`]: one per core.
-    compute_permits: Arc<Semaphore>,
+    admission: AdmissionControl,
+    queues: Arc<WorkQueues>,
     /// The response cache, if enabled.
     responses: Option<Arc<ResponseCache>>,
     lifecycle: Arc<Lifecycle>,
@@ -63,6 +69,14 @@ pub struct Parts {
     pub metrics: PrometheusHandle,
 }
 
+/// The queues for work that would hold up the I/O threads.
+struct WorkQueues {
+    /// Rendering and tokenizing of prompts.
+    preparation: WorkQueue,
+    /// `/tokenize` and `/detokenize`, at the priority of the compute threads: they never delay a prompt.
+    tools: WorkQueue,
+}
+
 /// The stage of the server's life.
 #[derive(Default)]
 struct Lifecycle {
@@ -70,10 +84,12 @@ struct Lifecycle {
     draining: AtomicBool,
 }
 
-/// A chat model found by name, in memory or not.
+/// A chat model found by name, in memory or not, for one request.
 pub struct ServedChat {
     app: App,
     slot: Arc<ChatSlot>,
+    /// Bytes of the request's body, by which its preparation is scheduled.
+    n_bytes: usize,
 }
 
 /// A loaded model of any kind.
@@ -152,30 +168,39 @@ impl App {
             .collect();
         let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
-        let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics });
+        let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics })?;
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
 
     /// Assembles the server from its parts. It counts as loaded.
-    pub fn from_parts(parts: Parts) -> Self {
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn from_parts(parts: Parts) -> Result<Self> {
         let n_cores = thread::available_parallelism().map_or(1, usize::from);
+        let n_text_models = 1 + usize::from(parts.reranker.is_some());
+        let admission = AdmissionControl::new(&parts.limits, parts.chat_models.slots().len(), n_text_models);
+        // The engine keeps a core for itself.
+        let preparation = WorkQueue::start("preparation", n_cores.saturating_sub(1), || {})?;
+        let tools = WorkQueue::start("tools", n_cores / 4, pool::lower_priority)?;
         let Limits { response_cache_bytes, response_cache_ttl, .. } = parts.limits;
         let responses = || Arc::new(ResponseCache::new(response_cache_bytes, response_cache_ttl));
-        Self {
+        Ok(Self {
             responses: (response_cache_bytes > 0).then(responses),
             parts: Arc::new(parts),
-            compute_permits: Arc::new(Semaphore::new(n_cores)),
+            admission,
+            queues: Arc::new(WorkQueues { preparation, tools }),
             lifecycle: Arc::default(),
-        }
+        })
     }
 
     /// Loads the first chat model, so that a mistake shows at once. With `all`, loads the others too;
     /// without, only fetches their missing files. Blocks.
     ///
     /// # Errors
-    /// When the only chat model cannot be loaded. With several models, a failure is logged, and
-    /// requests for the model try again.
+    /// When the only chat model cannot be loaded, or an option must be changed for one. With several models, other
+    /// failures are logged, and requests for the model try again.
     pub fn preload(&self, all: bool) -> Result<()> {
         let slots = self.parts.chat_models.slots();
         for (idx, slot) in slots.iter().enumerate() {
@@ -188,7 +213,8 @@ impl App {
                 self.lifecycle.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
             }
             match result {
-                Err(e) if slots.len() == 1 => return Err(e),
+                // A mistake in the options does not mend itself.
+                Err(e) if slots.len() == 1 || e.kind() == Kind::Config => return Err(e),
                 Err(e) => tracing::warn!(model = slot.served().id(), error = %e, "chat model not available"),
                 Ok(()) => {}
             }
@@ -196,13 +222,13 @@ impl App {
         Ok(())
     }
 
-    /// The chat model called `name`; no name means the default one.
+    /// The chat model called `name`, for a request with a body of `n_bytes`; no name means the default one.
     ///
     /// # Errors
     /// When no chat model has this name.
-    pub fn chat(&self, name: Option<&str>) -> Result<ServedChat> {
+    pub fn chat(&self, name: Option<&str>, n_bytes: usize) -> Result<ServedChat> {
         match self.resolve(name, &[ModelKind::Chat])? {
-            Slot::Chat(slot) => Ok(ServedChat { app: self.clone(), slot: slot.clone() }),
+            Slot::Chat(slot) => Ok(ServedChat { app: self.clone(), slot: slot.clone(), n_bytes }),
             Slot::Text(..) => Err(self.not_served(name.unwrap_or(DEFAULT))),
         }
     }
@@ -292,20 +318,23 @@ impl App {
         Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 
-    /// Runs blocking work on a thread of its own, so that probes are answered meanwhile. At most one
-    /// such call runs per core.
+    /// Admits a request of a tenant by its head, which announces a body of `n_bytes`. A retry may join a running attempt, so it is
+    /// admitted although the engines are full.
     ///
     /// # Errors
-    /// When `work` panics.
-    pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        let permit = self.compute_permits.clone().acquire_owned().await;
-        let work = move || {
-            let _permit = permit;
-            work()
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|e| Error::internal(format!("the request could not be prepared: {e}")))
+    /// When the server is full; the error says when to retry.
+    pub fn admit(
+        &self,
+        class: RequestClass,
+        tenant: &Arc<str>,
+        n_bytes: usize,
+        is_retry: bool,
+    ) -> Result<AdmissionGuard> {
+        // A response in the cache needs no slot either.
+        if class == RequestClass::Generation && !is_retry && self.responses.is_none() {
+            self.parts.chat_models.check_room()?;
+        }
+        self.admission.admit(class, tenant, n_bytes)
     }
 
     /// The keys that clients must send.
@@ -320,6 +349,15 @@ impl App {
 
     /// The metrics in Prometheus's text format.
     pub fn render_metrics(&self) -> String {
+        for (class, n_requests, n_bytes) in self.admission.load() {
+            let gauge = |name, value| metrics::gauge!(name, "class" => class.name()).set(value);
+            gauge(telemetry::REQUESTS_IN_PROGRESS, n_requests as f64);
+            gauge(telemetry::BODY_BYTES, n_bytes as f64);
+        }
+        let WorkQueues { preparation, tools } = &*self.queues;
+        for (name, queue) in [("preparation", preparation), ("tools", tools)] {
+            metrics::gauge!(telemetry::PREPARATIONS_WAITING, "queue" => name).set(queue.n_waiting() as f64);
+        }
         for (model, EngineStatus { load, .. }) in self.chat_status() {
             let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id().to_owned()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
@@ -355,7 +393,8 @@ impl App {
     /// Checks that the server is ready for requests.
     ///
     /// # Errors
-    /// When the server is shutting down or still loading its models, or an engine is stuck.
+    /// When the server is shutting down or still loading its models, a default model cannot be loaded, a thread that
+    /// runs a model is stuck, or a request has been in preparation for too long.
     pub fn check_health(&self) -> Result<()> {
         if self.lifecycle.draining.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
@@ -363,7 +402,15 @@ impl App {
         if self.lifecycle.loading.load(Ordering::Acquire) {
             return Err(Error::new(Kind::Unavailable, "the server is loading its models; try again later"));
         }
-        self.parts.chat_models.check_health()
+        self.parts.chat_models.check_health()?;
+        let waited = self.queues.preparation.oldest();
+        if waited > self.parts.limits.preparation_time {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("a request has been in preparation for {} s; try again later", waited.as_secs()),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -401,12 +448,13 @@ impl ServedChat {
             true => {
                 let model = model.clone();
                 let find = move || model.chat_grammar(&request).map(|spec| (request, spec));
-                self.app.compute(find).await??
+                self.prepare(&tenant, find).await??
             }
         };
         let grammar = model.compile(spec).await?;
-        let start = move || model.start_chat(admission, &request, grammar.as_ref(), tenant);
-        let mut stream = self.app.compute(start).await??;
+        let for_tenant = tenant.clone();
+        let start = move || model.start_chat(admission, &request, grammar.as_ref(), for_tenant);
+        let mut stream = self.prepare(&tenant, start).await??;
         if let Some((cache, key)) = cached {
             stream.record_into(cache, key);
         }
@@ -425,8 +473,18 @@ impl ServedChat {
         let model = self.load().await?;
         let admission = model.admit()?;
         let grammar = model.compile(model.completion_grammar(&request)?).await?;
-        let start = move || model.start_completion(admission, &request, grammar.as_ref(), tenant);
-        self.app.compute(start).await?
+        let for_tenant = tenant.clone();
+        let start = move || model.start_completion(admission, &request, grammar.as_ref(), for_tenant);
+        self.prepare(&tenant, start).await?
+    }
+
+    /// Prepares the request on a thread for that.
+    async fn prepare<T: Send + 'static>(
+        &self,
+        tenant: &Arc<str>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        self.app.queues.preparation.run(tenant, self.n_bytes, work).await
     }
 }
 

@@ -10,6 +10,24 @@ use super::args::{ContextOverflow, KvPrecision};
 pub struct Limits {
     /// Bytes of a request body.
     pub body_bytes: usize,
+    /// Numbers, strings and other values in a request body. A parsed value takes 72 bytes.
+    pub body_values: usize,
+    /// Arrays and objects in a request body. A parsed one takes about 400 bytes.
+    pub body_containers: usize,
+    /// Bytes of the bodies of all chat and completion requests in progress, and again of all embedding requests.
+    pub bodies_bytes: usize,
+    /// How long a body may take to arrive while the server is full; a slower one gives its place to the next request.
+    pub place_grace: Duration,
+    /// Requests for tokenizing and detokenizing in progress.
+    pub token_requests: usize,
+    /// Bytes of their bodies together.
+    pub token_bodies_bytes: usize,
+    /// Bytes of a text to tokenize by itself. Tokenizing can take a thousand times as much memory.
+    pub tokenize_bytes: usize,
+    /// Bytes of a text that token ids are converted into.
+    pub detokenize_bytes: usize,
+    /// How long a request may be in preparation before the server reports itself unhealthy.
+    pub preparation_time: Duration,
     /// Chat requests that may wait for the engine, in addition to the running ones.
     pub queued_requests: usize,
     /// Prompt tokens of all waiting chat requests together. A single request may exceed it.
@@ -93,6 +111,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 2 << 20,
+            body_values: 400_000,
+            body_containers: 50_000,
+            bodies_bytes: 64 << 20,
+            place_grace: Duration::from_secs(1),
+            token_requests: 64,
+            token_bodies_bytes: 16 << 20,
+            tokenize_bytes: 512 << 10,
+            detokenize_bytes: 4 << 20,
+            preparation_time: Duration::from_secs(10),
             queued_requests: 256,
             queued_tokens: 262_144,
             queue_timeout: Duration::from_secs(300),

@@ -14,6 +14,10 @@ use crate::openai::error::{ErrorBody, ErrorObject};
 /// The message for clients after a panic.
 pub const PANICKED: &str = "internal error while serving this request; see the server's log";
 
+/// When to retry after a fault: an engine starts over within a second, and a server that shuts down refuses
+/// connections, so that the retry reaches another.
+const UNAVAILABLE_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// An error response.
 #[derive(Debug)]
 pub struct ApiError {
@@ -73,6 +77,7 @@ impl From<Error> for ApiError {
         };
         let retry_after = match e.kind() {
             Kind::Overloaded { retry_after } => Some(retry_after),
+            Kind::Unavailable => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         };
         let param = e.param().map(str::to_owned);

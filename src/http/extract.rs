@@ -1,7 +1,8 @@
-//! Extraction of request bodies: JSON within size, depth and time limits, checked against the known parameters.
+//! Extraction of request bodies: JSON within limits of size, shape and time, checked against the known parameters.
 
 use std::future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -12,14 +13,20 @@ use serde_json::{Map, Value};
 use tokio::time::sleep;
 
 use super::error::ApiError;
+use super::json_shape::JsonShape;
+use super::offload;
 use super::server::shutdown::Shutdown;
-use crate::app::App;
+use crate::app::{AdmissionGuard, App};
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
 use crate::openai::params::{self, ParamTable};
 
-/// A request body: a JSON object, not yet checked.
-pub struct JsonObject(pub Map<String, Value>);
+/// A request body: JSON, not yet parsed.
+pub struct JsonObject {
+    bytes: Vec<u8>,
+    max_values: usize,
+    max_containers: usize,
+}
 
 /// The deepest nesting of a body. Real requests stay below 20; the schema of a tool may reach 30.
 const MAX_DEPTH: usize = 64;
@@ -38,46 +45,80 @@ impl FromRequest<App> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        if !content_type.is_some_and(is_json) {
-            return Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                Some("unsupported_media_type"),
-                "the body must be JSON; send the header `content-type: application/json`",
-            ));
+        let bytes = read_json(request, app).await?;
+        let limits = app.limits();
+        Ok(Self { bytes, max_values: limits.body_values, max_containers: limits.body_containers })
+    }
+}
+
+impl JsonObject {
+    /// Size of the body in bytes.
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Parses the request as `T`. Also returns the parameters that are ignored.
+    ///
+    /// # Errors
+    /// When the body is not a JSON object within the limits, or a parameter is refused or has the wrong type.
+    pub async fn parse<T>(self, rows: ParamTable) -> Result<(T, IgnoredParams)>
+    where
+        T: serde::de::DeserializeOwned + Send + 'static,
+    {
+        let convert = move |object| {
+            let (object, ignored) = check_params(object, rows)?;
+            Ok((crate::openai::from_value(Value::Object(object))?, ignored))
+        };
+        self.parse_with(convert).await
+    }
+
+    /// Parses the body and converts the object with `convert`, on a thread for that if it is large.
+    ///
+    /// # Errors
+    /// When the body is not a JSON object within the limits, or `convert` fails.
+    pub async fn parse_with<T: Send + 'static>(
+        self,
+        convert: impl FnOnce(Map<String, Value>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        offload::run(self.bytes.len(), move || convert(self.into_object()?)).await
+    }
+
+    fn into_object(self) -> Result<Map<String, Value>> {
+        let Self { bytes, max_values, max_containers } = self;
+        let JsonShape { depth, n_values, n_containers } = JsonShape::scan(&bytes);
+        if depth > MAX_DEPTH {
+            return Err(malformed(format!("the body is nested deeper than {MAX_DEPTH} levels")));
         }
-        let shutdown = request.extensions().get::<Shutdown>().cloned();
-        let body = read_body(request.into_body(), app.limits(), shutdown).await?;
-        match serde_json::from_slice(&body) {
-            Ok(Value::Object(object)) if depth_is_at_most(MAX_DEPTH - 1, object.values()) => Ok(Self(object)),
-            Ok(Value::Object(_)) => {
-                Err(malformed(format!("the body is nested deeper than {MAX_DEPTH} levels")))
-            }
+        if n_values > max_values {
+            return Err(malformed(format!(
+                "the body has about {n_values} values, and {max_values} is the limit; send several requests"
+            )));
+        }
+        if n_containers > max_containers {
+            return Err(malformed(format!(
+                "the body has {n_containers} arrays and objects, and {max_containers} is the limit; send several \
+                 requests"
+            )));
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(object)) => Ok(object),
             Ok(_) => Err(malformed("the body is not a JSON object")),
             Err(e) => Err(malformed(format!("the body is not valid JSON: {e}"))),
         }
     }
 }
 
-impl JsonObject {
-    /// Parses the request as `T`. Also returns the parameters that are ignored.
-    ///
-    /// # Errors
-    /// When a parameter is refused or has the wrong type.
-    pub fn parse<T: serde::de::DeserializeOwned>(self, rows: ParamTable) -> Result<(T, IgnoredParams)> {
-        let (object, ignored) = self.check_params(rows)?;
-        Ok((crate::openai::from_value(Value::Object(object))?, ignored))
-    }
-
-    /// Returns the fields that the route knows, and the parameters that are ignored.
-    ///
-    /// # Errors
-    /// When a parameter is refused.
-    pub fn check_params(mut self, rows: ParamTable) -> Result<(Map<String, Value>, IgnoredParams)> {
-        let ignored = params::check_params(rows, &self.0)?;
-        self.0.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
-        Ok((self.0, IgnoredParams(ignored)))
-    }
+/// Returns the fields that a route knows, and the parameters that are ignored.
+///
+/// # Errors
+/// When a parameter is refused.
+pub fn check_params(
+    mut object: Map<String, Value>,
+    rows: ParamTable,
+) -> Result<(Map<String, Value>, IgnoredParams)> {
+    let ignored = params::check_params(rows, &object)?;
+    object.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
+    Ok((object, IgnoredParams(ignored)))
 }
 
 /// Names of parameters that were accepted without effect.
@@ -118,6 +159,33 @@ impl IgnoredParams {
     }
 }
 
+/// Reads a body that must be JSON, within the limits and the room that admission control has for it.
+async fn read_json(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !content_type.is_some_and(is_json) {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Some("unsupported_media_type"),
+            "the body must be JSON; send the header `content-type: application/json`",
+        ));
+    }
+    let shutdown = request.extensions().get::<Shutdown>().cloned();
+    let guard = request.extensions().get::<Arc<AdmissionGuard>>().cloned();
+    let limits = app.limits();
+    let reading = read_body(request.into_body(), limits, shutdown, guard.as_deref());
+    let bytes = match &guard {
+        None => reading.await?,
+        Some(guard) => tokio::select! {
+            bytes = reading => bytes?,
+            e = guard.evicted() => return Err(e.into()),
+        },
+    };
+    if let Some(guard) = &guard {
+        guard.complete_body()?;
+    }
+    Ok(bytes)
+}
+
 fn is_json(content_type: &[u8]) -> bool {
     let media_type = content_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
     media_type.eq_ignore_ascii_case(b"application/json")
@@ -126,7 +194,12 @@ fn is_json(content_type: &[u8]) -> bool {
 
 /// Reads a body up to the size limit; its connection checks that it arrives in time. During shutdown it waits only
 /// [`SHUTDOWN_BODY_GRACE`] for the rest.
-async fn read_body(mut body: Body, limits: &Limits, shutdown: Option<Shutdown>) -> Result<Vec<u8>, ApiError> {
+async fn read_body(
+    mut body: Body,
+    limits: &Limits,
+    shutdown: Option<Shutdown>,
+    guard: Option<&AdmissionGuard>,
+) -> Result<Vec<u8>, ApiError> {
     let mut shutdown_deadline = pin!(async {
         match shutdown {
             Some(mut shutdown) => shutdown.begun().await,
@@ -145,24 +218,19 @@ async fn read_body(mut body: Body, limits: &Limits, shutdown: Option<Shutdown>) 
         let Some(frame) = frame else { return Ok(bytes) };
         let frame = frame.map_err(|e| ApiError::unreadable_body(&e))?;
         let data = frame.into_data().unwrap_or_default();
-        n_bytes = n_bytes.max(bytes.len() + data.len());
+        let n_received = bytes.len() + data.len();
+        n_bytes = n_bytes.max(n_received);
+        if let Some(guard) = guard {
+            guard.grow(n_received)?;
+        }
         bytes.extend_from_slice(&data);
     }
     let message = format!("the body is longer than {} bytes; send a shorter one", limits.body_bytes);
     Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"), message))
 }
 
-fn malformed(message: impl Into<String>) -> ApiError {
-    Error::new(Kind::InvalidRequest, message).into()
-}
-
-/// Whether `values` nest at most `depth` containers.
-fn depth_is_at_most<'a>(depth: usize, mut values: impl Iterator<Item = &'a Value>) -> bool {
-    values.all(|value| match value {
-        Value::Array(items) => depth > 0 && depth_is_at_most(depth - 1, items.iter()),
-        Value::Object(fields) => depth > 0 && depth_is_at_most(depth - 1, fields.values()),
-        _ => true,
-    })
+fn malformed(message: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidRequest, message)
 }
 
 #[cfg(test)]
@@ -188,18 +256,5 @@ mod tests {
         assert!(many.len() < 2200 && many.starts_with("key0, key1, ") && many.ends_with(" more"), "{many}");
         let long = names(vec!["é".repeat(1 << 20)]).unwrap();
         assert!(long.len() < 140 && long.ends_with("..."), "{long}");
-    }
-
-    #[test]
-    fn depth_counts_nested_containers() {
-        let nested = |n: usize| {
-            let mut value = Value::Null;
-            for _ in 0..n {
-                value = Value::Array(vec![value]);
-            }
-            value
-        };
-        assert!(depth_is_at_most(3, [nested(3)].iter()));
-        assert!(!depth_is_at_most(3, [nested(4)].iter()));
     }
 }

@@ -2,13 +2,16 @@
 //! tower and hyper. It knows no tokens, tensors or models; see [`crate::app`] for those.
 //!
 //! A request passes through `server` (connections, keep-alive, graceful shutdown), `middleware` (request
-//! id, API key) and the router made from `table` to its handler in `routes`. The handler reads its body with
-//! `extract`. Admission control is the model's: a full queue is an error, which `error` turns into a 429.
+//! id, API key, admission) and the router made from `table` to its handler in `routes`. The handler reads its
+//! body with `extract`. A full queue is an error, which `error` turns into a 429; most requests for a full queue
+//! are refused by `middleware` before their body is read.
 
 mod error;
 mod extract;
 mod generation_response;
+mod json_shape;
 mod middleware;
+mod offload;
 mod openapi;
 mod retry;
 mod route;
@@ -18,12 +21,15 @@ mod table;
 
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
+use axum::routing::MethodRouter;
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
-use middleware::{auth, request_id};
+use middleware::{admission, auth, request_id};
 use retry::dedup::RetryDedup;
+use route::Route;
 pub use server::{Listener, Tls};
 use table::ROUTES;
 
@@ -41,12 +47,21 @@ pub fn router(app: App) -> Router {
     let dedup = RetryDedup::new(app.limits());
     ROUTES
         .iter()
-        .fold(Router::new(), |router, route| router.route(route.path, route.method_router()))
+        .fold(Router::new(), |router, route| router.route(route.path, admitted(route, &app)))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))
-        .layer(axum::middleware::from_fn_with_state(app.clone(), auth::require_api_key))
+        .layer(from_fn_with_state(app.clone(), auth::require_api_key))
         .layer(CatchPanicLayer::custom(error::handler_panicked))
         .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
+}
+
+/// The handler of a route, behind admission control if the route has a class.
+fn admitted(route: &Route, app: &App) -> MethodRouter<App> {
+    let handler = route.method_router();
+    match route.admission {
+        None => handler,
+        Some(class) => handler.route_layer(from_fn_with_state((app.clone(), class), admission::admit)),
+    }
 }

@@ -5,13 +5,15 @@ use axum::routing::{MethodFilter, MethodRouter};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
-use crate::app::App;
+use crate::app::{App, RequestClass};
 use crate::openai::params::ParamTable;
 
 /// A path, its handler and its description.
 pub struct Route {
     /// The path in axum's syntax: `{*id}` is an id that may contain slashes.
     pub path: &'static str,
+    /// The class by which requests are admitted; `None` for routes that cost next to nothing.
+    pub admission: Option<RequestClass>,
     /// Binds the handler to a method.
     pub handler: fn(MethodFilter) -> MethodRouter<App>,
     /// The name of the function in generated clients.

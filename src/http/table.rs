@@ -15,7 +15,7 @@ use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
 use super::routes::{embeddings, models, probes, rerank, tokens};
-use crate::app::App;
+use crate::app::{App, RequestClass};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
@@ -32,6 +32,7 @@ const MODEL_ERRORS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
 pub static ROUTES: &[Route] = &[
     Route {
         path: "/v1/chat/completions",
+        admission: Some(RequestClass::Generation),
         handler: |method| on(method, generate::<ChatRoute>),
         operation_id: "createChatCompletion",
         tag: CHAT,
@@ -43,6 +44,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/v1/completions",
+        admission: Some(RequestClass::Generation),
         handler: |method| on(method, generate::<CompletionRoute>),
         operation_id: "createCompletion",
         tag: CHAT,
@@ -54,6 +56,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/v1/embeddings",
+        admission: Some(RequestClass::Embedding),
         handler: |method| on(method, embeddings::embeddings),
         operation_id: "createEmbedding",
         tag: EMBEDDINGS,
@@ -67,6 +70,7 @@ pub static ROUTES: &[Route] = &[
     Route { path: "/rerank", operation_id: "rerankWithoutVersion", summary: "Alias of /v1/rerank", ..RERANK },
     Route {
         path: "/v1/score",
+        admission: Some(RequestClass::Embedding),
         handler: |method| on(method, rerank::score),
         operation_id: "score",
         tag: EMBEDDINGS,
@@ -78,6 +82,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/tokenize",
+        admission: Some(RequestClass::Tokens),
         handler: |method| on(method, tokens::tokenize),
         operation_id: "tokenize",
         tag: TOKENS,
@@ -89,6 +94,7 @@ pub static ROUTES: &[Route] = &[
     },
     Route {
         path: "/detokenize",
+        admission: Some(RequestClass::Tokens),
         handler: |method| on(method, tokens::detokenize),
         operation_id: "detokenize",
         tag: TOKENS,
@@ -187,6 +193,7 @@ pub static ROUTES: &[Route] = &[
 
 const RERANK: Route = Route {
     path: "/v1/rerank",
+    admission: Some(RequestClass::Embedding),
     handler: |method| on(method, rerank::rerank),
     operation_id: "rerank",
     tag: EMBEDDINGS,
@@ -214,6 +221,7 @@ const fn get(
 ) -> Route {
     Route {
         path,
+        admission: None,
         handler,
         operation_id,
         tag,

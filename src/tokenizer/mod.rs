@@ -307,6 +307,13 @@ impl Tokenizer {
         MARKERS.into_iter().find(|&marker| texts.clone().all(|text| !text.contains(marker)))
     }
 
+    /// Bytes that a token adds to a text at most; 0 for unknown ids.
+    pub fn n_text_bytes(&self, id: u32) -> usize {
+        let special = self.special_texts.get(&id).map_or(0, String::len);
+        // A decoder may put a space before a word.
+        self.token_bytes.get(id as usize).map_or(0, |bytes| bytes.len().max(special) + 1)
+    }
+
     /// The bytes of a token; none for special tokens and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.token_bytes.get(id as usize).map_or(&[], Vec::as_slice)

@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 9] = [
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["kernels", "openai", "telemetry", "gguf", "cache"],
+    &["kernels", "openai", "telemetry", "gguf", "cache", "pulse"],
     &["config"],
     &["error"],
 ];

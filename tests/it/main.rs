@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
+mod admission;
 mod auth;
 mod batching;
 mod cli;
@@ -26,6 +27,7 @@ mod local_models;
 mod model_parity;
 mod openai_parameters;
 mod openapi;
+mod readiness;
 mod registry;
 mod rerank;
 mod response_cache;

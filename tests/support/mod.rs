@@ -9,7 +9,7 @@ pub mod reference;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,8 @@ pub struct Script {
     pub step: Duration,
     /// A byte that makes the model panic when it is in a prompt.
     pub panic_on: Option<u8>,
+    /// Makes the next look at the model's sizes panic, which the engine does outside of any step.
+    pub fault: Arc<AtomicBool>,
     /// Number of batches so far.
     pub n_batches: Arc<AtomicUsize>,
     /// Largest number of sequences in one batch so far.
@@ -126,6 +128,7 @@ impl ScriptedModel {
 
 impl Decoder for ScriptedModel {
     fn config(&self) -> &ModelConfig {
+        assert!(!self.script.fault.swap(false, Ordering::SeqCst), "fault requested by the test");
         &self.config
     }
 
@@ -306,6 +309,7 @@ fn app_of(
         limits,
         metrics: METRICS.clone(),
     })
+    .unwrap()
 }
 
 /// The metrics recorder, which all servers of a test process share.

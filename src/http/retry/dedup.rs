@@ -116,6 +116,12 @@ impl Attempt {
     }
 }
 
+/// Whether a client sends a request again.
+pub fn is_retry(headers: &HeaderMap) -> bool {
+    let count = headers.get(RETRY_COUNT).and_then(|count| count.to_str().ok());
+    count.and_then(|count| count.parse::<f64>().ok()).is_some_and(|count| count > 0.0)
+}
+
 /// The pending responses that retries can join.
 #[derive(Clone)]
 pub struct RetryDedup {

@@ -65,7 +65,8 @@ pub async fn respond(
     Ok(json_response(headers, Body::from_stream(beats.map(Ok::<_, Infallible>))))
 }
 
-fn json_response(headers: HeaderMap, body: impl Into<Body>) -> Response {
+/// A response with `headers` whose body is JSON.
+pub fn json_response(headers: HeaderMap, body: impl Into<Body>) -> Response {
     let mut response = (headers, body.into()).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     response

@@ -25,7 +25,7 @@ pub async fn embeddings(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS)?;
+    let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
     let model = app.embedder(request.model.as_deref())?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let request = to_embedding_request(request, app.limits().embedding_inputs)?;

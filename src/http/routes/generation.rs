@@ -13,7 +13,7 @@ use crate::app::{App, ServedChat};
 use crate::chat::{CacheStatus, ChatStream};
 use crate::error::Result;
 use crate::http::error::ApiError;
-use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::extract::{IgnoredParams, JsonObject, check_params};
 use crate::http::generation_response::{
     ChunkEncoder, CompletedChoice, Envelope, RequestLog, collect_choices, stream_events,
 };
@@ -81,14 +81,20 @@ pub async fn generate<R: GenerationRoute>(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let tenant = tenant.name();
-    let attempt = Attempt::from_request(&headers, &tenant, R::PATH, &body.0);
-    let (object, ignored) = body.check_params(R::PARAMS)?;
-    let request = R::parse(object)?;
+    let n_bytes = body.n_bytes();
+    let for_tenant = tenant.clone();
+    let convert = move |object| {
+        let attempt = Attempt::from_request(&headers, &for_tenant, R::PATH, &object);
+        let (object, ignored) = check_params(object, R::PARAMS)?;
+        Ok((attempt, R::parse(object)?, ignored))
+    };
+    let (attempt, request, ignored) = body.parse_with(convert).await?;
     let options = R::options(&request);
     let (is_streamed, include_usage) = (options.is_streamed(), options.include_usage());
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
-    let started = start::<R>(app, request, tenant, ignored);
+    let chat = app.chat(options.model.as_deref(), n_bytes);
+    let started = async move { start::<R>(&chat?, request, tenant, ignored).await };
     if is_streamed {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
         return Ok((headers, stream_events(stream, envelope, route, include_usage, log)).into_response());
@@ -104,15 +110,14 @@ pub async fn generate<R: GenerationRoute>(
     heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
 }
 
-/// Finds the model, starts the generation, and prepares the response's headers.
+/// Starts the generation, and prepares the response's headers.
 async fn start<R: GenerationRoute>(
-    app: App,
+    chat: &ServedChat,
     request: R::Request,
     tenant: Arc<str>,
     mut ignored: IgnoredParams,
 ) -> Result<StartedResponse<R>> {
-    let chat = app.chat(R::options(&request).model.as_deref())?;
-    let (stream, route) = R::start(&chat, request, tenant).await?;
+    let (stream, route) = R::start(chat, request, tenant).await?;
     ignored.extend(stream.ignored_fields());
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);

@@ -28,7 +28,7 @@ pub async fn rerank(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<RerankRequest>(params::RERANK)?;
+    let (request, ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
     let model = app.scorer(request.model.as_deref())?;
     check_n_texts("documents", request.documents.len(), app.limits().embedding_inputs)?;
     if request.top_n == Some(0) {
@@ -71,7 +71,7 @@ pub async fn score(
     Extension(request_id): Extension<RequestId>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE)?;
+    let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE).await?;
     let model = app.scorer(request.model.as_deref())?;
     let pairs = pairs(request.text_1, request.text_2)?;
     check_n_texts("text_2", pairs.len(), app.limits().embedding_inputs)?;

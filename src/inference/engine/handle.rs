@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc as events};
 
@@ -35,6 +35,7 @@ pub struct Engine {
 /// The events of one generation. Dropping it cancels the generation.
 pub struct Generation {
     events: events::Receiver<Event>,
+    has_ended: bool,
 }
 
 impl Engine {
@@ -70,14 +71,18 @@ impl Engine {
         Ok(Self { sender, thread, shared, context_length, n_vocab, grammars })
     }
 
+    /// If all slots are taken, how long a refused client should wait.
+    pub fn retry_after_if_full(&self) -> Option<Duration> {
+        (self.shared.slots.available_permits() == 0).then(|| self.shared.retry_after())
+    }
+
     /// Admits a request: takes a slot for it before anything is computed.
     ///
     /// # Errors
     /// When all slots are taken; the error says when to try again.
     pub fn admit(&self) -> Result<Admission> {
         let slot = self.shared.slots.clone().try_acquire_owned().map_err(|_| {
-            let EngineOptions { queued_requests, running_requests, .. } = self.shared.options;
-            let n_slots = queued_requests + running_requests;
+            let n_slots = self.shared.options.n_slots();
             self.overloaded(format!(
                 "the queue is full: {n_slots} requests are queued or running; try again later"
             ))
@@ -120,7 +125,7 @@ impl Engine {
             let queued_tokens = queued_tokens.clone();
             let queued = QueuedRequest { request, events: sender, arrived, admission, queued_tokens };
             self.sender.send(queued).map_err(|_| engine_died())?;
-            Ok(Generation { events: receiver })
+            Ok(Generation { events: receiver, has_ended: false })
         };
         admissions.into_iter().enumerate().map(submit).collect()
     }
@@ -185,12 +190,17 @@ impl Engine {
     /// Whether the engine makes progress.
     ///
     /// # Errors
-    /// When it has been busy with one batch for too long.
+    /// When its thread has ended, starts over after a fault, or has been busy with one batch for too long.
     pub fn check_health(&self) -> Result<()> {
+        if self.shared.restarting.load(Ordering::Acquire) {
+            return Err(restarted());
+        }
         let EngineStatus { batch_began, longest_batch, .. } = self.status();
         let busy = batch_began.map(|began| began.elapsed()).unwrap_or_default();
         // A large model may take its time.
-        if busy <= self.shared.options.batch_time.max(3 * longest_batch) {
+        let max_busy = self.shared.options.batch_time.max(3 * longest_batch);
+        if busy <= max_busy {
+            self.shared.pulse.check("engine", max_busy)?;
             return self.grammars.check_health();
         }
         Err(Error::new(
@@ -206,7 +216,7 @@ impl Engine {
 
     /// Whether the thread still runs.
     pub fn is_alive(&self) -> bool {
-        self.shared.alive.load(Ordering::Acquire)
+        self.shared.pulse.is_alive()
     }
 
     /// Ends every generation with an error, future ones included. Called when a graceful shutdown's grace period ends.
@@ -225,8 +235,17 @@ impl Engine {
 impl Generation {
     /// Polls the next event; `None` after the last.
     pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Event>> {
-        self.events.poll_recv(context)
+        let event = ready!(self.events.poll_recv(context));
+        // The thread drops what it works on when it starts over.
+        let event = event.or_else(|| (!self.has_ended).then(|| Event::Failed(restarted())));
+        self.has_ended |= matches!(event, Some(Event::Finished(_) | Event::Failed(_)));
+        Poll::Ready(event)
     }
+}
+
+/// The error of requests that a fault of the engine has ended.
+fn restarted() -> Error {
+    Error::new(Kind::Unavailable, "the engine starts over after a fault; send the request again")
 }
 
 fn engine_died() -> Error {

@@ -4,6 +4,9 @@
 //! thread's loop is in `worker`: schedule, forward, sample, emit. The number of KV cache blocks comes from
 //! `kv_budget`.
 //!
+//! A panic costs the sequence that caused it. One that escapes a step leaves a state that nobody can trust: then all
+//! requests end with an error, and the thread starts over with an empty KV cache and the same weights.
+//!
 //! Invariants: every accepted request gets exactly one last event; a request whose receiver is gone is dropped before
 //! the next batch, in whatever phase it is; the engine never waits for a client, because every channel has room for
 //! all the events its generation can send.
@@ -23,6 +26,7 @@ pub use handle::{Engine, Generation};
 use crate::inference::scheduler::SchedulerLoad;
 use crate::inference::{Event, GenerationRequest};
 use crate::kernels::attention::kv_block::KvFormat;
+use crate::pulse::Pulse;
 
 /// Bounds of an engine.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +96,9 @@ struct EngineShared {
     slots: Arc<Semaphore>,
     /// One permit for each prompt token that may wait.
     queued_tokens: Arc<Semaphore>,
-    alive: AtomicBool,
+    pulse: Pulse,
+    /// Whether the thread starts over after a fault.
+    restarting: AtomicBool,
     /// Set once, when every generation is to end.
     stopping: AtomicBool,
     /// Moving average of the time between two finished requests.
@@ -104,9 +110,10 @@ impl EngineShared {
     fn new(options: EngineOptions) -> Self {
         Self {
             options,
-            slots: Arc::new(Semaphore::new(options.queued_requests + options.running_requests)),
+            slots: Arc::new(Semaphore::new(options.n_slots())),
             queued_tokens: Arc::new(Semaphore::new(options.max_queued_tokens())),
-            alive: AtomicBool::new(true),
+            pulse: Pulse::new(),
+            restarting: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             time_per_request: Mutex::new(Duration::from_secs(1)),
             status: Mutex::new(EngineStatus {
@@ -123,8 +130,7 @@ impl EngineShared {
     /// Backpressure: how long a refused client should wait. The time to finish all requests at the recent rate, from
     /// 1 s to 60 s.
     fn retry_after(&self) -> Duration {
-        let EngineOptions { queued_requests, running_requests, .. } = self.options;
-        let n_requests = queued_requests + running_requests - self.slots.available_permits();
+        let n_requests = self.options.n_slots() - self.slots.available_permits();
         let each = *self.time_per_request.lock().unwrap_or_else(PoisonError::into_inner);
         each.saturating_mul(u32::try_from(n_requests).unwrap_or(u32::MAX))
             .clamp(Duration::from_secs(1), Duration::from_secs(60))
@@ -138,6 +144,13 @@ impl EngineShared {
 }
 
 impl EngineOptions {
+    /// Requests that may wait or run: those of the options, and an eighth more, which admission control keeps for
+    /// tenants that hold few.
+    fn n_slots(&self) -> usize {
+        let n_requests = self.queued_requests + self.running_requests;
+        n_requests + n_requests / 8
+    }
+
     /// [`EngineOptions::queued_tokens`] as far as a semaphore can count.
     fn max_queued_tokens(&self) -> usize {
         const MAX_PERMITS: usize = u32::MAX as usize >> 3;

@@ -2,6 +2,7 @@
 //! next tokens and emits their text.
 
 use std::collections::HashMap;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -18,8 +19,10 @@ use crate::error::{Error, Kind, Result};
 use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
 use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
+use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::threads::pool;
 use crate::models::{Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId};
+use crate::pulse::BEAT_INTERVAL;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -38,11 +41,19 @@ pub struct EngineWorker {
     tokenizer: Arc<Tokenizer>,
     scheduler: Scheduler,
     kv: KvCache,
+    /// How to make the scheduler and the KV cache anew.
+    initial: InitialState,
     sequences: HashMap<SequenceId, ActiveSequence>,
     n_sequences_seen: u64,
     /// When the last request finished; `None` after a time without work.
     last_finish: Option<Instant>,
     shared: Arc<EngineShared>,
+}
+
+/// The options of the scheduler and the KV cache that a worker starts with.
+struct InitialState {
+    scheduler: SchedulerOptions,
+    kv_layouts: Vec<KvLayout>,
 }
 
 /// A sequence that waits or runs, from its arrival to its last event.
@@ -109,16 +120,19 @@ impl EngineWorker {
             ..
         } = shared.options;
         let KvBudget { groups, context_length, .. } = budget;
-        let scheduler = Scheduler::new(SchedulerOptions {
+        let scheduler = SchedulerOptions {
             max_running: running_requests.max(1),
             prefill_chunk: prefill_chunk_tokens.max(1),
             groups,
             speculative,
             context_shift: context_shift.then_some(ContextShift { context_length }),
-        });
+        };
+        let initial = InitialState { scheduler, kv_layouts: model.config().kv_layouts(kv_format) };
+        let (scheduler, kv) = initial.build();
         Self {
-            kv: KvCache::new(model.config().kv_layouts(kv_format)),
+            kv,
             scheduler,
+            initial,
             model,
             tokenizer,
             sequences: HashMap::new(),
@@ -131,7 +145,16 @@ impl EngineWorker {
     /// Runs until the handle is dropped and all its requests are finished.
     pub fn run(mut self, requests: &mpsc::Receiver<QueuedRequest>) {
         pool::lower_priority();
-        let _alive = AliveGuard(self.shared.clone());
+        let _alive = self.shared.pulse.guard();
+        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.serve(requests))) {
+            // The panic was logged; dropping its payload could panic again.
+            mem::forget(payload);
+            self.start_over();
+        }
+    }
+
+    /// Steps until the handle is dropped and all its requests are finished.
+    fn serve(&mut self, requests: &mpsc::Receiver<QueuedRequest>) {
         while self.receive(requests) {
             self.drop_cancelled();
             self.expire_queued();
@@ -147,21 +170,49 @@ impl EngineWorker {
     /// Receives all requests that have arrived; waits for one if there is no work. Returns false once the handle is
     /// gone and no work is left.
     fn receive(&mut self, requests: &mpsc::Receiver<QueuedRequest>) -> bool {
+        self.shared.pulse.beat();
         self.shared.status().load = self.scheduler.load();
         if self.scheduler.is_idle() {
             self.last_finish = None;
             let mut status = self.shared.status();
             (status.tokens_per_second, status.batch_began) = (0.0, None);
             drop(status);
-            match requests.recv() {
-                Ok(request) => self.add(request),
-                Err(mpsc::RecvError) => return false,
+            match self.wait(requests) {
+                Some(request) => self.add(request),
+                None => return false,
             }
         }
         while let Ok(request) = requests.try_recv() {
             self.add(request);
         }
         true
+    }
+
+    /// Waits for a request; `None` once the handle is gone.
+    fn wait(&self, requests: &mpsc::Receiver<QueuedRequest>) -> Option<QueuedRequest> {
+        loop {
+            match requests.recv_timeout(BEAT_INTERVAL) {
+                Ok(request) => return Some(request),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.shared.pulse.beat(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// Starts over after a panic that has escaped a step: nobody knows what state it has left. All requests end; their
+    /// clients get an error when their channels close.
+    fn start_over(&mut self) {
+        self.shared.restarting.store(true, Ordering::Release);
+        metrics::counter!(telemetry::ENGINE_RESTARTS).increment(1);
+        tracing::error!(
+            requests = self.sequences.len(),
+            "the engine has failed: its requests end, and it starts over with an empty KV cache"
+        );
+        self.sequences.clear();
+        (self.scheduler, self.kv) = self.initial.build();
+        self.last_finish = None;
+        self.shared.status().batch_began = None;
+        self.shared.restarting.store(false, Ordering::Release);
     }
 
     /// Adds a request to the scheduler's waiting sequences.
@@ -467,6 +518,12 @@ impl EngineWorker {
     }
 }
 
+impl InitialState {
+    fn build(&self) -> (Scheduler, KvCache) {
+        (Scheduler::new(self.scheduler.clone()), KvCache::new(self.kv_layouts.clone()))
+    }
+}
+
 impl UnsampledLogits {
     fn new(rows: Vec<Tensor>, drafts: Vec<u32>) -> Self {
         Self { rows, drafts, n_accepted: 0, steps: Vec::new(), state: SamplingState::New }
@@ -573,15 +630,5 @@ fn catch_panic<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn send(events: &events::Sender<Event>, event: Event) {
     if let Err(events::error::TrySendError::Full(_)) = events.try_send(event) {
         tracing::error!("a generation sent more events than it has tokens");
-    }
-}
-
-/// Marks the engine as dead when its thread ends, unwinding included.
-struct AliveGuard(Arc<EngineShared>);
-
-impl Drop for AliveGuard {
-    fn drop(&mut self) {
-        self.0.alive.store(false, Ordering::Release);
-        self.0.status().batch_began = None;
     }
 }

@@ -1,0 +1,89 @@
+//! Tokenizing and detokenizing for clients (`/tokenize` and `/detokenize`).
+
+use std::sync::Arc;
+
+use super::{App, LoadedModel};
+use crate::error::{Error, Result};
+use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+
+impl App {
+    /// Tokenizes a text or a conversation, on behalf of a tenant. `then` gets the result on the thread that computed
+    /// it, before it reaches the caller; `n_bytes` is the size of the request.
+    ///
+    /// # Errors
+    /// When no model has the requested name, or the text is too long.
+    pub async fn tokenize<T: Send + 'static>(
+        &self,
+        request: TokenizeRequest,
+        tenant: &Arc<str>,
+        n_bytes: usize,
+        then: impl FnOnce(TokenizeResponse) -> T + Send + 'static,
+    ) -> Result<T> {
+        let model = self.load_any(request.model.as_deref()).await?;
+        let max_bytes = self.limits().tokenize_bytes;
+        let work = move || -> Result<T> {
+            let tokens = token_ids(&request, &model, max_bytes)?;
+            let tokenizer = model.tokenizer();
+            let texts = || tokens.iter().map(|&id| tokenizer.token_text(id)).collect();
+            Ok(then(TokenizeResponse {
+                count: tokens.len(),
+                max_model_len: model.max_tokens(),
+                token_strs: request.return_token_strs.unwrap_or(false).then(texts),
+                tokens,
+            }))
+        };
+        self.queues.tools.run(tenant, n_bytes, work).await?
+    }
+
+    /// Converts token ids into text, on behalf of a tenant. For `then` and `n_bytes`, see [`App::tokenize`].
+    ///
+    /// # Errors
+    /// When no model has the requested name, an id is not in its vocabulary, or the text would be too long.
+    pub async fn detokenize<T: Send + 'static>(
+        &self,
+        request: DetokenizeRequest,
+        tenant: &Arc<str>,
+        n_bytes: usize,
+        then: impl FnOnce(DetokenizeResponse) -> T + Send + 'static,
+    ) -> Result<T> {
+        let model = self.load_any(request.model.as_deref()).await?;
+        let max_bytes = self.limits().detokenize_bytes;
+        let work = move || -> Result<T> {
+            let tokenizer = model.tokenizer();
+            let n_text_bytes: usize = request.tokens.iter().map(|&id| tokenizer.n_text_bytes(id)).sum();
+            if n_text_bytes > max_bytes {
+                let message = format!(
+                    "the text of `tokens` may have {n_text_bytes} bytes, and {max_bytes} is the limit; send the tokens \
+                     in several requests"
+                );
+                return Err(Error::invalid("tokens", message));
+            }
+            Ok(then(DetokenizeResponse { prompt: tokenizer.decode(&request.tokens)? }))
+        };
+        self.queues.tools.run(tenant, n_bytes, work).await?
+    }
+}
+
+fn token_ids(request: &TokenizeRequest, model: &LoadedModel, max_bytes: usize) -> Result<Vec<u32>> {
+    match (&request.prompt, &request.messages, model) {
+        (Some(_), Some(_), _) => Err(Error::invalid(
+            "messages",
+            "`prompt` and `messages` are mutually exclusive; send one of them",
+        )),
+        (Some(text), None, _) if text.len() > max_bytes => Err(Error::invalid(
+            "prompt",
+            format!(
+                "`prompt` has {} bytes, and {max_bytes} is the limit; send it in several requests",
+                text.len()
+            ),
+        )),
+        (Some(text), None, _) => {
+            model.tokenizer().encode_text(text, request.add_special_tokens.unwrap_or(true))
+        }
+        (None, Some(messages), LoadedModel::Chat(model)) => model.prompt_tokens(messages),
+        (None, Some(_), LoadedModel::Text(_)) => {
+            Err(Error::invalid("messages", "this model has no chat template; send `prompt`"))
+        }
+        (None, None, _) => Err(Error::invalid("prompt", "`prompt` is missing; send it or `messages`")),
+    }
+}
