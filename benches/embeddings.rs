@@ -26,7 +26,7 @@ fn requests(criterion: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(8));
     for (name, n_texts, n_words) in SIZES {
         let inputs: Vec<EmbeddingInput> = (0..n_texts)
-            .map(|i| EmbeddingInput::Text(format!("{i} {}", "river ".repeat(n_words - 1))))
+            .map(|i| EmbeddingInput::Text(format!("{i} {}", "river ".repeat(n_words - 1)).into()))
             .collect();
         assert_eq!(singleton.embed(inputs.clone().into()).unwrap().vectors.len(), n_texts);
 
@@ -72,7 +72,7 @@ fn backends(criterion: &mut Criterion) {
             // All texts differ, since duplicates are computed only once.
             let text = |(i, &n): (usize, &usize)| format!("{i} {}", "river ".repeat(n - 1));
             let inputs: Vec<EmbeddingInput> =
-                words.iter().enumerate().map(text).map(EmbeddingInput::Text).collect();
+                words.iter().enumerate().map(text).map(|text| EmbeddingInput::Text(text.into())).collect();
             group.throughput(Throughput::Elements(words.len() as u64));
             group.bench_function(BenchmarkId::new(backend.to_string(), name), |b| {
                 b.iter(|| model.embed(inputs.clone().into()).unwrap());

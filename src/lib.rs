@@ -46,9 +46,9 @@
 //! A client that disconnects drops its receiver, and the engine drops the sequence before the next
 //! step. Only a response that the client is likely to retry is kept for a while ([`http`], `retry`).
 //!
-//! An embeddings request comes in the same way. [`embeddings::Embedder`] looks up its texts in the
-//! cache, tokenizes the rest, and hands them to its own thread, which batches the texts of all clients.
-//! The first request fills the process's `TextEmbedding` singleton. Reranking does the same with pairs
+//! An embeddings request comes in the same way. [`embeddings::Embedder`] admits it, looks up its texts in the
+//! cache, tokenizes the rest, and hands them to its own thread, which batches the texts of all clients in fair
+//! shares. The start, or the first request, fills the process's `TextEmbedding` singleton. Reranking does the same with pairs
 //! of texts, or with the vectors of both.
 //!
 //! # Invariants

@@ -96,12 +96,16 @@ metrics_table! {
         "Chat requests that could be cached but were not found in the response cache.";
     Gauge RESPONSE_BYTES = "predict_otron_response_cache_bytes",
         "Size of the response cache in bytes.";
+    Counter EMBEDDING_REQUESTS_SHED = "predict_otron_embedding_requests_shed_total",
+        "Embedding and scoring requests refused because the queue was full or they waited too long.";
     Counter EMBEDDED_TEXTS = "predict_otron_embedded_texts_total",
         "Texts embedded, without those found in the cache.";
     Counter EMBEDDED_TOKENS = "predict_otron_embedded_tokens_total",
         "Tokens of embedded texts.";
     Counter EMBEDDING_CACHE_HITS = "predict_otron_embedding_cache_hits_total",
         "Texts found in the embedding cache.";
+    Counter EMBEDDING_CACHE_FAILURES = "predict_otron_embedding_cache_failures_total",
+        "Failed attempts to write or open the embedding cache on disk.";
     Gauge EMBEDDING_CACHE_BYTES = "predict_otron_embedding_cache_bytes",
         "Size of the embedding cache in bytes.";
 }

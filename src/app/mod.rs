@@ -111,8 +111,7 @@ enum Slot<'a> {
 const ANY_KIND: [ModelKind; 3] = [ModelKind::Chat, ModelKind::Embedding, ModelKind::Reranker];
 
 impl App {
-    /// Assembles the server for the models of `config`. Loads nothing yet (see [`App::preload`]), but fetches
-    /// missing files of the embedding model in the background.
+    /// Assembles the server for the models of `config`. Loads nothing yet (see [`App::preload`]).
     ///
     /// # Errors
     /// When a key is invalid, a model reference is invalid or occurs twice, or a thread cannot be started.
@@ -195,12 +194,13 @@ impl App {
         })
     }
 
-    /// Loads the first chat model, so that a mistake shows at once. With `all`, loads the others too;
+    /// Loads the first chat model, the embedding model and the reranker, so that a mistake shows at once. With `all`, loads the others too;
     /// without, only fetches their missing files. Blocks.
     ///
     /// # Errors
-    /// When the only chat model cannot be loaded, or an option must be changed for one. With several models, other
-    /// failures are logged, and requests for the model try again.
+    /// When the only chat model cannot be loaded, an option must be changed for one, or the embedding model or the
+    /// reranker cannot be served ([`TextModel::preload`]). With several chat models, other failures are logged, and
+    /// requests for the model try again.
     pub fn preload(&self, all: bool) -> Result<()> {
         let slots = self.parts.chat_models.slots();
         for (idx, slot) in slots.iter().enumerate() {
@@ -209,6 +209,9 @@ impl App {
             } else {
                 slot.locate().map(drop)
             };
+            if idx == 0 {
+                self.text_models().try_for_each(TextModel::preload)?;
+            }
             if idx == 0 || all {
                 self.lifecycle.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
             }

@@ -2,23 +2,28 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::thread;
 
 use once_cell::sync::OnceCell;
 
 use super::memory_budget::MemoryBudget;
 use super::served_model::ServedModel;
 use crate::config::{EmbeddingBackend, Limits};
-use crate::embeddings::{Embedder, EmbedderOptions, EmbeddingSource, TextEmbedding};
-use crate::error::{Error, Result};
+use crate::embeddings::{
+    Embedder, EmbedderOptions, EmbeddingSource, Fingerprint, LedgerLimits, TextEmbedding,
+};
+use crate::error::{Kind, Result};
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
-use crate::registry::{ModelFormat, ModelKind, ModelRef, Registry};
+use crate::registry::{ModelFormat, ModelKind, ModelRef, Registry, catalog_entries};
 
 /// An embedding model or reranker, with the thread that runs it.
 #[derive(Clone)]
 pub struct TextModel {
     /// Names and owner.
     pub served: ServedModel,
+    /// Embedding or reranking.
+    pub kind: ModelKind,
+    /// Whether it is the model that is served unless another one is named.
+    pub is_default: bool,
     /// Handle of the model's thread.
     pub embedder: Embedder,
 }
@@ -26,16 +31,24 @@ pub struct TextModel {
 /// The options of an embedder without a disk cache.
 pub fn embedder_options(limits: &Limits) -> EmbedderOptions {
     EmbedderOptions {
-        max_requests: limits.embedding_requests,
+        queue: LedgerLimits {
+            requests: limits.embedding_requests,
+            bytes: limits.embedding_queue_bytes,
+            tokens: limits.embedding_queue_tokens,
+        },
+        queue_timeout: limits.queue_timeout,
+        max_request_tokens: limits.embedding_tokens,
         cache_bytes: limits.embedding_cache_bytes,
         cache_ttl: limits.embedding_cache_ttl,
+        is_cache_shared: limits.share_embedding_cache,
+        key_owners: Fingerprint::default(),
         disk_cache: None,
     }
 }
 
 impl TextModel {
-    /// The model that `reference` names. Missing files are downloaded in the background; the first request loads the
-    /// model. Its memory is reserved from `budget` as soon as its files are there.
+    /// The model that `reference` names. [`TextModel::preload`] or the first request loads it. Its memory is reserved
+    /// from `budget` as soon as its files are there.
     ///
     /// # Errors
     /// When the reference is invalid, a path does not exist, the budget is too small, or a thread cannot be started.
@@ -59,7 +72,7 @@ impl TextModel {
         };
         let parsed = ModelRef::parse(reference).ok();
         let owner = parsed.as_ref().and_then(ModelRef::owner);
-        // Look only on disk for now: a slow network must not delay chat.
+        // Look only on disk for now: a slow network must not delay the listener.
         let served = match (locate(reference, &registry.offline()), &parsed) {
             (Ok(source), _) => {
                 reserve(&source)?;
@@ -69,26 +82,26 @@ impl TextModel {
             (Err(e), Some(ModelRef::Path(_))) => return Err(e),
             (Err(_), _) => {
                 let (id, aliases) = EmbeddingSource::names(reference, kind)?;
-                let (reference, registry) = (reference.to_owned(), registry.clone());
-                let fetch = move || {
-                    if let Err(e) = locate(&reference, &registry) {
-                        tracing::warn!(error = %e, "the {kind} model is not available; its first request tries again");
-                    }
-                };
-                thread::Builder::new()
-                    .name(format!("{kind}-files"))
-                    .spawn(fetch)
-                    .map_err(|e| Error::internal(format!("cannot start a thread to fetch files: {e}")))?;
                 ServedModel::new(id, aliases, owner)
             }
         };
+        let default = catalog_entries().find(|entry| entry.kind == ModelKind::Embedding);
+        let is_default = match parsed {
+            Some(ModelRef::Catalog(entry)) => Some(entry) == default,
+            _ => false,
+        };
         let reference = reference.to_owned();
         let is_kept = options.disk_cache.is_some();
+        let key_owners = options.key_owners;
         let loader = move || {
             let source = locate(&reference, &registry)?;
             reserve(&source)?;
             let model = TextEmbedding::load(&source, &registry)?;
-            Ok(if is_kept { model.with_fingerprint(source.fingerprint(&registry)?) } else { model })
+            Ok(if is_kept {
+                model.with_fingerprint(source.fingerprint(&registry, &key_owners)?)
+            } else {
+                model
+            })
         };
         let embedder = match kind {
             ModelKind::Reranker => {
@@ -97,7 +110,23 @@ impl TextModel {
             }
             _ => Embedder::spawn(Box::new(loader), options)?,
         };
-        Ok(Self { served, embedder })
+        Ok(Self { served, kind, is_default, embedder })
+    }
+
+    /// Loads the model, so that one that cannot be served is an error at start. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be loaded. Files of the default model that are not available are only logged, since many
+    /// users want chat alone; a request for the model tries again.
+    pub fn preload(&self) -> Result<()> {
+        match self.embedder.load() {
+            Ok(_) => Ok(()),
+            Err(e) if self.is_default && e.kind() == Kind::Registry => {
+                tracing::warn!(error = %e, "the {} model is not available; its first request tries again", self.kind);
+                Ok(())
+            }
+            Err(e) => Err(e.context(format!("the {} model cannot be served", self.kind))),
+        }
     }
 }
 

@@ -153,7 +153,7 @@ pub struct ServeArgs {
     #[arg(long, env = "PREDICT_OTRON_MAX_QUEUE_TOKENS", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_queue_tokens: u32,
-    /// Maximum time that a chat request waits before it is refused with 429, such as 90s or 10m
+    /// Maximum time that a request waits in a queue before it is refused with 429, such as 90s or 10m
     #[arg(long, env = "PREDICT_OTRON_QUEUE_TIMEOUT", value_parser = parse_duration, default_value = "5m")]
     pub queue_timeout: Duration,
     /// Memory for the KV cache of each chat model, such as 800M or 6G [default: a quarter of the memory free
@@ -191,6 +191,10 @@ pub struct ServeArgs {
     /// Time to live of a cached embedding, such as 90s, 10m or 2h
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_TTL", value_parser = parse_duration, default_value = "24h")]
     pub embedding_cache_ttl: Duration,
+    /// Share the embedding cache between API keys: faster where keys embed the same texts, but each can tell from
+    /// `x-cache-hits` what others embedded
+    #[arg(long, env = "PREDICT_OTRON_SHARE_EMBEDDING_CACHE", value_parser = BoolishValueParser::new())]
+    pub share_embedding_cache: bool,
     /// Folder that keeps cached embeddings across restarts; used by one server at a time [default: none]
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DIR")]
     pub embedding_cache_dir: Option<PathBuf>,

@@ -32,7 +32,7 @@ pub struct Limits {
     pub queued_requests: usize,
     /// Prompt tokens of all waiting chat requests together. A single request may exceed it.
     pub queued_tokens: usize,
-    /// How long a chat request may wait before it is refused.
+    /// How long a chat, embedding or scoring request may wait before it is refused.
     pub queue_timeout: Duration,
     /// Chat requests that the engine processes at the same time.
     pub running_requests: usize,
@@ -64,14 +64,20 @@ pub struct Limits {
     pub retry_grace: Duration,
     /// Responses of disconnected clients that are kept for retries at the same time.
     pub orphaned_responses: usize,
-    /// Embedding requests waiting or running.
+    /// Embedding and scoring requests of a model that wait or run.
     pub embedding_requests: usize,
+    /// Bytes of the inputs of all these requests. A single one may exceed it.
+    pub embedding_queue_bytes: usize,
+    /// Tokens that these requests still have to compute. A single one may exceed it.
+    pub embedding_queue_tokens: usize,
+    /// Tokens of one embedding or scoring request, after truncation. Each pair of texts counts whole.
+    pub embedding_tokens: usize,
+    /// Whether tenants share the embedding cache.
+    pub share_embedding_cache: bool,
     /// Bytes of the embedding cache in memory; 0 disables it.
     pub embedding_cache_bytes: usize,
     /// Time to live of a cached embedding.
     pub embedding_cache_ttl: Duration,
-    /// Inputs of one embedding request; OpenAI's own limit.
-    pub embedding_inputs: usize,
     /// Connections open at once. Beyond it, idle ones are closed for new ones.
     pub connections: usize,
     /// Connections open at once from one IPv4 address or one /64 network of IPv6; 0 is unlimited. Loopback
@@ -138,9 +144,13 @@ impl Default for Limits {
             retry_grace: Duration::from_secs(30),
             orphaned_responses: 4,
             embedding_requests: 256,
+            embedding_queue_bytes: 64 << 20,
+            embedding_queue_tokens: 4 << 20,
+            // The largest number of inputs, each of the 512 tokens that most models take.
+            embedding_tokens: MAX_EMBEDDING_INPUTS * 512,
+            share_embedding_cache: false,
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),
-            embedding_inputs: 2048,
             connections: DEFAULT_CONNECTIONS,
             connections_per_peer: DEFAULT_CONNECTIONS / PEER_SHARE,
             probe_connections: 64,
@@ -164,6 +174,10 @@ const DEFAULT_CONNECTIONS: usize = 1024;
 
 /// The share of all connections that one peer may have by default, as a divisor.
 pub(super) const PEER_SHARE: usize = 4;
+
+/// Inputs of one embedding request, documents or pairs of a scoring request; OpenAI's own limit. Requests are read no
+/// further.
+pub const MAX_EMBEDDING_INPUTS: usize = 2048;
 
 /// Largest KV cache that is allocated by default.
 const MAX_DEFAULT_KV_BYTES: usize = 4 << 30;

@@ -19,7 +19,7 @@ pub use args::{
     Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, RegistryArgs,
     ServeArgs,
 };
-pub use limits::Limits;
+pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
 pub use memory::procfs_bytes;
 
 use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};
@@ -115,6 +115,7 @@ impl Config {
                 retry_grace: args.retry_grace,
                 embedding_cache_bytes: saturating_usize(args.embedding_cache),
                 embedding_cache_ttl: args.embedding_cache_ttl,
+                share_embedding_cache: args.share_embedding_cache,
                 ..Limits::default()
             },
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::backend::TokenizedInput;
 use super::cache::EmbeddingCache;
-use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, l2_normalize};
+use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, l2_norm};
 use super::prompts::PromptPrefix;
 use crate::error::Result;
 
@@ -23,17 +23,29 @@ pub struct EmbeddingRequest {
     pub prompt: PromptPrefix,
     /// Whether an input that is too long is truncated instead of refused.
     pub truncate: bool,
+    /// The sender. Tenants get equal shares of the model's time, and have cache entries of their own.
+    pub tenant: Arc<str>,
 }
 
 impl EmbeddingRequest {
-    /// Bytes of all inputs.
+    /// Bytes of all inputs. A text that follows itself in several pairs counts once.
     pub(super) fn n_bytes(&self) -> usize {
-        let input_bytes = |input: &EmbeddingInput| match input {
-            EmbeddingInput::Text(text) => text.len(),
-            EmbeddingInput::Tokens(ids) => size_of_val(&ids[..]),
-            EmbeddingInput::Pair(first, second) => first.len() + second.len(),
-        };
-        self.inputs.iter().map(input_bytes).sum()
+        let mut n_bytes = 0;
+        let mut latest: [Option<&Arc<str>>; 2] = [None, None];
+        for input in &self.inputs {
+            match input {
+                EmbeddingInput::Text(text) => n_bytes += text.len(),
+                EmbeddingInput::Tokens(ids) => n_bytes += size_of_val(&ids[..]),
+                EmbeddingInput::Pair(first, second) => {
+                    for (latest, text) in latest.iter_mut().zip([first, second]) {
+                        if !latest.replace(text).is_some_and(|before| Arc::ptr_eq(before, text)) {
+                            n_bytes += text.len();
+                        }
+                    }
+                }
+            }
+        }
+        n_bytes
     }
 }
 
@@ -54,6 +66,8 @@ pub(super) struct PreparedBatch {
     keys: Vec<EmbeddingKey>,
     /// Cache hits.
     pub n_hits: usize,
+    /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
+    pub is_prompt_known: bool,
 }
 
 /// The outcome of a cache look-up.
@@ -73,9 +87,15 @@ impl PreparedBatch {
         inputs: Vec<EmbeddingInput>,
         keys: Vec<EmbeddingKey>,
         cached: Vec<Option<Arc<Embedding>>>,
-        tokenize: impl Fn(EmbeddingInput, usize) -> Result<TokenizedInput>,
+        mut tokenize: impl FnMut(EmbeddingInput, usize) -> Result<TokenizedInput>,
     ) -> Result<Self> {
-        let mut batch = Self { lookups: Vec::new(), inputs: Vec::new(), keys: Vec::new(), n_hits: 0 };
+        let mut batch = Self {
+            lookups: Vec::new(),
+            inputs: Vec::new(),
+            keys: Vec::new(),
+            n_hits: 0,
+            is_prompt_known: true,
+        };
         let mut first_uses: HashMap<EmbeddingKey, usize> = HashMap::new();
         for (index, ((input, key), cached)) in inputs.into_iter().zip(keys).zip(cached).enumerate() {
             if let Some(embedding) = cached {
@@ -130,13 +150,15 @@ pub(super) struct BatchOutput {
     pub queue_time: Duration,
     /// How long its batches took.
     pub compute_time: Duration,
+    /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
+    pub is_prompt_known: bool,
 }
 
 /// The vectors of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingOutput {
     /// Unit vectors, in input order.
-    pub vectors: Vec<Vec<f32>>,
+    pub vectors: UnitVectors,
     /// Tokens of all inputs, the model's first and last special tokens included.
     pub n_tokens: usize,
     /// Inputs found in the cache.
@@ -145,25 +167,62 @@ pub struct EmbeddingOutput {
     pub queue_time: Duration,
     /// How long its batches took.
     pub compute_time: Duration,
+    /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
+    pub is_prompt_known: bool,
+}
+
+/// Unit vectors, made one at a time from embeddings that the cache and equal inputs may share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitVectors {
+    embeddings: Vec<Arc<Embedding>>,
+    /// The number of leading values that are kept.
+    n_dimensions: usize,
+}
+
+impl UnitVectors {
+    /// The number of vectors.
+    pub fn len(&self) -> usize {
+        self.embeddings.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.embeddings.is_empty()
+    }
+
+    /// The vector of an input, if there is one of this index.
+    pub fn get(&self, idx: usize) -> Option<Vec<f32>> {
+        let values = &self.embeddings.get(idx)?.values[..self.n_dimensions];
+        // Checked when these were collected.
+        let norm = l2_norm(values).ok()?;
+        Some(values.iter().map(|&x| (f64::from(x) / norm) as f32).collect())
+    }
+
+    /// All vectors.
+    pub fn to_vec(&self) -> Vec<Vec<f32>> {
+        (0..self.len()).filter_map(|idx| self.get(idx)).collect()
+    }
 }
 
 impl EmbeddingOutput {
-    /// Keeps the first `dimensions` values of each embedding (all by default), and normalizes them.
+    /// Keeps the first `dimensions` values of each embedding (all by default).
     ///
     /// # Errors
     /// When a vector cannot be normalized.
     pub(super) fn new(output: BatchOutput, dimensions: Option<usize>) -> Result<Self> {
-        let BatchOutput { embeddings, n_hits, queue_time, compute_time } = output;
-        let vectors = embeddings.iter().map(|embedding| {
-            let n = dimensions.unwrap_or(embedding.values.len());
-            l2_normalize(&embedding.values[..n])
-        });
+        let BatchOutput { embeddings, n_hits, queue_time, compute_time, is_prompt_known } = output;
+        let own = embeddings.first().map_or(0, |embedding| embedding.values.len());
+        let n_dimensions = dimensions.map_or(own, |n| n.min(own));
+        for embedding in &embeddings {
+            l2_norm(&embedding.values[..n_dimensions])?;
+        }
         Ok(Self {
-            vectors: vectors.collect::<Result<_>>()?,
             n_tokens: embeddings.iter().map(|embedding| embedding.n_tokens).sum(),
+            vectors: UnitVectors { embeddings, n_dimensions },
             n_hits,
             queue_time,
             compute_time,
+            is_prompt_known,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Embedding inputs, their cache keys, and their embeddings.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,15 +8,16 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// One input of an embedding request.
+/// One input of an embedding request. Texts are shared: a query that is scored against many documents is in memory
+/// once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbeddingInput {
     /// A text.
-    Text(String),
+    Text(Arc<str>),
     /// Token ids of the model's own vocabulary, without its first and last special tokens.
     Tokens(Vec<u32>),
     /// Two texts that a cross-encoder scores against each other.
-    Pair(String, String),
+    Pair(Arc<str>, Arc<str>),
 }
 
 /// Identifies a model in the cache: the SHA-256 of its files and of how they are computed.
@@ -26,33 +28,60 @@ pub type Fingerprint = [u8; 32];
 pub struct EmbeddingKey([u8; 32]);
 
 impl EmbeddingKey {
-    /// The key of an `input` of a model; `truncate` says whether an input that is too long is cut.
-    pub fn new(model: &Fingerprint, input: &EmbeddingInput, truncate: bool) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(model);
-        hash.update([u8::from(truncate)]);
-        match input {
-            EmbeddingInput::Text(text) => {
-                hash.update(b"text");
-                hash.update(text);
-            }
-            EmbeddingInput::Pair(first, second) => {
-                hash.update(b"pair");
-                hash.update(first.len().to_le_bytes());
-                hash.update(first);
-                hash.update(second);
-            }
-            EmbeddingInput::Tokens(ids) => {
-                hash.update(b"tokens");
-                ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-            }
-        }
-        Self(hash.finalize().into())
-    }
-
     /// The bytes of the hash.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// Everything but the input itself that a cache key depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyScope<'a> {
+    /// The model.
+    pub model: &'a Fingerprint,
+    /// The owner of the entry, so that no tenant learns from a hit what another one embedded; empty where the cache
+    /// is shared.
+    pub tenant: &'a str,
+    /// Whether an input that is too long is truncated.
+    pub truncate: bool,
+    /// The prompt prefix of every text.
+    pub prefix: &'a str,
+}
+
+impl KeyScope<'_> {
+    /// The keys of `inputs`. Each text in memory is hashed once, in however many pairs it occurs.
+    pub fn keys(&self, inputs: &[EmbeddingInput]) -> Vec<EmbeddingKey> {
+        let mut scope = Sha256::new();
+        scope.update(self.model);
+        scope.update([u8::from(self.truncate)]);
+        for part in [self.tenant, self.prefix] {
+            scope.update(part.len().to_le_bytes());
+            scope.update(part);
+        }
+        let mut digests = HashMap::new();
+        let mut digest = |text: &Arc<str>| -> [u8; 32] {
+            *digests.entry(Arc::as_ptr(text)).or_insert_with(|| Sha256::digest(text.as_bytes()).into())
+        };
+        let key = |input: &EmbeddingInput| {
+            let mut hash = scope.clone();
+            match input {
+                EmbeddingInput::Text(text) => {
+                    hash.update(b"text");
+                    hash.update(text.as_bytes());
+                }
+                EmbeddingInput::Pair(first, second) => {
+                    hash.update(b"pair");
+                    hash.update(digest(first));
+                    hash.update(digest(second));
+                }
+                EmbeddingInput::Tokens(ids) => {
+                    hash.update(b"tokens");
+                    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+                }
+            }
+            EmbeddingKey(hash.finalize().into())
+        };
+        inputs.iter().map(key).collect()
     }
 }
 
@@ -75,18 +104,16 @@ pub struct CacheHit {
     pub computed_at: SystemTime,
 }
 
-/// Scales a vector to length 1 (L2 norm).
+/// The length of a vector (L2 norm).
 ///
 /// # Errors
-/// When the vector is zero or not finite.
-pub fn l2_normalize(vector: &[f32]) -> Result<Vec<f32>> {
-    let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-    if !(length.is_finite() && length > 0.0) {
-        return Err(Error::internal(format!(
-            "the model computed a vector of length {length}, which cannot be normalized"
-        )));
+/// When it is zero or not finite, so that the vector has no direction.
+pub fn l2_norm(vector: &[f32]) -> Result<f64> {
+    let norm = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if norm.is_finite() && norm > 0.0 {
+        return Ok(norm);
     }
-    Ok(vector.iter().map(|&x| (f64::from(x) / length) as f32).collect())
+    Err(Error::internal(format!("the model computed a vector of length {norm}, which cannot be normalized")))
 }
 
 #[cfg(test)]
@@ -94,33 +121,44 @@ mod tests {
     use super::*;
 
     const MODEL: Fingerprint = [1; 32];
+    const SCOPE: KeyScope = KeyScope { model: &MODEL, tenant: "a", truncate: false, prefix: "" };
 
     #[test]
     fn every_detail_of_an_input_changes_its_key() {
-        let text = |text: &str| EmbeddingInput::Text(text.to_owned());
-        let tokens = |ids: &[u32]| EmbeddingInput::Tokens(ids.to_vec());
-        let keys = [
-            EmbeddingKey::new(&MODEL, &text("a"), false),
-            EmbeddingKey::new(&MODEL, &text("b"), false),
-            EmbeddingKey::new(&MODEL, &text("a"), true),
-            EmbeddingKey::new(&MODEL, &text(""), false),
-            EmbeddingKey::new(&MODEL, &tokens(&[]), false),
-            EmbeddingKey::new(&MODEL, &EmbeddingInput::Pair("a".into(), "b".into()), false),
-            EmbeddingKey::new(&MODEL, &EmbeddingInput::Pair(String::new(), "ab".into()), false),
-            EmbeddingKey::new(&MODEL, &tokens(&[97]), false),
-            EmbeddingKey::new(&MODEL, &tokens(&[97, 0]), false),
-        ];
+        let text = |text: &str| EmbeddingInput::Text(text.into());
+        let pair = |first: &str, second: &str| EmbeddingInput::Pair(first.into(), second.into());
+        let mut keys = SCOPE.keys(&[
+            text("a"),
+            text("b"),
+            text(""),
+            EmbeddingInput::Tokens(vec![]),
+            pair("a", "b"),
+            pair("", "ab"),
+            pair("b", "a"),
+            EmbeddingInput::Tokens(vec![97]),
+            EmbeddingInput::Tokens(vec![97, 0]),
+        ]);
+        for scope in [
+            KeyScope { model: &[2; 32], ..SCOPE },
+            KeyScope { tenant: "b", ..SCOPE },
+            KeyScope { tenant: "", ..SCOPE },
+            KeyScope { truncate: true, ..SCOPE },
+            KeyScope { prefix: "p", ..SCOPE },
+            KeyScope { tenant: "", prefix: "a", ..SCOPE },
+        ] {
+            keys.extend(scope.keys(&[text("a")]));
+        }
         for (idx, key) in keys.iter().enumerate() {
             assert!(!keys[..idx].contains(key), "{idx}");
         }
-        assert_eq!(EmbeddingKey::new(&MODEL, &text("a"), false), keys[0]);
+        assert_eq!(SCOPE.keys(&[text("a")]), keys[..1]);
     }
 
     #[test]
     fn zero_and_non_finite_vectors_are_refused() {
-        assert_eq!(l2_normalize(&[3.0, 4.0]).unwrap(), [0.6, 0.8]);
+        assert_eq!(l2_norm(&[3.0, 4.0]).unwrap(), 5.0);
         for bad in [[0.0, 0.0], [f32::NAN, 1.0], [f32::INFINITY, 1.0]] {
-            assert!(l2_normalize(&bad).is_err());
+            assert!(l2_norm(&bad).is_err());
         }
     }
 }

@@ -6,21 +6,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{BatchOutput, EmbeddingRequest};
-use super::embedder::Embedder;
-use super::entry::{Embedding, EmbeddingInput, l2_normalize};
+use super::embedder::{AdmittedRequest, Embedder};
+use super::entry::{Embedding, EmbeddingInput, l2_norm};
 use super::prompts::PromptPrefix;
 use crate::error::{Error, Result};
 use crate::registry::ModelKind;
 
-/// Pairs of texts to score.
+/// Pairs of texts to score: the texts at the same index, or one text with each of the other list.
 #[derive(Debug, Clone, Default)]
 pub struct ScoringRequest {
-    /// Each a query and a document.
-    pub pairs: Vec<(String, String)>,
+    /// The first texts: the query, or one for each document.
+    pub queries: Vec<Arc<str>>,
+    /// The second texts.
+    pub documents: Vec<Arc<str>>,
     /// Whether a text that is too long is truncated instead of refused. A cross-encoder truncates the document.
     pub truncate: bool,
     /// Whether a cross-encoder's logits are returned as they are, without the sigmoid that maps them to 0 to 1.
     pub raw_scores: bool,
+    /// The sender. Tenants get equal shares of the model's time, and have cache entries of their own.
+    pub tenant: Arc<str>,
+}
+
+impl ScoringRequest {
+    /// The pairs, as indices into the two lists.
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (n_queries, n_documents) = (self.queries.len(), self.documents.len());
+        let n_pairs = if n_queries == 0 || n_documents == 0 { 0 } else { n_queries.max(n_documents) };
+        (0..n_pairs).map(move |idx| (idx.min(n_queries - 1), idx.min(n_documents - 1)))
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.queries.iter().chain(&self.documents).map(|text| text.len()).sum()
+    }
 }
 
 /// The scores of one request.
@@ -45,31 +62,50 @@ impl Embedder {
     /// # Errors
     /// See [`Embedder::embed`].
     pub async fn score(&self, request: ScoringRequest) -> Result<RelevanceScores> {
-        let ScoringRequest { pairs, truncate, raw_scores } = request;
-        let request = |inputs, prompt| EmbeddingRequest { inputs, prompt, truncate, ..Default::default() };
+        let (admitted, gave_way) = self.admit(request.tenant.clone(), request.n_bytes())?;
+        self.unless_refused(&admitted, gave_way, self.score_admitted(request, &admitted)).await
+    }
+
+    async fn score_admitted(
+        &self,
+        request: ScoringRequest,
+        admitted: &AdmittedRequest,
+    ) -> Result<RelevanceScores> {
+        let pairs = request.pairs();
+        let ScoringRequest { queries, documents, truncate, raw_scores, tenant } = request;
+        let embedding_request = |inputs, prompt| EmbeddingRequest {
+            inputs,
+            prompt,
+            truncate,
+            tenant: tenant.clone(),
+            ..Default::default()
+        };
         if self.model().await?.kind() == ModelKind::Reranker {
-            let inputs = pairs.into_iter().map(|(query, text)| EmbeddingInput::Pair(query, text)).collect();
-            let output = self
-                .compute(request(inputs, PromptPrefix::None))
-                .await
-                .map_err(|e| with_param_name(e, "documents"))?;
+            let pair = |(query, document): (usize, usize)| {
+                EmbeddingInput::Pair(queries[query].clone(), documents[document].clone())
+            };
+            let request = embedding_request(pairs.map(pair).collect(), PromptPrefix::None);
+            let output =
+                self.compute(request, admitted).await.map_err(|e| with_param_name(e, "documents"))?;
             let score = |logit: f32| if raw_scores { logit } else { 1.0 / (1.0 + (-logit).exp()) };
             let scores = output.embeddings.iter().map(|embedding| score(embedding.values[0])).collect();
             return Ok(RelevanceScores::new(scores, [&output]));
         }
-        let (queries, documents): (Vec<_>, Vec<_>) = pairs
-            .into_iter()
-            .map(|(query, text)| (EmbeddingInput::Text(query), EmbeddingInput::Text(text)))
-            .unzip();
-        // A query that occurs in many pairs is computed once: a batch has no duplicates.
-        let queries = self.compute(request(queries, PromptPrefix::Query)).await;
+        let texts = |texts: Vec<Arc<str>>| texts.into_iter().map(EmbeddingInput::Text).collect();
+        let queries = self.compute(embedding_request(texts(queries), PromptPrefix::Query), admitted).await;
         let queries = queries.map_err(|e| with_param_name(e, "query"))?;
-        let documents = self.compute(request(documents, PromptPrefix::Document)).await;
+        let documents =
+            self.compute(embedding_request(texts(documents), PromptPrefix::Document), admitted).await;
         let documents = documents.map_err(|e| with_param_name(e, "documents"))?;
-        let pairs = queries.embeddings.iter().zip(&documents.embeddings);
-        let scores =
-            pairs.map(|(query, document)| cosine_similarity(query, document)).collect::<Result<_>>()?;
-        Ok(RelevanceScores::new(scores, [&queries, &documents]))
+        let norms = |output: &BatchOutput| {
+            output.embeddings.iter().map(|embedding| l2_norm(&embedding.values)).collect::<Result<Vec<f64>>>()
+        };
+        let (query_norms, document_norms) = (norms(&queries)?, norms(&documents)?);
+        let score = |(query, document): (usize, usize)| {
+            let product = dot(&queries.embeddings[query], &documents.embeddings[document]);
+            (product / (query_norms[query] * document_norms[document])) as f32
+        };
+        Ok(RelevanceScores::new(pairs.map(score).collect(), [&queries, &documents]))
     }
 }
 
@@ -96,7 +132,6 @@ fn with_param_name(e: Error, param: &str) -> Error {
     if e.param() == Some("input") { e.with_param(param) } else { e }
 }
 
-fn cosine_similarity(a: &Embedding, b: &Embedding) -> Result<f32> {
-    let (a, b) = (l2_normalize(&a.values)?, l2_normalize(&b.values)?);
-    Ok(a.iter().zip(&b).map(|(a, b)| a * b).sum())
+fn dot(a: &Embedding, b: &Embedding) -> f64 {
+    a.values.iter().zip(&b.values).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }

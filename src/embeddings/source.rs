@@ -11,7 +11,8 @@ use crate::config::EmbeddingBackend;
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::registry::{
-    CatalogEntry, EmbeddingSpec, ModelFiles, ModelFormat, ModelKind, ModelRef, Purpose, Registry, read_file,
+    CatalogEntry, EmbeddingSpec, ModelFiles, ModelFormat, ModelKind, ModelRef, Purpose, Registry,
+    catalog_entries, read_file,
 };
 
 /// The row of our own catalog that a reference names.
@@ -20,6 +21,18 @@ fn catalog_row(reference: &str) -> Option<&'static CatalogEntry> {
         Ok(ModelRef::Catalog(entry)) => Some(entry),
         _ => None,
     }
+}
+
+/// The specification of the embedding model that a GGUF file names in `general.name`, if the catalog has it. Names
+/// differ in case and in the marks between words.
+pub fn spec_by_name(name: &str) -> Option<EmbeddingSpec> {
+    let plain = |name: &str| -> String {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        last.chars().filter(|c| c.is_alphanumeric() || *c == '.').flat_map(char::to_lowercase).collect()
+    };
+    let wanted = plain(name);
+    let is_called = |row: &&CatalogEntry| row.other_names().chain([row.name]).any(|own| plain(own) == wanted);
+    catalog_entries().filter(is_called).find_map(|row| row.embedding)
 }
 
 /// An embedding model whose files are on disk.
@@ -206,14 +219,15 @@ impl EmbeddingSource {
         &self.files
     }
 
-    /// A hash of everything that the model's vectors depend on: the program's version, the backend or instruction
-    /// set, and the model's files.
+    /// A hash of everything that the model's vectors and their owners depend on: the program's version, the backend or
+    /// instruction set, the model's files, and `key_owners`.
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub fn fingerprint(&self, registry: &Registry) -> Result<Fingerprint> {
+    pub fn fingerprint(&self, registry: &Registry, key_owners: &Fingerprint) -> Result<Fingerprint> {
         let isa = if self.is_onnx() { "onnx".to_owned() } else { Isa::current().to_string() };
         let mut hash = Sha256::new();
+        hash.update(key_owners);
         hash.update(format!("{} {isa}", env!("CARGO_PKG_VERSION")));
         for (name, path) in &self.files {
             hash.update(format!("\n{name} {}", registry.sha256(path)?));
@@ -247,5 +261,21 @@ impl EmbeddingSource {
     /// When the model does not have it, or it cannot be read.
     pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         read_file(self.file(name)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_gguf_file_finds_its_catalog_row() {
+        for name in ["nomic-embed-text-v1.5", "Nomic Embed Text v1.5", "nomic-ai/nomic-embed-text-v1.5"] {
+            assert_eq!(spec_by_name(name).unwrap().prefixes.query, "search_query: ", "{name}");
+        }
+        assert_eq!(spec_by_name("Bge Small En v1.5").unwrap().prefixes.document, "");
+        for other in ["", "smollm2-135m-instruct", "-"] {
+            assert!(spec_by_name(other).is_none(), "{other}");
+        }
     }
 }

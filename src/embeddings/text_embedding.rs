@@ -1,6 +1,7 @@
 //! The embedding model, and the singleton that holds the process's own.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use once_cell::sync::OnceCell;
@@ -10,9 +11,11 @@ use super::backend::onnx::OnnxBackend;
 use super::backend::{TokenizedInput, VectorBackend};
 use super::batch::{BatchOutput, EmbeddingOutput, EmbeddingRequest, PreparedBatch};
 use super::cache::EmbeddingCache;
-use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, Fingerprint};
-use super::prompts::PromptTable;
-use super::source::EmbeddingSource;
+use super::entry::{Embedding, EmbeddingInput, Fingerprint, KeyScope};
+use super::input_tokens::{InputRules, RequestRules, RequestTokenizer};
+use super::prompts::{PromptPrefix, PromptTable};
+use super::sentence_config::SentenceConfig;
+use super::source::{EmbeddingSource, spec_by_name};
 use crate::error::{Error, Result};
 use crate::registry::{Golden, ModelFormat, ModelKind, Registry};
 use crate::tokenizer::Tokenizer;
@@ -23,7 +26,7 @@ pub static TEXT_EMBEDDING: OnceCell<TextEmbedding> = OnceCell::new();
 /// An embedding model or reranker with its tokenizer.
 pub struct TextEmbedding {
     backend: Box<dyn VectorBackend>,
-    tokenizer: Tokenizer,
+    rules: InputRules,
     prompts: PromptTable,
     /// Whether the vectors may be shortened: Matryoshka training puts most information into the first dimensions.
     is_matryoshka: bool,
@@ -31,6 +34,20 @@ pub struct TextEmbedding {
     format: ModelFormat,
     license: Option<String>,
     fingerprint: Fingerprint,
+}
+
+/// The surroundings in which a request is prepared.
+pub(super) struct PrepareContext<'a> {
+    /// The cache, if there is one.
+    pub cache: Option<&'a EmbeddingCache>,
+    /// Whether tenants share the cache.
+    pub is_cache_shared: bool,
+    /// The current time.
+    pub now: SystemTime,
+    /// Most tokens of the request.
+    pub max_request_tokens: usize,
+    /// Set when nobody waits for the request any more.
+    pub is_abandoned: &'a AtomicBool,
 }
 
 impl TextEmbedding {
@@ -47,17 +64,34 @@ impl TextEmbedding {
                 source.id()
             )));
         }
-        let (backend, tokenizer): (Box<dyn VectorBackend>, Tokenizer) = if source.is_onnx() {
+        let (backend, tokenizer, name): (Box<dyn VectorBackend>, Tokenizer, _) = if source.is_onnx() {
             let tokenizer = Tokenizer::from_file(source.file("tokenizer.json")?)?;
-            (Box::new(OnnxBackend::load(source, registry)?), tokenizer)
+            (Box::new(OnnxBackend::load(source, registry)?), tokenizer, None)
         } else {
-            let (backend, tokenizer) = EncoderBackend::load(source)?;
-            (Box::new(backend), tokenizer)
+            let (backend, tokenizer, name) = EncoderBackend::load(source)?;
+            (Box::new(backend), tokenizer, name)
         };
-        let model = Self {
-            backend,
+        let known = source.spec().or_else(|| name.as_deref().and_then(spec_by_name));
+        let SentenceConfig { max_tokens, lowercase } = SentenceConfig::from_source(source, known)?;
+        let own = backend.max_tokens();
+        let rules = InputRules {
+            max_tokens: max_tokens.map_or(own, |n| n.min(own)),
+            lowercase,
+            needs_text: backend.needs_text(),
             tokenizer: tokenizer.with_special_tokens_in_text(),
-            prompts: PromptTable::from_source(source)?,
+        };
+        let n_special = rules.tokenizer.n_template_tokens(source.kind() == ModelKind::Reranker);
+        if rules.max_tokens <= n_special {
+            return Err(Error::model(format!(
+                "`{}` takes at most {} tokens, which leaves no room for text beside {n_special} special tokens",
+                source.id(),
+                rules.max_tokens
+            )));
+        }
+        let model = Self {
+            prompts: PromptTable::from_source(source, known.map(|spec| spec.prefixes))?,
+            backend,
+            rules,
             is_matryoshka: source.spec().is_some_and(|spec| spec.is_matryoshka),
             kind: source.kind(),
             format: source.format(),
@@ -86,12 +120,12 @@ impl TextEmbedding {
     fn check_golden(&self, golden: &[Golden]) -> Result<()> {
         const TOLERANCE: f32 = 0.01;
         let inputs: Vec<EmbeddingInput> =
-            golden.iter().map(|golden| EmbeddingInput::Text(golden.text.to_owned())).collect();
+            golden.iter().map(|golden| EmbeddingInput::Text(golden.text.into())).collect();
         if inputs.is_empty() {
             return Ok(());
         }
         let computed = self.embed(inputs.into())?;
-        for (Golden { text, first }, vector) in golden.iter().zip(&computed.vectors) {
+        for (Golden { text, first }, vector) in golden.iter().zip(computed.vectors.to_vec()) {
             let is_close = |(value, expected): (&f32, &f32)| (value - expected).abs() <= TOLERANCE;
             if vector.len() < first.len() || !vector.iter().zip(first).all(is_close) {
                 let start = &vector[..vector.len().min(first.len())];
@@ -127,12 +161,12 @@ impl TextEmbedding {
 
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.rules.tokenizer
     }
 
     /// Maximum number of tokens of an input, the model's first and last special tokens included.
     pub fn max_tokens(&self) -> usize {
-        self.backend.max_tokens()
+        self.rules.max_tokens
     }
 
     /// Length of a vector.
@@ -153,39 +187,59 @@ impl TextEmbedding {
     pub fn embed(&self, request: EmbeddingRequest) -> Result<EmbeddingOutput> {
         let (started, now) = (Instant::now(), SystemTime::now());
         let dimensions = request.dimensions;
-        let prepared = self.prepare(request, None, now)?;
+        let context = PrepareContext {
+            cache: None,
+            is_cache_shared: false,
+            now,
+            max_request_tokens: usize::MAX,
+            is_abandoned: &AtomicBool::new(false),
+        };
+        let prepared = self.prepare(request, &context)?;
+        let is_prompt_known = prepared.is_prompt_known;
         let inputs: Vec<&TokenizedInput> = prepared.inputs.iter().collect();
         let n_tokens = inputs.iter().map(|input| input.ids.len()).collect();
         let vectors = self.compute(&inputs)?;
         let embeddings: Vec<Arc<Embedding>> = prepared.into_embeddings(n_tokens, vectors, None, now);
         let (queue_time, compute_time) = (Duration::ZERO, started.elapsed());
-        let output = BatchOutput { embeddings, n_hits: 0, queue_time, compute_time };
+        let output = BatchOutput { embeddings, n_hits: 0, queue_time, compute_time, is_prompt_known };
         EmbeddingOutput::new(output, dimensions)
     }
 
-    /// Looks up the inputs of a request in `cache`, and tokenizes those that are not there.
+    /// Looks up the inputs of a request in the cache, and tokenizes those that are not there.
     ///
     /// # Errors
     /// See [`TextEmbedding::embed`].
     pub(super) fn prepare(
         &self,
         request: EmbeddingRequest,
-        cache: Option<&EmbeddingCache>,
-        now: SystemTime,
+        context: &PrepareContext,
     ) -> Result<PreparedBatch> {
-        if let Some(n) = request.dimensions {
-            self.check_dimensions(n, request.force_dimensions)?;
+        let EmbeddingRequest { inputs, dimensions, force_dimensions, prompt, truncate, tenant } = request;
+        if let Some(n) = dimensions {
+            self.check_dimensions(n, force_dimensions)?;
         }
-        let prefix = self.prompts.prefix(&request.prompt)?;
-        let inputs =
-            request.inputs.into_iter().map(|input| with_prefix(input, prefix)).collect::<Result<Vec<_>>>()?;
-        let keys: Vec<EmbeddingKey> = inputs
-            .iter()
-            .map(|input| EmbeddingKey::new(&self.fingerprint, input, request.truncate))
-            .collect();
-        let cached = cache.map_or_else(|| vec![None; keys.len()], |cache| cache.get_all(&keys, now));
-        let tokenize = |input, index| self.tokenize(input, index, request.truncate);
-        PreparedBatch::new(inputs, keys, cached, tokenize)
+        let selected = self.prompts.select(&prompt)?;
+        let scope = KeyScope {
+            model: &self.fingerprint,
+            tenant: if context.is_cache_shared { "" } else { &tenant },
+            truncate,
+            prefix: selected.prefix,
+        };
+        let keys = scope.keys(&inputs);
+        let cached =
+            context.cache.map_or_else(|| vec![None; keys.len()], |cache| cache.get_all(&keys, context.now));
+        let rules = RequestRules {
+            prompt: selected,
+            is_prompt_chosen: prompt != PromptPrefix::None,
+            truncate,
+            max_request_tokens: context.max_request_tokens,
+            is_abandoned: context.is_abandoned,
+        };
+        let mut tokenizer = RequestTokenizer::new(&self.rules, rules);
+        let mut batch =
+            PreparedBatch::new(inputs, keys, cached, |input, index| tokenizer.tokenize(input, index))?;
+        batch.is_prompt_known = selected.is_known;
+        Ok(batch)
     }
 
     /// The best number of tokens per batch.
@@ -199,6 +253,9 @@ impl TextEmbedding {
     /// When the computation fails, or a value is not finite.
     pub(super) fn compute(&self, inputs: &[&TokenizedInput]) -> Result<Vec<Vec<f32>>> {
         let vectors = self.backend.embed(inputs)?;
+        if vectors.len() != inputs.len() || vectors.iter().any(|vector| vector.len() != self.dimensions()) {
+            return Err(Error::internal("the model computed vectors of the wrong number or length"));
+        }
         if vectors.iter().flatten().all(|x| x.is_finite()) {
             return Ok(vectors);
         }
@@ -224,57 +281,6 @@ impl TextEmbedding {
             ));
         }
         Ok(())
-    }
-
-    /// Tokenizes input number `index` of a request.
-    fn tokenize(&self, input: EmbeddingInput, index: usize, truncate: bool) -> Result<TokenizedInput> {
-        let mut tokenized = match input {
-            EmbeddingInput::Text(text) => {
-                let ids = self.tokenizer.encode_with_template(&text)?;
-                TokenizedInput { ids, text: Some(text), n_first: None }
-            }
-            EmbeddingInput::Pair(first, second) => {
-                let max_tokens = self.backend.max_tokens();
-                let (ids, n_first) = self.tokenizer.encode_pair(&first, &second, max_tokens, truncate)?;
-                TokenizedInput { ids, text: None, n_first: Some(n_first) }
-            }
-            EmbeddingInput::Tokens(ids) => {
-                // LangChain's default sends ids of OpenAI's vocabulary.
-                let remedy = "send text instead (in LangChain: check_embedding_ctx_length=False)";
-                self.tokenizer
-                    .check_ids(&ids, "input", remedy)
-                    .map_err(|e| e.context(format!("input {index}")))?;
-                TokenizedInput { ids: self.tokenizer.add_template(&ids), text: None, n_first: None }
-            }
-        };
-        let (n_tokens, max_tokens) = (tokenized.ids.len(), self.backend.max_tokens());
-        if n_tokens > max_tokens {
-            // A pair can still be too long: only its second text is truncated.
-            if !truncate || tokenized.n_first.is_some() {
-                return Err(Error::invalid(
-                    "input",
-                    format!(
-                        "input {index} has {n_tokens} tokens, but this model takes at most {max_tokens}; split the \
-                         text, or send `truncate: true` to embed only its beginning"
-                    ),
-                ));
-            }
-            self.tokenizer.truncate_in_template(&mut tokenized.ids, max_tokens);
-        }
-        Ok(tokenized)
-    }
-}
-
-/// Puts a prompt prefix before an input.
-fn with_prefix(input: EmbeddingInput, prefix: &str) -> Result<EmbeddingInput> {
-    match input {
-        EmbeddingInput::Text(text) if !prefix.is_empty() => {
-            Ok(EmbeddingInput::Text(format!("{prefix}{text}")))
-        }
-        EmbeddingInput::Tokens(_) if !prefix.is_empty() => {
-            Err(Error::invalid("input", "a prompt applies to texts, not to token ids; send strings"))
-        }
-        other => Ok(other),
     }
 }
 
@@ -311,7 +317,7 @@ mod tests {
         let model = TextEmbedding::load(&source, &registry).unwrap();
         let text = "the cat";
         let vector =
-            model.embed(vec![EmbeddingInput::Text(text.to_owned())].into()).unwrap().vectors.remove(0);
+            model.embed(vec![EmbeddingInput::Text(text.into())].into()).unwrap().vectors.get(0).unwrap();
         let mut first: [f32; 8] = vector[..8].try_into().unwrap();
         assert!(model.check_golden(&[Golden { text, first }]).is_ok());
         assert!(model.check_golden(&[]).is_ok());

@@ -1,10 +1,13 @@
 //! `/v1/rerank`, as in Cohere's and Jina's APIs, and `/v1/score`, as in vLLM's.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::fmt;
 
-use super::embeddings::InputUsage;
-use super::generation_options::OneOrMany;
+use schemars::JsonSchema;
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::embeddings::{InputUsage, items_after};
+use crate::config::MAX_EMBEDDING_INPUTS;
 
 /// A query and the documents to rank by relevance to it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -17,7 +20,8 @@ pub struct RerankRequest {
     #[schemars(example = "What is the capital of France?")]
     pub query: String,
     /// The documents.
-    #[schemars(length(min = 1, max = 2048), example = ["Berlin is in Germany.", "Paris is the capital."])]
+    #[serde(deserialize_with = "documents")]
+    #[schemars(length(min = 1, max = MAX_EMBEDDING_INPUTS), example = ["Berlin is in Germany.", "Paris is the capital."])]
     pub documents: Vec<Document>,
     /// Number of best documents to return; all by default.
     #[serde(default)]
@@ -35,8 +39,8 @@ pub struct RerankRequest {
 }
 
 /// A document: a string, or an object with `text`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a string or an object with `text`")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[serde(untagged)]
 pub enum Document {
     /// The text alone.
     Text(String),
@@ -54,6 +58,66 @@ impl Document {
             Self::Text(text) | Self::Object { text } => text,
         }
     }
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct DocumentVisitor;
+
+        impl<'de> Visitor<'de> for DocumentVisitor {
+            type Value = Document;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an object with `text`")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Document, E> {
+                Ok(Document::Text(text.to_owned()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Document, E> {
+                Ok(Document::Text(text))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Document, A::Error> {
+                let mut text = None;
+                while let Some(name) = fields.next_key::<String>()? {
+                    if name == "text" {
+                        text = Some(fields.next_value()?);
+                    } else {
+                        fields.next_value::<IgnoredAny>()?;
+                    }
+                }
+                let text =
+                    text.ok_or_else(|| A::Error::custom("expected a string or an object with `text`"))?;
+                Ok(Document::Object { text })
+            }
+        }
+
+        deserializer.deserialize_any(DocumentVisitor)
+    }
+}
+
+/// Reads the documents, no further than to the largest number.
+fn documents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Document>, D::Error> {
+    struct DocumentsVisitor;
+
+    impl<'de> Visitor<'de> for DocumentsVisitor {
+        type Value = Vec<Document>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of documents")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<Document>, A::Error> {
+            match items.next_element()? {
+                None => Ok(Vec::new()),
+                Some(first) => items_after(first, items),
+            }
+        }
+    }
+
+    deserializer.deserialize_seq(DocumentsVisitor)
 }
 
 /// The response: documents by descending relevance.
@@ -97,16 +161,67 @@ pub struct ScoreRequest {
     pub model: Option<String>,
     /// The first texts of the pairs.
     #[schemars(example = "a cat")]
-    pub text_1: OneOrMany,
+    pub text_1: ScoreTexts,
     /// The second texts: as many as in `text_1`, or one of the two has a single text.
     #[schemars(example = ["a dog", "a car"])]
-    pub text_2: OneOrMany,
+    pub text_2: ScoreTexts,
     /// Truncate texts that are too long instead of refusing them.
     #[serde(default)]
     pub truncate: Option<bool>,
     /// Return the model's raw scores.
     #[serde(default)]
     pub raw_scores: Option<bool>,
+}
+
+/// One text or several, in a request for scores.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[serde(untagged)]
+pub enum ScoreTexts {
+    /// A text.
+    One(String),
+    /// An array of texts.
+    Many(#[schemars(length(min = 1, max = MAX_EMBEDDING_INPUTS))] Vec<String>),
+}
+
+impl ScoreTexts {
+    /// The texts.
+    pub fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ScoreTexts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = ScoreTexts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of strings")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<ScoreTexts, E> {
+                Ok(ScoreTexts::One(text.to_owned()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<ScoreTexts, E> {
+                Ok(ScoreTexts::One(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<ScoreTexts, A::Error> {
+                Ok(ScoreTexts::Many(match items.next_element()? {
+                    None => Vec::new(),
+                    Some(first) => items_after(first, items)?,
+                }))
+            }
+        }
+
+        deserializer.deserialize_any(TextsVisitor)
+    }
 }
 
 /// The response: one score per pair.
@@ -137,4 +252,37 @@ pub struct Score {
     pub object: &'static str,
     /// The score; higher is more similar.
     pub score: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_strings_or_objects() {
+        let read = |json: &str| serde_json::from_str::<Document>(json).map_err(|e| e.to_string());
+        assert_eq!(read(r#""a""#), Ok(Document::Text("a".into())));
+        assert_eq!(read(r#"{"x": [1], "text": "a"}"#), Ok(Document::Object { text: "a".into() }));
+        for bad in ["5", "{}", r#"{"text": 5}"#, "[]"] {
+            assert!(read(bad).unwrap_err().contains("expected a string"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lists_are_read_up_to_the_largest_number() {
+        let read = |n: usize| {
+            let texts = serde_json::json!(vec!["x"; n]);
+            let rerank = serde_json::json!({"query": "q", "documents": texts});
+            let score = serde_json::json!({"text_1": "q", "text_2": texts});
+            let rerank =
+                serde_json::from_value::<RerankRequest>(rerank).map(|request| request.documents.len());
+            let score =
+                serde_json::from_value::<ScoreRequest>(score).map(|request| request.text_2.into_vec().len());
+            [rerank.map_err(|e| e.to_string()), score.map_err(|e| e.to_string())]
+        };
+        assert_eq!(read(MAX_EMBEDDING_INPUTS), [Ok(2048), Ok(2048)]);
+        for refused in read(MAX_EMBEDDING_INPUTS + 1) {
+            assert!(refused.unwrap_err().contains("at most 2048"));
+        }
+    }
 }

@@ -104,7 +104,19 @@ const PREFERRED_QUANTIZATIONS: [&str; 3] = ["Q4_K_M", "Q4_0", "Q8_0"];
 /// Files that models in formats other than GGUF need.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 
-/// Files that are used if present.
+/// Names of the file in which sentence-transformers keeps a limit of tokens and the case of texts, in the order in
+/// which it looks for them.
+pub const SENTENCE_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// Files that are used if present, beside [`SENTENCE_CONFIGS`].
 const COMPANIONS: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -231,7 +243,8 @@ fn layout_for(names: &[String], main: &str) -> Result<FileLayout> {
             .ok_or_else(|| Error::registry(format!("it has no {name}, which `{main}` needs")))?;
         files.push(wanted_file(name, &path));
     }
-    files.extend(COMPANIONS.iter().filter_map(|name| find_beside(name).map(|path| wanted_file(name, &path))));
+    let companions = COMPANIONS.iter().chain(&SENTENCE_CONFIGS);
+    files.extend(companions.filter_map(|name| find_beside(name).map(|path| wanted_file(name, &path))));
     Ok(FileLayout { format, files })
 }
 

@@ -27,7 +27,7 @@ pub use catalog::{
     catalog_entries,
 };
 pub use kind::ModelKind;
-pub use layout::{ModelFormat, Purpose};
+pub use layout::{ModelFormat, Purpose, SENTENCE_CONFIGS};
 pub use model_files::{ModelFiles, ModelSource, read_file, read_weights};
 pub use model_ref::ModelRef;
 pub use progress::readable_size;

@@ -15,6 +15,7 @@ mod gguf;
 mod json;
 mod model;
 mod pattern;
+mod pieces;
 mod pipeline;
 mod pre_tokenizers;
 mod sentence_piece;
@@ -27,6 +28,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 pub use detokenizer::Detokenizer;
+pub use pieces::BoundedEncoding;
 
 use self::model::{TokenizerModel, TokenizerParts};
 use self::special::{SpecialTokens, TextSegment};
@@ -110,8 +112,8 @@ impl Tokenizer {
         Ok(tokenizer.with_text_tokens(parts.bos, &parts.eos, parts.add_bos))
     }
 
-    /// Makes [`Tokenizer::encode_with_template`] and [`Tokenizer::encode_pair`] parse special tokens that a text
-    /// spells out, as the reference implementations of embedding models do.
+    /// Makes [`Tokenizer::encode_up_to`] parse special tokens that a text spells out, as the reference
+    /// implementations of embedding models do.
     pub fn with_special_tokens_in_text(self) -> Self {
         Self { parse_special: true, ..self }
     }
@@ -160,45 +162,6 @@ impl Tokenizer {
         let mut ids = Vec::new();
         self.encode_segments(self.special_tokens.split(text, None), &mut ids)?;
         Ok(ids)
-    }
-
-    /// Encodes text, and adds the model's first and last special tokens (`[CLS] … [SEP]`).
-    ///
-    /// # Errors
-    /// See [`Tokenizer::encode`].
-    pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.add_template(&self.encode_to_embed(text)?))
-    }
-
-    /// Encodes two texts with the model's special tokens (`[CLS] … [SEP] … [SEP]`). With `truncate`, shortens the
-    /// second text so that all of it has at most `max_tokens`. Returns the ids, and how many of them belong to
-    /// the first text.
-    ///
-    /// # Errors
-    /// See [`Tokenizer::encode`]; also when the model has no template for two texts.
-    pub fn encode_pair(
-        &self,
-        first: &str,
-        second: &str,
-        max_tokens: usize,
-        truncate: bool,
-    ) -> Result<(Vec<u32>, usize)> {
-        let PairTemplate { before, between, n_between_first, after } =
-            self.pair_template.as_ref().ok_or_else(|| {
-                Error::model("the model's tokenizer has no template for two texts; use another reranker")
-            })?;
-        let first = self.encode_to_embed(first)?;
-        let mut second = self.encode_to_embed(second)?;
-        if truncate {
-            let n_others = before.len() + first.len() + between.len() + after.len();
-            second.truncate(max_tokens.saturating_sub(n_others));
-        }
-        let n_first = before.len() + first.len() + n_between_first;
-        Ok(([before, &first[..], between, &second[..], after].concat(), n_first))
-    }
-
-    fn encode_to_embed(&self, text: &str) -> Result<Vec<u32>> {
-        if self.parse_special { self.encode_with_special(text) } else { self.encode(text) }
     }
 
     /// Encodes text, and parses the special tokens in it. With `add_special_tokens`, adds those of the model's
@@ -259,13 +222,6 @@ impl Tokenizer {
     /// Adds the model's first and last special tokens to ids.
     pub fn add_template(&self, ids: &[u32]) -> Vec<u32> {
         [&self.template.before, ids, &self.template.after].concat()
-    }
-
-    /// Truncates ids that have the model's first and last special tokens to `max_tokens`, and keeps the last ones.
-    pub fn truncate_in_template(&self, ids: &mut Vec<u32>, max_tokens: usize) {
-        let last = &self.template.after;
-        ids.truncate(max_tokens.saturating_sub(last.len()));
-        ids.extend_from_slice(last);
     }
 
     /// Encodes a rendered chat prompt: parses special tokens, except those that are escaped by `marker`

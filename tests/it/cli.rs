@@ -346,12 +346,36 @@ async fn onnx_runtime_is_loaded_from_ort_dylib_path() {
     let library = tokio::task::spawn_blocking(|| Registry::new(support::real_registry()).onnx_runtime());
     let library = library.await.unwrap().expect("the wheel onnxruntime, through pip");
     let folder = onnx_folder();
-    for (path, status) in [(library.as_path(), 200), (Path::new("/no/such/library.so"), 503)] {
+    let start = |path: &Path| {
         let mut command = program();
         command.env("ORT_DYLIB_PATH", path).arg("--embedding-model").arg(folder.path());
-        let server = tokio::task::spawn_blocking(|| Running::start(command)).await.unwrap();
-        let answer = server.post("/v1/embeddings", r#"{"input": "the cat"}"#).await;
-        assert_eq!(answer.0, status, "{}", answer.1);
-        assert_eq!(answer.1.contains("ORT_DYLIB_PATH"), status != 200, "{}", answer.1);
+        command
+    };
+    let with_library = start(&library);
+    let server = tokio::task::spawn_blocking(|| Running::start(with_library)).await.unwrap();
+    let answer = server.post("/v1/embeddings", r#"{"input": "the cat"}"#).await;
+    assert_eq!(answer.0, 200, "{}", answer.1);
+    let output = start(Path::new("/no/such/library.so")).args(["--port", "0"]).output().unwrap();
+    let message = text(&output.stderr);
+    assert!(!output.status.success() && message.contains("ORT_DYLIB_PATH"), "{message}");
+}
+
+#[test]
+fn an_embedding_model_that_cannot_be_served_is_an_error_at_start() {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, name) in [
+        ("tiny-encoders/bert/config.json", "config.json"),
+        ("tiny-encoders/bert/model.safetensors", "model.safetensors"),
+        ("bert-onnx/tokenizer.json", "tokenizer.json"),
+    ] {
+        std::fs::copy(format!("tests/data/{from}"), folder.path().join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json"), config.replace("\"bert\"", "\"unheard-of\"")).unwrap();
+    for flag in ["--embedding-model", "--rerank-model"] {
+        let output = output(&["--port", "0", flag, folder.path().to_str().unwrap()]);
+        let message = text(&output.stderr);
+        assert!(!output.status.success(), "{flag}: {message}");
+        assert!(message.contains("cannot be served") && message.contains("unheard-of"), "{flag}: {message}");
     }
 }

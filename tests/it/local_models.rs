@@ -6,13 +6,14 @@ use std::sync::LazyLock;
 
 use clap::Parser;
 use predict_otron_9000::app::App;
-use predict_otron_9000::config::{Args, Config};
+use predict_otron_9000::config::{Args, Config, Limits};
 use predict_otron_9000::error::Result;
 use serde_json::{Value, json};
 
 use crate::support::converter::as_gguf;
+use crate::support::embeddings::load_folder;
 use crate::support::gguf::Gguf;
-use crate::support::{METRICS, Server, json as body, reference, serve};
+use crate::support::{METRICS, Server, embedding_server, json as body, reference, serve};
 
 fn app(options: &[&str]) -> Result<App> {
     // The first metrics recorder of a process stays: install the one that other tests read.
@@ -173,4 +174,21 @@ async fn a_gguf_file_is_an_embedding_model() {
     let models = body(server.get("/v1/models").await).await;
     let model = &models["data"].as_array().unwrap()[1];
     assert_eq!((&model["family"], &model["format"]), (&json!("bert"), &json!("gguf")));
+}
+
+#[tokio::test]
+async fn a_gguf_file_has_the_prompts_of_the_model_that_it_names() {
+    let folder = Path::new("tests/data/tiny-encoders/bert");
+    for (name, ignored) in [("Nomic Embed Text v1.5", None), ("Another Model", Some("input_type"))] {
+        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        fs::write(file.path(), bert_as_gguf(folder).string("general.name", name).bytes()).unwrap();
+        let load = move || load_folder(file.path());
+        let server = embedding_server(Limits::default(), Box::new(load)).await;
+        let ask = async |fields: Value| server.post("/v1/embeddings", &fields).await;
+        let query = ask(json!({"input": "1 2", "input_type": "query"})).await;
+        assert_eq!(query.status(), 200);
+        assert_eq!(query.headers().get("x-ignored-params").map(|names| names.to_str().unwrap()), ignored);
+        let plain = body(ask(json!({"input": "1 2"})).await).await;
+        assert_eq!(body(query).await["data"] == plain["data"], ignored.is_some(), "{name}");
+    }
 }

@@ -856,8 +856,8 @@ fn the_pooling_of_a_row_must_not_contradict_the_models_files() {
         }
         let source = EmbeddingSource::locate(row.name, &setup.registry()).unwrap();
         let model = TextEmbedding::load(&source, &setup.registry()).map_err(|error| error.to_string())?;
-        let text = EmbeddingInput::Text("the rust model".to_owned());
-        Ok::<_, String>(model.embed(vec![text].into()).unwrap().vectors)
+        let text = EmbeddingInput::Text("the rust model".into());
+        Ok::<_, String>(model.embed(vec![text].into()).unwrap().vectors.to_vec())
     };
     let by_row_and_file = load(Some(r#"{"pooling_mode_cls_token": true}"#)).unwrap();
     assert_eq!(load(None).unwrap(), by_row_and_file, "the row alone is enough");

@@ -148,6 +148,59 @@ async fn texts_are_scored_one_against_many_or_in_pairs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pairs_are_counted_before_they_are_built() {
+    let server = server().await;
+    let long = "x".repeat(400_000);
+    let started = std::time::Instant::now();
+    for (route, fields, param) in [
+        ("/v1/score", json!({"text_1": long, "text_2": vec![""; 100_000]}), "text_2"),
+        ("/v1/score", json!({"text_1": vec![""; 100_000], "text_2": long}), "text_1"),
+        ("/v1/rerank", json!({"query": long, "documents": vec![""; 100_000]}), "documents"),
+    ] {
+        let answer = server.post(route, &fields).await;
+        assert_eq!(answer.status(), 400);
+        let error = body(answer).await["error"].clone();
+        assert_eq!(error["param"], param, "{error}");
+        assert!(error["message"].as_str().unwrap().contains("at most 2048"), "{error}");
+    }
+    // Within the limits: the long text is in memory, and read, once.
+    for model in ["reranker", "no-embeddings"] {
+        for (route, fields) in [
+            (
+                "/v1/score",
+                json!({"model": model, "text_1": "the cat", "text_2": vec![long.as_str(); 4], "truncate": true}),
+            ),
+            (
+                "/v1/rerank",
+                json!({"model": model, "query": "the cat", "documents": [long, "a dog"], "truncate": true}),
+            ),
+        ] {
+            ask(&server, route, &fields).await;
+        }
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_scores_name_the_routes_own_parameters() {
+    let server = server().await;
+    let long = "dog ".repeat(200);
+    for (model, fields, param) in [
+        ("no-embeddings", json!({"text_1": long, "text_2": ["a"]}), "text_1"),
+        ("no-embeddings", json!({"text_1": "a", "text_2": ["b", long]}), "text_2"),
+        ("reranker", json!({"text_1": "a", "text_2": ["b", long]}), "text_2"),
+        ("reranker", json!({"text_1": [], "text_2": ["b"]}), "text_1"),
+    ] {
+        let mut fields = fields;
+        fields["model"] = json!(model);
+        let answer = server.post("/v1/score", &fields).await;
+        assert_eq!(answer.status(), 400, "{fields}");
+        let error = body(answer).await["error"].clone();
+        assert_eq!(error["param"], param, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn invalid_scoring_requests_name_the_parameter() {
     let server = server().await;
     let long = "dog ".repeat(200);

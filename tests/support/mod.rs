@@ -27,6 +27,7 @@ use predict_otron_9000::http::{self, Listener, Tls};
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceId};
+use predict_otron_9000::registry::ModelKind;
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -296,15 +297,16 @@ fn app_of(
     reranker: Option<Box<Loader>>,
     api_keys: ApiKeys,
 ) -> App {
-    let model = |name: &str, alias: &str, loader: Box<Loader>| {
+    let model = |name: &str, alias: &str, kind: ModelKind, loader: Box<Loader>| {
         let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
         let embedder = Embedder::spawn_with_cell(cell, loader, embedder_options(&limits)).unwrap();
-        TextModel { served: ServedModel::new(name.into(), vec![alias.into()], Some("tests")), embedder }
+        let served = ServedModel::new(name.into(), vec![alias.into()], Some("tests"));
+        TextModel { served, kind, is_default: false, embedder }
     };
     App::from_parts(Parts {
         chat_models,
-        embedding: model("no-embeddings", "tests/none", loader),
-        reranker: reranker.map(|loader| model("reranker", "tests/reranker", loader)),
+        embedding: model("no-embeddings", "tests/none", ModelKind::Embedding, loader),
+        reranker: reranker.map(|loader| model("reranker", "tests/reranker", ModelKind::Reranker, loader)),
         api_keys,
         limits,
         metrics: METRICS.clone(),

@@ -125,16 +125,19 @@ fn check_modules(json: &[u8]) -> Result<()> {
 }
 
 impl EncoderBackend {
-    /// Loads an encoder and its tokenizer from safetensors or a GGUF file.
+    /// Loads an encoder and its tokenizer from safetensors or a GGUF file. Also returns the name that a GGUF file
+    /// gives its model.
     ///
     /// # Errors
     /// When its files are damaged, or its family or a step of its pipeline is not supported.
-    pub fn load(source: &EmbeddingSource) -> Result<(Self, Tokenizer)> {
+    pub fn load(source: &EmbeddingSource) -> Result<(Self, Tokenizer, Option<String>)> {
+        let mut name = None;
         let (config, weights, own, tokenizer) = match source.format() {
             ModelFormat::Gguf => {
                 let file = GgufFile::open(source.main())?;
                 let tokenizer = Tokenizer::from_gguf(file.metadata())?;
                 let own = Pooling::from_gguf(&file)?;
+                name = file.metadata().string("general.name")?.map(str::to_owned);
                 (EncoderConfig::from_gguf(&file)?, Weights::Gguf(file), own, tokenizer)
             }
             _ => {
@@ -173,7 +176,7 @@ impl EncoderBackend {
             let row = source.spec().map(|spec| spec.pooling);
             Head::Pooling(Pooling::reconcile(row, own).map_err(|e| e.context(source.id()))?)
         };
-        Ok((Self { family, encoder, head }, tokenizer))
+        Ok((Self { family, encoder, head }, tokenizer, name))
     }
 }
 

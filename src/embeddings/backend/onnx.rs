@@ -16,6 +16,7 @@ use once_cell::sync::OnceCell;
 use ort::environment::Environment;
 use serde_json::{Value, json};
 
+use super::super::sentence_config::SentenceConfig;
 use super::super::source::EmbeddingSource;
 use super::{TokenizedInput, VectorBackend};
 use crate::error::{Error, Result};
@@ -53,7 +54,8 @@ impl OnnxBackend {
         let config_json = source.read("config.json")?;
         let config: Value = serde_json::from_slice(&config_json)
             .map_err(|e| Error::model(format!("cannot read config.json: {e}")))?;
-        let (tokenizer_config, max_tokens) = complete_tokenizer_config(source, &config)?;
+        let SentenceConfig { max_tokens, .. } = SentenceConfig::from_source(source, source.spec())?;
+        let (tokenizer_config, max_tokens) = complete_tokenizer_config(source, &config, max_tokens)?;
         let tokenizer_files = TokenizerFiles {
             tokenizer_file: source.read("tokenizer.json")?,
             config_file: config_json,
@@ -106,6 +108,10 @@ impl VectorBackend for OnnxBackend {
         BATCH_TOKENS
     }
 
+    fn needs_text(&self) -> bool {
+        true
+    }
+
     fn embed(&self, inputs: &[&TokenizedInput]) -> Result<Vec<Vec<f32>>> {
         let lengths: Vec<usize> = inputs.iter().map(|input| input.ids.len()).collect();
         let texts =
@@ -150,8 +156,12 @@ fn group_by_length(lengths: &[usize], max_texts: usize) -> Vec<Vec<usize>> {
 }
 
 /// The tokenizer's configuration, completed with the fields that fastembed requires, and the maximum
-/// number of tokens of a text.
-fn complete_tokenizer_config(source: &EmbeddingSource, config: &Value) -> Result<(Value, usize)> {
+/// number of tokens of a text. `most` is the limit in the model's other files.
+fn complete_tokenizer_config(
+    source: &EmbeddingSource,
+    config: &Value,
+    most: Option<usize>,
+) -> Result<(Value, usize)> {
     let mut tokenizer_config = match source.optional_file("tokenizer_config.json") {
         Some(path) => serde_json::from_slice(&read_file(path)?)
             .map_err(|e| Error::model(format!("cannot read tokenizer_config.json: {e}")))?,
@@ -162,6 +172,7 @@ fn complete_tokenizer_config(source: &EmbeddingSource, config: &Value) -> Result
     let max_tokens = [&tokenizer_config["model_max_length"], &config["max_position_embeddings"]]
         .into_iter()
         .filter_map(limit)
+        .chain(most)
         .min()
         .unwrap_or(512);
     tokenizer_config["model_max_length"] = json!(max_tokens);

@@ -1,15 +1,17 @@
 //! The disk tier of the embedding cache. It survives restarts and crashes.
 //!
 //! One file of the embedded key-value store redb, whose transactions are atomic and durable. Requests read
-//! concurrently; one thread writes, and merges all queued writes into one transaction.
+//! concurrently; one thread writes, and merges all queued writes into one transaction. After a failure, such as a full
+//! disk, the file is closed, nothing is found in it, and writes are dropped until it can be opened again.
 
 use std::fs;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition};
 
@@ -36,11 +38,33 @@ const MAX_QUEUED_REQUESTS: usize = 64;
 /// that it changes twice.
 const MAX_TRANSACTION_WRITES: usize = 512;
 
+/// How long the cache is left alone after a failure; doubled by each further one, up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
 /// A disk cache for the embeddings of all models. Dropping it waits until queued writes are committed.
 pub struct DiskCache {
-    file: Arc<VectorFile>,
+    file: Arc<OpenFile>,
     sender: Option<SyncSender<Vec<CacheWrite>>>,
     writer: Option<JoinHandle<()>>,
+}
+
+/// The file while it is open; `None` after a failure.
+type OpenFile = RwLock<Option<VectorFile>>;
+
+/// Opens the file again after a failure.
+type FileOpener = dyn Fn() -> Result<VectorFile> + Send;
+
+/// The writer thread: commits queued writes, and opens the file again after a failure.
+struct CacheWriter {
+    file: Arc<OpenFile>,
+    open: Box<FileOpener>,
+    /// The pause after the latest failure; zero if the latest attempt succeeded.
+    pause: Duration,
+    first_pause: Duration,
+    /// Writes before this moment are dropped.
+    next_attempt: Instant,
 }
 
 /// A queued write.
@@ -59,17 +83,38 @@ struct VectorFile {
 }
 
 impl DiskCache {
-    /// Opens or creates the cache in a folder. A damaged file is renamed, and a new one is begun.
+    /// Opens or creates the cache in a folder. A damaged file is renamed, and a new one is begun. On a full disk the
+    /// cache is opened later.
     ///
     /// # Errors
     /// When another process has it open, or the file system refuses.
     pub fn open(config: &DiskCacheConfig) -> Result<Self> {
-        let file = Arc::new(VectorFile::open(config)?);
+        let file = match VectorFile::open(config) {
+            Ok(file) => Some(file),
+            Err(CacheOpenError { error, is_full: true }) => {
+                tracing::warn!(%error, "the embedding cache is opened later, once the disk has room");
+                None
+            }
+            Err(CacheOpenError { error, is_full: false }) => return Err(error),
+        };
+        let config = config.clone();
+        Self::start(file, Box::new(move || VectorFile::open(&config).map_err(|e| e.error)), FIRST_PAUSE)
+    }
+
+    /// Starts the writer thread of a cache that is open, or will be opened after a pause.
+    fn start(file: Option<VectorFile>, open: Box<FileOpener>, first_pause: Duration) -> Result<Self> {
+        let file = Arc::new(RwLock::new(file));
         let (sender, writes) = mpsc::sync_channel(MAX_QUEUED_REQUESTS);
-        let writer_file = file.clone();
+        let writer = CacheWriter {
+            file: file.clone(),
+            open,
+            pause: Duration::ZERO,
+            first_pause,
+            next_attempt: Instant::now(),
+        };
         let writer = thread::Builder::new()
             .name("embedding-cache".to_owned())
-            .spawn(move || writer_file.run_writer(&writes))
+            .spawn(move || writer.run(&writes))
             .map_err(|e| Error::internal(format!("cannot start the embedding cache's writer thread: {e}")))?;
         Ok(Self { file, sender: Some(sender), writer: Some(writer) })
     }
@@ -79,19 +124,32 @@ impl DiskCache {
         if keys.is_empty() {
             return Vec::new();
         }
-        let found = self.file.get_all(keys, now).unwrap_or_else(|e| {
-            tracing::warn!(error = %e, "cannot read the embedding cache on disk");
-            vec![None; keys.len()]
-        });
-        let hits = keys.iter().zip(&found).filter(|(_, found)| found.is_some());
-        self.enqueue(hits.map(|(key, _)| CacheWrite::Touch(**key)).collect());
-        found
+        let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        let found = file.as_ref().map(|file| file.get_all(keys, now));
+        drop(file);
+        let nothing = || vec![None; keys.len()];
+        match found {
+            None => nothing(),
+            Some(Ok(found)) => {
+                let hits = keys.iter().zip(&found).filter(|(_, found)| found.is_some());
+                let touched: Vec<CacheWrite> = hits.map(|(key, _)| CacheWrite::Touch(**key)).collect();
+                if !touched.is_empty() {
+                    self.enqueue(touched);
+                }
+                found
+            }
+            Some(Err(e)) => {
+                tracing::debug!(error = %e, "cannot read the embedding cache on disk");
+                // The writer will find the file unusable, and open it again.
+                self.enqueue(Vec::new());
+                nothing()
+            }
+        }
     }
 
     /// Queues writes for the writer thread. They are dropped when its queue is full: a cache may forget.
     pub fn enqueue(&self, writes: Vec<CacheWrite>) {
-        if !writes.is_empty()
-            && let Some(sender) = &self.sender
+        if let Some(sender) = &self.sender
             && sender.try_send(writes).is_err()
         {
             tracing::debug!("the embedding cache on disk does not keep up; writes were dropped");
@@ -107,20 +165,86 @@ impl Drop for DiskCache {
     }
 }
 
+impl CacheWriter {
+    /// Commits queued writes until the channel closes.
+    fn run(mut self, queue: &Receiver<Vec<CacheWrite>>) {
+        while let Ok(mut writes) = queue.recv() {
+            while writes.len() < MAX_TRANSACTION_WRITES
+                && let Ok(more) = queue.try_recv()
+            {
+                writes.extend(more);
+            }
+            if Instant::now() < self.next_attempt {
+                continue;
+            }
+            // A panic of the store must not end the thread.
+            let committed = catch_unwind(AssertUnwindSafe(|| self.commit(writes)));
+            let result = committed.unwrap_or_else(|_| Err("the store panicked; see the log".to_owned()));
+            self.record(result);
+        }
+    }
+
+    /// Commits writes, to a file that is opened first if it is not open.
+    fn commit(&self, writes: Vec<CacheWrite>) -> Result<(), String> {
+        let open = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*open {
+            return file.commit(writes, SystemTime::now()).map_err(|e| e.to_string());
+        }
+        drop(open);
+        let file = (self.open)().map_err(|e| e.to_string())?;
+        let committed = file.commit(writes, SystemTime::now()).map_err(|e| e.to_string());
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        committed
+    }
+
+    /// After a failure, closes the file and waits longer each time.
+    fn record(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) if self.pause.is_zero() => {}
+            Ok(()) => {
+                tracing::info!("the embedding cache on disk works again");
+                self.pause = Duration::ZERO;
+            }
+            Err(e) => {
+                metrics::counter!(telemetry::EMBEDDING_CACHE_FAILURES).increment(1);
+                self.pause = (self.pause * 2).clamp(self.first_pause, MAX_PAUSE.max(self.first_pause));
+                self.next_attempt = Instant::now() + self.pause;
+                tracing::warn!(
+                    error = e,
+                    "cannot write the embedding cache, so nothing is stored there for now; check the disk (next \
+                     attempt in {} s)",
+                    self.pause.as_secs()
+                );
+                // redb refuses everything after a failed write until the file is opened again.
+                let failed = self.file.write().unwrap_or_else(PoisonError::into_inner).take();
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(failed)));
+            }
+        }
+    }
+}
+
+/// The failure to open the file.
+struct CacheOpenError {
+    error: Error,
+    /// Whether the disk was full, which may pass.
+    is_full: bool,
+}
+
 impl VectorFile {
-    fn open(config: &DiskCacheConfig) -> Result<Self> {
+    fn open(config: &DiskCacheConfig) -> Result<Self, CacheOpenError> {
         let DiskCacheConfig { folder, max_bytes, time_to_live } = config;
-        let config_error = |action: &str, e: &dyn std::error::Error| {
-            Error::new(
+        let failed = |action: &str, e: &dyn std::error::Error, kind: Option<io::ErrorKind>| CacheOpenError {
+            error: Error::new(
                 Kind::Config,
                 format!(
                     "cannot {action} the embedding cache in {}: {e}; pass a writable folder as \
                      --embedding-cache-dir, or leave the option out",
                     folder.display()
                 ),
-            )
+            ),
+            is_full: kind.is_some_and(is_full),
         };
-        fs::create_dir_all(folder).map_err(|e| config_error("create", &e))?;
+        fs::create_dir_all(folder).map_err(|e| failed("create", &e, Some(e.kind())))?;
         let path = folder.join("vectors.redb");
         let database = match open_database(&path) {
             Err(e) if is_damage(&e) => {
@@ -130,45 +254,38 @@ impl VectorFile {
                     "the embedding cache is damaged; starting an empty one and keeping the old file as {}",
                     aside.display()
                 );
-                fs::rename(&path, &aside).map_err(|e| config_error("rename", &e))?;
+                fs::rename(&path, &aside).map_err(|e| failed("rename", &e, Some(e.kind())))?;
                 open_database(&path)
             }
             other => other,
         };
         let database = database.map_err(|e| match e {
-            DatabaseError::DatabaseAlreadyOpen => Error::new(
-                Kind::Config,
-                format!(
-                    "another server uses the embedding cache in {}; give each server its own \
-                     --embedding-cache-dir",
-                    folder.display()
+            DatabaseError::DatabaseAlreadyOpen => CacheOpenError {
+                error: Error::new(
+                    Kind::Config,
+                    format!(
+                        "another server uses the embedding cache in {}; give each server its own \
+                         --embedding-cache-dir",
+                        folder.display()
+                    ),
                 ),
-            ),
-            e => config_error("open", &e),
+                is_full: false,
+            },
+            DatabaseError::Storage(StorageError::Io(e)) => failed("open", &e, Some(e.kind())),
+            e => failed("open", &e, None),
         })?;
-        let file = Self { database, max_bytes: *max_bytes, time_to_live: *time_to_live };
-        // An empty commit creates the tables.
-        file.commit(Vec::new(), SystemTime::now()).map_err(|e| config_error("write", &e))?;
-        Ok(file)
+        Self::new(database, *max_bytes, *time_to_live).map_err(|e| match &e {
+            redb::Error::Io(io) => failed("write", &e, Some(io.kind())),
+            _ => failed("write", &e, None),
+        })
     }
 
-    /// Commits queued writes until the channel closes or a write fails.
-    fn run_writer(&self, queue: &Receiver<Vec<CacheWrite>>) {
-        while let Ok(mut writes) = queue.recv() {
-            while writes.len() < MAX_TRANSACTION_WRITES
-                && let Ok(more) = queue.try_recv()
-            {
-                writes.extend(more);
-            }
-            if let Err(e) = self.commit(writes, SystemTime::now()) {
-                tracing::warn!(
-                    error = %e,
-                    "cannot write the embedding cache, so nothing more is stored there; check the disk and \
-                     restart the server"
-                );
-                return;
-            }
-        }
+    /// Creates the tables of a database that lacks them.
+    fn new(database: Database, max_bytes: u64, time_to_live: Duration) -> Result<Self, redb::Error> {
+        let file = Self { database, max_bytes, time_to_live };
+        // An empty commit creates the tables.
+        file.commit(Vec::new(), SystemTime::now())?;
+        Ok(file)
     }
 
     fn get_all(&self, keys: &[&EmbeddingKey], now: SystemTime) -> Result<Vec<Option<CacheHit>>, redb::Error> {
@@ -282,6 +399,12 @@ fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// Whether a disk is full, or the share of it that this user or process may fill.
+fn is_full(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// Whether the file itself is damaged, rather than inaccessible.
 fn is_damage(e: &DatabaseError) -> bool {
     match e {
@@ -305,8 +428,13 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::process::{Command, Stdio};
 
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+
     use super::*;
-    use crate::embeddings::entry::{EmbeddingInput, Fingerprint};
+    use crate::embeddings::entry::{EmbeddingInput, KeyScope};
 
     fn config(folder: &Path) -> DiskCacheConfig {
         DiskCacheConfig {
@@ -316,9 +444,18 @@ mod tests {
         }
     }
 
+    fn open(folder: &Path) -> VectorFile {
+        open_config(&config(folder))
+    }
+
+    fn open_config(config: &DiskCacheConfig) -> VectorFile {
+        VectorFile::open(config).map_err(|e| e.error).unwrap()
+    }
+
     /// The key of a text of a model.
     fn key(model: u8, text: usize) -> EmbeddingKey {
-        EmbeddingKey::new(&Fingerprint::from([model; 32]), &EmbeddingInput::Text(text.to_string()), false)
+        let scope = KeyScope { model: &[model; 32], tenant: "", truncate: false, prefix: "" };
+        scope.keys(&[EmbeddingInput::Text(text.to_string().into())]).remove(0)
     }
 
     /// An embedding whose values identify its text.
@@ -360,7 +497,7 @@ mod tests {
         let found = cache.get_all(&[&one, &two], at(60));
         assert!(found[0].is_none() && found[1].is_some());
         drop(cache);
-        let file = VectorFile::open(&config(folder.path())).unwrap();
+        let file = open(folder.path());
         file.commit(Vec::new(), at(90)).unwrap();
         let transaction = file.database.begin_read().unwrap();
         assert!(
@@ -376,7 +513,7 @@ mod tests {
         for n in [1, 384, 1024] {
             let folder = tempfile::tempdir().unwrap();
             let max_bytes = 8 << 20;
-            let file = VectorFile::open(&DiskCacheConfig { max_bytes, ..config(folder.path()) }).unwrap();
+            let file = open_config(&DiskCacheConfig { max_bytes, ..config(folder.path()) });
             let n_texts = 3 * max_bytes as usize / (2 * (4 * n + 128));
             let texts: Vec<usize> = (0..n_texts).collect();
             for few in texts.chunks(300) {
@@ -403,7 +540,7 @@ mod tests {
     #[test]
     #[ignore = "run by the next test, in a process of its own"]
     fn writes_until_it_is_killed() {
-        let file = VectorFile::open(&config(Path::new(&env::var(FOLDER).unwrap()))).unwrap();
+        let file = open(Path::new(&env::var(FOLDER).unwrap()));
         for text in (0..).step_by(4) {
             let writes = (text..text + 4).map(|text| insert(text, 384, SystemTime::now())).collect();
             file.commit(writes, SystemTime::now()).unwrap();
@@ -427,7 +564,7 @@ mod tests {
             let n_written = written.take(n_lines).last().expect("it writes");
             child.kill().unwrap();
             child.wait().unwrap();
-            let file = VectorFile::open(&config(folder.path())).unwrap();
+            let file = open(folder.path());
             let texts: Vec<usize> = (0..n_written + 400).collect();
             let left = cached(&file, &texts, 384, SystemTime::now());
             assert!(
@@ -442,7 +579,7 @@ mod tests {
     fn a_damaged_file_is_renamed() {
         let whole = {
             let folder = tempfile::tempdir().unwrap();
-            let file = VectorFile::open(&config(folder.path())).unwrap();
+            let file = open(folder.path());
             file.commit(
                 (0..200).map(|text| insert(text, 20, SystemTime::now())).collect(),
                 SystemTime::now(),
@@ -462,7 +599,7 @@ mod tests {
         for bytes in damaged.into_iter().chain((0..whole.len()).step_by(997).map(flipped)) {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("vectors.redb"), &bytes).unwrap();
-            let file = VectorFile::open(&config(folder.path())).unwrap();
+            let file = open(folder.path());
             let left = cached(&file, &(0..200).collect::<Vec<_>>(), 20, SystemTime::now());
             let aside = folder.path().join("vectors.damaged");
             match left.len() {
@@ -472,6 +609,94 @@ mod tests {
             file.commit(vec![insert(1, 20, SystemTime::now())], SystemTime::now()).unwrap();
             assert_eq!(cached(&file, &[1], 20, SystemTime::now()), [1]);
         }
+    }
+
+    /// A store in memory whose disk can be full.
+    #[derive(Debug)]
+    struct FullDisk {
+        store: Arc<InMemoryBackend>,
+        is_full: Arc<AtomicBool>,
+    }
+
+    impl FullDisk {
+        fn check(&self) -> io::Result<()> {
+            if self.is_full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        }
+    }
+
+    impl StorageBackend for FullDisk {
+        fn len(&self) -> io::Result<u64> {
+            self.store.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.store.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.check()?;
+            self.store.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.check()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.check()?;
+            self.store.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_survived_and_tried_again() {
+        let store = Arc::new(InMemoryBackend::new());
+        let is_full = Arc::new(AtomicBool::new(false));
+        let n_opened = Arc::new(AtomicUsize::new(0));
+        let open = {
+            let (is_full, n_opened) = (is_full.clone(), n_opened.clone());
+            move || {
+                n_opened.fetch_add(1, Ordering::SeqCst);
+                let disk = FullDisk { store: store.clone(), is_full: is_full.clone() };
+                let database = Database::builder().create_with_backend(disk);
+                let database = database.map_err(|e| Error::internal(e.to_string()))?;
+                VectorFile::new(database, 1 << 30, Duration::from_secs(60))
+                    .map_err(|e| Error::internal(e.to_string()))
+            }
+        };
+        let cache =
+            DiskCache::start(Some(open().unwrap()), Box::new(open), Duration::from_millis(20)).unwrap();
+        let now = SystemTime::now();
+        let wait_for = |what: &str, is_done: &dyn Fn() -> bool| {
+            let started = Instant::now();
+            while !is_done() {
+                assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let has = |text: usize| cache.get_all(&[&key(0, text)], now)[0].is_some();
+        cache.enqueue(vec![insert(1, 5, now)]);
+        wait_for("the first write", &|| has(1));
+        is_full.store(true, Ordering::SeqCst);
+        wait_for("the attempts to open it", &|| {
+            cache.enqueue(vec![insert(2, 5, now)]);
+            n_opened.load(Ordering::SeqCst) >= 3
+        });
+        assert!(!has(1) && !has(2), "nothing is found while it is closed");
+        is_full.store(false, Ordering::SeqCst);
+        wait_for("a write after there is room again", &|| {
+            cache.enqueue(vec![insert(3, 5, now)]);
+            has(3)
+        });
+        assert!(has(1), "what was stored before is still there");
+        assert!(!has(2));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_wrong_folder() {
+        assert!(is_full(io::Error::from_raw_os_error(28).kind()), "ENOSPC");
+        assert!(is_full(io::Error::from_raw_os_error(27).kind()), "EFBIG");
+        assert!(!is_full(io::ErrorKind::PermissionDenied));
     }
 
     #[test]

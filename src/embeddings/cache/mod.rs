@@ -53,7 +53,7 @@ impl EmbeddingCache {
     pub fn insert_all(&self, computed: Vec<(EmbeddingKey, Arc<Embedding>)>, now: SystemTime) {
         let entry = |(key, embedding)| (key, CacheHit { embedding, computed_at: now });
         let entries: Vec<(EmbeddingKey, CacheHit)> = computed.into_iter().map(entry).collect();
-        if let Some(disk) = &self.disk {
+        if let Some(disk) = self.disk.as_ref().filter(|_| !entries.is_empty()) {
             disk.enqueue(entries.iter().map(|(key, hit)| CacheWrite::Insert(*key, hit.clone())).collect());
         }
         self.memory.insert_all(entries.into_iter());
@@ -68,16 +68,15 @@ fn count_hits(tier: &'static str, n: usize) {
 mod tests {
     use super::memory::ENTRY_BYTES;
     use super::*;
-    use crate::embeddings::entry::{EmbeddingInput, Fingerprint};
-
-    const MODEL: Fingerprint = [1; 32];
+    use crate::embeddings::entry::{EmbeddingInput, KeyScope};
 
     #[test]
     fn entries_expire_and_the_least_recently_used_is_evicted() {
         let cache = EmbeddingCache::new(2 * (ENTRY_BYTES + 8), Duration::from_secs(60), None);
         let start = SystemTime::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let key = |text: &str| EmbeddingKey::new(&MODEL, &EmbeddingInput::Text(text.to_owned()), false);
+        let scope = KeyScope { model: &[1; 32], tenant: "", truncate: false, prefix: "" };
+        let key = |text: &str| scope.keys(&[EmbeddingInput::Text(text.into())]).remove(0);
         let embedding = |x: f32| Arc::new(Embedding { values: vec![x, 0.0], n_tokens: 3 });
         let get = |text, now| cache.get_all(&[key(text)], now).remove(0);
         cache.insert_all(vec![(key("a"), embedding(1.0)), (key("b"), embedding(2.0))], start);

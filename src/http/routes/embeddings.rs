@@ -1,17 +1,24 @@
 //! `POST /v1/embeddings`.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use futures_util::stream;
 
 use crate::app::App;
-use crate::embeddings::{EmbeddingInput, EmbeddingOutput, EmbeddingRequest, PromptPrefix};
+use crate::embeddings::{EmbeddingInput, EmbeddingOutput, EmbeddingRequest, PromptPrefix, UnitVectors};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
+use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::{
     EmbeddingObject, EmbeddingVector, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, InputType,
@@ -19,48 +26,47 @@ use crate::openai::embeddings::{
 };
 use crate::openai::params;
 
+/// Bytes of a response that are made at a time. The text of 2,048 vectors may take 100 MB, so it is made as fast as
+/// the client takes it.
+const CHUNK_BYTES: usize = 64 << 10;
+
 /// Responds with the embeddings of the request's texts.
 pub async fn embeddings(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
+    let (request, mut ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
     let model = app.embedder(request.model.as_deref())?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-    let request = to_embedding_request(request, app.limits().embedding_inputs)?;
-    let n_inputs = request.inputs.len();
-    let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time } =
+    let request = to_embedding_request(request, tenant.name())?;
+    let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time, is_prompt_known } =
         model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
-        texts = n_inputs,
+        texts = vectors.len(),
         tokens = n_tokens,
         cache_hits = n_hits,
         queue_ms = queue_time.as_millis(),
         compute_ms = compute_time.as_millis(),
-        texts_s = (n_inputs as f64 / compute_time.as_secs_f64().max(1e-9)).round(),
+        texts_s = (vectors.len() as f64 / compute_time.as_secs_f64().max(1e-9)).round(),
         "embeddings"
     );
-    let data = vectors
-        .into_iter()
-        .enumerate()
-        .map(|(index, vector)| EmbeddingObject {
-            object: "embedding",
-            index,
-            embedding: encode(vector, format),
-        })
-        .collect();
+    if !is_prompt_known {
+        ignored.extend(&["input_type".to_owned()]);
+    }
     let usage = InputUsage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-    let body = EmbeddingsResponse { object: "list", data, model: model.served.id().to_owned(), usage };
-    let mut response = Json(body).into_response();
+    let model = model.served.id().to_owned();
+    let envelope = EmbeddingsResponse { object: "list", data: Vec::new(), model, usage };
+    let mut response = ResponseText::new(envelope, vectors, format)?.into_response();
     ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
 }
 
 /// Converts a request into the embedder's terms.
-fn to_embedding_request(request: EmbeddingsRequest, max_inputs: usize) -> Result<EmbeddingRequest> {
+fn to_embedding_request(request: EmbeddingsRequest, tenant: Arc<str>) -> Result<EmbeddingRequest> {
     let prompt = match (request.input_type, request.prompt_name) {
         (Some(_), Some(_)) => {
             let message =
@@ -73,41 +79,107 @@ fn to_embedding_request(request: EmbeddingsRequest, max_inputs: usize) -> Result
         (None, Some(name)) => PromptPrefix::Named(name),
     };
     Ok(EmbeddingRequest {
-        inputs: inputs(request.input, max_inputs)?,
+        inputs: inputs(request.input)?,
         dimensions: request.dimensions,
         force_dimensions: request.force_dimensions.unwrap_or(false),
         prompt,
         truncate: request.truncate.unwrap_or(false),
+        tenant,
     })
 }
 
 /// The texts of a request.
 ///
 /// # Errors
-/// When there are none or too many.
-fn inputs(input: TextsOrTokens, max_inputs: usize) -> Result<Vec<EmbeddingInput>> {
+/// When there are none, or one has no tokens.
+fn inputs(input: TextsOrTokens) -> Result<Vec<EmbeddingInput>> {
+    let text = |text: String| EmbeddingInput::Text(text.into());
     let inputs: Vec<EmbeddingInput> = match input {
-        TextsOrTokens::Text(text) => vec![EmbeddingInput::Text(text)],
-        TextsOrTokens::Texts(texts) => texts.into_iter().map(EmbeddingInput::Text).collect(),
+        TextsOrTokens::Text(one) => vec![text(one)],
+        TextsOrTokens::Texts(texts) => texts.into_iter().map(text).collect(),
         TextsOrTokens::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
         TextsOrTokens::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
     };
     let is_empty = |input: &EmbeddingInput| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty());
-    let n_inputs = if inputs.iter().any(is_empty) { 0 } else { inputs.len() };
-    check_n_texts("input", n_inputs, max_inputs)?;
+    check_not_empty("input", inputs.is_empty() || inputs.iter().any(is_empty))?;
     Ok(inputs)
 }
 
-/// Rejects a request with `n` texts in `param` if there are none, or more than `max`.
-pub fn check_n_texts(param: &str, n: usize, max: usize) -> Result<()> {
-    if n == 0 {
+/// Rejects a request without texts in `param`.
+pub fn check_not_empty(param: &str, is_empty: bool) -> Result<()> {
+    if is_empty {
         return Err(Error::invalid(param, format!("`{param}` is empty; send at least one text")));
     }
-    if n > max {
-        let message = format!("`{param}` has {n} items; send at most {max} per request");
-        return Err(Error::invalid(param, message));
-    }
     Ok(())
+}
+
+/// The text of a response, made in chunks.
+struct ResponseText {
+    /// The text up to the first embedding; taken with the first chunk.
+    start: Vec<u8>,
+    vectors: UnitVectors,
+    format: EncodingFormat,
+    /// The index of the next embedding; past the number of vectors once the end has been made.
+    next: usize,
+    end: Vec<u8>,
+}
+
+impl ResponseText {
+    /// The text of a response with these `vectors` in place of the envelope's data.
+    fn new(envelope: EmbeddingsResponse, vectors: UnitVectors, format: EncodingFormat) -> Result<Self> {
+        let cannot = |e: &dyn std::fmt::Display| Error::internal(format!("cannot write the response: {e}"));
+        let text = serde_json::to_string(&envelope).map_err(|e| cannot(&e))?;
+        // The first list is the data: before it is only a constant.
+        let (start, end) = text.split_once("[]").ok_or_else(|| cannot(&"no data"))?;
+        Ok(Self {
+            start: format!("{start}[").into_bytes(),
+            vectors,
+            format,
+            next: 0,
+            end: format!("]{end}").into_bytes(),
+        })
+    }
+
+    fn into_response(mut self) -> Response {
+        let first = self.next().unwrap_or_default();
+        let body = if self.is_done() {
+            Body::from(first)
+        } else {
+            Body::from_stream(stream::iter([first].into_iter().chain(self).map(Ok::<_, Infallible>)))
+        };
+        ([(CONTENT_TYPE, "application/json")], body).into_response()
+    }
+
+    fn is_done(&self) -> bool {
+        self.next > self.vectors.len()
+    }
+}
+
+impl Iterator for ResponseText {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if self.is_done() {
+            return None;
+        }
+        let mut text = std::mem::take(&mut self.start);
+        while text.len() < CHUNK_BYTES {
+            let Some(vector) = self.vectors.get(self.next) else {
+                text.append(&mut self.end);
+                self.next += 1;
+                break;
+            };
+            if self.next > 0 {
+                text.push(b',');
+            }
+            let embedding = encode(vector, self.format);
+            let object = EmbeddingObject { object: "embedding", index: self.next, embedding };
+            // Numbers and strings can always be written to memory.
+            let _ = serde_json::to_writer(&mut text, &object);
+            self.next += 1;
+        }
+        Some(text)
+    }
 }
 
 fn encode(vector: Vec<f32>, format: EncodingFormat) -> EmbeddingVector {

@@ -1,5 +1,7 @@
 //! `POST /v1/rerank`, `POST /rerank` and `POST /v1/score`.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
@@ -7,15 +9,15 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::embeddings::check_n_texts;
+use super::embeddings::check_not_empty;
 use crate::app::{App, unix_time};
 use crate::embeddings::{RelevanceScores, ScoringRequest};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::InputUsage;
-use crate::openai::generation_options::OneOrMany;
 use crate::openai::params;
 use crate::openai::rerank::{
     Document, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
@@ -26,34 +28,38 @@ use crate::openai::rerank::{
 pub async fn rerank(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
     let model = app.scorer(request.model.as_deref())?;
-    check_n_texts("documents", request.documents.len(), app.limits().embedding_inputs)?;
+    check_not_empty("documents", request.documents.is_empty())?;
     if request.top_n == Some(0) {
         return Err(Error::invalid("top_n", "`top_n` is 0; set it to 1 or more").into());
     }
-    let documents: Vec<String> = request.documents.into_iter().map(Document::into_text).collect();
+    let documents = shared(request.documents.into_iter().map(Document::into_text));
+    let return_documents = request.return_documents.unwrap_or(false);
+    let returned = if return_documents { documents.clone() } else { Vec::new() };
     let scores = model
         .embedder
         .score(ScoringRequest {
-            pairs: documents.iter().map(|document| (request.query.clone(), document.clone())).collect(),
+            queries: shared([request.query]),
+            documents,
             truncate: request.truncate.unwrap_or(false),
             raw_scores: request.raw_scores.unwrap_or(false),
+            tenant: tenant.name(),
         })
         .await?;
     log_scores(&request_id, &scores);
     let mut ranked: Vec<(usize, f32)> = scores.scores.iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     ranked.truncate(request.top_n.unwrap_or(usize::MAX));
-    let return_documents = request.return_documents.unwrap_or(false);
     let results = ranked
         .into_iter()
         .map(|(index, relevance_score)| RerankResult {
             index,
             relevance_score,
-            document: return_documents.then(|| ReturnedDocument { text: documents[index].clone() }),
+            document: returned.get(index).map(|text| ReturnedDocument { text: text.to_string() }),
         })
         .collect();
     let body = RerankResponse {
@@ -69,15 +75,37 @@ pub async fn rerank(
 pub async fn score(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE).await?;
     let model = app.scorer(request.model.as_deref())?;
-    let pairs = pairs(request.text_1, request.text_2)?;
-    check_n_texts("text_2", pairs.len(), app.limits().embedding_inputs)?;
-    let truncate = request.truncate.unwrap_or(false);
-    let raw_scores = request.raw_scores.unwrap_or(false);
-    let scores = model.embedder.score(ScoringRequest { pairs, truncate, raw_scores }).await?;
+    let (first, second) = (shared(request.text_1.into_vec()), shared(request.text_2.into_vec()));
+    check_not_empty("text_1", first.is_empty())?;
+    check_not_empty("text_2", second.is_empty())?;
+    if first.len() != second.len() && first.len() > 1 && second.len() > 1 {
+        return Err(Error::invalid(
+            "text_2",
+            format!(
+                "`text_1` has {} texts and `text_2` has {}; send one against many, or lists of equal length",
+                first.len(),
+                second.len()
+            ),
+        )
+        .into());
+    }
+    let request = ScoringRequest {
+        queries: first,
+        documents: second,
+        truncate: request.truncate.unwrap_or(false),
+        raw_scores: request.raw_scores.unwrap_or(false),
+        tenant: tenant.name(),
+    };
+    let scores = model.embedder.score(request).await.map_err(|e| match e.param() {
+        Some("query") => e.with_param("text_1"),
+        Some("documents") => e.with_param("text_2"),
+        _ => e,
+    })?;
     log_scores(&request_id, &scores);
     let data = scores.scores.iter().enumerate();
     let body = ScoreResponse {
@@ -91,30 +119,9 @@ pub async fn score(
     Ok(json_response(body, &scores, ignored))
 }
 
-/// Pairs up the texts of a request.
-fn pairs(first: OneOrMany, second: OneOrMany) -> Result<Vec<(String, String)>> {
-    Ok(match (first, second) {
-        (OneOrMany::One(first), OneOrMany::One(second)) => vec![(first, second)],
-        (OneOrMany::One(first), OneOrMany::Many(all)) => {
-            all.into_iter().map(|second| (first.clone(), second)).collect()
-        }
-        (OneOrMany::Many(all), OneOrMany::One(second)) => {
-            all.into_iter().map(|first| (first, second.clone())).collect()
-        }
-        (OneOrMany::Many(all), OneOrMany::Many(others)) if all.len() == others.len() => {
-            all.into_iter().zip(others).collect()
-        }
-        (OneOrMany::Many(all), OneOrMany::Many(others)) => {
-            return Err(Error::invalid(
-                "text_2",
-                format!(
-                    "`text_1` has {} texts and `text_2` has {}; send one against many, or lists of equal length",
-                    all.len(),
-                    others.len()
-                ),
-            ));
-        }
-    })
+/// Texts that requests, pairs and responses share.
+fn shared(texts: impl IntoIterator<Item = String>) -> Vec<Arc<str>> {
+    texts.into_iter().map(Arc::from).collect()
 }
 
 fn usage(scores: &RelevanceScores) -> InputUsage {

@@ -58,7 +58,12 @@ const fn encoder(
 
 /// The specification of a model with mean pooling.
 const fn mean(prefixes: PromptPrefixes) -> EmbeddingSpec {
-    EmbeddingSpec { pooling: Pooling::Mean, prefixes, is_matryoshka: false, golden: &[] }
+    EmbeddingSpec { pooling: Pooling::Mean, prefixes, max_tokens: None, is_matryoshka: false, golden: &[] }
+}
+
+/// The specification of a model with mean pooling, without prefixes, whose texts have at most `max_tokens`.
+const fn short_mean(max_tokens: usize) -> EmbeddingSpec {
+    EmbeddingSpec { max_tokens: Some(max_tokens), ..mean(PLAIN) }
 }
 
 /// The specification of a model with first-token pooling.
@@ -97,11 +102,11 @@ pub static ROWS: &[CatalogEntry] = &[
             ])),
         aliases: &["AllMiniLML6V2"],
         tested: true,
-        embedding: Some(EmbeddingSpec { golden: ALL_MINILM_L6_V2_GOLDEN, ..mean(PLAIN) }),
+        embedding: Some(EmbeddingSpec { golden: ALL_MINILM_L6_V2_GOLDEN, ..short_mean(256) }),
         ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, mean(PLAIN))
     },
-    aliased(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, mean(PLAIN))),
-    aliased(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, mean(PLAIN))),
+    aliased(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, short_mean(128))),
+    aliased(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, short_mean(384))),
     aliased(&["BGESmallENV15"], encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, cls(INSTRUCTED))),
     aliased(&["BGEBaseENV15"], encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, cls(INSTRUCTED))),
     aliased(&["BGELargeENV15"], encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, cls(INSTRUCTED))),
@@ -118,9 +123,9 @@ pub static ROWS: &[CatalogEntry] = &[
     aliased(&["MultilingualE5Base"], encoder("multilingual-e5-base", "intfloat/multilingual-e5-base", MIT, 1_130_000_000, mean(E5))),
     aliased(&["MultilingualE5Large"], encoder("multilingual-e5-large", "intfloat/multilingual-e5-large", MIT, 2_260_000_000, mean(E5))),
     aliased(&["ParaphraseMLMiniLML12V2"],
-        encoder("paraphrase-multilingual-minilm-l12-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", APACHE_2, 480_000_000, mean(PLAIN))),
+        encoder("paraphrase-multilingual-minilm-l12-v2", "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2", APACHE_2, 480_000_000, short_mean(128))),
     aliased(&["ParaphraseMLMpnetBaseV2"],
-        encoder("paraphrase-multilingual-mpnet-base-v2", "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", APACHE_2, 1_130_000_000, mean(PLAIN))),
+        encoder("paraphrase-multilingual-mpnet-base-v2", "sentence-transformers/paraphrase-multilingual-mpnet-base-v2", APACHE_2, 1_130_000_000, short_mean(128))),
     encoder("gte-small", "thenlper/gte-small", MIT, 67_000_000, mean(PLAIN)),
     encoder("gte-base", "thenlper/gte-base", MIT, 220_000_000, mean(PLAIN)),
     encoder("gte-large", "thenlper/gte-large", MIT, 671_000_000, mean(PLAIN)),

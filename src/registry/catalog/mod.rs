@@ -43,6 +43,8 @@ pub struct EmbeddingSpec {
     pub pooling: Pooling,
     /// The prompt prefixes.
     pub prefixes: PromptPrefixes,
+    /// Maximum number of tokens of a text, where the model's authors set fewer than it has positions for.
+    pub max_tokens: Option<usize>,
     /// Whether vectors may be shortened: Matryoshka training puts most information into the first dimensions.
     pub is_matryoshka: bool,
     /// Texts with known vectors; a model that computes others is refused.
