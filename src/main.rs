@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     unsafe { keep_freed_memory() };
     // SAFETY: no thread has been started yet.
     let too_many_threads = unsafe { pool::configure(args.compute().threads.map(usize::from)) };
-    telemetry::start_logging();
+    let started = telemetry::start_logging(args.log_format());
     if let Err(e) = return_freed_memory() {
         tracing::warn!(error = %e, "cannot start the thread that returns freed memory");
     }
@@ -111,10 +111,13 @@ fn main() -> ExitCode {
             "{asked} compute threads would slow each other down; using {used}, twice the processors"
         );
     }
-    match cli::run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    match started.and_then(|()| cli::run(args)) {
+        Ok(()) => {
+            telemetry::flush_log();
+            ExitCode::SUCCESS
+        }
         Err(e) => {
-            eprintln!("error: {e}");
+            telemetry::print_error(&e);
             ExitCode::FAILURE
         }
     }

@@ -1,9 +1,22 @@
 //! Logging and metrics: their set-up, and the table of all metrics.
 
-use std::io::{self, IsTerminal};
+mod log_writer;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::panic::{self, PanicHookInfo};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+use crate::error::{Error, Result, quote};
+use log_writer::LogWriter;
 
 /// The kind of a metric.
 enum MetricKind {
@@ -108,6 +121,8 @@ metrics_table! {
         "Failed attempts to write or open the embedding cache on disk.";
     Gauge EMBEDDING_CACHE_BYTES = "predict_otron_embedding_cache_bytes",
         "Size of the embedding cache in bytes.";
+    Counter LOG_LINES_DROPPED = "predict_otron_log_lines_dropped_total",
+        "Log lines dropped because stderr was not read.";
 }
 
 /// Upper bounds of the buckets of durations, in seconds.
@@ -118,17 +133,84 @@ const TOKENS: [f64; 9] = [1.0, 8.0, 32.0, 128.0, 512.0, 1024.0, 2048.0, 4096.0, 
 /// Upper bounds of the buckets of batch sizes.
 const SEQUENCES: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
-/// Starts logging to stderr at the level of `RUST_LOG`, `info` by default.
-pub fn start_logging() {
+/// The log, once it has started.
+static LOG: OnceLock<(LogWriter, LogFormat)> = OnceLock::new();
+
+/// Time for the last log lines at the end of the process, if stderr is not read.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Starts logging to stderr at the level of `RUST_LOG`, `info` by default. Panics are logged, too: the default
+/// hook would block where nobody reads stderr.
+///
+/// # Errors
+/// When the log's thread cannot be started.
+pub fn start_logging(format: LogFormat) -> Result<()> {
     // These crates' problems reach the user through our own errors.
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new("info,hf_hub=off,ort=warn,tokenizers=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    let has_colors = format == LogFormat::Text && io::stderr().is_terminal();
+    let writer = LogWriter::spawn(raw_stderr(), has_colors, LOG_LINES_DROPPED)
+        .map_err(|e| Error::internal(format!("cannot start the log's thread: {e}")))?;
+    let (writer, _) = LOG.get_or_init(|| (writer, format));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer.clone());
+    match format {
+        LogFormat::Text => builder.with_ansi(has_colors).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
+    }
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
 }
+
+/// Stderr without the lock of [`io::stderr`], which a writer that waits for a reader would hold.
+fn raw_stderr() -> Box<dyn Write + Send> {
+    match io::stderr().as_fd().try_clone_to_owned() {
+        Ok(stderr) => Box::new(File::from(stderr)),
+        Err(_) => Box::new(io::stderr()),
+    }
+}
+
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    // The message may quote a request.
+    let message = quote(info.payload_as_str().unwrap_or("no message"));
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(thread, location, %backtrace, "panicked: {message}");
+    } else {
+        tracing::error!(thread, location, "panicked: {message}");
+    }
+}
+
+/// Prints lines for the user on stderr, or logs them if the log has a format for machines.
+pub fn print_lines(text: &str) {
+    match LOG.get() {
+        Some((_, LogFormat::Json)) => tracing::info!("{text}"),
+        Some((writer, LogFormat::Text)) => text.lines().for_each(|line| writer.write_line(line)),
+        None => eprintln!("{text}"),
+    }
+}
+
+/// Prints the error that ends the process.
+pub fn print_error(error: &Error) {
+    match LOG.get() {
+        Some((_, LogFormat::Json)) => tracing::error!("{error}"),
+        _ => print_lines(&format!("error: {error}")),
+    }
+    flush_log();
+}
+
+/// Waits shortly until all lines of the log are written, before the process ends.
+pub fn flush_log() {
+    if let Some((writer, _)) = LOG.get() {
+        writer.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// Interval at which recorded values of histograms are sorted into their buckets. Between two times every value
+/// takes memory of its own, whether or not anybody reads the metrics.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts collecting metrics. The handle renders them in the Prometheus text format. Only the first handle of a
 /// process has metrics to render.
@@ -151,6 +233,15 @@ pub fn start_metrics() -> PrometheusHandle {
                 MetricKind::Gauge => metrics::describe_gauge!(name, help),
                 MetricKind::Histogram => metrics::describe_histogram!(name, help),
             }
+        }
+        let upkeep = handle.clone();
+        let keep_up = move || loop {
+            thread::sleep(UPKEEP_INTERVAL);
+            upkeep.run_upkeep();
+        };
+        // Without the thread, only reading the metrics does it.
+        if let Err(e) = thread::Builder::new().name("metrics".to_owned()).spawn(keep_up) {
+            tracing::warn!(error = %e, "cannot start the thread for the upkeep of metrics");
         }
     }
     handle

@@ -6,11 +6,12 @@ mod support;
 
 use std::time::Duration;
 
-use predict_otron_9000::config::Limits;
+use predict_otron_9000::config::{Limits, procfs_bytes};
 use predict_otron_9000::inference::EngineOptions;
+use predict_otron_9000::telemetry;
 use serde_json::{Value, json};
 use support::embeddings::{tiny_encoder, vectors};
-use support::{ENGINE_OPTIONS, Script, embedding_server, json as body, scripted_server};
+use support::{ENGINE_OPTIONS, METRICS, Script, embedding_server, json as body, scripted_server};
 
 const CHAT: &str = "/v1/chat/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -78,4 +79,21 @@ async fn probes_and_metrics_report_the_load() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     drop(running);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn histograms_need_no_scrape_to_stay_small() {
+    const N_VALUES: usize = 4_000_000;
+    std::sync::LazyLock::force(&METRICS);
+    let histogram = metrics::histogram!(telemetry::MASK_SECONDS);
+    let record = || {
+        for n in 0..N_VALUES {
+            histogram.record(n as f64 * 1e-6);
+        }
+        std::thread::sleep(Duration::from_millis(2500));
+        procfs_bytes("/proc/self/status", "VmRSS:").unwrap()
+    };
+    let (first, second) = (record(), record());
+    assert!(second.saturating_sub(first) < N_VALUES * 4, "{first} {second}");
 }

@@ -38,7 +38,9 @@ impl ApiKeys {
         // The message must not contain the key.
         if all.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(config(
-                "an API key is empty or has characters other than visible ASCII; choose another".to_owned(),
+                "an API key is empty or has characters other than visible ASCII; choose another, or unset \
+                 --api-key and PREDICT_OTRON_API_KEY to serve without keys"
+                    .to_owned(),
             ));
         }
         Ok(Self { digests: all.iter().map(|key| Sha256::digest(key).into()).collect() })

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::memory_budget::{BudgetStep, MemoryBudget, Resident};
-use super::served_model::{ModelInfo, ServedModel};
+use super::served_model::{ModelInfo, ServedModel, cannot_load};
 use crate::chat::ChatModel;
 use crate::config::Residency;
 use crate::error::{Error, Kind, Result};
@@ -160,7 +160,9 @@ impl ChatModels {
         {
             return Err(e.clone());
         }
-        self.load_now(slot).inspect_err(|e| slot.state().failed = Some((Instant::now(), e.clone())))
+        self.load_now(slot)
+            .map_err(|e| cannot_load(e, slot.served.id()))
+            .inspect_err(|e| slot.state().failed = Some((Instant::now(), e.clone())))
     }
 
     /// The load of each model in memory.

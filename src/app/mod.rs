@@ -30,9 +30,9 @@ pub use text_models::{TextModel, embedder_options};
 use work_queue::WorkQueue;
 
 use crate::chat::{ChatModel, ChatStream, CompletionStream, ResponseCache};
-use crate::config::{Config, Limits};
+use crate::config::{AccessConfig, Config, Limits};
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quote};
 use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::kernels::threads::pool;
@@ -63,6 +63,8 @@ pub struct Parts {
     pub reranker: Option<TextModel>,
     /// The keys that clients must send.
     pub api_keys: ApiKeys,
+    /// Hosts and web pages that are served besides the server's own.
+    pub access: AccessConfig,
     /// Limits of requests, queues and caches.
     pub limits: Limits,
     /// Renders the metrics.
@@ -167,7 +169,9 @@ impl App {
             .collect();
         let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
-        let app = Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, limits, metrics })?;
+        let access = config.access.clone();
+        let app =
+            Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, access, limits, metrics })?;
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -317,7 +321,8 @@ impl App {
 
     fn not_served(&self, name: &str) -> Error {
         let names: Vec<String> = self.slots().map(|slot| format!("`{}`", slot.served().id())).collect();
-        let message = format!("model `{name}` is not served here; served are {}", names.join(", "));
+        let (name, names) = (quote(name), names.join(", "));
+        let message = format!("model `{name}` is not served here; served are {names}");
         Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 
@@ -343,6 +348,11 @@ impl App {
     /// The keys that clients must send.
     pub fn api_keys(&self) -> &ApiKeys {
         &self.parts.api_keys
+    }
+
+    /// Hosts and web pages that are served besides the server's own.
+    pub fn access(&self) -> &AccessConfig {
+        &self.parts.access
     }
 
     /// Limits of requests, queues and caches.
@@ -531,7 +541,7 @@ impl Slot<'_> {
             ModelKind::Embedding => ("an embedding model", "/v1/embeddings"),
             ModelKind::Reranker => ("a reranker", "/v1/rerank"),
         };
-        let message = format!("model `{name}` is {what}; it answers on {route}");
+        let message = format!("model `{}` is {what}; it answers on {route}", quote(name));
         Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 }

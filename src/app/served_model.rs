@@ -108,6 +108,11 @@ pub fn assign_aliases(mut models: Vec<&mut ServedModel>, aliases: &[(String, Str
     Ok(())
 }
 
+/// Hides an error of loading the model `id`, which may name local files, from clients.
+pub fn cannot_load(e: Error, id: &str) -> Error {
+    e.with_public(format!("model `{id}` cannot be loaded; the server's log has the reason"))
+}
+
 /// Whether `name` stands for a route's default model.
 pub fn is_default(name: &str) -> bool {
     name.eq_ignore_ascii_case(DEFAULT)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use once_cell::sync::OnceCell;
 
 use super::memory_budget::MemoryBudget;
-use super::served_model::ServedModel;
+use super::served_model::{ServedModel, cannot_load};
 use crate::config::{EmbeddingBackend, Limits};
 use crate::embeddings::{
     Embedder, EmbedderOptions, EmbeddingSource, Fingerprint, LedgerLimits, TextEmbedding,
@@ -93,7 +93,7 @@ impl TextModel {
         let reference = reference.to_owned();
         let is_kept = options.disk_cache.is_some();
         let key_owners = options.key_owners;
-        let loader = move || {
+        let load = move || {
             let source = locate(&reference, &registry)?;
             reserve(&source)?;
             let model = TextEmbedding::load(&source, &registry)?;
@@ -103,6 +103,8 @@ impl TextModel {
                 model
             })
         };
+        let id = served.id().to_owned();
+        let loader = move || load().map_err(|e| cannot_load(e, &id));
         let embedder = match kind {
             ModelKind::Reranker => {
                 static RERANKER: OnceCell<TextEmbedding> = OnceCell::new();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cache::name_digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::inference::{GenerationRequest, SamplingParams};
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
@@ -253,7 +253,7 @@ fn logit_bias(options: &GenerationOptions) -> Result<Vec<(u32, f32)>> {
         .flatten()
         .map(|(token, &bias)| {
             let id = token.parse().map_err(|_| {
-                Error::invalid("logit_bias", format!("`logit_bias` key `{token}` is not a token id"))
+                Error::invalid("logit_bias", format!("`logit_bias` key `{}` is not a token id", quote(token)))
             })?;
             if !(-MAX_LOGIT_BIAS..=MAX_LOGIT_BIAS).contains(&bias) {
                 let message = format!("`logit_bias` of token {id} is {bias}; it must be from -100 to 100");

@@ -7,7 +7,7 @@ use super::reasoning::ReasoningParser;
 use super::template::{TemplateInput, TemplateMessage};
 use super::template_probe;
 use super::tools::{self, ToolSet};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::openai::chat::{ChatCompletionRequest, Content, Message, ReasoningEffort, Role};
 use crate::tokenizer::Tokenizer;
 
@@ -189,7 +189,10 @@ fn content_text(content: &Content, path: &str) -> Result<String> {
                 ("text", Some(text), _) | ("refusal", _, Some(text)) => Ok(text.as_str()),
                 (kind, ..) => Err(Error::invalid(
                     format!("{path}[{idx}]"),
-                    format!("content part of type `{kind}` is not supported; send text parts, each with its `text`"),
+                    format!(
+                        "content part of type `{}` is not supported; send text parts, each with its `text`",
+                        quote(kind)
+                    ),
                 )),
             })
             .collect(),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::inference::Grammar;
 use crate::openai::generation_options::{GenerationOptions, ResponseFormatKind};
 
@@ -92,7 +92,7 @@ pub fn check_name(path: &str, name: &str) -> Result<()> {
     }
     let message = format!(
         "`{path}` must consist of 1 to {MAX_NAME_BYTES} letters, digits, `_` or `-`; `{}` does not",
-        name.chars().take(MAX_NAME_BYTES).collect::<String>()
+        quote(name)
     );
     Err(Error::invalid(path, message))
 }

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::http::{self, Listener, Tls};
+use crate::telemetry;
 
 /// Serves until Ctrl-C or SIGTERM, and loads the models in the background. The first signal shuts the
 /// server down gracefully, the second ends the process at once.
@@ -86,6 +87,7 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
         tokio::spawn(async move {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
             tracing::warn!("second signal received, exiting at once");
+            telemetry::flush_log();
             std::process::exit(130);
         });
         delay

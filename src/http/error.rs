@@ -8,15 +8,21 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::server::body::SlowBody;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, escape_chars, quote};
 use crate::openai::error::{ErrorBody, ErrorObject};
 
-/// The message for clients after a panic.
+/// The message for clients after an internal error or a panic. The cause is only in the log.
 pub const PANICKED: &str = "internal error while serving this request; see the server's log";
 
 /// When to retry after a fault: an engine starts over within a second, and a server that shuts down refuses
 /// connections, so that the retry reaches another.
 const UNAVAILABLE_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The message for clients when a model is at fault, but the error does not say which.
+const MODEL_FAILED: &str = "the model cannot be used for this request; see the server's log";
+
+/// The most characters of a message, in responses and in the log.
+const MAX_MESSAGE_CHARS: usize = 2000;
 
 /// An error response.
 #[derive(Debug)]
@@ -24,6 +30,9 @@ pub struct ApiError {
     status: StatusCode,
     body: ErrorBody,
     retry_after: Option<Duration>,
+    should_retry: bool,
+    /// The message for the log, if it is not the one for the client.
+    cause: Option<Box<str>>,
 }
 
 /// The message of an error response, attached to it for the request log.
@@ -34,8 +43,30 @@ impl ApiError {
     /// An error of HTTP itself, such as an unknown route.
     pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
-        let error = ErrorObject { message: message.into(), kind, param: None, code };
-        Self { status, body: ErrorBody { error }, retry_after: None }
+        let error = ErrorObject { message: bounded(&message.into()), kind, param: None, code };
+        let should_retry = status != StatusCode::INTERNAL_SERVER_ERROR;
+        Self { status, body: ErrorBody { error }, retry_after: None, should_retry, cause: None }
+    }
+
+    /// A request whose head is malformed.
+    pub fn malformed_head(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Some("malformed_head"), message)
+    }
+
+    /// A host or a web page that is not served.
+    pub fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Some(code), message)
+    }
+
+    /// A request without a valid key.
+    pub fn unauthorized(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, Some(code), message)
+    }
+
+    /// A wrong key, after too many of them; a retry with the same key would fail, too.
+    pub fn too_many_wrong_keys(retry_after: Duration, message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, Some("too_many_wrong_keys"), message);
+        Self { retry_after: Some(retry_after), should_retry: false, ..error }
     }
 
     /// Returns the envelope alone, for an error in mid-stream.
@@ -80,15 +111,27 @@ impl From<Error> for ApiError {
             Kind::Unavailable => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         };
-        let param = e.param().map(str::to_owned);
-        let error = ErrorObject { message: e.to_string(), kind, param, code };
-        Self { status, body: ErrorBody { error }, retry_after }
+        let message = bounded(&e.to_string());
+        // The messages of the server's own faults may name local files; they are for its operator.
+        let public = match e.kind() {
+            Kind::Model | Kind::Registry | Kind::Config => Some(e.public().unwrap_or(MODEL_FAILED)),
+            Kind::Internal => Some(e.public().unwrap_or(PANICKED)),
+            _ => None,
+        };
+        let (message, cause) = match public {
+            Some(public) => (public.to_owned(), Some(message.into_boxed_str())),
+            None => (message, None),
+        };
+        let error = ErrorObject { message, kind, param: e.param().map(quote), code };
+        let body = ErrorBody { error };
+        // The SDKs retry every 5xx twice, but an internal error would only recur.
+        Self { status, body, retry_after, should_retry: status != StatusCode::INTERNAL_SERVER_ERROR, cause }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let logged = LoggedMessage(self.body.error.message.clone());
+        let logged = LoggedMessage(self.cause.map_or_else(|| self.body.error.message.clone(), String::from));
         let mut response = (self.status, Json(self.body)).into_response();
         response.extensions_mut().insert(logged);
         let headers = response.headers_mut();
@@ -97,8 +140,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000) as u64));
             headers.insert("retry-after-ms", HeaderValue::from(after.as_millis() as u64));
         }
-        // The SDKs retry every 5xx twice, but an internal error would only recur.
-        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+        if !self.should_retry {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
@@ -124,20 +166,60 @@ pub fn unparsed_request(status: StatusCode, max_bytes: usize) -> ApiError {
     ApiError::new(status, Some(code), message)
 }
 
+/// A message without control characters, cut to [`MAX_MESSAGE_CHARS`].
+fn bounded(message: &str) -> String {
+    escape_chars(message, MAX_MESSAGE_CHARS).0
+}
+
 /// The response to an unknown path.
 pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
-    let message = format!("there is no {method} {}; GET / lists the routes", uri.path());
+    let (method, path) = (quote(method.as_str()), quote(uri.path()));
+    let message = format!("there is no {method} {path}; GET / lists the routes");
     ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 
 /// The response to a known path with an unsupported method.
 pub async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
-    let message =
-        format!("{} does not support {method}; the Allow header lists the methods it supports", uri.path());
+    let (method, path) = (quote(method.as_str()), quote(uri.path()));
+    let message = format!("{path} does not support {method}; the Allow header lists the methods it supports");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
 }
 
 /// The response after a panic in a handler. The panic's message is only in the log.
 pub fn handler_panicked(_: Box<dyn Any + Send>) -> Response {
     ApiError::from(Error::internal(PANICKED)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown_and_logged(e: Error) -> (String, String) {
+        let error = ApiError::from(e);
+        let shown = error.body.error.message.clone();
+        let LoggedMessage(logged) = error.into_response().extensions_mut().remove().unwrap();
+        (shown, logged)
+    }
+
+    #[test]
+    fn causes_of_the_servers_faults_are_only_logged() {
+        let cause = "task 7 panicked: cannot read `/home/me/model.gguf`";
+        for kind in [Kind::Model, Kind::Registry, Kind::Config, Kind::Internal] {
+            let (shown, logged) = shown_and_logged(Error::new(kind, cause));
+            assert!(!shown.contains("/home") && shown.contains("the server's log"), "{shown}");
+            assert_eq!(logged, cause);
+            let named = Error::new(kind, cause).with_public("model `m` cannot be loaded");
+            assert_eq!(shown_and_logged(named), ("model `m` cannot be loaded".to_owned(), cause.to_owned()));
+        }
+        let (shown, logged) = shown_and_logged(Error::invalid("n", "`n` is 9"));
+        assert_eq!((shown.as_str(), logged.as_str()), ("`n` is 9", "`n` is 9"));
+    }
+
+    #[test]
+    fn messages_and_parameters_are_bounded() {
+        let error = ApiError::from(Error::invalid("p".repeat(1 << 20), "m\n".repeat(1 << 20)));
+        let ErrorObject { message, param, .. } = error.into_body().error;
+        assert!(message.len() < 2 * MAX_MESSAGE_CHARS && !message.contains('\n'));
+        assert!(param.unwrap().len() < 300);
+    }
 }

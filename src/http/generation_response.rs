@@ -312,11 +312,12 @@ impl RequestLog {
     fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
         self.n_running -= 1;
         let is_last = self.n_running == 0;
-        let id = self.request_id.as_str();
+        let (id, trace_id) = (self.request_id.as_str(), self.request_id.trace_id());
         let Usage { prompt_tokens, completion_tokens, .. } = *usage;
         let Some(GenerationStats { timings, repeat_penalty }) = stats else {
             tracing::info!(
                 id,
+                trace_id,
                 prompt_tokens,
                 completion_tokens,
                 "{} replayed from the response cache",
@@ -328,6 +329,7 @@ impl RequestLog {
         let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
         tracing::info!(
             id,
+            trace_id,
             queue_ms = ms(timings.queue),
             prompt_tokens,
             prefill_ms = ms(timings.prefill),
@@ -347,14 +349,19 @@ impl RequestLog {
     /// Logs an error in a stream that has begun. Earlier errors become error responses, which are logged as such.
     fn failed(&mut self, e: &Error) {
         self.n_running = 0;
-        tracing::error!(id = self.request_id.as_str(), error = %e, "{} failed in mid-stream", self.name);
+        tracing::error!(id = self.request_id.as_str(), trace_id = self.request_id.trace_id(), error = %e, "{} failed in mid-stream", self.name);
     }
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if self.n_running > 0 {
-            tracing::info!(id = self.request_id.as_str(), "{} cancelled: the client disconnected", self.name);
+            tracing::info!(
+                id = self.request_id.as_str(),
+                trace_id = self.request_id.trace_id(),
+                "{} cancelled: the client disconnected",
+                self.name
+            );
         }
     }
 }

@@ -2,8 +2,8 @@
 //! tower and hyper. It knows no tokens, tensors or models; see [`crate::app`] for those.
 //!
 //! A request passes through `server` (connections, keep-alive, graceful shutdown), `middleware` (request
-//! id, API key, admission) and the router made from `table` to its handler in `routes`. The handler reads its
-//! body with `extract`. A full queue is an error, which `error` turns into a 429; most requests for a full queue
+//! id, host and origin, API key, admission) and the router made from `table` to its handler in `routes`. The
+//! handler reads its body with `extract`. A full queue is an error, which `error` turns into a 429; most requests for a full queue
 //! are refused by `middleware` before their body is read.
 
 mod error;
@@ -27,7 +27,9 @@ use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
-use middleware::{admission, auth, request_id};
+use middleware::auth::{self, KeyGuard};
+use middleware::site::{self, SitePolicy};
+use middleware::{admission, request_id};
 use retry::dedup::RetryDedup;
 use route::Route;
 pub use server::{Listener, Tls};
@@ -45,14 +47,22 @@ pub async fn serve(listener: impl Into<Listener>, app: App, stop: impl Future<Ou
 /// The router of all routes, with their middleware.
 pub fn router(app: App) -> Router {
     let dedup = RetryDedup::new(app.limits());
-    ROUTES
+    let sites = SitePolicy::new(app.access().clone(), app.api_keys().are_required());
+    let router = ROUTES
         .iter()
         .fold(Router::new(), |router, route| router.route(route.path, admitted(route, &app)))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))
-        .layer(from_fn_with_state(app.clone(), auth::require_api_key))
-        .layer(CatchPanicLayer::custom(error::handler_panicked))
+        .layer(from_fn_with_state(KeyGuard::new(app.clone()), auth::require_api_key))
+        .layer(CatchPanicLayer::custom(error::handler_panicked));
+    // Outside of authentication: preflights have no key, and pages read why they were refused.
+    let router = match sites.cors_layer() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
+        .layer(from_fn_with_state(sites, site::check_site))
         .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
 }

@@ -14,7 +14,7 @@ pub mod tokens;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quote};
 
 /// Parses a request of type `T`.
 ///
@@ -24,25 +24,26 @@ pub fn from_value<'de, T: Deserialize<'de>>(
     body: impl Deserializer<'de, Error = serde_json::Error>,
 ) -> Result<T> {
     serde_path_to_error::deserialize(body).map_err(|e| {
-        let message = e.inner().to_string();
-        let path = e.path().to_string();
+        // Both may quote the client.
+        let message = in_json_terms(&e.inner().to_string());
+        let path = quote(&e.path().to_string());
         let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
         match (path.as_str(), missing) {
             (".", Some(field)) => Error::invalid(field, format!("`{field}` is missing")),
             (path, Some(field)) => {
                 Error::invalid(format!("{path}.{field}"), format!("`{path}.{field}` is missing"))
             }
-            (".", None) => Error::new(Kind::InvalidRequest, in_json_terms(&message)),
+            (".", None) => Error::new(Kind::InvalidRequest, message),
             // The keys are the client's own, not parameters.
             (path, None) if path.starts_with("logit_bias.") => {
-                Error::invalid("logit_bias", format!("`{path}`: {}", in_json_terms(&message)))
+                Error::invalid("logit_bias", format!("`{path}`: {message}"))
             }
-            (path, None) => Error::invalid(path, format!("`{path}`: {}", in_json_terms(&message))),
+            (path, None) => Error::invalid(path, format!("`{path}`: {message}")),
         }
     })
 }
 
-/// Replaces Rust's type names with JSON's in a message of serde.
+/// Replaces Rust's type names with JSON's in a message of serde, and cuts what it quotes.
 fn in_json_terms(message: &str) -> String {
     const FOUND: &[(&str, &str)] = &[
         ("invalid type: map", "invalid type: object"),
@@ -52,11 +53,12 @@ fn in_json_terms(message: &str) -> String {
         ("invalid value: map", "invalid type: object"),
     ];
     // The first part may quote the client, and so contain "expected" too.
-    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return quote(message) };
     let found = FOUND
         .iter()
         .find_map(|(rust, json)| Some(format!("{json}{}", found.strip_prefix(rust)?)))
         .unwrap_or_else(|| found.to_owned());
+    let found = quote(&found);
     let expected = match expected {
         "f32" | "f64" => "a number",
         "i64" => "an integer",
@@ -99,6 +101,21 @@ mod tests {
             let error = ChatCompletionRequest::from_object(body).unwrap_err();
             assert_eq!(error.param(), Some(param), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
+        }
+        let long = "x\n".repeat(1 << 20);
+        for (field, value) in [
+            ("temperature", json!(long)),
+            ("messages", json!([{"role": long}])),
+            ("stop", json!([{"a": long}])),
+            ("logit_bias", json!({&long: null})),
+            ("tools", json!([{"type": long, "function": {"name": "f"}}])),
+            ("messages", json!([{"role": "user", "content": "x", "tool_calls": [{ &long: 1 }]}])),
+        ] {
+            let body = Map::from_iter([(field.to_owned(), value)]);
+            let error = ChatCompletionRequest::from_object(body).unwrap_err();
+            let (message, param) = (error.to_string(), error.param().unwrap_or_default());
+            assert!(message.len() < 1000 && param.len() < 500, "{message}");
+            assert!(!message.contains('\n') && !param.contains('\n'), "{message}");
         }
         let error = from_value::<EmbeddingsRequest>(json!({})).unwrap_err();
         assert_eq!((error.param(), error.to_string().as_str()), (Some("input"), "`input` is missing"));

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::telemetry;
+
 /// The progress of one download, on stderr. The bar vanishes if it is dropped without [`Progress::complete`].
 pub struct Progress {
     what: String,
@@ -65,7 +67,7 @@ impl Progress {
 
 /// Prints a line for the user on stderr.
 pub fn notify(line: &str) {
-    eprintln!("{line}");
+    telemetry::print_lines(line);
 }
 
 /// Formats a size in MB (10^6 bytes) or, from 1 GB on, in GB (10^9 bytes).

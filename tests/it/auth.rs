@@ -1,5 +1,7 @@
 //! Authentication by API key, and tenants.
 
+use std::time::Duration;
+
 use predict_otron_9000::config::Limits;
 use reqwest::Method;
 use serde_json::json;
@@ -8,7 +10,8 @@ use crate::support::{ENGINE_OPTIONS, Script, json as body, keyed_server, scripte
 
 #[tokio::test]
 async fn every_route_but_the_probes_needs_a_key() {
-    let server = keyed_server(&["sk-one", "sk-two"]).await;
+    let limits = Limits { wrong_keys: usize::MAX, ..Limits::default() };
+    let server = keyed_server(&["sk-one", "sk-two"], limits).await;
     let send = async |method: Method, path: &str, authorization: Option<&str>| {
         let mut request = server.client.request(method, server.url(path));
         if let Some(value) = authorization {
@@ -60,7 +63,7 @@ async fn every_route_but_the_probes_needs_a_key() {
 
 #[tokio::test]
 async fn a_key_is_accepted_in_either_header() {
-    let server = keyed_server(&["sk-one"]).await;
+    let server = keyed_server(&["sk-one"], Limits::default()).await;
     for (headers, status) in [
         (vec![("x-api-key", "sk-one")], 200),
         (vec![("x-api-key", " sk-one ")], 200),
@@ -94,4 +97,30 @@ async fn spellings_of_a_token_share_the_prefix_cache_and_other_tokens_do_not() {
     assert_eq!(cached_tokens("Bearer sk-1").await, 0);
     assert!(cached_tokens("bearer    sk-1 ").await > 0);
     assert_eq!(cached_tokens("Bearer sk-2").await, 0);
+}
+
+#[tokio::test]
+async fn wrong_keys_are_throttled_and_right_ones_are_not() {
+    let limits = Limits { wrong_keys: 3, wrong_key_window: Duration::from_millis(800), ..Limits::default() };
+    let server = keyed_server(&["sk-one"], limits).await;
+    let get =
+        async |key: &str| server.client.get(server.url("/v1/models")).bearer_auth(key).send().await.unwrap();
+    for n in 0..3 {
+        assert_eq!(get(&format!("sk-{n}")).await.status(), 401);
+    }
+    for n in 3..20 {
+        let response = get(&format!("sk-{n}")).await;
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let error = &body(response).await["error"];
+        assert_eq!(error["code"], "too_many_wrong_keys");
+        assert!(error["message"].as_str().unwrap().contains("invalid API key"), "{error}");
+        assert_eq!(get("sk-one").await.status(), 200);
+    }
+    // A missing key is no guess, and probes need none.
+    assert_eq!(server.get("/v1/models").await.status(), 401);
+    assert_eq!(server.get("/livez").await.status(), 200);
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(get("sk-20").await.status(), 401);
 }

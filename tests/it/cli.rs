@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use predict_otron_9000::registry::Registry;
 
 use crate::support;
 
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_predict-otron-9000"));
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command
@@ -148,6 +148,9 @@ fn usage_errors_are_explained() {
         (vec!["pull", "no-such-model"], vec!["predict-otron-9000 models"]),
         (vec!["--threads", "0"], vec!["--threads"]),
         (vec!["--prot", "1"], vec!["--port"]),
+        (vec!["--heartbeat", "500ms"], vec!["--heartbeat", "1s"]),
+        (vec!["--cors-origin", "https://app.example.com/x"], vec!["--cors-origin", "without a path"]),
+        (vec!["--allowed-host", "llm.lan:80"], vec!["--allowed-host", "without a port"]),
     ] {
         let output = output(&args);
         assert!(!output.status.success(), "{args:?}");
@@ -214,16 +217,31 @@ fn bench_breaks_the_time_down_by_operation() {
 }
 
 /// A server process, which is killed on drop.
-struct Running {
+pub struct Running {
     child: Child,
-    address: String,
+    pub address: String,
     /// Lines that it has logged since it began to listen.
-    log: Arc<Mutex<Vec<String>>>,
+    pub log: Arc<Mutex<Vec<String>>>,
+    /// Its stderr, if nobody reads it.
+    _unread: Option<BufReader<ChildStderr>>,
 }
 
 impl Running {
     /// Starts `command` on a free port and waits until it listens.
-    fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        let mut server = Self::start_unread(command);
+        let log = server._unread.take().unwrap();
+        let lines = server.log.clone();
+        std::thread::spawn(move || {
+            for line in log.lines().map_while(|line| line.ok()) {
+                lines.lock().unwrap().push(line);
+            }
+        });
+        server
+    }
+
+    /// The same, but nobody reads its stderr once it listens.
+    pub fn start_unread(mut command: Command) -> Self {
         let mut child = command.args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
@@ -231,20 +249,13 @@ impl Running {
             let start = seen.len();
             assert!(log.read_line(&mut seen).unwrap() > 0, "the server exited: {seen}");
             if let Some((_, address)) = seen[start..].split_once("listening on http://") {
-                break address.split_whitespace().next().unwrap().to_owned();
+                break address.split([' ', '"', '\n']).next().unwrap().to_owned();
             }
         };
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let later = lines.clone();
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(|line| line.ok()) {
-                later.lock().unwrap().push(line);
-            }
-        });
-        Self { child, address, log: lines }
+        Self { child, address, log: Arc::default(), _unread: Some(log) }
     }
 
-    async fn post(&self, path: &str, body: &'static str) -> (u16, String) {
+    pub async fn post(&self, path: &str, body: &'static str) -> (u16, String) {
         let response = reqwest::Client::new()
             .post(format!("http://{}{path}", self.address))
             .header("content-type", "application/json")
@@ -255,12 +266,12 @@ impl Running {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.unwrap().success());
     }
 
-    fn wait(&mut self) -> std::process::ExitStatus {
+    pub fn wait(&mut self) -> std::process::ExitStatus {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -329,6 +340,25 @@ fn an_empty_environment_variable_counts_as_unset() {
     let output = command.env("PREDICT_OTRON_OFFLINE", "").args(args).output().unwrap();
     let message = text(&output.stderr);
     assert!(!output.status.success() && message.contains("smollm2-135m-instruct"), "{message}");
+}
+
+#[test]
+fn an_empty_key_does_not_open_the_server() {
+    for (variable, value) in [
+        ("PREDICT_OTRON_API_KEY", ""),
+        ("PREDICT_OTRON_API_KEY", " "),
+        ("PREDICT_OTRON_API_KEY", "sk-a,"),
+        ("PREDICT_OTRON_API_KEY_FILE", ""),
+    ] {
+        let args = ["--offline", "--port", "0", "--model", "tests/data/tiny/llama"];
+        let output = program().env(variable, value).args(args).output().unwrap();
+        let message = text(&output.stderr);
+        assert!(!output.status.success(), "{variable}={value:?}");
+        assert!(
+            message.contains("API_KEY") || message.contains("--api-key"),
+            "{variable}={value:?}: {message}"
+        );
+    }
 }
 
 /// A folder with the tests' tiny ONNX encoder.

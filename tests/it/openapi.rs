@@ -240,12 +240,12 @@ async fn references_resolve() {
 #[tokio::test]
 async fn the_document_requires_a_key_if_the_server_does() {
     let open = document(&server().await).await;
-    assert_eq!(open["security"], json!([{}, {"apiKey": []}]));
-    let server = keyed_server(&["sk-one"]).await;
+    assert_eq!(open["security"], json!([{}, {"apiKey": []}, {"apiKeyHeader": []}]));
+    let server = keyed_server(&["sk-one"], Limits::default()).await;
     let keyed =
         body(server.client.get(server.url("/openapi.json")).bearer_auth("sk-one").send().await.unwrap())
             .await;
-    assert_eq!(keyed["security"], json!([{"apiKey": []}]));
+    assert_eq!(keyed["security"], json!([{"apiKey": []}, {"apiKeyHeader": []}]));
     for (path, operations) in object(&keyed["paths"]) {
         for operation in object(operations).values() {
             let needs_key = operation.get("security").is_none();

@@ -20,7 +20,7 @@ use predict_otron_9000::app::{
     ApiKeys, App, ChatModels, ChatSlot, LoadPlan, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
 };
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
-use predict_otron_9000::config::{Limits, RegistryConfig, Residency};
+use predict_otron_9000::config::{AccessConfig, AllowedHost, CorsOrigin, Limits, RegistryConfig, Residency};
 use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http::{self, Listener, Tls};
@@ -251,7 +251,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> LoadPlan {
 /// A server with these chat models; its embedding model cannot be loaded.
 pub async fn scripted_models_server(chat_models: Arc<ChatModels>, limits: Limits) -> Server {
     let no_model = || Err(Error::registry("this test has no embedding model"));
-    server_of(chat_models, limits, Box::new(no_model), None, ApiKeys::default()).await
+    server_of(chat_models, limits, Box::new(no_model), None, Access::default()).await
 }
 
 /// A server without chat models whose embedding model comes from `loader`.
@@ -262,15 +262,33 @@ pub async fn embedding_server(limits: Limits, loader: Box<Loader>) -> Server {
 /// A server without chat models, with an embedding model and perhaps a reranker.
 pub async fn scoring_server(limits: Limits, loader: Box<Loader>, reranker: Option<Box<Loader>>) -> Server {
     let no_chat = ChatModels::new(Vec::new(), Residency::default());
-    server_of(no_chat, limits, loader, reranker, ApiKeys::default()).await
+    server_of(no_chat, limits, loader, reranker, Access::default()).await
 }
 
 /// A server that accepts these API keys, with the tiny encoder and no chat model.
-pub async fn keyed_server(keys: &[&str]) -> Server {
+pub async fn keyed_server(keys: &[&str], limits: Limits) -> Server {
+    guarded_server(keys, &[], &[], limits).await
+}
+
+/// A server that accepts these API keys, names and origins of web pages, with the tiny encoder and no chat model.
+pub async fn guarded_server(keys: &[&str], hosts: &[&str], origins: &[&str], limits: Limits) -> Server {
     let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+    let access = Access {
+        api_keys: ApiKeys::new(&keys, None).unwrap(),
+        sites: AccessConfig {
+            allowed_hosts: hosts.iter().map(|host| AllowedHost::parse(host).unwrap()).collect(),
+            cors_origins: origins.iter().map(|origin| CorsOrigin::parse(origin).unwrap()).collect(),
+        },
+    };
     let no_chat = ChatModels::new(Vec::new(), Residency::default());
-    let loader = Box::new(embeddings::tiny_encoder);
-    server_of(no_chat, Limits::default(), loader, None, ApiKeys::new(&keys, None).unwrap()).await
+    server_of(no_chat, limits, Box::new(embeddings::tiny_encoder), None, access).await
+}
+
+/// Who may use a server.
+#[derive(Default)]
+struct Access {
+    api_keys: ApiKeys,
+    sites: AccessConfig,
 }
 
 async fn server_of(
@@ -278,16 +296,16 @@ async fn server_of(
     limits: Limits,
     loader: Box<Loader>,
     reranker: Option<Box<Loader>>,
-    api_keys: ApiKeys,
+    access: Access,
 ) -> Server {
-    serve(app_of(chat_models, limits, loader, reranker, api_keys)).await
+    serve(app_of(chat_models, limits, loader, reranker, access)).await
 }
 
 /// A server without models whose clients speak TLS.
 pub async fn tls_server(limits: Limits, tls: Tls) -> Server {
     let no_chat = ChatModels::new(Vec::new(), Residency::default());
     let no_model = || Err(Error::registry("this test has no embedding model"));
-    serve_with(app_of(no_chat, limits, Box::new(no_model), None, ApiKeys::default()), Some(tls)).await
+    serve_with(app_of(no_chat, limits, Box::new(no_model), None, Access::default()), Some(tls)).await
 }
 
 fn app_of(
@@ -295,7 +313,7 @@ fn app_of(
     limits: Limits,
     loader: Box<Loader>,
     reranker: Option<Box<Loader>>,
-    api_keys: ApiKeys,
+    access: Access,
 ) -> App {
     let model = |name: &str, alias: &str, kind: ModelKind, loader: Box<Loader>| {
         let cell: &'static OnceCell<TextEmbedding> = Box::leak(Box::new(OnceCell::new()));
@@ -307,7 +325,8 @@ fn app_of(
         chat_models,
         embedding: model("no-embeddings", "tests/none", ModelKind::Embedding, loader),
         reranker: reranker.map(|loader| model("reranker", "tests/reranker", ModelKind::Reranker, loader)),
-        api_keys,
+        api_keys: access.api_keys,
+        access: access.sites,
         limits,
         metrics: METRICS.clone(),
     })

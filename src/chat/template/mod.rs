@@ -41,7 +41,7 @@ use serde::Serialize;
 pub use builtin::{builtin_names, builtin_template};
 pub use source::TemplateSource;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quote};
 use budget::LimitExceeded;
 use failures::Failures;
 
@@ -326,7 +326,7 @@ impl From<minijinja::Error> for RenderError {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
         while let Some(error) = cause {
             if let Some(Refusal(message)) = error.downcast_ref() {
-                let message = format!("the model's chat template refuses these messages: {message}");
+                let message = format!("the model's chat template refuses these messages: {}", quote(message));
                 return Self::Other(Error::new(Kind::InvalidRequest, message).with_param("messages"));
             }
             // An error of the output is inside of an I/O error, which does not count it as its source.

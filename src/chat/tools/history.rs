@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::chat::template::TemplateMessage;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::openai::chat::{Message, Role};
 
 /// Checks that every call has a result and every result a call.
@@ -31,8 +31,9 @@ pub fn check_history(messages: &[Message]) -> Result<()> {
                 return invalid(
                     ".tool_call_id",
                     format!(
-                        "messages[{idx}] is a result of call `{id}`, but the preceding assistant message has no such call, or \
- it already has a result"
+                        "messages[{idx}] is a result of call `{}`, but the preceding assistant message has no such call, or \
+ it already has a result",
+                        quote(id)
                     ),
                 );
             };
@@ -43,8 +44,9 @@ pub fn check_history(messages: &[Message]) -> Result<()> {
             return Err(Error::invalid(
                 format!("messages[{caller}].tool_calls"),
                 format!(
-                    "messages[{caller}] has call `{id}`, but no result follows; add a message of role `tool` with this \
- `tool_call_id`"
+                    "messages[{caller}] has call `{}`, but no result follows; add a message of role `tool` with this \
+ `tool_call_id`",
+                    quote(id)
                 ),
             ));
         }
@@ -76,7 +78,8 @@ pub fn check_history(messages: &[Message]) -> Result<()> {
         Some(id) => Err(Error::invalid(
             format!("messages[{caller}].tool_calls"),
             format!(
-                "messages[{caller}] has call `{id}`, but no result follows; add one, or leave the message out"
+                "messages[{caller}] has call `{}`, but no result follows; add one, or leave the message out",
+                quote(id)
             ),
         )),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::chat::structured::check_name;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::openai::chat::{
     AllowedToolsMode, ChatCompletionRequest, FunctionDefinition, Tool, ToolChoice, ToolChoiceMode,
     ToolChoiceObject,
@@ -77,7 +77,7 @@ impl ToolSet {
         };
         let is_offered = |name: &&str| functions.iter().any(|function| function.name == *name);
         if let Some(missing) = allowed.iter().flatten().find(|name| !is_offered(name)) {
-            let message = format!("`tool_choice` names `{missing}`, which is not in `tools`");
+            let message = format!("`tool_choice` names `{}`, which is not in `tools`", quote(missing));
             return Err(Error::invalid("tool_choice", message));
         }
         let is_allowed = |name: &str| allowed.as_ref().is_none_or(|allowed| allowed.contains(&name));

@@ -1,15 +1,17 @@
 //! Authentication by API key, and the tenant of a request. Probes need no key.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{AUTHORIZATION, CONNECTION, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::cache::name_digest;
+use crate::config::Limits;
 use crate::http::error::ApiError;
 use crate::http::route::PROBES;
 
@@ -29,7 +31,7 @@ impl Tenant {
     }
 
     /// The owner of the key of this index.
-    fn of_key(index: usize) -> Self {
+    fn for_key(index: usize) -> Self {
         Self(format!("key:{index}").into())
     }
 
@@ -45,32 +47,90 @@ impl Tenant {
     }
 }
 
+/// Checks the keys of requests, and counts the wrong ones.
+#[derive(Clone)]
+pub struct KeyGuard {
+    app: App,
+    wrong_keys: Arc<Mutex<FailureWindow>>,
+}
+
+impl KeyGuard {
+    /// A guard for the keys of `app`.
+    pub fn new(app: App) -> Self {
+        Self { app, wrong_keys: Arc::default() }
+    }
+
+    /// The response to a request without a valid key. Too many wrong keys are refused with 429, all clients
+    /// together: a right key is accepted all the same, so only those who try keys are slowed down.
+    fn refuse(&self, headers: &HeaderMap) -> Response {
+        if tokens(headers).next().is_none() {
+            let message = "this server requires an API key; send the header `Authorization: Bearer KEY`";
+            return with_challenge(ApiError::unauthorized("missing_api_key", message));
+        }
+        let Limits { wrong_keys, wrong_key_window, .. } = *self.app.limits();
+        let mut window = self.wrong_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        match window.record(Instant::now(), wrong_keys, wrong_key_window) {
+            None => {
+                let message = "invalid API key; ask the server's operator for one";
+                with_challenge(ApiError::unauthorized("invalid_api_key", message))
+            }
+            Some(retry_after) => {
+                let message = format!(
+                    "invalid API key, and more than {wrong_keys} requests with one in {} s; ask the server's operator \
+                     for a key",
+                    wrong_key_window.as_secs()
+                );
+                let mut response = ApiError::too_many_wrong_keys(retry_after, message).into_response();
+                // Each further try costs a connection.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
+            }
+        }
+    }
+}
+
+/// Failures within a period of time.
+#[derive(Default)]
+struct FailureWindow {
+    began: Option<Instant>,
+    n_failures: usize,
+}
+
+impl FailureWindow {
+    /// Counts a failure at `now`. Beyond `max_failures` in a period of length `window`, returns the time until the
+    /// next one.
+    fn record(&mut self, now: Instant, max_failures: usize, window: Duration) -> Option<Duration> {
+        let elapsed = match self.began {
+            Some(began) if now - began < window => now - began,
+            _ => {
+                *self = Self { began: Some(now), n_failures: 0 };
+                Duration::ZERO
+            }
+        };
+        self.n_failures = self.n_failures.saturating_add(1);
+        (self.n_failures > max_failures).then(|| window - elapsed)
+    }
+}
+
 /// Rejects a request without a valid API key, before its body is read, if the server requires one. Adds the
 /// [`Tenant`] to the others.
-pub async fn require_api_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let keys = app.api_keys();
+pub async fn require_api_key(State(guard): State<KeyGuard>, mut request: Request, next: Next) -> Response {
+    let keys = guard.app.api_keys();
     let tenant = if !keys.are_required() || PROBES.contains(&request.uri().path()) {
         Tenant::from_headers(request.headers())
     } else {
         match tokens(request.headers()).find_map(|token| keys.index_of(token)) {
-            Some(index) => Tenant::of_key(index),
-            None => return refusal(request.headers()),
+            Some(index) => Tenant::for_key(index),
+            None => return guard.refuse(request.headers()),
         }
     };
     request.extensions_mut().insert(tenant);
     next.run(request).await
 }
 
-/// The response to a request without a valid key.
-fn refusal(headers: &HeaderMap) -> Response {
-    let (code, message) = match tokens(headers).next() {
-        Some(_) => ("invalid_api_key", "invalid API key; ask the server's operator for one"),
-        None => (
-            "missing_api_key",
-            "this server requires an API key; send the header `Authorization: Bearer KEY`",
-        ),
-    };
-    let mut response = ApiError::new(StatusCode::UNAUTHORIZED, Some(code), message).into_response();
+/// An error with the scheme by which clients authenticate.
+fn with_challenge(error: ApiError) -> Response {
+    let mut response = error.into_response();
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
@@ -85,7 +145,7 @@ fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 /// Credentials of a scheme other than `Bearer`, with the scheme in lower case.
 fn other_credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, rest) = authorization(headers)?;
-    (!rest.is_empty()).then(|| [&scheme.to_ascii_lowercase(), &b" "[..], rest].concat())
+    (!rest.is_empty()).then(|| [scheme.to_ascii_lowercase().as_slice(), b" ", rest].concat())
 }
 
 /// The scheme of the `authorization` header, and the rest without the spaces around it.
@@ -105,6 +165,16 @@ mod tests {
             (axum::http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
         };
         Tenant::from_headers(&headers.iter().map(pair).collect())
+    }
+
+    #[test]
+    fn too_many_failures_wait_for_the_next_window() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut failures = FailureWindow::default();
+        let mut record = |at: u32| failures.record(start + second * at, 2, second * 60);
+        assert_eq!([0, 1, 2, 59].map(&mut record), [None, None, Some(second * 58), Some(second)]);
+        assert_eq!([60, 61, 62].map(&mut record), [None, None, Some(second * 58)]);
+        assert_eq!(record(1000), None);
     }
 
     #[test]
@@ -136,6 +206,6 @@ mod tests {
         let spaces = " ".repeat(400_000);
         let long = format!("Bearer{spaces}{}", "k".repeat(400_000));
         assert_eq!(tenant(&[("authorization", &long)]).name().len(), 32);
-        assert_eq!(Tenant::of_key(3).name().as_ref(), "key:3");
+        assert_eq!(Tenant::for_key(3).name().as_ref(), "key:3");
     }
 }

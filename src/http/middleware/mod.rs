@@ -1,5 +1,7 @@
-//! Middleware: admission, authentication, request ids and the request log.
+//! Middleware: hosts and origins, authentication, admission, request ids, traces and the request log.
 
 pub mod admission;
 pub mod auth;
 pub mod request_id;
+pub mod site;
+pub mod trace_context;

@@ -1,13 +1,16 @@
-//! The `x-request-id` header, echoed or made up, and the log line of every request.
+//! The `x-request-id` and `traceparent` headers, echoed or made up, and the log line of every request.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::HeaderValue;
+use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
+use super::trace_context::{TRACEPARENT, TraceContext};
+use crate::error::quote;
 use crate::http::error::LoggedMessage;
 
 const HEADER: &str = "x-request-id";
@@ -15,14 +18,22 @@ const HEADER: &str = "x-request-id";
 /// The longest id that is accepted from a client.
 const MAX_CLIENT_ID_BYTES: usize = 128;
 
-/// The id of a request in responses and logs.
+/// The id of a request in responses and logs, and its place in a trace.
 #[derive(Debug, Clone)]
-pub struct RequestId(HeaderValue);
+pub struct RequestId {
+    id: HeaderValue,
+    trace: Arc<TraceContext>,
+}
 
 impl RequestId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
+        self.id.to_str().unwrap_or_default()
+    }
+
+    /// The id of the trace that the request is part of.
+    pub fn trace_id(&self) -> &str {
+        self.trace.trace_id()
     }
 }
 
@@ -38,19 +49,43 @@ pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
         .cloned()
         .or_else(|| HeaderValue::from_str(&format!("req_{}", Uuid::new_v4().simple())).ok())
         .unwrap_or_else(|| HeaderValue::from_static("req_unnamed"));
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let id = RequestId { id, trace: Arc::new(TraceContext::from_headers(request.headers())) };
+    request.extensions_mut().insert(id.clone());
+    let (method, path) = (quote(request.method().as_str()), quote(request.uri().path()));
     let started = Instant::now();
     let mut response = next.run(request).await;
     let LoggedMessage(message) = response.extensions_mut().remove().unwrap_or_default();
     let (status, ms) = (response.status().as_u16(), started.elapsed().as_millis());
-    let id_text = id.to_str().unwrap_or_default();
-    // The message may quote the client: Debug format escapes its control characters.
+    let (id_text, trace_id) = (id.as_str(), id.trace_id());
     match status {
-        500 => tracing::error!(id = id_text, %method, path, status, ms, error = ?message, "request failed"),
-        400.. => tracing::info!(id = id_text, %method, path, status, ms, error = ?message, "request refused"),
-        _ => tracing::debug!(id = id_text, %method, path, status, ms, "request served"),
+        500 => {
+            tracing::error!(
+                id = id_text,
+                trace_id,
+                method,
+                path,
+                status,
+                ms,
+                error = message,
+                "request failed"
+            );
+        }
+        400.. => {
+            tracing::info!(
+                id = id_text,
+                trace_id,
+                method,
+                path,
+                status,
+                ms,
+                error = message,
+                "request refused"
+            );
+        }
+        _ => tracing::debug!(id = id_text, trace_id, method, path, status, ms, "request served"),
     }
-    response.headers_mut().insert(HEADER, id);
+    let headers = response.headers_mut();
+    headers.extend(id.trace.to_header().map(|value| (HeaderName::from_static(TRACEPARENT), value)));
+    headers.insert(HEADER, id.id);
     response
 }

@@ -17,8 +17,10 @@ Optional fields may be null. Every parameter is honored, refused by name, or lis
 `x-ignored-params`; unknown parameters are listed there. A request whose head is malformed (400) or too long \
 (414, 431) never reaches a route; its response has the envelope, but no `x-request-id`.";
 
-/// Status codes of errors of every route. A route that needs no key never responds with 401.
-const COMMON_ERRORS: [u16; 3] = [401, 405, 500];
+/// Status codes of errors of every route.
+const COMMON_ERRORS: [u16; 4] = [400, 403, 405, 500];
+/// Status codes of errors of every route that needs a key.
+const KEY_ERRORS: [u16; 2] = [401, 429];
 
 /// All errors: status code, name in the document, description, and headers besides those of every response.
 const ERRORS: &[(u16, &str, &str, &[&str])] = &[
@@ -34,12 +36,23 @@ const ERRORS: &[(u16, &str, &str, &[&str])] = &[
         "The server requires an API key, and the request has none or an invalid one.",
         &["www-authenticate"],
     ),
+    (
+        403,
+        "Forbidden",
+        "The host of the request, or the web page that sent it, is not one that the server allows.",
+        &[],
+    ),
     (404, "NotFound", "There is no model of this name.", &[]),
     (405, "MethodNotAllowed", "The route does not support this method.", &["allow"]),
     (408, "RequestTimeout", "No request data was received in time.", &[]),
     (413, "ContentTooLarge", "The request body is too long.", &[]),
     (415, "UnsupportedMediaType", "The content type of the request is not JSON.", &[]),
-    (429, "TooManyRequests", "The queue is full; retry later.", &["retry-after", "retry-after-ms"]),
+    (
+        429,
+        "TooManyRequests",
+        "The queue is full, or too many requests had a wrong key; retry later.",
+        &["retry-after", "retry-after-ms"],
+    ),
     (500, "InternalServerError", "An internal error, which a retry would only repeat.", &["x-should-retry"]),
     (503, "ServiceUnavailable", "The server is starting or shutting down, or the model is unavailable.", &[]),
 ];
@@ -51,6 +64,11 @@ fn header_components() -> Value {
     let number = || json!({"type": "integer", "minimum": 0});
     json!({
         "x-request-id": header("The id of the request in the server's log: the client's own, or a new one.", text(), true),
+        "traceparent": header(
+            "The trace of the request (W3C Trace Context): the client's own, or a new one, with a span for this request.",
+            text(),
+            true,
+        ),
         "x-ignored-params": header("Parameters that were accepted without effect.", text(), false),
         "x-cache": header(
             "Whether the response came from the response cache; absent if the server has none.",
@@ -68,7 +86,10 @@ fn header_components() -> Value {
 
 /// Returns the document of a server with `routes`; `key_required` is whether it requires an API key.
 pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
-    let security = if key_required { json!([{"apiKey": []}]) } else { json!([{}, {"apiKey": []}]) };
+    let mut security = vec![json!({"apiKey": []}), json!({"apiKeyHeader": []})];
+    if !key_required {
+        security.insert(0, json!({}));
+    }
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();
         settings.meta_schema = None;
@@ -113,6 +134,12 @@ pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
                     "description": "An id for the request, which the response repeats. Ids longer than 128 bytes are replaced.",
                     "schema": {"type": "string"},
                 },
+                "TraceParent": {
+                    "name": "traceparent",
+                    "in": "header",
+                    "description": "The caller's place in a trace (W3C Trace Context). Invalid values are replaced.",
+                    "schema": {"type": "string"},
+                },
                 "RetryCount": {
                     "name": "x-stainless-retry-count",
                     "in": "header",
@@ -122,6 +149,7 @@ pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
             },
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A key from `--api-key` or `--api-key-file`, if the server requires one."},
+                "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same in another header."},
             },
         },
     })
@@ -151,8 +179,9 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         "200".to_owned(),
         response_object(description, route.response_headers, content.into()),
     )]);
-    let common = COMMON_ERRORS.into_iter().filter(|&status| status != 401 || route.needs_key());
-    let mut errors: Vec<u16> = route.error_statuses.iter().copied().chain(common).collect();
+    let for_keys = KEY_ERRORS.into_iter().filter(|_| route.needs_key());
+    let mut errors: Vec<u16> =
+        route.error_statuses.iter().copied().chain(COMMON_ERRORS).chain(for_keys).collect();
     errors.sort_unstable();
     for (status, name, ..) in errors.iter().flat_map(|status| ERRORS.iter().find(|(row, ..)| row == status)) {
         responses.insert(status.to_string(), json!({"$ref": format!("#/components/responses/{name}")}));
@@ -161,7 +190,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         "operationId": route.operation_id,
         "tags": [route.tag],
         "summary": route.summary,
-        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "parameters": [
+            {"$ref": "#/components/parameters/RequestId"},
+            {"$ref": "#/components/parameters/TraceParent"},
+        ],
         "responses": responses,
     });
     if route.responses.iter().any(|(media_type, _)| *media_type == EVENT_STREAM) {
@@ -195,9 +227,9 @@ fn event_content(chunk: &Schema, error: &Schema) -> Value {
     json!({"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}})
 }
 
-/// A response object; `headers` are those besides `x-request-id`.
+/// A response object; `headers` are those besides the ones of every response.
 fn response_object(description: &str, headers: &[&str], content: Value) -> Value {
-    let headers: Map<String, Value> = ["x-request-id"]
+    let headers: Map<String, Value> = ["x-request-id", "traceparent"]
         .iter()
         .chain(headers)
         .map(|&name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")})))

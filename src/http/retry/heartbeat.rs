@@ -35,7 +35,11 @@ pub async fn respond(
 ) -> Result<Response, ApiError> {
     let lease = dedup.join_or_start(attempt, work);
     if lease.is_joined {
-        tracing::info!(id = request_id.as_str(), "retry joined the running attempt");
+        tracing::info!(
+            id = request_id.as_str(),
+            trace_id = request_id.trace_id(),
+            "retry joined the running attempt"
+        );
     }
     // Most errors come before the model starts; these have their own status however late they are.
     let PendingResponse { headers, mut body } = lease.response.clone().await?;
@@ -54,7 +58,7 @@ pub async fn respond(
                 Err(_) => return Some((Bytes::from_static(BEAT), Some((body, lease)))),
                 Ok(Ok(json)) => json,
                 Ok(Err(e)) => {
-                    tracing::error!(id = request_id.as_str(), error = %e, "failed after the response had begun");
+                    tracing::error!(id = request_id.as_str(), trace_id = request_id.trace_id(), error = %e, "failed after the response had begun");
                     to_json(&ApiError::from(e).into_body()).unwrap_or_default()
                 }
             };

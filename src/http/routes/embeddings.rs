@@ -45,6 +45,7 @@ pub async fn embeddings(
         model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
+        trace_id = request_id.trace_id(),
         texts = vectors.len(),
         tokens = n_tokens,
         cache_hits = n_hits,

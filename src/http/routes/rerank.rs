@@ -131,6 +131,7 @@ fn usage(scores: &RelevanceScores) -> InputUsage {
 fn log_scores(request_id: &RequestId, scores: &RelevanceScores) {
     tracing::info!(
         id = request_id.as_str(),
+        trace_id = request_id.trace_id(),
         texts = scores.scores.len(),
         tokens = scores.n_tokens,
         cache_hits = scores.n_hits,
