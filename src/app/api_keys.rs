@@ -51,6 +51,11 @@ impl ApiKeys {
         !self.digests.is_empty()
     }
 
+    /// A digest of all keys in their order, which identifies what an index means.
+    pub fn list_digest(&self) -> [u8; 32] {
+        Sha256::digest(self.digests.as_flattened()).into()
+    }
+
     /// The index of `key` among the keys, if it is one. Takes the same time for any key of the same length.
     pub fn index_of(&self, key: &[u8]) -> Option<usize> {
         let shown: [u8; 32] = Sha256::digest(key).into();

@@ -138,7 +138,8 @@ impl App {
             limits.response_cache_bytes as u64 + n_text_models * limits.embedding_cache_bytes as u64;
         budget.reserve("the caches", cache_bytes)?;
         let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
-        let options = EmbedderOptions { disk_cache, ..embedder_options(&limits) };
+        let key_owners = api_keys.list_digest();
+        let options = EmbedderOptions { disk_cache, key_owners, ..embedder_options(&limits) };
         let text_model = |reference: &str, kind| {
             let backend = config.embedding_backend;
             TextModel::new(reference, kind, backend, registry.clone(), options.clone(), budget.clone())
@@ -416,6 +417,7 @@ impl App {
             return Err(Error::new(Kind::Unavailable, "the server is loading its models; try again later"));
         }
         self.parts.chat_models.check_health()?;
+        self.text_models().try_for_each(|model| model.embedder.check_health())?;
         let waited = self.queues.preparation.oldest();
         if waited > self.parts.limits.preparation_time {
             return Err(Error::new(
