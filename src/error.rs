@@ -45,7 +45,7 @@ pub struct Error {
     kind: Kind,
     message: String,
     param: Option<String>,
-    /// What clients see in place of the message of a fault of the server.
+    /// The text that clients see in place of the message of a fault of the server.
     public: Option<String>,
 }
 
@@ -110,7 +110,7 @@ impl Error {
         self.kind
     }
 
-    /// What clients see in place of the message of a fault of the server, if that is set.
+    /// The text that clients see in place of the message of a fault of the server, if that is set.
     pub fn public(&self) -> Option<&str> {
         self.public.as_deref()
     }

@@ -42,7 +42,7 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(7200);
 /// of them.
 const LINKED_PAGES: [&str; 2] = ["/", "/docs"];
 
-/// Which hosts and origins are served.
+/// The hosts and origins that are served.
 #[derive(Clone)]
 pub struct SitePolicy(Arc<SiteRules>);
 
