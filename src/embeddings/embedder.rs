@@ -60,7 +60,7 @@ pub struct Embedder {
     ledger: Arc<RequestLedger>,
     /// Turns for cache look-up and tokenization, one per core.
     large_turns: Arc<FairTurns>,
-    /// The same for small requests.
+    /// Turns of small requests.
     small_turns: Arc<FairTurns>,
     options: Arc<EmbedderOptions>,
     cache: Option<Arc<EmbeddingCache>>,

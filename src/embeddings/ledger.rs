@@ -24,7 +24,7 @@ pub struct LedgerLimits {
     pub tokens: usize,
 }
 
-/// What a request holds, or asks for.
+/// Resources that a request holds, or asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Holding {
     requests: usize,
@@ -158,7 +158,7 @@ impl RequestLedger {
         })
     }
 
-    /// What each tenant holds.
+    /// Resources by tenant.
     fn shares(&self, state: &LedgerState) -> BTreeMap<Arc<str>, Holding> {
         let mut shares = BTreeMap::<Arc<str>, Holding>::new();
         for LedgerEntry { tenant, holding, .. } in state.entries.values() {
