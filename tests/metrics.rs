@@ -94,6 +94,8 @@ fn histograms_need_no_scrape_to_stay_small() {
         std::thread::sleep(Duration::from_millis(2500));
         procfs_bytes("/proc/self/status", "VmRSS:").unwrap()
     };
-    let (first, second) = (record(), record());
-    assert!(second.saturating_sub(first) < N_VALUES * 4, "{first} {second}");
+    // What is freed may be used again only a while later.
+    record();
+    let (second, _, fourth) = (record(), record(), record());
+    assert!(fourth.saturating_sub(second) < N_VALUES * 8, "{second} {fourth}");
 }

@@ -286,7 +286,8 @@ fn chat_template(model: &str, source: TemplateSource, is_replacement: bool) -> R
         Err(e) if is_replacement => Err(Error::new(Kind::Config, format!("--chat-template: {e}"))),
         Err(e) => {
             tracing::warn!(model, error = %e, "the chat template cannot be used; the model serves /v1/completions only");
-            Ok(Err(e.context("replace the template with --chat-template")))
+            let public = "the model's chat template cannot be used; start the server with --chat-template to replace it";
+            Ok(Err(e.context("replace the template with --chat-template").with_public(public)))
         }
         Ok(template) => Ok(Ok(template)),
     }

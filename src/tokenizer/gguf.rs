@@ -293,8 +293,9 @@ fn word_piece(tokens: &GgufVocab, unknown: u32, normalizer: BertNormalizer) -> R
         Some(start) if !start.is_empty() => start.to_owned(),
         _ => format!("##{text}"),
     };
-    let vocab: Vocab = tokens.texts.iter().zip(&tokens.types).map(text).zip(0u32..).collect();
-    let unknown = tokens.texts.get(unknown as usize).unwrap_or_default().to_owned();
+    let texts: Vec<String> = tokens.texts.iter().zip(&tokens.types).map(text).collect();
+    let unknown = texts.get(unknown as usize).cloned().unwrap_or_default();
+    let vocab: Vocab = texts.into_iter().zip(0u32..).collect();
     let model = WordPiece::builder().vocab(vocab).unk_token(unknown).build().map_err(inconsistent)?;
     pipeline(model, Some(normalizer.into()), BertPreTokenizer.into())
 }

@@ -147,7 +147,8 @@ async fn bodies_beyond_the_budget_are_refused_however_they_are_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_tokenizations_do_not_delay_a_chat() {
     let script = Script { context_length: Some(4096), ..Script::saying("yes") };
-    let server = scripted_server(script, Limits::default(), ENGINE_OPTIONS).await;
+    let engine = EngineOptions { queued_requests: 256, queued_tokens: 262_144, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), engine).await;
     let large = json!({"prompt": "a b ".repeat(120 << 10), "return_token_strs": true});
     let too_large = json!({"prompt": "a b ".repeat(500 << 10)});
     let long_chat = chat(json!({"messages": [{"role": "user", "content": "word ".repeat(300_000)}]}));

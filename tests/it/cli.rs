@@ -31,7 +31,8 @@ fn text(bytes: &[u8]) -> String {
 const BENCH_FLAGS: [&str; 6] = ["prompt", "tokens", "streams", "depths", "profile", "json"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 9] = [
+const FREE_TEXT_FLAGS: [&str; 10] = [
+    "chat-template",
     "api-key",
     "api-key-file",
     "model",

@@ -124,7 +124,7 @@ async fn a_response_taken_below_the_least_rate_is_ended() {
     let limits = Limits { write_stall, response_bytes_per_second: 100 << 20, ..limits() };
     let server = scripted_server(Script::saying("x"), limits, ENGINE_OPTIONS).await;
     let mut client = connect(&server, "").await;
-    let requests = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000);
+    let requests = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(2000);
     let started = Instant::now();
     let (mut reader, mut writer) = client.split();
     let flood = async { while writer.write_all(requests.as_bytes()).await.is_ok() {} };
@@ -152,7 +152,7 @@ async fn small_server(connections: usize) -> Server {
 /// The head and body of a request for a streamed chat.
 fn streamed_chat() -> String {
     let body = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true}).to_string();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     format!("{head}content-length: {}\r\n\r\n{body}", body.len())
 }
 
@@ -209,7 +209,7 @@ async fn probes_are_answered_where_all_connections_are_serving() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     for path in ["/livez", "/readyz", "/health"] {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         let (response, took) = read_to_close(&mut connect(&server, &request).await).await;
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
         assert!(response.contains("connection: close"), "{response}");
@@ -240,10 +240,14 @@ async fn heads_that_cannot_be_parsed_get_the_envelope() {
         ("GET / HTTP/9.9\r\n\r\n".to_owned(), "400", "malformed_head"),
         ("GET\r\n\r\n".to_owned(), "400", "malformed_head"),
         ("GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), "400", "malformed_head"),
-        ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n".to_owned(), "400", "malformed_head"),
-        (format!("GET / HTTP/1.1\r\nhost: x\r\n{many}\r\n"), "431", "head_too_large"),
-        (format!("GET / HTTP/1.1\r\nhost: x\r\nlong: {long}\r\n\r\n"), "431", "head_too_large"),
-        (format!("GET /{long} HTTP/1.1\r\nhost: x\r\n\r\n"), "431", "head_too_large"),
+        (
+            "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n".to_owned(),
+            "400",
+            "malformed_head",
+        ),
+        (format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"), "431", "head_too_large"),
+        (format!("GET / HTTP/1.1\r\nhost: localhost\r\nlong: {long}\r\n\r\n"), "431", "head_too_large"),
+        (format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\n\r\n"), "431", "head_too_large"),
         // After a request that is served.
         (format!("{HEALTH}GET / HTTP/9.9\r\n\r\n"), "400", "malformed_head"),
     ] {
@@ -263,7 +267,7 @@ async fn heads_that_cannot_be_parsed_get_the_envelope() {
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let server = server().await;
-    let not_found = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n";
+    let not_found = "GET /nothing HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut client = connect(&server, &[HEALTH, &post(2, "{}"), not_found, HEALTH].concat()).await;
     let (responses, _) = read_to_close(&mut client).await;
     let statuses: Vec<&str> =
@@ -274,7 +278,7 @@ async fn pipelined_requests_are_answered_in_order() {
 #[tokio::test]
 async fn a_client_may_wait_for_100_continue() {
     let server = server().await;
-    let head = post(2, "").replace("host: x", "host: x\r\nexpect: 100-continue");
+    let head = post(2, "").replace("host: localhost", "host: localhost\r\nexpect: 100-continue");
     let mut client = connect(&server, &head).await;
     assert_eq!(read_some(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
     client.write_all(b"{}").await.unwrap();

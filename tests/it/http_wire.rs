@@ -130,6 +130,6 @@ async fn a_model_that_fails_to_load_is_reported_and_retried() {
         let response = server.post("/v1/embeddings", &json!({"input": "x"})).await;
         assert_eq!(response.status(), 503);
         let error = body(response).await["error"].clone();
-        assert_eq!(error["message"], "this test has no embedding model");
+        assert_eq!(error["message"], "the model cannot be used for this request; see the server's log");
     }
 }

@@ -189,8 +189,8 @@ impl<T> AdmissionLedger<T> {
         };
         let mut limits = Amount { n_requests: max_requests, n_bytes: max_body_bytes };
         if lacks(held, limits).is_some() {
-            let reserve = Amount { n_requests: max_requests / 8, n_bytes: max_body_bytes / 8 };
-            let share = Amount { n_requests: reserve.n_requests / 4, n_bytes: reserve.n_bytes / 4 };
+            let reserve = Amount { n_requests: max_requests.div_ceil(8), n_bytes: max_body_bytes / 8 };
+            let share = Amount { n_requests: reserve.n_requests.div_ceil(4), n_bytes: reserve.n_bytes / 4 };
             if lacks(self.held_by(class, tenant), share).is_none() {
                 limits.n_requests += reserve.n_requests;
                 limits.n_bytes += reserve.n_bytes;

@@ -57,8 +57,6 @@ struct CallSection {
     close: &'static str,
     /// Whether it can contain nothing but calls. If not, only objects that name an offered function are calls.
     is_certain: bool,
-    /// Whether it is a code block.
-    is_block: bool,
     /// All of its text, until a call is found in it.
     raw: String,
     has_calls: bool,
@@ -128,9 +126,7 @@ impl ToolCallParser {
             ParserState::Text => parsed.content = rest,
             ParserState::Section(section) if !section.has_calls => {
                 let is_first = !self.has_calls();
-                let is_text =
-                    if section.is_certain { is_first && !is_cut } else { section.is_block || !is_cut };
-                if is_text {
+                if !is_cut && (is_first || !section.is_certain) {
                     parsed.content = section.raw + &rest;
                 }
             }
@@ -210,8 +206,7 @@ impl ToolCallParser {
         let n_text = self.held[..start].trim_end().len();
         parsed.content.extend(self.held.drain(..n_text));
         let raw = self.held.drain(..start + open.len() - n_text).collect();
-        let is_block = !is_certain && !open.is_empty();
-        self.state = ParserState::Section(CallSection { close, is_certain, is_block, raw, has_calls: false });
+        self.state = ParserState::Section(CallSection { close, is_certain, raw, has_calls: false });
         true
     }
 
