@@ -102,7 +102,7 @@ pub static ROWS: &[CatalogEntry] = &[
             ])),
         aliases: &["AllMiniLML6V2"],
         tested: true,
-        embedding: Some(EmbeddingSpec { golden: ALL_MINILM_L6_V2_GOLDEN, ..short_mean(256) }),
+        embedding: Some(EmbeddingSpec { golden: ALL_MINILM_L6_V2_GOLDEN, ..mean(PLAIN) }),
         ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, mean(PLAIN))
     },
     aliased(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, short_mean(128))),
