@@ -57,6 +57,8 @@ struct CallSection {
     close: &'static str,
     /// Whether it can contain nothing but calls. If not, only objects that name an offered function are calls.
     is_certain: bool,
+    /// Whether it is a code block.
+    is_block: bool,
     /// All of its text, until a call is found in it.
     raw: String,
     has_calls: bool,
@@ -126,8 +128,13 @@ impl ToolCallParser {
             ParserState::Text => parsed.content = rest,
             ParserState::Section(section) if !section.has_calls => {
                 let is_first = !self.has_calls();
-                if !is_cut && (is_first || !section.is_certain) {
-                    parsed.content = section.raw + &rest;
+                let text = section.raw + &rest;
+                // A block may have any contents, so that its mark alone stays; a list in it was about to be one of
+                // calls.
+                let is_open_block = section.is_block && !text.trim_end().ends_with('[');
+                let is_text = if section.is_certain { is_first && !is_cut } else { is_open_block || !is_cut };
+                if is_text {
+                    parsed.content = text;
                 }
             }
             ParserState::Object(section, call) | ParserState::Named(section, call) if is_cut => {
@@ -206,7 +213,8 @@ impl ToolCallParser {
         let n_text = self.held[..start].trim_end().len();
         parsed.content.extend(self.held.drain(..n_text));
         let raw = self.held.drain(..start + open.len() - n_text).collect();
-        self.state = ParserState::Section(CallSection { close, is_certain, raw, has_calls: false });
+        let is_block = !is_certain && !open.is_empty();
+        self.state = ParserState::Section(CallSection { close, is_certain, is_block, raw, has_calls: false });
         true
     }
 
