@@ -129,7 +129,7 @@ pub struct ServeArgs {
     /// name. Without API keys, requests for other names are refused; with keys, only if this is set
     #[arg(long, env = "PREDICT_OTRON_ALLOWED_HOST", value_parser = AllowedHost::parse, value_delimiter = ',')]
     pub allowed_host: Vec<AllowedHost>,
-    /// Origin of web pages that may use the server (CORS), such as https://app.example.com; repeatable. * allows
+    /// Origin of web pages that may use the server (CORS), such as `https://app.example.com`; repeatable. * allows
     /// all web pages
     #[arg(long, env = "PREDICT_OTRON_CORS_ORIGIN", value_parser = CorsOrigin::parse, value_delimiter = ',')]
     pub cors_origin: Vec<CorsOrigin>,

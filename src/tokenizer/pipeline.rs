@@ -1,4 +1,5 @@
-//! The pipeline of the `tokenizers` crate, with normalizers and pre-tokenizers that stay within [`bounds`].
+//! The pipeline of the `tokenizers` crate, with normalizers and pre-tokenizers that stay within
+//! [bounds](super::bounds).
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;

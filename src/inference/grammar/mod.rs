@@ -3,7 +3,7 @@
 //!
 //! The `llguidance` crate does the parsing; it is named nowhere else. This module adds the following:
 //!
-//! - The vocabulary is the [`Tokenizer`]'s.
+//! - The vocabulary is the [`Tokenizer`](crate::tokenizer::Tokenizer)'s.
 //! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
 //!   the next mask is computed in advance, while the model computes the next logits.
 //! - Grammars are compiled on threads of their own, after a trial in a process of its own ([`trial`]); texts are

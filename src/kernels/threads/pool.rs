@@ -39,7 +39,7 @@ const MAX_THREADS_PER_PROCESSOR: usize = 2;
 
 /// Sets the number of compute threads: `requested`, else what the environment says, else the physical
 /// cores that this process may use. Returns the number asked for if it is more than
-/// [`MAX_THREADS_PER_PROCESSOR`] allow, and was reduced to that.
+/// `MAX_THREADS_PER_PROCESSOR` allow, and was reduced to that.
 ///
 /// # Safety
 /// No other thread runs yet: the environment changes, and another thread might read it meanwhile.
