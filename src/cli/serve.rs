@@ -36,13 +36,14 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let address = listener.local_addr().unwrap_or(address);
     let tls = config.tls.clone().map(Tls::load).transpose()?;
     let app = App::new(config)?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    tracing::info!(threads = n_threads, "listening on {scheme}://{address}");
     let result = runtime.block_on(async {
         let signal = shutdown_signal(config.limits.drain_delay)?;
         if let Some(tls) = tls.clone() {
             reload_on_hangup(tls)?;
         }
+        // Whoever reads this may send a signal at once.
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        tracing::info!(threads = n_threads, "listening on {scheme}://{address}");
         let preload = {
             let (app, all) = (app.clone(), config.preload);
             tokio::task::spawn_blocking(move || app.preload(all))

@@ -34,7 +34,7 @@ impl EngineOptions {
             .sum()
     }
 
-    /// These options with a KV cache that is made smaller to fit into `room_bytes`, but holds [`MIN_KV_TOKENS`].
+    /// These options with a KV cache that is made smaller to fit into `room_bytes`, but holds `MIN_KV_TOKENS`.
     #[must_use]
     pub fn with_kv_within(self, room_bytes: usize, config: &ModelConfig) -> Self {
         let block_bytes: usize = config.kv_block_bytes(self.kv_format).iter().sum();
