@@ -120,7 +120,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            wrong_keys: 10,
+            wrong_keys: 100,
             wrong_key_window: Duration::from_secs(60),
             body_bytes: 2 << 20,
             body_values: 400_000,
