@@ -34,7 +34,8 @@ const MAX_KEPT_BYTES: usize = 48 << 20;
 /// itself would never return.
 #[cfg(target_env = "gnu")]
 fn return_freed_memory() -> std::io::Result<()> {
-    let upkeep = || {
+    let resident_bytes = || predict_otron_9000::config::resident_bytes().unwrap_or_default();
+    let upkeep = move || {
         // Free bytes, and resident bytes, after the last return. What is returned stays in the allocator's lists.
         let (mut returned, mut resident_after) = (0, 0);
         loop {
@@ -53,12 +54,6 @@ fn return_freed_memory() -> std::io::Result<()> {
         }
     };
     std::thread::Builder::new().name("memory-upkeep".to_owned()).spawn(upkeep).map(drop)
-}
-
-/// The memory that the process has now, or 0 where the system does not say.
-#[cfg(target_env = "gnu")]
-fn resident_bytes() -> usize {
-    predict_otron_9000::config::procfs_bytes("/proc/self/status", "VmRSS:").unwrap_or_default()
 }
 
 #[cfg(not(target_env = "gnu"))]

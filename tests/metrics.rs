@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use predict_otron_9000::config::{Limits, procfs_bytes};
+use predict_otron_9000::config::{Limits, resident_bytes};
 use predict_otron_9000::inference::EngineOptions;
 use predict_otron_9000::telemetry;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ fn histograms_need_no_scrape_to_stay_small() {
             histogram.record(n as f64 * 1e-6);
         }
         std::thread::sleep(Duration::from_millis(2500));
-        procfs_bytes("/proc/self/status", "VmRSS:").unwrap()
+        resident_bytes().unwrap()
     };
     // What is freed may be used again only a while later.
     record();

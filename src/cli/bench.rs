@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::app::{kv_format, read_headers};
-use crate::config::{BenchArgs, Limits, RegistryConfig, procfs_bytes};
+use crate::config::{BenchArgs, Limits, RegistryConfig, resident_bytes};
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::isa::Isa;
@@ -336,11 +336,6 @@ fn median_limits(measured: &[MeasuredLimits]) -> MeasuredLimits {
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
-}
-
-/// Resident memory of this process, where the system reports it.
-fn resident_bytes() -> Option<usize> {
-    procfs_bytes("/proc/self/status", "VmRSS:")
 }
 
 /// One result as lines of the table.

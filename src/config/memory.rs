@@ -22,6 +22,11 @@ pub fn procfs_bytes(file: impl AsRef<Path>, label: &str) -> Option<usize> {
     value.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1 << 10)
 }
 
+/// Resident memory of this process in bytes, where the system reports it.
+pub fn resident_bytes() -> Option<usize> {
+    procfs_bytes("/proc/self/status", "VmRSS:")
+}
+
 /// The memory available to the process that the files below `root` describe.
 fn available_under(root: &Path) -> Option<u64> {
     let host = procfs_bytes(root.join("proc/meminfo"), "MemAvailable:").map(|bytes| bytes as u64);

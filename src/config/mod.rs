@@ -22,7 +22,7 @@ pub use args::{
     RegistryArgs, ServeArgs,
 };
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
-pub use memory::procfs_bytes;
+pub use memory::{procfs_bytes, resident_bytes};
 
 use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};
 

@@ -9,6 +9,7 @@
 mod error;
 mod extract;
 mod generation_response;
+mod guarded_body;
 mod json_shape;
 mod middleware;
 mod offload;

@@ -1,20 +1,18 @@
 //! Admission by the head of a request: a request that the server has no room for is refused before its body is read.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::Extension;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use hyper::body::{Frame, SizeHint};
 
-use crate::app::{AdmissionGuard, App, RequestClass};
+use crate::app::{App, RequestClass};
 use crate::http::error::ApiError;
+use crate::http::guarded_body::GuardedBody;
 use crate::http::middleware::auth::Tenant;
 use crate::http::retry::dedup;
 
@@ -46,38 +44,12 @@ pub async fn admit(
     request.extensions_mut().insert(guard.clone());
     let mut response = next.run(request).await;
     close_unless(is_short || guard.is_body_complete(), response.headers_mut());
-    response.map(|body| Body::new(HeldBody { body, _guard: guard }))
+    response.map(|body| Body::new(GuardedBody::new(body, guard)))
 }
 
 /// Announces that the connection closes, unless it can be kept.
 fn close_unless(can_be_kept: bool, headers: &mut HeaderMap) {
     if !can_be_kept {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-}
-
-/// A response body that holds its request's place until it is sent.
-struct HeldBody {
-    body: Body,
-    _guard: Arc<AdmissionGuard>,
-}
-
-impl HttpBody for HeldBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

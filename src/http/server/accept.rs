@@ -20,10 +20,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use super::body::{BusyBody, PacedBody};
+use super::body::PacedBody;
 use super::connection::TimedStream;
 use super::connection_table::CloseReason;
-use super::connections::{Activity, Connections, Place};
+use super::connections::{Activity, BusyGuard, Connections, Place};
 use super::file_limit;
 use super::shutdown::Shutdown;
 use super::tls::{Tls, is_not_tls};
@@ -31,6 +31,7 @@ use crate::app::App;
 use crate::config::Limits;
 use crate::error::Result;
 use crate::http::error::ApiError;
+use crate::http::guarded_body::GuardedBody;
 use crate::http::route::PROBES;
 
 /// Pause after the system refused to accept a connection (out of file descriptors, for example).
@@ -182,7 +183,7 @@ impl ConnectionServer {
         &self,
         request: Request<Incoming>,
         place: &Place,
-    ) -> impl Future<Output = Result<Response<BusyBody>, Infallible>> + use<> {
+    ) -> impl Future<Output = Result<Response<GuardedBody<BusyGuard>>, Infallible>> + use<> {
         let activity = place.activity().clone();
         let busy = activity.start_request();
         let is_for_probes = place.is_for_probes();
@@ -198,7 +199,7 @@ impl ConnectionServer {
             if is_for_probes {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(response.map(|body| BusyBody::new(body, busy)))
+            Ok(response.map(|body| GuardedBody::new(body, busy)))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies of requests and responses as their connection sees them.
+//! Bodies of requests as their connection sees them.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connection_table::CloseReason;
-use super::connections::{Activity, BusyGuard};
+use super::connections::Activity;
 use super::pace::Pace;
 use crate::config::Limits;
 
@@ -112,36 +112,3 @@ impl fmt::Display for SlowBody {
 }
 
 impl StdError for SlowBody {}
-
-/// A response body that keeps its connection busy until all of it is handed to hyper.
-pub struct BusyBody {
-    body: axum::body::Body,
-    _busy: BusyGuard,
-}
-
-impl BusyBody {
-    /// Ties `busy` to `body`.
-    pub fn new(body: axum::body::Body, busy: BusyGuard) -> Self {
-        Self { body, _busy: busy }
-    }
-}
-
-impl Body for BusyBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
