@@ -33,12 +33,13 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 18] = [
+const HOMES: [(&str, &[&str]); 19] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
     ("rustls::", &["http/server/tls.rs"]),
     ("tokio_rustls::", &["http/server/tls.rs"]),
+    ("tokio_util::", &["http/server/linger.rs"]),
     ("rlimit::", &["http/server/file_limit.rs"]),
     ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
     ("clap::", &["config/args.rs"]),

@@ -11,7 +11,6 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
@@ -19,13 +18,10 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::connection_table::CloseReason;
 use super::connections::Activity;
 use super::head_error::HeadError;
+use super::linger::Linger;
 use super::pace::Pace;
 use super::shutdown::Shutdown;
 use crate::config::Limits;
-
-/// How long to read the rest of a request after its response. A socket that closes with unread data
-/// is reset, and the client's system would discard the response.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// A stream whose reads and writes fail when they take too long.
 ///
@@ -41,8 +37,8 @@ pub struct TimedStream<S> {
     write_timer: Pin<Box<Sleep>>,
     /// Whether the write timer runs.
     is_stalled: bool,
-    /// Whether the sending side is closed.
-    is_write_closed: bool,
+    /// Present once the sending side is closed.
+    linger: Option<Linger>,
     /// The error that is being sent in place of hyper's own.
     head_error: Option<HeadError>,
 }
@@ -59,7 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedStream<S> {
             read_timer: Box::pin(sleep(limits.head_timeout)),
             write_timer: Box::pin(sleep(limits.write_stall)),
             is_stalled: false,
-            is_write_closed: false,
+            linger: None,
             head_error: None,
         }
     }
@@ -189,23 +185,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Closes the sending side, then reads on for [`LINGER`].
+    /// Closes the sending side, then reads on for a while, as [`Linger`] describes.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_write_closed {
+        if self.linger.is_none() {
             let close = Pin::new(&mut self.stream).poll_shutdown(cx);
             ready!(self.check_write_pace(cx, close, |()| 0))?;
-            self.is_write_closed = true;
             self.activity.closing();
-            self.read_timer.as_mut().reset(Instant::now() + LINGER);
         }
-        let mut scratch = [0; 4096];
-        while !self.shutdown.has_begun() && self.read_timer.as_mut().poll(cx).is_pending() {
-            let mut buffer = ReadBuf::new(&mut scratch);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
-            if read.is_err() || buffer.filled().is_empty() {
-                break;
-            }
+        if self.shutdown.has_begun() {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        let Self { stream, linger, .. } = &mut *self;
+        linger.get_or_insert_with(Linger::new).poll(cx, stream).map(Ok)
     }
 }

@@ -7,6 +7,7 @@ mod connection_table;
 mod connections;
 mod file_limit;
 mod head_error;
+mod linger;
 mod pace;
 pub mod shutdown;
 mod tls;
