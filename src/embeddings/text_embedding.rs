@@ -99,7 +99,8 @@ impl TextEmbedding {
             fingerprint: Fingerprint::default(),
         };
         model
-            .check_golden(source.spec().map_or(&[], |spec| spec.golden))
+            .check_finite()
+            .and_then(|()| model.check_golden(source.spec().map_or(&[], |spec| spec.golden)))
             .map_err(|e| e.context(source.id()))?;
         tracing::info!(
             model = source.id(),
@@ -110,6 +111,17 @@ impl TextEmbedding {
             "embedding model loaded"
         );
         Ok(model)
+    }
+
+    /// Computes a vector, as damaged weights may show in no other way before the first request.
+    ///
+    /// # Errors
+    /// When the computation fails, or its result is not finite.
+    fn check_finite(&self) -> Result<()> {
+        let input = TokenizedInput { text: Some("a".into()), ids: vec![0], n_first: None };
+        self.compute(&[&input]).map(drop).map_err(|e| {
+            Error::model(format!("{e}: its files are damaged; remove them and download them again"))
+        })
     }
 
     /// Compares the vectors of known texts with their expected values, since a wrong weight, tokenizer or kernel may
@@ -289,11 +301,13 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use tempfile::TempDir;
+
     use super::*;
     use crate::config::RegistryConfig;
 
-    #[test]
-    fn a_model_with_wrong_golden_vectors_is_refused() {
+    /// A folder with a small model.
+    fn model_folder() -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (from, name) in [
             ("tiny-encoders/bert", "config.json"),
@@ -302,6 +316,10 @@ mod tests {
         ] {
             fs::copy(Path::new("tests/data").join(from).join(name), folder.path().join(name)).unwrap();
         }
+        folder
+    }
+
+    fn load(folder: &TempDir) -> Result<TextEmbedding> {
         let registry = Registry::new(RegistryConfig {
             offline: true,
             hub_cache: folder.path().to_owned(),
@@ -314,7 +332,24 @@ mod tests {
             pip_timeout: Duration::ZERO,
         });
         let source = EmbeddingSource::locate(folder.path().to_str().unwrap(), &registry).unwrap();
-        let model = TextEmbedding::load(&source, &registry).unwrap();
+        TextEmbedding::load(&source, &registry)
+    }
+
+    #[test]
+    fn weights_that_are_no_numbers_are_refused() {
+        let folder = model_folder();
+        let path = folder.path().join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let n_header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+        bytes[8 + n_header..].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        let error = load(&folder).map(drop).unwrap_err().to_string();
+        assert!(error.contains("not finite") && error.contains("download them again"), "{error}");
+    }
+
+    #[test]
+    fn a_model_with_wrong_golden_vectors_is_refused() {
+        let model = load(&model_folder()).unwrap();
         let text = "the cat";
         let vector =
             model.embed(vec![EmbeddingInput::Text(text.into())].into()).unwrap().vectors.get(0).unwrap();
