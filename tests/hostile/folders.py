@@ -1132,7 +1132,13 @@ EMBEDDING = {"kind": "embedding"}
 ENCODERS = [
     Row("encoder: as it is", bert, SERVES, **EMBEDDING),
     *[
-        Row(f"encoder: {name} of {n}", config("embedding", **{name: n}), "error" if n == 0 else None, **EMBEDDING)
+        # A model without token types is one.
+        Row(
+            f"encoder: {name} of {n}",
+            config("embedding", **{name: n}),
+            "error" if n == 0 and name != "type_vocab_size" else None,
+            **EMBEDDING,
+        )
         for name in (
             "hidden_size",
             "num_attention_heads",

@@ -51,6 +51,10 @@ FORK = multiprocessing.get_context("fork")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+class Slow(str):
+    """A sentence about what took too long. It counts when it happens twice: other programs delay things too."""
+
+
 def limited():
     """The limits of the server's process."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -170,10 +174,12 @@ class Server:
         failures = []
         probe = self.probe_seconds()
         if probe > MAX_PROBE_SECONDS:
-            failures.append(f"/livez took {1e3 * probe:.0f} ms")
+            failures.append(Slow(f"/livez took {1e3 * probe:.0f} ms"))
         answer, seconds = self.chat()
-        if answer.status != 200 or seconds > MAX_CHAT_SECONDS:
-            failures.append(f"a neighbor's chat got {answer.status} after {seconds:.1f} s")
+        if answer.status != 200:
+            failures.append(f"a neighbor's chat got {answer.status}")
+        elif seconds > MAX_CHAT_SECONDS:
+            failures.append(Slow(f"a neighbor's chat took {seconds:.1f} s"))
         deadline = time.monotonic() + MEMORY_PATIENCE
         while (growth := self.process.memory_mb() - memory_before) > MAX_GROWTH_MB and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -276,7 +282,7 @@ def run_request(row, server):
     if row.meanwhile:
         time.sleep(row.meanwhile)
         # Memory counts when the attack is over.
-        failures += [f"meanwhile {what}" for what in server.broken(1 << 30)]
+        failures += [type(what)(f"meanwhile {what}") for what in server.broken(1 << 30)]
         attack.stop.set()
     answers = attack.answers()
     if not row.meanwhile:
@@ -399,7 +405,10 @@ def main():
         }
         for row in chosen(requests.ROWS):
             row_started = time.monotonic()
-            report("request", row, run_request(row, servers[row.server]), time.monotonic() - row_started)
+            failures = run_request(row, servers[row.server])
+            if failures and all(isinstance(what, Slow) for what in failures):
+                failures = run_request(row, servers[row.server])
+            report("request", row, failures, time.monotonic() - row_started)
         for server in servers.values():
             server.stop()
         print(f"requests: {n_rows} rows in {time.monotonic() - started:.0f} s", flush=True)
