@@ -51,7 +51,7 @@ pub fn router(app: App) -> Router {
     let sites = SitePolicy::new(app.access().clone(), app.api_keys().are_required());
     let router = ROUTES
         .iter()
-        .fold(Router::new(), |router, route| router.route(route.path, admitted(route, &app)))
+        .fold(Router::new(), |router, route| router.route(route.path(), admitted(route, &app)))
         .fallback(error::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))

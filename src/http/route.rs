@@ -10,7 +10,8 @@ use crate::openai::params::ParamTable;
 
 /// A path, its handler and its description.
 pub struct Route {
-    /// The path in axum's syntax: `{*id}` is an id that may contain slashes.
+    /// The path in axum's syntax: `{*id}` is an id that may contain slashes. A method before it, as in
+    /// `DELETE /v1/x/{id}`, replaces POST for a route with a body and GET for one without.
     pub path: &'static str,
     /// The class by which requests are admitted; `None` for routes that cost next to nothing.
     pub admission: Option<RequestClass>,
@@ -22,7 +23,7 @@ pub struct Route {
     pub tag: &'static str,
     /// One line of documentation.
     pub summary: &'static str,
-    /// The body of a request. A route with a body takes POST, the others GET.
+    /// The body of a request.
     pub request: Option<RequestBody>,
     /// Media types of the response, each with its schema.
     pub responses: &'static [(&'static str, SchemaFn)],
@@ -66,24 +67,38 @@ pub fn any_object(_: &mut SchemaGenerator) -> Schema {
 }
 
 impl Route {
+    /// The path in axum's syntax.
+    pub fn path(&self) -> &'static str {
+        self.path.split_once(' ').map_or(self.path, |(_, path)| path)
+    }
+
     /// The method that the route takes.
     pub fn method(&self) -> Method {
-        if self.request.is_some() { Method::POST } else { Method::GET }
+        match self.path.split_once(' ') {
+            Some(("DELETE", _)) => Method::DELETE,
+            Some(("POST", _)) => Method::POST,
+            _ if self.request.is_some() => Method::POST,
+            _ => Method::GET,
+        }
     }
 
     /// The handler, bound to the route's method.
     pub fn method_router(&self) -> MethodRouter<App> {
-        (self.handler)(if self.request.is_some() { MethodFilter::POST } else { MethodFilter::GET })
+        (self.handler)(match self.method() {
+            Method::DELETE => MethodFilter::DELETE,
+            Method::POST => MethodFilter::POST,
+            _ => MethodFilter::GET,
+        })
     }
 
     /// Whether the route needs an API key on a server that requires one.
     pub fn needs_key(&self) -> bool {
-        !PROBES.contains(&self.path)
+        !PROBES.contains(&self.path())
     }
 
-    /// The path in OpenAPI's syntax, and the name of the parameter in it.
-    pub fn template(&self) -> (String, Option<&'static str>) {
-        let parameter = self.path.split_once("{*").map(|(_, rest)| rest.trim_end_matches('}'));
-        (self.path.replace('*', ""), parameter)
+    /// The path in OpenAPI's syntax, and the names of the parameters in it.
+    pub fn template(&self) -> (String, Vec<&'static str>) {
+        let names = self.path().split('{').skip(1).filter_map(|rest| rest.split('}').next());
+        (self.path().replace('*', ""), names.map(|name| name.trim_start_matches('*')).collect())
     }
 }

@@ -200,7 +200,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         let parameter = json!({"$ref": "#/components/parameters/RetryCount"});
         operation["parameters"].as_array_mut().into_iter().for_each(|all| all.push(parameter.clone()));
     }
-    if let (_, Some(name)) = route.template() {
+    for name in route.template().1.into_iter().rev() {
         let parameter = json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}});
         operation["parameters"].as_array_mut().into_iter().for_each(|all| all.insert(0, parameter.clone()));
     }

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::Method;
 use axum::response::{Html, IntoResponse, Response};
 
 use crate::app::App;
@@ -31,11 +32,11 @@ pub fn start_page(State(app): State<App>, routes: &[Route]) -> Html<String> {
 
 /// A route of the start page. A GET route without parameters is a link.
 fn list_item(route: &Route) -> String {
-    let (path, parameter) = route.template();
+    let (path, parameters) = route.template();
     let name = format!("<code>{} {path}</code>", route.method());
-    let name = match (&route.request, parameter) {
-        (None, None) => format!("<a href=\"{path}\">{name}</a>"),
-        _ => name,
+    let name = match route.method() == Method::GET && parameters.is_empty() {
+        true => format!("<a href=\"{path}\">{name}</a>"),
+        false => name,
     };
     format!("<li>{name} {}</li>", escape(route.summary))
 }
