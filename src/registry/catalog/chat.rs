@@ -1,6 +1,6 @@
 //! The chat models of the catalog: GGUF files, 4-bit from a billion parameters up, and 8-bit below.
 
-use super::{APACHE_2, CatalogEntry, CatalogSource, MIT, file, hub, hub_at, row, wheel, wheel_file};
+use super::{APACHE_2, CatalogEntry, CatalogSource, MIT, file, hub, hub_at, row, tested, wheel, wheel_file};
 use crate::registry::kind::ModelKind;
 
 const GEMMA: &str = "gemma";
@@ -57,6 +57,9 @@ pub static ROWS: &[CatalogEntry] = &[
     gguf("qwen2.5-3b-instruct", &["Qwen/Qwen2.5-3B-Instruct", "qwen2.5-3b"], QWEN_RESEARCH, 2_104_932_768,
         gguf_source("Qwen/Qwen2.5-3B-Instruct-GGUF", "qwen2.5-3b-instruct-q4_k_m.gguf",
             "626b4a6678b86442240e33df819e00132d3ba7dddfe1cdc4fbb18e0a9615c62d")),
+    tested(gguf("qwen2.5-coder-0.5b-instruct", &["Qwen/Qwen2.5-Coder-0.5B-Instruct", "qwen2.5-coder-0.5b"], APACHE_2, 491_400_064,
+        gguf_source("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"))),
     // Qwen's own repository has this size only as a split file.
     gguf("qwen2.5-7b-instruct", &["Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"], APACHE_2, 4_683_074_240,
         gguf_source("bartowski/Qwen2.5-7B-Instruct-GGUF", "Qwen2.5-7B-Instruct-Q4_K_M.gguf",

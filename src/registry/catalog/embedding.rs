@@ -6,7 +6,7 @@
 
 use super::{
     APACHE_2, CatalogEntry, CatalogFile, EmbeddingSpec, Golden, MIT, Pooling, PromptPrefixes, file, hub,
-    hub_at, row, wheel, wheel_file,
+    hub_at, row, tested, wheel, wheel_file,
 };
 use crate::registry::kind::ModelKind;
 
@@ -106,7 +106,7 @@ pub static ROWS: &[CatalogEntry] = &[
         ..encoder("all-minilm-l6-v2", ALL_MINILM_L6_V2, APACHE_2, 90_868_376 + 466_247 + 612 + 190, mean(PLAIN))
     },
     aliased(&["AllMiniLML12V2"], encoder("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2", APACHE_2, 134_000_000, short_mean(128))),
-    aliased(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, short_mean(384))),
+    tested(aliased(&["AllMpnetBaseV2"], encoder("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2", APACHE_2, 438_000_000, short_mean(384)))),
     aliased(&["BGESmallENV15"], encoder("bge-small-en-v1.5", "BAAI/bge-small-en-v1.5", MIT, 134_000_000, cls(INSTRUCTED))),
     aliased(&["BGEBaseENV15"], encoder("bge-base-en-v1.5", "BAAI/bge-base-en-v1.5", MIT, 439_000_000, cls(INSTRUCTED))),
     aliased(&["BGELargeENV15"], encoder("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", MIT, 1_340_000_000, cls(INSTRUCTED))),
@@ -132,6 +132,12 @@ pub static ROWS: &[CatalogEntry] = &[
     encoder("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", APACHE_2, 302_000_000, cls(PLAIN)),
     aliased(&["nomic-embed-text", "NomicEmbedTextV15"],
         matryoshka(encoder("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", APACHE_2, 548_000_000, mean(NOMIC)))),
+    // A GGUF file of the same weights in half precision.
+    CatalogEntry {
+        source: hub("nomic-ai/nomic-embed-text-v1.5-GGUF", file("nomic-embed-text-v1.5.f16.gguf",
+            Some("f7af6f66802f4df86eda10fe9bbcfc75c39562bed48ef6ace719a251cf1c2fdb")), &[]),
+        ..tested(matryoshka(encoder("nomic-embed-text-v1.5-f16", "nomic-ai/nomic-embed-text-v1.5-GGUF", APACHE_2, 274_290_560, mean(NOMIC))))
+    },
     matryoshka(encoder("modernbert-embed-base", "nomic-ai/modernbert-embed-base", APACHE_2, 600_000_000, mean(NOMIC))),
     aliased(&["mxbai-embed-large", "MxbaiEmbedLargeV1"],
         matryoshka(encoder("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", APACHE_2, 671_000_000, cls(INSTRUCTED)))),
