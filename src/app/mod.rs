@@ -217,14 +217,14 @@ impl App {
             if idx == 0 {
                 self.text_models().try_for_each(TextModel::preload)?;
             }
-            if idx == 0 || all {
-                self.lifecycle.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
-            }
             match result {
                 // A mistake in the options does not mend itself.
                 Err(e) if slots.len() == 1 || e.kind() == Kind::Config => return Err(e),
                 Err(e) => tracing::warn!(model = slot.served().id(), error = %e, "chat model not available"),
                 Ok(()) => {}
+            }
+            if idx == 0 || all {
+                self.lifecycle.loading.store(all && idx + 1 < slots.len(), Ordering::Release);
             }
         }
         Ok(())
