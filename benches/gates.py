@@ -13,12 +13,14 @@ import sys
 import time
 import urllib.request
 
-from clients import Server, chat, ms, options, quantile, together, words
+from clients import Server, chat, gaps, ms, options, quantile, together, words
 
 PROBER = pathlib.Path(__file__).with_name("prober.py")
 
 REFUSAL_MS, PROBE_MS, CHAT_SECONDS = 10, 20, 2
 SOAK_GROWTH_MIB = 1
+# How much slower streams may be beside a grammar that is slow than beside a text.
+GRAMMAR_TIMES = 1.1
 
 
 async def probe(server, seconds, path, body_bytes=None, pause=0.02):
@@ -175,6 +177,45 @@ async def slow_connections():
         )
 
 
+async def grammar():
+    """Four streams beside a client without and with a grammar in which each text can be read in ever more ways."""
+    ambiguous = 'start: start start | "a" | "aa" | "a"'
+
+    async with Server() as server:
+        text = lambda i: chat(server, f"{i}: write a story about {words(i, 20)}", 100)
+
+        async def beside(i, **fields):
+            """The middle time between tokens of four streams; the others' tokens per second."""
+            done = asyncio.Event()
+            n_tokens = 0
+
+            async def other():
+                nonlocal n_tokens
+                n = 0
+                while not done.is_set():
+                    n += 1
+                    answer = await chat(server, f"{i} {n}: write a letter", 100, **fields)
+                    n_tokens += answer.tokens
+
+            running = asyncio.create_task(other())
+            answers, seconds = await together([lambda k=k: text(100 * i + k) for k in range(12)], 4)
+            done.set()
+            await running
+            return statistics.median(gaps(answers)), n_tokens / seconds
+
+        rounds = [(await beside(i), await beside(i + 50, grammar=ambiguous)) for i in range(5)]
+        (plain, _), (constrained, n_tokens) = [
+            tuple(map(statistics.median, zip(*some))) for some in zip(*rounds)
+        ]
+        yield line(
+            {"times": GRAMMAR_TIMES},
+            gap_p50_beside_text_ms=ms(plain),
+            gap_p50_beside_grammar_ms=ms(constrained),
+            grammar_tok_s=round(n_tokens, 1),
+            times=round(constrained / plain, 2),
+        )
+
+
 class Soak:
     """Requests of all kinds, a third of which are cancelled by their clients."""
 
@@ -223,8 +264,11 @@ class Soak:
         except OSError:
             self.n_failed += 1
         self.n_done += 1
-        if self.n_done % 50 == 0:
-            self.memory.append((self.n_done, self.server.resident_kb() / 1024))
+
+    async def rest(self):
+        """Notes the memory when nothing runs, and what was freed has been returned to the system."""
+        await asyncio.sleep(2.5)
+        self.memory.append((self.n_done, self.server.resident_kb() / 1024))
 
     def growth_mib(self):
         """Growth over the second half by the line of least squares."""
@@ -243,9 +287,10 @@ async def soak():
     async with Server("--kv-memory", "64M", "--embedding-cache", "1M") as server:
         run = Soak(server)
         started = time.perf_counter()
-        await together([lambda n=n: run.send(n) for n in range(options.requests)], 16)
+        for first in range(0, options.requests, 500):
+            await together([lambda n=n: run.send(n) for n in range(first, first + 500)], 16)
+            await run.rest()
         seconds = time.perf_counter() - started
-        await asyncio.sleep(3)
         [load] = json.loads(fetched(server, "/v1/loads"))["loads"]
         usage = [
             part.rsplit(" ", 1)[1]
@@ -266,4 +311,4 @@ async def soak():
         )
 
 
-GATES = {"overload": overload, "probes": probes, "connections": slow_connections, "soak": soak}
+GATES = {"overload": overload, "probes": probes, "connections": slow_connections, "grammar": grammar, "soak": soak}
