@@ -24,7 +24,7 @@ pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
 pub use checkpoint::{kv_format, read_headers};
 use memory_budget::MemoryBudget;
-use served_model::{DEFAULT, assign_aliases, is_default};
+use served_model::{DEFAULT, assign_aliases, is_default, nearest_name, plain_name};
 pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
 use work_queue::WorkQueue;
@@ -92,6 +92,8 @@ pub struct ServedChat {
     slot: Arc<ChatSlot>,
     /// Bytes of the request's body, by which its preparation is scheduled.
     n_bytes: usize,
+    /// Whether the model was chosen although the client's name for it is unknown.
+    is_name_ignored: bool,
 }
 
 /// A loaded model of any kind.
@@ -107,6 +109,11 @@ pub enum LoadedModel {
 enum Slot<'a> {
     Chat(&'a Arc<ChatSlot>),
     Text(&'a TextModel, ModelKind),
+}
+
+/// A name as sent, and without what clients add to it.
+fn spellings(name: &str) -> impl Iterator<Item = &str> {
+    [Some(name), plain_name(name)].into_iter().flatten()
 }
 
 /// All kinds of models, in the order in which names are resolved.
@@ -236,7 +243,12 @@ impl App {
     /// When no chat model has this name.
     pub fn chat(&self, name: Option<&str>, n_bytes: usize) -> Result<ServedChat> {
         match self.resolve(name, &[ModelKind::Chat])? {
-            Slot::Chat(slot) => Ok(ServedChat { app: self.clone(), slot: slot.clone(), n_bytes }),
+            Slot::Chat(slot) => Ok(ServedChat {
+                app: self.clone(),
+                slot: slot.clone(),
+                n_bytes,
+                is_name_ignored: self.ignores_name(name),
+            }),
             Slot::Text(..) => Err(self.not_served(name.unwrap_or(DEFAULT))),
         }
     }
@@ -300,12 +312,28 @@ impl App {
         for kind in kinds {
             candidates.extend(self.slots().filter(|slot| slot.kind() == *kind));
         }
-        let named = candidates.iter().find(|slot| slot.served().is_called(name));
-        if let Some(slot) = named.or(candidates.first().filter(|_| is_default(name))) {
-            return Ok(*slot);
+        for name in spellings(name) {
+            let named = candidates.iter().find(|slot| slot.served().is_called(name));
+            if let Some(slot) = named.or(candidates.first().filter(|_| is_default(name))) {
+                return Ok(*slot);
+            }
         }
-        let other = self.slots().find(|slot| slot.served().is_called(name));
-        Err(other.map_or_else(|| self.not_served(name), |slot| slot.wrong_route(name)))
+        match (self.slot_called(name), candidates.first()) {
+            (Some(other), _) => Err(other.wrong_route(name)),
+            (None, Some(first)) if self.limits().any_model_name => Ok(*first),
+            (None, _) => Err(self.not_served(name)),
+        }
+    }
+
+    /// Whether a request gets a default model although it names one that is not served.
+    pub fn ignores_name(&self, name: Option<&str>) -> bool {
+        let is_known = |name| spellings(name).any(is_default) || self.slot_called(name).is_some();
+        self.limits().any_model_name && name.is_some_and(|name| !is_known(name))
+    }
+
+    /// The model of any kind that has this name.
+    fn slot_called(&self, name: &str) -> Option<Slot<'_>> {
+        spellings(name).find_map(|name| self.slots().find(|slot| slot.served().is_called(name)))
     }
 
     /// All served models: chat models, the embedding model, the reranker.
@@ -321,9 +349,19 @@ impl App {
     }
 
     fn not_served(&self, name: &str) -> Error {
-        let names: Vec<String> = self.slots().map(|slot| format!("`{}`", slot.served().id())).collect();
-        let (name, names) = (quote(name), names.join(", "));
-        let message = format!("model `{name}` is not served here; served are {names}");
+        let ids: Vec<String> = self.slots().map(|slot| format!("`{}`", slot.served().id())).collect();
+        let models = self.parts.chat_models.slots().iter().map(|slot| slot.served());
+        let models = models.chain(self.text_models().map(|model| &model.served));
+        let names = models.flat_map(|served| [served.id()].into_iter().chain(served.aliases()));
+        let hint = match nearest_name(name, names) {
+            Some(nearest) => format!("did you mean `{nearest}`? Served are "),
+            None => "served are ".to_owned(),
+        };
+        let message = format!(
+            "model `{}` is not served here; {hint}{}; a server started with --any-model-name takes any name",
+            quote(name),
+            ids.join(", ")
+        );
         Error::new(Kind::ModelNotFound, message).with_param("model")
     }
 
@@ -447,7 +485,12 @@ impl ServedChat {
     ///
     /// # Errors
     /// When the model cannot be loaded, the queue is full, or the request is invalid.
-    pub async fn start_chat(&self, request: ChatCompletionRequest, tenant: Arc<str>) -> Result<ChatStream> {
+    pub async fn start_chat(
+        &self,
+        mut request: ChatCompletionRequest,
+        tenant: Arc<str>,
+    ) -> Result<ChatStream> {
+        request.options.default_max_tokens = self.app.limits().default_max_tokens;
         let cached = self.app.responses.as_ref();
         let cached =
             cached.and_then(|cache| Some((cache, ResponseCache::key(&tenant, self.id(), &request)?)));
@@ -470,6 +513,7 @@ impl ServedChat {
         let for_tenant = tenant.clone();
         let start = move || model.start_chat(admission, &request, grammar.as_ref(), for_tenant);
         let mut stream = self.prepare(&tenant, start).await??;
+        self.name_ignored_model(&mut stream);
         if let Some((cache, key)) = cached {
             stream.record_into(cache, key);
         }
@@ -490,7 +534,16 @@ impl ServedChat {
         let grammar = model.compile(model.completion_grammar(&request)?).await?;
         let for_tenant = tenant.clone();
         let start = move || model.start_completion(admission, &request, grammar.as_ref(), for_tenant);
-        self.prepare(&tenant, start).await?
+        let mut completion = self.prepare(&tenant, start).await??;
+        self.name_ignored_model(&mut completion.stream);
+        Ok(completion)
+    }
+
+    /// Adds the model's name to the fields that had no effect, if it had none.
+    fn name_ignored_model(&self, stream: &mut ChatStream) {
+        if self.is_name_ignored {
+            stream.add_ignored_field("model");
+        }
     }
 
     /// Prepares the request on a thread for that.

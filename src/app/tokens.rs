@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use super::{App, LoadedModel};
+use crate::chat::RenderedPrompt;
 use crate::error::{Error, Result};
+use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 
 impl App {
-    /// Tokenizes a text or a conversation, on behalf of a tenant. `then` gets the result on the thread that computed
-    /// it, before it reaches the caller; `n_bytes` is the size of the request.
+    /// Tokenizes a text or a conversation, on behalf of a tenant. `then` gets the result, and the paths of fields that
+    /// are not part of the prompt, on the thread that computed it, before it reaches the caller; `n_bytes` is the size
+    /// of the request.
     ///
     /// # Errors
     /// When no model has the requested name, or the text is too long.
@@ -17,20 +20,22 @@ impl App {
         request: TokenizeRequest,
         tenant: &Arc<str>,
         n_bytes: usize,
-        then: impl FnOnce(TokenizeResponse) -> T + Send + 'static,
+        then: impl FnOnce(TokenizeResponse, Vec<String>) -> T + Send + 'static,
     ) -> Result<T> {
         let model = self.load_any(request.model.as_deref()).await?;
         let max_bytes = self.limits().tokenize_bytes;
         let work = move || -> Result<T> {
-            let tokens = token_ids(&request, &model, max_bytes)?;
+            let return_token_strs = request.return_token_strs.unwrap_or(false);
+            let (tokens, ignored) = token_ids(request, &model, max_bytes)?;
             let tokenizer = model.tokenizer();
             let texts = || tokens.iter().map(|&id| tokenizer.token_text(id)).collect();
-            Ok(then(TokenizeResponse {
+            let response = TokenizeResponse {
                 count: tokens.len(),
                 max_model_len: model.max_tokens(),
-                token_strs: request.return_token_strs.unwrap_or(false).then(texts),
+                token_strs: return_token_strs.then(texts),
                 tokens,
-            }))
+            };
+            Ok(then(response, ignored))
         };
         self.queues.tools.run(tenant, n_bytes, work).await?
     }
@@ -64,8 +69,14 @@ impl App {
     }
 }
 
-fn token_ids(request: &TokenizeRequest, model: &LoadedModel, max_bytes: usize) -> Result<Vec<u32>> {
-    match (&request.prompt, &request.messages, model) {
+/// The token ids of a text or a conversation, and the paths of fields that are not part of the prompt.
+fn token_ids(
+    request: TokenizeRequest,
+    model: &LoadedModel,
+    max_bytes: usize,
+) -> Result<(Vec<u32>, Vec<String>)> {
+    let TokenizeRequest { prompt, messages, tools, chat_template_kwargs, add_special_tokens, .. } = request;
+    match (prompt, messages, model) {
         (Some(_), Some(_), _) => Err(Error::invalid(
             "messages",
             "`prompt` and `messages` are mutually exclusive; send one of them",
@@ -78,9 +89,23 @@ fn token_ids(request: &TokenizeRequest, model: &LoadedModel, max_bytes: usize) -
             ),
         )),
         (Some(text), None, _) => {
-            model.tokenizer().encode_text(text, request.add_special_tokens.unwrap_or(true))
+            let tokens = model.tokenizer().encode_text(&text, add_special_tokens.unwrap_or(true))?;
+            // These are for conversations.
+            let ignored =
+                [("tools", tools.is_some()), ("chat_template_kwargs", chat_template_kwargs.is_some())];
+            let ignored = ignored.into_iter().filter(|(_, is_set)| *is_set);
+            Ok((tokens, ignored.map(|(name, _)| name.to_owned()).collect()))
         }
-        (None, Some(messages), LoadedModel::Chat(model)) => model.prompt_tokens(messages),
+        (None, Some(messages), LoadedModel::Chat(model)) => {
+            let request = ChatCompletionRequest {
+                messages,
+                tools,
+                chat_template_kwargs,
+                ..ChatCompletionRequest::default()
+            };
+            let RenderedPrompt { tokens, ignored_fields, .. } = model.prompt(&request)?;
+            Ok((tokens, ignored_fields))
+        }
         (None, Some(_), LoadedModel::Text(_)) => {
             Err(Error::invalid("messages", "this model has no chat template; send `prompt`"))
         }

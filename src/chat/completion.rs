@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::generation_request::{MAX_CHOICES, completion_generation_request, num_choices};
+use super::generation_request::{TokenLimit, completion_generation_request, num_choices};
 use super::model::ChatModel;
 use super::stream::ChatStream;
 use super::structured::{ConstraintSpec, constraint_of};
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::inference::{Admission, CompiledGrammar, GenerationRequest};
 use crate::openai::completions::CompletionRequest;
 use crate::openai::embeddings::TextsOrTokens;
+use crate::openai::generation_options::MAX_CHOICES;
 use crate::tokenizer::Tokenizer;
 
 /// Maximum number of texts in one response, over all prompts.
@@ -81,18 +82,24 @@ impl ChatModel {
                 ),
             ));
         }
+        let limit = TokenLimit::for_completion(request);
+        self.check_token_limit(limit)?;
         let max_prompt_tokens =
             max_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
         let mut slots = self.reserve_slots(admission, prompts.len() * best_of)?;
-        let (mut generations, mut ignored) = (Vec::new(), Vec::new());
+        let (mut generations, mut ignored, mut n_prompt_tokens) = (Vec::new(), Vec::new(), Vec::new());
         let is_echoed = request.echo.unwrap_or(false);
         let mut echo = Vec::new();
         for prompt in &prompts {
             let (tokens, is_middle_dropped) =
                 self.completion_tokens(prompt, request.suffix.as_deref(), max_prompt_tokens)?;
-            if is_middle_dropped {
-                ignored = vec!["prompt".to_owned()];
+            let beyond = self.limit_beyond_context(limit, tokens.len()).map(|limit| limit.param);
+            for param in is_middle_dropped.then_some("prompt").into_iter().chain(beyond) {
+                if !ignored.iter().any(|name| name == param) {
+                    ignored.push(param.to_owned());
+                }
             }
+            n_prompt_tokens.push(tokens.len());
             if is_echoed {
                 echo.push(match prompt {
                     CompletionPrompt::Text(text) => text.clone(),
@@ -103,7 +110,7 @@ impl ChatModel {
             let generation = GenerationRequest { prompt: tokens, ..generation.clone() };
             generations.extend(self.engine.submit(prompt_slots, generation).map_err(with_prompt_param)?);
         }
-        let stream = ChatStream::new(self.clone(), generations, prompts.len(), ignored);
+        let stream = ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored);
         Ok(CompletionStream { stream, echo, n })
     }
 

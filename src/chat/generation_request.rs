@@ -7,13 +7,9 @@ use crate::error::{Error, Result, quote};
 use crate::inference::{GenerationRequest, SamplingParams};
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
-use crate::openai::generation_options::{GenerationOptions, OneOrMany};
-
-/// Maximum of `n` and `best_of`.
-pub const MAX_CHOICES: u64 = 8;
-
-/// OpenAI's limit of `stop`.
-const MAX_STOPS: usize = 4;
+use crate::openai::generation_options::{
+    GenerationOptions, MAX_CHOICES, MAX_STOPS, NO_TOKEN_LIMIT, OneOrMany,
+};
 
 /// The longest stop string. Text is held back while it could be the beginning of one.
 const MAX_STOP_BYTES: usize = 1024;
@@ -37,8 +33,33 @@ const MAX_LOGIT_BIAS: f32 = 100.0;
 const MIN_REPEAT_PENALTY: f32 = 0.01;
 const MAX_REPEAT_PENALTY: f32 = 10.0;
 
-/// A token limit and the parameter that sets it.
-type TokenLimit = (&'static str, Option<u64>);
+/// A limit on the tokens of a response, and the parameter that sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenLimit {
+    /// The parameter.
+    pub param: &'static str,
+    /// The most tokens.
+    pub n_tokens: u64,
+}
+
+impl TokenLimit {
+    /// The limit of a conversation's response, if the client sets one.
+    pub fn for_chat(request: &ChatCompletionRequest) -> Option<Self> {
+        let limit = ("max_completion_tokens", request.max_completion_tokens);
+        Self::first_of(&[limit, ("max_tokens", request.options.max_tokens)])
+    }
+
+    /// The limit of a text completion.
+    pub fn for_completion(request: &CompletionRequest) -> Option<Self> {
+        Self::first_of(&[("max_tokens", request.options.max_tokens)])
+    }
+
+    /// The first that is set, unless it says that there is none.
+    fn first_of(limits: &[(&'static str, Option<u64>)]) -> Option<Self> {
+        let (param, n_tokens) = limits.iter().find_map(|&(param, limit)| Some((param, limit?)))?;
+        (n_tokens != NO_TOKEN_LIMIT).then_some(Self { param, n_tokens })
+    }
+}
 
 /// Converts a chat request to the engine's request, without its prompt.
 ///
@@ -48,11 +69,16 @@ pub fn chat_generation_request(
     request: &ChatCompletionRequest,
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
-    let limits = [
-        ("max_completion_tokens", request.max_completion_tokens),
-        ("max_tokens", request.options.max_tokens),
-    ];
-    let generation = generation_request(&request.options, &limits, tenant)?;
+    // Zero is refused even in a limit that does not count.
+    if request.max_completion_tokens == Some(0) {
+        return Err(zero_tokens("max_completion_tokens"));
+    }
+    let is_limited = request.max_completion_tokens.or(request.options.max_tokens).is_some();
+    let limit = TokenLimit::for_chat(request);
+    let mut generation = generation_request(&request.options, limit, tenant)?;
+    if let Some(n) = request.options.default_max_tokens.filter(|_| !is_limited) {
+        generation.max_tokens = saturating_usize(n).max(generation.min_tokens);
+    }
     Ok(GenerationRequest { top_logprobs: top_logprobs(request)?, ..generation })
 }
 
@@ -65,28 +91,28 @@ pub fn completion_generation_request(
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
     check_logprobs(request)?;
-    let limits = [("max_tokens", request.options.max_tokens)];
-    let generation = generation_request(&request.options, &limits, tenant)?;
+    let limit = TokenLimit::for_completion(request);
+    let generation = generation_request(&request.options, limit, tenant)?;
     let top_logprobs = request.logprobs.map(|n| n as usize);
     Ok(GenerationRequest { is_continuation: true, top_logprobs, ..generation })
 }
 
-/// Converts the options to the engine's request. Of `limits`, the first that is set counts.
+/// Converts the options to the engine's request.
 fn generation_request(
     options: &GenerationOptions,
-    limits: &[TokenLimit],
+    limit: Option<TokenLimit>,
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
-    // Zero is refused even in a limit that does not count.
-    if let Some((param, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
-        return Err(Error::invalid(*param, format!("`{param}` must be at least 1")));
+    if options.max_tokens == Some(0) {
+        return Err(zero_tokens("max_tokens"));
     }
-    let max_tokens = limits.iter().find_map(|&(param, limit)| Some((param, limit?)));
-    let min_tokens = options.min_tokens.map_or(0, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    if let Some((param, n)) = max_tokens.filter(|(_, n)| options.min_tokens > Some(*n)) {
+    let min_tokens = options.min_tokens.map_or(0, saturating_usize);
+    if let Some(TokenLimit { param, n_tokens }) =
+        limit.filter(|limit| options.min_tokens > Some(limit.n_tokens))
+    {
         return Err(Error::invalid(
             "min_tokens",
-            format!("`min_tokens` is {min_tokens}, more than `{param}`, which is {n}"),
+            format!("`min_tokens` is {min_tokens}, more than `{param}`, which is {n_tokens}"),
         ));
     }
     if options.stream_options.is_some() && !options.is_streamed() {
@@ -95,7 +121,7 @@ fn generation_request(
     Ok(GenerationRequest {
         prompt: Vec::new(),
         prediction: Vec::new(),
-        max_tokens: max_tokens.map_or(usize::MAX, |(_, n)| usize::try_from(n).unwrap_or(usize::MAX)),
+        max_tokens: limit.map_or(usize::MAX, |limit| saturating_usize(limit.n_tokens)),
         min_tokens,
         sampling: sampling_params(options)?,
         constraint: None,
@@ -108,6 +134,15 @@ fn generation_request(
         tenant,
         cache_salt: cache_salt(options)?,
     })
+}
+
+fn zero_tokens(param: &'static str) -> Error {
+    Error::invalid(param, format!("`{param}` must be at least 1, or -1 for no limit"))
+}
+
+/// `n` as a `usize`, or the largest `usize` where it does not fit.
+fn saturating_usize(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 fn stop_strings(options: &GenerationOptions) -> Result<Vec<String>> {
@@ -329,7 +364,7 @@ mod tests {
             ("repetition_penalty", json!(11)),
             ("repeat_last_n", json!(-2)),
             ("top_k", json!(-2)),
-            ("stop", json!(["1", "2", "3", "4", "5"])),
+            ("stop", json!(vec!["x"; 33])),
             ("stop", json!(5)),
             ("stop", json!("")),
             ("stop", json!(["x", ""])),
@@ -347,6 +382,36 @@ mod tests {
             assert_eq!(error.param(), Some(param), "{value}: {error}");
             assert!(error.to_string().contains(param), "{error}");
         }
+    }
+
+    #[test]
+    fn minus_one_is_no_limit() {
+        for fields in [
+            json!({"max_tokens": -1}),
+            json!({"max_completion_tokens": -1}),
+            json!({"max_completion_tokens": -1, "max_tokens": 5}),
+            json!({"max_tokens": -1, "min_tokens": 7}),
+        ] {
+            assert_eq!(request(fields).unwrap().max_tokens, usize::MAX);
+        }
+        let limited = request(json!({"max_completion_tokens": null, "max_tokens": 5})).unwrap();
+        assert_eq!(limited.max_tokens, 5);
+    }
+
+    #[test]
+    fn the_servers_limit_is_for_requests_without_one() {
+        let max_tokens = |fields: Value| {
+            let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+            body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let mut request = ChatCompletionRequest::from_object(body.as_object().unwrap().clone()).unwrap();
+            request.options.default_max_tokens = Some(9);
+            chat_generation_request(&request, "".into()).unwrap().max_tokens
+        };
+        assert_eq!(max_tokens(json!({})), 9);
+        assert_eq!(max_tokens(json!({"min_tokens": 12})), 12);
+        assert_eq!(max_tokens(json!({"max_tokens": 20})), 20);
+        assert_eq!(max_tokens(json!({"max_completion_tokens": -1})), usize::MAX);
+        assert_eq!(max_tokens(json!({"default_max_tokens": 3})), 9, "no part of the wire");
     }
 
     #[test]

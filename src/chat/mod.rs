@@ -14,6 +14,7 @@ mod stream;
 mod structured;
 pub mod template;
 mod template_probe;
+mod text_offset;
 mod tools;
 mod truncate;
 
@@ -21,15 +22,17 @@ use std::sync::Arc;
 
 pub use completion::CompletionStream;
 pub use event::{ChatEvent, GenerationStats};
-use generation_request::{chat_generation_request, num_choices};
+use generation_request::{TokenLimit, chat_generation_request, num_choices};
 pub use model::ChatModel;
-use prompt::{RenderedPrompt, prediction_text};
+pub use prompt::RenderedPrompt;
+use prompt::prediction_text;
 pub use response_cache::ResponseCache;
 pub use stream::{CacheStatus, ChatStream};
 pub use structured::ConstraintSpec;
 use structured::constraint_of;
 pub use template::{ChatTemplate, TemplateSource, builtin_names, builtin_template};
-use tools::{ToolCallFormat, ToolCallParser, ToolSet, tool_constraint};
+pub use text_offset::TextOffset;
+use tools::{RepeatedCalls, ToolCallFormat, ToolCallParser, ToolSet, tool_constraint};
 use truncate::{max_chunk_bytes, max_prompt_tokens};
 
 use crate::error::Result;
@@ -68,11 +71,14 @@ impl ChatModel {
         let n_choices = num_choices(&request.options)?;
         generation.prediction = self.prediction_tokens(request)?;
         let tools = ToolSet::from_request(request)?;
+        let limit = TokenLimit::for_chat(request);
+        self.check_token_limit(limit)?;
         let max_prompt_tokens =
             max_prompt_tokens(&request.options, self.engine.context_length(), generation.max_tokens)?;
-        let variables = self.template_variables(request)?;
-        let RenderedPrompt { tokens, ignored_fields, reasoning } =
-            self.render_prompt(&request.messages, tools.as_ref(), variables, max_prompt_tokens)?;
+        let RenderedPrompt { tokens, mut ignored_fields, reasoning } =
+            self.render_prompt(request, tools.as_ref(), max_prompt_tokens)?;
+        let beyond = self.limit_beyond_context(limit, tokens.len());
+        ignored_fields.extend(beyond.map(|limit| limit.param.to_owned()));
         generation.prompt = tokens;
         let call_format = self.call_format()?;
         if tools.is_some() {
@@ -82,11 +88,14 @@ impl ChatModel {
         }
         generation.constraint = grammar.map(|grammar| self.constraint(grammar, reasoning.as_ref()));
         let is_unconstrained = generation.constraint.is_none();
+        let n_prompt_tokens = vec![generation.prompt.len()];
+        let repeats = RepeatedCalls::for_request(tools.as_ref(), &generation.sampling);
         let generations = self.engine.submit(self.reserve_slots(admission, n_choices)?, generation)?;
         // Under a grammar, calls always have their mark; JSON without it is text.
         let accept_unmarked = call_format.is_open_optional || is_unconstrained;
         let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.names(), accept_unmarked));
-        Ok(ChatStream::new(self.clone(), generations, 1, ignored_fields).with_parsers(reasoning, calls))
+        Ok(ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored_fields)
+            .with_parsers(reasoning, calls, repeats))
     }
 
     /// The form in which the model writes tool calls.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::model::ChatModel;
 use super::reasoning::ReasoningParser;
-use super::template::{TemplateInput, TemplateMessage};
+use super::template::{ChatTemplate, TemplateInput, TemplateMessage};
 use super::template_probe;
 use super::tools::{self, ToolSet};
 use crate::error::{Error, Result, quote};
@@ -22,29 +22,29 @@ pub struct RenderedPrompt {
 }
 
 impl ChatModel {
-    /// Token ids of the prompt for a conversation without tools.
+    /// The prompt of a request.
     ///
     /// # Errors
-    /// When the template refuses the messages, or the prompt does not fit the context.
-    pub fn prompt_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        Ok(self.render_prompt(messages, None, Map::new(), None)?.tokens)
+    /// When the request's tools are malformed, the template refuses the messages, or the prompt does not fit the
+    /// context.
+    pub fn prompt(&self, request: &ChatCompletionRequest) -> Result<RenderedPrompt> {
+        self.render_prompt(request, ToolSet::from_request(request)?.as_ref(), None)
     }
 
-    /// Renders and encodes a conversation, with `variables` for the template. Keeps only the last
-    /// `max_prompt_tokens`, if given.
+    /// Renders and encodes a conversation with these tools. Keeps only the last `max_prompt_tokens`, if given.
     ///
     /// Text from the client can never become a special token: the texts of special tokens in it are broken up with
     /// a marker before the template runs, and joined again, as text, by the tokenizer.
     pub(super) fn render_prompt(
         &self,
-        messages: &[Message],
+        request: &ChatCompletionRequest,
         tools: Option<&ToolSet>,
-        variables: Map<String, Value>,
         max_prompt_tokens: Option<usize>,
     ) -> Result<RenderedPrompt> {
         let template = self.template()?;
-        let mut messages = template_messages(messages, template.supports_developer_role())?;
+        let mut messages = template_messages(&request.messages, template.supports_developer_role())?;
         let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
+        let (variables, mut ignored_fields) = template_variables(template, request);
         let mut variables = Value::Object(variables);
         let mut texts = messages.iter().flat_map(message_texts).collect::<Vec<&str>>();
         collect_texts(&variables, &mut texts);
@@ -75,10 +75,14 @@ impl ChatModel {
             })
         };
         let render = |messages: &[TemplateMessage]| render_with(messages, &variables);
-        let prompt = render(&messages)?;
-        let mut ignored_fields = template_probe::ignored_fields(&messages, &prompt, render)?;
-        if !variables.is_empty() && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt)
-        {
+        let prompt = match render(&messages) {
+            // Templates that list the arguments fail at some that are no object.
+            Err(_) if tools::history::wrap_raw_arguments(&mut messages) => render(&messages)?,
+            result => result?,
+        };
+        ignored_fields.extend(template_probe::ignored_fields(&messages, &prompt, render)?);
+        let has_kwargs = request.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty());
+        if has_kwargs && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt) {
             ignored_fields.push("chat_template_kwargs".to_owned());
         }
         let (tokens, is_middle_dropped) = self.encode_prompt(&prompt, Some(marker), max_prompt_tokens)?;
@@ -88,34 +92,30 @@ impl ChatModel {
         let reasoning = template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
         Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
     }
+}
 
-    /// The client's template variables, plus the one by which the template controls reasoning.
-    ///
-    /// # Errors
-    /// When reasoning is requested and the template has no variable for it.
-    pub(super) fn template_variables(&self, request: &ChatCompletionRequest) -> Result<Map<String, Value>> {
-        let mut variables = request.chat_template_kwargs.clone().unwrap_or_default();
-        let Some(effort) = request.reasoning_effort else { return Ok(variables) };
-        let is_enabled = effort != ReasoningEffort::None;
-        let names = ["reasoning_effort", "enable_thinking"];
-        let template = self.template()?;
-        match names.into_iter().find(|name| template.uses_variable(name)) {
-            Some(name @ "reasoning_effort") => {
-                variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
-            }
-            Some(name) => {
-                variables.entry(name).or_insert(is_enabled.into());
-            }
-            None if is_enabled => {
-                return Err(Error::invalid(
-                    "reasoning_effort",
-                    "this model's template has no setting for reasoning effort; leave `reasoning_effort` out",
-                ));
-            }
-            None => {}
+/// The client's template variables, plus the one by which the template controls reasoning; and the names of parameters
+/// for which the template has no variable.
+fn template_variables(
+    template: &ChatTemplate,
+    request: &ChatCompletionRequest,
+) -> (Map<String, Value>, Vec<String>) {
+    let mut variables = request.chat_template_kwargs.clone().unwrap_or_default();
+    let Some(effort) = request.reasoning_effort else { return (variables, Vec::new()) };
+    let is_enabled = effort != ReasoningEffort::None;
+    let names = ["reasoning_effort", "enable_thinking"];
+    match names.into_iter().find(|name| template.uses_variable(name)) {
+        Some(name @ "reasoning_effort") => {
+            variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
         }
-        Ok(variables)
+        Some(name) => {
+            variables.entry(name).or_insert(is_enabled.into());
+        }
+        // A model without the setting does not reason, or as much as it always does.
+        None if is_enabled => return (variables, vec!["reasoning_effort".to_owned()]),
+        None => {}
     }
+    (variables, Vec::new())
 }
 
 /// The predicted output of a request, as text.

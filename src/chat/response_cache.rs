@@ -53,6 +53,17 @@ struct ResponseKey<'a> {
     date: String,
 }
 
+impl CachedResponse {
+    /// Tokens of the prompt.
+    pub fn n_prompt_tokens(&self) -> usize {
+        let usage = |(_, event): &(usize, ChatEvent)| match event {
+            ChatEvent::Finished { usage, .. } => Some(usage.prompt_tokens),
+            _ => None,
+        };
+        self.events.iter().find_map(usage).unwrap_or(0)
+    }
+}
+
 impl ResponseCache {
     /// An empty cache.
     pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
@@ -163,7 +174,7 @@ mod tests {
         assert!(key("", json!({"temperature": null})).is_none());
         assert!(key("", json!({"temperature": 1, "seed": 3})).is_some());
         let invalid =
-            [json!({"stream_options": {"include_usage": true}}), json!({"top_p": 1e40}), json!({"n": 9})];
+            [json!({"stream_options": {"include_usage": true}}), json!({"top_p": 1e40}), json!({"n": 17})];
         assert!(invalid.into_iter().all(|invalid| key("", invalid).is_none()));
     }
 

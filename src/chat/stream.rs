@@ -9,7 +9,7 @@ use super::event::ChatEvent;
 use super::model::ChatModel;
 use super::reasoning::{ReasoningParser, ReasoningSplit};
 use super::response_cache::{CachedResponse, ResponseCache, ResponseRecorder};
-use super::tools::{ParsedDelta, ToolCallParser};
+use super::tools::{ParsedDelta, RepeatedCalls, ToolCallParser};
 use crate::inference::Generation;
 use crate::openai::chat::FinishReason;
 
@@ -20,11 +20,14 @@ pub struct ChatStream {
     fingerprint: String,
     ignored_fields: Vec<String>,
     n_choices: usize,
-    n_prompts: usize,
+    /// For each prompt, its tokens.
+    n_prompt_tokens: Vec<usize>,
     /// One parser per choice if the model reasons, else none.
     reasoning: Vec<ReasoningParser>,
     /// One parser per choice if functions may be called, else none.
     calls: Vec<ToolCallParser>,
+    /// One filter per choice if a call that is repeated ends it, else none.
+    repeats: Vec<RepeatedCalls>,
     /// Events to return next, each with the index of its choice.
     pending: VecDeque<(usize, ChatEvent)>,
     recorder: Option<ResponseRecorder>,
@@ -57,34 +60,37 @@ enum EventSource {
 }
 
 impl ChatStream {
-    /// A response that `model` generates for `n_prompts` prompts, with equally many `generations` for each.
+    /// A response that `model` generates for prompts of so many tokens, with equally many `generations` for each.
     pub(super) fn new(
         model: Arc<ChatModel>,
         generations: Vec<Generation>,
-        n_prompts: usize,
+        n_prompt_tokens: Vec<usize>,
         ignored_fields: Vec<String>,
     ) -> Self {
         Self {
             n_choices: generations.len(),
-            n_prompts,
+            n_prompt_tokens,
             fingerprint: model.fingerprint().to_owned(),
             source: EventSource::Engine { generations, first: 0, _model: model },
             ignored_fields,
             reasoning: Vec::new(),
             calls: Vec::new(),
+            repeats: Vec::new(),
             pending: VecDeque::new(),
             recorder: None,
         }
     }
 
-    /// Separates reasoning and tool calls from the text of every choice.
+    /// Separates reasoning and tool calls from the text of every choice, and ends it at a call that `repeats` another.
     pub(super) fn with_parsers(
         mut self,
         reasoning: Option<ReasoningParser>,
         calls: Option<ToolCallParser>,
+        repeats: Option<RepeatedCalls>,
     ) -> Self {
         self.reasoning = vec![reasoning; self.n_choices].into_iter().flatten().collect();
         self.calls = vec![calls; self.n_choices].into_iter().flatten().collect();
+        self.repeats = vec![repeats; self.n_choices].into_iter().flatten().collect();
         self
     }
 
@@ -98,9 +104,10 @@ impl ChatStream {
             fingerprint: response.fingerprint.clone(),
             ignored_fields: response.ignored_fields.clone(),
             n_choices: response.n_choices,
-            n_prompts: 1,
+            n_prompt_tokens: vec![response.n_prompt_tokens()],
             reasoning: Vec::new(),
             calls: Vec::new(),
+            repeats: Vec::new(),
             pending: VecDeque::new(),
             source: EventSource::Cache { response, n_replayed: 0 },
             recorder: None,
@@ -126,6 +133,11 @@ impl ChatStream {
         &self.ignored_fields
     }
 
+    /// Adds a field that had no effect.
+    pub fn add_ignored_field(&mut self, path: &str) {
+        self.ignored_fields.push(path.to_owned());
+    }
+
     /// Number of choices, over all prompts.
     pub fn n_choices(&self) -> usize {
         self.n_choices
@@ -133,7 +145,12 @@ impl ChatStream {
 
     /// Number of prompts. Each has equally many choices; those of the first prompt come first.
     pub fn n_prompts(&self) -> usize {
-        self.n_prompts
+        self.n_prompt_tokens.len()
+    }
+
+    /// For each prompt, its tokens.
+    pub fn n_prompt_tokens(&self) -> &[usize] {
+        &self.n_prompt_tokens
     }
 
     /// The fingerprint of the model that generates or generated the response.
@@ -143,7 +160,7 @@ impl ChatStream {
 
     /// The next event and the index of its choice; `None` after the last event of all choices.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
-        if self.pending.is_empty() {
+        while self.pending.is_empty() {
             let (choice, event) = self.source.next().await?;
             let events = match self.reasoning.get_mut(choice) {
                 Some(parser) => separate_reasoning(parser, event).collect(),
@@ -153,6 +170,13 @@ impl ChatStream {
                 Some(parser) => events.into_iter().flat_map(|event| separate_calls(parser, event)).collect(),
                 None => events,
             };
+            let events = match self.repeats.get_mut(choice) {
+                Some(repeats) => events.into_iter().flat_map(|event| repeats.filter(event)).collect(),
+                None => events,
+            };
+            if self.repeats.get(choice).is_some_and(RepeatedCalls::is_ended) {
+                self.source.end(choice);
+            }
             self.pending.extend(events.into_iter().map(|event| (choice, event)));
         }
         let (choice, event) = self.pending.pop_front()?;
@@ -215,6 +239,13 @@ fn separate_calls(parser: &mut ToolCallParser, event: ChatEvent) -> impl Iterato
 }
 
 impl EventSource {
+    /// Ends the text of a choice where it is.
+    fn end(&self, choice: usize) {
+        if let Self::Engine { generations, .. } = self {
+            generations[choice].end();
+        }
+    }
+
     async fn next(&mut self) -> Option<(usize, ChatEvent)> {
         let (generations, first) = match self {
             Self::Cache { response, n_replayed } => {

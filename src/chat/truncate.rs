@@ -1,7 +1,8 @@
-//! Prompts longer than the context: refused, or truncated.
+//! Prompts longer than the context: refused, or truncated. Token limits beyond it: refused, or named.
 
+use super::generation_request::TokenLimit;
 use super::model::ChatModel;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::openai::generation_options::GenerationOptions;
 
 /// Bytes of a chunk for each token of the context, more than most texts need. The tokens of a prompt of one chunk
@@ -55,6 +56,36 @@ struct Truncation {
 }
 
 impl ChatModel {
+    /// Checks the client's token limit against the context.
+    ///
+    /// # Errors
+    /// When it alone exceeds the context, so that no prompt leaves room for it.
+    pub(super) fn check_token_limit(&self, limit: Option<TokenLimit>) -> Result<()> {
+        let context_length = self.engine.context_length();
+        match self.limit_beyond_context(limit, 0) {
+            None => Ok(()),
+            Some(TokenLimit { param, n_tokens }) => Err(Error::new(
+                Kind::ContextLengthExceeded,
+                format!(
+                    "`{param}` is {n_tokens}, but the context holds {context_length} tokens for prompt and completion \
+                     together; send a smaller one, or -1 for as many as fit"
+                ),
+            )
+            .with_param(param)),
+        }
+    }
+
+    /// The client's token limit, if it exceeds the context together with a prompt of `n_prompt` tokens, so that the
+    /// context ends a long response before the limit does.
+    pub(super) fn limit_beyond_context(
+        &self,
+        limit: Option<TokenLimit>,
+        n_prompt: usize,
+    ) -> Option<TokenLimit> {
+        let room = self.engine.context_length().saturating_sub(n_prompt) as u64;
+        limit.filter(|limit| limit.n_tokens > room && self.engine.context_shift().is_none())
+    }
+
     /// Encodes a prompt, and says whether its middle was dropped without the client's request.
     ///
     /// With `max_tokens`, keeps the last tokens. Otherwise, a server that shifts the context drops the middle of

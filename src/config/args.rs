@@ -144,6 +144,10 @@ pub struct ServeArgs {
     /// fastembed (ONNX Runtime) for all others
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_BACKEND", value_enum, default_value_t = EmbeddingBackend::Auto)]
     pub embedding_backend: EmbeddingBackend,
+    /// Policy for embedding inputs that exceed the model's limit, where the request does not say: refuse rejects
+    /// them; truncate embeds their beginning, and names them in x-truncated-inputs and in usage
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_OVERFLOW", value_enum, default_value_t = EmbeddingOverflow::Refuse)]
+    pub embedding_overflow: EmbeddingOverflow,
     /// Model for /v1/rerank and /v1/score, as for --model; without one, the embedding model scores by cosine
     /// similarity
     #[arg(long, env = "PREDICT_OTRON_RERANK_MODEL")]
@@ -151,6 +155,10 @@ pub struct ServeArgs {
     /// Additional name for a served model, as NAME=MODEL; repeatable
     #[arg(long, env = "PREDICT_OTRON_ALIAS", value_parser = parse_alias, value_delimiter = ',')]
     pub alias: Vec<(String, String)>,
+    /// Answer a request for a model that is not served with the default one, for clients that send a fixed name such
+    /// as dummy or tgi; the response names `model` in x-ignored-params
+    #[arg(long, env = "PREDICT_OTRON_ANY_MODEL_NAME", value_parser = BoolishValueParser::new())]
+    pub any_model_name: bool,
     /// Chat template, instead of the model's own: a Jinja file, or alpaca, chatml, gemma, llama-2, llama-3,
     /// mistral, phi-3 or zephyr; with several chat models, MODEL=TEMPLATE; repeatable
     #[arg(long, env = "PREDICT_OTRON_CHAT_TEMPLATE", value_delimiter = ',')]
@@ -188,6 +196,10 @@ pub struct ServeArgs {
     /// drops the middle and keeps the beginning and the end
     #[arg(long, env = "PREDICT_OTRON_CONTEXT_OVERFLOW", value_enum, default_value_t = ContextOverflow::Refuse)]
     pub context_overflow: ContextOverflow,
+    /// Maximum number of tokens that are generated for a chat request that sets no limit [default: until the context
+    /// is full]
+    #[arg(long, env = "PREDICT_OTRON_DEFAULT_MAX_TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub default_max_tokens: Option<u64>,
     /// Disable speculative decoding (prompt lookup). Output does not change; repetitive text is slower
     #[arg(long, env = "PREDICT_OTRON_NO_SPECULATION", value_parser = BoolishValueParser::new())]
     pub no_speculation: bool,
@@ -321,6 +333,15 @@ pub enum ContextOverflow {
     Refuse,
     /// Drop the middle: the first few tokens and the last ones stay, half a context in all.
     Shift,
+}
+
+/// Policy for embedding inputs that exceed the model's limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmbeddingOverflow {
+    /// Refuse the request.
+    Refuse,
+    /// Embed the beginning.
+    Truncate,
 }
 
 /// Backend that runs the embedding model.

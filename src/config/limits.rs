@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::args::{ContextOverflow, KvPrecision};
+use super::args::{ContextOverflow, EmbeddingOverflow, KvPrecision};
 
 /// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
 /// bound here.
@@ -32,6 +32,10 @@ pub struct Limits {
     pub detokenize_bytes: usize,
     /// How long a request may be in preparation before the server reports itself unhealthy.
     pub preparation_time: Duration,
+    /// Tokens of a response to a chat request that sets no limit; without a value, the context is the limit.
+    pub default_max_tokens: Option<u64>,
+    /// Whether a request for a model that is not served gets the default one.
+    pub any_model_name: bool,
     /// Chat requests that may wait for the engine, in addition to the running ones.
     pub queued_requests: usize,
     /// Prompt tokens of all waiting chat requests together. A single request may exceed it.
@@ -76,6 +80,8 @@ pub struct Limits {
     pub embedding_queue_tokens: usize,
     /// Tokens of one embedding or scoring request, after truncation. Each pair of texts counts whole.
     pub embedding_tokens: usize,
+    /// Policy for embedding inputs that exceed the model's limit.
+    pub embedding_overflow: EmbeddingOverflow,
     /// Whether tenants share the embedding cache.
     pub share_embedding_cache: bool,
     /// Bytes of the embedding cache in memory; 0 disables it.
@@ -132,6 +138,8 @@ impl Default for Limits {
             tokenize_bytes: 512 << 10,
             detokenize_bytes: 4 << 20,
             preparation_time: Duration::from_secs(10),
+            default_max_tokens: None,
+            any_model_name: false,
             queued_requests: 256,
             queued_tokens: 262_144,
             queue_timeout: Duration::from_secs(300),
@@ -154,6 +162,7 @@ impl Default for Limits {
             embedding_queue_tokens: 4 << 20,
             // The largest number of inputs, each of the 512 tokens that most models take.
             embedding_tokens: MAX_EMBEDDING_INPUTS * 512,
+            embedding_overflow: EmbeddingOverflow::Refuse,
             share_embedding_cache: false,
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),

@@ -18,8 +18,8 @@ use crate::error::{Error, Kind, Result};
 
 pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, KvPrecision, LogFormat,
-    RegistryArgs, ServeArgs,
+    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow, KvPrecision,
+    LogFormat, RegistryArgs, ServeArgs,
 };
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
 pub use memory::{procfs_bytes, resident_bytes};
@@ -111,6 +111,9 @@ impl Config {
                 queued_tokens: usize::try_from(args.max_queue_tokens).unwrap_or(usize::MAX),
                 queue_timeout: args.queue_timeout,
                 context_overflow: args.context_overflow,
+                default_max_tokens: args.default_max_tokens,
+                any_model_name: args.any_model_name,
+                embedding_overflow: args.embedding_overflow,
                 kv_bytes: args.kv_memory.map_or_else(|| default_kv_bytes(kv_share_of), saturating_usize),
                 kv_reducible: args.kv_memory.is_none(),
                 response_cache_bytes: saturating_usize(args.response_cache),

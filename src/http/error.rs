@@ -171,10 +171,18 @@ fn bounded(message: &str) -> String {
     escape_chars(message, MAX_MESSAGE_CHARS).0
 }
 
-/// The response to an unknown path.
-pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+/// The error for an unknown path; `meant` is the route that the client may mean by it.
+pub fn unknown_route(method: &Method, uri: &Uri, meant: Option<&str>) -> ApiError {
     let (method, path) = (quote(method.as_str()), quote(uri.path()));
-    let message = format!("there is no {method} {path}; GET / lists the routes");
+    let remedy = match meant {
+        Some(meant) if meant.starts_with("/v1/") => format!(
+            "did you mean {meant}? Set the client's base URL to this server's address followed by /v1, once and with \
+             single slashes"
+        ),
+        Some(meant) => format!("did you mean {meant}, directly after this server's address?"),
+        None => "GET / lists the routes".to_owned(),
+    };
+    let message = format!("there is no {method} {path}; {remedy}");
     ApiError::new(StatusCode::NOT_FOUND, Some("unknown_url"), message)
 }
 

@@ -31,11 +31,10 @@ pub struct JsonObject {
 /// The deepest nesting of a body. Real requests stay below 20; the schema of a tool may reach 30.
 const MAX_DEPTH: usize = 64;
 
-/// The longest value of `x-ignored-params`. Proxies reject responses with a head of more than 4 or
-/// 8 KiB.
-const MAX_IGNORED_BYTES: usize = 2048;
+/// The longest list of names in a header. Proxies reject responses with a head of more than 4 or 8 KiB.
+const MAX_LIST_BYTES: usize = 1536;
 
-/// The longest name in `x-ignored-params`.
+/// The longest name in such a list.
 const MAX_NAME_BYTES: usize = 128;
 
 /// Time for the rest of a body once the server is shutting down.
@@ -130,33 +129,44 @@ impl IgnoredParams {
         self.0.extend_from_slice(paths);
     }
 
-    /// Lists the names in the `x-ignored-params` header.
-    pub fn insert_into(self, headers: &mut HeaderMap) {
-        if let Some(names) = self.header_value()
-            && let Ok(value) = HeaderValue::from_str(&names)
-        {
-            headers.insert("x-ignored-params", value);
+    /// Adds the name of the model, if the server answers with a default one although it does not serve that.
+    pub fn add_unknown_model(&mut self, app: &App, name: Option<&str>) {
+        if app.ignores_name(name) {
+            self.0.push("model".to_owned());
         }
     }
 
-    /// The names, escaped for a header, as many as fit.
-    fn header_value(&self) -> Option<String> {
-        let mut names = String::new();
-        for (n_listed, name) in self.0.iter().enumerate() {
-            let mut escaped: String = name.escape_default().take(MAX_NAME_BYTES + 1).collect();
-            if escaped.len() > MAX_NAME_BYTES {
-                escaped.replace_range(MAX_NAME_BYTES.., "...");
-            }
-            if names.len() + escaped.len() > MAX_IGNORED_BYTES {
-                return Some(format!("{names}, ... and {} more", self.0.len() - n_listed));
-            }
-            if n_listed > 0 {
-                names += ", ";
-            }
-            names += &escaped;
-        }
-        (!names.is_empty()).then_some(names)
+    /// Lists the names in the `x-ignored-params` header.
+    pub fn insert_into(self, headers: &mut HeaderMap) {
+        insert_list(headers, "x-ignored-params", &self.0);
     }
+}
+
+/// Lists names in a header, escaped for it and as many as fit; adds no header without names.
+pub fn insert_list(headers: &mut HeaderMap, header: &'static str, names: &[String]) {
+    if let Some(list) = header_list(names)
+        && let Ok(value) = HeaderValue::from_str(&list)
+    {
+        headers.insert(header, value);
+    }
+}
+
+fn header_list(names: &[String]) -> Option<String> {
+    let mut list = String::new();
+    for (n_listed, name) in names.iter().enumerate() {
+        let mut escaped: String = name.escape_default().take(MAX_NAME_BYTES + 1).collect();
+        if escaped.len() > MAX_NAME_BYTES {
+            escaped.replace_range(MAX_NAME_BYTES.., "...");
+        }
+        if list.len() + escaped.len() > MAX_LIST_BYTES {
+            return Some(format!("{list}, ... and {} more", names.len() - n_listed));
+        }
+        if n_listed > 0 {
+            list += ", ";
+        }
+        list += &escaped;
+    }
+    (!list.is_empty()).then_some(list)
 }
 
 /// Reads a body that must be JSON, within the limits and the room that admission control has for it.
@@ -249,11 +259,11 @@ mod tests {
 
     #[test]
     fn ignored_names_are_cut_to_fit_a_header() {
-        let names = |names: Vec<String>| IgnoredParams(names).header_value();
+        let names = |names: Vec<String>| header_list(&names);
         assert_eq!(names(Vec::new()), None);
         assert_eq!(names(vec!["a".into(), "b é\n".into()]).unwrap(), "a, b \\u{e9}\\n");
         let many = names((0..60_000).map(|i| format!("key{i}")).collect()).unwrap();
-        assert!(many.len() < 2200 && many.starts_with("key0, key1, ") && many.ends_with(" more"), "{many}");
+        assert!(many.len() < 1700 && many.starts_with("key0, key1, ") && many.ends_with(" more"), "{many}");
         let long = names(vec!["é".repeat(1 << 20)]).unwrap();
         assert!(long.len() < 140 && long.ends_with("..."), "{long}");
     }

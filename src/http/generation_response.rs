@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::openai::chat::{
     ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
 };
+use crate::openai::generation_options::GenerationOptions;
 
 /// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -186,8 +187,8 @@ pub trait ChunkEncoder: Send + 'static {
 
     /// Encodes a part of the choice with the given index, or `None` if there is nothing to send.
     ///
-    /// The last chunk may have `usage` and no part. In the others, `usage` is left out, or null if the request
-    /// asked for usage.
+    /// The last chunk may have `usage` and no part. In the others, `usage` is left out, or null if the request asked
+    /// for usage at the end, or what is known so far.
     fn encode(
         &mut self,
         envelope: &Envelope,
@@ -196,20 +197,37 @@ pub trait ChunkEncoder: Send + 'static {
     ) -> Option<Self::Chunk>;
 }
 
+/// Where a stream has token counts.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamUsage {
+    /// In a chunk of its own, the last.
+    pub is_at_end: bool,
+    /// In every other chunk, as far as they are known.
+    pub is_continuous: bool,
+}
+
+impl StreamUsage {
+    /// What a request asks for.
+    pub fn from_options(options: &GenerationOptions) -> Self {
+        Self { is_at_end: options.include_usage(), is_continuous: options.continuous_usage() }
+    }
+}
+
 /// Responds with server-sent events: the start of each choice at once, before the prompt is computed, then content,
 /// the finish reasons, usage if requested, and `[DONE]`.
 pub fn stream_events(
     stream: ChatStream,
     envelope: Envelope,
     encoder: impl ChunkEncoder,
-    include_usage: bool,
+    usage: StreamUsage,
     mut log: RequestLog,
 ) -> Response {
     log.n_running = stream.n_choices();
     let totals = UsageTotals::new(&stream);
+    let n_generated = vec![0; stream.n_choices()];
     let pending = VecDeque::new();
     let mut state =
-        StreamState { stream, envelope, encoder, include_usage, totals, log, pending, ended: false };
+        StreamState { stream, envelope, encoder, usage, totals, n_generated, log, pending, ended: false };
     for index in 0..state.stream.n_choices() {
         state.push_part(index, ChoicePart::Start);
     }
@@ -237,8 +255,10 @@ struct StreamState<E> {
     stream: ChatStream,
     envelope: Envelope,
     encoder: E,
-    include_usage: bool,
+    usage: StreamUsage,
     totals: UsageTotals,
+    /// Tokens of each choice that are sent.
+    n_generated: Vec<usize>,
     log: RequestLog,
     pending: VecDeque<Event>,
     ended: bool,
@@ -247,17 +267,19 @@ struct StreamState<E> {
 impl<E: ChunkEncoder> StreamState<E> {
     fn push_event(&mut self, index: usize, event: ChatEvent) {
         match event {
-            ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
+            ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens } => {
+                self.n_generated[index] += n_tokens;
                 self.push_part(index, ChoicePart::Text { text, reasoning, calls, logprobs });
             }
             ChatEvent::Finished { reason, usage, stats } => {
                 self.totals.add(index, &usage);
+                self.n_generated[index] = usage.completion_tokens;
                 self.push_part(index, ChoicePart::End(reason));
                 if !self.log.finished(&usage, stats) {
                     return;
                 }
-                if self.include_usage {
-                    self.push_chunk(None, Some(self.totals.usage()));
+                if self.usage.is_at_end {
+                    self.push_chunk(None, Some(Some(self.totals.usage())));
                 }
                 self.pending.push_back(Event::default().data("[DONE]"));
                 self.ended = true;
@@ -271,11 +293,22 @@ impl<E: ChunkEncoder> StreamState<E> {
     }
 
     fn push_part(&mut self, index: usize, part: ChoicePart) {
-        self.push_chunk(Some((index, part)), None);
+        let usage = match self.usage {
+            StreamUsage { is_continuous: true, .. } => Some(Some(self.usage_so_far())),
+            StreamUsage { is_at_end, .. } => is_at_end.then_some(None),
+        };
+        self.push_chunk(Some((index, part)), usage);
     }
 
-    fn push_chunk(&mut self, part: Option<(usize, ChoicePart)>, usage: Option<Usage>) {
-        let usage = self.include_usage.then_some(usage);
+    /// The token counts so far. Those of the prefix cache and of reasoning come with the end of a choice.
+    fn usage_so_far(&self) -> Usage {
+        let prompt_tokens = self.stream.n_prompt_tokens().iter().sum();
+        let completion_tokens = self.n_generated.iter().sum();
+        let total_tokens = prompt_tokens + completion_tokens;
+        Usage { prompt_tokens, completion_tokens, total_tokens, ..self.totals.usage() }
+    }
+
+    fn push_chunk(&mut self, part: Option<(usize, ChoicePart)>, usage: Option<Option<Usage>>) {
         if let Some(chunk) = self.encoder.encode(&self.envelope, part, usage) {
             self.push(&chunk);
         }

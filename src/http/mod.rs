@@ -52,7 +52,7 @@ pub fn router(app: App) -> Router {
     let router = ROUTES
         .iter()
         .fold(Router::new(), |router, route| router.route(route.path(), admitted(route, &app)))
-        .fallback(error::unknown_route)
+        .fallback(table::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))
         .layer(from_fn_with_state(KeyGuard::new(app.clone()), auth::require_api_key))

@@ -66,6 +66,23 @@ pub fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object"})
 }
 
+/// The route that a client may mean by a path that is none: one that the path ends with, whatever slashes, versions or
+/// other text its base URL has put before it. The longest one, and of equally long ones that with a version.
+pub fn meant_by<'a>(routes: &'a [Route], path: &str) -> Option<&'a Route> {
+    fn segments(path: &str) -> Vec<&str> {
+        path.split('/').filter(|segment| !segment.is_empty()).collect()
+    }
+    let asked = segments(path);
+    let n_matched = |route: &&Route| {
+        let own = segments(route.path().trim_start_matches("/v1"));
+        let is_equal = |(own, asked): (&&str, &&str)| own.starts_with('{') || own == asked;
+        let is_end = own.len() <= asked.len() && own.iter().rev().zip(asked.iter().rev()).all(is_equal);
+        if is_end { own.len() } else { 0 }
+    };
+    let best = routes.iter().max_by_key(|route| (n_matched(route), route.path().starts_with("/v1")));
+    best.filter(|route| n_matched(route) > 0)
+}
+
 impl Route {
     /// The path in axum's syntax.
     pub fn path(&self) -> &'static str {

@@ -6,11 +6,13 @@ use std::sync::LazyLock;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, Uri};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 
+use super::error::{self, ApiError};
 use super::openapi::{docs_page, document};
-use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, schema};
+use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, meant_by, schema};
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
@@ -63,7 +65,7 @@ pub static ROUTES: &[Route] = &[
         summary: "Create embeddings",
         request: Some(RequestBody { schema: schema::<EmbeddingsRequest>, parameters: params::EMBEDDINGS }),
         responses: &[(JSON, schema::<EmbeddingsResponse>)],
-        response_headers: &["x-ignored-params", "x-cache-hits"],
+        response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
         error_statuses: MODEL_ERRORS,
     },
     RERANK,
@@ -77,7 +79,7 @@ pub static ROUTES: &[Route] = &[
         summary: "Score pairs of texts by similarity",
         request: Some(RequestBody { schema: schema::<ScoreRequest>, parameters: params::SCORE }),
         responses: &[(JSON, schema::<ScoreResponse>)],
-        response_headers: &["x-ignored-params", "x-cache-hits"],
+        response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
         error_statuses: MODEL_ERRORS,
     },
     Route {
@@ -200,7 +202,7 @@ const RERANK: Route = Route {
     summary: "Rank documents by relevance to a query",
     request: Some(RequestBody { schema: schema::<RerankRequest>, parameters: params::RERANK }),
     responses: &[(JSON, schema::<RerankResponse>)],
-    response_headers: &["x-ignored-params", "x-cache-hits"],
+    response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
     error_statuses: MODEL_ERRORS,
 };
 
@@ -255,6 +257,11 @@ static OPEN: LazyLock<Description> = LazyLock::new(|| Description::new(false));
 
 fn description(app: &App) -> &'static Description {
     if app.api_keys().are_required() { &KEYED } else { &OPEN }
+}
+
+/// The response to an unknown path.
+pub async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    error::unknown_route(&method, &uri, meant_by(ROUTES, uri.path()).map(Route::path))
 }
 
 /// `GET /openapi.json`.

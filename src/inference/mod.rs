@@ -78,8 +78,7 @@ pub enum Event {
 pub struct TextDelta {
     /// The text; empty if only probabilities are reported.
     pub text: String,
-    /// One entry per token, if requested. Tokens that form one character together share an entry, since none of them
-    /// is text by itself.
+    /// One entry per token, if requested, those of tokens that are a part of a character included.
     pub logprobs: Vec<TokenLogprob>,
     /// Tokens since the last text.
     pub n_tokens: usize,
@@ -88,21 +87,12 @@ pub struct TextDelta {
 /// The probability that the model gave a token, before sampling changed it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// The token's text.
+    /// The token's text, which may be a part of a character.
     pub bytes: Vec<u8>,
     /// Natural logarithm of the probability.
     pub logprob: f32,
-    /// The most likely tokens at this position (of several tokens: at the last one's), most likely first.
+    /// The most likely tokens at this position, most likely first.
     pub top: Vec<(Vec<u8>, f32)>,
-}
-
-impl TokenLogprob {
-    /// Adds the next token of the same character.
-    fn extend(&mut self, next: Self) {
-        self.bytes.extend(next.bytes);
-        self.logprob += next.logprob;
-        self.top = next.top;
-    }
 }
 
 /// The end of a generation.

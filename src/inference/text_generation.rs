@@ -210,24 +210,18 @@ impl TextGeneration {
         TextDelta { text, logprobs, n_tokens }
     }
 
-    /// Emits everything that was held back. An incomplete character at the end is no text and is left out, with its
-    /// entry.
+    /// Emits everything that was held back. An incomplete character at the end is no text; its tokens have entries all
+    /// the same.
     fn flush(&mut self) -> TextDelta {
-        if self.detokenizer.is_mid_character() {
-            self.pending_logprobs.pop_back();
-        }
         let text = self.stops.flush();
         let logprobs = self.pending_logprobs.drain(..).map(|(_, logprob)| logprob).collect();
         self.delta(text, logprobs)
     }
 
-    /// Adds a token's probability to those not emitted yet.
+    /// Adds a token's probability to those not emitted yet. Tokens of one character begin where it does.
     fn push_logprob(&mut self, logits: &Tensor, token: u32, n_top: usize) -> Result<()> {
         let logprob = self.logprob(logits, token, n_top)?;
-        match self.pending_logprobs.back_mut().filter(|_| self.detokenizer.is_mid_character()) {
-            Some((_, begun)) => begun.extend(logprob),
-            None => self.pending_logprobs.push_back((self.n_text, logprob)),
-        }
+        self.pending_logprobs.push_back((self.n_text, logprob));
         Ok(())
     }
 

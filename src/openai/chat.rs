@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::generation_options::{GenerationOptions, object_or_null};
+use super::generation_options::{GenerationOptions, object_or_null, token_limit, token_limit_schema};
 use crate::error::Result;
 
 /// The honored part of a request; [`super::params`] decides about the rest.
@@ -15,9 +15,9 @@ pub struct ChatCompletionRequest {
     /// The conversation so far.
     #[schemars(length(min = 1), example = [json!({"role": "user", "content": "Say hello."})])]
     pub messages: Vec<Message>,
-    /// Maximum number of tokens to generate; takes precedence over `max_tokens`.
-    #[schemars(range(min = 1))]
-    #[schemars(example = 16)]
+    /// Maximum number of tokens to generate, -1 for no limit; takes precedence over `max_tokens`.
+    #[serde(deserialize_with = "token_limit")]
+    #[schemars(schema_with = "token_limit_schema", example = 16)]
     pub max_completion_tokens: Option<u64>,
     /// Return the log probabilities of the generated tokens.
     pub logprobs: Option<bool>,
@@ -51,6 +51,12 @@ impl ChatCompletionRequest {
         let body = Value::Object(object);
         let options = GenerationOptions::from_body(&body)?;
         Ok(Self { options, ..super::from_value(body)? })
+    }
+
+    /// Whether the model may call a function.
+    pub fn offers_tools(&self) -> bool {
+        let is_forbidden = matches!(self.tool_choice, Some(ToolChoice::Mode(ToolChoiceMode::None)));
+        !is_forbidden && self.tools.as_ref().is_some_and(|tools| !tools.is_empty())
     }
 }
 
@@ -207,8 +213,10 @@ pub enum ReasoningEffort {
     Medium,
     /// More than usual.
     High,
-    /// As much as possible.
+    /// Much more than usual.
     XHigh,
+    /// As much as possible.
+    Max,
 }
 
 /// A predicted response.
@@ -402,9 +410,9 @@ pub struct Delta {
     /// `assistant` in the first chunk of a choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
-    /// Text to append.
+    /// Text to append; null in the first chunk of a choice that may be a call.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub content: Option<Option<String>>,
     /// Reasoning to append.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
@@ -453,7 +461,7 @@ pub enum FinishReason {
 /// Log probabilities of a choice's tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct ChoiceLogprobs {
-    /// One entry for each generated token.
+    /// One entry for each generated token, those that are a part of a character included.
     pub content: Vec<TokenLogprob>,
     /// Always null.
     pub refusal: Option<Vec<TokenLogprob>>,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::chat::{FinishReason, Usage};
 use super::embeddings::TextsOrTokens;
-use super::generation_options::GenerationOptions;
+use super::generation_options::{GenerationOptions, MAX_CHOICES};
 use crate::error::Result;
 
 /// OpenAI's default of `max_tokens`.
@@ -27,7 +27,7 @@ pub struct CompletionRequest {
     /// Prepend the prompt to each generated text.
     pub echo: Option<bool>,
     /// Number of texts to generate for each prompt; the `n` likeliest are returned.
-    #[schemars(range(min = 1, max = 8))]
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
     pub best_of: Option<u64>,
     /// Number of likeliest tokens to return with each token.
     #[schemars(range(max = 5))]
@@ -87,12 +87,12 @@ pub struct CompletionChoice {
 /// Log probabilities of a text's tokens, as parallel arrays.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
-    /// Texts of the tokens.
+    /// Texts of the tokens; of one that is a part of a character its bytes, such as `bytes:\xf0\x9f`.
     pub tokens: Vec<String>,
     /// Natural logarithms of their probabilities.
     pub token_logprobs: Vec<f32>,
-    /// The likeliest tokens at each position; null if none were requested.
-    pub top_logprobs: Option<Vec<BTreeMap<String, f32>>>,
+    /// The likeliest tokens at each position, as many as requested, and the generated one.
+    pub top_logprobs: Vec<BTreeMap<String, f32>>,
     /// Position of each token in the text, in characters.
     pub text_offset: Vec<usize>,
 }

@@ -1,12 +1,23 @@
 //! Options of a generation that chat and text completions share.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::de::{Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::error::Result;
+
+/// The largest number of choices for each prompt.
+pub const MAX_CHOICES: u64 = 16;
+
+/// The largest number of stop strings.
+pub const MAX_STOPS: usize = 32;
+
+/// The token limit of a request that wants none, which is -1 on the wire.
+pub const NO_TOKEN_LIMIT: u64 = u64::MAX;
 
 /// Model, sampling, limits, constraints and streaming of a generation.
 ///
@@ -19,11 +30,15 @@ pub struct GenerationOptions {
     #[schemars(example = &"default")]
     pub model: Option<String>,
     /// Number of choices to generate.
-    #[schemars(range(min = 1, max = 8))]
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
     pub n: Option<u64>,
-    /// Maximum number of tokens to generate.
-    #[schemars(range(min = 1))]
+    /// Maximum number of tokens to generate; -1 means no limit.
+    #[serde(deserialize_with = "token_limit")]
+    #[schemars(schema_with = "token_limit_schema")]
     pub max_tokens: Option<u64>,
+    /// The server's limit for a request without one. Not part of the wire.
+    #[serde(skip)]
+    pub default_max_tokens: Option<u64>,
     /// Sampling temperature; 0 always picks the likeliest token.
     #[schemars(range(min = 0, max = 2))]
     pub temperature: Option<f32>,
@@ -38,7 +53,7 @@ pub struct GenerationOptions {
     pub min_p: Option<f32>,
     /// Seed of the sampler; equal seeds draw equal tokens.
     pub seed: Option<i64>,
-    /// Strings at which generation stops; they are not part of the text. Up to 4, of 1 to 1,024 bytes each.
+    /// Strings at which generation stops; they are not part of the text. Up to 32, of 1 to 1,024 bytes each.
     #[schemars(schema_with = "stop_schema")]
     pub stop: Option<OneOrMany>,
     /// Send the response as server-sent events while it is generated.
@@ -74,7 +89,7 @@ pub struct GenerationOptions {
     #[schemars(length(max = 256))]
     pub cache_salt: Option<String>,
     /// Keep only this many tokens from the end of the prompt; -1 keeps as many as fit.
-    #[schemars(schema_with = "truncate_schema")]
+    #[schemars(schema_with = "token_limit_schema")]
     pub truncate_prompt_tokens: Option<i64>,
     /// The form that the response must have.
     pub response_format: Option<ResponseFormat>,
@@ -117,6 +132,11 @@ impl GenerationOptions {
     pub fn include_usage(&self) -> bool {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
+
+    /// Whether every event of a stream has the token counts so far.
+    pub fn continuous_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|options| options.continuous_usage_stats).unwrap_or(false)
+    }
 }
 
 /// A string or an array of strings.
@@ -135,6 +155,8 @@ pub enum OneOrMany {
 pub struct StreamOptions {
     /// Send one more chunk at the end with the token counts.
     pub include_usage: Option<bool>,
+    /// Send the token counts so far with every chunk. Those of cached and reasoning tokens come at the end.
+    pub continuous_usage_stats: Option<bool>,
 }
 
 /// The form that the response must have.
@@ -186,10 +208,54 @@ pub(super) fn object_or_null(_: &mut SchemaGenerator) -> Schema {
 /// The schema of `stop`, with bounds that [`OneOrMany`] has only here.
 fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     let text = || json_schema!({"type": "string", "minLength": 1, "maxLength": 1024});
-    json_schema!({"anyOf": [text(), {"type": "array", "items": text(), "maxItems": 4}, {"type": "null"}]})
+    json_schema!({"anyOf": [text(), {"type": "array", "items": text(), "maxItems": MAX_STOPS}, {"type": "null"}]})
 }
 
-/// The schema of `truncate_prompt_tokens`, which is never 0.
-fn truncate_schema(_: &mut SchemaGenerator) -> Schema {
+/// The schema of a number of tokens that is -1 or at least 1.
+pub(super) fn token_limit_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": ["integer", "null"], "minimum": -1, "not": {"const": 0}})
+}
+
+/// Reads a limit on tokens; -1 becomes [`NO_TOKEN_LIMIT`].
+///
+/// # Errors
+/// When it is no integer, or another negative one.
+pub(super) fn token_limit<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<u64>, D::Error> {
+    struct LimitVisitor;
+
+    impl<'de> Visitor<'de> for LimitVisitor {
+        type Value = Option<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an integer of 1 or more, or -1 for no limit")
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<u64>, E> {
+            Ok(None)
+        }
+
+        fn visit_none<E>(self) -> Result<Option<u64>, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<u64>, D::Error> {
+            deserializer.deserialize_any(self)
+        }
+
+        fn visit_u64<E>(self, n: u64) -> Result<Option<u64>, E> {
+            Ok(Some(n))
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, n: i64) -> Result<Option<u64>, E> {
+            match u64::try_from(n) {
+                Ok(n) => Ok(Some(n)),
+                Err(_) if n == -1 => Ok(Some(NO_TOKEN_LIMIT)),
+                Err(_) => Err(E::invalid_value(Unexpected::Signed(n), &self)),
+            }
+        }
+    }
+
+    deserializer.deserialize_option(LimitVisitor)
 }

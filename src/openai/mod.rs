@@ -84,8 +84,9 @@ mod tests {
         for (field, value, param, expected) in [
             ("temperature", json!("warm"), "temperature", "string \"warm\", expected a number"),
             ("temperature", json!("x, expected u64"), "temperature", "expected a number"),
-            ("max_tokens", json!(1.5), "max_tokens", "number `1.5`, expected an integer of 0 or more"),
-            ("max_tokens", json!(-1), "max_tokens", "expected an integer of 0 or more"),
+            ("max_tokens", json!(1.5), "max_tokens", "number `1.5`, expected an integer of 1 or more, or -1"),
+            ("max_tokens", json!(-2), "max_tokens", "integer `-2`, expected an integer of 1 or more, or -1"),
+            ("min_tokens", json!(-1), "min_tokens", "expected an integer of 0 or more"),
             ("seed", json!([]), "seed", "array, expected an integer"),
             ("stream", json!("yes"), "stream", "expected a boolean"),
             ("messages", json!({}), "messages", "object, expected an array"),

@@ -16,12 +16,18 @@ pub struct ModelObject {
     pub created: u64,
     /// The model's publisher.
     pub owned_by: String,
+    /// Id of the model, of which `id` may be an alias.
+    pub root: String,
+    /// Other names by which the model may be requested.
+    pub aliases: Vec<String>,
     /// Purpose of the model: `chat`, `embedding` or `reranking`.
     pub kind: String,
     /// Whether the model is in memory.
     pub loaded: bool,
     /// The most tokens of a prompt and its completion, or of a text. Null until the model's files are available.
     pub context_length: Option<usize>,
+    /// Equal to `context_length`, under the name that clients of vLLM read.
+    pub max_model_len: Option<usize>,
     /// Architecture. Null until the model's files are available.
     pub family: Option<String>,
     /// File format. Null until the model's files are available.

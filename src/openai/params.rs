@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 pub enum Treatment {
     /// Has the effect that OpenAI, or the server that introduced it, documents.
     Honored,
-    /// Has no effect that a client could observe in the response; accepted, and named in
-    /// `x-ignored-params`.
+    /// Has no effect: a hint that the model cannot follow, or a matter of OpenAI's own services. Accepted, and named
+    /// in `x-ignored-params`.
     Ignored,
     /// Accepted only with a value that means the default; refused otherwise.
     OnlyDefault {
@@ -88,17 +88,16 @@ pub const CHAT: ParamTable = &[
         ),
         ("audio", OnlyDefault { is_default: never, reason: "only text is supported" }),
         ("reasoning_effort", Honored),
-        (
-            "verbosity",
-            OnlyDefault { is_default: |v| v == "medium", reason: "the model has no verbosity setting" },
-        ),
-        ("web_search_options", OnlyDefault { is_default: never, reason: "this server never calls out" }),
+        ("verbosity", Ignored),
+        ("web_search_options", Ignored),
         ("prediction", Honored),
         ("metadata", Ignored),
         ("store", Ignored),
         ("safety_identifier", Ignored),
         ("prompt_cache_key", Ignored),
         ("prompt_cache_retention", Ignored),
+        ("prompt_cache_options", Ignored),
+        ("moderation", OnlyDefault { is_default: never, reason: "no moderation model is served" }),
         ("service_tier", Ignored),
         ("chat_template_kwargs", Honored),
     ],
@@ -119,6 +118,7 @@ pub const EMBEDDINGS: ParamTable = &[&[
     ("input_type", Honored),
     ("prompt_name", Honored),
     ("truncate", Honored),
+    ("truncate_prompt_tokens", Honored),
     ("user", Ignored),
 ]];
 
@@ -130,6 +130,7 @@ pub const RERANK: ParamTable = &[&[
     ("top_n", Honored),
     ("return_documents", Honored),
     ("truncate", Honored),
+    ("max_tokens_per_doc", Honored),
     ("raw_scores", Honored),
     ("user", Ignored),
 ]];
@@ -151,6 +152,8 @@ pub const TOKENIZE: ParamTable = &[&[
     ("messages", Honored),
     ("add_special_tokens", Honored),
     ("return_token_strs", Honored),
+    ("tools", Honored),
+    ("chat_template_kwargs", Honored),
 ]];
 
 /// Parameters of `/detokenize`.
@@ -168,7 +171,7 @@ const NESTED: &[(&str, &[&str])] = &[
     ("messages[].tool_calls[].function", &["name", "arguments"]),
     ("tools[]", &["type", "function"]),
     ("tools[].function", &["name", "description", "parameters", "strict"]),
-    ("stream_options", &["include_usage"]),
+    ("stream_options", &["include_usage", "continuous_usage_stats"]),
     ("prediction", &["type", "content"]),
     ("response_format", &["type", "json_schema"]),
     ("response_format.json_schema", &["name", "description", "schema", "strict"]),

@@ -2,8 +2,9 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::chat::Message;
+use super::chat::{Message, Tool};
 
 /// A text or a conversation to tokenize.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -25,6 +26,13 @@ pub struct TokenizeRequest {
     /// The conversation, rendered with the model's chat template. Excludes `prompt`.
     #[serde(default)]
     pub messages: Option<Vec<Message>>,
+    /// Functions that the model may call; they are a part of the prompt.
+    #[serde(default)]
+    #[schemars(length(max = 128))]
+    pub tools: Option<Vec<Tool>>,
+    /// Additional variables for the model's chat template.
+    #[serde(default)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 /// The response: token ids.

@@ -72,12 +72,14 @@ async fn logprobs_come_with_their_text() {
     let logprobs = &whole["choices"][0]["logprobs"];
     assert_eq!(logprobs["refusal"], Value::Null);
     let entries = logprobs["content"].as_array().unwrap();
-    assert_eq!(entries.len(), 2, "the four bytes of one character share an entry: {entries:?}");
+    assert_eq!(entries.len(), 5, "one for each of the four bytes of a character: {entries:?}");
+    let bytes: Vec<u64> =
+        entries.iter().flat_map(|e| e["bytes"].as_array().unwrap()).map(|b| b.as_u64().unwrap()).collect();
+    assert_eq!(bytes, "a🙂".bytes().map(u64::from).collect::<Vec<_>>());
     assert_eq!(entries[0]["token"], "a");
     assert_eq!(entries[0]["bytes"], json!([97]));
     assert_eq!(entries[0]["top_logprobs"].as_array().unwrap().len(), 2);
     assert_eq!(entries[0]["top_logprobs"][1]["bytes"], json!([98]));
-    assert_eq!(entries[1]["token"], "🙂");
     assert!(entries.iter().all(|entry| entry["logprob"].as_f64().unwrap() > -1e-3));
 
     let mut fields = fields;
@@ -278,26 +280,128 @@ async fn reasoning_is_separated_from_content() {
     assert!(message.get("reasoning_content").is_none());
     let none = server.post(CHAT, &request(&json!({"reasoning_effort": "none"}))).await;
     assert_eq!(none.status(), 200);
-    for effort in ["low", "endless"] {
-        let refusal = server.post(CHAT, &request(&json!({ "reasoning_effort": effort }))).await;
-        assert_eq!(refusal.status(), 400);
-        assert_eq!(body(refusal).await["error"]["param"], "reasoning_effort", "{effort}");
+    assert!(!none.headers().contains_key("x-ignored-params"));
+    let low = server.post(CHAT, &request(&json!({"reasoning_effort": "low"}))).await;
+    assert_eq!(
+        (low.status().as_u16(), &low.headers()["x-ignored-params"]),
+        (200, &"reasoning_effort".parse().unwrap())
+    );
+    let refusal = server.post(CHAT, &request(&json!({"reasoning_effort": "endless"}))).await;
+    assert_eq!(refusal.status(), 400);
+    assert_eq!(body(refusal).await["error"]["param"], "reasoning_effort");
+}
+
+#[tokio::test]
+async fn hints_are_named() {
+    let server = server(Script::saying("x")).await;
+    let hints =
+        json!({"verbosity": "low", "web_search_options": {}, "service_tier": "flex", "max_tokens": -1});
+    let response = server.post(CHAT, &request(&hints)).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["x-ignored-params"], "verbosity, web_search_options, service_tier");
+}
+
+#[tokio::test]
+async fn limits_beyond_the_context_are_refused_or_named() {
+    // The prompt has 20 tokens.
+    let server = server(Script { context_length: Some(64), ..Script::saying("abc") }).await;
+    for (fields, ignored) in [
+        (json!({"max_tokens": 44}), None),
+        (json!({"max_tokens": 45}), Some("max_tokens")),
+        (json!({"max_completion_tokens": 64, "max_tokens": 1}), Some("max_completion_tokens")),
+        (json!({"max_tokens": -1}), None),
+        (json!({}), None),
+    ] {
+        let response = server.post(CHAT, &request(&fields)).await;
+        assert_eq!(response.status(), 200, "{fields}");
+        let names =
+            response.headers().get("x-ignored-params").map(|names| names.to_str().unwrap().to_owned());
+        assert_eq!(names.as_deref(), ignored, "{fields}");
+        assert_eq!(body(response).await["usage"]["prompt_tokens"], 20);
+    }
+    let refusal = server.post(CHAT, &request(&json!({"max_tokens": 65}))).await;
+    assert_eq!(refusal.status(), 400);
+    let error = body(refusal).await["error"].clone();
+    assert_eq!((&error["param"], &error["code"]), (&json!("max_tokens"), &json!("context_length_exceeded")));
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("65") && message.contains("64"), "{message}");
+    let shifting = EngineOptions { context_shift: true, ..ENGINE_OPTIONS };
+    let script = Script { context_length: Some(64), ..Script::saying("abc") };
+    let server = scripted_server(script, Limits::default(), shifting).await;
+    let response = server.post(CHAT, &request(&json!({"max_tokens": 100}))).await;
+    assert!(response.status() == 200 && !response.headers().contains_key("x-ignored-params"));
+}
+
+#[tokio::test]
+async fn the_servers_default_limits_only_requests_without_one() {
+    let limits = Limits { default_max_tokens: Some(2), ..Limits::default() };
+    let server = scripted_server(Script::saying("abcd"), limits, ENGINE_OPTIONS).await;
+    for (fields, text) in [
+        (json!({}), "ab"),
+        (json!({"max_tokens": null}), "ab"),
+        (json!({"max_tokens": 3}), "abc"),
+        (json!({"max_tokens": -1}), "abcd"),
+    ] {
+        let answer = body(server.post(CHAT, &request(&fields)).await).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text, "{fields}");
     }
 }
 
 #[tokio::test]
-async fn a_character_cut_off_by_the_limit_is_left_out() {
+async fn usage_comes_with_every_chunk_if_requested() {
+    let server = server(Script::saying("abc")).await;
+    for at_end in [false, true] {
+        let options = json!({"include_usage": at_end, "continuous_usage_stats": true});
+        let fields = json!({"stream": true, "stream_options": options});
+        let response = server.post(CHAT, &request(&fields)).await;
+        assert!(!response.headers().contains_key("x-ignored-params"));
+        let mut events = events(response).await;
+        assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+        let chunks: Vec<Value> = events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();
+        let counts: Vec<u64> =
+            chunks.iter().map(|chunk| chunk["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+        assert_eq!(counts[..5], [0, 1, 2, 3, 4]);
+        assert_eq!(counts.len(), if at_end { 6 } else { 5 });
+        for chunk in &chunks {
+            let usage = &chunk["usage"];
+            let total = usage["completion_tokens"].as_u64().unwrap() + 20;
+            assert_eq!((&usage["prompt_tokens"], &usage["total_tokens"]), (&json!(20), &json!(total)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_time_is_a_variable_of_the_template() {
+    let template = "{{ datetime }}|{% for m in messages %}{{ m.content }}{% endfor %}";
+    let script = Script { template: Some(template), ..Script::saying("x") };
+    let prompts = script.prompts.clone();
+    let server = server(script).await;
+    let prompt_of = async |fields: Value| {
+        prompts.lock().unwrap().clear();
+        server.post(CHAT, &request(&fields)).await;
+        let prompts = prompts.lock().unwrap();
+        prompts.values().next().unwrap().iter().map(|&id| char::from(id as u8)).collect::<String>()
+    };
+    let year = predict_otron_9000::app::unix_time() / 31_556_952 + 1970;
+    let prompt = prompt_of(json!({})).await;
+    assert!(prompt.contains(&format!(" {year} ")) && prompt.contains(":"), "{prompt}");
+    assert!(prompt_of(json!({"chat_template_kwargs": {"datetime": "noon"}})).await.starts_with("noon|hi"));
+}
+
+#[tokio::test]
+async fn a_character_cut_off_by_the_limit_is_no_text() {
     let server = server(Script::saying("a🙂")).await;
     for stream in [false, true] {
         let fields = json!({"max_tokens": 3, "logprobs": true, "stream": stream});
         let response = server.post(CHAT, &request(&fields)).await;
         if stream {
             let events = events(response).await.join("");
-            assert!(events.contains("\"a\"") && !events.contains('\u{FFFD}'), "{events}");
+            let no_text = !events.contains("\"content\":\"\u{FFFD}");
+            assert!(events.contains("\"a\"") && no_text, "{events}");
         } else {
             let choice = body(response).await["choices"][0].clone();
             assert_eq!(choice["message"]["content"], "a");
-            assert_eq!(choice["logprobs"]["content"].as_array().unwrap().len(), 1);
+            assert_eq!(choice["logprobs"]["content"].as_array().unwrap().len(), 3, "one for each token");
         }
     }
 }
@@ -447,7 +551,7 @@ async fn invalid_requests_get_the_error_envelope() {
         (json!({"messages": "hi"}), 400, json!("messages"), Value::Null),
         (json!({"temperature": 3}), 400, json!("temperature"), Value::Null),
         (json!({"tools": [{}]}), 400, json!("tools[0].type"), Value::Null),
-        (json!({"n": 9}), 400, json!("n"), Value::Null),
+        (json!({"n": 17}), 400, json!("n"), Value::Null),
         (json!({"n": 0}), 400, json!("n"), Value::Null),
         (
             json!({"messages": [{"role": "user", "content": "x".repeat(600)}]}),

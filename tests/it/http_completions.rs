@@ -72,17 +72,32 @@ async fn log_probabilities_have_the_legacy_form() {
     let server = server(Script::saying("aéb")).await;
     let answer = ask(&server, json!({"prompt": "x", "logprobs": 2})).await;
     let logprobs = &answer["choices"][0]["logprobs"];
-    assert_eq!(logprobs["tokens"], json!(["a", "é", "b"]));
-    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
-    assert_eq!(logprobs["token_logprobs"].as_array().unwrap().len(), 3);
+    // A token that is a part of a character is shown as its bytes, at the position of the character.
+    assert_eq!(logprobs["tokens"], json!(["a", "bytes:\\xc3", "bytes:\\xa9", "b"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 1, 2]));
+    assert_eq!(logprobs["token_logprobs"].as_array().unwrap().len(), 4);
+    assert!(logprobs["top_logprobs"][1]["bytes:\\xc3"].as_f64().unwrap() > -0.1, "{logprobs}");
     let top = logprobs["top_logprobs"][0].as_object().unwrap();
     assert!(
         top.len() == 2 && top["a"].as_f64().unwrap() > -0.1 && top["b"].as_f64().unwrap() < -10.0,
         "{top:?}"
     );
     let none = ask(&server, json!({"prompt": "x", "logprobs": 0})).await;
-    assert_eq!(none["choices"][0]["logprobs"]["top_logprobs"], Value::Null);
-    assert_eq!(none["choices"][0]["logprobs"]["tokens"], json!(["a", "é", "b"]));
+    let none = &none["choices"][0]["logprobs"];
+    let drawn: Vec<Value> = none["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(none["token_logprobs"].as_array().unwrap())
+        .map(|(token, logprob)| json!({ token.as_str().unwrap(): logprob }))
+        .collect();
+    assert_eq!(none["top_logprobs"], json!(drawn), "the drawn tokens alone");
+    // The drawn token is there even if it is none of the likeliest.
+    let biased = json!({"prompt": "x", "logprobs": 1, "max_tokens": 1, "logit_bias": {"122": 100}});
+    let unlikely = ask(&server, biased).await["choices"][0]["logprobs"].clone();
+    assert_eq!(unlikely["tokens"], json!(["z"]));
+    let top = unlikely["top_logprobs"][0].as_object().unwrap();
+    assert_eq!(top.keys().collect::<Vec<_>>(), ["a", "z"]);
 }
 
 #[tokio::test]
@@ -120,7 +135,21 @@ async fn a_stream_has_the_same_content() {
         .flat_map(|offsets| offsets.as_array().cloned().unwrap_or_default())
         .map(|offset| offset.as_u64().unwrap())
         .collect();
-    assert_eq!(offsets, [0, 1, 2]);
+    assert_eq!(offsets, [0, 1, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_stream_starts_with_text() {
+    let server = server(Script::saying("ab")).await;
+    for (echo, first) in [(false, "a"), (true, "x")] {
+        let request = json!({"prompt": "x", "stream": true, "echo": echo});
+        let events = events(server.post(COMPLETIONS, &request).await).await;
+        let chunk: Value = serde_json::from_str(&events[0]).unwrap();
+        assert_eq!(chunk["choices"][0]["text"], first);
+        let empty =
+            events.iter().filter(|event| event.contains("\"text\":\"\"") && !event.contains("\"stop\""));
+        assert_eq!(empty.count(), 0);
+    }
 }
 
 #[tokio::test]
@@ -138,7 +167,8 @@ async fn invalid_parameters_are_refused_by_name() {
         (json!({"prompt": "x", "logprobs": true}), "logprobs", "integer"),
         (json!({"prompt": "x", "logprobs": 1, "echo": true}), "echo", "logprobs"),
         (json!({"prompt": "x", "n": 2, "best_of": 1}), "best_of", "2"),
-        (json!({"prompt": "x", "n": 1, "best_of": 9}), "best_of", "8"),
+        (json!({"prompt": "x", "n": 1, "best_of": 17}), "best_of", "16"),
+        (json!({"prompt": "x", "max_tokens": 513}), "max_tokens", "512"),
         (json!({"prompt": "x", "best_of": 2, "stream": true}), "best_of", "stream"),
         (json!({"prompt": vec!["x"; 65]}), "prompt", "64"),
         (json!({"prompt": "x", "max_tokens": 0}), "max_tokens", "1"),

@@ -42,6 +42,37 @@ async fn every_error_has_the_full_envelope() {
 }
 
 #[tokio::test]
+async fn an_unknown_path_names_the_route_that_is_meant() {
+    let server = server().await;
+    for (path, meant) in [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1//chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/openai/deployments/m/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/models", "/v1/models"),
+        ("/models/m", "/v1/models/{*id}"),
+        ("/v2/rerank", "/v1/rerank"),
+    ] {
+        let error = body(server.post(path, &json!({})).await).await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert_eq!(error["code"], "unknown_url", "{path}");
+        assert!(message.contains(&format!("did you mean {meant}?")), "{path}: {message}");
+        assert!(message.contains("base URL") && message.contains("followed by /v1"), "{path}: {message}");
+    }
+    for (path, meant) in [("/v1/tokenize", "/tokenize"), ("/v1/health", "/health")] {
+        let error = body(server.post(path, &json!({})).await).await["error"].clone();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(&format!("did you mean {meant}, directly after")), "{path}: {message}");
+    }
+    let error = body(server.post("/api/tags", &json!({})).await).await["error"].clone();
+    assert!(error["message"].as_str().unwrap().contains("GET / lists the routes"), "{error}");
+}
+
+#[tokio::test]
 async fn the_clients_request_id_is_echoed() {
     let server = server().await;
     let with_id = |id: &str| server.client.get(server.url("/health")).header("x-request-id", id);
@@ -65,10 +96,57 @@ async fn models_are_listed_and_found_by_id_and_alias() {
         let model = body(server.get(&format!("/v1/models/{path}")).await).await;
         assert_eq!((&model["id"], &model["object"]), (&json!("scripted"), &json!("model")), "{path}");
         assert_eq!(model["owned_by"], "tests");
+        assert_eq!((&model["root"], &model["aliases"]), (&json!("scripted"), &json!(["tests/Scripted"])));
+        assert_eq!((&model["max_model_len"], &model["context_length"]), (&json!(512), &json!(512)));
         assert!(model["created"].as_u64().unwrap() > 1_700_000_000);
     }
     let error = body(server.get("/v1/models/a/b").await).await["error"].clone();
     assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
+}
+
+#[tokio::test]
+async fn names_that_clients_change_are_understood() {
+    let ask = async |server: &Server, path: &str, model: &str, fields: Value| {
+        let mut request =
+            json!({"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "max_tokens": 1});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        request["model"] = json!(model);
+        let response = server.post(path, &request).await;
+        let ignored =
+            response.headers().get("x-ignored-params").map(|names| names.to_str().unwrap().to_owned());
+        (response.status().as_u16(), ignored.unwrap_or_default(), body(response).await)
+    };
+    let strict = server().await;
+    let chat = "/v1/chat/completions";
+    for name in
+        ["scripted:latest", "openai/scripted", "openai/tests/Scripted:latest", "openai/default", "SCRIPTED"]
+    {
+        let (status, ignored, answer) = ask(&strict, chat, name, json!({})).await;
+        assert_eq!((status, ignored.contains("model")), (200, false), "{name}");
+        assert_eq!(answer["model"], "scripted");
+    }
+    for (name, suggested) in [("scriptd", true), ("gpt-4o", false)] {
+        let (status, _, answer) = ask(&strict, chat, name, json!({})).await;
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert_eq!((status, &answer["error"]["code"]), (404, &json!("model_not_found")));
+        assert_eq!(message.contains("did you mean `scripted`?"), suggested, "{message}");
+        assert!(message.contains("served are `scripted`") || suggested, "{message}");
+        assert!(message.contains("--any-model-name"), "{message}");
+    }
+    let limits = Limits { any_model_name: true, ..Limits::default() };
+    let lenient = scripted_server(Script::saying("x"), limits, ENGINE_OPTIONS).await;
+    for name in ["tgi", "dummy", "gpt-4o", ""] {
+        for path in [chat, "/v1/completions", "/tokenize"] {
+            let fields = if path == "/tokenize" { json!({"messages": null}) } else { json!({}) };
+            let (status, ignored, _) = ask(&lenient, path, name, fields).await;
+            assert_eq!((status, ignored.ends_with("model")), (200, true), "{name} {path}: {ignored}");
+        }
+    }
+    for name in ["scripted", "default", "openai/scripted"] {
+        let (status, ignored, _) = ask(&lenient, chat, name, json!({})).await;
+        assert_eq!((status, ignored.contains("model")), (200, false), "{name}");
+    }
+    assert_eq!(ask(&lenient, chat, "no-embeddings", json!({})).await.0, 404, "a model of another kind");
 }
 
 #[tokio::test]

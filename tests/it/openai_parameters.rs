@@ -46,6 +46,8 @@ fn chat() -> Vec<(&'static str, Value)> {
         ("safety_identifier", json!("u")),
         ("prompt_cache_key", json!("k")),
         ("prompt_cache_retention", json!("24h")),
+        ("prompt_cache_options", json!({"mode": "explicit"})),
+        ("moderation", json!({"model": "omni-moderation-latest"})),
         ("service_tier", json!("flex")),
     ]
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use predict_otron_9000::config::Limits;
+use predict_otron_9000::inference::EngineOptions;
 use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -16,7 +17,9 @@ use crate::support::{
 };
 
 async fn server() -> Server {
-    scripted_server(Script::saying("abc"), Limits::default(), ENGINE_OPTIONS).await
+    // Room for as many choices as a request may have.
+    let options = EngineOptions { queued_requests: 16, ..ENGINE_OPTIONS };
+    scripted_server(Script::saying("abc"), Limits::default(), options).await
 }
 
 async fn document(server: &Server) -> Value {
@@ -196,8 +199,9 @@ async fn documented_ranges_are_enforced() {
     let n = check_ranges(&server, "/v1/completions", schema("CompletionRequest"), &plain).await;
     assert!(n > 40, "{n}");
     for (fields, ok) in [
-        (json!({"stop": ["a", "b", "c", "d"]}), true),
-        (json!({"stop": ["a", "b", "c", "d", "e"]}), false),
+        (json!({"stop": vec!["a"; 32]}), true),
+        (json!({"stop": vec!["a"; 33]}), false),
+        (json!({"max_tokens": -1, "max_completion_tokens": -1}), true),
         (json!({"stop": ""}), false),
         (json!({"stop": "x".repeat(1024)}), true),
         (json!({"stop": "x".repeat(1025)}), false),

@@ -125,6 +125,52 @@ async fn streamed_calls_add_up_to_whole_ones() {
 }
 
 #[tokio::test]
+async fn a_loop_of_equal_calls_ends() {
+    let call = |city: &str| {
+        format!(
+            "<tool_call>\n{{\"name\": \"get_weather\", \"arguments\": {{\"city\": \"{city}\"}}}}\n</tool_call>"
+        )
+    };
+    let said = [call("Paris"), call("Rome"), call("Paris"), call("Rome"), call("Paris")].join("\n");
+    // Slow enough for the end to come before the whole text.
+    let step = std::time::Duration::from_millis(1);
+    let script = Script { template: Some(KNOWS_TOOLS), step, ..Script::saying(&said) };
+    let server = server(script).await;
+    let answer = ask(&server, json!({"tool_choice": "required"})).await;
+    let expected = [("get_weather", json!({"city": "Paris"})), ("get_weather", json!({"city": "Rome"}))];
+    assert_eq!(calls(&answer), expected);
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    let n_tokens = answer["usage"]["completion_tokens"].as_u64().unwrap() as usize;
+    assert!(n_tokens < said.len() - 20, "{n_tokens} of {}", said.len());
+    // Elsewhere the model may repeat itself.
+    assert_eq!(calls(&ask(&server, json!({"tool_choice": "auto"})).await).len(), 5);
+    let warm = json!({"tool_choice": "required", "temperature": 0.01});
+    assert_eq!(calls(&ask(&server, warm).await).len(), 5);
+}
+
+#[tokio::test]
+async fn the_first_delta_is_null_where_a_call_may_follow() {
+    let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying("x") }).await;
+    for (fields, content) in [
+        (json!({"tools": [weather()]}), Some(Value::Null)),
+        (json!({"tools": [weather()], "tool_choice": "required", "max_tokens": 5}), Some(Value::Null)),
+        (json!({"tools": [weather()], "tool_choice": "none"}), Some(json!(""))),
+        (json!({"tools": []}), Some(json!(""))),
+    ] {
+        let mut request = json!({"messages": [{"role": "user", "content": "x"}], "stream": true});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let events = events(server.post(CHAT, &request).await).await;
+        let first: Value = serde_json::from_str(&events[0]).unwrap();
+        let delta = &first["choices"][0]["delta"];
+        assert_eq!(
+            (&delta["role"], delta.get("content").cloned()),
+            (&json!("assistant"), content),
+            "{fields}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn required_functions_are_called() {
     let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying("I'd rather not.") }).await;
     let both = json!([weather(), sum()]);
@@ -261,6 +307,57 @@ async fn calls_and_results_go_back_to_the_model() {
 }
 
 #[tokio::test]
+async fn calls_that_a_limit_has_cut_go_back_as_text() {
+    let history = json!([
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "call_1", "type": "function", "function":
+            {"name": "get_weather", "arguments": "{\"city\": \"Ro"}}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "the call is incomplete"},
+    ]);
+    let shows_text = "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls %}[{{ call.function.name }} \
+                      {{ call.function.arguments }}]{% endfor %}{% endfor %}";
+    // Fails at arguments that are text.
+    let lists = "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls %}[{% for key, value in \
+                 call.function.arguments.items() %}{{ key }}={{ value }}{% endfor %}]{% endfor %}{% endfor %}";
+    for (template, shown) in [
+        (Some(shows_text), "[get_weather {\"city\": \"Ro]"),
+        (Some(lists), "[raw={\"city\": \"Ro]"),
+        (
+            None,
+            "<tool_call>\n{\"name\":\"get_weather\",\"arguments\":\"{\\\"city\\\": \\\"Ro\"}\n</tool_call>",
+        ),
+    ] {
+        let script = Script { template, ..Script::saying("Well.") };
+        let server = server(script.clone()).await;
+        let answer = ask(&server, json!({"messages": history, "tools": []})).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], "Well.", "{answer}");
+        assert!(prompt(&script).contains(shown), "{}", prompt(&script));
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_conversation_include_those_of_its_tools() {
+    let server = server(Script { template: Some(KNOWS_TOOLS), ..Script::saying("x") }).await;
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let n_prompt =
+        ask(&server, json!({"messages": messages, "max_tokens": 1})).await["usage"]["prompt_tokens"].clone();
+    let request =
+        json!({"messages": messages, "tools": [weather()], "chat_template_kwargs": {"mood": "good"}});
+    let response = server.post("/tokenize", &request).await;
+    assert_eq!(response.headers()["x-ignored-params"], "chat_template_kwargs");
+    assert_eq!(body(response).await["count"], n_prompt);
+    let bare = body(server.post("/tokenize", &json!({ "messages": messages })).await).await;
+    assert!(bare["count"].as_u64() < n_prompt.as_u64());
+    let text = json!({"prompt": "x", "tools": [weather()]});
+    assert_eq!(server.post("/tokenize", &text).await.headers()["x-ignored-params"], "tools");
+    let wrong = json!({"messages": messages, "tools": [weather(), weather()]});
+    assert_eq!(
+        body(server.post("/tokenize", &wrong).await).await["error"]["param"],
+        "tools[1].function.name"
+    );
+}
+
+#[tokio::test]
 async fn invalid_tools_are_refused_by_name() {
     let server = server(Script::saying("x")).await;
     let parameters = |schema: Value| json!([{"type": "function", "function": {"name": "f", "strict": true, "parameters": schema}}]);
@@ -311,7 +408,8 @@ async fn required_calls_end_where_the_model_ends_them() {
         for (said, n_calls) in [
             (format!("{open}{call}"), 1),
             (format!("{open}{call}{separator}"), 1),
-            (format!("{open}{call}{separator}{call}"), 2),
+            // Another call: an equal one would end the response.
+            (format!("{open}{call}{separator}{}", call.replace("Rome", "Paris")), 2),
         ] {
             let server =
                 server(Script { template: Some(template_of(markers)), ..Script::saying(&said) }).await;

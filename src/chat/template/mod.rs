@@ -72,7 +72,7 @@ pub struct TemplateInput<'a, M> {
     pub add_generation_prompt: bool,
     /// Additional variables, such as `enable_thinking`.
     pub variables: serde_json::Map<String, serde_json::Value>,
-    /// The time that `strftime_now` formats.
+    /// The time that `strftime_now` formats, and the variable `datetime`.
     pub now: jiff::civil::DateTime,
 }
 
@@ -114,6 +114,9 @@ impl TemplateMessage {
         }
     }
 }
+
+/// The format of the variable `datetime`.
+const DATETIME_FORMAT: &str = "%b %d %Y %H:%M:%S";
 
 /// Name of the template for conversations without tools, and for all if it is the only one.
 const DEFAULT: &str = "default";
@@ -243,10 +246,11 @@ impl ChatTemplate {
         budget::start();
         let named = |name: &str, value: Value| (name.to_owned(), value);
         let now = input.now;
-        let context = self
-            .special_tokens
-            .iter()
-            .map(|(name, text)| named(name, Value::from(text.as_str())))
+        // Some templates expect it ready-made; the client's variable of this name precedes.
+        let datetime = clock::strftime(now, DATETIME_FORMAT);
+        let context = [named("datetime", Value::from(datetime))]
+            .into_iter()
+            .chain(self.special_tokens.iter().map(|(name, text)| named(name, Value::from(text.as_str()))))
             .chain(input.variables.iter().map(|(name, value)| named(name, Value::from(Serde(value)))))
             .chain([
                 named("messages", Value::from(Serde(input.messages))),

@@ -10,7 +10,7 @@ use crate::openai::chat::{Message, Role};
 /// Checks that every call has a result and every result a call.
 ///
 /// # Errors
-/// When one is missing, or the arguments of a call are not a JSON object; the error names the message.
+/// When one is missing; the error names the message.
 pub fn check_history(messages: &[Message]) -> Result<()> {
     // Ids of calls without a result so far, and the index of the message with the calls.
     let mut pending: Vec<&str> = Vec::new();
@@ -65,10 +65,6 @@ pub fn check_history(messages: &[Message]) -> Result<()> {
                     format!("messages[{idx}]{path}.id is empty or occurs twice"),
                 );
             }
-            parse_arguments(&call.function.arguments).map_err(|why| {
-                let path = format!("messages[{idx}]{path}.function.arguments");
-                Error::invalid(path.clone(), format!("`{path}` must be the text of a JSON object: {why}"))
-            })?;
             pending.push(&call.id);
         }
         caller = idx;
@@ -85,15 +81,15 @@ pub fn check_history(messages: &[Message]) -> Result<()> {
     }
 }
 
-/// Parses the arguments of a call; blank text is an empty object.
-fn parse_arguments(text: &str) -> Result<Value, String> {
+/// The arguments of a call for a template: an object, or the text itself if it is none, as in a call that a token
+/// limit has cut. Blank text is an empty object.
+fn template_arguments(text: &str) -> Value {
     if text.trim().is_empty() {
-        return Ok(json!({}));
+        return json!({});
     }
     match serde_json::from_str(text) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err("it is a JSON value of another type".to_owned()),
-        Err(e) => Err(e.to_string()),
+        Ok(value @ Value::Object(_)) => value,
+        _ => Value::from(text),
     }
 }
 
@@ -101,11 +97,25 @@ fn parse_arguments(text: &str) -> Result<Value, String> {
 pub fn calls_for_template(message: &Message) -> Option<Vec<Value>> {
     let calls = message.tool_calls.as_ref().filter(|calls| !calls.is_empty())?;
     let call = |call: &crate::openai::chat::ToolCall| {
-        let arguments = parse_arguments(&call.function.arguments).unwrap_or_default();
+        let arguments = template_arguments(&call.function.arguments);
         json!({"id": call.id, "type": "function",
                "function": {"name": call.function.name, "arguments": arguments}})
     };
     Some(calls.iter().map(call).collect())
+}
+
+/// Makes an object of arguments that are none, for templates that cannot show them as text. Returns whether there are
+/// any.
+pub fn wrap_raw_arguments(messages: &mut [TemplateMessage]) -> bool {
+    let mut has_raw = false;
+    for call in messages.iter_mut().flat_map(|message| message.tool_calls.iter_mut().flatten()) {
+        let arguments = &mut call["function"]["arguments"];
+        if arguments.is_string() {
+            *arguments = json!({"raw": arguments.take()});
+            has_raw = true;
+        }
+    }
+    has_raw
 }
 
 /// Replaces call ids by ids of `len` letters and digits, which some templates require. Equal ids stay equal.
@@ -183,8 +193,6 @@ mod tests {
             (json!([calls(json!([call("a", "{}")])), user]), Some("messages[0].tool_calls")),
             (json!([user, calls(json!([call("a", "{}")]))]), Some("messages[1].tool_calls")),
             (json!([calls(json!([call("a", "{}"), call("a", "{}")]))]), Some("messages[0].tool_calls[1].id")),
-            (json!([calls(json!([call("a", "{")]))]), Some("messages[0].tool_calls[0].function.arguments")),
-            (json!([calls(json!([call("a", "[]")]))]), Some("messages[0].tool_calls[0].function.arguments")),
             (
                 json!([{"role": "user", "content": "x", "tool_calls": [call("a", "{}")]}]),
                 Some("messages[0].tool_calls"),
@@ -192,6 +200,26 @@ mod tests {
         ] {
             let error = check_history(&messages(history.clone())).err();
             assert_eq!(error.as_ref().and_then(Error::param), param, "{history}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_are_no_object_stay_text() {
+        for (text, shown) in [
+            ("{\"a\": 1}", json!({"a": 1})),
+            (" ", json!({})),
+            ("{\"city\": \"Pa", json!("{\"city\": \"Pa")),
+            ("[1]", json!("[1]")),
+        ] {
+            let history = messages(json!([{"role": "assistant", "tool_calls": [call("a", text)]}]));
+            let calls = calls_for_template(&history[0]).unwrap();
+            assert_eq!(calls[0]["function"]["arguments"], shown);
+            let mut wrapped =
+                [TemplateMessage { tool_calls: Some(calls), ..template_message("assistant", "") }];
+            let is_wrapped = wrap_raw_arguments(&mut wrapped);
+            let arguments = &wrapped[0].tool_calls.as_ref().unwrap()[0]["function"]["arguments"];
+            assert_eq!(is_wrapped, shown.is_string());
+            assert!(arguments.is_object());
         }
     }
 

@@ -8,6 +8,7 @@ mod formats;
 mod grammar;
 pub mod history;
 mod parser;
+mod repeats;
 mod tool_set;
 
 use std::fmt::Write as _;
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 pub use formats::ToolCallFormat;
 pub use parser::{ParsedDelta, ToolCallParser};
+pub use repeats::RepeatedCalls;
 pub use tool_set::ToolSet;
 
 use self::tool_set::CallMode;

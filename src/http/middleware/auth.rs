@@ -15,8 +15,8 @@ use crate::config::Limits;
 use crate::http::error::ApiError;
 use crate::http::route::PROBES;
 
-/// The header that some clients send a key in, in place of `authorization`.
-const KEY_HEADER: &str = "x-api-key";
+/// The headers that some clients send a key in, in place of `authorization`: Anthropic's and Azure's.
+const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
 
 /// The tenant of a request, an extension of it: requests of one tenant share caches and a fair share of the
 /// queue. Where keys are set, it is the index of the accepted key, such as `key:3`. Otherwise it is a digest of the
@@ -135,11 +135,12 @@ fn with_challenge(error: ApiError) -> Response {
     response
 }
 
-/// The tokens that a request shows: the bearer token, then the value of `x-api-key`; none is empty.
+/// The tokens that a request shows: the bearer token, then the values of [`KEY_HEADERS`]; none is empty.
 fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let bearer = authorization(headers).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer"));
-    let other = headers.get(KEY_HEADER).map(|value| value.as_bytes().trim_ascii());
-    bearer.map(|(_, token)| token).into_iter().chain(other).filter(|token| !token.is_empty())
+    let others = KEY_HEADERS.iter().filter_map(|name| headers.get(*name));
+    let others = others.map(|value| value.as_bytes().trim_ascii());
+    bearer.map(|(_, token)| token).into_iter().chain(others).filter(|token| !token.is_empty())
 }
 
 /// Credentials of a scheme other than `Bearer`, with the scheme in lower case.
@@ -184,6 +185,7 @@ mod tests {
             assert_eq!(tenant(&[("authorization", same)]), plain, "{same:?}");
         }
         assert_eq!(tenant(&[("x-api-key", " sk-1 ")]), plain);
+        assert_eq!(tenant(&[("api-key", "sk-1")]), plain);
         assert_eq!(tenant(&[("authorization", "Basic x"), ("x-api-key", "sk-1")]), plain);
         for other in ["Bearer sk-2", "Bearer SK-1", "Basic sk-1", "sk-1", "Bearer"] {
             assert_ne!(tenant(&[("authorization", other)]), plain, "{other}");

@@ -23,7 +23,7 @@ use crate::http::error::ApiError;
 use crate::http::route::PROBES;
 
 /// Response headers that scripts of other sites may read.
-const EXPOSED_HEADERS: [HeaderName; 9] = [
+const EXPOSED_HEADERS: [HeaderName; 10] = [
     RETRY_AFTER,
     HeaderName::from_static("retry-after-ms"),
     HeaderName::from_static("traceparent"),
@@ -32,6 +32,7 @@ const EXPOSED_HEADERS: [HeaderName; 9] = [
     HeaderName::from_static("x-ignored-params"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("x-truncated-inputs"),
     HeaderName::from_static("www-authenticate"),
 ];
 

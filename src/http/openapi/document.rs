@@ -76,6 +76,7 @@ fn header_components() -> Value {
             false,
         ),
         "x-cache-hits": header("The number of texts that were found in the embedding cache.", number(), true),
+        "x-truncated-inputs": header("The texts that were truncated, such as `input[3]`.", text(), false),
         "www-authenticate": header("The authentication scheme.", json!({"const": "Bearer"}), true),
         "allow": header("The methods that the route supports.", text(), true),
         "retry-after": header("Seconds to wait before a retry.", number(), true),
@@ -149,7 +150,7 @@ pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
             },
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A key from `--api-key` or `--api-key-file`, if the server requires one."},
-                "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same in another header."},
+                "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same in another header; `api-key` is accepted, too."},
             },
         },
     })

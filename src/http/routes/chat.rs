@@ -20,6 +20,8 @@ use crate::openai::params::{self, ParamTable};
 pub struct ChatRoute {
     /// Whether the response has log probabilities.
     has_logprobs: bool,
+    /// Whether the response may be a call.
+    may_call: bool,
 }
 
 impl GenerationRoute for ChatRoute {
@@ -43,7 +45,8 @@ impl GenerationRoute for ChatRoute {
         request: ChatCompletionRequest,
         tenant: Arc<str>,
     ) -> Result<(ChatStream, Self)> {
-        let route = Self { has_logprobs: request.logprobs.unwrap_or(false) };
+        let route =
+            Self { has_logprobs: request.logprobs.unwrap_or(false), may_call: request.offers_tools() };
         Ok((chat.start_chat(request, tenant).await?, route))
     }
 
@@ -80,7 +83,8 @@ impl ChunkEncoder for ChatRoute {
             Some((index, part)) => {
                 let (delta, logprobs, finish_reason) = match part {
                     ChoicePart::Start => {
-                        let (role, content) = (Some("assistant"), Some(String::new()));
+                        let content = (!self.may_call).then(String::new);
+                        let (role, content) = (Some("assistant"), Some(content));
                         (Delta { role, content, ..Delta::default() }, None, None)
                     }
                     // The text is held back because it may be the beginning of a tag.
@@ -90,7 +94,7 @@ impl ChunkEncoder for ChatRoute {
                         return None;
                     }
                     ChoicePart::Text { text, reasoning, calls: tool_calls, logprobs } => {
-                        let (content, reasoning_content) = (non_empty(text), non_empty(reasoning));
+                        let (content, reasoning_content) = (non_empty(text).map(Some), non_empty(reasoning));
                         (Delta { content, reasoning_content, tool_calls, ..Delta::default() }, logprobs, None)
                     }
                     ChoicePart::End(reason) => (Delta::default(), None, Some(reason)),

@@ -1,12 +1,13 @@
 //! `POST /v1/completions`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
-use crate::chat::{ChatStream, CompletionStream};
+use crate::chat::{ChatStream, CompletionStream, TextOffset};
 use crate::error::Result;
 use crate::http::generation_response::{ChoicePart, ChunkEncoder, CompletedChoice, Envelope};
 use crate::openai::chat::{TokenLogprob, Usage};
@@ -21,10 +22,10 @@ pub struct CompletionRoute {
     /// Number of texts to return for each prompt.
     n: usize,
     n_prompts: usize,
-    /// Number of likeliest tokens to return with each token, if log probabilities are requested.
-    n_top: Option<u64>,
-    /// Position of each choice's next token in its text, in characters.
-    offsets: Vec<usize>,
+    /// Whether log probabilities are requested.
+    has_logprobs: bool,
+    /// Position of each choice's next token in its text.
+    offsets: Vec<TextOffset>,
 }
 
 impl GenerationRoute for CompletionRoute {
@@ -48,10 +49,10 @@ impl GenerationRoute for CompletionRoute {
         request: CompletionRequest,
         tenant: Arc<str>,
     ) -> Result<(ChatStream, Self)> {
-        let n_top = request.logprobs;
+        let has_logprobs = request.logprobs.is_some();
         let CompletionStream { stream, echo, n } = chat.start_completion(request, tenant).await?;
-        let offsets = vec![0; stream.n_choices()];
-        let route = Self { echo, n, n_prompts: stream.n_prompts(), n_top, offsets };
+        let offsets = (0..stream.n_choices()).map(|_| TextOffset::default()).collect();
+        let route = Self { echo, n, n_prompts: stream.n_prompts(), has_logprobs, offsets };
         Ok((stream, route))
     }
 
@@ -69,7 +70,9 @@ impl GenerationRoute for CompletionRoute {
                 choices.push(CompletionChoice {
                     index: choices.len(),
                     text: format!("{echo}{text}"),
-                    logprobs: self.n_top.map(|n_top| completion_logprobs(logprobs, n_top, &mut 0)),
+                    logprobs: self
+                        .has_logprobs
+                        .then(|| completion_logprobs(logprobs, &mut TextOffset::default())),
                     finish_reason: Some(reason),
                 });
             }
@@ -91,15 +94,17 @@ impl ChunkEncoder for CompletionRoute {
             return Some(completion(envelope.clone(), Vec::new(), usage));
         };
         let (text, logprobs, finish_reason) = match part {
-            // Sent even without echo, so that the client sees that the prompt is being computed.
             ChoicePart::Start => (self.echo.get(index / self.n).cloned().unwrap_or_default(), None, None),
             ChoicePart::Text { text, logprobs, .. } => (text, logprobs, None),
             ChoicePart::End(reason) => (String::new(), None, Some(reason)),
         };
+        if text.is_empty() && logprobs.is_none() && finish_reason.is_none() {
+            return None;
+        }
         let offset = &mut self.offsets[index];
         let logprobs = logprobs
-            .zip(self.n_top)
-            .map(|(logprobs, n_top)| completion_logprobs(logprobs.content, n_top, offset));
+            .filter(|_| self.has_logprobs)
+            .map(|logprobs| completion_logprobs(logprobs.content, offset));
         let choice = CompletionChoice { index, text, logprobs, finish_reason };
         Some(completion(envelope.clone(), vec![choice], usage))
     }
@@ -121,18 +126,27 @@ fn mean_logprob(logprobs: &[TokenLogprob]) -> f32 {
 }
 
 /// Converts log probabilities to the form of text completions. `offset` is the position of the first token, and is
-/// advanced past the last.
-fn completion_logprobs(logprobs: Vec<TokenLogprob>, n_top: u64, offset: &mut usize) -> CompletionLogprobs {
-    let mut all =
-        CompletionLogprobs { top_logprobs: (n_top > 0).then(Vec::new), ..CompletionLogprobs::default() };
-    for TokenLogprob { token, logprob, top_logprobs, .. } in logprobs {
-        all.text_offset.push(*offset);
-        *offset += token.chars().count();
+/// moved past the last.
+fn completion_logprobs(logprobs: Vec<TokenLogprob>, offset: &mut TextOffset) -> CompletionLogprobs {
+    let mut all = CompletionLogprobs::default();
+    for TokenLogprob { logprob, bytes, top_logprobs, .. } in logprobs {
+        let token = legacy_token(&bytes);
+        let mut top: BTreeMap<String, f32> =
+            top_logprobs.into_iter().map(|top| (legacy_token(&top.bytes), top.logprob)).collect();
+        // The drawn token may be none of the likeliest.
+        top.insert(token.clone(), logprob);
+        all.text_offset.push(offset.advance(&bytes));
         all.tokens.push(token);
         all.token_logprobs.push(logprob);
-        if let Some(all) = &mut all.top_logprobs {
-            all.push(top_logprobs.into_iter().map(|top| (top.token, top.logprob)).collect());
-        }
+        all.top_logprobs.push(top);
     }
     all
+}
+
+/// The text of a token, or its bytes in OpenAI's notation where they are only a part of a character.
+fn legacy_token(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}")),
+    }
 }

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject, check_params};
 use crate::http::generation_response::{
-    ChunkEncoder, CompletedChoice, Envelope, RequestLog, collect_choices, stream_events,
+    ChunkEncoder, CompletedChoice, Envelope, RequestLog, StreamUsage, collect_choices, stream_events,
 };
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
@@ -90,14 +90,14 @@ pub async fn generate<R: GenerationRoute>(
     };
     let (attempt, request, ignored) = body.parse_with(convert).await?;
     let options = R::options(&request);
-    let (is_streamed, include_usage) = (options.is_streamed(), options.include_usage());
+    let (is_streamed, usage) = (options.is_streamed(), StreamUsage::from_options(options));
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
     let chat = app.chat(options.model.as_deref(), n_bytes);
     let started = async move { start::<R>(&chat?, request, tenant, ignored).await };
     if is_streamed {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
-        return Ok((headers, stream_events(stream, envelope, route, include_usage, log)).into_response());
+        return Ok((headers, stream_events(stream, envelope, route, usage, log)).into_response());
     }
     let work = async move {
         let StartedResponse { stream, route, envelope, headers } = started.await?;

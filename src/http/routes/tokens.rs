@@ -23,9 +23,12 @@ pub async fn tokenize(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let n_bytes = body.n_bytes();
-    let (request, ignored) = body.parse::<TokenizeRequest>(params::TOKENIZE).await?;
+    let (request, mut ignored) = body.parse::<TokenizeRequest>(params::TOKENIZE).await?;
+    ignored.add_unknown_model(&app, request.model.as_deref());
     let tenant = tenant.name();
-    let json = app.tokenize(request, &tenant, n_bytes, |response| to_json(&response)).await??;
+    let then = |response, ignored| to_json(&response).map(|json| (json, ignored));
+    let (json, more_ignored) = app.tokenize(request, &tenant, n_bytes, then).await??;
+    ignored.extend(&more_ignored);
     Ok(respond(json, ignored))
 }
 
@@ -36,7 +39,8 @@ pub async fn detokenize(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let n_bytes = body.n_bytes();
-    let (request, ignored) = body.parse::<DetokenizeRequest>(params::DETOKENIZE).await?;
+    let (request, mut ignored) = body.parse::<DetokenizeRequest>(params::DETOKENIZE).await?;
+    ignored.add_unknown_model(&app, request.model.as_deref());
     let tenant = tenant.name();
     let json = app.detokenize(request, &tenant, n_bytes, |response| to_json(&response)).await??;
     Ok(respond(json, ignored))

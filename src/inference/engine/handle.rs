@@ -1,6 +1,6 @@
 //! The handle to an engine's thread: admission control, checks of a request, and its events.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, ready};
 use std::thread;
@@ -36,6 +36,8 @@ pub struct Engine {
 pub struct Generation {
     events: events::Receiver<Event>,
     has_ended: bool,
+    /// Tells the thread to end the text.
+    is_ended: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -123,9 +125,17 @@ impl Engine {
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
             let (sender, receiver) = events::channel(request.max_tokens + 1);
             let queued_tokens = queued_tokens.clone();
-            let queued = QueuedRequest { request, events: sender, arrived, admission, queued_tokens };
+            let is_ended = Arc::new(AtomicBool::new(false));
+            let queued = QueuedRequest {
+                request,
+                events: sender,
+                arrived,
+                admission,
+                queued_tokens,
+                is_ended: is_ended.clone(),
+            };
             self.sender.send(queued).map_err(|_| engine_died())?;
-            Ok(Generation { events: receiver, has_ended: false })
+            Ok(Generation { events: receiver, has_ended: false, is_ended })
         };
         admissions.into_iter().enumerate().map(submit).collect()
     }
@@ -233,6 +243,11 @@ impl Engine {
 }
 
 impl Generation {
+    /// Ends the text where it is. [`Event::Finished`] still comes, perhaps after more text.
+    pub fn end(&self) {
+        self.is_ended.store(true, Ordering::Release);
+    }
+
     /// Polls the next event; `None` after the last.
     pub fn poll_next(&mut self, context: &mut Context) -> Poll<Option<Event>> {
         let event = ready!(self.events.poll_recv(context));

@@ -87,6 +87,8 @@ struct QueuedRequest {
     admission: Admission,
     /// Its prompt's share of [`EngineOptions::queued_tokens`], held until it starts.
     queued_tokens: Arc<OwnedSemaphorePermit>,
+    /// Set when its text is to end where it is.
+    is_ended: Arc<AtomicBool>,
 }
 
 /// State that the handle and the thread share.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::Poll;
 use std::thread;
@@ -69,6 +69,8 @@ struct ActiveSequence {
     _admission: Admission,
     /// Held until it starts.
     queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
+    /// Set when its text is to end where it is.
+    is_ended: Arc<AtomicBool>,
 }
 
 /// The logits of one batch for a sequence, and what has been sampled from them so far.
@@ -157,6 +159,7 @@ impl EngineWorker {
     fn serve(&mut self, requests: &mpsc::Receiver<QueuedRequest>) {
         while self.receive(requests) {
             self.drop_cancelled();
+            self.finish_ended();
             self.expire_queued();
             if self.shared.stopping.load(Ordering::Acquire) {
                 let message = "the server is shutting down; send the request again";
@@ -217,7 +220,7 @@ impl EngineWorker {
 
     /// Adds a request to the scheduler's waiting sequences.
     fn add(&mut self, queued: QueuedRequest) {
-        let QueuedRequest { mut request, events, arrived, admission, queued_tokens } = queued;
+        let QueuedRequest { mut request, events, arrived, admission, queued_tokens, is_ended } = queued;
         let n_vocab = self.model.config().n_vocab;
         let generation =
             catch_panic("a request", || TextGeneration::new(&mut request, self.tokenizer.clone(), n_vocab));
@@ -247,6 +250,7 @@ impl EngineWorker {
             unsampled: None,
             _admission: admission,
             queued_tokens: Some(queued_tokens),
+            is_ended,
         };
         self.sequences.insert(id, sequence);
     }
@@ -418,9 +422,7 @@ impl EngineWorker {
                 send(&sequence.events, Event::Text(delta));
             }
             if let Some(reason) = finish {
-                let finished = sequence.finished(reason, self.scheduler.n_cached_tokens(id));
-                record_finished(&finished);
-                return self.finish(id, Event::Finished(finished), false);
+                return self.finish_as(id, reason);
             }
         }
         self.scheduler.append(id, &tokens);
@@ -457,6 +459,21 @@ impl EngineWorker {
             metrics::counter!(telemetry::REQUESTS_CANCELLED).increment(1);
             self.remove(id, false);
         }
+    }
+
+    /// Ends the sequences whose reader wants no more text.
+    fn finish_ended(&mut self) {
+        for id in self.ids_where(|sequence| sequence.is_ended.load(Ordering::Acquire)) {
+            self.finish_as(id, FinishReason::Stop);
+        }
+    }
+
+    /// Ends a complete sequence.
+    fn finish_as(&mut self, id: SequenceId, reason: FinishReason) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let finished = sequence.finished(reason, self.scheduler.n_cached_tokens(id));
+        record_finished(&finished);
+        self.finish(id, Event::Finished(finished), false);
     }
 
     /// Refuses the sequences that have waited for longer than the queue timeout.
