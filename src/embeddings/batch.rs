@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::backend::TokenizedInput;
 use super::cache::EmbeddingCache;
 use super::entry::{Embedding, EmbeddingInput, EmbeddingKey, l2_norm};
+use super::input_tokens::RequestTokenizer;
 use super::prompts::PromptPrefix;
 use crate::error::Result;
 
@@ -21,10 +22,28 @@ pub struct EmbeddingRequest {
     pub force_dimensions: bool,
     /// The prompt prefix of every text.
     pub prompt: PromptPrefix,
-    /// Whether an input that is too long is truncated instead of refused.
-    pub truncate: bool,
+    /// What becomes of long inputs.
+    pub length: LengthRule,
     /// The sender. Tenants get equal shares of the model's time, and have cache entries of their own.
     pub tenant: Arc<str>,
+}
+
+/// What becomes of an input that is longer than the model or the request allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LengthRule {
+    /// Whether an input that is too long for the model is truncated instead of refused.
+    pub truncate: bool,
+    /// The number of tokens to which longer inputs are truncated in any case.
+    pub max_tokens: Option<InputTokens>,
+}
+
+/// A number of tokens of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputTokens {
+    /// With the model's first and last special tokens.
+    Whole(usize),
+    /// Those of the text alone; of a pair, those of its second text.
+    Text(usize),
 }
 
 impl EmbeddingRequest {
@@ -68,6 +87,8 @@ pub(super) struct PreparedBatch {
     pub n_hits: usize,
     /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
     pub is_prompt_known: bool,
+    /// The indices of the inputs that are truncated.
+    pub truncated: Vec<usize>,
 }
 
 /// The outcome of a cache look-up.
@@ -78,16 +99,15 @@ enum CacheLookup {
 }
 
 impl PreparedBatch {
-    /// Deduplicates the inputs that are not in `cached`, and tokenizes them. `tokenize` takes an input and its
-    /// index in the request.
+    /// Deduplicates the inputs that are not in `cached`, and tokenizes them.
     ///
     /// # Errors
-    /// When `tokenize` fails.
+    /// When one cannot be tokenized.
     pub fn new(
         inputs: Vec<EmbeddingInput>,
         keys: Vec<EmbeddingKey>,
         cached: Vec<Option<Arc<Embedding>>>,
-        mut tokenize: impl FnMut(EmbeddingInput, usize) -> Result<TokenizedInput>,
+        tokenizer: &mut RequestTokenizer,
     ) -> Result<Self> {
         let mut batch = Self {
             lookups: Vec::new(),
@@ -95,22 +115,28 @@ impl PreparedBatch {
             keys: Vec::new(),
             n_hits: 0,
             is_prompt_known: true,
+            truncated: Vec::new(),
         };
-        let mut first_uses: HashMap<EmbeddingKey, usize> = HashMap::new();
+        // The index in `inputs`, and whether it is truncated.
+        let mut first_uses: HashMap<EmbeddingKey, (usize, bool)> = HashMap::new();
         for (index, ((input, key), cached)) in inputs.into_iter().zip(keys).zip(cached).enumerate() {
-            if let Some(embedding) = cached {
+            let is_truncated = if let Some(embedding) = cached {
+                let is_truncated = tokenizer.was_truncated(input, index, embedding.n_tokens)?;
                 batch.lookups.push(CacheLookup::Hit(embedding));
                 batch.n_hits += 1;
-                continue;
-            }
-            if let Some(&first_use) = first_uses.get(&key) {
+                is_truncated
+            } else if let Some(&(first_use, is_truncated)) = first_uses.get(&key) {
                 batch.lookups.push(CacheLookup::Miss(first_use));
-                continue;
-            }
-            first_uses.insert(key, batch.inputs.len());
-            batch.lookups.push(CacheLookup::Miss(batch.inputs.len()));
-            batch.inputs.push(tokenize(input, index)?);
-            batch.keys.push(key);
+                is_truncated
+            } else {
+                let (tokenized, is_truncated) = tokenizer.tokenize(input, index)?;
+                first_uses.insert(key, (batch.inputs.len(), is_truncated));
+                batch.lookups.push(CacheLookup::Miss(batch.inputs.len()));
+                batch.inputs.push(tokenized);
+                batch.keys.push(key);
+                is_truncated
+            };
+            batch.truncated.extend(is_truncated.then_some(index));
         }
         Ok(batch)
     }
@@ -152,6 +178,8 @@ pub(super) struct BatchOutput {
     pub compute_time: Duration,
     /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
     pub is_prompt_known: bool,
+    /// The indices of the inputs that are truncated.
+    pub truncated: Vec<usize>,
 }
 
 /// The vectors of one request.
@@ -169,6 +197,8 @@ pub struct EmbeddingOutput {
     pub compute_time: Duration,
     /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
     pub is_prompt_known: bool,
+    /// The indices of the inputs that are truncated.
+    pub truncated: Vec<usize>,
 }
 
 /// Unit vectors, made one at a time from embeddings that the cache and equal inputs may share.
@@ -210,7 +240,7 @@ impl EmbeddingOutput {
     /// # Errors
     /// When a vector cannot be normalized.
     pub(super) fn new(output: BatchOutput, dimensions: Option<usize>) -> Result<Self> {
-        let BatchOutput { embeddings, n_hits, queue_time, compute_time, is_prompt_known } = output;
+        let BatchOutput { embeddings, n_hits, queue_time, compute_time, is_prompt_known, truncated } = output;
         let own = embeddings.first().map_or(0, |embedding| embedding.values.len());
         let n_dimensions = dimensions.map_or(own, |n| n.min(own));
         for embedding in &embeddings {
@@ -223,6 +253,7 @@ impl EmbeddingOutput {
             queue_time,
             compute_time,
             is_prompt_known,
+            truncated,
         })
     }
 }

@@ -230,6 +230,7 @@ impl Embedder {
         let mut prepared = self.prepare(request, model, admitted).await?;
         let is_prompt_known = prepared.is_prompt_known;
         let n_hits = prepared.n_hits;
+        let truncated = std::mem::take(&mut prepared.truncated);
         let n_tokens: Vec<usize> = prepared.inputs.iter().map(|input| input.ids.len()).collect();
         let inputs = std::mem::take(&mut prepared.inputs);
         let output = if inputs.is_empty() {
@@ -245,7 +246,7 @@ impl Embedder {
         let JobOutput { vectors, queue_time, compute_time } = output;
         let now = SystemTime::now();
         let embeddings = prepared.into_embeddings(n_tokens, vectors, self.cache.as_deref(), now);
-        Ok(BatchOutput { embeddings, n_hits, queue_time, compute_time, is_prompt_known })
+        Ok(BatchOutput { embeddings, n_hits, queue_time, compute_time, is_prompt_known, truncated })
     }
 
     /// Looks up and tokenizes the inputs: large requests, and those that read the disk, on a blocking thread.

@@ -44,6 +44,8 @@ pub struct KeyScope<'a> {
     pub tenant: &'a str,
     /// Whether an input that is too long is truncated.
     pub truncate: bool,
+    /// Tokens of a text, or of the second text of a pair, beyond which it is truncated in any case.
+    pub max_text_tokens: Option<usize>,
     /// The prompt prefix of every text.
     pub prefix: &'a str,
 }
@@ -57,6 +59,10 @@ impl KeyScope<'_> {
         for part in [self.tenant, self.prefix] {
             scope.update(part.len().to_le_bytes());
             scope.update(part);
+        }
+        if let Some(n) = self.max_text_tokens {
+            scope.update(b"max");
+            scope.update(n.to_le_bytes());
         }
         let mut digests = HashMap::new();
         let mut digest = |text: &Arc<str>| -> [u8; 32] {
@@ -121,7 +127,8 @@ mod tests {
     use super::*;
 
     const MODEL: Fingerprint = [1; 32];
-    const SCOPE: KeyScope = KeyScope { model: &MODEL, tenant: "a", truncate: false, prefix: "" };
+    const SCOPE: KeyScope =
+        KeyScope { model: &MODEL, tenant: "a", truncate: false, max_text_tokens: None, prefix: "" };
 
     #[test]
     fn every_detail_of_an_input_changes_its_key() {
@@ -143,6 +150,8 @@ mod tests {
             KeyScope { tenant: "b", ..SCOPE },
             KeyScope { tenant: "", ..SCOPE },
             KeyScope { truncate: true, ..SCOPE },
+            KeyScope { max_text_tokens: Some(1), ..SCOPE },
+            KeyScope { max_text_tokens: Some(2), ..SCOPE },
             KeyScope { prefix: "p", ..SCOPE },
             KeyScope { tenant: "", prefix: "a", ..SCOPE },
         ] {

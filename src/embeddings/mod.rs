@@ -24,7 +24,7 @@ mod source;
 mod text_embedding;
 mod worker;
 
-pub use batch::{EmbeddingOutput, EmbeddingRequest, UnitVectors};
+pub use batch::{EmbeddingOutput, EmbeddingRequest, InputTokens, LengthRule, UnitVectors};
 pub use cache::DiskCache;
 pub use embedder::{Embedder, EmbedderOptions};
 pub use entry::{Embedding, EmbeddingInput, Fingerprint};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::batch::{BatchOutput, EmbeddingRequest};
+use super::batch::{BatchOutput, EmbeddingRequest, InputTokens, LengthRule};
 use super::embedder::{AdmittedRequest, Embedder};
 use super::entry::{Embedding, EmbeddingInput, l2_norm};
 use super::prompts::PromptPrefix;
@@ -21,6 +21,8 @@ pub struct ScoringRequest {
     pub documents: Vec<Arc<str>>,
     /// Whether a text that is too long is truncated instead of refused. A cross-encoder truncates the document.
     pub truncate: bool,
+    /// The number of tokens to which longer documents are truncated in any case.
+    pub max_document_tokens: Option<usize>,
     /// Whether a cross-encoder's logits are returned as they are, without the sigmoid that maps them to 0 to 1.
     pub raw_scores: bool,
     /// The sender. Tenants get equal shares of the model's time, and have cache entries of their own.
@@ -29,7 +31,7 @@ pub struct ScoringRequest {
 
 impl ScoringRequest {
     /// The pairs, as indices into the two lists.
-    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + Clone + use<> {
         let (n_queries, n_documents) = (self.queries.len(), self.documents.len());
         let n_pairs = if n_queries == 0 || n_documents == 0 { 0 } else { n_queries.max(n_documents) };
         (0..n_pairs).map(move |idx| (idx.min(n_queries - 1), idx.min(n_documents - 1)))
@@ -54,6 +56,10 @@ pub struct RelevanceScores {
     pub queue_time: Duration,
     /// How long its batches took.
     pub compute_time: Duration,
+    /// The indices of the first texts that are truncated.
+    pub truncated_queries: Vec<usize>,
+    /// The indices of the second texts that are truncated.
+    pub truncated_documents: Vec<usize>,
 }
 
 impl Embedder {
@@ -72,11 +78,14 @@ impl Embedder {
         admitted: &AdmittedRequest,
     ) -> Result<RelevanceScores> {
         let pairs = request.pairs();
-        let ScoringRequest { queries, documents, truncate, raw_scores, tenant } = request;
-        let embedding_request = |inputs, prompt| EmbeddingRequest {
+        let ScoringRequest { queries, documents, truncate, max_document_tokens, raw_scores, tenant } =
+            request;
+        let whole = LengthRule { truncate, max_tokens: None };
+        let of_documents = LengthRule { truncate, max_tokens: max_document_tokens.map(InputTokens::Text) };
+        let embedding_request = |inputs, prompt, length| EmbeddingRequest {
             inputs,
             prompt,
-            truncate,
+            length,
             tenant: tenant.clone(),
             ..Default::default()
         };
@@ -84,18 +93,25 @@ impl Embedder {
             let pair = |(query, document): (usize, usize)| {
                 EmbeddingInput::Pair(queries[query].clone(), documents[document].clone())
             };
-            let request = embedding_request(pairs.map(pair).collect(), PromptPrefix::None);
+            let inputs = pairs.clone().map(pair).collect();
+            let request = embedding_request(inputs, PromptPrefix::None, of_documents);
             let output =
                 self.compute(request, admitted).await.map_err(|e| with_param_name(e, "documents"))?;
             let score = |logit: f32| if raw_scores { logit } else { 1.0 / (1.0 + (-logit).exp()) };
             let scores = output.embeddings.iter().map(|embedding| score(embedding.values[0])).collect();
-            return Ok(RelevanceScores::new(scores, [&output]));
+            let truncated = pairs.enumerate().filter(|(idx, _)| output.truncated.contains(idx));
+            let mut truncated: Vec<usize> = truncated.map(|(_, (_, document))| document).collect();
+            truncated.dedup();
+            let scores = RelevanceScores::new(scores, [&output]);
+            return Ok(RelevanceScores { truncated_documents: truncated, ..scores });
         }
         let texts = |texts: Vec<Arc<str>>| texts.into_iter().map(EmbeddingInput::Text).collect();
-        let queries = self.compute(embedding_request(texts(queries), PromptPrefix::Query), admitted).await;
+        let queries =
+            self.compute(embedding_request(texts(queries), PromptPrefix::Query, whole), admitted).await;
         let queries = queries.map_err(|e| with_param_name(e, "query"))?;
-        let documents =
-            self.compute(embedding_request(texts(documents), PromptPrefix::Document), admitted).await;
+        let documents = self
+            .compute(embedding_request(texts(documents), PromptPrefix::Document, of_documents), admitted)
+            .await;
         let documents = documents.map_err(|e| with_param_name(e, "documents"))?;
         let norms = |output: &BatchOutput| {
             output.embeddings.iter().map(|embedding| l2_norm(&embedding.values)).collect::<Result<Vec<f64>>>()
@@ -103,9 +119,12 @@ impl Embedder {
         let (query_norms, document_norms) = (norms(&queries)?, norms(&documents)?);
         let score = |(query, document): (usize, usize)| {
             let product = dot(&queries.embeddings[query], &documents.embeddings[document]);
-            (product / (query_norms[query] * document_norms[document])) as f32
+            // Rounding may take the cosine of equal vectors past 1.
+            (product / (query_norms[query] * document_norms[document])).clamp(-1.0, 1.0) as f32
         };
-        Ok(RelevanceScores::new(pairs.map(score).collect(), [&queries, &documents]))
+        let scores = RelevanceScores::new(pairs.map(score).collect(), [&queries, &documents]);
+        let (truncated_queries, truncated_documents) = (queries.truncated, documents.truncated);
+        Ok(RelevanceScores { truncated_queries, truncated_documents, ..scores })
     }
 }
 
@@ -123,6 +142,8 @@ impl RelevanceScores {
             n_hits: outputs.iter().map(|output| output.n_hits).sum(),
             queue_time: outputs.iter().map(|output| output.queue_time).sum(),
             compute_time: outputs.iter().map(|output| output.compute_time).sum(),
+            truncated_queries: Vec::new(),
+            truncated_documents: Vec::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use once_cell::sync::OnceCell;
 use super::backend::encoder::EncoderBackend;
 use super::backend::onnx::OnnxBackend;
 use super::backend::{TokenizedInput, VectorBackend};
-use super::batch::{BatchOutput, EmbeddingOutput, EmbeddingRequest, PreparedBatch};
+use super::batch::{BatchOutput, EmbeddingOutput, EmbeddingRequest, InputTokens, PreparedBatch};
 use super::cache::EmbeddingCache;
 use super::entry::{Embedding, EmbeddingInput, Fingerprint, KeyScope};
 use super::input_tokens::{InputRules, RequestRules, RequestTokenizer};
@@ -206,14 +206,16 @@ impl TextEmbedding {
             max_request_tokens: usize::MAX,
             is_abandoned: &AtomicBool::new(false),
         };
-        let prepared = self.prepare(request, &context)?;
+        let mut prepared = self.prepare(request, &context)?;
         let is_prompt_known = prepared.is_prompt_known;
+        let truncated = std::mem::take(&mut prepared.truncated);
         let inputs: Vec<&TokenizedInput> = prepared.inputs.iter().collect();
         let n_tokens = inputs.iter().map(|input| input.ids.len()).collect();
         let vectors = self.compute(&inputs)?;
         let embeddings: Vec<Arc<Embedding>> = prepared.into_embeddings(n_tokens, vectors, None, now);
         let (queue_time, compute_time) = (Duration::ZERO, started.elapsed());
-        let output = BatchOutput { embeddings, n_hits: 0, queue_time, compute_time, is_prompt_known };
+        let output =
+            BatchOutput { embeddings, n_hits: 0, queue_time, compute_time, is_prompt_known, truncated };
         EmbeddingOutput::new(output, dimensions)
     }
 
@@ -226,15 +228,17 @@ impl TextEmbedding {
         request: EmbeddingRequest,
         context: &PrepareContext,
     ) -> Result<PreparedBatch> {
-        let EmbeddingRequest { inputs, dimensions, force_dimensions, prompt, truncate, tenant } = request;
+        let EmbeddingRequest { inputs, dimensions, force_dimensions, prompt, length, tenant } = request;
         if let Some(n) = dimensions {
             self.check_dimensions(n, force_dimensions)?;
         }
         let selected = self.prompts.select(&prompt)?;
+        let max_text_tokens = self.max_text_tokens(length.max_tokens)?;
         let scope = KeyScope {
             model: &self.fingerprint,
             tenant: if context.is_cache_shared { "" } else { &tenant },
-            truncate,
+            truncate: length.truncate,
+            max_text_tokens,
             prefix: selected.prefix,
         };
         let keys = scope.keys(&inputs);
@@ -243,15 +247,40 @@ impl TextEmbedding {
         let rules = RequestRules {
             prompt: selected,
             is_prompt_chosen: prompt != PromptPrefix::None,
-            truncate,
+            truncate: length.truncate,
+            max_text_tokens,
             max_request_tokens: context.max_request_tokens,
             is_abandoned: context.is_abandoned,
         };
         let mut tokenizer = RequestTokenizer::new(&self.rules, rules);
-        let mut batch =
-            PreparedBatch::new(inputs, keys, cached, |input, index| tokenizer.tokenize(input, index))?;
+        let mut batch = PreparedBatch::new(inputs, keys, cached, &mut tokenizer)?;
         batch.is_prompt_known = selected.is_known;
         Ok(batch)
+    }
+
+    /// The request's limit on the tokens of a text, without special tokens.
+    ///
+    /// # Errors
+    /// When it is a limit on whole inputs that leaves no room for text, or more than the model takes.
+    fn max_text_tokens(&self, limit: Option<InputTokens>) -> Result<Option<usize>> {
+        let n = match limit {
+            None => return Ok(None),
+            Some(InputTokens::Text(n)) => return Ok(Some(n)),
+            Some(InputTokens::Whole(n)) => n,
+        };
+        let n_special = self.tokenizer().n_template_tokens(false);
+        let max = self.max_tokens();
+        if n > n_special && n <= max {
+            return Ok(Some(n - n_special));
+        }
+        Err(Error::invalid(
+            "truncate_prompt_tokens",
+            format!(
+                "`truncate_prompt_tokens` is {n}; for this model it must be -1 (as many as it takes) or from {} to \
+                 {max}, of which {n_special} are special tokens",
+                n_special + 1
+            ),
+        ))
     }
 
     /// The best number of tokens per batch.

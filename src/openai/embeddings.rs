@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::generation_options::token_limit_schema;
 use crate::config::MAX_EMBEDDING_INPUTS;
 
 /// A request for embeddings.
@@ -37,6 +38,11 @@ pub struct EmbeddingsRequest {
     /// Truncate texts that are too long instead of refusing them.
     #[serde(default)]
     pub truncate: Option<bool>,
+    /// Keep only this many tokens from the beginning of each text, the model's special tokens included; -1 keeps as
+    /// many as the model takes.
+    #[serde(default)]
+    #[schemars(schema_with = "token_limit_schema")]
+    pub truncate_prompt_tokens: Option<i64>,
 }
 
 /// Purpose of the texts to embed. Names in parentheses are aliases from other servers.
@@ -234,6 +240,21 @@ pub struct InputUsage {
     pub prompt_tokens: usize,
     /// Equal to `prompt_tokens`.
     pub total_tokens: usize,
+    /// Number of texts that were truncated; left out if there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub truncated_inputs: usize,
+}
+
+impl InputUsage {
+    /// The usage of `n_tokens` tokens, after `n_truncated` texts were truncated.
+    pub fn new(n_tokens: usize, n_truncated: usize) -> Self {
+        Self { prompt_tokens: n_tokens, total_tokens: n_tokens, truncated_inputs: n_truncated }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 #[cfg(test)]

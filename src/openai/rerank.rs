@@ -33,6 +33,10 @@ pub struct RerankRequest {
     /// Truncate texts that are too long instead of refusing them.
     #[serde(default)]
     pub truncate: Option<bool>,
+    /// Truncate documents to this many tokens.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub max_tokens_per_doc: Option<usize>,
     /// Return the model's raw scores.
     #[serde(default)]
     pub raw_scores: Option<bool>,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use predict_otron_9000::config::Limits;
+use predict_otron_9000::config::{EmbeddingOverflow, Limits};
 use serde_json::{Value, json};
 
 use crate::support::embeddings::{load_folder, tiny_encoder, tiny_encoder_folder, vectors};
@@ -61,6 +61,69 @@ async fn long_texts_are_refused_or_truncated_on_request() {
     assert_eq!(truncated["data"], whole["data"]);
     let refused = server.post(EMBEDDINGS, &json!({ "input": long })).await;
     assert_eq!(refused.status(), 400, "a truncated text in the cache is still refused without `truncate`");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncated_texts_are_named() {
+    let limits = Limits { embedding_overflow: EmbeddingOverflow::Truncate, ..Limits::default() };
+    let server = embedding_server(limits, Box::new(tiny_encoder)).await;
+    // The second time, they come from the cache. 128 ids and two special tokens fit the model exactly.
+    let fits = vec![7; 128];
+    let all = json!([fits, vec![7; 129], [7], vec![7; 500], vec![7; 129]]);
+    for hits in ["0", "5"] {
+        let answer = server.post(EMBEDDINGS, &json!({ "input": all })).await;
+        assert_eq!(answer.headers()["x-cache-hits"], hits);
+        assert_eq!(answer.headers()["x-truncated-inputs"], "input[1], input[3], input[4]");
+        let usage = body(answer).await["usage"].clone();
+        assert_eq!((&usage["truncated_inputs"], &usage["prompt_tokens"]), (&json!(3), &json!(4 * 130 + 3)));
+    }
+    let answer = server.post(EMBEDDINGS, &json!({ "input": [fits] })).await;
+    assert!(!answer.headers().contains_key("x-truncated-inputs"));
+    assert!(body(answer).await["usage"].get("truncated_inputs").is_none());
+    let refused = server.post(EMBEDDINGS, &json!({"input": [vec![7; 129]], "truncate": false})).await;
+    assert_eq!(refused.status(), 400, "the request decides");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_truncated_to_a_number_of_tokens() {
+    let server = embedding_server(Limits::default(), Box::new(tiny_encoder)).await;
+    let ids: Vec<u32> = (5..25).collect();
+    for (limit, n_tokens, truncated) in
+        [(json!(10), 10, true), (json!(22), 22, false), (json!(130), 22, false)]
+    {
+        for _ in 0..2 {
+            let fields = json!({"input": [ids], "truncate_prompt_tokens": limit});
+            let answer = server.post(EMBEDDINGS, &fields).await;
+            assert_eq!(answer.headers().contains_key("x-truncated-inputs"), truncated, "{limit}");
+            let (found, _) = vectors(answer).await;
+            let kept = json!({"input": [ids[..n_tokens - 2]]});
+            assert_eq!(found, vectors(server.post(EMBEDDINGS, &kept).await).await.0, "{limit}");
+        }
+    }
+    let text = "the cat ".repeat(100);
+    let most = server.post(EMBEDDINGS, &json!({"input": text, "truncate_prompt_tokens": -1})).await;
+    assert_eq!(body(most).await["usage"]["total_tokens"], 130);
+    for limit in [json!(0), json!(2), json!(131), json!(-2)] {
+        let refused = server.post(EMBEDDINGS, &json!({"input": "x", "truncate_prompt_tokens": limit})).await;
+        assert_eq!(refused.status(), 400, "{limit}");
+        let error = body(refused).await["error"].clone();
+        assert_eq!(error["param"], "truncate_prompt_tokens");
+        assert!(error["message"].as_str().unwrap().contains("from 3 to 130"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_texts_are_refused_with_their_index() {
+    let server = embedding_server(Limits::default(), Box::new(tiny_encoder)).await;
+    for (input, index) in
+        [(json!(["cat", "", "dog"]), "input 1"), (json!(""), "input 0"), (json!([[5], [6], []]), "input 2")]
+    {
+        let refused = server.post(EMBEDDINGS, &json!({ "input": input })).await;
+        assert_eq!(refused.status(), 400, "{input}");
+        let error = body(refused).await["error"].clone();
+        assert_eq!(error["param"], "input");
+        assert!(error["message"].as_str().unwrap().contains(index), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

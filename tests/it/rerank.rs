@@ -110,9 +110,11 @@ async fn top_n_results_can_include_their_documents() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_embedding_model_scores_by_cosine_similarity() {
     let server = server().await;
-    let fields = json!({"model": "no-embeddings", "query": QUERY, "documents": DOCUMENTS});
+    // `/v1/embeddings` refuses empty texts.
+    let documents = DOCUMENTS.map(|text| if text.is_empty() { "mouse" } else { text });
+    let fields = json!({"model": "no-embeddings", "query": QUERY, "documents": documents});
     let answer = ask(&server, "/v1/rerank", &fields).await;
-    let all: Vec<&str> = [QUERY].into_iter().chain(DOCUMENTS).collect();
+    let all: Vec<&str> = [QUERY].into_iter().chain(documents).collect();
     let vectors = ask(&server, "/v1/embeddings", &json!({ "input": all })).await;
     let vector = |idx: usize| -> Vec<f64> {
         serde_json::from_value(vectors["data"][idx]["embedding"].clone()).unwrap()
@@ -124,7 +126,7 @@ async fn an_embedding_model_scores_by_cosine_similarity() {
     assert_eq!(ranking(&answer)[0].0, 1, "the query itself");
     // The document that equals the query is counted once.
     assert_eq!(answer["usage"]["total_tokens"], {
-        let unique = json!({ "input": DOCUMENTS });
+        let unique = json!({ "input": documents });
         ask(&server, "/v1/embeddings", &unique).await["usage"]["total_tokens"].clone()
     });
 }
@@ -179,6 +181,44 @@ async fn pairs_are_counted_before_they_are_built() {
         }
     }
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_are_truncated_to_a_number_of_tokens() {
+    let server = server().await;
+    let documents = json!(["a dog the cat mouse", "the cat", "a dog"]);
+    for model in ["reranker", "no-embeddings"] {
+        for _ in 0..2 {
+            let fields =
+                json!({"model": model, "query": "the cat", "documents": documents, "max_tokens_per_doc": 2});
+            let answer = server.post("/v1/rerank", &fields).await;
+            assert_eq!(answer.headers()["x-truncated-inputs"], "documents[0]", "{model}");
+            let answer = body(answer).await;
+            assert_eq!(answer["usage"]["truncated_inputs"], 1);
+            let score = |index: usize| {
+                let results = answer["results"].as_array().unwrap();
+                results.iter().find(|result| result["index"] == index).unwrap()["relevance_score"].clone()
+            };
+            assert_eq!(score(0), score(2), "{model}: only the first two tokens count");
+        }
+    }
+    let refused = json!({"query": "x", "documents": ["y"], "max_tokens_per_doc": 0});
+    assert_eq!(body(server.post("/v1/rerank", &refused).await).await["error"]["param"], "max_tokens_per_doc");
+    // A limit beyond the model's own leaves the refusal to that.
+    let long = json!({"query": "x", "documents": ["dog ".repeat(200)], "max_tokens_per_doc": 4096});
+    assert_eq!(server.post("/v1/rerank", &long).await.status(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cosines_are_at_most_1() {
+    let server = server().await;
+    let texts: Vec<String> = ["cat", "dog", "mouse"].iter().map(|word| format!("the {word} a dog")).collect();
+    let fields = json!({"model": "no-embeddings", "text_1": texts, "text_2": texts});
+    let answer = ask(&server, "/v1/score", &fields).await;
+    for score in answer["data"].as_array().unwrap() {
+        let score = score["score"].as_f64().unwrap();
+        assert!((0.999..=1.0).contains(&score), "{score}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -454,7 +454,8 @@ mod tests {
 
     /// The key of a text of a model.
     fn key(model: u8, text: usize) -> EmbeddingKey {
-        let scope = KeyScope { model: &[model; 32], tenant: "", truncate: false, prefix: "" };
+        let scope =
+            KeyScope { model: &[model; 32], tenant: "", truncate: false, max_text_tokens: None, prefix: "" };
         scope.keys(&[EmbeddingInput::Text(text.to_string().into())]).remove(0)
     }
 

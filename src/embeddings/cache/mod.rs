@@ -75,7 +75,8 @@ mod tests {
         let cache = EmbeddingCache::new(2 * (ENTRY_BYTES + 8), Duration::from_secs(60), None);
         let start = SystemTime::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let scope = KeyScope { model: &[1; 32], tenant: "", truncate: false, prefix: "" };
+        let scope =
+            KeyScope { model: &[1; 32], tenant: "", truncate: false, max_text_tokens: None, prefix: "" };
         let key = |text: &str| scope.keys(&[EmbeddingInput::Text(text.into())]).remove(0);
         let embedding = |x: f32| Arc::new(Embedding { values: vec![x, 0.0], n_tokens: 3 });
         let get = |text, now| cache.get_all(&[key(text)], now).remove(0);

@@ -14,10 +14,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::stream;
 
 use crate::app::App;
-use crate::embeddings::{EmbeddingInput, EmbeddingOutput, EmbeddingRequest, PromptPrefix, UnitVectors};
+use crate::config::EmbeddingOverflow;
+use crate::embeddings::{
+    EmbeddingInput, EmbeddingOutput, EmbeddingRequest, InputTokens, LengthRule, PromptPrefix, UnitVectors,
+};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
-use crate::http::extract::JsonObject;
+use crate::http::extract::{JsonObject, insert_list};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::{
@@ -30,6 +33,14 @@ use crate::openai::params;
 /// the client takes it.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// The header that lists the texts that were truncated.
+pub const TRUNCATED_HEADER: &str = "x-truncated-inputs";
+
+/// Whether texts that are too long are truncated where the request does not say.
+pub fn truncates_by_default(app: &App) -> bool {
+    app.limits().embedding_overflow == EmbeddingOverflow::Truncate
+}
+
 /// Responds with the embeddings of the request's texts.
 pub async fn embeddings(
     State(app): State<App>,
@@ -39,9 +50,11 @@ pub async fn embeddings(
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
     let model = app.embedder(request.model.as_deref())?;
+    ignored.add_unknown_model(&app, request.model.as_deref());
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-    let request = to_embedding_request(request, tenant.name())?;
-    let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time, is_prompt_known } =
+    let truncate = request.truncate.unwrap_or(truncates_by_default(&app));
+    let request = to_embedding_request(request, truncate, tenant.name())?;
+    let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time, is_prompt_known, truncated } =
         model.embedder.embed(request).await?;
     tracing::info!(
         id = request_id.as_str(),
@@ -57,17 +70,32 @@ pub async fn embeddings(
     if !is_prompt_known {
         ignored.extend(&["input_type".to_owned()]);
     }
-    let usage = InputUsage { prompt_tokens: n_tokens, total_tokens: n_tokens };
+    let usage = InputUsage::new(n_tokens, truncated.len());
+    let truncated: Vec<String> = truncated.iter().map(|idx| format!("input[{idx}]")).collect();
     let model = model.served.id().to_owned();
     let envelope = EmbeddingsResponse { object: "list", data: Vec::new(), model, usage };
     let mut response = ResponseText::new(envelope, vectors, format)?.into_response();
     ignored.insert_into(response.headers_mut());
+    insert_list(response.headers_mut(), TRUNCATED_HEADER, &truncated);
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
     Ok(response)
 }
 
 /// Converts a request into the embedder's terms.
-fn to_embedding_request(request: EmbeddingsRequest, tenant: Arc<str>) -> Result<EmbeddingRequest> {
+fn to_embedding_request(
+    request: EmbeddingsRequest,
+    truncate: bool,
+    tenant: Arc<str>,
+) -> Result<EmbeddingRequest> {
+    let length = match request.truncate_prompt_tokens {
+        None => LengthRule { truncate, max_tokens: None },
+        Some(-1) => LengthRule { truncate: true, max_tokens: None },
+        Some(n) => {
+            // One that is negative is as much out of range as 0.
+            let max_tokens = Some(InputTokens::Whole(usize::try_from(n).unwrap_or(0)));
+            LengthRule { truncate, max_tokens }
+        }
+    };
     let prompt = match (request.input_type, request.prompt_name) {
         (Some(_), Some(_)) => {
             let message =
@@ -84,7 +112,7 @@ fn to_embedding_request(request: EmbeddingsRequest, tenant: Arc<str>) -> Result<
         dimensions: request.dimensions,
         force_dimensions: request.force_dimensions.unwrap_or(false),
         prompt,
-        truncate: request.truncate.unwrap_or(false),
+        length,
         tenant,
     })
 }
@@ -92,7 +120,7 @@ fn to_embedding_request(request: EmbeddingsRequest, tenant: Arc<str>) -> Result<
 /// The texts of a request.
 ///
 /// # Errors
-/// When there are none, or one has no tokens.
+/// When there are none, or one is empty.
 fn inputs(input: TextsOrTokens) -> Result<Vec<EmbeddingInput>> {
     let text = |text: String| EmbeddingInput::Text(text.into());
     let inputs: Vec<EmbeddingInput> = match input {
@@ -101,9 +129,16 @@ fn inputs(input: TextsOrTokens) -> Result<Vec<EmbeddingInput>> {
         TextsOrTokens::Tokens(ids) => vec![EmbeddingInput::Tokens(ids)],
         TextsOrTokens::TokenLists(lists) => lists.into_iter().map(EmbeddingInput::Tokens).collect(),
     };
-    let is_empty = |input: &EmbeddingInput| matches!(input, EmbeddingInput::Tokens(ids) if ids.is_empty());
-    check_not_empty("input", inputs.is_empty() || inputs.iter().any(is_empty))?;
-    Ok(inputs)
+    check_not_empty("input", inputs.is_empty())?;
+    let is_empty = |input: &EmbeddingInput| match input {
+        EmbeddingInput::Text(text) => text.is_empty(),
+        EmbeddingInput::Tokens(ids) => ids.is_empty(),
+        EmbeddingInput::Pair(..) => false,
+    };
+    match inputs.iter().position(is_empty) {
+        None => Ok(inputs),
+        Some(idx) => Err(Error::invalid("input", format!("input {idx} is empty; leave it out"))),
+    }
 }
 
 /// Rejects a request without texts in `param`.

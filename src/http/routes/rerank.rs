@@ -9,12 +9,12 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::embeddings::check_not_empty;
+use super::embeddings::{TRUNCATED_HEADER, check_not_empty, truncates_by_default};
 use crate::app::{App, unix_time};
 use crate::embeddings::{RelevanceScores, ScoringRequest};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
-use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::extract::{IgnoredParams, JsonObject, insert_list};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::openai::embeddings::InputUsage;
@@ -31,11 +31,16 @@ pub async fn rerank(
     Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
+    let (request, mut ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
     let model = app.scorer(request.model.as_deref())?;
+    ignored.add_unknown_model(&app, request.model.as_deref());
     check_not_empty("documents", request.documents.is_empty())?;
     if request.top_n == Some(0) {
         return Err(Error::invalid("top_n", "`top_n` is 0; set it to 1 or more").into());
+    }
+    if request.max_tokens_per_doc == Some(0) {
+        let message = "`max_tokens_per_doc` is 0; set it to 1 or more";
+        return Err(Error::invalid("max_tokens_per_doc", message).into());
     }
     let documents = shared(request.documents.into_iter().map(Document::into_text));
     let return_documents = request.return_documents.unwrap_or(false);
@@ -45,7 +50,8 @@ pub async fn rerank(
         .score(ScoringRequest {
             queries: shared([request.query]),
             documents,
-            truncate: request.truncate.unwrap_or(false),
+            truncate: request.truncate.unwrap_or(truncates_by_default(&app)),
+            max_document_tokens: request.max_tokens_per_doc,
             raw_scores: request.raw_scores.unwrap_or(false),
             tenant: tenant.name(),
         })
@@ -68,7 +74,7 @@ pub async fn rerank(
         results,
         usage: usage(&scores),
     };
-    Ok(json_response(body, &scores, ignored))
+    Ok(json_response(body, &scores, &["query", "documents"], ignored))
 }
 
 /// Scores pairs of texts: one text against many, or two lists pairwise.
@@ -78,8 +84,9 @@ pub async fn score(
     Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, ignored) = body.parse::<ScoreRequest>(params::SCORE).await?;
+    let (request, mut ignored) = body.parse::<ScoreRequest>(params::SCORE).await?;
     let model = app.scorer(request.model.as_deref())?;
+    ignored.add_unknown_model(&app, request.model.as_deref());
     let (first, second) = (shared(request.text_1.into_vec()), shared(request.text_2.into_vec()));
     check_not_empty("text_1", first.is_empty())?;
     check_not_empty("text_2", second.is_empty())?;
@@ -97,7 +104,8 @@ pub async fn score(
     let request = ScoringRequest {
         queries: first,
         documents: second,
-        truncate: request.truncate.unwrap_or(false),
+        truncate: request.truncate.unwrap_or(truncates_by_default(&app)),
+        max_document_tokens: None,
         raw_scores: request.raw_scores.unwrap_or(false),
         tenant: tenant.name(),
     };
@@ -116,7 +124,7 @@ pub async fn score(
         data: data.map(|(index, &score)| Score { index, object: "score", score }).collect(),
         usage: usage(&scores),
     };
-    Ok(json_response(body, &scores, ignored))
+    Ok(json_response(body, &scores, &["text_1", "text_2"], ignored))
 }
 
 /// Texts that requests, pairs and responses share.
@@ -125,7 +133,7 @@ fn shared(texts: impl IntoIterator<Item = String>) -> Vec<Arc<str>> {
 }
 
 fn usage(scores: &RelevanceScores) -> InputUsage {
-    InputUsage { prompt_tokens: scores.n_tokens, total_tokens: scores.n_tokens }
+    InputUsage::new(scores.n_tokens, scores.truncated_queries.len() + scores.truncated_documents.len())
 }
 
 fn log_scores(request_id: &RequestId, scores: &RelevanceScores) {
@@ -141,8 +149,22 @@ fn log_scores(request_id: &RequestId, scores: &RelevanceScores) {
     );
 }
 
-fn json_response(body: impl Serialize, scores: &RelevanceScores, ignored: IgnoredParams) -> Response {
+/// The response; `params` are those with the first and with the second texts.
+fn json_response(
+    body: impl Serialize,
+    scores: &RelevanceScores,
+    params: &[&str; 2],
+    ignored: IgnoredParams,
+) -> Response {
     let mut response = Json(body).into_response();
+    let path = |param: &str, idx: &usize| match param {
+        "query" => param.to_owned(),
+        _ => format!("{param}[{idx}]"),
+    };
+    let truncated = [&scores.truncated_queries, &scores.truncated_documents].into_iter().zip(params);
+    let truncated: Vec<String> =
+        truncated.flat_map(|(indices, param)| indices.iter().map(|idx| path(param, idx))).collect();
+    insert_list(response.headers_mut(), TRUNCATED_HEADER, &truncated);
     ignored.insert_into(response.headers_mut());
     response.headers_mut().insert("x-cache-hits", HeaderValue::from(scores.n_hits));
     response
