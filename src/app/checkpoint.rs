@@ -60,6 +60,7 @@ pub fn locate(
         speculative: limits.speculative,
         queued_tokens: limits.queued_tokens,
         context_shift: limits.context_overflow == ContextOverflow::Shift,
+        prompt_logprobs: limits.prompt_logprobs,
     };
     let weight_bytes = weights.memory_bytes();
     let options = if limits.kv_reducible {

@@ -6,7 +6,10 @@ use super::{App, LoadedModel};
 use crate::chat::RenderedPrompt;
 use crate::error::{Error, Result};
 use crate::openai::chat::ChatCompletionRequest;
-use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use crate::openai::tokens::{
+    ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
+    TokenizeResponse, TokenizerInfo,
+};
 
 impl App {
     /// Tokenizes a text or a conversation, on behalf of a tenant. `then` gets the result, and the paths of fields that
@@ -36,6 +39,56 @@ impl App {
                 tokens,
             };
             Ok(then(response, ignored))
+        };
+        self.queues.tools.run(tenant, n_bytes, work).await?
+    }
+
+    /// Describes the tokenizer of the first chat model.
+    ///
+    /// # Errors
+    /// When there is no chat model, or it cannot be loaded.
+    pub async fn tokenizer_info(&self) -> Result<TokenizerInfo> {
+        let chat = self.chat(None, 0)?;
+        let model = chat.load().await?;
+        let (tokenizer, template) = (model.tokenizer(), model.template().ok());
+        let special =
+            |name: &str| template.and_then(|template| template.special_token(name)).map(str::to_owned);
+        Ok(TokenizerInfo {
+            model: chat.id().to_owned(),
+            tokenizer_class: "PreTrainedTokenizerFast",
+            bos_token: tokenizer.bos().map(str::to_owned),
+            eos_token: tokenizer.eos().map(str::to_owned),
+            unk_token: special("unk_token"),
+            pad_token: special("pad_token"),
+            vocab_size: tokenizer.n_vocab(),
+            model_max_length: model.engine().context_length(),
+            chat_template: template.map(|template| template.source().to_owned()),
+        })
+    }
+
+    /// Renders a conversation with the model's chat template, on behalf of a tenant. For `then` and `n_bytes`, see
+    /// [`App::tokenize`].
+    ///
+    /// # Errors
+    /// When no chat model has the requested name, or the template refuses the conversation.
+    pub async fn apply_template<T: Send + 'static>(
+        &self,
+        request: ApplyTemplateRequest,
+        tenant: &Arc<str>,
+        n_bytes: usize,
+        then: impl FnOnce(ApplyTemplateResponse, Vec<String>) -> T + Send + 'static,
+    ) -> Result<T> {
+        let ApplyTemplateRequest { model, messages, tools, chat_template_kwargs } = request;
+        let model = self.chat(model.as_deref(), n_bytes)?.load().await?;
+        let request = ChatCompletionRequest {
+            messages,
+            tools,
+            chat_template_kwargs,
+            ..ChatCompletionRequest::default()
+        };
+        let work = move || -> Result<T> {
+            let (prompt, ignored) = model.prompt_text(&request)?;
+            Ok(then(ApplyTemplateResponse { prompt }, ignored))
         };
         self.queues.tools.run(tenant, n_bytes, work).await?
     }

@@ -8,7 +8,7 @@ use super::stream::ChatStream;
 use super::structured::{ConstraintSpec, constraint_of};
 use super::truncate::max_prompt_tokens;
 use crate::error::{Error, Result};
-use crate::inference::{Admission, CompiledGrammar, GenerationRequest};
+use crate::inference::{Admission, CompiledGrammar, GenerationRequest, Scoring};
 use crate::openai::completions::CompletionRequest;
 use crate::openai::embeddings::TextsOrTokens;
 use crate::openai::generation_options::MAX_CHOICES;
@@ -88,11 +88,12 @@ impl ChatModel {
             max_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
         let mut slots = self.reserve_slots(admission, prompts.len() * best_of)?;
         let (mut generations, mut ignored, mut n_prompt_tokens) = (Vec::new(), Vec::new(), Vec::new());
+        let scoring = scoring_param(request, &generation);
+        let mut n_scored = 0;
         let is_echoed = request.echo.unwrap_or(false);
         let mut echo = Vec::new();
         for prompt in &prompts {
-            let (tokens, is_middle_dropped) =
-                self.completion_tokens(prompt, request.suffix.as_deref(), max_prompt_tokens)?;
+            let (tokens, is_middle_dropped) = self.completion_tokens(prompt, request, max_prompt_tokens)?;
             let beyond = self.limit_beyond_context(limit, tokens.len()).map(|limit| limit.param);
             for param in is_middle_dropped.then_some("prompt").into_iter().chain(beyond) {
                 if !ignored.iter().any(|name| name == param) {
@@ -101,16 +102,24 @@ impl ChatModel {
             }
             n_prompt_tokens.push(tokens.len());
             if is_echoed {
+                // An echo with scores is exactly what was scored.
+                let is_cut = scoring.is_some() && (max_prompt_tokens.is_some() || is_middle_dropped);
                 echo.push(match prompt {
-                    CompletionPrompt::Text(text) => text.clone(),
-                    CompletionPrompt::Tokens(ids) => self.tokenizer.decode(ids)?,
+                    CompletionPrompt::Text(text) if !is_cut => text.clone(),
+                    CompletionPrompt::Tokens(ids) if !is_cut => self.tokenizer.decode(ids)?,
+                    _ => self.tokenizer.decode(&tokens)?,
                 });
+            }
+            if let Some((param, n_top)) = scoring {
+                n_scored += tokens.len() * best_of;
+                self.engine.check_prompt_logprobs(param, n_scored, n_top)?;
             }
             let prompt_slots = slots.split_off(slots.len() - best_of);
             let generation = GenerationRequest { prompt: tokens, ..generation.clone() };
             generations.extend(self.engine.submit(prompt_slots, generation).map_err(with_prompt_param)?);
         }
         let stream = ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored);
+        let stream = if scoring.is_some() { stream.with_scored_prompts() } else { stream };
         Ok(CompletionStream { stream, echo, n })
     }
 
@@ -118,13 +127,18 @@ impl ChatModel {
     fn completion_tokens(
         &self,
         prompt: &CompletionPrompt,
-        suffix: Option<&str>,
+        request: &CompletionRequest,
         max_tokens: Option<usize>,
     ) -> Result<(Vec<u32>, bool)> {
-        match (prompt, suffix) {
+        let is_echo_scored = request.echoed_logprobs().is_some();
+        match (prompt, request.suffix.as_deref()) {
             (CompletionPrompt::Text(text), None) => {
                 self.encode_prompt(text, None, max_tokens).map_err(with_prompt_param)
             }
+            (_, Some(_)) if is_echo_scored => Err(Error::invalid(
+                "suffix",
+                "the echoed prompt has log probabilities only as a text that is continued; send `suffix` without `echo`",
+            )),
             (CompletionPrompt::Text(text), Some(suffix)) => {
                 let [before_prefix, before_suffix, before_middle] =
                     fim_tokens(&self.tokenizer).ok_or_else(|| {
@@ -152,6 +166,16 @@ impl ChatModel {
             }
         }
     }
+}
+
+/// The parameter that asks for the scores of the prompts, and how many tokens they have at each position.
+fn scoring_param(
+    request: &CompletionRequest,
+    generation: &GenerationRequest,
+) -> Option<(&'static str, usize)> {
+    let Some(Scoring::Prompt { n_top }) = generation.scoring else { return None };
+    let is_listed = request.options.prompt_logprobs.is_some();
+    Some((if is_listed { "prompt_logprobs" } else { "logprobs" }, n_top))
 }
 
 /// The prompts of a request: at least one, and none without tokens.

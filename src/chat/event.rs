@@ -57,9 +57,11 @@ impl ChatEvent {
     }
 }
 
-impl From<Event> for ChatEvent {
-    fn from(event: Event) -> Self {
-        match event {
+impl ChatEvent {
+    /// The event of a choice that an event of the engine is; `None` for scores.
+    pub fn from_engine(event: Event) -> Option<Self> {
+        Some(match event {
+            Event::PromptScores(_) | Event::ContinuationScores(_) => return None,
             Event::Text(delta) => ChatEvent::Content {
                 text: delta.text,
                 reasoning: String::new(),
@@ -88,7 +90,7 @@ impl From<Event> for ChatEvent {
                 }),
             },
             Event::Failed(e) => ChatEvent::Failed(e),
-        }
+        })
     }
 }
 
@@ -111,6 +113,6 @@ fn token_logprob(entry: inference::TokenLogprob) -> TokenLogprob {
 }
 
 /// Replaces negative infinity, which JSON lacks, by -9999, as OpenAI does for the unlikeliest tokens.
-fn clamp_logprob(logprob: f32) -> f32 {
+pub fn clamp_logprob(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }

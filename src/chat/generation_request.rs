@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cache::name_digest;
 use crate::error::{Error, Result, quote};
-use crate::inference::{GenerationRequest, SamplingParams};
+use crate::inference::{GenerationRequest, SamplingParams, Scoring};
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
 use crate::openai::generation_options::{
@@ -70,8 +70,12 @@ pub fn chat_generation_request(
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
     // Zero is refused even in a limit that does not count.
-    if request.max_completion_tokens == Some(0) {
-        return Err(zero_tokens("max_completion_tokens"));
+    let limits = [
+        ("max_completion_tokens", request.max_completion_tokens),
+        ("max_tokens", request.options.max_tokens),
+    ];
+    if let Some((param, _)) = limits.into_iter().find(|(_, limit)| *limit == Some(0)) {
+        return Err(zero_tokens(param));
     }
     let is_limited = request.max_completion_tokens.or(request.options.max_tokens).is_some();
     let limit = TokenLimit::for_chat(request);
@@ -94,7 +98,19 @@ pub fn completion_generation_request(
     let limit = TokenLimit::for_completion(request);
     let generation = generation_request(&request.options, limit, tenant)?;
     let top_logprobs = request.logprobs.map(|n| n as usize);
-    Ok(GenerationRequest { is_continuation: true, top_logprobs, ..generation })
+    let scoring = match (generation.scoring, request.echoed_logprobs()) {
+        (Some(Scoring::Prompt { n_top }), Some(n)) => Some(Scoring::Prompt { n_top: n_top.max(n as usize) }),
+        (None, Some(n)) => Some(Scoring::Prompt { n_top: n as usize }),
+        (scoring, _) => scoring,
+    };
+    Ok(GenerationRequest {
+        is_continuation: true,
+        top_logprobs,
+        // So the tokens after the prompt are as many as were generated.
+        is_end_reported: request.echoed_logprobs().is_some(),
+        scoring,
+        ..generation
+    })
 }
 
 /// Converts the options to the engine's request.
@@ -103,9 +119,6 @@ fn generation_request(
     limit: Option<TokenLimit>,
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
-    if options.max_tokens == Some(0) {
-        return Err(zero_tokens("max_tokens"));
-    }
     let min_tokens = options.min_tokens.map_or(0, saturating_usize);
     if let Some(TokenLimit { param, n_tokens }) =
         limit.filter(|limit| options.min_tokens > Some(limit.n_tokens))
@@ -131,6 +144,8 @@ fn generation_request(
         visible_tokens: Vec::new(),
         ignore_eos: options.ignore_eos.unwrap_or(false),
         top_logprobs: None,
+        is_end_reported: false,
+        scoring: prompt_logprobs(options)?.map(|n_top| Scoring::Prompt { n_top }),
         tenant,
         cache_salt: cache_salt(options)?,
     })
@@ -208,11 +223,22 @@ fn check_logprobs(request: &CompletionRequest) -> Result<()> {
             "logprobs",
             format!("`logprobs` is {n}; at most {MAX_LOGPROBS} tokens are reported at each position"),
         )),
-        Some(_) if request.echo.unwrap_or(false) => Err(Error::invalid(
-            "echo",
-            "log probabilities of the prompt's tokens are not computed; send `echo` without `logprobs`",
-        )),
         _ => Ok(()),
+    }
+}
+
+/// How many of the most likely tokens to report at each position of the prompt, if its scores are requested.
+fn prompt_logprobs(options: &GenerationOptions) -> Result<Option<usize>> {
+    match options.prompt_logprobs {
+        Some(n) if n > MAX_TOP_LOGPROBS => Err(Error::invalid(
+            "prompt_logprobs",
+            format!("`prompt_logprobs` is {n}; at most {MAX_TOP_LOGPROBS} are reported at each position"),
+        )),
+        Some(_) if options.is_streamed() => Err(Error::invalid(
+            "prompt_logprobs",
+            "`prompt_logprobs` are part of whole responses only; send them without `stream`",
+        )),
+        n => Ok(n.map(|n| n as usize)),
     }
 }
 

@@ -10,6 +10,7 @@ mod model;
 mod prompt;
 mod reasoning;
 mod response_cache;
+mod scored_prompt;
 mod stream;
 mod structured;
 pub mod template;
@@ -27,6 +28,7 @@ pub use model::ChatModel;
 pub use prompt::RenderedPrompt;
 use prompt::prediction_text;
 pub use response_cache::ResponseCache;
+pub use scored_prompt::{PromptToken, prompt_logprobs};
 pub use stream::{CacheStatus, ChatStream};
 pub use structured::ConstraintSpec;
 use structured::constraint_of;
@@ -36,7 +38,7 @@ use tools::{RepeatedCalls, ToolCallFormat, ToolCallParser, ToolSet, tool_constra
 use truncate::{max_chunk_bytes, max_prompt_tokens};
 
 use crate::error::Result;
-use crate::inference::{Admission, CompiledGrammar};
+use crate::inference::{Admission, CompiledGrammar, Scoring};
 use crate::openai::chat::ChatCompletionRequest;
 
 impl ChatModel {
@@ -79,6 +81,10 @@ impl ChatModel {
             self.render_prompt(request, tools.as_ref(), max_prompt_tokens)?;
         let beyond = self.limit_beyond_context(limit, tokens.len());
         ignored_fields.extend(beyond.map(|limit| limit.param.to_owned()));
+        if let Some(Scoring::Prompt { n_top }) = generation.scoring {
+            self.engine.check_prompt_logprobs("prompt_logprobs", tokens.len(), n_top)?;
+        }
+        let is_scored = generation.scoring.is_some();
         generation.prompt = tokens;
         let call_format = self.call_format()?;
         if tools.is_some() {
@@ -94,8 +100,9 @@ impl ChatModel {
         // Under a grammar, calls always have their mark; JSON without it is text.
         let accept_unmarked = call_format.is_open_optional || is_unconstrained;
         let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.names(), accept_unmarked));
-        Ok(ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored_fields)
-            .with_parsers(reasoning, calls, repeats))
+        let stream = ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored_fields);
+        let stream = if is_scored { stream.with_scored_prompts() } else { stream };
+        Ok(stream.with_parsers(reasoning, calls, repeats))
     }
 
     /// The form in which the model writes tool calls.

@@ -42,7 +42,7 @@ impl ChatModel {
     ///
     /// # Errors
     /// When the model has none, or none that can be used.
-    pub(super) fn template(&self) -> Result<&ChatTemplate> {
+    pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().map_err(Clone::clone)
     }
 

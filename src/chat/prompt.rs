@@ -21,7 +21,26 @@ pub struct RenderedPrompt {
     pub reasoning: Option<ReasoningParser>,
 }
 
+/// A conversation as the text of the model's prompt.
+pub struct RenderedText {
+    /// The text, in which `marker` escapes special tokens that come from the client.
+    pub text: String,
+    /// A character that the client has not sent.
+    pub marker: char,
+    /// Paths of request fields that are not part of the prompt.
+    pub ignored_fields: Vec<String>,
+}
+
 impl ChatModel {
+    /// The text of the prompt of a request, and the paths of fields that are not part of it.
+    ///
+    /// # Errors
+    /// When the request's tools are malformed, or the template refuses the messages.
+    pub fn prompt_text(&self, request: &ChatCompletionRequest) -> Result<(String, Vec<String>)> {
+        let rendered = self.render_text(request, ToolSet::from_request(request)?.as_ref())?;
+        Ok((rendered.text.replace(rendered.marker, ""), rendered.ignored_fields))
+    }
+
     /// The prompt of a request.
     ///
     /// # Errors
@@ -32,15 +51,30 @@ impl ChatModel {
     }
 
     /// Renders and encodes a conversation with these tools. Keeps only the last `max_prompt_tokens`, if given.
-    ///
-    /// Text from the client can never become a special token: the texts of special tokens in it are broken up with
-    /// a marker before the template runs, and joined again, as text, by the tokenizer.
     pub(super) fn render_prompt(
         &self,
         request: &ChatCompletionRequest,
         tools: Option<&ToolSet>,
         max_prompt_tokens: Option<usize>,
     ) -> Result<RenderedPrompt> {
+        let RenderedText { text, marker, mut ignored_fields } = self.render_text(request, tools)?;
+        let (tokens, is_middle_dropped) = self.encode_prompt(&text, Some(marker), max_prompt_tokens)?;
+        if is_middle_dropped {
+            ignored_fields.push("messages".to_owned());
+        }
+        let reasoning = self.template()?.has_reasoning().then(|| ReasoningParser::for_prompt(&text));
+        Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
+    }
+
+    /// Renders a conversation with these tools.
+    ///
+    /// Text from the client can never become a special token: the texts of special tokens in it are broken up with
+    /// a marker before the template runs, and joined again, as text, by the tokenizer.
+    pub(super) fn render_text(
+        &self,
+        request: &ChatCompletionRequest,
+        tools: Option<&ToolSet>,
+    ) -> Result<RenderedText> {
         let template = self.template()?;
         let mut messages = template_messages(&request.messages, template.supports_developer_role())?;
         let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
@@ -85,12 +119,7 @@ impl ChatModel {
         if has_kwargs && render_with(&messages, &Map::new()).is_ok_and(|without| without == prompt) {
             ignored_fields.push("chat_template_kwargs".to_owned());
         }
-        let (tokens, is_middle_dropped) = self.encode_prompt(&prompt, Some(marker), max_prompt_tokens)?;
-        if is_middle_dropped {
-            ignored_fields.push("messages".to_owned());
-        }
-        let reasoning = template.has_reasoning().then(|| ReasoningParser::for_prompt(&prompt));
-        Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
+        Ok(RenderedText { text: prompt, marker, ignored_fields })
     }
 }
 

@@ -76,7 +76,8 @@ impl ResponseCache {
         // An invalid request must be refused even if a valid one has the same key.
         let is_valid =
             chat_generation_request(request, Arc::default()).is_ok() && num_choices(&request.options).is_ok();
-        if !is_deterministic || !is_valid {
+        // The scores of a prompt can be much larger than the response.
+        if !is_deterministic || !is_valid || request.options.prompt_logprobs.is_some() {
             return None;
         }
         // These do not change the content of the response.
@@ -173,6 +174,7 @@ mod tests {
         assert!(key("", json!({"temperature": 1})).is_none());
         assert!(key("", json!({"temperature": null})).is_none());
         assert!(key("", json!({"temperature": 1, "seed": 3})).is_some());
+        assert!(key("", json!({"prompt_logprobs": 0})).is_none());
         let invalid =
             [json!({"stream_options": {"include_usage": true}}), json!({"top_p": 1e40}), json!({"n": 17})];
         assert!(invalid.into_iter().all(|invalid| key("", invalid).is_none()));

@@ -9,8 +9,9 @@ use super::event::ChatEvent;
 use super::model::ChatModel;
 use super::reasoning::{ReasoningParser, ReasoningSplit};
 use super::response_cache::{CachedResponse, ResponseCache, ResponseRecorder};
+use super::scored_prompt::{PromptToken, prompt_tokens};
 use super::tools::{ParsedDelta, RepeatedCalls, ToolCallParser};
-use crate::inference::Generation;
+use crate::inference::{Event, Generation};
 use crate::openai::chat::FinishReason;
 
 /// A response of one or several choices, generated now or replayed from the response cache. Dropping it cancels
@@ -49,14 +50,24 @@ enum EventSource {
         generations: Vec<Generation>,
         /// The choice to poll first (round robin).
         first: usize,
-        /// Keeps the model in memory.
-        _model: Arc<ChatModel>,
+        /// The scores of each prompt, if they were requested; else empty.
+        prompts: Vec<PromptStatus>,
+        /// Kept in memory until the response is complete.
+        model: Arc<ChatModel>,
     },
     Cache {
         response: Arc<CachedResponse>,
         /// Number of events already replayed.
         n_replayed: usize,
     },
+}
+
+/// The scores of a prompt.
+#[derive(Clone)]
+enum PromptStatus {
+    /// Not computed yet. The prompt's first choice will report them; the others wait.
+    Awaited,
+    Scored(Arc<[PromptToken]>),
 }
 
 impl ChatStream {
@@ -71,7 +82,7 @@ impl ChatStream {
             n_choices: generations.len(),
             n_prompt_tokens,
             fingerprint: model.fingerprint().to_owned(),
-            source: EventSource::Engine { generations, first: 0, _model: model },
+            source: EventSource::Engine { generations, first: 0, prompts: Vec::new(), model },
             ignored_fields,
             reasoning: Vec::new(),
             calls: Vec::new(),
@@ -92,6 +103,23 @@ impl ChatStream {
         self.calls = vec![calls; self.n_choices].into_iter().flatten().collect();
         self.repeats = vec![repeats; self.n_choices].into_iter().flatten().collect();
         self
+    }
+
+    /// Expects the scores of every prompt, before the first event of its choices.
+    pub(super) fn with_scored_prompts(mut self) -> Self {
+        if let EventSource::Engine { prompts, .. } = &mut self.source {
+            *prompts = vec![PromptStatus::Awaited; self.n_prompt_tokens.len()];
+        }
+        self
+    }
+
+    /// The tokens of a choice's prompt with their scores, if they were requested and there was an event of the choice.
+    pub fn scored_prompt(&self, choice: usize) -> Option<Arc<[PromptToken]>> {
+        let EventSource::Engine { prompts, .. } = &self.source else { return None };
+        match prompts.get(choice * self.n_prompts() / self.n_choices)? {
+            PromptStatus::Awaited => None,
+            PromptStatus::Scored(tokens) => Some(tokens.clone()),
+        }
     }
 
     /// The response cached under `key`. One from a model with another `fingerprint` does not count.
@@ -247,24 +275,40 @@ impl EventSource {
     }
 
     async fn next(&mut self) -> Option<(usize, ChatEvent)> {
-        let (generations, first) = match self {
+        let (generations, first, prompts, model) = match self {
             Self::Cache { response, n_replayed } => {
                 let (choice, event) = response.events.get(*n_replayed)?;
                 *n_replayed += 1;
                 return Some((*choice, event.replayed()));
             }
-            Self::Engine { generations, first, .. } => (generations, first),
+            Self::Engine { generations, first, prompts, model } => (generations, first, prompts, model),
         };
         let n_choices = generations.len();
+        let n_of_prompt = n_choices / prompts.len().max(1);
         poll_fn(|context| {
-            let mut has_more = false;
-            for offset in 0..n_choices {
+            let (mut has_more, mut offset) = (false, 0);
+            while offset < n_choices {
                 let choice = (*first + offset) % n_choices;
+                offset += 1;
+                let prompt = prompts.get_mut(choice / n_of_prompt);
+                if choice % n_of_prompt > 0 && matches!(prompt, Some(PromptStatus::Awaited)) {
+                    has_more = true;
+                    continue;
+                }
                 match generations[choice].poll_next(context) {
-                    Poll::Ready(Some(event)) => {
-                        *first = choice + 1;
-                        return Poll::Ready(Some((choice, ChatEvent::from(event))));
+                    Poll::Ready(Some(Event::PromptScores(scores))) => {
+                        let tokens = prompt_tokens(scores, model.tokenizer());
+                        prompt.into_iter().for_each(|prompt| *prompt = PromptStatus::Scored(tokens.clone()));
+                        // Choices that had to wait are polled now.
+                        (*first, offset) = (choice, 0);
                     }
+                    Poll::Ready(Some(event)) => match ChatEvent::from_engine(event) {
+                        Some(event) => {
+                            *first = choice + 1;
+                            return Poll::Ready(Some((choice, event)));
+                        }
+                        None => (*first, offset) = (choice, 0),
+                    },
                     Poll::Ready(None) => {}
                     Poll::Pending => has_more = true,
                 }

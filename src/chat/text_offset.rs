@@ -6,6 +6,8 @@ use crate::tokenizer::Detokenizer;
 #[derive(Default)]
 pub struct TextOffset {
     n_chars: usize,
+    /// The same in bytes, within an echoed prompt.
+    n_bytes: usize,
     detokenizer: Detokenizer,
 }
 
@@ -14,6 +16,19 @@ impl TextOffset {
     pub fn advance(&mut self, token: &[u8]) -> usize {
         let start = self.n_chars;
         self.n_chars += self.detokenizer.push(token).chars().count();
+        start
+    }
+
+    /// [`TextOffset::advance`] for a token of `text`. A token that the text does not show where it should, such as one that
+    /// the tokenizer has added, takes no room.
+    pub fn advance_in(&mut self, text: &str, token: &[u8]) -> usize {
+        let start = self.n_chars;
+        let token = self.detokenizer.push(token);
+        let rest = text.get(self.n_bytes..).unwrap_or_default();
+        // Some tokenizers put a space before a text.
+        let shown = [token.as_str(), token.trim_start()].into_iter().find(|token| rest.starts_with(token));
+        self.n_chars += shown.map_or(0, |token| token.chars().count());
+        self.n_bytes += shown.map_or(0, str::len);
         start
     }
 }

@@ -57,6 +57,9 @@ pub struct Limits {
     pub kv_format: KvPrecision,
     /// Policy for prompts and answers that exceed the context.
     pub context_overflow: ContextOverflow,
+    /// Log probabilities of prompt tokens in one response: each token's own, and those of the most likely tokens at its
+    /// position. One takes about 100 bytes of JSON.
+    pub prompt_logprobs: usize,
     /// Whether to decode speculatively (prompt lookup) where it is profitable.
     pub speculative: bool,
     /// Bytes of the response cache; 0 disables it.
@@ -150,6 +153,7 @@ impl Default for Limits {
             kv_reducible: true,
             kv_format: KvPrecision::F16,
             context_overflow: ContextOverflow::Refuse,
+            prompt_logprobs: 262_144,
             speculative: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),

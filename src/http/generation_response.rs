@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use super::error::ApiError;
 use super::middleware::request_id::RequestId;
 use crate::app::unix_time;
-use crate::chat::{ChatEvent, ChatStream, GenerationStats};
+use crate::chat::{ChatEvent, ChatStream, GenerationStats, PromptToken};
 use crate::error::{Error, Result};
 use crate::openai::chat::{
     ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
@@ -96,6 +97,8 @@ pub struct CompletedChoice {
     pub calls: Vec<ToolCall>,
     /// Log probabilities of the tokens, if requested.
     pub logprobs: Vec<TokenLogprob>,
+    /// The tokens of the prompt with their scores, if requested.
+    pub scored_prompt: Option<Arc<[PromptToken]>>,
     /// Why generation ended.
     pub reason: FinishReason,
 }
@@ -131,6 +134,7 @@ pub async fn collect_choices(
         reasoning: String::new(),
         calls: Vec::new(),
         logprobs: Vec::new(),
+        scored_prompt: None,
         reason: FinishReason::Stop,
     };
     let mut choices: Vec<CompletedChoice> = (0..stream.n_choices()).map(|_| empty()).collect();
@@ -146,6 +150,7 @@ pub async fn collect_choices(
             }
             ChatEvent::Finished { reason, usage, stats } => {
                 choice.reason = reason;
+                choice.scored_prompt = stream.scored_prompt(idx);
                 totals.add(idx, &usage);
                 if log.finished(&usage, stats) {
                     return Ok((choices, totals.usage()));
@@ -165,6 +170,8 @@ pub async fn collect_choices(
 pub enum ChoicePart {
     /// The beginning, sent before the prompt is computed.
     Start,
+    /// The tokens of the prompt with their scores, if requested. Comes before all text.
+    ScoredPrompt(Arc<[PromptToken]>),
     /// More of the choice.
     Text {
         /// Text to append.
@@ -225,9 +232,20 @@ pub fn stream_events(
     log.n_running = stream.n_choices();
     let totals = UsageTotals::new(&stream);
     let n_generated = vec![0; stream.n_choices()];
+    let has_prompt = vec![false; stream.n_choices()];
     let pending = VecDeque::new();
-    let mut state =
-        StreamState { stream, envelope, encoder, usage, totals, n_generated, log, pending, ended: false };
+    let mut state = StreamState {
+        stream,
+        envelope,
+        encoder,
+        usage,
+        totals,
+        n_generated,
+        has_prompt,
+        log,
+        pending,
+        ended: false,
+    };
     for index in 0..state.stream.n_choices() {
         state.push_part(index, ChoicePart::Start);
     }
@@ -259,6 +277,8 @@ struct StreamState<E> {
     totals: UsageTotals,
     /// Tokens of each choice that are sent.
     n_generated: Vec<usize>,
+    /// Whether the scores of each choice's prompt are sent.
+    has_prompt: Vec<bool>,
     log: RequestLog,
     pending: VecDeque<Event>,
     ended: bool,
@@ -266,6 +286,12 @@ struct StreamState<E> {
 
 impl<E: ChunkEncoder> StreamState<E> {
     fn push_event(&mut self, index: usize, event: ChatEvent) {
+        if !self.has_prompt[index]
+            && let Some(prompt) = self.stream.scored_prompt(index)
+        {
+            self.has_prompt[index] = true;
+            self.push_part(index, ChoicePart::ScoredPrompt(prompt));
+        }
         match event {
             ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens } => {
                 self.n_generated[index] += n_tokens;

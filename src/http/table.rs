@@ -25,7 +25,10 @@ use crate::openai::models::{ModelList, ModelObject};
 use crate::openai::params;
 use crate::openai::probes::{Health, Loads};
 use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
-use crate::openai::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use crate::openai::tokens::{
+    ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
+    TokenizeResponse, TokenizerInfo,
+};
 
 /// Status codes of errors of a route that takes a body and runs a model.
 const MODEL_ERRORS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
@@ -105,6 +108,24 @@ pub static ROUTES: &[Route] = &[
         responses: &[(JSON, schema::<DetokenizeResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
+    },
+    APPLY_TEMPLATE,
+    Route {
+        path: "/apply_template",
+        operation_id: "applyTemplateByItsOtherName",
+        summary: "Alias of /apply-template",
+        ..APPLY_TEMPLATE
+    },
+    Route {
+        responses: &[(JSON, schema::<TokenizerInfo>)],
+        error_statuses: &[404, 429, 503],
+        ..get(
+            "/tokenizer_info",
+            |method| on(method, tokens::tokenizer_info),
+            "tokenizerInfo",
+            TOKENS,
+            "Describe the tokenizer and the chat template of the first chat model",
+        )
     },
     Route {
         responses: &[(JSON, schema::<ModelList>)],
@@ -203,6 +224,19 @@ const RERANK: Route = Route {
     request: Some(RequestBody { schema: schema::<RerankRequest>, parameters: params::RERANK }),
     responses: &[(JSON, schema::<RerankResponse>)],
     response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
+    error_statuses: MODEL_ERRORS,
+};
+
+const APPLY_TEMPLATE: Route = Route {
+    path: "/apply-template",
+    admission: Some(RequestClass::Tokens),
+    handler: |method| on(method, tokens::apply_template),
+    operation_id: "applyTemplate",
+    tag: TOKENS,
+    summary: "Render a conversation with the model's chat template",
+    request: Some(RequestBody { schema: schema::<ApplyTemplateRequest>, parameters: params::APPLY_TEMPLATE }),
+    responses: &[(JSON, schema::<ApplyTemplateResponse>)],
+    response_headers: &["x-ignored-params"],
     error_statuses: MODEL_ERRORS,
 };
 

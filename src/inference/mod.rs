@@ -13,6 +13,7 @@ mod prefix_cache;
 mod prompt_lookup;
 pub mod sampling;
 pub mod scheduler;
+mod scoring;
 mod stop;
 mod text_generation;
 
@@ -23,6 +24,7 @@ pub use engine::{Admission, Engine, EngineOptions, EngineStatus, Generation};
 pub use grammar::{CompiledGrammar, Constraint, Grammar};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
 pub use scheduler::ContextShift;
+pub use scoring::{PromptScores, RankedToken, ScoredToken, Scoring};
 pub use stop::overlap;
 pub use text_generation::TextGeneration;
 
@@ -35,7 +37,7 @@ pub struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// The client's prediction of the text. The more of it is right, the faster the text is generated.
     pub prediction: Vec<u32>,
-    /// Most tokens to generate; at least one.
+    /// Most tokens to generate; none computes the prompt only.
     pub max_tokens: usize,
     /// Fewest tokens before an end-of-text token or a stop string may end the text.
     pub min_tokens: usize,
@@ -55,16 +57,24 @@ pub struct GenerationRequest {
     pub ignore_eos: bool,
     /// How many of the most likely tokens to report with each token; `None` reports no probabilities at all.
     pub top_logprobs: Option<usize>,
+    /// Whether the token that ends the text is reported, too.
+    pub is_end_reported: bool,
+    /// The given tokens to score.
+    pub scoring: Option<Scoring>,
     /// The sender. Tenants get equal shares and do not share the prefix cache.
     pub tenant: Arc<str>,
     /// A digest of the salt for the prefix cache: requests with different salts do not share it.
     pub cache_salt: Option<String>,
 }
 
-/// A report of a generation. They come in this order: [`Event::Text`] any number of times, then exactly one of the
-/// others.
+/// A report of a generation. They come in this order: one of [`Event::PromptScores`] and [`Event::ContinuationScores`],
+/// if requested; [`Event::Text`] any number of times; then exactly one of the others.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// The scores of the prompt.
+    PromptScores(PromptScores),
+    /// The log probability of each text that may follow the prompt, its end included.
+    ContinuationScores(Vec<f64>),
     /// More text, complete in UTF-8.
     Text(TextDelta),
     /// The text is complete.

@@ -15,6 +15,10 @@
 //! left the attention window of their layers are released.
 //!
 //! With speculative decoding, draft tokens ride along with the decodes as long as they are worth their cost.
+//!
+//! The tokens of a prompt can be scored: then the rows before them have logits, and none of these rows comes from the
+//! prefix cache. Texts that may follow a prompt (continuations) are computed one after the other in the same slots of
+//! the KV cache, as draft tokens are that turn out to be wrong. A batch has a bounded number of rows of both kinds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,6 +38,10 @@ const MIN_PROMPT_TOKENS: usize = 32;
 /// Prompts of at most this length are computed in one chunk even while others decode: they are done sooner, and a
 /// token takes less time in a large batch.
 const SHORT_PROMPT_TOKENS: usize = 128;
+
+/// Most rows of a batch that score given tokens, and most tokens of a continuation. Each such row has the logits of the
+/// whole vocabulary: 128 of 150,000 tokens take 77 MB.
+pub const MAX_SCORED_ROWS: usize = 128;
 
 /// Bounds of a scheduler.
 #[derive(Debug, Clone)]
@@ -100,6 +108,11 @@ pub struct NewSequence {
     pub prediction: Vec<u32>,
     /// Most tokens to generate.
     pub max_tokens: usize,
+    /// Whether the rows before all tokens of the prompt need logits.
+    pub is_scored: bool,
+    /// Texts to be computed after the prompt, each by itself, in place of generated tokens; each of 1 to
+    /// [`MAX_SCORED_ROWS`] tokens.
+    pub continuations: Arc<[Vec<u32>]>,
     /// The sender; tenants get equal shares.
     pub tenant: Arc<str>,
     /// The namespace of the prefix cache: only sequences of one namespace share blocks.
@@ -134,6 +147,11 @@ struct Sequence {
     n_prompt: usize,
     n_generated: usize,
     max_tokens: usize,
+    /// Position of the first row that is still needed to score the prompt; the largest number if none is.
+    scored_from: usize,
+    continuations: Arc<[Vec<u32>]>,
+    /// Continuations that were computed.
+    n_continued: usize,
     lookup: PromptLookup,
     /// Tokens whose keys and values are in the KV cache, or will be after the current batch.
     n_computed: usize,
@@ -231,14 +249,18 @@ pub struct ScheduledSeq {
     pub block_tables: Vec<BlockTable>,
     /// How many of the last tokens are draft tokens.
     pub n_drafts: usize,
-    /// Whether a token is to be sampled after the last of the others.
+    /// Rows that score the prompt: the last ones, or the last before those of [`ScheduledSeq::needs_logits`].
+    pub n_scored: usize,
+    /// Whether a token is to be sampled after the last of the others. So it is with the tokens of a continuation, all but
+    /// the first of which count as drafts.
     pub needs_logits: bool,
 }
 
 impl ScheduledSeq {
-    /// Rows of logits that it needs: one after the last token that is not a draft, and one after each draft.
+    /// Rows of logits that it needs: those that score the prompt, one after the last token that is not a draft, and one
+    /// after each draft.
     pub fn n_logits(&self) -> usize {
-        if self.needs_logits { 1 + self.n_drafts } else { 0 }
+        self.n_scored + if self.needs_logits { 1 + self.n_drafts } else { 0 }
     }
 }
 
@@ -294,7 +316,16 @@ impl Scheduler {
 
     /// Queues a sequence, which must never need more blocks than there are.
     pub fn add(&mut self, new: NewSequence) {
-        let NewSequence { id, prompt, prediction, max_tokens, tenant, cache_namespace } = new;
+        let NewSequence {
+            id,
+            prompt,
+            prediction,
+            max_tokens,
+            is_scored,
+            continuations,
+            tenant,
+            cache_namespace,
+        } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
@@ -304,6 +335,9 @@ impl Scheduler {
             tokens: prompt,
             n_generated: 0,
             max_tokens,
+            scored_from: if is_scored { 0 } else { usize::MAX },
+            continuations,
+            n_continued: 0,
             lookup: PromptLookup::new(prediction),
             n_computed: 0,
             computed_drafts: Vec::new(),
@@ -395,10 +429,10 @@ impl Scheduler {
         }
         self.start_waiting();
         let mut batch = Batch::default();
-        self.schedule_decodes(&mut batch);
-        let n_decodes = batch.sequences.len();
+        let mut scored_rows_left = MAX_SCORED_ROWS;
+        let n_decodes = self.schedule_decodes(&mut batch, &mut scored_rows_left);
         let budget = self.prefill_budget(n_decodes);
-        self.schedule_prefill(&mut batch, budget);
+        self.schedule_prefill(&mut batch, budget, &mut scored_rows_left);
         if self.options.speculative && batch.sequences.len() == n_decodes {
             self.schedule_drafts(&mut batch);
         }
@@ -406,7 +440,7 @@ impl Scheduler {
         while batch.sequences.is_empty() && self.running.len() > 1 && self.running.iter().any(is_unfinished) {
             // Unfinished prompts, and sequences that sit out, hold all blocks.
             self.preempt_newest();
-            self.schedule_prefill(&mut batch, budget);
+            self.schedule_prefill(&mut batch, budget, &mut scored_rows_left);
         }
         batch
     }
@@ -459,30 +493,47 @@ impl Scheduler {
         })
     }
 
-    /// Schedules one token for each fully prefilled sequence. Where blocks run out, the newest sequences are
-    /// preempted.
-    fn schedule_decodes(&mut self, batch: &mut Batch) {
+    /// Schedules one token, or the next continuation, for each fully prefilled sequence. Where blocks run out, the newest
+    /// sequences are preempted. Returns the number of single tokens.
+    fn schedule_decodes(&mut self, batch: &mut Batch, scored_rows_left: &mut usize) -> usize {
         let mut idx = 0;
+        let mut n_decodes = 0;
         // Preemption removes from the end.
         while idx < self.running.len() {
-            if self.running[idx].n_uncomputed() != 1 {
-                idx += 1;
-                continue;
-            }
+            let n_continued = self.running[idx].next_continuation().map(Vec::len);
+            let n = match n_continued {
+                Some(n) if n <= *scored_rows_left => n,
+                None if self.running[idx].n_uncomputed() == 1 => 1,
+                _ => {
+                    idx += 1;
+                    continue;
+                }
+            };
             self.running[idx].release_out_of_window(&mut self.kv);
-            while self.running[idx].allocate_blocks(&mut self.kv, 1) == 0 {
+            while self.running[idx].allocate_blocks(&mut self.kv, n) < n {
                 self.preempt_newest();
                 if idx >= self.running.len() {
-                    return;
+                    return n_decodes;
                 }
             }
-            batch.sequences.push(self.running[idx].schedule(1));
+            let sequence = &mut self.running[idx];
+            batch.sequences.push(match n_continued {
+                Some(n) => {
+                    *scored_rows_left -= n;
+                    sequence.schedule_continuation()
+                }
+                None => {
+                    n_decodes += 1;
+                    sequence.schedule(1)
+                }
+            });
             idx += 1;
         }
+        n_decodes
     }
 
     /// Schedules chunks of prompts, up to `budget` tokens in all.
-    fn schedule_prefill(&mut self, batch: &mut Batch, budget: usize) {
+    fn schedule_prefill(&mut self, batch: &mut Batch, budget: usize, scored_rows_left: &mut usize) {
         let mut n_left = budget;
         let first = self.running.partition_point(|sequence| sequence.arrival <= self.prefill_cursor);
         for turn in 0..self.running.len() {
@@ -499,13 +550,17 @@ impl Scheduler {
             let is_short = n_left == budget && sequence.n_uncomputed() <= SHORT_PROMPT_TOKENS;
             let most = if is_short { sequence.n_uncomputed() } else { n_left.min(sequence.n_uncomputed()) };
             let most = most.min(self.options.prefill_chunk - sequence.chunk_tokens_used);
+            let n_unscored = sequence.scored_from.saturating_sub(sequence.n_computed);
+            let most = most.min(n_unscored.saturating_add(*scored_rows_left));
             let n = sequence.allocate_blocks(&mut self.kv, most);
             if n == 0 {
                 continue;
             }
             n_left = n_left.saturating_sub(n);
             sequence.chunk_tokens_used += n;
-            batch.sequences.push(sequence.schedule(n));
+            let scheduled = sequence.schedule(n);
+            *scored_rows_left = scored_rows_left.saturating_sub(scheduled.n_scored);
+            batch.sequences.push(scheduled);
             if sequence.n_uncomputed() == 0 || sequence.chunk_tokens_used == self.options.prefill_chunk {
                 self.prefill_cursor = sequence.arrival;
                 sequence.chunk_tokens_used = 0;
@@ -654,7 +709,7 @@ impl Sequence {
     }
 
     /// Takes over the blocks that the prefix cache has for its next tokens. The last token is always computed, since
-    /// its logits are needed.
+    /// its logits are needed, and so are all tokens whose rows score the prompt.
     fn lookup_prefix(&mut self, kv: &mut KvBlocks) {
         let n_before = self.n_cached_blocks;
         let has_more = self.tables.iter().any(|table| table.blocks.len() != n_before);
@@ -663,6 +718,7 @@ impl Sequence {
         }
         let (mut found, mut parent) = (Vec::new(), self.prefix.clone());
         while (n_before + found.len() + 1) * BLOCK_TOKENS < self.tokens.len()
+            && (n_before + found.len() + 1) * BLOCK_TOKENS <= self.scored_from
             && let Some(tokens) = self.full_block(n_before + found.len())
             && let Some(prefix) = kv.prefixes.lookup(&parent, tokens)
         {
@@ -715,6 +771,9 @@ impl Sequence {
         self.n_computed += n;
         self.computed_drafts.clear();
         self.has_started = true;
+        // The row of the prompt's last token is for the token after it.
+        let n_scored = self.n_computed.min(self.n_prompt - 1).saturating_sub(start.max(self.scored_from));
+        self.scored_from = self.scored_from.max(self.n_computed);
         ScheduledSeq {
             id: self.id,
             n_prompt: self.n_prompt,
@@ -722,7 +781,29 @@ impl Sequence {
             tokens: self.tokens[start..self.n_computed].to_vec(),
             n_drafts: 0,
             block_tables: self.block_tables(),
+            n_scored,
             needs_logits: self.n_computed == self.tokens.len(),
+        }
+    }
+
+    /// The next text that is to be computed after its prompt, once that is computed.
+    fn next_continuation(&self) -> Option<&Vec<u32>> {
+        self.continuations.get(self.n_continued).filter(|_| self.n_uncomputed() == 0)
+    }
+
+    /// Its next continuation for a batch. The next one will overwrite it, so its tokens do not count as computed.
+    fn schedule_continuation(&mut self) -> ScheduledSeq {
+        let tokens = self.next_continuation().cloned().unwrap_or_default();
+        self.n_continued += 1;
+        ScheduledSeq {
+            id: self.id,
+            n_prompt: self.n_prompt,
+            start: self.n_computed,
+            n_drafts: tokens.len().saturating_sub(1),
+            tokens,
+            block_tables: self.block_tables(),
+            n_scored: 0,
+            needs_logits: true,
         }
     }
 }
@@ -759,6 +840,8 @@ mod tests {
             prompt,
             prediction,
             max_tokens: 1000,
+            is_scored: false,
+            continuations: [].into(),
             tenant: "".into(),
             cache_namespace: "".into(),
         }
@@ -819,6 +902,55 @@ mod tests {
         (1..=3).for_each(|n| s.remove(id(n), false));
         assert!(s.is_idle());
         assert_eq!(s.next_batch(), Batch::default());
+    }
+
+    /// The id, the start, the number of tokens and the number of rows with logits of each scheduled sequence.
+    fn rows(batch: &Batch) -> Vec<(u64, usize, usize, usize)> {
+        let row = |seq: &ScheduledSeq| (seq.id.0, seq.start, seq.tokens.len(), seq.n_logits());
+        batch.sequences.iter().map(row).collect()
+    }
+
+    #[test]
+    fn every_token_of_a_scored_prompt_is_computed_once_in_bounded_chunks() {
+        let mut s = scheduler(4, 300, 100);
+        let scored = |n: u64| NewSequence { is_scored: true, ..new_sequence(n, prompt(1, 200)) };
+        add(&mut s, 1, prompt(1, 200));
+        assert_eq!(step(&mut s), [(1, 0, 200)]);
+        s.remove(id(1), false);
+        s.add(scored(2));
+        s.add(scored(3));
+        // Although all of it is in the prefix cache.
+        assert_eq!(rows(&s.next_batch()), [(2, 0, 128, 128)]);
+        // The row of the last token is for the token after it.
+        assert_eq!(rows(&s.next_batch()), [(2, 128, 72, 72), (3, 0, 57, 57)]);
+        s.append(id(2), &[7]);
+        // Rows whose scores are known may come from the cache.
+        s.preempt_newest();
+        assert_eq!(rows(&s.next_batch()), [(2, 200, 1, 1), (3, 48, 32, 23)]);
+        assert_eq!(s.n_cached_tokens(id(3)), 0);
+        check_integrity(&s);
+    }
+
+    #[test]
+    fn continuations_share_the_slots_after_their_prompt() {
+        let mut s = scheduler(4, 64, 100);
+        let long = vec![9; MAX_SCORED_ROWS - 3];
+        let continuations = vec![vec![7], vec![8, 7, 8], long.clone()].into();
+        s.add(NewSequence { continuations, ..new_sequence(1, prompt(1, 20)) });
+        s.add(NewSequence { continuations: vec![long].into(), ..new_sequence(2, prompt(2, 20)) });
+        assert_eq!(rows(&s.next_batch()), [(1, 0, 20, 1), (2, 0, 20, 1)]);
+        let texts = s.next_batch();
+        assert_eq!(rows(&texts), [(1, 20, 1, 1), (2, 20, 125, 125)]);
+        let texts = s.next_batch();
+        assert_eq!(rows(&texts), [(1, 20, 3, 3)]);
+        assert_eq!(texts.sequences[0].tokens, [8, 7, 8]);
+        // A sequence that was preempted computes its prompt again, and only the texts that are left.
+        s.preempt_newest();
+        s.preempt_newest();
+        assert_eq!(rows(&s.next_batch()), [(1, 16, 4, 1), (2, 16, 4, 1)]);
+        assert_eq!(rows(&s.next_batch()), [(1, 20, 125, 125)]);
+        assert_eq!(s.next_batch(), Batch::default(), "they are to be removed");
+        check_integrity(&s);
     }
 
     #[test]

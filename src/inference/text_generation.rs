@@ -31,6 +31,8 @@ pub struct TextGeneration {
     /// Whether a space at the beginning comes from the vocabulary, not from the model.
     strip_leading_space: bool,
     top_logprobs: Option<usize>,
+    /// Whether the token that ends the text is reported, too.
+    is_end_reported: bool,
     /// The draw that waits for the grammar.
     draw: Option<PendingDraw>,
     n_generated: usize,
@@ -76,6 +78,7 @@ impl TextGeneration {
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
             top_logprobs: request.top_logprobs,
+            is_end_reported: request.is_end_reported,
             draw: None,
             n_generated: 0,
             n_emitted: 0,
@@ -115,6 +118,9 @@ impl TextGeneration {
         self.sampler.record(token)?;
         self.n_generated += 1;
         if self.end_tokens.contains(&token) {
+            if let Some(n_top) = self.top_logprobs.filter(|_| self.is_end_reported) {
+                self.push_logprob(logits, token, n_top)?;
+            }
             return Ok(GenerationStep { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
         }
         if let Some(n_top) = self.top_logprobs {

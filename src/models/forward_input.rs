@@ -67,6 +67,19 @@ pub struct Span {
     pub n_prompt: usize,
 }
 
+/// The rows of a sequence that have logits; its last rows in a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogitSpan<'a> {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// The position of the token in the first of these rows.
+    pub start: usize,
+    /// The rows, within the batch's `logit_rows`.
+    pub rows: Range<usize>,
+    /// The tokens in these rows after the first.
+    pub following: &'a [u32],
+}
+
 /// The next tokens of one sequence, to be added to a [`ForwardInput`].
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceChunk<'a> {
@@ -95,15 +108,19 @@ impl ForwardInput {
         self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
     }
 
-    /// Returns each sequence that needs logits, with its range within `logit_rows` and the tokens of its span
-    /// that follow the first of these rows.
-    pub fn sampled_spans(&self) -> impl Iterator<Item = (SequenceId, Range<usize>, &[u32])> + '_ {
+    /// Returns the rows with logits of each sequence that has some.
+    pub fn logit_spans(&self) -> impl Iterator<Item = LogitSpan<'_>> + '_ {
         self.spans_with_rows().filter_map(|(span, rows)| {
             let position =
                 |row: usize| self.logit_rows.partition_point(|&logit_row| (logit_row as usize) < row);
-            let logit_range = position(rows.start)..position(rows.end);
-            let first = *self.logit_rows[logit_range.clone()].first()? as usize;
-            Some((span.sequence, logit_range, &self.token_ids[first + 1..rows.end]))
+            let logit_rows = position(rows.start)..position(rows.end);
+            let first = *self.logit_rows[logit_rows.clone()].first()? as usize;
+            Some(LogitSpan {
+                sequence: span.sequence,
+                start: span.start + first - rows.start,
+                rows: logit_rows,
+                following: &self.token_ids[first + 1..rows.end],
+            })
         })
     }
 
@@ -153,8 +170,11 @@ mod tests {
         let last_blocks = [BlockId::consecutive(7, 16)];
         input.push(SequenceChunk { tables: &last_blocks, ..chunk(2, 3, 0, &[4, 5, 6], 2) });
         assert_eq!(input.logit_rows, [2, 4, 5]);
-        let sampled = [(SequenceId(1), 0..1, &[][..]), (SequenceId(2), 1..3, &[6][..])];
-        assert_eq!(input.sampled_spans().collect::<Vec<_>>(), sampled);
+        let spans = [
+            LogitSpan { sequence: SequenceId(1), start: 7, rows: 0..1, following: &[] },
+            LogitSpan { sequence: SequenceId(2), start: 1, rows: 1..3, following: &[6] },
+        ];
+        assert_eq!(input.logit_spans().collect::<Vec<_>>(), spans);
         let parts = input.split();
         assert_eq!(
             parts.iter().map(|part| &part.token_ids[..]).collect::<Vec<_>>(),

@@ -20,7 +20,9 @@ mod rope;
 
 pub use backend::Backend;
 pub use decoder::ModelConfig;
-pub use forward_input::{BlockId, BlockTable, EncoderInput, ForwardInput, SequenceChunk, SequenceId, Span};
+pub use forward_input::{
+    BlockId, BlockTable, EncoderInput, ForwardInput, LogitSpan, SequenceChunk, SequenceId, Span,
+};
 pub use kv_cache::KvCache;
 pub use model::{Decoder, Encoder};
 

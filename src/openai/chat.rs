@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::generation_options::{GenerationOptions, object_or_null, token_limit, token_limit_schema};
+use super::prompt_logprobs::PositionLogprobs;
 use crate::error::Result;
 
 /// The honored part of a request; [`super::params`] decides about the rest.
@@ -337,6 +338,9 @@ pub struct ChatCompletion {
     pub usage: Usage,
     /// Fingerprint of the model; changes when the same request may be answered differently.
     pub system_fingerprint: String,
+    /// Log probabilities of the prompt's tokens, if requested; null for the first, which nothing predicts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<PositionLogprobs>>>,
 }
 
 /// One of the generated choices.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::chat::{FinishReason, Usage};
 use super::embeddings::TextsOrTokens;
 use super::generation_options::{GenerationOptions, MAX_CHOICES};
+use super::prompt_logprobs::PositionLogprobs;
 use crate::error::Result;
 
 /// OpenAI's default of `max_tokens`.
@@ -48,6 +49,11 @@ impl CompletionRequest {
         options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
         Ok(Self { options, ..super::from_value(body)? })
     }
+
+    /// The number of likeliest tokens to return with each token of the echoed prompt, if they have log probabilities.
+    pub fn echoed_logprobs(&self) -> Option<u64> {
+        self.logprobs.filter(|_| self.echo.unwrap_or(false))
+    }
 }
 
 /// A complete response, or one event of a streamed one.
@@ -82,6 +88,9 @@ pub struct CompletionChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// Why generation ended; null in a stream until it has.
     pub finish_reason: Option<FinishReason>,
+    /// Log probabilities of the prompt's tokens, if requested; null for the first, which nothing predicts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Vec<Option<PositionLogprobs>>>,
 }
 
 /// Log probabilities of a text's tokens, as parallel arrays.
@@ -89,10 +98,10 @@ pub struct CompletionChoice {
 pub struct CompletionLogprobs {
     /// Texts of the tokens; of one that is a part of a character its bytes, such as `bytes:\xf0\x9f`.
     pub tokens: Vec<String>,
-    /// Natural logarithms of their probabilities.
-    pub token_logprobs: Vec<f32>,
+    /// Natural logarithms of their probabilities; null for the first token of an echoed prompt, which nothing predicts.
+    pub token_logprobs: Vec<Option<f32>>,
     /// The likeliest tokens at each position, as many as requested, and the generated one.
-    pub top_logprobs: Vec<BTreeMap<String, f32>>,
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
     /// Position of each token in the text, in characters.
     pub text_offset: Vec<usize>,
 }

@@ -91,6 +91,10 @@ pub struct GenerationOptions {
     /// Keep only this many tokens from the end of the prompt; -1 keeps as many as fit.
     #[schemars(schema_with = "token_limit_schema")]
     pub truncate_prompt_tokens: Option<i64>,
+    /// Return the log probabilities of the prompt's tokens, each with this many of the likeliest tokens at its position.
+    /// Not available in a stream.
+    #[schemars(range(max = 20))]
+    pub prompt_logprobs: Option<u64>,
     /// The form that the response must have.
     pub response_format: Option<ResponseFormat>,
     /// JSON schema that the response must match, as an object or as text.

@@ -9,6 +9,7 @@ pub mod generation_options;
 pub mod models;
 pub mod params;
 pub mod probes;
+pub mod prompt_logprobs;
 pub mod rerank;
 pub mod tokens;
 

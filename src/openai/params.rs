@@ -53,6 +53,7 @@ const GENERATION: &[ParamRow] = &[
     ("ignore_eos", Honored),
     ("cache_salt", Honored),
     ("truncate_prompt_tokens", Honored),
+    ("prompt_logprobs", Honored),
     ("min_tokens", Honored),
     ("stop_token_ids", Honored),
     ("grammar", Honored),
@@ -158,6 +159,10 @@ pub const TOKENIZE: ParamTable = &[&[
 
 /// Parameters of `/detokenize`.
 pub const DETOKENIZE: ParamTable = &[&[("model", Honored), ("tokens", Honored)]];
+
+/// Parameters of `/apply-template`.
+pub const APPLY_TEMPLATE: ParamTable =
+    &[&[("model", Honored), ("messages", Honored), ("tools", Honored), ("chat_template_kwargs", Honored)]];
 
 /// The known keys within a parameter, by path; `[]` stands for any item of an array. Objects without a row
 /// here, such as JSON schemas, may have any keys.

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::chat::{Message, Tool};
 
@@ -46,6 +46,56 @@ pub struct TokenizeResponse {
     pub tokens: Vec<u32>,
     /// The text of each token, if `return_token_strs` was set.
     pub token_strs: Option<Vec<String>>,
+}
+
+/// The tokenizer of the first chat model.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TokenizerInfo {
+    /// Id of the model.
+    pub model: String,
+    /// Always `PreTrainedTokenizerFast`: the class of transformers that loads any tokenizer.
+    #[schemars(extend("const" = "PreTrainedTokenizerFast"))]
+    pub tokenizer_class: &'static str,
+    /// Text of the token that starts a text.
+    pub bos_token: Option<String>,
+    /// Text of the token that ends a text.
+    pub eos_token: Option<String>,
+    /// Text of the token for unknown text.
+    pub unk_token: Option<String>,
+    /// Text of the token that fills up a batch.
+    pub pad_token: Option<String>,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Context length of the model in tokens.
+    pub model_max_length: usize,
+    /// The chat template for conversations without tools; null if the model has none.
+    pub chat_template: Option<String>,
+}
+
+/// A conversation to render with the model's chat template.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub struct ApplyTemplateRequest {
+    /// Id or alias of a chat model; the first one by default.
+    #[serde(default)]
+    #[schemars(example = &"default")]
+    pub model: Option<String>,
+    /// The conversation.
+    #[schemars(length(min = 1), example = [json!({"role": "user", "content": "Say hello."})])]
+    pub messages: Vec<Message>,
+    /// Functions that the model may call; they are a part of the prompt.
+    #[serde(default)]
+    #[schemars(length(max = 128))]
+    pub tools: Option<Vec<Tool>>,
+    /// Additional variables for the model's chat template.
+    #[serde(default)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+}
+
+/// The response: the prompt of a conversation, as in llama.cpp's API.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ApplyTemplateResponse {
+    /// The text of the prompt.
+    pub prompt: String,
 }
 
 /// Token ids to convert into text.

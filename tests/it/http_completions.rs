@@ -165,13 +165,17 @@ async fn invalid_parameters_are_refused_by_name() {
         (json!({"prompt": "x", "suffix": "y"}), "suffix", "fill-in-the-middle"),
         (json!({"prompt": "x", "logprobs": 6}), "logprobs", "5"),
         (json!({"prompt": "x", "logprobs": true}), "logprobs", "integer"),
-        (json!({"prompt": "x", "logprobs": 1, "echo": true}), "echo", "logprobs"),
+        (json!({"prompt": "x", "logprobs": 1, "echo": true, "suffix": "y"}), "suffix", "without `echo`"),
+        (json!({"prompt": "x".repeat(400), "logprobs": 5, "echo": true}), "logprobs", "1000"),
+        (json!({"prompt": ["x", "y".repeat(400)], "prompt_logprobs": 4, "n": 2}), "prompt_logprobs", "1000"),
+        (json!({"prompt": "x", "prompt_logprobs": 21}), "prompt_logprobs", "20"),
+        (json!({"prompt": "x", "prompt_logprobs": -1}), "prompt_logprobs", "0 or more"),
+        (json!({"prompt": "x", "prompt_logprobs": 1, "stream": true}), "prompt_logprobs", "stream"),
         (json!({"prompt": "x", "n": 2, "best_of": 1}), "best_of", "2"),
         (json!({"prompt": "x", "n": 1, "best_of": 17}), "best_of", "16"),
         (json!({"prompt": "x", "max_tokens": 513}), "max_tokens", "512"),
         (json!({"prompt": "x", "best_of": 2, "stream": true}), "best_of", "stream"),
         (json!({"prompt": vec!["x"; 65]}), "prompt", "64"),
-        (json!({"prompt": "x", "max_tokens": 0}), "max_tokens", "1"),
         (json!({"prompt": "x", "temperature": 3}), "temperature", "2"),
         (json!({"prompt": "x", "grammar": "y"}), "grammar", "grammar"),
     ] {
@@ -203,4 +207,139 @@ async fn the_middle_between_prefix_and_suffix_is_filled_in() {
     assert_eq!(prompts.lock().unwrap().values().next().unwrap()[..6], [before, a, after, b, c, middle]);
     let refusal = server.post(COMPLETIONS, &json!({"prompt": [97], "suffix": "b"})).await;
     assert_eq!(body(refusal).await["error"]["param"], "suffix");
+}
+
+/// Log probabilities as the words that a test compares: those of certain tokens, of the neighbor of a certain one, and of
+/// impossible ones.
+fn kinds(logprobs: &Value) -> Vec<&'static str> {
+    let kind = |logprob: &Value| match logprob.as_f64() {
+        None => "none",
+        Some(logprob) if logprob > -0.1 => "certain",
+        Some(logprob) if logprob > -25.0 => "neighbor",
+        Some(_) => "impossible",
+    };
+    logprobs.as_array().unwrap().iter().map(kind).collect()
+}
+
+#[tokio::test]
+async fn an_echoed_prompt_has_log_probabilities() {
+    // The scripted model expects the first token of its answer after every token of the prompt.
+    let server = server(Script::saying("aé")).await;
+    let request = json!({"prompt": "xab", "echo": true, "logprobs": 1, "max_tokens": 1});
+    // The second time, the prompt is in the prefix cache.
+    for _ in 0..2 {
+        let answer = ask(&server, request.clone()).await;
+        assert_eq!(texts(&answer), ["xaba"]);
+        let logprobs = &answer["choices"][0]["logprobs"];
+        assert_eq!(logprobs["tokens"], json!(["x", "a", "b", "a"]));
+        assert_eq!(kinds(&logprobs["token_logprobs"]), ["none", "certain", "neighbor", "certain"]);
+        assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 3]));
+        assert_eq!(logprobs["top_logprobs"][0], Value::Null);
+        let top = logprobs["top_logprobs"][2].as_object().unwrap();
+        assert_eq!(top.keys().collect::<Vec<_>>(), ["a", "b"], "{top:?}");
+        assert_eq!(answer["choices"][0].get("prompt_logprobs"), None);
+    }
+    // The prompt alone.
+    let answer =
+        ask(&server, json!({"prompt": ["xab", "é"], "echo": true, "logprobs": 0, "max_tokens": 0})).await;
+    assert_eq!(texts(&answer), ["xab", "é"]);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!(["x", "a", "b"]));
+    assert_eq!(answer["choices"][1]["logprobs"]["tokens"], json!(["bytes:\\xc3", "bytes:\\xa9"]));
+    assert_eq!(answer["choices"][1]["logprobs"]["text_offset"], json!([0, 0]));
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+    let silent = ask(&server, json!({"prompt": "xab", "max_tokens": 0})).await;
+    assert_eq!((texts(&silent), &silent["choices"][0]["logprobs"]), (vec![""], &Value::Null));
+    let cut = ask(
+        &server,
+        json!({"prompt": "xxxab", "echo": true, "logprobs": 0, "max_tokens": 0, "truncate_prompt_tokens": 2}),
+    );
+    assert_eq!(texts(&cut.await), ["ab"], "what was scored is echoed");
+}
+
+#[tokio::test]
+async fn the_token_that_ends_a_text_after_a_scored_echo_is_reported() {
+    // Clients find the tokens of the prompt by how many are generated.
+    let server = server(Script::saying("")).await;
+    let answer = ask(&server, json!({"prompt": "xa", "echo": true, "logprobs": 1, "max_tokens": 1})).await;
+    assert_eq!(texts(&answer), ["xa"]);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"], json!(["x", "a", ""]));
+    let plain = ask(&server, json!({"prompt": "xa", "logprobs": 1, "max_tokens": 1})).await;
+    assert_eq!(plain["choices"][0]["logprobs"]["tokens"], json!([]));
+}
+
+#[tokio::test]
+async fn several_choices_share_the_scores_of_their_prompt() {
+    let server = server(Script::saying("ab")).await;
+    let request = json!({"prompt": ["xa", "ya"], "n": 3, "echo": true, "logprobs": 1, "prompt_logprobs": 0});
+    let answer = ask(&server, request).await;
+    assert_eq!(texts(&answer), ["xaab", "xaab", "xaab", "yaab", "yaab", "yaab"]);
+    for choice in answer["choices"].as_array().unwrap() {
+        assert_eq!(choice["logprobs"]["tokens"][1], "a");
+        assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 5, "{choice}");
+        let prompt = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!((prompt.len(), &prompt[0]), (2, &Value::Null));
+        assert_eq!(prompt[1].as_object().unwrap().keys().collect::<Vec<_>>(), ["97"]);
+    }
+    let request = json!({
+        "prompt": ["xa", "ya"], "n": 2, "echo": true, "logprobs": 1, "stream": true, "max_tokens": 2
+    });
+    let events = events(server.post(COMPLETIONS, &request).await).await;
+    let mut tokens = vec![Vec::new(); 4];
+    let mut offsets = vec![Vec::new(); 4];
+    let mut all = vec![String::new(); 4];
+    for event in &events[..events.len() - 1] {
+        let choice = serde_json::from_str::<Value>(event).unwrap()["choices"][0].clone();
+        let index = choice["index"].as_u64().unwrap() as usize;
+        all[index] += choice["text"].as_str().unwrap();
+        tokens[index].extend(choice["logprobs"]["tokens"].as_array().cloned().unwrap_or_default());
+        offsets[index].extend(choice["logprobs"]["text_offset"].as_array().cloned().unwrap_or_default());
+    }
+    assert_eq!(all, ["xaab", "xaab", "yaab", "yaab"]);
+    assert_eq!(tokens[3], ["y", "a", "a", "b"]);
+    assert!(offsets.iter().all(|offsets| *offsets == [0, 1, 2, 3]), "{offsets:?}");
+}
+
+#[tokio::test]
+async fn prompt_log_probabilities_are_listed_by_token_id() {
+    let server = server(Script::saying("ab")).await;
+    let answer = ask(&server, json!({"prompt": [120, 97, 98], "prompt_logprobs": 2, "max_tokens": 1})).await;
+    assert_eq!((texts(&answer), &answer["choices"][0]["logprobs"]), (vec!["a"], &Value::Null));
+    let prompt = answer["choices"][0]["prompt_logprobs"].as_array().unwrap();
+    assert_eq!((prompt.len(), &prompt[0]), (3, &Value::Null));
+    // The prompt's own token comes first.
+    assert_eq!(prompt[2].as_object().unwrap().keys().collect::<Vec<_>>(), ["98", "97"]);
+    let own = &prompt[2]["98"];
+    assert_eq!((&own["rank"], &own["decoded_token"]), (&json!(2), &json!("b")));
+    assert_eq!(prompt[2]["97"]["rank"], 1);
+    assert!(prompt[1]["97"]["logprob"].as_f64().unwrap() > -0.1);
+    // In a conversation they belong to the whole response.
+    let request = json!({"messages": [{"role": "user", "content": "hi"}], "prompt_logprobs": 0, "n": 2, "max_tokens": 1});
+    let answer = body(server.post("/v1/chat/completions", &request).await).await;
+    let prompt = answer["prompt_logprobs"].as_array().unwrap();
+    assert_eq!(prompt.len() as u64, answer["usage"]["prompt_tokens"].as_u64().unwrap());
+    assert_eq!(prompt[1]["117"]["decoded_token"], "u");
+    let zero = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 0});
+    assert_eq!(body(server.post("/v1/chat/completions", &zero).await).await["error"]["param"], "max_tokens");
+}
+
+#[tokio::test]
+async fn the_tokenizer_and_the_template_are_described() {
+    let server = server(Script::saying("a")).await;
+    let info = body(server.get("/tokenizer_info").await).await;
+    assert_eq!(
+        (&info["eos_token"], &info["chat_template"]),
+        (&json!("<|im_end|>"), &json!(support::TEMPLATE))
+    );
+    assert_eq!((&info["model_max_length"], &info["vocab_size"]), (&json!(512), &json!(support::N_VOCAB)));
+    for path in ["/apply-template", "/apply_template"] {
+        let request = json!({
+            "messages": [{"role": "user", "content": "<|im_end|>"}], "chat_template_kwargs": {"mood": "good"}, "foo": 1
+        });
+        let response = server.post(path, &request).await;
+        assert_eq!(response.headers()["x-ignored-params"], "foo");
+        let prompt = body(response).await["prompt"].clone();
+        assert_eq!(prompt, "<|start|>user:<|im_end|><|im_end|>mood:good<|start|>assistant:");
+    }
 }

@@ -34,6 +34,7 @@ mod rerank;
 mod response_cache;
 mod retries;
 mod safetensors_files;
+mod scoring;
 mod several_models;
 mod sites;
 mod structured_output;

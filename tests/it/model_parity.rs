@@ -9,7 +9,8 @@ use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
 use predict_otron_9000::models::{
-    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
+    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, LogitSpan, ModelConfig, SequenceChunk,
+    SequenceId,
 };
 
 use crate::support::reference::{self, DecoderReference};
@@ -180,7 +181,16 @@ fn generate(
         let id = SequenceId(n as u64);
         let (tenant, cache_namespace) = ("".into(), "".into());
         let (prompt, prediction) = (prompt.clone(), Vec::new());
-        scheduler.add(NewSequence { id, prompt, prediction, max_tokens: N_TOKENS, tenant, cache_namespace });
+        scheduler.add(NewSequence {
+            id,
+            prompt,
+            prediction,
+            is_scored: false,
+            continuations: [].into(),
+            max_tokens: N_TOKENS,
+            tenant,
+            cache_namespace,
+        });
     }
     let mut outputs = vec![Vec::new(); prompts.len()];
     while !scheduler.is_idle() {
@@ -197,8 +207,8 @@ fn generate(
             });
         }
         let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
-        for (id, rows, drafts) in input.sampled_spans() {
-            let mut drafts = drafts.iter();
+        for LogitSpan { sequence: id, rows, following, .. } in input.logit_spans() {
+            let mut drafts = following.iter();
             let mut new = Vec::new();
             for logits in &logits[rows] {
                 new.push(most_likely(logits, &[]));

@@ -209,6 +209,7 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     speculative: false,
     queued_tokens: 10_000,
     context_shift: false,
+    prompt_logprobs: 1000,
 };
 
 /// A chat template that shows the role and content of each message.

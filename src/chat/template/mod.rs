@@ -55,6 +55,8 @@ pub struct ChatTemplate {
     variables: HashSet<String>,
     has_developer_role: bool,
     has_reasoning: bool,
+    /// The template for conversations without tools, as the model has it.
+    source: String,
     /// The text of all templates, concatenated.
     text: String,
     failures: Failures,
@@ -175,6 +177,7 @@ impl ChatTemplate {
             with_tools,
             has_developer_role,
             has_reasoning,
+            source: default,
             text,
             failures: Failures::default(),
         })
@@ -208,6 +211,16 @@ impl ChatTemplate {
     /// Whether the model reasons before it answers.
     pub fn has_reasoning(&self) -> bool {
         self.has_reasoning
+    }
+
+    /// The source of the template for conversations without tools.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The text of a special token by the name of a template variable, such as `pad_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special_tokens.get(name).map(String::as_str)
     }
 
     /// Whether `text` occurs in the source of a template.

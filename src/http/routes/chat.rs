@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
-use crate::chat::ChatStream;
+use crate::chat::{ChatStream, prompt_logprobs};
 use crate::error::Result;
 use crate::http::generation_response::{ChoicePart, ChunkEncoder, CompletedChoice, Envelope};
 use crate::openai::chat::{
@@ -51,8 +51,10 @@ impl GenerationRoute for ChatRoute {
     }
 
     fn response(self, envelope: Envelope, choices: Vec<CompletedChoice>, usage: Usage) -> ChatCompletion {
+        let prompt = choices.first().and_then(|choice| choice.scored_prompt.clone());
+        let prompt_logprobs = prompt.map(|prompt| prompt_logprobs(&prompt, usize::MAX));
         let choice = |(index, choice): (usize, CompletedChoice)| {
-            let CompletedChoice { text, reasoning, calls: tool_calls, logprobs, reason } = choice;
+            let CompletedChoice { text, reasoning, calls: tool_calls, logprobs, reason, .. } = choice;
             let message = AssistantMessage {
                 role: "assistant",
                 content: Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty()),
@@ -65,7 +67,16 @@ impl GenerationRoute for ChatRoute {
         };
         let Envelope { id, created, model, system_fingerprint } = envelope;
         let choices = choices.into_iter().enumerate().map(choice).collect();
-        ChatCompletion { id, object: "chat.completion", created, model, choices, usage, system_fingerprint }
+        ChatCompletion {
+            id,
+            object: "chat.completion",
+            created,
+            model,
+            choices,
+            usage,
+            system_fingerprint,
+            prompt_logprobs,
+        }
     }
 }
 
@@ -87,6 +98,8 @@ impl ChunkEncoder for ChatRoute {
                         let (role, content) = (Some("assistant"), Some(content));
                         (Delta { role, content, ..Delta::default() }, None, None)
                     }
+                    // Only whole responses have them.
+                    ChoicePart::ScoredPrompt(_) => return None,
                     // The text is held back because it may be the beginning of a tag.
                     ChoicePart::Text { text, reasoning, calls, logprobs: None }
                         if text.is_empty() && reasoning.is_empty() && calls.is_empty() =>

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
-use crate::chat::{ChatStream, CompletionStream, TextOffset};
+use crate::chat::{ChatStream, CompletionStream, PromptToken, TextOffset, prompt_logprobs};
 use crate::error::Result;
 use crate::http::generation_response::{ChoicePart, ChunkEncoder, CompletedChoice, Envelope};
 use crate::openai::chat::{TokenLogprob, Usage};
@@ -22,8 +22,10 @@ pub struct CompletionRoute {
     /// Number of texts to return for each prompt.
     n: usize,
     n_prompts: usize,
-    /// Whether log probabilities are requested.
-    has_logprobs: bool,
+    /// How many of the likeliest tokens are requested at each position; `None` for no log probabilities.
+    n_top: Option<u64>,
+    /// How many of the likeliest tokens are requested at each position of the prompt, beside those of an echo.
+    n_prompt_top: Option<u64>,
     /// Position of each choice's next token in its text.
     offsets: Vec<TextOffset>,
 }
@@ -49,10 +51,10 @@ impl GenerationRoute for CompletionRoute {
         request: CompletionRequest,
         tenant: Arc<str>,
     ) -> Result<(ChatStream, Self)> {
-        let has_logprobs = request.logprobs.is_some();
+        let (n_top, n_prompt_top) = (request.logprobs, request.options.prompt_logprobs);
         let CompletionStream { stream, echo, n } = chat.start_completion(request, tenant).await?;
         let offsets = (0..stream.n_choices()).map(|_| TextOffset::default()).collect();
-        let route = Self { echo, n, n_prompts: stream.n_prompts(), has_logprobs, offsets };
+        let route = Self { echo, n, n_prompts: stream.n_prompts(), n_top, n_prompt_top, offsets };
         Ok((stream, route))
     }
 
@@ -65,15 +67,27 @@ impl GenerationRoute for CompletionRoute {
                 // A stable sort keeps equally likely texts in order.
                 prompt_texts.sort_by(|a, b| mean_logprob(&b.logprobs).total_cmp(&mean_logprob(&a.logprobs)));
             }
-            for CompletedChoice { text, logprobs, reason, .. } in prompt_texts.into_iter().take(self.n) {
+            for choice in prompt_texts.into_iter().take(self.n) {
+                let CompletedChoice { text, logprobs, scored_prompt, reason, .. } = choice;
                 let echo = self.echo.get(prompt).map_or("", String::as_str);
+                let scored_prompt = scored_prompt.as_deref();
+                let prompt_logprobs = scored_prompt
+                    .zip(self.n_prompt_top)
+                    .map(|(tokens, n_top)| prompt_logprobs(tokens, n_top as usize));
+                let logprobs = self.n_top.map(|n_top| {
+                    let (mut all, mut offset) = (CompletionLogprobs::default(), TextOffset::default());
+                    if let Some(tokens) = scored_prompt.filter(|_| !self.echo.is_empty()) {
+                        push_prompt(&mut all, tokens, n_top, echo, &mut offset);
+                    }
+                    push_tokens(&mut all, logprobs, &mut offset);
+                    all
+                });
                 choices.push(CompletionChoice {
                     index: choices.len(),
                     text: format!("{echo}{text}"),
-                    logprobs: self
-                        .has_logprobs
-                        .then(|| completion_logprobs(logprobs, &mut TextOffset::default())),
+                    logprobs,
                     finish_reason: Some(reason),
+                    prompt_logprobs,
                 });
             }
         }
@@ -93,19 +107,29 @@ impl ChunkEncoder for CompletionRoute {
         let Some((index, part)) = part else {
             return Some(completion(envelope.clone(), Vec::new(), usage));
         };
-        let (text, logprobs, finish_reason) = match part {
-            ChoicePart::Start => (self.echo.get(index / self.n).cloned().unwrap_or_default(), None, None),
-            ChoicePart::Text { text, logprobs, .. } => (text, logprobs, None),
-            ChoicePart::End(reason) => (String::new(), None, Some(reason)),
+        let echo = self.echo.get(index / self.n).cloned().unwrap_or_default();
+        let offset = &mut self.offsets[index];
+        let mut all = CompletionLogprobs::default();
+        let (text, finish_reason) = match part {
+            // An echo with log probabilities waits for them.
+            ChoicePart::Start if self.n_top.is_some() => return None,
+            ChoicePart::Start => (echo, None),
+            ChoicePart::ScoredPrompt(tokens) => {
+                let n_top = self.n_top.unwrap_or_default();
+                push_prompt(&mut all, &tokens, n_top, &echo, offset);
+                (echo, None)
+            }
+            ChoicePart::Text { text, logprobs, .. } => {
+                push_tokens(&mut all, logprobs.map(|logprobs| logprobs.content).unwrap_or_default(), offset);
+                (text, None)
+            }
+            ChoicePart::End(reason) => (String::new(), Some(reason)),
         };
+        let logprobs = Some(all).filter(|all| self.n_top.is_some() && !all.tokens.is_empty());
         if text.is_empty() && logprobs.is_none() && finish_reason.is_none() {
             return None;
         }
-        let offset = &mut self.offsets[index];
-        let logprobs = logprobs
-            .filter(|_| self.has_logprobs)
-            .map(|logprobs| completion_logprobs(logprobs.content, offset));
-        let choice = CompletionChoice { index, text, logprobs, finish_reason };
+        let choice = CompletionChoice { index, text, logprobs, finish_reason, prompt_logprobs: None };
         Some(completion(envelope.clone(), vec![choice], usage))
     }
 }
@@ -125,10 +149,31 @@ fn mean_logprob(logprobs: &[TokenLogprob]) -> f32 {
     sum / logprobs.len().max(1) as f32
 }
 
-/// Converts log probabilities to the form of text completions. `offset` is the position of the first token, and is
-/// moved past the last.
-fn completion_logprobs(logprobs: Vec<TokenLogprob>, offset: &mut TextOffset) -> CompletionLogprobs {
-    let mut all = CompletionLogprobs::default();
+/// Adds the tokens of a prompt that is echoed as `echo`, each with `n_top` of the likeliest ones. `offset` is moved past
+/// them.
+fn push_prompt(
+    all: &mut CompletionLogprobs,
+    tokens: &[PromptToken],
+    n_top: u64,
+    echo: &str,
+    offset: &mut TextOffset,
+) {
+    for token in tokens {
+        let text = legacy_token(&token.bytes);
+        let top = token.logprob.map(|logprob| {
+            let top = token.top.iter().take(n_top as usize);
+            let top = top.filter_map(|top| Some((legacy_token(&top.bytes), top.logprob?)));
+            top.chain([(text.clone(), logprob)]).collect()
+        });
+        all.text_offset.push(offset.advance_in(echo, &token.bytes));
+        all.tokens.push(text);
+        all.token_logprobs.push(token.logprob);
+        all.top_logprobs.push(top);
+    }
+}
+
+/// Adds generated tokens. `offset` is the position of the first one, and is moved past the last.
+fn push_tokens(all: &mut CompletionLogprobs, logprobs: Vec<TokenLogprob>, offset: &mut TextOffset) {
     for TokenLogprob { logprob, bytes, top_logprobs, .. } in logprobs {
         let token = legacy_token(&bytes);
         let mut top: BTreeMap<String, f32> =
@@ -137,10 +182,9 @@ fn completion_logprobs(logprobs: Vec<TokenLogprob>, offset: &mut TextOffset) -> 
         top.insert(token.clone(), logprob);
         all.text_offset.push(offset.advance(&bytes));
         all.tokens.push(token);
-        all.token_logprobs.push(logprob);
-        all.top_logprobs.push(top);
+        all.token_logprobs.push(Some(logprob));
+        all.top_logprobs.push(Some(top));
     }
-    all
 }
 
 /// The text of a token, or its bytes in OpenAI's notation where they are only a part of a character.

@@ -13,8 +13,8 @@ use super::worker::EngineWorker;
 use super::{Admission, EngineOptions, EngineShared, EngineStatus, QueuedRequest};
 use crate::error::{Error, Kind, Result};
 use crate::inference::grammar::{CompiledGrammar, Grammar, GrammarCompiler};
-use crate::inference::scheduler::ContextShift;
-use crate::inference::{Event, GenerationRequest};
+use crate::inference::scheduler::{ContextShift, MAX_SCORED_ROWS};
+use crate::inference::{Event, GenerationRequest, Scoring};
 use crate::models::Decoder;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
@@ -111,19 +111,25 @@ impl Engine {
         admissions: Vec<Admission>,
         mut request: GenerationRequest,
     ) -> Result<Vec<Generation>> {
+        if matches!(request.scoring, Some(Scoring::Continuations { .. })) {
+            request.max_tokens = 0;
+        }
         self.validate(&request)?;
         let n_prompt = request.prompt.len();
         let room = self.context_length - n_prompt;
         // A request without a limit does not ask for an endless generation.
         let may_shift = self.shared.options.context_shift && request.max_tokens < usize::MAX;
-        request.max_tokens = request.max_tokens.clamp(1, if may_shift { MAX_TOKENS } else { room });
+        request.max_tokens = request.max_tokens.min(if may_shift { MAX_TOKENS } else { room });
         let queued_tokens = Arc::new(self.reserve_queue_tokens(n_prompt)?);
         let arrived = Instant::now();
         let submit = |(choice, admission): (usize, Admission)| {
             let mut request = request.clone();
             // Each choice samples differently, and repeatably.
             request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(choice as u64));
-            let (sender, receiver) = events::channel(request.max_tokens + 1);
+            // The choices share one prompt, which is scored once.
+            request.scoring.take_if(|_| choice > 0);
+            let n_score_events = usize::from(request.scoring.is_some());
+            let (sender, receiver) = events::channel(request.max_tokens + 1 + n_score_events);
             let queued_tokens = queued_tokens.clone();
             let is_ended = Arc::new(AtomicBool::new(false));
             let queued = QueuedRequest {
@@ -145,8 +151,12 @@ impl Engine {
         if n_prompt == 0 {
             return Err(Error::new(Kind::InvalidRequest, "the prompt has no tokens; send some text"));
         }
-        if n_prompt >= self.context_length {
+        let is_generated = request.max_tokens > 0;
+        if n_prompt + usize::from(is_generated) > self.context_length {
             return Err(self.prompt_too_long(&n_prompt.to_string()));
+        }
+        if let Some(Scoring::Continuations { texts, .. }) = &request.scoring {
+            self.validate_continuations(n_prompt, texts)?;
         }
         request.sampling.validate(self.n_vocab)?;
         match request.stop_tokens.iter().find(|&&id| id as usize >= self.n_vocab) {
@@ -157,6 +167,42 @@ impl Engine {
             }
             None => Ok(()),
         }
+    }
+
+    fn validate_continuations(&self, n_prompt: usize, texts: &[Vec<u32>]) -> Result<()> {
+        let n_tokens = texts.iter().map(Vec::len).max().unwrap_or_default();
+        if texts.iter().any(Vec::is_empty) {
+            return Err(Error::new(Kind::InvalidRequest, "a text to be scored has no tokens"));
+        }
+        if n_tokens > MAX_SCORED_ROWS {
+            return Err(Error::new(
+                Kind::InvalidRequest,
+                format!(
+                    "a text to be scored has {n_tokens} tokens, and {MAX_SCORED_ROWS} is the limit; shorten it"
+                ),
+            ));
+        }
+        if n_prompt + n_tokens > self.context_length {
+            return Err(self.prompt_too_long(&(n_prompt + n_tokens).to_string()));
+        }
+        Ok(())
+    }
+
+    /// Refuses a response with too many log probabilities of prompt tokens. `param` asks for `n_top` of the most likely
+    /// tokens at each of the positions of `n_tokens` tokens.
+    ///
+    /// # Errors
+    /// When they are more than [`EngineOptions::prompt_logprobs`].
+    pub fn check_prompt_logprobs(&self, param: &str, n_tokens: usize, n_top: usize) -> Result<()> {
+        let (each, most) = (n_top + 1, self.shared.options.prompt_logprobs);
+        if n_tokens.saturating_mul(each) <= most {
+            return Ok(());
+        }
+        let message = format!(
+            "`{param}` asks for {each} log probabilities at each of {n_tokens} prompt tokens, and a response has at most \
+             {most} in all; send fewer or shorter prompts"
+        );
+        Err(Error::invalid(param, message))
     }
 
     /// Reserves room in the queue for the tokens of a prompt.

@@ -119,6 +119,7 @@ mod tests {
             kv_format: KvFormat::F16,
             speculative: false,
             context_shift: false,
+            prompt_logprobs: 0,
         };
         let windowed = config(Some(128));
         let layer_bytes = windowed.kv_block_bytes(KvFormat::F16)[0];

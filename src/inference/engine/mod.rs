@@ -52,6 +52,8 @@ pub struct EngineOptions {
     pub speculative: bool,
     /// Whether a generation continues when the context is full, without the middle of what came before.
     pub context_shift: bool,
+    /// Log probabilities of prompt tokens in one response: tokens, each with those at its position that are asked for.
+    pub prompt_logprobs: usize,
 }
 
 /// How busy an engine is.

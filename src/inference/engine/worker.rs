@@ -17,11 +17,12 @@ use super::kv_budget::KvBudget;
 use super::{Admission, EngineOptions, EngineShared, QueuedRequest};
 use crate::error::{Error, Kind, Result};
 use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
+use crate::inference::scoring::{Scorer, Scoring};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
 use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::threads::pool;
-use crate::models::{Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId};
+use crate::models::{Decoder, ForwardInput, KvCache, LogitSpan, SequenceChunk, SequenceId};
 use crate::pulse::BEAT_INTERVAL;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
@@ -66,6 +67,10 @@ struct ActiveSequence {
     first_token: Option<Instant>,
     /// Logits from which tokens are still to be sampled. While its grammar has no answer, the sequence sits out.
     unsampled: Option<UnsampledLogits>,
+    /// Given tokens that are still to be scored.
+    scorer: Option<Scorer>,
+    /// Whether nothing is to be generated after the prompt.
+    is_prompt_only: bool,
     _admission: Admission,
     /// Held until it starts.
     queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
@@ -232,12 +237,19 @@ impl EngineWorker {
         self.n_sequences_seen += 1;
         let id = SequenceId(self.n_sequences_seen);
         let n_prompt = request.prompt.len();
+        let scorer = request.scoring.clone().map(|scoring| Scorer::new(scoring, &request.prompt));
+        let continuations = match &request.scoring {
+            Some(Scoring::Continuations { texts, .. }) => texts.clone(),
+            _ => [].into(),
+        };
         self.scheduler.add(NewSequence {
             id,
             cache_namespace: self.cache_namespace(&request),
             prompt: request.prompt,
             prediction: request.prediction,
             max_tokens: request.max_tokens,
+            is_scored: matches!(request.scoring, Some(Scoring::Prompt { .. })),
+            continuations,
             tenant: request.tenant,
         });
         let sequence = ActiveSequence {
@@ -248,6 +260,8 @@ impl EngineWorker {
             started: None,
             first_token: None,
             unsampled: None,
+            scorer,
+            is_prompt_only: request.max_tokens == 0,
             _admission: admission,
             queued_tokens: Some(queued_tokens),
             is_ended,
@@ -346,13 +360,25 @@ impl EngineWorker {
         input.split().into_iter().map(compute).sum()
     }
 
-    /// Gives the logits of a batch to its sequences. One that sits out keeps those that it has; they are the same.
+    /// Gives the logits of a batch to its sequences: rows of given tokens to their scorer, the others to be sampled from.
+    /// A sequence that sits out keeps those that it has; they are the same.
     fn assign(&mut self, input: &ForwardInput, logits: &[Tensor]) {
-        for (id, rows, drafts) in input.sampled_spans() {
-            if let Some(sequence) = self.sequences.get_mut(&id) {
-                sequence.first_token.get_or_insert_with(Instant::now);
-                let new = || UnsampledLogits::new(logits[rows].to_vec(), drafts.to_vec());
-                sequence.unsampled.get_or_insert_with(new);
+        for span in input.logit_spans() {
+            let id = span.sequence;
+            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
+            match sequence.score(&span, &logits[span.rows.clone()]) {
+                Err(e) => self.finish(id, Event::Failed(e), true),
+                Ok(None) => {}
+                Ok(Some(n_scored)) => {
+                    sequence.first_token.get_or_insert_with(Instant::now);
+                    if sequence.is_prompt_only {
+                        self.finish_as(id, FinishReason::Length);
+                        continue;
+                    }
+                    let rows = logits[span.rows.start + n_scored..span.rows.end].to_vec();
+                    let new = || UnsampledLogits::new(rows, span.following[n_scored..].to_vec());
+                    sequence.unsampled.get_or_insert_with(new);
+                }
             }
         }
     }
@@ -593,6 +619,26 @@ impl UnsampledLogits {
 }
 
 impl ActiveSequence {
+    /// Scores given tokens with the logits of a batch, and reports the scores once they are complete. Returns how many of
+    /// the rows it used; `None` if there are no others.
+    fn score(&mut self, span: &LogitSpan, rows: &[Tensor]) -> Result<Option<usize>> {
+        let n_scored = match &mut self.scorer {
+            None => 0,
+            Some(Scorer::Prompt(scorer)) => catch_panic("scoring", || scorer.push(span.start, rows))?,
+            Some(Scorer::Continuations(scorer)) => {
+                catch_panic("scoring", || scorer.push(span.start, rows))?;
+                rows.len()
+            }
+        };
+        let is_complete = self.scorer.as_ref().is_some_and(Scorer::is_complete);
+        // Texts that may follow the prompt take the place of a generation.
+        let ends = is_complete && matches!(self.scorer, Some(Scorer::Continuations(_)));
+        if let Some(scorer) = self.scorer.take_if(|_| is_complete) {
+            send(&self.events, scorer.into_event());
+        }
+        Ok((ends || n_scored < rows.len()).then_some(n_scored))
+    }
+
     fn finished(&self, reason: FinishReason, n_cached: usize) -> Finished {
         let started = self.started.unwrap_or(self.arrived);
         let first_token = self.first_token.unwrap_or(started);

@@ -141,7 +141,7 @@ impl Sampler {
     pub fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         let max = max(logits);
         if !max.is_finite() {
-            return Err(Error::internal("the model's output is not a number; its file may be damaged"));
+            return Err(not_a_number());
         }
         let temperature = self.params.temperature;
         if temperature <= 0.0 {
@@ -169,6 +169,11 @@ impl Sampler {
     pub fn repeat_penalty_stats(&self) -> RepeatPenaltyStats {
         self.repeat_penalty.stats()
     }
+}
+
+/// The error of logits that are not numbers.
+pub fn not_a_number() -> Error {
+    Error::internal("the model's output is not a number; its file may be damaged")
 }
 
 /// Draws a candidate with a probability proportional to its weight; `None` without candidates.
@@ -294,12 +299,30 @@ impl<'a> Logprobs<'a> {
         self.logits.get(token as usize).map_or(f32::NEG_INFINITY, |logit| logit - self.log_sum)
     }
 
-    /// The `n` most likely tokens, most likely first.
+    /// Whether the logits were numbers; those of single tokens may be minus infinity.
+    pub fn are_finite(&self) -> bool {
+        self.log_sum.is_finite()
+    }
+
+    /// A token's rank among all tokens; 1 is the most likely one.
+    pub fn rank(&self, token: u32) -> usize {
+        let Some(logit) = self.logits.get(token as usize) else { return self.logits.len() + 1 };
+        1 + self.logits.iter().filter(|other| *other > logit).count()
+    }
+
+    /// The `n` most likely tokens, most likely first; of equals the lower id first. One pass over the logits, since `n`
+    /// is small.
     pub fn top(&self, n: usize) -> Vec<(u32, f32)> {
-        let mut all: Vec<(u32, f32)> = (0u32..).zip(self.logits.iter().copied()).collect();
-        let n = n.min(all.len());
-        sort_top(&mut all, n);
-        all[..n].iter().map(|&(token, logit)| (token, logit - self.log_sum)).collect()
+        let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(self.logits.len()) + 1);
+        for (token, &logit) in (0u32..).zip(self.logits) {
+            if top.len() == n && top.last().is_none_or(|&(_, least)| logit <= least) {
+                continue;
+            }
+            let idx = top.partition_point(|&(_, other)| other >= logit);
+            top.insert(idx, (token, logit));
+            top.truncate(n);
+        }
+        top.into_iter().map(|(token, logit)| (token, logit - self.log_sum)).collect()
     }
 }
 
@@ -403,6 +426,12 @@ mod tests {
         assert!((sum - 1.0).abs() < 1e-6);
         assert_eq!(logprobs.top(2).iter().map(|&(token, _)| token).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(logprobs.top(9).len(), 3);
+        assert!(logprobs.top(0).is_empty());
+        assert_eq!([0, 1, 2].map(|token| logprobs.rank(token)), [3, 1, 2]);
+        let equal = Logprobs::new(&[2.0, 5.0, 2.0, 5.0]);
+        assert_eq!(equal.top(3).iter().map(|&(token, _)| token).collect::<Vec<_>>(), [1, 3, 0]);
+        assert_eq!((equal.rank(3), equal.rank(2)), (1, 3));
+        assert!(equal.are_finite() && !Logprobs::new(&[f32::NAN; 2]).are_finite());
     }
 
     proptest! {
