@@ -9,6 +9,7 @@ clients      streamed chats of 1, 4, 8, 16 and 32 clients, no two prompts alike
 shared       24 chats that share a system prompt of 600 words: one first, then the others by 8 clients
 long-prompt  8 streams while a prompt of 2,000 words arrives
 speculation  one client that chats, has code edited and texts summarized, with and without speculative decoding
+decisions    64 questions about one text: in one request, and by 16 clients that chat with guided_choice
 responses    the same question over and over, with the response cache
 embeddings   1, 8 and 32 clients that embed one short text, or 32 long ones, none of them twice
 both         4 streams of chat and 8 clients that embed, alone and at the same time
@@ -147,6 +148,35 @@ async def speculation():
         yield {"task": task, **rate, "times": round(speculative / without, 2)}
 
 
+async def decisions():
+    topics = ["money", "weather", "music", "safety", "a bridge", "a party", "ships", "the spring"]
+    statements = [f"The text mentions {topic}, and this is statement {n}." for n in range(8) for topic in topics]
+    async with Server() as server:
+        await chat(server, "warm up", 1)
+        questions = [{"type": "predicate", "instructions": statement} for statement in statements]
+        body = json.dumps({"model": "default", "input": REPORT, "questions": questions})
+        started = time.perf_counter()
+        status, *lines = [line async for line in server.lines("POST", "/v1/decisions", body)]
+        together_s = time.perf_counter() - started
+        answers = json.loads(lines[-1])["answers"] if status == 200 else []
+        assert len(answers) == len(questions), lines
+
+        def ask(statement):
+            content = f"{REPORT}\n\nIs this true? {statement} Reply with Yes or No."
+            return lambda: chat(server, content, 8, guided_choice=["Yes", "No"], ignore_eos=False)
+
+        by_chat, chat_s = await together([ask(statement) for statement in statements], 16)
+        assert all(answer.tokens for answer in by_chat)
+        rates = [round(len(questions) / seconds, 1) for seconds in (together_s, chat_s)]
+        yield {
+            "questions": len(questions),
+            "questions_s": rates[0],
+            "questions_s_by_chat": rates[1],
+            "times": round(chat_s / together_s, 2),
+            "outside_mass_mean": round(statistics.mean(answer["outside_mass"] for answer in answers), 3),
+        }
+
+
 async def responses():
     async with Server("--response-cache", "64M") as server:
         first, *others = [await chat(server, "What is a black hole?") for _ in range(50)]
@@ -212,6 +242,7 @@ WORKLOADS = {
     "shared": shared,
     "long-prompt": long_prompt,
     "speculation": speculation,
+    "decisions": decisions,
     "responses": responses,
     "embeddings": embeddings,
     "both": both,

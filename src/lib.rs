@@ -11,12 +11,13 @@
 //! 1. [`cli`]
 //! 2. [`http`]
 //! 3. [`app`]
-//! 4. [`chat`]
-//! 5. [`inference`], [`embeddings`]
-//! 6. [`models`], [`tokenizer`], [`registry`]
-//! 7. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`]
-//! 8. [`config`]
-//! 9. [`error`]
+//! 4. [`decisions`]
+//! 5. [`chat`]
+//! 6. [`inference`], [`embeddings`]
+//! 7. [`models`], [`tokenizer`], [`registry`]
+//! 8. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`]
+//! 9. [`config`]
+//! 10. [`error`]
 //!
 //! # The life of a chat request
 //!
@@ -83,6 +84,7 @@ pub mod cache;
 pub mod chat;
 pub mod cli;
 pub mod config;
+pub mod decisions;
 pub mod embeddings;
 pub mod error;
 pub mod gguf;

@@ -29,8 +29,9 @@ pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
 use work_queue::WorkQueue;
 
-use crate::chat::{ChatModel, ChatStream, CompletionStream, ResponseCache};
+use crate::chat::{ChatModel, ChatStream, CompletionStream, ContinuationScores, ResponseCache};
 use crate::config::{AccessConfig, Config, Limits};
+use crate::decisions::DecisionTask;
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result, quote};
 use crate::inference::EngineStatus;
@@ -544,6 +545,24 @@ impl ServedChat {
         if self.is_name_ignored {
             stream.add_ignored_field("model");
         }
+    }
+
+    /// Starts to answer questions by the probabilities of their labels.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded, the queue is full, or the questions do not fit the context.
+    pub async fn start_decision(
+        &self,
+        task: Arc<DecisionTask>,
+        tenant: Arc<str>,
+    ) -> Result<impl Future<Output = Result<ContinuationScores>> + Send + 'static> {
+        let model = self.load().await?;
+        let admission = model.admit()?;
+        let max_tokens = self.app.limits().decision_tokens;
+        let (for_model, for_tenant) = (model.clone(), tenant.clone());
+        let prepare = move || task.prepare(&for_model, for_tenant, max_tokens);
+        let request = self.prepare(&tenant, prepare).await??;
+        Ok(async move { model.score_continuations(admission, request).await })
     }
 
     /// Prepares the request on a thread for that.

@@ -160,6 +160,33 @@ fn saturating_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
+/// A request that computes a prompt, scores what `scoring` says, and generates nothing.
+pub fn scoring_request(
+    prompt: Vec<u32>,
+    scoring: Option<Scoring>,
+    tenant: Arc<str>,
+    cache_salt: Option<String>,
+) -> GenerationRequest {
+    GenerationRequest {
+        prompt,
+        prediction: Vec::new(),
+        max_tokens: 0,
+        min_tokens: 0,
+        sampling: SamplingParams::default(),
+        constraint: None,
+        is_continuation: false,
+        stop: Vec::new(),
+        stop_tokens: Vec::new(),
+        visible_tokens: Vec::new(),
+        ignore_eos: false,
+        top_logprobs: None,
+        is_end_reported: false,
+        scoring,
+        tenant,
+        cache_salt,
+    }
+}
+
 fn stop_strings(options: &GenerationOptions) -> Result<Vec<String>> {
     let stop = match &options.stop {
         None => Vec::new(),

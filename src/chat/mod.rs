@@ -4,10 +4,12 @@
 //! engine, and turns the engine's events into response deltas. It knows no tensors.
 
 mod completion;
+mod continuation_scores;
 mod event;
 mod generation_request;
 mod model;
 mod prompt;
+mod prompt_frame;
 mod reasoning;
 mod response_cache;
 mod scored_prompt;
@@ -22,6 +24,7 @@ mod truncate;
 use std::sync::Arc;
 
 pub use completion::CompletionStream;
+pub use continuation_scores::{ContinuationRequest, ContinuationScores, ContinuedPrompt};
 pub use event::{ChatEvent, GenerationStats};
 use generation_request::{TokenLimit, chat_generation_request, num_choices};
 pub use model::ChatModel;

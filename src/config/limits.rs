@@ -60,6 +60,8 @@ pub struct Limits {
     /// Log probabilities of prompt tokens in one response: each token's own, and those of the most likely tokens at its
     /// position. One takes about 100 bytes of JSON.
     pub prompt_logprobs: usize,
+    /// Tokens of the input, the questions and their labels in one request for decisions.
+    pub decision_tokens: usize,
     /// Whether to decode speculatively (prompt lookup) where it is profitable.
     pub speculative: bool,
     /// Bytes of the response cache; 0 disables it.
@@ -154,6 +156,7 @@ impl Default for Limits {
             kv_format: KvPrecision::F16,
             context_overflow: ContextOverflow::Refuse,
             prompt_logprobs: 262_144,
+            decision_tokens: 131_072,
             speculative: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),

@@ -16,10 +16,11 @@ use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_objec
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
-use super::routes::{embeddings, models, probes, rerank, tokens};
+use super::routes::{decisions, embeddings, models, probes, rerank, tokens};
 use crate::app::{App, RequestClass};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
+use crate::openai::decisions::{Decision, DecisionRequest, SystemOneRequest, SystemOneResponse};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::openai::models::{ModelList, ModelObject};
 use crate::openai::params;
@@ -56,6 +57,30 @@ pub static ROUTES: &[Route] = &[
         summary: "Create a text completion (no chat template)",
         request: Some(RequestBody { schema: schema::<CompletionRequest>, parameters: params::COMPLETIONS }),
         responses: &[(JSON, schema::<Completion>), (EVENT_STREAM, schema::<Completion>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/decisions",
+        admission: Some(RequestClass::Generation),
+        handler: |method| on(method, decisions::decisions),
+        operation_id: "createDecision",
+        tag: CHAT,
+        summary: "Answer questions about an input by the probabilities of their labels",
+        request: Some(RequestBody { schema: schema::<DecisionRequest>, parameters: params::DECISIONS }),
+        responses: &[(JSON, schema::<Decision>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/systemone",
+        admission: Some(RequestClass::Generation),
+        handler: |method| on(method, decisions::system_one),
+        operation_id: "systemOne",
+        tag: CHAT,
+        summary: "Answer named questions about a state by the probabilities of their labels",
+        request: Some(RequestBody { schema: schema::<SystemOneRequest>, parameters: params::SYSTEM_ONE }),
+        responses: &[(JSON, schema::<SystemOneResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
     },

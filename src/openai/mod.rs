@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod decisions;
 pub mod embeddings;
 pub mod error;
 pub mod generation_options;

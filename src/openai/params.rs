@@ -164,6 +164,19 @@ pub const DETOKENIZE: ParamTable = &[&[("model", Honored), ("tokens", Honored)]]
 pub const APPLY_TEMPLATE: ParamTable =
     &[&[("model", Honored), ("messages", Honored), ("tools", Honored), ("chat_template_kwargs", Honored)]];
 
+/// Parameters of `/v1/decisions`.
+pub const DECISIONS: ParamTable = &[&[
+    ("model", Honored),
+    ("input", Honored),
+    ("questions", Honored),
+    ("prompt_cache_key", Honored),
+    ("prompt_cache_options", Ignored),
+    ("safety_identifier", Ignored),
+]];
+
+/// Parameters of `/v1/systemone`.
+pub const SYSTEM_ONE: ParamTable = &[&[("model", Honored), ("state", Honored), ("questions", Honored)]];
+
 /// The known keys within a parameter, by path; `[]` stands for any item of an array. Objects without a row
 /// here, such as JSON schemas, may have any keys.
 const NESTED: &[(&str, &[&str])] = &[

@@ -150,7 +150,7 @@ impl Tokenizer {
     /// When the vocabulary has no token for a part of the text, and no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_segments(self.user_defined_tokens.split(text, None), &mut ids)?;
+        self.append_segments(self.user_defined_tokens.split(text, None), &mut ids)?;
         Ok(ids)
     }
 
@@ -160,8 +160,24 @@ impl Tokenizer {
     /// See [`Tokenizer::encode`].
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_segments(self.special_tokens.split(text, None), &mut ids)?;
+        self.append_segments(self.special_tokens.split(text, None), &mut ids)?;
         Ok(ids)
+    }
+
+    /// Appends the ids of a text that follows `ids` in a prompt. No special tokens are parsed, except user-defined ones.
+    ///
+    /// # Errors
+    /// See [`Tokenizer::encode`].
+    pub fn append(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        self.append_segments(self.user_defined_tokens.split(text, None), ids)
+    }
+
+    /// Appends the ids of a text that follows `ids` in a prompt, and parses the special tokens in it.
+    ///
+    /// # Errors
+    /// See [`Tokenizer::encode`].
+    pub fn append_with_special(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        self.append_segments(self.special_tokens.split(text, None), ids)
     }
 
     /// Encodes text, and parses the special tokens in it. With `add_special_tokens`, adds those of the model's
@@ -350,8 +366,8 @@ impl Tokenizer {
         self.eos.as_deref()
     }
 
-    fn encode_segments(&self, segments: Vec<TextSegment>, ids: &mut Vec<u32>) -> Result<()> {
-        let mut at_start = true;
+    fn append_segments(&self, segments: Vec<TextSegment>, ids: &mut Vec<u32>) -> Result<()> {
+        let mut at_start = ids.last().is_none_or(|id| self.special_texts.contains_key(id));
         segments.into_iter().try_for_each(|segment| self.encode_segment(segment, &mut at_start, ids))
     }
 

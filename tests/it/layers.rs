@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use imports::{Crate, circles};
 
 /// The layers that `src/lib.rs` describes, top first; the modules of one row are siblings.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["cli"],
     &["http"],
     &["app"],
+    &["decisions"],
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],

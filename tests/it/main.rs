@@ -8,6 +8,7 @@ mod auth;
 mod batching;
 mod cli;
 mod context;
+mod decisions;
 mod disk_cache;
 mod documents;
 mod examples;
