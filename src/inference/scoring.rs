@@ -15,12 +15,12 @@ use crate::kernels::threads::pool;
 /// The given tokens whose log probabilities a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scoring {
-    /// Those of the prompt, except the first, which nothing predicts.
+    /// The prompt's own, except the first, which nothing predicts.
     Prompt {
         /// How many of the most likely tokens to report at each position.
         n_top: usize,
     },
-    /// Those of texts that may follow the prompt, in place of a generation.
+    /// Texts that may follow the prompt, in place of a generation.
     Continuations {
         /// The texts; none of them is empty.
         texts: Arc<[Vec<u32>]>,
@@ -61,9 +61,9 @@ pub struct RankedToken {
 /// The scores of one sequence, while its batches are computed.
 #[derive(Debug)]
 pub enum Scorer {
-    /// Those of a prompt.
+    /// A prompt's scores.
     Prompt(PromptScorer),
-    /// Those of texts that may follow it.
+    /// The scores of texts that may follow it.
     Continuations(ContinuationScorer),
 }
 

@@ -105,7 +105,7 @@ pub struct DecisionQuestion {
     pub name: Option<String>,
     /// The question, or the statement that may be true.
     pub instructions: DecisionContent,
-    /// What a `choice` chooses from.
+    /// The options of a `choice`.
     #[serde(default)]
     #[schemars(length(min = 2, max = 255))]
     pub choices: Option<Vec<DecisionChoice>>,
@@ -122,11 +122,11 @@ pub struct DecisionQuestion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DecisionKind {
-    /// How likely is it that the statement is true?
+    /// The probability that a statement is true.
     Predicate,
-    /// Which of the choices is right?
+    /// The choice that is right.
     Choice,
-    /// Which level fits?
+    /// The level that fits.
     Score,
 }
 
@@ -135,7 +135,7 @@ pub enum DecisionKind {
 pub struct DecisionChoice {
     /// The choice.
     pub value: ChoiceValue,
-    /// What it means.
+    /// Its meaning.
     #[serde(default)]
     pub description: Option<String>,
 }
@@ -155,7 +155,7 @@ pub enum ChoiceValue {
 pub struct DecisionLevel {
     /// Its label.
     pub label: String,
-    /// What it means.
+    /// Its meaning.
     #[serde(default)]
     pub description: Option<String>,
 }
@@ -302,11 +302,11 @@ pub struct SystemOneQuestion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SystemOneKind {
-    /// How likely is it that the statement is true?
+    /// The probability that a statement is true.
     Noul,
-    /// Which of the labels is right?
+    /// The label that is right.
     Choice,
-    /// Which level fits?
+    /// The level that fits.
     Score,
 }
 

@@ -4,8 +4,8 @@ Usage: check.py BASE_URL MODEL_FOLDER SCRATCH_FOLDER
 
 The tasks are made from the repository's own documents: in one, a sentence is continued by its own end or by that of
 three others (multiple choice); in the other, paragraphs have a perplexity. Both are run with the server's tokenizer, with
-prompts as token ids and as texts, and by transformers in float32. The log likelihood of every continuation may differ by
-0.001, and so may the figures.
+prompts as token ids and as texts, and by transformers in float32. The mean log likelihood of the tokens of every
+continuation may differ by 0.001, and so may the figures.
 """
 
 import json
@@ -39,7 +39,8 @@ def write_tasks(folder):
         ends = [halves[(idx + n) % len(halves)][1] for n in (1, 2, 3)]
         ends.insert(idx % 4, end)
         choices.append({"query": start, "choices": ends, "gold": idx % 4})
-    paragraphs = [{"text": " ".join(texts[n : n + 8])} for n in range(0, len(texts) - 8, 4)]
+    # Longer ones would be cut into windows, which both models of lm-eval do differently.
+    paragraphs = [{"text": " ".join(texts[n : n + 3])[: MAX_LENGTH - 10]} for n in range(0, len(texts), 3)]
     common = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1}}
     tasks = {
         "ends": {
@@ -66,7 +67,7 @@ def write_tasks(folder):
 
 
 def evaluate(model, arguments, names):
-    """The log likelihoods of every request, and the figures of each task."""
+    """The mean log likelihood of the tokens of every request, which are bytes, and the figures of each task."""
     results = simple_evaluate(
         model=model,
         model_args=arguments,
@@ -81,7 +82,9 @@ def evaluate(model, arguments, names):
         for sample in samples:
             for idx, response in enumerate(sample["resps"]):
                 value = response[0]
-                values[name, sample["doc_id"], idx] = float(value[0] if isinstance(value, (list, tuple)) else value)
+                total = float(value[0] if isinstance(value, (list, tuple)) else value)
+                *_, text = sample["arguments"][idx]
+                values[name, sample["doc_id"], idx] = total / len(text.encode())
     figures = {
         (name, metric): value
         for name in names
