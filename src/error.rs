@@ -22,6 +22,10 @@ pub enum Kind {
     ContextLengthExceeded,
     /// The request names a model that this server does not have.
     ModelNotFound,
+    /// The request names something stored that this server does not have, or no longer.
+    NotFound,
+    /// The request continues a response that is not stored.
+    PreviousResponseNotFound,
     /// A bounded queue is full; the same request may succeed later.
     Overloaded {
         /// Estimated time until a retry succeeds.

@@ -11,11 +11,11 @@
 //! 1. [`cli`]
 //! 2. [`http`]
 //! 3. [`app`]
-//! 4. [`decisions`]
+//! 4. [`decisions`], [`responses`]
 //! 5. [`chat`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
-//! 8. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`]
+//! 8. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`], [`store`]
 //! 9. [`config`]
 //! 10. [`error`]
 //!
@@ -95,5 +95,7 @@ pub mod models;
 pub mod openai;
 pub mod pulse;
 pub mod registry;
+pub mod responses;
+pub mod store;
 pub mod telemetry;
 pub mod tokenizer;

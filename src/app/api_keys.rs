@@ -56,6 +56,11 @@ impl ApiKeys {
         Sha256::digest(self.digests.as_flattened()).into()
     }
 
+    /// The digest of the key of this index, which stays the same when others are added or removed.
+    pub fn digest(&self, index: usize) -> Option<&[u8; 32]> {
+        self.digests.get(index)
+    }
+
     /// The index of `key` among the keys, if it is one. Takes the same time for any key of the same length.
     pub fn index_of(&self, key: &[u8]) -> Option<usize> {
         let shown: [u8; 32] = Sha256::digest(key).into();

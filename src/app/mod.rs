@@ -8,6 +8,7 @@ mod checkpoint;
 mod fair_queue;
 mod memory_budget;
 mod served_model;
+mod state;
 mod text_models;
 mod tokens;
 mod work_queue;
@@ -40,6 +41,7 @@ use crate::kernels::threads::pool;
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
 use crate::registry::{ModelKind, ModelRef, Registry};
+use crate::responses::ResponseState;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -51,6 +53,8 @@ pub struct App {
     queues: Arc<WorkQueues>,
     /// The response cache, if enabled.
     responses: Option<Arc<ResponseCache>>,
+    /// Stored responses and conversations.
+    state: Arc<ResponseState>,
     lifecycle: Arc<Lifecycle>,
 }
 
@@ -144,7 +148,8 @@ impl App {
         let n_text_models = 1 + u64::from(config.rerank_model.is_some());
         let cache_bytes =
             limits.response_cache_bytes as u64 + n_text_models * limits.embedding_cache_bytes as u64;
-        budget.reserve("the caches", cache_bytes)?;
+        let state_bytes = if config.state_dir.is_none() { limits.state_bytes } else { 0 };
+        budget.reserve("the caches", cache_bytes + state_bytes)?;
         let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
         let key_owners = api_keys.list_digest();
         let options = EmbedderOptions { disk_cache, key_owners, ..embedder_options(&limits) };
@@ -179,8 +184,10 @@ impl App {
         let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
         let access = config.access.clone();
+        let state = state::open(config.state_dir.as_deref(), &limits)?;
         let app =
             Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, access, limits, metrics })?;
+        let app = Self { state, ..app };
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -200,6 +207,7 @@ impl App {
         let responses = || Arc::new(ResponseCache::new(response_cache_bytes, response_cache_ttl));
         Ok(Self {
             responses: (response_cache_bytes > 0).then(responses),
+            state: state::open(None, &parts.limits)?,
             parts: Arc::new(parts),
             admission,
             queues: Arc::new(WorkQueues { preparation, tools }),
@@ -519,6 +527,19 @@ impl ServedChat {
             stream.record_into(cache, key);
         }
         Ok(stream)
+    }
+
+    /// Number of tokens of the prompt of a conversation.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded, or the request is invalid.
+    pub async fn count_prompt_tokens(
+        &self,
+        request: ChatCompletionRequest,
+        tenant: Arc<str>,
+    ) -> Result<usize> {
+        let model = self.load().await?;
+        self.prepare(&tenant, move || Ok(model.prompt(&request)?.tokens.len())).await?
     }
 
     /// Starts a text completion.

@@ -237,6 +237,17 @@ pub struct ServeArgs {
     /// Disk space for --embedding-cache-dir, such as 500M or 6G
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
     pub embedding_cache_disk: u64,
+    /// Folder that keeps responses, conversations and their key across restarts; used by one server at a time
+    /// [default: none, they are kept in memory]
+    #[arg(long, env = "PREDICT_OTRON_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Memory for stored responses and conversations or, with --state-dir, disk space, such as 64M or 2G; the least
+    /// recently used are removed first
+    #[arg(long, env = "PREDICT_OTRON_STATE_SIZE", value_parser = parse_bytes, default_value = "64M")]
+    pub state_size: u64,
+    /// How long a response or conversation is kept after its last use, such as 12h or 720h
+    #[arg(long, env = "PREDICT_OTRON_STATE_TTL", value_parser = parse_duration, default_value = "720h")]
+    pub state_ttl: Duration,
     /// Format of the log on stderr: text for people, json for machines (one object per line)
     #[arg(long, env = "PREDICT_OTRON_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

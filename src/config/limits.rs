@@ -93,6 +93,16 @@ pub struct Limits {
     pub embedding_cache_bytes: usize,
     /// Time to live of a cached embedding.
     pub embedding_cache_ttl: Duration,
+    /// Bytes of all stored responses and conversations.
+    pub state_bytes: u64,
+    /// Bytes of a stored response or conversation.
+    pub state_record_bytes: usize,
+    /// How long a response or conversation is kept after its last use.
+    pub state_ttl: Duration,
+    /// Responses that are generated in the background at the same time.
+    pub background_responses: usize,
+    /// Bytes of the events of one of these that are kept for clients that follow it.
+    pub background_event_bytes: usize,
     /// Connections open at once. Beyond it, idle ones are closed for new ones.
     pub connections: usize,
     /// Connections open at once from one IPv4 address or one /64 network of IPv6; 0 is unlimited. Loopback
@@ -173,6 +183,11 @@ impl Default for Limits {
             share_embedding_cache: false,
             embedding_cache_bytes: 64 << 20,
             embedding_cache_ttl: Duration::from_secs(24 * 3600),
+            state_bytes: 64 << 20,
+            state_record_bytes: 8 << 20,
+            state_ttl: Duration::from_secs(30 * 24 * 3600),
+            background_responses: 16,
+            background_event_bytes: 16 << 20,
             connections: DEFAULT_CONNECTIONS,
             connections_per_peer: DEFAULT_CONNECTIONS / PEER_SHARE,
             probe_connections: 64,

@@ -61,6 +61,8 @@ pub struct Config {
     pub residency: Residency,
     /// The embedding cache on disk, if there is one.
     pub disk_cache: Option<DiskCacheConfig>,
+    /// Folder of stored responses and conversations; without one, they are kept in memory.
+    pub state_dir: Option<PathBuf>,
     /// Sources of model files.
     pub registry: RegistryConfig,
     /// Bounds of queues, caches and times.
@@ -97,6 +99,7 @@ impl Config {
                 max_bytes: args.embedding_cache_disk,
                 time_to_live: args.embedding_cache_ttl,
             }),
+            state_dir: args.state_dir,
             registry: RegistryConfig::resolve(args.registry)?,
             limits: Limits {
                 connections: saturating_usize(args.max_connections.into()),
@@ -124,6 +127,8 @@ impl Config {
                 embedding_cache_bytes: saturating_usize(args.embedding_cache),
                 embedding_cache_ttl: args.embedding_cache_ttl,
                 share_embedding_cache: args.share_embedding_cache,
+                state_bytes: args.state_size,
+                state_ttl: args.state_ttl,
                 ..Limits::default()
             },
         })

@@ -97,6 +97,10 @@ impl From<Error> for ApiError {
                 (StatusCode::BAD_REQUEST, "invalid_request_error", Some("context_length_exceeded"))
             }
             Kind::ModelNotFound => (StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found")),
+            Kind::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error", Some("not_found")),
+            Kind::PreviousResponseNotFound => {
+                (StatusCode::BAD_REQUEST, "invalid_request_error", Some("previous_response_not_found"))
+            }
             Kind::Overloaded { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", Some("queue_full"))
             }

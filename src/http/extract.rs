@@ -121,6 +121,7 @@ pub fn check_params(
 }
 
 /// Names of parameters that were accepted without effect.
+#[derive(Default)]
 pub struct IgnoredParams(Vec<String>);
 
 impl IgnoredParams {

@@ -22,7 +22,7 @@ use crate::openai::chat::{
 use crate::openai::generation_options::GenerationOptions;
 
 /// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
+pub const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The fields that all objects of one response share.
 #[derive(Clone)]
@@ -367,8 +367,18 @@ impl RequestLog {
         Self { request_id, name, n_running: 0 }
     }
 
+    /// Begins a response of `n_choices`.
+    pub fn start(&mut self, n_choices: usize) {
+        self.n_running = n_choices;
+    }
+
+    /// The id of the request.
+    pub fn request_id(&self) -> &str {
+        self.request_id.as_str()
+    }
+
     /// Logs a finished choice. Returns whether it was the last.
-    fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
+    pub fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
         self.n_running -= 1;
         let is_last = self.n_running == 0;
         let (id, trace_id) = (self.request_id.as_str(), self.request_id.trace_id());
@@ -406,9 +416,18 @@ impl RequestLog {
     }
 
     /// Logs an error in a stream that has begun. Earlier errors become error responses, which are logged as such.
-    fn failed(&mut self, e: &Error) {
+    pub fn failed(&mut self, e: &Error) {
         self.n_running = 0;
         tracing::error!(id = self.request_id.as_str(), trace_id = self.request_id.trace_id(), error = %e, "{} failed in mid-stream", self.name);
+    }
+}
+
+impl RequestLog {
+    /// Logs a response that its client has cancelled.
+    pub fn cancelled(&mut self) {
+        self.n_running = 0;
+        let (id, trace_id) = (self.request_id.as_str(), self.request_id.trace_id());
+        tracing::info!(id, trace_id, "{} cancelled by its client", self.name);
     }
 }
 

@@ -14,6 +14,8 @@ mod json_shape;
 mod middleware;
 mod offload;
 mod openapi;
+mod query;
+mod response_run;
 mod retry;
 mod route;
 mod routes;
@@ -31,6 +33,7 @@ use crate::app::App;
 use middleware::auth::{self, KeyGuard};
 use middleware::site::{self, SitePolicy};
 use middleware::{admission, request_id};
+use response_run::BackgroundRuns;
 use retry::dedup::RetryDedup;
 use route::Route;
 pub use server::{Listener, Tls};
@@ -48,6 +51,8 @@ pub async fn serve(listener: impl Into<Listener>, app: App, stop: impl Future<Ou
 /// The router of all routes, with their middleware.
 pub fn router(app: App) -> Router {
     let dedup = RetryDedup::new(app.limits());
+    let limits = app.limits();
+    let background = BackgroundRuns::new(limits.background_responses, limits.background_event_bytes);
     let sites = SitePolicy::new(app.access().clone(), app.api_keys().are_required());
     let router = ROUTES
         .iter()
@@ -55,6 +60,7 @@ pub fn router(app: App) -> Router {
         .fallback(table::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(Extension(dedup))
+        .layer(Extension(background))
         .layer(from_fn_with_state(KeyGuard::new(app.clone()), auth::require_api_key))
         .layer(CatchPanicLayer::custom(error::handler_panicked));
     // Outside of authentication: preflights have no key, and pages read why they were refused.

@@ -16,7 +16,9 @@ use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_objec
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
-use super::routes::{decisions, embeddings, models, probes, rerank, tokens};
+use super::routes::{
+    conversations, decisions, embeddings, models, probes, rerank, responses, stored_responses, tokens,
+};
 use crate::app::{App, RequestClass};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
@@ -26,6 +28,12 @@ use crate::openai::models::{ModelList, ModelObject};
 use crate::openai::params;
 use crate::openai::probes::{Health, Loads};
 use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
+use crate::openai::responses::conversations::{
+    ConversationObject, ConversationRequest, ConversationUpdate, Deleted, ItemList, ItemsRequest,
+};
+use crate::openai::responses::events::ResponseEvent;
+use crate::openai::responses::output::ResponseObject;
+use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
 use crate::openai::tokens::{
     ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
     TokenizeResponse, TokenizerInfo,
@@ -83,6 +91,151 @@ pub static ROUTES: &[Route] = &[
         responses: &[(JSON, schema::<SystemOneResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/responses",
+        admission: Some(RequestClass::Generation),
+        handler: |method| on(method, responses::create),
+        operation_id: "createResponse",
+        tag: RESPONSES,
+        summary: "Create a response, whole, streamed or in the background",
+        request: Some(RequestBody { schema: schema::<ResponsesRequest>, parameters: params::RESPONSES }),
+        responses: &[(JSON, schema::<ResponseObject>), (EVENT_STREAM, schema::<ResponseEvent>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/responses/input_tokens",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, responses::input_tokens),
+        operation_id: "countResponseInputTokens",
+        tag: RESPONSES,
+        summary: "Count the input tokens of a response",
+        request: Some(RequestBody { schema: schema::<ResponsesRequest>, parameters: params::RESPONSES }),
+        responses: &[(JSON, schema::<ResponseInputTokens>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        responses: &[(JSON, schema::<ResponseObject>), (EVENT_STREAM, schema::<ResponseEvent>)],
+        ..stored(
+            "/v1/responses/{response_id}",
+            |method| on(method, stored_responses::retrieve),
+            "retrieveResponse",
+            RESPONSES,
+            "Get a stored response, or with `stream=true` its events after `starting_after`",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<Deleted>)],
+        ..stored(
+            "DELETE /v1/responses/{response_id}",
+            |method| on(method, stored_responses::delete),
+            "deleteResponse",
+            RESPONSES,
+            "Delete a stored response",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<ResponseObject>)],
+        ..stored(
+            "POST /v1/responses/{response_id}/cancel",
+            |method| on(method, stored_responses::cancel),
+            "cancelResponse",
+            RESPONSES,
+            "Cancel a response that is generated in the background",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<ItemList>)],
+        ..stored(
+            "/v1/responses/{response_id}/input_items",
+            |method| on(method, stored_responses::input_items),
+            "listResponseInputItems",
+            RESPONSES,
+            "List the input items of a stored response",
+        )
+    },
+    Route {
+        path: "/v1/conversations",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, conversations::create),
+        operation_id: "createConversation",
+        summary: "Create a conversation",
+        request: Some(RequestBody {
+            schema: schema::<ConversationRequest>,
+            parameters: params::CONVERSATION,
+        }),
+        ..CONVERSATION
+    },
+    Route {
+        path: "/v1/conversations/{conversation_id}",
+        operation_id: "retrieveConversation",
+        summary: "Get a conversation",
+        handler: |method| on(method, conversations::retrieve),
+        ..CONVERSATION
+    },
+    Route {
+        path: "/v1/conversations/{conversation_id}",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, conversations::update),
+        operation_id: "updateConversation",
+        summary: "Replace the metadata of a conversation",
+        request: Some(RequestBody {
+            schema: schema::<ConversationUpdate>,
+            parameters: params::CONVERSATION_UPDATE,
+        }),
+        ..CONVERSATION
+    },
+    Route {
+        responses: &[(JSON, schema::<Deleted>)],
+        ..stored(
+            "DELETE /v1/conversations/{conversation_id}",
+            |method| on(method, conversations::delete),
+            "deleteConversation",
+            RESPONSES,
+            "Delete a conversation",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<ItemList>)],
+        ..stored(
+            "/v1/conversations/{conversation_id}/items",
+            |method| on(method, conversations::list_items),
+            "listConversationItems",
+            RESPONSES,
+            "List the items of a conversation",
+        )
+    },
+    Route {
+        path: "/v1/conversations/{conversation_id}/items",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, conversations::create_items),
+        operation_id: "createConversationItems",
+        summary: "Add items to a conversation",
+        request: Some(RequestBody { schema: schema::<ItemsRequest>, parameters: params::CONVERSATION_ITEMS }),
+        responses: &[(JSON, schema::<ItemList>)],
+        ..CONVERSATION
+    },
+    Route {
+        responses: &[(JSON, any_object)],
+        ..stored(
+            "/v1/conversations/{conversation_id}/items/{item_id}",
+            |method| on(method, conversations::retrieve_item),
+            "retrieveConversationItem",
+            RESPONSES,
+            "Get an item of a conversation",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<ConversationObject>)],
+        ..stored(
+            "DELETE /v1/conversations/{conversation_id}/items/{item_id}",
+            |method| on(method, conversations::delete_item),
+            "deleteConversationItem",
+            RESPONSES,
+            "Delete an item of a conversation",
+        )
     },
     Route {
         path: "/v1/embeddings",
@@ -265,7 +418,21 @@ const APPLY_TEMPLATE: Route = Route {
     error_statuses: MODEL_ERRORS,
 };
 
+const CONVERSATION: Route = Route {
+    path: "",
+    admission: None,
+    handler: |method| on(method, conversations::retrieve),
+    operation_id: "",
+    tag: RESPONSES,
+    summary: "",
+    request: None,
+    responses: &[(JSON, schema::<ConversationObject>)],
+    response_headers: &["x-ignored-params"],
+    error_statuses: &[400, 404, 408, 413, 415, 429, 503],
+};
+
 const CHAT: &str = "Chat and completions";
+const RESPONSES: &str = "Responses and conversations";
 const EMBEDDINGS: &str = "Embeddings and reranking";
 const TOKENS: &str = "Tokens";
 const MODELS: &str = "Models";
@@ -292,6 +459,17 @@ const fn get(
         response_headers: &[],
         error_statuses: &[],
     }
+}
+
+/// A route without a body about something stored; rows set the response.
+const fn stored(
+    path: &'static str,
+    handler: fn(MethodFilter) -> MethodRouter<App>,
+    operation_id: &'static str,
+    tag: &'static str,
+    summary: &'static str,
+) -> Route {
+    Route { error_statuses: &[404], ..get(path, handler, operation_id, tag, summary) }
 }
 
 /// The API's description, rendered once: each takes milliseconds, and clients may ask for it as often as they like.

@@ -12,6 +12,7 @@ pub mod params;
 pub mod probes;
 pub mod prompt_logprobs;
 pub mod rerank;
+pub mod responses;
 pub mod tokens;
 
 use serde::{Deserialize, Deserializer};

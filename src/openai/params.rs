@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use self::Treatment::{Honored, Ignored, OnlyDefault};
+use self::Treatment::{Honored, Ignored, OnlyDefault, Parsed};
 use crate::error::{Error, Result};
 
 /// How the server treats a parameter.
@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub enum Treatment {
     /// Has the effect that OpenAI, or the server that introduced it, documents.
     Honored,
+    /// Honored; the route itself names the fields within it that have no effect.
+    Parsed,
     /// Has no effect: a hint that the model cannot follow, or a matter of OpenAI's own services. Accepted, and named
     /// in `x-ignored-params`.
     Ignored,
@@ -42,8 +44,6 @@ const GENERATION: &[ParamRow] = &[
     ("presence_penalty", Honored),
     ("frequency_penalty", Honored),
     ("logit_bias", Honored),
-    ("logprobs", Honored),
-    ("n", Honored),
     ("user", Ignored),
     ("top_k", Honored),
     ("min_p", Honored),
@@ -62,6 +62,9 @@ const GENERATION: &[ParamRow] = &[
     ("guided_choice", Honored),
     ("response_format", Honored),
 ];
+
+/// Parameters of responses that may have several choices.
+const CHOICES: &[ParamRow] = &[("logprobs", Honored), ("n", Honored)];
 
 /// Parameters of `/v1/chat/completions`.
 pub const CHAT: ParamTable = &[
@@ -102,12 +105,68 @@ pub const CHAT: ParamTable = &[
         ("service_tier", Ignored),
         ("chat_template_kwargs", Honored),
     ],
+    CHOICES,
     GENERATION,
 ];
 
+/// Parameters of `/v1/responses`.
+pub const RESPONSES: ParamTable = &[RESPONSE_ITEMS, RESPONSE_OPTIONS, GENERATION];
+
+/// Parameters of `POST /v1/conversations`.
+pub const CONVERSATION: ParamTable = &[&[("items", Parsed), ("metadata", Honored)]];
+
+/// Parameters of `POST /v1/conversations/{id}`.
+pub const CONVERSATION_UPDATE: ParamTable = &[&[("metadata", Honored)]];
+
+/// Parameters of `POST /v1/conversations/{id}/items`.
+pub const CONVERSATION_ITEMS: ParamTable = &[&[("items", Parsed), ("include", Ignored)]];
+
+/// Parameters that are part of the prompt of a response.
+const RESPONSE_ITEMS: &[ParamRow] = &[
+    ("input", Parsed),
+    ("instructions", Honored),
+    ("previous_response_id", Honored),
+    ("conversation", Parsed),
+    ("tools", Parsed),
+];
+
+/// Parameters of `/v1/responses` besides those of its prompt.
+const RESPONSE_OPTIONS: &[ParamRow] = &[
+    ("store", Honored),
+    ("background", Honored),
+    ("max_output_tokens", Honored),
+    ("max_tool_calls", Honored),
+    ("parallel_tool_calls", Honored),
+    ("reasoning", Honored),
+    ("text", Honored),
+    ("tool_choice", Parsed),
+    ("top_logprobs", Honored),
+    ("include", Honored),
+    ("metadata", Honored),
+    ("truncation", Honored),
+    ("n", OnlyDefault { is_default: |v| v == 1, reason: "a response has one output" }),
+    (
+        "logprobs",
+        OnlyDefault { is_default: |v| v == false, reason: "it is spelled `include` here, which is" },
+    ),
+    ("prompt", OnlyDefault { is_default: never, reason: "this server stores no prompts" }),
+    ("moderation", OnlyDefault { is_default: never, reason: "this server has no model for moderation" }),
+    ("background_options", Ignored),
+    ("client_metadata", Ignored),
+    ("context_management", Ignored),
+    ("prompt_cache_key", Ignored),
+    ("prompt_cache_options", Ignored),
+    ("prompt_cache_retention", Ignored),
+    ("safety_identifier", Ignored),
+    ("service_tier", Ignored),
+];
+
 /// Parameters of `/v1/completions`.
-pub const COMPLETIONS: ParamTable =
-    &[&[("prompt", Honored), ("suffix", Honored), ("best_of", Honored), ("echo", Honored)], GENERATION];
+pub const COMPLETIONS: ParamTable = &[
+    &[("prompt", Honored), ("suffix", Honored), ("best_of", Honored), ("echo", Honored)],
+    CHOICES,
+    GENERATION,
+];
 
 /// Parameters of `/v1/embeddings`.
 pub const EMBEDDINGS: ParamTable = &[&[
@@ -190,6 +249,9 @@ const NESTED: &[(&str, &[&str])] = &[
     ("tools[]", &["type", "function"]),
     ("tools[].function", &["name", "description", "parameters", "strict"]),
     ("stream_options", &["include_usage", "continuous_usage_stats"]),
+    ("text", &["format", "verbosity"]),
+    ("text.format", &["type", "name", "description", "schema", "strict"]),
+    ("reasoning", &["effort", "summary", "generate_summary"]),
     ("prediction", &["type", "content"]),
     ("response_format", &["type", "json_schema"]),
     ("response_format.json_schema", &["name", "description", "schema", "strict"]),
@@ -221,7 +283,7 @@ pub fn check_params(table: ParamTable, request: &Map<String, Value>) -> Result<V
             Some((_, Honored)) if NESTED.iter().any(|(path, _)| path.starts_with(name)) => {
                 collect_unknown_keys(value, name, name, &mut ignored);
             }
-            Some((_, Honored)) => {}
+            Some((_, Honored | Parsed)) => {}
             Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
             Some((_, OnlyDefault { reason, .. })) => {
                 return Err(Error::invalid(

@@ -161,7 +161,7 @@ fn parameters() -> String {
     let treatment =
         |rows: ParamTable, name: &str| match rows.iter().copied().flatten().find(|(row, _)| *row == name) {
             None => String::new(),
-            Some((_, Treatment::Honored)) => "yes".to_owned(),
+            Some((_, Treatment::Honored | Treatment::Parsed)) => "yes".to_owned(),
             Some((_, Treatment::Ignored)) => "named".to_owned(),
             Some((_, Treatment::OnlyDefault { reason, .. })) => format!("refused: {reason}"),
         };

@@ -14,11 +14,11 @@ const LAYERS: [&[&str]; 10] = [
     &["cli"],
     &["http"],
     &["app"],
-    &["decisions"],
+    &["decisions", "responses"],
     &["chat"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["kernels", "openai", "telemetry", "gguf", "cache", "pulse"],
+    &["kernels", "openai", "telemetry", "gguf", "cache", "pulse", "store"],
     &["config"],
     &["error"],
 ];
@@ -51,7 +51,7 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("fastembed::", &["embeddings/backend/onnx"]),
     ("ort::", &["embeddings/backend/onnx"]),
     ("hf_hub::", &["registry/hub"]),
-    ("redb::", &["embeddings/cache/disk.rs"]),
+    ("redb::", &["embeddings/cache/disk.rs", "store.rs"]),
     ("std::arch::", &["kernels/"]),
     ("unsafe {", &["kernels/", "main.rs"]),
 ];

@@ -33,6 +33,7 @@ mod readiness;
 mod registry;
 mod rerank;
 mod response_cache;
+mod responses;
 mod retries;
 mod safetensors_files;
 mod scoring;

@@ -7,7 +7,6 @@
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
@@ -18,6 +17,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 use super::super::entry::{CacheHit, Embedding, EmbeddingKey};
 use crate::config::DiskCacheConfig;
 use crate::error::{Error, Kind, Result};
+use crate::store::{is_damage, open_database, unix_ms};
 use crate::telemetry;
 
 /// When the embedding was computed in milliseconds since 1970, the sequence number of its last use, the tokens
@@ -246,7 +246,7 @@ impl VectorFile {
         };
         fs::create_dir_all(folder).map_err(|e| failed("create", &e, Some(e.kind())))?;
         let path = folder.join("vectors.redb");
-        let database = match open_database(&path) {
+        let database = match open_database(&path, PAGE_CACHE_BYTES) {
             Err(e) if is_damage(&e) => {
                 let aside = path.with_extension("damaged");
                 tracing::warn!(
@@ -255,7 +255,7 @@ impl VectorFile {
                     aside.display()
                 );
                 fs::rename(&path, &aside).map_err(|e| failed("rename", &e, Some(e.kind())))?;
-                open_database(&path)
+                open_database(&path, PAGE_CACHE_BYTES)
             }
             other => other,
         };
@@ -394,31 +394,10 @@ fn row_bytes(values: &[u8]) -> u64 {
     2 * (values.len() as u64 + 128)
 }
 
-/// Milliseconds since 1970.
-fn unix_ms(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
 /// Whether a disk is full, or the share of it that this user or process may fill.
 fn is_full(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
-}
-
-/// Whether the file itself is damaged, rather than inaccessible.
-fn is_damage(e: &DatabaseError) -> bool {
-    match e {
-        DatabaseError::UpgradeRequired(_) | DatabaseError::Storage(StorageError::Corrupted(_)) => true,
-        DatabaseError::Storage(StorageError::Io(e)) => {
-            matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-        }
-        _ => false,
-    }
-}
-
-/// Opens or creates the file. Verifies every page, which takes about a second for a few gigabytes.
-fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(PAGE_CACHE_BYTES).set_check_integrity_on_open(true).create(path)
 }
 
 #[cfg(test)]
@@ -426,6 +405,7 @@ mod tests {
     use std::env;
     use std::io::{BufRead, BufReader};
     use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
     use std::process::{Command, Stdio};
 
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -279,7 +279,9 @@ fn describe_treatment(schema: &mut Value, rows: ParamTable) {
     let rows = || rows.iter().copied().flatten();
     if let Some(Value::Object(fields)) = schema.get_mut("properties") {
         fields.retain(|name, _| {
-            rows().any(|(row, treatment)| row == name && matches!(treatment, Treatment::Honored))
+            rows().any(|(row, treatment)| {
+                row == name && matches!(treatment, Treatment::Honored | Treatment::Parsed)
+            })
         });
     }
     let mut description = schema["description"].as_str().unwrap_or_default().to_owned();

@@ -2,10 +2,13 @@
 
 pub mod chat;
 pub mod completions;
+pub mod conversations;
 pub mod decisions;
 pub mod embeddings;
 pub mod generation;
 pub mod models;
 pub mod probes;
 pub mod rerank;
+pub mod responses;
+pub mod stored_responses;
 pub mod tokens;

@@ -1,0 +1,53 @@
+//! Stored responses and conversations: where they are, and to whom they belong.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::App;
+use crate::cache::name_digest;
+use crate::config::Limits;
+use crate::error::{Error, Result};
+use crate::responses::ResponseState;
+use crate::store::{RecordStore, StoreLimits};
+
+/// Opens the state in a folder or, without one, in memory.
+///
+/// # Errors
+/// When another process has it open, or the file system refuses.
+pub fn open(folder: Option<&Path>, limits: &Limits) -> Result<Arc<ResponseState>> {
+    let store_limits = StoreLimits {
+        max_bytes: limits.state_bytes,
+        max_record_bytes: limits.state_record_bytes,
+        time_to_live: limits.state_ttl,
+    };
+    let store = match folder {
+        Some(folder) => RecordStore::open(folder, "state.redb", store_limits)?,
+        None => RecordStore::in_memory(store_limits)?,
+    };
+    Ok(Arc::new(ResponseState::new(store)?))
+}
+
+impl App {
+    /// Runs `work` on the stored responses and conversations, on a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// When `work` fails or panics.
+    pub async fn with_state<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ResponseState) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let state = self.state.clone();
+        let failed = |e| Error::internal(format!("the state could not be used: {e}"));
+        tokio::task::spawn_blocking(move || work(&state)).await.map_err(failed)?
+    }
+
+    /// The name under which a tenant's state is stored. That of a key does not depend on its place in the list of
+    /// keys, which may change between restarts.
+    pub fn state_owner(&self, tenant: &str) -> Arc<str> {
+        let index = tenant.strip_prefix("key:").and_then(|index| index.parse().ok());
+        match index.and_then(|index| self.api_keys().digest(index)) {
+            Some(digest) => name_digest(digest).into(),
+            None => tenant.into(),
+        }
+    }
+}

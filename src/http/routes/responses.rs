@@ -1,0 +1,181 @@
+//! `POST /v1/responses` and `POST /v1/responses/input_tokens`.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::{App, ServedChat, unix_time};
+use crate::error::{Error, Result};
+use crate::http::error::ApiError;
+use crate::http::extract::{IgnoredParams, JsonObject, check_params};
+use crate::http::generation_response::RequestLog;
+use crate::http::middleware::auth::Tenant;
+use crate::http::middleware::request_id::RequestId;
+use crate::http::response_run::{BackgroundRuns, Persistence, ResponseRun, failure};
+use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup, to_json};
+use crate::http::retry::heartbeat::{self, json_response};
+use crate::openai::params;
+use crate::openai::responses::output::{ResponseObject, ResponseStatus};
+use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
+use crate::responses::{
+    ResponseBuilder, TranslatedRequest, blank_response, check_references, input_items, new_id, stored_input,
+    translate, with_own_names,
+};
+
+/// The path of the route, by which retries are told apart.
+const PATH: &str = "/v1/responses";
+
+/// A request whose conversation is known.
+struct PreparedRequest {
+    chat: ServedChat,
+    request: ResponsesRequest,
+    translated: TranslatedRequest,
+    blank: ResponseObject,
+    persistence: Persistence,
+    tenant: Arc<str>,
+    headers: HeaderMap,
+}
+
+/// Creates a response, whole, streamed, or in the background.
+pub async fn create(
+    State(app): State<App>,
+    Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
+    Extension(dedup): Extension<RetryDedup>,
+    Extension(background): Extension<BackgroundRuns>,
+    headers: HeaderMap,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let tenant = tenant.name();
+    let n_bytes = body.n_bytes();
+    let for_tenant = tenant.clone();
+    let convert = move |object| {
+        let attempt = Attempt::from_request(&headers, &for_tenant, PATH, &object);
+        let (object, ignored) = check_params(object, params::RESPONSES)?;
+        Ok((attempt, ResponsesRequest::from_object(object)?, ignored))
+    };
+    let (attempt, request, ignored) = body.parse_with(convert).await?;
+    let is_streamed = request.options.is_streamed();
+    let heartbeat = app.limits().heartbeat;
+    let log = RequestLog::new(request_id.clone(), "response");
+    if request.background.unwrap_or(false) {
+        let prepared = prepare(&app, request, tenant, ignored, n_bytes).await?;
+        return start_in_background(prepared, &background, log, is_streamed).await;
+    }
+    let started = async move {
+        let prepared = prepare(&app, request, tenant, ignored, n_bytes).await?;
+        start(prepared, log, is_streamed).await
+    };
+    if is_streamed {
+        let (run, headers) = started.await?;
+        return Ok((headers, run.into_stream()).into_response());
+    }
+    let work = async move {
+        let (run, headers) = started.await?;
+        Ok(PendingResponse::new(headers, run.collect()))
+    };
+    heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
+}
+
+/// Counts the tokens of a request's prompt.
+pub async fn input_tokens(
+    State(app): State<App>,
+    Extension(tenant): Extension<Tenant>,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let n_bytes = body.n_bytes();
+    let convert = move |object| {
+        let (object, ignored) = check_params(object, params::RESPONSES)?;
+        Ok((ResponsesRequest::from_object(object)?, ignored))
+    };
+    let (request, ignored) = body.parse_with(convert).await?;
+    let PreparedRequest { chat, request, translated, tenant, headers, .. } =
+        prepare(&app, request, tenant.name(), ignored, n_bytes).await?;
+    let counted = chat.count_prompt_tokens(translated.chat, tenant).await;
+    let input_tokens = counted.map_err(|e| with_own_names(e, &request))?;
+    let json = to_json(&ResponseInputTokens { object: "response.input_tokens", input_tokens })?;
+    Ok(json_response(headers, json))
+}
+
+/// Finds the model and the conversation of a request, and translates it.
+async fn prepare(
+    app: &App,
+    request: ResponsesRequest,
+    tenant: Arc<str>,
+    mut ignored: IgnoredParams,
+    n_bytes: usize,
+) -> Result<PreparedRequest> {
+    check_references(request.previous_response_id.as_deref(), request.conversation.as_ref())?;
+    let is_stored = request.store.unwrap_or(true);
+    if request.background.unwrap_or(false) && !is_stored {
+        let message = "`background` needs `store` to be true: the response is fetched from the store";
+        return Err(Error::invalid("background", message));
+    }
+    let chat = app.chat(request.options.model.as_deref(), n_bytes)?;
+    let blank = blank_response(&request, new_id("resp"), chat.id().to_owned(), unix_time());
+    let owner = app.state_owner(&tenant);
+    let (for_owner, response_id) = (owner.clone(), blank.id.clone());
+    let read = app.with_state(move |state| {
+        let input = input_items(request.input.as_ref());
+        let items = state.context(&for_owner, &request, &input)?;
+        let translated = translate(&request, &items, &state.signer(&for_owner))?;
+        Ok((request, translated, stored_input(&input, &response_id)))
+    });
+    let (request, translated, input) = read.await?;
+    ignored.extend(&translated.ignored);
+    let mut headers = HeaderMap::new();
+    ignored.insert_into(&mut headers);
+    let conversation = request.conversation.as_ref().map(|conversation| conversation.id().to_owned());
+    let persistence = Persistence { app: app.clone(), owner, input, conversation, is_stored };
+    Ok(PreparedRequest { chat, request, translated, blank, persistence, tenant, headers })
+}
+
+/// Starts the generation of a response; returns it with the headers of its HTTP response.
+async fn start(
+    prepared: PreparedRequest,
+    log: RequestLog,
+    is_streamed: bool,
+) -> Result<(ResponseRun, HeaderMap)> {
+    let PreparedRequest { chat, request, translated, blank, persistence, tenant, headers } = prepared;
+    let TranslatedRequest { chat: chat_request, tools, settings, .. } = translated;
+    let started = chat.start_chat(chat_request, tenant).await;
+    let stream = started.map_err(|e| with_own_names(e, &request))?;
+    let builder = ResponseBuilder::new(blank, tools, settings, is_streamed);
+    Ok((ResponseRun::new(stream, builder, log, persistence), headers))
+}
+
+/// Stores a response that waits, generates it on a task of its own, and responds at once or with its events.
+async fn start_in_background(
+    prepared: PreparedRequest,
+    runs: &BackgroundRuns,
+    log: RequestLog,
+    is_streamed: bool,
+) -> Result<Response, ApiError> {
+    let headers = prepared.headers.clone();
+    let persistence = prepared.persistence.clone();
+    let queued = ResponseObject { status: ResponseStatus::Queued, ..prepared.blank.clone() };
+    let guard = runs.register(&queued.id, persistence.owner.clone())?;
+    persistence.save(queued.clone(), Vec::new()).await?;
+    let run = guard.run.clone();
+    let failed = queued.clone();
+    tokio::spawn(async move {
+        match start(prepared, log, true).await {
+            Ok((response, _)) => response.into_background(guard.run.clone()).await,
+            Err(e) => {
+                let (code, message) = failure(e);
+                let mut builder = ResponseBuilder::failed(failed, code, &message);
+                let saved = persistence.save(builder.response().clone(), Vec::new()).await;
+                builder.end_stream(saved.unwrap_or(false));
+                guard.run.publish(builder.take_events());
+            }
+        }
+        drop(guard);
+    });
+    if is_streamed {
+        return Ok((headers, run.follow(None)).into_response());
+    }
+    Ok(json_response(headers, to_json(&queued)?))
+}
