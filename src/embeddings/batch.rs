@@ -22,13 +22,13 @@ pub struct EmbeddingRequest {
     pub force_dimensions: bool,
     /// The prompt prefix of every text.
     pub prompt: PromptPrefix,
-    /// What becomes of long inputs.
+    /// The treatment of long inputs.
     pub length: LengthRule,
     /// The sender. Tenants get equal shares of the model's time, and have cache entries of their own.
     pub tenant: Arc<str>,
 }
 
-/// What becomes of an input that is longer than the model or the request allows.
+/// The treatment of an input that is longer than the model or the request allows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LengthRule {
     /// Whether an input that is too long for the model is truncated instead of refused.
@@ -40,9 +40,9 @@ pub struct LengthRule {
 /// A number of tokens of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputTokens {
-    /// With the model's first and last special tokens.
+    /// Tokens of the input with the model's first and last special tokens.
     Whole(usize),
-    /// Those of the text alone; of a pair, those of its second text.
+    /// Tokens of the text alone; of a pair, tokens of its second text.
     Text(usize),
 }
 

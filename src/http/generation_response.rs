@@ -204,17 +204,17 @@ pub trait ChunkEncoder: Send + 'static {
     ) -> Option<Self::Chunk>;
 }
 
-/// Where a stream has token counts.
+/// The places of token counts in a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamUsage {
-    /// In a chunk of its own, the last.
+    /// Whether the last chunk has them alone.
     pub is_at_end: bool,
-    /// In every other chunk, as far as they are known.
+    /// Whether every other chunk has them, as far as they are known.
     pub is_continuous: bool,
 }
 
 impl StreamUsage {
-    /// What a request asks for.
+    /// The places that a request asks for.
     pub fn from_options(options: &GenerationOptions) -> Self {
         Self { is_at_end: options.include_usage(), is_continuous: options.continuous_usage() }
     }
