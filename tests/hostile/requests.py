@@ -715,7 +715,7 @@ VALUES = [
         expect={200, 400, UNFINISHED},
         patience=0.4,
     ),
-    Row("parameters: n of 9 and of 10^9", each([chat(n=9), chat(n=10**9)]), expect=REFUSED),
+    Row("parameters: n of 17 and of 10^9", each([chat(n=17), chat(n=10**9)]), expect=REFUSED),
     Row("parameters: n of 8, by 16", chat(n=8, max_tokens=40), 16, ANY),
     Row(
         "parameters: min_tokens of 2^62",

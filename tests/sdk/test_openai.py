@@ -274,17 +274,16 @@ class Logprobs(TestCase):
                 self.check(streamed, text_of(answer), answer.usage.completion_tokens)
 
     def check(self, entries, text, tokens):
-        # Tokens that are parts of one character share an entry, with the alternatives of the last.
-        self.assertTrue(len(entries) == tokens or not text.isascii() and len(entries) < tokens)
-        self.assertEqual(b"".join(bytes(entry.bytes) for entry in entries), text.encode())
+        self.assertEqual(len(entries), tokens)
+        # The limit may cut a character, which is then no text.
+        self.assertEqual(b"".join(bytes(entry.bytes) for entry in entries).decode(errors="ignore"), text)
         for entry in entries:
             top = [alternative.logprob for alternative in entry.top_logprobs]
             self.assertEqual(len(top), 3)
             self.assertEqual(top, sorted(top, reverse=True))
             self.assertLessEqual(top[0], 0)
             # Temperature 0 takes the most likely token.
-            likeliest = entry.top_logprobs[0].bytes
-            self.assertEqual(entry.bytes[-len(likeliest) :], likeliest)
+            self.assertEqual(entry.bytes, entry.top_logprobs[0].bytes)
             self.assertLessEqual(entry.logprob, top[0])
 
     def test_without_alternatives(self):
@@ -707,7 +706,7 @@ class Headers(TestCase):
         self.assertTrue(all(made))
         self.assertNotEqual(*made)
         with self.assertRaises(openai.APIStatusError) as caught:
-            chat(n=9)
+            chat(n=17)
         self.assertTrue(caught.exception.request_id)
 
     def test_ignored_parameters_are_named(self):
