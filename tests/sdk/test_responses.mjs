@@ -32,7 +32,7 @@ test("a whole response and its stream are equal", async () => {
 
 test("parsed objects", async () => {
   const parsed = await client.responses.parse(
-    request({ max_output_tokens: 64, text: { format: zodTextFormat(Capital, "capital") } }),
+    request({ max_output_tokens: 300, text: { format: zodTextFormat(Capital, "capital") } }),
   );
   assert.ok(Capital.safeParse(parsed.output_parsed).success);
 });
@@ -54,7 +54,7 @@ test("state", async () => {
 
 test("the AI SDK: text, stream, objects and two turns of tools", async () => {
   const prompt = "How warm is it in Rome?";
-  const settings = { model, temperature: 0, maxOutputTokens: 64, maxRetries: 0 };
+  const settings = { model, temperature: 0, maxOutputTokens: 300, maxRetries: 0 };
   const { text } = await generateText({ ...settings, prompt });
   let streamed = "";
   for await (const delta of streamText({ ...settings, prompt }).textStream) streamed += delta;

@@ -54,13 +54,13 @@ class Responses(unittest.TestCase):
         self.assertEqual(events[-1].response.output_text, text)
 
     def test_parsed_models(self):
-        parsed = client.responses.parse(**request(max_output_tokens=64), text_format=Capital)
+        parsed = client.responses.parse(**request(max_output_tokens=300), text_format=Capital)
         self.assertIsInstance(parsed.output_parsed, Capital)
-        with client.responses.stream(**request(max_output_tokens=64), text_format=Capital) as stream:
+        with client.responses.stream(**request(max_output_tokens=300), text_format=Capital) as stream:
             self.assertIsInstance(stream.get_final_response().output_parsed, Capital)
 
     def test_calls_and_their_outputs(self):
-        options = dict(tools=[WEATHER], tool_choice="required", max_output_tokens=128, parallel_tool_calls=False)
+        options = dict(tools=[WEATHER], tool_choice="required", max_output_tokens=300, parallel_tool_calls=False)
         first = create(**options)
         (call,) = [item for item in first.output if item.type == "function_call"]
         self.assertIn(client.responses.parse(**request(**options)).output[-1].parsed_arguments["city"], ["Paris", "Rome"])
@@ -138,7 +138,7 @@ class Agents(unittest.TestCase):
             called.append(city)
             return "20 degrees"
 
-        settings = ModelSettings(temperature=0, max_tokens=64, tool_choice="required", parallel_tool_calls=False)
+        settings = ModelSettings(temperature=0, max_tokens=300, tool_choice="required", parallel_tool_calls=False)
         agent = Agent(name="a", model="default", instructions="Be brief.", tools=[get_weather], model_settings=settings)
 
         async def run():
