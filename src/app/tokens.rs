@@ -129,6 +129,7 @@ fn token_ids(
     max_bytes: usize,
 ) -> Result<(Vec<u32>, Vec<String>)> {
     let TokenizeRequest { prompt, messages, tools, chat_template_kwargs, add_special_tokens, .. } = request;
+    let TokenizeRequest { add_generation_prompt, continue_final_message, .. } = request;
     match (prompt, messages, model) {
         (Some(_), Some(_), _) => Err(Error::invalid(
             "messages",
@@ -144,8 +145,12 @@ fn token_ids(
         (Some(text), None, _) => {
             let tokens = model.tokenizer().encode_text(&text, add_special_tokens.unwrap_or(true))?;
             // These are for conversations.
-            let ignored =
-                [("tools", tools.is_some()), ("chat_template_kwargs", chat_template_kwargs.is_some())];
+            let ignored = [
+                ("tools", tools.is_some()),
+                ("chat_template_kwargs", chat_template_kwargs.is_some()),
+                ("add_generation_prompt", add_generation_prompt.is_some()),
+                ("continue_final_message", continue_final_message.is_some()),
+            ];
             let ignored = ignored.into_iter().filter(|(_, is_set)| *is_set);
             Ok((tokens, ignored.map(|(name, _)| name.to_owned()).collect()))
         }
@@ -154,6 +159,8 @@ fn token_ids(
                 messages,
                 tools,
                 chat_template_kwargs,
+                add_generation_prompt,
+                continue_final_message,
                 ..ChatCompletionRequest::default()
             };
             let RenderedPrompt { tokens, ignored_fields, .. } = model.prompt(&request)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::generation_request::{TokenLimit, completion_generation_request, num_choices};
 use super::model::ChatModel;
 use super::stream::ChatStream;
-use super::structured::{ConstraintSpec, constraint_of};
+use super::structured::{ConstraintSpec, constraint_of, unenforced_keywords};
 use super::truncate::max_prompt_tokens;
 use crate::error::{Error, Result};
 use crate::inference::{Admission, CompiledGrammar, GenerationRequest, Scoring};
@@ -87,7 +87,8 @@ impl ChatModel {
         let max_prompt_tokens =
             max_prompt_tokens(options, self.engine.context_length(), generation.max_tokens)?;
         let mut slots = self.reserve_slots(admission, prompts.len() * best_of)?;
-        let (mut generations, mut ignored, mut n_prompt_tokens) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut generations, mut n_prompt_tokens) = (Vec::new(), Vec::new());
+        let mut ignored = unenforced_keywords(options);
         let scoring = scoring_param(request, &generation);
         let mut n_scored = 0;
         let is_echoed = request.echo.unwrap_or(false);

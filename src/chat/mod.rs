@@ -14,6 +14,7 @@ mod reasoning;
 mod response_cache;
 mod scored_prompt;
 mod stream;
+mod structural_tag;
 mod structured;
 pub mod template;
 mod template_probe;
@@ -34,7 +35,7 @@ pub use response_cache::ResponseCache;
 pub use scored_prompt::{PromptToken, prompt_logprobs};
 pub use stream::{CacheStatus, ChatStream};
 pub use structured::ConstraintSpec;
-use structured::constraint_of;
+use structured::{constraint_of, unenforced_keywords};
 pub use template::{ChatTemplate, TemplateSource, builtin_names, builtin_template};
 pub use text_offset::TextOffset;
 use tools::{RepeatedCalls, ToolCallFormat, ToolCallParser, ToolSet, tool_constraint};
@@ -84,6 +85,11 @@ impl ChatModel {
             self.render_prompt(request, tools.as_ref(), max_prompt_tokens)?;
         let beyond = self.limit_beyond_context(limit, tokens.len());
         ignored_fields.extend(beyond.map(|limit| limit.param.to_owned()));
+        if grammar.is_some() {
+            ignored_fields.extend(unenforced_keywords(&request.options));
+            let offered = request.tools.as_deref().unwrap_or_default();
+            ignored_fields.extend(tools.iter().flat_map(|tools| tools::unenforced_keywords(tools, offered)));
+        }
         if let Some(Scoring::Prompt { n_top }) = generation.scoring {
             self.engine.check_prompt_logprobs("prompt_logprobs", tokens.len(), n_top)?;
         }

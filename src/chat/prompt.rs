@@ -31,6 +31,43 @@ pub struct RenderedText {
     pub ignored_fields: Vec<String>,
 }
 
+/// The end of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PromptEnd {
+    /// The header of the assistant's next message.
+    Header,
+    /// The end of the last message.
+    Message,
+    /// The end of the last message's text, which is to be continued.
+    Text,
+}
+
+impl PromptEnd {
+    /// The end that a request asks for by `add_generation_prompt` and `continue_final_message`.
+    ///
+    /// # Errors
+    /// When both are set, or the last message cannot be continued.
+    fn from_request(request: &ChatCompletionRequest) -> Result<Self> {
+        let ChatCompletionRequest { add_generation_prompt, continue_final_message, messages, .. } = request;
+        let is_text = |message: &Message| {
+            message.role == Role::Assistant && message.tool_calls.as_ref().is_none_or(Vec::is_empty)
+        };
+        let message = match (*add_generation_prompt, continue_final_message.unwrap_or(false)) {
+            (Some(true), true) => {
+                "`continue_final_message` and `add_generation_prompt` exclude each other; send \
+                 `\"add_generation_prompt\": false`"
+            }
+            (_, true) if !messages.last().is_some_and(is_text) => {
+                "`continue_final_message` needs a last message of the assistant, without tool calls"
+            }
+            (_, true) => return Ok(Self::Text),
+            (Some(false), false) => return Ok(Self::Message),
+            (_, false) => return Ok(Self::Header),
+        };
+        Err(Error::invalid("continue_final_message", message))
+    }
+}
+
 impl ChatModel {
     /// The text of the prompt of a request, and the paths of fields that are not part of it.
     ///
@@ -76,6 +113,7 @@ impl ChatModel {
         tools: Option<&ToolSet>,
     ) -> Result<RenderedText> {
         let template = self.template()?;
+        let end = PromptEnd::from_request(request)?;
         let mut messages = template_messages(&request.messages, template.supports_developer_role())?;
         let mut tools = Value::Array(tools.map(ToolSet::for_template).unwrap_or_default());
         let (variables, mut ignored_fields) = template_variables(template, request);
@@ -83,14 +121,15 @@ impl ChatModel {
         let mut texts = messages.iter().flat_map(message_texts).collect::<Vec<&str>>();
         collect_texts(&variables, &mut texts);
         collect_texts(&tools, &mut texts);
-        let marker = Tokenizer::unused_marker(texts.iter().copied()).ok_or_else(|| {
-            Error::invalid(
-                "messages",
-                "the messages use every Unicode noncharacter from U+FDD0 to U+FDEF; leave one out",
-            )
-        })?;
+        let marker = unused_marker(&texts)?;
+        let marker_text = marker.to_string();
+        texts.push(&marker_text);
+        let text_end = unused_marker(&texts)?;
         let escape_special_tokens = |text: &str| self.tokenizer.escape_special_tokens(text, marker);
         messages.iter_mut().for_each(|message| map_message_texts(message, &escape_special_tokens));
+        if end == PromptEnd::Text {
+            messages.last_mut().into_iter().for_each(|message| message.content.push(text_end));
+        }
         map_texts(&mut variables, &escape_special_tokens);
         map_texts(&mut tools, &escape_special_tokens);
         let tools = tools.as_array().filter(|tools| !tools.is_empty());
@@ -99,14 +138,19 @@ impl ChatModel {
         let variables = variables.as_object().cloned().unwrap_or_default();
         let now = jiff::Zoned::now().datetime();
         let render_with = |messages: &[TemplateMessage], variables: &Map<String, Value>| {
-            template.render(TemplateInput {
+            let mut prompt = template.render(TemplateInput {
                 messages,
                 tools,
                 documents: None,
-                add_generation_prompt: true,
+                add_generation_prompt: end == PromptEnd::Header,
                 variables: variables.clone(),
                 now,
-            })
+            })?;
+            if end == PromptEnd::Text {
+                let text_end = prompt.rfind(text_end).ok_or_else(not_continuable)?;
+                prompt.truncate(text_end);
+            }
+            Ok(prompt)
         };
         let render = |messages: &[TemplateMessage]| render_with(messages, &variables);
         let prompt = match render(&messages) {
@@ -145,6 +189,24 @@ fn template_variables(
         None => {}
     }
     (variables, Vec::new())
+}
+
+/// A character that does not occur in `texts`.
+fn unused_marker(texts: &[&str]) -> Result<char> {
+    Tokenizer::unused_marker(texts.iter().copied()).ok_or_else(|| {
+        Error::invalid(
+            "messages",
+            "the messages use nearly every Unicode noncharacter from U+FDD0 to U+FDEF; leave two out",
+        )
+    })
+}
+
+/// The error of a template that does not show the last message.
+fn not_continuable() -> Error {
+    Error::invalid(
+        "continue_final_message",
+        "the model's chat template does not show the text of the last message; leave `continue_final_message` out",
+    )
 }
 
 /// The predicted output of a request, as text.

@@ -38,6 +38,10 @@ pub struct ChatCompletionRequest {
     pub parallel_tool_calls: Option<bool>,
     /// Additional variables for the model's chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// End the prompt with the header of the assistant's message; true by default.
+    pub add_generation_prompt: Option<bool>,
+    /// Continue the last message, which is the assistant's. Excludes `add_generation_prompt`.
+    pub continue_final_message: Option<bool>,
     /// Options that text completions have too.
     #[serde(flatten)]
     pub options: GenerationOptions,

@@ -97,6 +97,8 @@ pub struct GenerationOptions {
     pub prompt_logprobs: Option<u64>,
     /// The form that the response must have.
     pub response_format: Option<ResponseFormat>,
+    /// The form that the response must have, as vLLM's clients send it.
+    pub structured_outputs: Option<StructuredOutputs>,
     /// JSON schema that the response must match, as an object or as text.
     #[schemars(extend("type" = ["object", "string", "null"]))]
     pub guided_json: Option<Value>,
@@ -105,8 +107,22 @@ pub struct GenerationOptions {
     /// Allowed responses; the response is exactly one of these strings.
     #[schemars(length(min = 1))]
     pub guided_choice: Option<Vec<String>>,
-    /// Lark grammar that the response must match.
+    /// Grammar that the response must match: Lark, GBNF or EBNF, which are told apart by `::=`.
     pub grammar: Option<String>,
+    /// Another name for `grammar`.
+    pub guided_grammar: Option<String>,
+    /// Another name for `grammar`.
+    pub ebnf: Option<String>,
+    /// Another name for `guided_regex`.
+    pub regex: Option<String>,
+    /// Another name for `guided_json`.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    pub json_schema: Option<Value>,
+    /// Free text with parts of a given form, as an object or as text.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    pub structural_tag: Option<Value>,
+    /// Regular expression of the white space in the JSON of `guided_json`.
+    pub guided_whitespace_pattern: Option<String>,
 }
 
 impl GenerationOptions {
@@ -123,13 +139,15 @@ impl GenerationOptions {
         self.stream.unwrap_or(false)
     }
 
-    /// Whether a grammar constrains the response.
+    /// Whether a grammar may constrain the response.
     pub fn has_grammar(&self) -> bool {
+        let schemas = [&self.guided_json, &self.json_schema, &self.structural_tag];
+        let texts = [&self.guided_regex, &self.regex, &self.grammar, &self.guided_grammar, &self.ebnf];
         self.response_format.is_some()
-            || self.guided_json.is_some()
-            || self.guided_regex.is_some()
+            || self.structured_outputs.is_some()
             || self.guided_choice.is_some()
-            || self.grammar.is_some()
+            || schemas.into_iter().any(Option::is_some)
+            || texts.into_iter().any(Option::is_some)
     }
 
     /// Whether a stream ends with the token counts.
@@ -163,27 +181,102 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// The form that the response must have.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+/// The form that the response must have: OpenAI's three types, and those of other servers.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ResponseFormat {
-    /// Text, any JSON object, or JSON of a given schema.
+    /// The kind of form.
     #[serde(rename = "type")]
     pub kind: ResponseFormatKind,
-    /// The schema; required if `type` is `json_schema`.
+    /// The schema of type `json_schema`.
     #[serde(default)]
     pub json_schema: Option<JsonSchemaFormat>,
+    /// The schema of type `json_object` or `json_schema`, as an object or as text.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    #[serde(default, alias = "response_schema")]
+    pub schema: Option<Value>,
+    /// The schema, regular expression or grammar, by the type.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    #[serde(default)]
+    pub value: Option<Value>,
+    /// The regular expression of type `regex`.
+    #[serde(default, alias = "pattern", alias = "regex_schema")]
+    pub regex: Option<String>,
+    /// The grammar of type `grammar`.
+    #[serde(default, alias = "ebnf")]
+    pub grammar: Option<String>,
+    /// Whether a schema of this object, not of `json_schema`, is enforced completely or refused.
+    #[serde(default)]
+    pub strict: Option<bool>,
+    /// Accepted for compatibility; names nothing.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Accepted for compatibility; the model does not see it.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The tags of type `structural_tag`.
+    #[schemars(schema_with = "array_or_null")]
+    #[serde(default)]
+    pub structures: Option<Value>,
+    /// The texts that begin tags of type `structural_tag`.
+    #[schemars(schema_with = "array_or_null")]
+    #[serde(default)]
+    pub triggers: Option<Value>,
+    /// The tree of type `structural_tag`.
+    #[schemars(schema_with = "object_or_null")]
+    #[serde(default)]
+    pub format: Option<Value>,
 }
 
-/// Text, any JSON object, or JSON of a given schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+/// The kind of form that the response must have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ResponseFormatKind {
     /// Any text.
+    #[default]
     Text,
-    /// Any JSON object.
+    /// JSON of a given schema, or any JSON object.
+    #[serde(alias = "json")]
     JsonObject,
     /// JSON that matches a schema.
     JsonSchema,
+    /// Text that a regular expression matches.
+    #[serde(alias = "regex_schema")]
+    Regex,
+    /// Text that matches a grammar.
+    #[serde(alias = "ebnf")]
+    Grammar,
+    /// Free text with parts of a given form.
+    StructuralTag,
+}
+
+/// The form that the response must have, in vLLM's words. One of the first six fields at most is set.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StructuredOutputs {
+    /// JSON schema that the response must match, as an object or as text.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    pub json: Option<Value>,
+    /// Regular expression that the whole response must match.
+    pub regex: Option<String>,
+    /// Allowed responses.
+    #[schemars(length(min = 1))]
+    pub choice: Option<Vec<String>>,
+    /// Grammar that the response must match: Lark, GBNF or EBNF.
+    pub grammar: Option<String>,
+    /// Whether the response is any JSON object.
+    pub json_object: Option<bool>,
+    /// Free text with parts of a given form, as an object or as text.
+    #[schemars(extend("type" = ["object", "string", "null"]))]
+    pub structural_tag: Option<Value>,
+    /// Forbid white space between the parts of JSON.
+    pub disable_any_whitespace: Option<bool>,
+    /// Forbid properties that a schema does not name.
+    pub disable_additional_properties: Option<bool>,
+    /// Accepted for compatibility; this server has no other way to constrain a response.
+    pub disable_fallback: Option<bool>,
+    /// Regular expression of the white space between the parts of JSON.
+    pub whitespace_pattern: Option<String>,
 }
 
 /// A named JSON schema that the response must match.
@@ -199,7 +292,7 @@ pub struct JsonSchemaFormat {
     #[serde(default)]
     #[schemars(schema_with = "object_or_null")]
     pub schema: Option<Value>,
-    /// Accepted for compatibility; the schema is always enforced.
+    /// Refuse a schema with keywords that cannot be enforced; otherwise they are left out and named.
     #[serde(default)]
     pub strict: Option<bool>,
 }
@@ -207,6 +300,11 @@ pub struct JsonSchemaFormat {
 /// The schema of a JSON schema.
 pub(super) fn object_or_null(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": ["object", "null"]})
+}
+
+/// The schema of an array.
+fn array_or_null(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": ["array", "null"]})
 }
 
 /// The schema of `stop`, with bounds that [`OneOrMany`] has only here.

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use self::Treatment::{Honored, Ignored, OnlyDefault, Parsed};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 
 /// How the server treats a parameter.
 #[derive(Clone, Copy)]
@@ -60,7 +60,20 @@ const GENERATION: &[ParamRow] = &[
     ("guided_json", Honored),
     ("guided_regex", Honored),
     ("guided_choice", Honored),
+    ("guided_grammar", Honored),
+    ("guided_whitespace_pattern", Honored),
+    ("guided_decoding_backend", Ignored),
+    ("regex", Honored),
+    ("ebnf", Honored),
+    ("json_schema", Honored),
+    ("structural_tag", Honored),
+    ("structured_outputs", Honored),
     ("response_format", Honored),
+    ("grammar_lazy", OnlyDefault { is_default: |v| *v == false, reason: "grammars apply from the start" }),
+    ("grammar_triggers", OnlyDefault { is_default: is_empty, reason: "grammars apply from the start" }),
+    ("allowed_token_ids", OnlyDefault { is_default: is_empty, reason: "use `logit_bias` or a grammar" }),
+    ("bad_words", OnlyDefault { is_default: is_empty, reason: "use `logit_bias` or a grammar" }),
+    ("logits_processors", OnlyDefault { is_default: is_empty, reason: "use `logit_bias` or a grammar" }),
 ];
 
 /// Parameters of responses that may have several choices.
@@ -104,6 +117,8 @@ pub const CHAT: ParamTable = &[
         ("moderation", OnlyDefault { is_default: never, reason: "no moderation model is served" }),
         ("service_tier", Ignored),
         ("chat_template_kwargs", Honored),
+        ("add_generation_prompt", Honored),
+        ("continue_final_message", Honored),
     ],
     CHOICES,
     GENERATION,
@@ -214,6 +229,8 @@ pub const TOKENIZE: ParamTable = &[&[
     ("return_token_strs", Honored),
     ("tools", Honored),
     ("chat_template_kwargs", Honored),
+    ("add_generation_prompt", Honored),
+    ("continue_final_message", Honored),
 ]];
 
 /// Parameters of `/detokenize`.
@@ -253,10 +270,46 @@ const NESTED: &[(&str, &[&str])] = &[
     ("text.format", &["type", "name", "description", "schema", "strict"]),
     ("reasoning", &["effort", "summary", "generate_summary"]),
     ("prediction", &["type", "content"]),
-    ("response_format", &["type", "json_schema"]),
+    (
+        "response_format",
+        &[
+            "type",
+            "json_schema",
+            "schema",
+            "response_schema",
+            "value",
+            "regex",
+            "pattern",
+            "regex_schema",
+            "grammar",
+            "ebnf",
+            "strict",
+            "structures",
+            "triggers",
+            "format",
+        ],
+    ),
     ("response_format.json_schema", &["name", "description", "schema", "strict"]),
+    (
+        "structured_outputs",
+        &[
+            "json",
+            "regex",
+            "choice",
+            "grammar",
+            "json_object",
+            "structural_tag",
+            "disable_any_whitespace",
+            "disable_additional_properties",
+            "whitespace_pattern",
+        ],
+    ),
     ("prediction.content[]", &["type", "text"]),
 ];
+
+/// Beginnings of names that other servers give to constraints. A parameter with such a name that has no row is
+/// refused: the client would take an unconstrained answer for a constrained one.
+const CONSTRAINT_PREFIXES: &[&str] = &["guided_", "grammar_", "structured_", "structural_"];
 
 fn never(_: &Value) -> bool {
     false
@@ -289,6 +342,15 @@ pub fn check_params(table: ParamTable, request: &Map<String, Value>) -> Result<V
                 return Err(Error::invalid(
                     name,
                     format!("`{name}` with this value is not supported: {reason}; leave it out"),
+                ));
+            }
+            None if CONSTRAINT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) => {
+                return Err(Error::invalid(
+                    quote(name),
+                    format!(
+                        "`{}` is not known, and its name is that of a constraint; leave it out",
+                        quote(name)
+                    ),
                 ));
             }
             Some((_, Ignored)) | None => ignored.push(name.clone()),

@@ -33,6 +33,12 @@ pub struct TokenizeRequest {
     /// Additional variables for the model's chat template.
     #[serde(default)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// End the prompt with the header of the assistant's message; true by default.
+    #[serde(default)]
+    pub add_generation_prompt: Option<bool>,
+    /// Continue the last message, which is the assistant's. Excludes `add_generation_prompt`.
+    #[serde(default)]
+    pub continue_final_message: Option<bool>,
 }
 
 /// The response: token ids.

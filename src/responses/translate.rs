@@ -154,10 +154,11 @@ fn response_format(format: &TextFormat) -> Result<ResponseFormat> {
     }
     // A schema without a name is as good as one with.
     let name = name.unwrap_or_else(|| "response".to_owned());
+    let beside = schema.clone().filter(|_| kind == ResponseFormatKind::JsonObject);
     let json_schema = JsonSchemaFormat { name, description, schema, strict };
     let json_schema = (kind == ResponseFormatKind::JsonSchema).then_some(json_schema);
     // Built from JSON, so that fields which the chat layer adds keep their defaults.
-    let value = json!({"type": kind, "json_schema": json_schema});
+    let value = json!({"type": kind, "json_schema": json_schema, "schema": beside});
     crate::openai::from_value(value).map_err(|e| e.with_param("text.format"))
 }
 

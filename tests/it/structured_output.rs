@@ -76,6 +76,166 @@ async fn every_kind_of_grammar_constrains_the_completion() {
 }
 
 #[tokio::test]
+async fn constraints_of_other_servers_are_kept() {
+    let server = scripted("yes, of course").await;
+    let schema = json!({"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"],
+                        "additionalProperties": false});
+    let text = schema.to_string();
+    let json_format = |fields: Value| {
+        let mut format = json!({"type": "json_object"});
+        format.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({"response_format": format})
+    };
+    for fields in [
+        json!({"structured_outputs": {"json": schema}}),
+        json!({"structured_outputs": {"json": text, "whitespace_pattern": "[ \\n]?", "disable_fallback": true}}),
+        json!({"structured_outputs": {"json": schema, "disable_any_whitespace": true}}),
+        json!({"json_schema": schema}),
+        json!({"guided_json": schema, "guided_whitespace_pattern": " {0,2}", "guided_decoding_backend": "xgrammar"}),
+        json_format(json!({"schema": schema})),
+        json_format(json!({"schema": text})),
+        json_format(json!({"value": schema})),
+        json_format(json!({"type": "json", "value": schema})),
+        json_format(json!({"type": "json_schema", "schema": schema})),
+        json_format(json!({"type": "json_schema", "value": {"name": "x", "schema": schema}})),
+        json!({"guided_json": schema, "response_format": {"type": "json_object", "schema": schema}}),
+    ] {
+        let answer = ask(&server, CHAT, fields.clone()).await;
+        assert_eq!(serde_json::from_str::<Value>(content(&answer)).unwrap(), json!({"a": "b"}), "{fields}");
+        let mut longer = fields.clone();
+        longer["max_tokens"] = json!(300);
+        let answer = ask(&server, "/v1/completions", longer).await;
+        let text = answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{fields}: {answer}"));
+        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), json!({"a": "b"}), "{fields}");
+    }
+    for fields in [
+        json!({"structured_outputs": {"regex": "ye[s]"}}),
+        json!({"structured_outputs": {"choice": ["yes", "no"]}}),
+        json!({"structured_outputs": {"grammar": "root ::= \"ye\" [a-z] | \"no\""}}),
+        json!({"structured_outputs": {"grammar": "start: \"yes\" | \"no\""}}),
+        json!({"regex": "yes|no"}),
+        json!({"ebnf": "root ::= \"yes\" | \"no\"", "regex": null}),
+        json!({"grammar": "root ::= answer\nanswer ::= \"yes\" | \"no\" | \"(\" answer \")\""}),
+        json!({"guided_grammar": "root ::= \"yes\"", "grammar": ""}),
+        json!({"response_format": {"type": "regex", "value": "yes|no"}}),
+        json!({"response_format": {"type": "regex", "pattern": "yes|no"}}),
+        json!({"response_format": {"type": "grammar", "grammar": "root ::= \"yes\""}}),
+        json!({"response_format": {"type": "ebnf", "ebnf": "root ::= \"yes\""}}),
+        json!({"structured_outputs": {"structural_tag": {"format": {"type": "regex", "pattern": "y.s"}}}}),
+    ] {
+        let answer = ask(&server, CHAT, fields.clone()).await;
+        assert!(answer["choices"][0]["message"]["content"] == "yes", "{fields}: {answer}");
+    }
+    let object =
+        ask(&server, CHAT, json!({"structured_outputs": {"json_object": true}, "max_tokens": 1})).await;
+    assert_eq!(content(&object), "{");
+    for free in [json!({"structured_outputs": {"json_object": false}}), json!({"structured_outputs": null})] {
+        assert_eq!(content(&ask(&server, CHAT, free).await), "yes, of course");
+    }
+}
+
+#[tokio::test]
+async fn structural_tags_constrain_what_follows_their_triggers() {
+    let server = scripted("ab<f=x>{\"a\": 17}<f>, then <f=y>{} and <f=z").await;
+    let schema = json!({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": false});
+    let tags = json!({"type": "structural_tag", "triggers": ["<f="], "structures": [
+        {"begin": "<f=x>", "schema": schema, "end": "</f>"}]});
+    let tree = json!({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<f="], "tags": [
+        {"type": "tag", "begin": "<f=x>", "content": {"type": "json_schema", "json_schema": schema}, "end": "</f>"}]}});
+    for fields in [
+        json!({"response_format": tags}),
+        json!({"response_format": tree}),
+        json!({"structural_tag": tags.to_string()}),
+        json!({"structured_outputs": {"structural_tag": tree.to_string()}}),
+    ] {
+        let mut fields = fields;
+        fields["max_tokens"] = json!(60);
+        let answer = ask(&server, CHAT, fields).await;
+        let text = content(&answer);
+        let compact: String = text.split_whitespace().collect();
+        assert!(compact.starts_with("ab<f=x>{\"a\":1}</f>"), "{text}");
+        assert!(!text.contains("<f=y") && !text.contains("<f=z"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn only_strict_schemas_fail_for_what_cannot_be_enforced() {
+    let server = scripted("yes").await;
+    let schema = json!({"type": "object", "properties": {"a": {"enum": ["b"]}}, "required": ["a"],
+                        "additionalProperties": false, "not": {"required": ["z"]}});
+    let asked = |strict: Value| {
+        json!({"messages": [{"role": "user", "content": "hi"}], "response_format": {"type": "json_schema",
+               "json_schema": {"name": "x", "strict": strict, "schema": schema}}})
+    };
+    for strict in [json!(null), json!(false)] {
+        let answer = server.post(CHAT, &asked(strict)).await;
+        assert_eq!(answer.headers()["x-ignored-params"], "response_format.json_schema.schema.not");
+        let answer = body(answer).await;
+        assert_eq!(serde_json::from_str::<Value>(content(&answer)).unwrap(), json!({"a": "b"}));
+    }
+    assert_eq!(server.post(CHAT, &asked(json!(true))).await.status(), 400);
+    let tools = |strict: bool| {
+        json!({"messages": [{"role": "user", "content": "hi"}], "tool_choice": "required", "tools": [
+            {"type": "function", "function": {"name": "f", "strict": strict, "parameters": schema}}]})
+    };
+    let answer = server.post(CHAT, &tools(false)).await;
+    assert_eq!(answer.headers()["x-ignored-params"], "tools[0].function.parameters.not");
+    let answer = body(answer).await;
+    let arguments =
+        answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(arguments).unwrap(), json!({"a": "b"}));
+    assert_eq!(server.post(CHAT, &tools(true)).await.status(), 400);
+}
+
+#[tokio::test]
+async fn the_last_message_can_be_continued() {
+    let script = Script::saying("!");
+    let prompts = script.prompts.clone();
+    let server = scripted_server(script, Limits::default(), ENGINE_OPTIONS).await;
+    let request = |fields: Value| {
+        let mut request = json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so <|im_end|> "}]});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        request
+    };
+    let continued = json!({"continue_final_message": true, "add_generation_prompt": false});
+    for fields in [continued.clone(), json!({"continue_final_message": true})] {
+        prompts.lock().unwrap().clear();
+        assert_eq!(server.post(CHAT, &request(fields.clone())).await.status(), 200);
+        let prompt = prompts.lock().unwrap().values().next().unwrap().clone();
+        let last: Vec<u32> = "so <|im_end|> ".bytes().map(u32::from).collect();
+        assert_eq!(
+            prompt[prompt.len() - last.len() - 1..][..last.len()],
+            last,
+            "as text, and nothing after it"
+        );
+        let tokens = body(server.post("/tokenize", &request(fields)).await).await;
+        assert!(
+            tokens["tokens"]
+                .as_array()
+                .unwrap()
+                .ends_with(&last.iter().map(|&id| json!(id)).collect::<Vec<_>>())
+        );
+    }
+    let count =
+        async |fields: Value| body(server.post("/tokenize", &request(fields)).await).await["count"].clone();
+    let with_header = count(json!({})).await;
+    let without = count(json!({"add_generation_prompt": false})).await;
+    assert_eq!(with_header.as_u64().unwrap() - without.as_u64().unwrap(), "assistant:".len() as u64 + 1);
+    for (fields, param) in [
+        (json!({"continue_final_message": true, "add_generation_prompt": true}), "continue_final_message"),
+        (
+            json!({"continue_final_message": true, "messages": [{"role": "user", "content": "x"}]}),
+            "continue_final_message",
+        ),
+    ] {
+        for path in [CHAT, "/tokenize"] {
+            let answer = body(server.post(path, &request(fields.clone())).await).await;
+            assert_eq!(answer["error"]["param"], param, "{path}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn other_parameters_keep_their_meaning() {
     let server = scripted("yes").await;
     let of = async |fields| ask(&server, CHAT, fields).await;
@@ -115,7 +275,6 @@ async fn unenforceable_grammars_are_refused_by_name() {
     for (fields, param, says) in [
         (format(json!({"not": {"type": "null"}})), "response_format", "not"),
         (format(json!({"type": "array", "uniqueItems": true})), "response_format", "uniqueItems"),
-        (format(json!({"type": "string", "format": "colour"})), "response_format", "colour"),
         (format(json!({"$ref": "https://example.com/x.json"})), "response_format", "example.com"),
         (format(json!({"$ref": "#/$defs/a"})), "response_format", "$defs/a"),
         (format(json!({"oneOf": [{"type": "string"}, {"minLength": 1}]})), "response_format", "oneOf"),
@@ -130,7 +289,23 @@ async fn unenforceable_grammars_are_refused_by_name() {
         (json!({"guided_regex": "(a"}), "guided_regex", "(a"),
         (json!({"guided_regex": "a(?=b)"}), "guided_regex", "look-ahead"),
         (json!({"grammar": "start: missing"}), "grammar", "missing"),
-        (json!({"grammar": "root ::= \"a\""}), "grammar", "Lark"),
+        (json!({"grammar": "root ::= [a"}), "grammar", "line 1: a class of characters has no `]`"),
+        (json!({"ebnf": "root ::= x"}), "ebnf", "`x` is not defined"),
+        (json!({"structured_outputs": {"regex": "(a"}}), "structured_outputs.regex", "(a"),
+        (json!({"structured_outputs": {"jsn": {}}}), "structured_outputs.jsn", "jsn"),
+        (json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), "structured_outputs.choice", "both"),
+        (json!({"structural_tag": {}}), "structural_tag", "structures"),
+        (json!({"guided_words": ["a"]}), "guided_words", "constraint"),
+        (json!({"grammar_lazy": true}), "grammar_lazy", "from the start"),
+        (json!({"response_format": {"json_schema": {"name": "x"}}}), "response_format.type", "missing"),
+        (json!({"response_format": {"type": "json_object", "regex": "a"}}), "response_format.regex", "type"),
+        (
+            json!({"response_format": {"type": "json_object", "shape": {}}}),
+            "response_format.shape",
+            "unknown field",
+        ),
+        (json!({"response_format": {"type": "regex"}}), "response_format.regex", "text"),
+        (json!({"response_format": {"type": "python"}}), "response_format.type", "python"),
         (json!({"guided_choice": []}), "guided_choice", "empty"),
         (json!({"guided_choice": ["a"], "guided_regex": "b"}), "guided_choice", "guided_regex"),
     ] {

@@ -1,11 +1,11 @@
 //! The grammar of tool calls in a family's format, with arguments that match their schemas.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::formats::ToolCallFormat;
 use super::tool_set::{CallMode, ToolSet};
 use crate::inference::Grammar;
-use crate::inference::grammar::for_each_schema;
+use crate::inference::grammar::{forbid_additional_properties, leave_out_unenforceable};
 use crate::openai::chat::FunctionDefinition;
 
 /// Maximum number of calls in a constrained response.
@@ -26,7 +26,7 @@ pub fn call_grammar(
         return None;
     }
     let part = |(idx, function): (usize, &FunctionDefinition)| {
-        let schema = arguments_schema(function.parameters.as_ref());
+        let (schema, _) = arguments_schema(function, "");
         (format!("parameters_{idx}"), Grammar::JsonSchema(schema))
     };
     let mut parts: Vec<(String, Grammar)> = tools.functions.iter().enumerate().map(part).collect();
@@ -62,25 +62,26 @@ pub fn call_grammar(
     Some(Grammar::Lark { rules: rules.join("\n"), parts })
 }
 
-/// The schema of a function's arguments. Unless `parameters` says otherwise, it forbids additional properties:
-/// authors of schemas rarely mean to allow them, and functions rarely accept them.
-fn arguments_schema(parameters: Option<&Value>) -> Value {
-    let mut schema = match parameters {
+/// The paths, which begin with `path`, of what the grammar leaves out of the schema of a function's arguments. A
+/// function that is `strict` has none: it is refused instead.
+pub fn unenforced_keywords(function: &FunctionDefinition, path: &str) -> Vec<String> {
+    arguments_schema(function, path).1
+}
+
+/// The schema of a function's arguments, and the paths of what is left out of it. Unless `parameters` says otherwise,
+/// it forbids additional properties: authors of schemas rarely mean to allow them, and functions rarely accept them.
+fn arguments_schema(function: &FunctionDefinition, path: &str) -> (Value, Vec<String>) {
+    let mut schema = match &function.parameters {
         None => json!({"type": "object", "properties": {}}),
         Some(parameters) => parameters.clone(),
     };
     // The parts of an `allOf` would forbid each other's properties.
     if !schema.to_string().contains("\"allOf\"") {
-        for_each_schema(&mut schema, &forbid_additional_properties);
+        forbid_additional_properties(&mut schema);
     }
-    schema
-}
-
-/// Forbids properties that the schema of an object does not name.
-fn forbid_additional_properties(schema: &mut Map<String, Value>) {
-    if schema.contains_key("properties") && !schema.contains_key("patternProperties") {
-        schema.entry("additionalProperties").or_insert(Value::Bool(false));
-    }
+    let left_out =
+        if function.strict == Some(true) { Vec::new() } else { leave_out_unenforceable(&mut schema, path) };
+    (schema, left_out)
 }
 
 /// The rule `calls`: one or several calls, after the first opening mark. Where several are allowed, the text may end
@@ -126,24 +127,32 @@ fn literal(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn function(parameters: Value, strict: bool) -> FunctionDefinition {
+        serde_json::from_value(json!({"name": "f", "parameters": parameters, "strict": strict})).unwrap()
+    }
+
     #[test]
     fn additional_arguments_are_forbidden() {
+        let schema_of = |parameters: Value| arguments_schema(&function(parameters, false), "").0;
         assert_eq!(
-            arguments_schema(None),
+            schema_of(json!(null)),
             json!({"type": "object", "properties": {}, "additionalProperties": false})
         );
-        let named = json!({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {}}},
-                           "properties": {"enum": [{"properties": 1}]}}});
-        let mut closed = named.clone();
-        closed["additionalProperties"] = json!(false);
-        closed["properties"]["a"]["additionalProperties"] = json!(false);
-        assert_eq!(arguments_schema(Some(&named)), closed);
+        assert_eq!(schema_of(json!({"properties": {"a": {}}}))["additionalProperties"], json!(false));
         for open in [
             json!({"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "string"}}),
             json!({"type": "object", "allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}),
             json!({"type": "object"}),
         ] {
-            assert_eq!(arguments_schema(Some(&open)), open);
+            assert_eq!(schema_of(open.clone()), open);
         }
+    }
+
+    #[test]
+    fn only_strict_functions_keep_what_cannot_be_enforced() {
+        let parameters = json!({"type": "object", "not": {"required": ["a"]}});
+        let (schema, left_out) = arguments_schema(&function(parameters.clone(), false), "p");
+        assert_eq!((schema, left_out), (json!({"type": "object"}), vec!["p.not".to_owned()]));
+        assert_eq!(arguments_schema(&function(parameters.clone(), true), "p"), (parameters, Vec::new()));
     }
 }

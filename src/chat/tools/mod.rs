@@ -25,6 +25,7 @@ use super::structured::ConstraintSpec;
 use super::template::{ChatTemplate, TemplateMessage};
 use crate::error::{Error, Result};
 use crate::inference::Grammar;
+use crate::openai::chat::Tool;
 
 /// Fallback system prompt for models without native tool support; the list of functions follows.
 const INSTRUCTIONS: &str = "You can call functions. To call one, write nothing but this, once for each call:\n\
@@ -52,6 +53,16 @@ pub fn tool_constraint(
     let param = spec.as_ref().map_or("tools", |spec| spec.param);
     let grammar = grammar::call_grammar(tools, format, special, content);
     Ok(grammar.map(|grammar| ConstraintSpec { param, grammar }))
+}
+
+/// The paths of keywords that the grammar of calls leaves out of the schemas of `offered` functions.
+pub fn unenforced_keywords(tools: &ToolSet, offered: &[Tool]) -> Vec<String> {
+    let offered = offered.iter().enumerate().filter(|(_, tool)| tools.functions.contains(&tool.function));
+    offered
+        .flat_map(|(idx, tool)| {
+            grammar::unenforced_keywords(&tool.function, &format!("tools[{idx}].function.parameters"))
+        })
+        .collect()
 }
 
 /// Rewrites tools, calls and results in `messages` to the form that the template expects. Returns the tools

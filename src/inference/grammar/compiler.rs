@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use llguidance::ParserFactory;
-use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::TokEnv;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
@@ -103,8 +102,8 @@ impl GrammarCompiler {
     /// When the grammar is too large or too complex, is malformed, or uses a feature that cannot be enforced; when too
     /// many grammars wait.
     pub async fn compile(&self, grammar: &Grammar) -> Result<Arc<CompiledGrammar>> {
-        let grammar = grammar.to_llguidance()?;
-        let digest = digest(&grammar)?;
+        grammar.check_size()?;
+        let digest = digest(grammar)?;
         if let Some(known) = self.shared.known(&digest) {
             metrics::counter!(telemetry::GRAMMAR_CACHE_HITS).increment(1);
             return known.into_result();
@@ -117,7 +116,7 @@ impl GrammarCompiler {
             return known.into_result();
         }
         let (sender, compiled) = oneshot::channel();
-        let shared = self.shared.clone();
+        let (shared, grammar) = (self.shared.clone(), grammar.clone());
         let work = move || shared.compile(grammar, digest, permit, sender);
         thread::Builder::new()
             .name("grammar-compiler".to_owned())
@@ -141,14 +140,14 @@ impl CompilerShared {
     /// as this takes.
     fn compile(
         &self,
-        grammar: TopLevelGrammar,
+        grammar: Grammar,
         digest: GrammarDigest,
         permit: SemaphorePermit<'_>,
         sender: oneshot::Sender<Result<Arc<CompiledGrammar>>>,
     ) {
         pool::set_niceness(NICENESS);
         let began = Instant::now();
-        let result = self.compile_until(grammar, || sender.is_closed());
+        let result = self.compile_until(&grammar, || sender.is_closed());
         metrics::histogram!(telemetry::GRAMMAR_COMPILE_SECONDS).record(began.elapsed().as_secs_f64());
         let (known, n_bytes) = match result {
             Ok((compiled, n_bytes)) => (KnownGrammar::Compiled(Arc::new(compiled)), n_bytes),
@@ -164,12 +163,13 @@ impl CompilerShared {
     /// Compiles a grammar and computes its first mask; returns the bytes that it takes, too.
     fn compile_until(
         &self,
-        grammar: TopLevelGrammar,
+        grammar: &Grammar,
         is_cancelled: impl Fn() -> bool,
     ) -> Result<(CompiledGrammar, usize)> {
         let factory = self.factory.get_or_init(|| self.new_factory()).as_ref().map_err(Clone::clone)?;
         let deadline = Instant::now() + COMPILE_TIME;
         let n_vocab = u32::try_from(self.n_vocab).unwrap_or(u32::MAX);
+        let grammar = grammar.to_llguidance()?;
         let n_trial_bytes = run_trial(&grammar, n_vocab, deadline, &is_cancelled)?;
         let parser = factory.create_parser(grammar).map_err(|e| unenforceable(&e.to_string()))?;
         let mut constraint = Constraint::new(GrammarMatcher::new(parser), self.queue.clone());
@@ -202,7 +202,7 @@ impl CompilerShared {
     }
 }
 
-fn digest(grammar: &TopLevelGrammar) -> Result<GrammarDigest> {
+fn digest(grammar: &Grammar) -> Result<GrammarDigest> {
     let text = serde_json::to_vec(grammar)
         .map_err(|e| Error::internal(format!("a grammar cannot be written down: {e}")))?;
     Ok(Sha256::digest(text).into())

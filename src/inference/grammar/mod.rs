@@ -6,15 +6,23 @@
 //! - The vocabulary is the [`Tokenizer`](crate::tokenizer::Tokenizer)'s.
 //! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
 //!   the next mask is computed in advance, while the model computes the next logits.
+//! - Grammars in GBNF are translated ([`gbnf_to_lark`]), schemas are put into a form that can be enforced ([`schema`]).
 //! - Grammars are compiled on threads of their own, after a trial in a process of its own ([`trial`]); texts are
 //!   checked on the grammar threads. Neither holds up the model or other requests.
 //! - Sizes and times are bounded.
 //! - Any failure ends the text with an error: a constrained text never continues without its constraint.
 
+mod char_set;
 mod compiler;
 mod constraint;
+mod disjoint;
+mod gbnf;
+mod gbnf_to_lark;
 mod matcher;
 mod schema;
+mod schema_keywords;
+mod schema_walk;
+mod terminal;
 mod threads;
 pub mod trial;
 mod vocabulary;
@@ -22,13 +30,15 @@ mod vocabulary;
 use llguidance::ParserFactory;
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::TokEnv;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 
 pub use self::compiler::GrammarCompiler;
 pub use self::constraint::{AllowedTokens, CompiledGrammar, Constraint, Preamble, TokenVerdict};
-pub use self::schema::for_each_schema;
+pub use self::schema_keywords::leave_out_unenforceable;
+pub use self::schema_walk::forbid_additional_properties;
 
 /// Most bytes of a grammar, including all schemas in it.
 pub const MAX_GRAMMAR_BYTES: usize = 128 << 10;
@@ -40,18 +50,31 @@ const COMPILE_STACK_BYTES: usize = 128 << 20;
 /// about 200,000.
 const STEP_LEXER_FUEL: u64 = 1_000_000;
 
+/// Rule positions that one mask may add, of some 50 ns each. Where a translated grammar has no longer terminals than
+/// single characters, a mask of a large vocabulary adds some hundred thousand.
+const STEP_ITEMS: usize = 1_000_000;
+
 /// Most states of a text's lexer, of 1 to 2 kB each.
 const MAX_LEXER_STATES: usize = 50_000;
 
 /// A description of all texts that are allowed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Grammar {
     /// JSON that is valid under a schema.
     JsonSchema(Value),
+    /// JSON that is valid under a schema, with white space of the request's choice.
+    SpacedJson {
+        /// The schema.
+        schema: Value,
+        /// Regular expression of the white space that may stand between parts of the JSON; empty for none.
+        space: String,
+    },
     /// Texts that a regular expression matches from beginning to end.
     Regex(String),
     /// One of several strings.
     Choice(Vec<String>),
+    /// Rules in llama.cpp's or XGrammar's form, from `root`.
+    Gbnf(String),
     /// Rules in llguidance's dialect of Lark. They refer to each part by its name, `@name`.
     Lark {
         /// The rules, from `start`.
@@ -62,13 +85,25 @@ pub enum Grammar {
 }
 
 impl Grammar {
-    /// The grammar in llguidance's terms.
-    fn to_llguidance(&self) -> Result<TopLevelGrammar> {
+    /// Rules in Lark's form, or in one of BNF, which are told apart by `::=`.
+    pub fn from_rules(rules: String) -> Self {
+        if gbnf::is_bnf(&rules) { Self::Gbnf(rules) } else { Self::Lark { rules, parts: Vec::new() } }
+    }
+
+    /// Checks that it is not too large.
+    ///
+    /// # Errors
+    /// When it is.
+    fn check_size(&self) -> Result<()> {
         let n_bytes = self.n_bytes();
-        if n_bytes > MAX_GRAMMAR_BYTES {
-            let message = format!("it has {n_bytes} bytes, and {MAX_GRAMMAR_BYTES} is the limit");
-            return Err(unenforceable(&message));
+        if n_bytes <= MAX_GRAMMAR_BYTES {
+            return Ok(());
         }
+        Err(unenforceable(&format!("it has {n_bytes} bytes, and {MAX_GRAMMAR_BYTES} is the limit")))
+    }
+
+    /// The grammar in llguidance's terms. This may take long, and much of the stack.
+    fn to_llguidance(&self) -> Result<TopLevelGrammar> {
         let mut whole = TopLevelGrammar::from_grammar(self.without_parts()?);
         if let Self::Lark { parts, .. } = self {
             for (name, part) in parts {
@@ -81,7 +116,16 @@ impl Grammar {
     /// The grammar without its parts, which must not have parts of their own.
     fn without_parts(&self) -> Result<GrammarWithLexer> {
         Ok(match self {
-            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(schema::with_options(schema)?),
+            Self::JsonSchema(schema) => {
+                GrammarWithLexer::from_json_schema(schema::with_options(schema, schema::JSON_SPACE)?)
+            }
+            Self::SpacedJson { schema, space } => {
+                GrammarWithLexer::from_json_schema(schema::with_options(schema, space)?)
+            }
+            Self::Gbnf(text) => {
+                let rules = gbnf_to_lark::gbnf_to_lark(text).map_err(|e| unenforceable(&e))?;
+                GrammarWithLexer::from_lark(rules)
+            }
             Self::Regex(regex) => GrammarWithLexer::from_regex(regex),
             Self::Choice(choices) => {
                 let choices: Vec<String> =
@@ -95,7 +139,8 @@ impl Grammar {
     fn n_bytes(&self) -> usize {
         match self {
             Self::JsonSchema(schema) => schema.to_string().len(),
-            Self::Regex(text) => text.len(),
+            Self::SpacedJson { schema, space } => schema.to_string().len() + space.len(),
+            Self::Regex(text) | Self::Gbnf(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
             Self::Lark { rules, parts } => {
                 rules.len() + parts.iter().map(|(_, part)| part.n_bytes()).sum::<usize>()
@@ -113,6 +158,7 @@ fn new_factory(vocabulary: &TokEnv) -> Result<ParserFactory> {
         // Work on the whole vocabulary is left to the masks, which can be interrupted.
         precompute_large_lexemes: false,
         step_lexer_fuel: STEP_LEXER_FUEL,
+        step_max_items: STEP_ITEMS,
         max_lexer_states: MAX_LEXER_STATES,
         verbose_errors: false,
         ..ParserLimits::default()
@@ -124,6 +170,10 @@ fn new_factory(vocabulary: &TokEnv) -> Result<ParserFactory> {
 fn unenforceable(why: &str) -> Error {
     let why = match why.trim().strip_prefix("Unimplemented keys: ") {
         Some(keys) => &format!("the schema keywords {keys} are not supported; leave them out"),
+        None if why.contains("oneOf constraints are not supported") => {
+            "`oneOf` has alternatives that may match the same JSON; let them exclude each other, for example by a \
+             required property with another `const` in each, or send `anyOf`"
+        }
         // A bug of the parser is no news to the client.
         None if why.starts_with("panic") => "it is too complex; send a simpler one",
         None => why.trim(),
