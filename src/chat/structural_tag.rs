@@ -163,7 +163,7 @@ impl TagRules<'_> {
         self.triggered_tags(free, "structures")
     }
 
-    /// What a format matches, as part of a rule. `is_last` says whether nothing follows it.
+    /// The texts of a format, as part of a rule. `is_last` says whether nothing follows it.
     fn format(&mut self, format: &Value, path: &str, is_last: bool, depth: usize) -> Result<String> {
         if depth > MAX_DEPTH {
             return self.error(path, &format!("is nested deeper than {MAX_DEPTH} levels"));

@@ -402,7 +402,7 @@ impl<'a> Translation<'a> {
     }
 }
 
-/// Which rules have no recursion, themselves and in all rules that they refer to.
+/// Whether each rule has no recursion, itself and in all rules that it refers to.
 fn regular_rules(rules: &[Expr]) -> Vec<bool> {
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); rules.len()];
     let mut n_open = vec![0usize; rules.len()];
