@@ -26,6 +26,8 @@ pub enum Kind {
     NotFound,
     /// The request continues a response that is not stored.
     PreviousResponseNotFound,
+    /// The request continues a conversation that this server does not hold.
+    ThreadNotFound,
     /// A bounded queue is full; the same request may succeed later.
     Overloaded {
         /// Estimated time until a retry succeeds.
@@ -101,6 +103,11 @@ impl Error {
     /// first text that is set stays.
     pub fn with_public(self, text: impl Into<String>) -> Self {
         Self { public: self.public.or_else(|| Some(text.into())), ..self }
+    }
+
+    /// Replaces the message.
+    pub fn with_message(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
     }
 
     /// Prefixes the message with the operation that failed.

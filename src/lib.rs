@@ -12,12 +12,13 @@
 //! 2. [`http`]
 //! 3. [`app`]
 //! 4. [`decisions`], [`responses`]
-//! 5. [`chat`]
+//! 5. [`chat`], [`messages`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
-//! 8. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`], [`store`]
-//! 9. [`config`]
-//! 10. [`error`]
+//! 8. [`anthropic`]
+//! 9. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`], [`store`]
+//! 10. [`config`]
+//! 11. [`error`]
 //!
 //! # The life of a chat request
 //!
@@ -79,6 +80,7 @@
 //! - [`gguf`] has the only reader of GGUF headers, for the tokenizer, the models and the registry; it
 //!   checks every size.
 
+pub mod anthropic;
 pub mod app;
 pub mod cache;
 pub mod chat;
@@ -91,6 +93,7 @@ pub mod gguf;
 pub mod http;
 pub mod inference;
 pub mod kernels;
+pub mod messages;
 pub mod models;
 pub mod openai;
 pub mod pulse;

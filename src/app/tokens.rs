@@ -93,6 +93,20 @@ impl App {
         self.queues.tools.run(tenant, n_bytes, work).await?
     }
 
+    /// Number of tokens of a conversation's prompt, on behalf of a tenant. `n_bytes` is the size of the request.
+    ///
+    /// # Errors
+    /// When no chat model has the requested name, or the conversation is invalid.
+    pub async fn count_prompt_tokens(
+        &self,
+        request: ChatCompletionRequest,
+        tenant: &Arc<str>,
+        n_bytes: usize,
+    ) -> Result<usize> {
+        let model = self.chat(request.options.model.as_deref(), n_bytes)?.load().await?;
+        self.queues.tools.run(tenant, n_bytes, move || model.count_prompt_tokens(&request)).await?
+    }
+
     /// Converts token ids into text, on behalf of a tenant. For `then` and `n_bytes`, see [`App::tokenize`].
     ///
     /// # Errors

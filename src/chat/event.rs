@@ -27,6 +27,8 @@ pub enum ChatEvent {
     Finished {
         /// Why generation ended.
         reason: FinishReason,
+        /// The stop string that ended it.
+        stop: Option<String>,
         /// Token counts of this choice.
         usage: Usage,
         /// Measurements; `None` for a response from the cache.
@@ -77,6 +79,7 @@ impl ChatEvent {
                     inference::FinishReason::Stop => FinishReason::Stop,
                     inference::FinishReason::Length => FinishReason::Length,
                 },
+                stop: finished.stop,
                 usage: Usage {
                     prompt_tokens: finished.prompt_tokens,
                     completion_tokens: finished.completion_tokens,

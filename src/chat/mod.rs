@@ -16,6 +16,7 @@ mod scored_prompt;
 mod stream;
 mod structural_tag;
 mod structured;
+mod system_messages;
 pub mod template;
 mod template_probe;
 mod text_offset;
@@ -57,6 +58,14 @@ impl ChatModel {
             None => Ok(spec),
             Some(tools) => tool_constraint(&tools, self.call_format()?, special, spec),
         }
+    }
+
+    /// Number of tokens of a conversation's prompt.
+    ///
+    /// # Errors
+    /// When the template refuses the messages, or the prompt does not fit the context.
+    pub fn count_prompt_tokens(&self, request: &ChatCompletionRequest) -> Result<usize> {
+        Ok(self.prompt(request)?.tokens.len())
     }
 
     /// Starts the response to a conversation on behalf of `tenant`, by [`ChatModel::chat_grammar`], compiled.

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::model::ChatModel;
 use super::reasoning::ReasoningParser;
+use super::system_messages;
 use super::template::{ChatTemplate, TemplateInput, TemplateMessage};
 use super::template_probe;
 use super::tools::{self, ToolSet};
@@ -153,9 +154,11 @@ impl ChatModel {
             Ok(prompt)
         };
         let render = |messages: &[TemplateMessage]| render_with(messages, &variables);
-        let prompt = match render(&messages) {
+        let prompt = match system_messages::render_all(&mut messages, render) {
             // Templates that list the arguments fail at some that are no object.
-            Err(_) if tools::history::wrap_raw_arguments(&mut messages) => render(&messages)?,
+            Err(_) if tools::history::wrap_raw_arguments(&mut messages) => {
+                system_messages::render_all(&mut messages, render)?
+            }
             result => result?,
         };
         ignored_fields.extend(template_probe::ignored_fields(&messages, &prompt, render)?);

@@ -152,7 +152,8 @@ fn event_bytes(event: &ChatEvent) -> usize {
                 let tokens = logprobs.iter().flat_map(|logprobs| &logprobs.content);
                 text.len() + reasoning.len() + tokens.map(token_bytes).sum::<usize>()
             }
-            ChatEvent::Finished { .. } | ChatEvent::Failed(_) => 0,
+            ChatEvent::Finished { stop, .. } => stop.as_ref().map_or(0, String::len),
+            ChatEvent::Failed(_) => 0,
         }
 }
 

@@ -227,11 +227,14 @@ fn separate_reasoning(
         ChatEvent::Content { text, logprobs, n_tokens, .. } => {
             (Some(content(parser.push(&text, n_tokens), logprobs, n_tokens)), None)
         }
-        ChatEvent::Finished { reason, mut usage, stats } => {
+        ChatEvent::Finished { reason, stop, mut usage, stats } => {
             let rest = parser.finish();
             usage.completion_tokens_details.reasoning_tokens = parser.n_tokens();
             let has_more = rest != ReasoningSplit::default();
-            (has_more.then(|| content(rest, None, 0)), Some(ChatEvent::Finished { reason, usage, stats }))
+            (
+                has_more.then(|| content(rest, None, 0)),
+                Some(ChatEvent::Finished { reason, stop, usage, stats }),
+            )
         }
         failed @ ChatEvent::Failed(_) => (None, Some(failed)),
     };
@@ -245,7 +248,7 @@ fn separate_calls(parser: &mut ToolCallParser, event: ChatEvent) -> impl Iterato
             let ParsedDelta { content, calls } = parser.push(&text);
             (Some(ChatEvent::Content { text: content, reasoning, calls, logprobs, n_tokens }), None)
         }
-        ChatEvent::Finished { reason, usage, stats } => {
+        ChatEvent::Finished { reason, stop, usage, stats } => {
             let ParsedDelta { content, calls } = parser.finish(reason == FinishReason::Length);
             let has_more = !content.is_empty() || !calls.is_empty();
             let rest = has_more.then(|| ChatEvent::Content {
@@ -259,7 +262,7 @@ fn separate_calls(parser: &mut ToolCallParser, event: ChatEvent) -> impl Iterato
                 FinishReason::Stop if parser.has_calls() => FinishReason::ToolCalls,
                 reason => reason,
             };
-            (rest, Some(ChatEvent::Finished { reason, usage, stats }))
+            (rest, Some(ChatEvent::Finished { reason, stop, usage, stats }))
         }
         failed @ ChatEvent::Failed(_) => (None, Some(failed)),
     };

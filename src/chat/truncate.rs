@@ -3,7 +3,7 @@
 use super::generation_request::TokenLimit;
 use super::model::ChatModel;
 use crate::error::{Error, Kind, Result};
-use crate::openai::generation_options::GenerationOptions;
+use crate::openai::generation_options::{GenerationOptions, NO_TOKEN_LIMIT};
 
 /// Bytes of a chunk for each token of the context, more than most texts need. The tokens of a prompt of one chunk
 /// need not be counted before it is encoded.
@@ -56,6 +56,12 @@ struct Truncation {
 }
 
 impl ChatModel {
+    /// A token limit, lowered to the context's length if the context ends a response before it.
+    pub fn limit_within_context(&self, n_tokens: u64) -> u64 {
+        let is_bounded = n_tokens != NO_TOKEN_LIMIT && self.engine.context_shift().is_none();
+        if is_bounded { n_tokens.min(self.engine.context_length() as u64) } else { n_tokens }
+    }
+
     /// Checks the client's token limit against the context.
     ///
     /// # Errors

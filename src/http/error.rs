@@ -4,10 +4,12 @@ use std::any::Any;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::server::body::SlowBody;
+use crate::anthropic::error::{AnthropicErrorBody, AnthropicErrorDetails, AnthropicErrorObject};
 use crate::error::{Error, Kind, escape_chars, quote};
 use crate::openai::error::{ErrorBody, ErrorObject};
 
@@ -74,6 +76,11 @@ impl ApiError {
         self.body
     }
 
+    /// Returns Anthropic's envelope, for an error in mid-stream.
+    pub fn into_anthropic_body(self, request_id: &str) -> AnthropicErrorBody {
+        anthropic_body(self.status, self.body, request_id)
+    }
+
     /// The envelope as JSON.
     pub fn into_json(self) -> Vec<u8> {
         // Strings can always be serialized.
@@ -100,6 +107,9 @@ impl From<Error> for ApiError {
             Kind::NotFound => (StatusCode::NOT_FOUND, "invalid_request_error", Some("not_found")),
             Kind::PreviousResponseNotFound => {
                 (StatusCode::BAD_REQUEST, "invalid_request_error", Some("previous_response_not_found"))
+            }
+            Kind::ThreadNotFound => {
+                (StatusCode::NOT_FOUND, "invalid_request_error", Some("thread_not_found"))
             }
             Kind::Overloaded { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", Some("queue_full"))
@@ -136,8 +146,9 @@ impl From<Error> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let logged = LoggedMessage(self.cause.map_or_else(|| self.body.error.message.clone(), String::from));
-        let mut response = (self.status, Json(self.body)).into_response();
+        let mut response = (self.status, Json(&self.body)).into_response();
         response.extensions_mut().insert(logged);
+        response.extensions_mut().insert(self.body);
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             // The standard header takes whole seconds, rounded up here; the SDKs prefer the other one.
@@ -149,6 +160,34 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// An error in Anthropic's envelope.
+fn anthropic_body(status: StatusCode, body: ErrorBody, request_id: &str) -> AnthropicErrorBody {
+    let ErrorObject { message, code, .. } = body.error;
+    let kind = match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        status if status.is_server_error() => "api_error",
+        _ => "invalid_request_error",
+    };
+    let details = code.map(|error_code| AnthropicErrorDetails { error_code });
+    let error = AnthropicErrorObject { kind, message, details };
+    AnthropicErrorBody { kind: "error", error, request_id: Some(request_id.to_owned()) }
+}
+
+/// Gives an error response Anthropic's envelope in place of OpenAI's. Other responses are left alone.
+pub fn in_anthropic_form(mut response: Response, request_id: &str) -> Response {
+    let Some(body) = response.extensions_mut().remove::<ErrorBody>() else { return response };
+    let body = anthropic_body(response.status(), body, request_id);
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    // Strings can always be serialized.
+    Response::from_parts(parts, Body::from(serde_json::to_vec(&body).unwrap_or_default()))
 }
 
 /// The error for a request whose head hyper cannot parse, by the status with which hyper answers. `max_bytes` is the

@@ -19,7 +19,7 @@ use super::server::shutdown::Shutdown;
 use crate::app::{AdmissionGuard, App};
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result};
-use crate::openai::params::{self, ParamTable};
+use crate::openai::params::{self, NestedKeys, ParamTable};
 
 /// A request body: JSON, not yet parsed.
 pub struct JsonObject {
@@ -65,7 +65,7 @@ impl JsonObject {
         T: serde::de::DeserializeOwned + Send + 'static,
     {
         let convert = move |object| {
-            let (object, ignored) = check_params(object, rows)?;
+            let (object, ignored) = check_params(object, rows, params::NESTED)?;
             Ok((crate::openai::from_value(Value::Object(object))?, ignored))
         };
         self.parse_with(convert).await
@@ -114,8 +114,9 @@ impl JsonObject {
 pub fn check_params(
     mut object: Map<String, Value>,
     rows: ParamTable,
+    nested: NestedKeys,
 ) -> Result<(Map<String, Value>, IgnoredParams)> {
-    let ignored = params::check_params(rows, &object)?;
+    let ignored = params::check_params(rows, nested, &object)?;
     object.retain(|name, _| rows.iter().copied().flatten().any(|(row, _)| row == name));
     Ok((object, IgnoredParams(ignored)))
 }
@@ -126,8 +127,8 @@ pub struct IgnoredParams(Vec<String>);
 
 impl IgnoredParams {
     /// Adds parameters that the model's template ignores.
-    pub fn extend(&mut self, paths: &[String]) {
-        self.0.extend_from_slice(paths);
+    pub fn extend(&mut self, paths: impl IntoIterator<Item = String>) {
+        self.0.extend(paths);
     }
 
     /// Adds the name of the model, if the server answers with a default one although it does not serve that.

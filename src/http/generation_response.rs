@@ -41,7 +41,7 @@ impl Envelope {
     /// The fields of a new response, with an id that begins with `prefix`.
     pub fn new(prefix: &str, model: String, system_fingerprint: String) -> Self {
         Self {
-            id: format!("{prefix}-{}", Uuid::new_v4().simple()),
+            id: format!("{prefix}{}", Uuid::new_v4().simple()),
             created: unix_time(),
             model,
             system_fingerprint,
@@ -88,6 +88,7 @@ impl UsageTotals {
 }
 
 /// A completed choice.
+#[derive(Default)]
 pub struct CompletedChoice {
     /// The text.
     pub text: String,
@@ -101,6 +102,8 @@ pub struct CompletedChoice {
     pub scored_prompt: Option<Arc<[PromptToken]>>,
     /// Why generation ended.
     pub reason: FinishReason,
+    /// The stop string that ended it.
+    pub stop: Option<String>,
 }
 
 impl CompletedChoice {
@@ -129,15 +132,8 @@ pub async fn collect_choices(
     mut log: RequestLog,
 ) -> Result<(Vec<CompletedChoice>, Usage)> {
     log.n_running = stream.n_choices();
-    let empty = || CompletedChoice {
-        text: String::new(),
-        reasoning: String::new(),
-        calls: Vec::new(),
-        logprobs: Vec::new(),
-        scored_prompt: None,
-        reason: FinishReason::Stop,
-    };
-    let mut choices: Vec<CompletedChoice> = (0..stream.n_choices()).map(|_| empty()).collect();
+    let mut choices: Vec<CompletedChoice> =
+        (0..stream.n_choices()).map(|_| CompletedChoice::default()).collect();
     let mut totals = UsageTotals::new(&stream);
     while let Some((idx, event)) = stream.next().await {
         let choice = &mut choices[idx];
@@ -148,9 +144,10 @@ pub async fn collect_choices(
                 calls.into_iter().for_each(|call| choice.push_call(call));
                 choice.logprobs.extend(logprobs.into_iter().flat_map(|more| more.content));
             }
-            ChatEvent::Finished { reason, usage, stats } => {
+            ChatEvent::Finished { reason, stop, usage, stats } => {
                 choice.reason = reason;
                 choice.scored_prompt = stream.scored_prompt(idx);
+                choice.stop = stop;
                 totals.add(idx, &usage);
                 if log.finished(&usage, stats) {
                     return Ok((choices, totals.usage()));
@@ -220,63 +217,59 @@ impl StreamUsage {
     }
 }
 
-/// Responds with server-sent events: the start of each choice at once, before the prompt is computed, then content,
-/// the finish reasons, usage if requested, and `[DONE]`.
-pub fn stream_events(
-    stream: ChatStream,
-    envelope: Envelope,
-    encoder: impl ChunkEncoder,
-    usage: StreamUsage,
-    mut log: RequestLog,
-) -> Response {
-    log.n_running = stream.n_choices();
-    let totals = UsageTotals::new(&stream);
-    let n_generated = vec![0; stream.n_choices()];
-    let has_prompt = vec![false; stream.n_choices()];
-    let pending = VecDeque::new();
-    let mut state = StreamState {
-        stream,
-        envelope,
-        encoder,
-        usage,
-        totals,
-        n_generated,
-        has_prompt,
-        log,
-        pending,
-        ended: false,
-    };
-    for index in 0..state.stream.n_choices() {
-        state.push_part(index, ChoicePart::Start);
+/// Encodes the events of a response as server-sent events.
+pub trait EventEncoder: Send + 'static {
+    /// The events before the prompt is computed.
+    fn start(&mut self) -> Vec<Event>;
+
+    /// The events for an event of the choice with the given index; `is_last` is whether no other comes after it.
+    fn encode_event(&mut self, index: usize, event: ChatEvent, is_last: bool) -> Vec<Event>;
+
+    /// The events for the scored prompt of the choice with the given index, if it was asked for.
+    fn encode_prompt(&mut self, _: usize, _: Arc<[PromptToken]>) -> Vec<Event> {
+        Vec::new()
     }
+
+    /// The event that is sent while nothing else is.
+    fn ping(&self) -> Event {
+        Event::default().comment("ping")
+    }
+}
+
+/// An event of a stream with `data` as JSON, and a name if the API has names.
+pub fn data_event(name: Option<&str>, data: &impl Serialize) -> Event {
+    match serde_json::to_string(data) {
+        Ok(json) => name.map_or_else(Event::default, |name| Event::default().event(name)).data(json),
+        Err(e) => {
+            tracing::error!(error = %e, "an event could not be serialized");
+            Event::default().comment("lost")
+        }
+    }
+}
+
+/// Responds with the server-sent events that `encoder` makes of a response.
+pub fn encode_stream(stream: ChatStream, mut encoder: impl EventEncoder, mut log: RequestLog) -> Response {
+    log.n_running = stream.n_choices();
+    let keep_alive = KeepAlive::new().interval(PING_INTERVAL).event(encoder.ping());
+    let pending = encoder.start().into();
+    let has_prompt = vec![false; stream.n_choices()];
+    let state = StreamState { stream, encoder, has_prompt, log, pending, ended: false };
     let events = stream::unfold(state, |mut state| async move {
         while state.pending.is_empty() && !state.ended {
-            match state.stream.next().await {
-                Some((index, event)) => state.push_event(index, event),
-                None => {
-                    state.push_event(
-                        0,
-                        ChatEvent::Failed(Error::internal(
-                            "the engine stopped before the response was complete",
-                        )),
-                    );
-                }
-            }
+            let stopped = || Error::internal("the engine stopped before the response was complete");
+            let (index, event) =
+                state.stream.next().await.unwrap_or_else(|| (0, ChatEvent::Failed(stopped())));
+            state.push_event(index, event);
         }
         let event = state.pending.pop_front()?;
         Some((Ok::<_, Infallible>(event), state))
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).text("ping")).into_response()
+    Sse::new(events).keep_alive(keep_alive).into_response()
 }
 
 struct StreamState<E> {
     stream: ChatStream,
-    envelope: Envelope,
     encoder: E,
-    usage: StreamUsage,
-    totals: UsageTotals,
-    /// Tokens of each choice that are sent.
-    n_generated: Vec<usize>,
     /// Whether the scores of each choice's prompt are sent.
     has_prompt: Vec<bool>,
     log: RequestLog,
@@ -284,67 +277,104 @@ struct StreamState<E> {
     ended: bool,
 }
 
-impl<E: ChunkEncoder> StreamState<E> {
+impl<E: EventEncoder> StreamState<E> {
     fn push_event(&mut self, index: usize, event: ChatEvent) {
         if !self.has_prompt[index]
             && let Some(prompt) = self.stream.scored_prompt(index)
         {
             self.has_prompt[index] = true;
-            self.push_part(index, ChoicePart::ScoredPrompt(prompt));
+            self.pending.extend(self.encoder.encode_prompt(index, prompt));
         }
+        self.ended = match &event {
+            ChatEvent::Content { .. } => false,
+            ChatEvent::Finished { usage, stats, .. } => self.log.finished(usage, *stats),
+            ChatEvent::Failed(e) => {
+                self.log.failed(e);
+                true
+            }
+        };
+        self.pending.extend(self.encoder.encode_event(index, event, self.ended));
+    }
+}
+
+/// Responds with OpenAI's events: the start of each choice at once, before the prompt is computed, then content, the
+/// finish reasons, usage if requested, and `[DONE]`.
+pub fn stream_events(
+    stream: ChatStream,
+    envelope: Envelope,
+    encoder: impl ChunkEncoder,
+    usage: StreamUsage,
+    log: RequestLog,
+) -> Response {
+    let totals = UsageTotals::new(&stream);
+    let n_generated = vec![0; stream.n_choices()];
+    let n_prompt_tokens = stream.n_prompt_tokens().iter().sum();
+    encode_stream(stream, ChunkEvents { envelope, encoder, usage, totals, n_prompt_tokens, n_generated }, log)
+}
+
+/// Encodes events as OpenAI's chunks.
+struct ChunkEvents<E> {
+    envelope: Envelope,
+    encoder: E,
+    usage: StreamUsage,
+    totals: UsageTotals,
+    /// Tokens of all prompts.
+    n_prompt_tokens: usize,
+    /// Tokens of each choice that are sent.
+    n_generated: Vec<usize>,
+}
+
+impl<E: ChunkEncoder> EventEncoder for ChunkEvents<E> {
+    fn start(&mut self) -> Vec<Event> {
+        (0..self.n_generated.len()).filter_map(|index| self.part(index, ChoicePart::Start)).collect()
+    }
+
+    fn encode_prompt(&mut self, index: usize, prompt: Arc<[PromptToken]>) -> Vec<Event> {
+        self.part(index, ChoicePart::ScoredPrompt(prompt)).into_iter().collect()
+    }
+
+    fn encode_event(&mut self, index: usize, event: ChatEvent, is_last: bool) -> Vec<Event> {
         match event {
             ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens } => {
                 self.n_generated[index] += n_tokens;
-                self.push_part(index, ChoicePart::Text { text, reasoning, calls, logprobs });
+                let part = ChoicePart::Text { text, reasoning, calls, logprobs };
+                self.part(index, part).into_iter().collect()
             }
-            ChatEvent::Finished { reason, usage, stats } => {
+            ChatEvent::Finished { reason, usage, .. } => {
                 self.totals.add(index, &usage);
                 self.n_generated[index] = usage.completion_tokens;
-                self.push_part(index, ChoicePart::End(reason));
-                if !self.log.finished(&usage, stats) {
-                    return;
+                let mut events: Vec<Event> = self.part(index, ChoicePart::End(reason)).into_iter().collect();
+                if is_last {
+                    let usage = self.usage.is_at_end.then(|| self.totals.usage());
+                    events.extend(usage.and_then(|usage| self.chunk(None, Some(Some(usage)))));
+                    events.push(Event::default().data("[DONE]"));
                 }
-                if self.usage.is_at_end {
-                    self.push_chunk(None, Some(Some(self.totals.usage())));
-                }
-                self.pending.push_back(Event::default().data("[DONE]"));
-                self.ended = true;
+                events
             }
-            ChatEvent::Failed(e) => {
-                self.log.failed(&e);
-                self.push(&ApiError::from(e).into_body());
-                self.ended = true;
-            }
+            ChatEvent::Failed(e) => vec![data_event(None, &ApiError::from(e).into_body())],
         }
     }
+}
 
-    fn push_part(&mut self, index: usize, part: ChoicePart) {
+impl<E: ChunkEncoder> ChunkEvents<E> {
+    fn part(&mut self, index: usize, part: ChoicePart) -> Option<Event> {
         let usage = match self.usage {
             StreamUsage { is_continuous: true, .. } => Some(Some(self.usage_so_far())),
             StreamUsage { is_at_end, .. } => is_at_end.then_some(None),
         };
-        self.push_chunk(Some((index, part)), usage);
+        self.chunk(Some((index, part)), usage)
     }
 
     /// The token counts so far. Those of the prefix cache and of reasoning come with the end of a choice.
     fn usage_so_far(&self) -> Usage {
-        let prompt_tokens = self.stream.n_prompt_tokens().iter().sum();
+        let prompt_tokens = self.n_prompt_tokens;
         let completion_tokens = self.n_generated.iter().sum();
         let total_tokens = prompt_tokens + completion_tokens;
         Usage { prompt_tokens, completion_tokens, total_tokens, ..self.totals.usage() }
     }
 
-    fn push_chunk(&mut self, part: Option<(usize, ChoicePart)>, usage: Option<Option<Usage>>) {
-        if let Some(chunk) = self.encoder.encode(&self.envelope, part, usage) {
-            self.push(&chunk);
-        }
-    }
-
-    fn push(&mut self, data: &impl Serialize) {
-        match serde_json::to_string(data) {
-            Ok(json) => self.pending.push_back(Event::default().data(json)),
-            Err(e) => tracing::error!(error = %e, "an event could not be serialized"),
-        }
+    fn chunk(&mut self, part: Option<(usize, ChoicePart)>, usage: Option<Option<Usage>>) -> Option<Event> {
+        Some(data_event(None, &self.encoder.encode(&self.envelope, part, usage)?))
     }
 }
 
@@ -372,9 +402,9 @@ impl RequestLog {
         self.n_running = n_choices;
     }
 
-    /// The id of the request.
-    pub fn request_id(&self) -> &str {
-        self.request_id.as_str()
+    /// The request's id.
+    pub fn request_id(&self) -> &RequestId {
+        &self.request_id
     }
 
     /// Logs a finished choice. Returns whether it was the last.

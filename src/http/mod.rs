@@ -32,7 +32,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::app::App;
 use middleware::auth::{self, KeyGuard};
 use middleware::site::{self, SitePolicy};
-use middleware::{admission, request_id};
+use middleware::{admission, anthropic, request_id};
 use response_run::BackgroundRuns;
 use retry::dedup::RetryDedup;
 use route::Route;
@@ -70,6 +70,7 @@ pub fn router(app: App) -> Router {
     };
     router
         .layer(from_fn_with_state(sites, site::check_site))
+        .layer(axum::middleware::from_fn(anthropic::envelope))
         .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
 }

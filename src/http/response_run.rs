@@ -90,7 +90,7 @@ impl ResponseRun {
                 self.builder.push(&reasoning, &text, calls, logprobs);
                 Ok(true)
             }
-            ChatEvent::Finished { reason, usage, stats } => {
+            ChatEvent::Finished { reason, usage, stats, .. } => {
                 self.log.finished(&usage, stats);
                 self.builder.finish(reason, &usage, unix_time());
                 self.end().await;
@@ -119,7 +119,7 @@ impl ResponseRun {
             ResponseObject { store: self.persistence.is_stored, ..self.builder.response().clone() };
         let deltas = self.builder.deltas().to_vec();
         let is_stored = self.persistence.save(response, deltas).await.unwrap_or_else(|e| {
-            tracing::error!(id = self.log.request_id(), error = %e, "a response could not be stored");
+            tracing::error!(id = self.log.request_id().as_str(), error = %e, "a response could not be stored");
             false
         });
         self.builder.end_stream(is_stored);

@@ -53,6 +53,14 @@ pub const TEXT: &str = "text/plain";
 /// Paths that need no API key, because orchestrators have none.
 pub const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
 
+/// The beginning of the paths of Anthropic's API.
+const ANTHROPIC: &str = "/v1/messages";
+
+/// Whether a path belongs to Anthropic's API.
+pub fn is_anthropic(path: &str) -> bool {
+    path.strip_prefix(ANTHROPIC).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// A function that returns the schema of a type.
 pub type SchemaFn = fn(&mut SchemaGenerator) -> Schema;
 

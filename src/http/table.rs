@@ -16,9 +16,14 @@ use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_objec
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
+use super::routes::messages::MessagesRoute;
 use super::routes::{
-    conversations, decisions, embeddings, models, probes, rerank, responses, stored_responses, tokens,
+    conversations, decisions, embeddings, messages, models, probes, rerank, responses, stored_responses,
+    tokens,
 };
+use crate::anthropic::messages::{CountTokensRequest, MessagesRequest};
+use crate::anthropic::params as anthropic_params;
+use crate::anthropic::response::{MessageEvent, MessageObject, TokenCount};
 use crate::app::{App, RequestClass};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
@@ -236,6 +241,36 @@ pub static ROUTES: &[Route] = &[
             RESPONSES,
             "Delete an item of a conversation",
         )
+    },
+    Route {
+        path: "/v1/messages",
+        admission: Some(RequestClass::Generation),
+        handler: |method| on(method, generate::<MessagesRoute>),
+        operation_id: "createMessage",
+        tag: CHAT,
+        summary: "Create a message, whole or streamed (Anthropic's API)",
+        request: Some(RequestBody {
+            schema: schema::<MessagesRequest>,
+            parameters: anthropic_params::MESSAGES,
+        }),
+        responses: &[(JSON, schema::<MessageObject>), (EVENT_STREAM, schema::<MessageEvent>)],
+        response_headers: &["request-id", "x-ignored-params", "x-cache"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/messages/count_tokens",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, messages::count_tokens),
+        operation_id: "countMessageTokens",
+        tag: CHAT,
+        summary: "Count the tokens of a message's prompt (Anthropic's API)",
+        request: Some(RequestBody {
+            schema: schema::<CountTokensRequest>,
+            parameters: anthropic_params::COUNT_TOKENS,
+        }),
+        responses: &[(JSON, schema::<TokenCount>)],
+        response_headers: &["request-id", "x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
     },
     Route {
         path: "/v1/embeddings",

@@ -110,6 +110,8 @@ pub struct TokenLogprob {
 pub struct Finished {
     /// Why it ended.
     pub reason: FinishReason,
+    /// The stop string that ended it.
+    pub stop: Option<String>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens of the prompt that came from the prefix cache.

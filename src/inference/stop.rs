@@ -13,8 +13,8 @@ pub struct StopStrings {
 pub struct StopScan {
     /// Text that is certainly not part of a stop string.
     pub text: String,
-    /// Whether a stop string was found; then `text` ends before it.
-    pub is_stopped: bool,
+    /// The stop string that was found; `text` ends before it.
+    pub found: Option<String>,
 }
 
 impl StopStrings {
@@ -32,14 +32,15 @@ impl StopStrings {
             let start = self.held.find(stop)?;
             Some((start + stop.len(), start))
         });
-        if let Some((_, start)) = found.min() {
+        if let Some((end, start)) = found.min() {
             let mut text = std::mem::take(&mut self.held);
+            let found = text[start..end].to_owned();
             text.truncate(start);
-            return StopScan { text, is_stopped: true };
+            return StopScan { text, found: Some(found) };
         }
         let kept = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
-        StopScan { text: std::mem::replace(&mut self.held, rest), is_stopped: false }
+        StopScan { text: std::mem::replace(&mut self.held, rest), found: None }
     }
 
     /// The text that was held back, once no more text comes.
@@ -58,33 +59,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn scan(text: &str, is_stopped: bool) -> StopScan {
-        StopScan { text: text.to_owned(), is_stopped }
+    fn scan(text: &str, found: &str) -> StopScan {
+        StopScan { text: text.to_owned(), found: (!found.is_empty()).then(|| found.to_owned()) }
     }
 
     #[test]
     fn a_stop_string_across_pieces_is_never_partly_emitted() {
         let mut stops = StopStrings::new(vec!["</end>".to_owned()]);
-        assert_eq!(stops.push("a <"), scan("a ", false));
-        assert_eq!(stops.push("/e"), scan("", false));
-        assert_eq!(stops.push("nd"), scan("", false));
-        assert_eq!(stops.push("> b"), scan("", true));
+        assert_eq!(stops.push("a <"), scan("a ", ""));
+        assert_eq!(stops.push("/e"), scan("", ""));
+        assert_eq!(stops.push("nd"), scan("", ""));
+        assert_eq!(stops.push("> b"), scan("", "</end>"));
     }
 
     #[test]
     fn a_false_start_is_emitted_in_full() {
         let mut stops = StopStrings::new(vec!["</end>".to_owned()]);
-        assert_eq!(stops.push("1 </en"), scan("1 ", false));
-        assert_eq!(stops.push("ough"), scan("</enough", false));
-        assert_eq!(stops.push("<"), scan("", false));
+        assert_eq!(stops.push("1 </en"), scan("1 ", ""));
+        assert_eq!(stops.push("ough"), scan("</enough", ""));
+        assert_eq!(stops.push("<"), scan("", ""));
         assert_eq!(stops.flush(), "<");
     }
 
     #[test]
     fn the_stop_string_that_ends_first_wins() {
         let stops = || StopStrings::new(vec!["cd".to_owned(), "b".to_owned(), "abcde".to_owned()]);
-        assert_eq!(stops().push("abcde"), scan("a", true));
-        assert_eq!(StopStrings::new(vec!["bc".into(), "abc".into()]).push("xabc"), scan("x", true));
+        assert_eq!(stops().push("abcde"), scan("a", "b"));
+        assert_eq!(StopStrings::new(vec!["bc".into(), "abc".into()]).push("xabc"), scan("x", "abc"));
     }
 
     proptest! {
@@ -103,7 +104,7 @@ mod tests {
             for cut in cuts.windows(2) {
                 let scan = stops.push(&text[cut[0]..cut[1]]);
                 emitted += &scan.text;
-                is_stopped = scan.is_stopped;
+                is_stopped = scan.found.is_some();
                 if is_stopped { break; }
             }
             if !is_stopped { emitted += &stops.flush(); }

@@ -55,6 +55,8 @@ pub struct GenerationStep {
     pub delta: TextDelta,
     /// Set on the last step.
     pub finish: Option<FinishReason>,
+    /// The stop string that ended the text.
+    pub stop: Option<String>,
 }
 
 impl TextGeneration {
@@ -121,17 +123,22 @@ impl TextGeneration {
             if let Some(n_top) = self.top_logprobs.filter(|_| self.is_end_reported) {
                 self.push_logprob(logits, token, n_top)?;
             }
-            return Ok(GenerationStep { token, delta: self.flush(), finish: Some(FinishReason::Stop) });
+            return Ok(GenerationStep {
+                token,
+                delta: self.flush(),
+                finish: Some(FinishReason::Stop),
+                stop: None,
+            });
         }
         if let Some(n_top) = self.top_logprobs {
             self.push_logprob(logits, token, n_top)?;
         }
         let text = self.detokenize(token);
         // Text before `min_tokens` is never searched for stop strings.
-        let scan = if may_end { self.stops.push(&text) } else { StopScan { text, is_stopped: false } };
+        let scan = if may_end { self.stops.push(&text) } else { StopScan { text, found: None } };
         let mut delta = self.emit(scan.text);
-        if scan.is_stopped {
-            return Ok(GenerationStep { token, delta, finish: Some(FinishReason::Stop) });
+        if scan.found.is_some() {
+            return Ok(GenerationStep { token, delta, finish: Some(FinishReason::Stop), stop: scan.found });
         }
         let finish = match self.n_generated >= self.max_tokens {
             _ if is_complete => Some(FinishReason::Stop),
@@ -143,7 +150,7 @@ impl TextGeneration {
             delta.logprobs.extend(rest.logprobs);
             delta.n_tokens += rest.n_tokens;
         }
-        Ok(GenerationStep { token, delta, finish })
+        Ok(GenerationStep { token, delta, finish, stop: None })
     }
 
     /// Starts computing the grammar's next mask in the background, if it is likely to be needed.

@@ -455,10 +455,11 @@ pub struct FunctionCallDelta {
 }
 
 /// Why the generation of a choice ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended it, or a stop string or stop token occurred.
+    #[default]
     Stop,
     /// The token limit or the end of the context was reached.
     Length,

@@ -298,7 +298,7 @@ pub struct JsonSchemaFormat {
 }
 
 /// The schema of a JSON schema.
-pub(super) fn object_or_null(_: &mut SchemaGenerator) -> Schema {
+pub fn object_or_null(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": ["object", "null"]})
 }
 

@@ -28,11 +28,15 @@ pub enum Treatment {
 /// A parameter's name and treatment.
 pub type ParamRow = (&'static str, Treatment);
 
-/// The parameters of a route, as groups of rows.
+/// The parameters of a route, as groups of rows. Of several rows of one name the first counts.
 pub type ParamTable = &'static [&'static [ParamRow]];
 
+/// The known keys within parameters, by path; `[]` stands for any item of an array. Objects without a row, such as
+/// JSON schemas, may have any keys.
+pub type NestedKeys = &'static [(&'static str, &'static [&'static str])];
+
 /// Parameters that chat and text completions share: OpenAI's, then those of other servers.
-const GENERATION: &[ParamRow] = &[
+pub const GENERATION: &[ParamRow] = &[
     ("model", Honored),
     ("max_tokens", Honored),
     ("temperature", Honored),
@@ -253,9 +257,8 @@ pub const DECISIONS: ParamTable = &[&[
 /// Parameters of `/v1/systemone`.
 pub const SYSTEM_ONE: ParamTable = &[&[("model", Honored), ("state", Honored), ("questions", Honored)]];
 
-/// The known keys within a parameter, by path; `[]` stands for any item of an array. Objects without a row
-/// here, such as JSON schemas, may have any keys.
-const NESTED: &[(&str, &[&str])] = &[
+/// The known keys within the parameters of OpenAI's routes.
+pub const NESTED: NestedKeys = &[
     (
         "messages[]",
         &["role", "content", "name", "tool_calls", "tool_call_id", "function_call", "reasoning_content"],
@@ -311,11 +314,13 @@ const NESTED: &[(&str, &[&str])] = &[
 /// refused: the client would take an unconstrained answer for a constrained one.
 const CONSTRAINT_PREFIXES: &[&str] = &["guided_", "grammar_", "structured_", "structural_"];
 
-fn never(_: &Value) -> bool {
+/// Accepts no value.
+pub fn never(_: &Value) -> bool {
     false
 }
 
-fn is_empty(value: &Value) -> bool {
+/// Accepts an empty array or object.
+pub fn is_empty(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
@@ -323,18 +328,22 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Checks a request's fields against `table`; null counts as absent. Returns the names of ignored
+/// Checks a request's fields against `table` and `nested`; null counts as absent. Returns the names of ignored
 /// fields, unknown ones included, in the request's order; fields within a parameter are named by
 /// path, such as `messages[0].mood`.
 ///
 /// # Errors
 /// When a parameter is refused; the error names the first one.
-pub fn check_params(table: ParamTable, request: &Map<String, Value>) -> Result<Vec<String>> {
+pub fn check_params(
+    table: ParamTable,
+    nested: NestedKeys,
+    request: &Map<String, Value>,
+) -> Result<Vec<String>> {
     let mut ignored = Vec::new();
     for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
         match table.iter().copied().flatten().find(|(row, _)| row == name) {
-            Some((_, Honored)) if NESTED.iter().any(|(path, _)| path.starts_with(name)) => {
-                collect_unknown_keys(value, name, name, &mut ignored);
+            Some((_, Honored)) if nested.iter().any(|(path, _)| path.starts_with(name)) => {
+                collect_unknown_keys(value, nested, (name, name), &mut ignored);
             }
             Some((_, Honored | Parsed)) => {}
             Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
@@ -359,22 +368,27 @@ pub fn check_params(table: ParamTable, request: &Map<String, Value>) -> Result<V
     Ok(ignored)
 }
 
-/// Adds the paths of keys in `value` that [`NESTED`] does not list. `pattern` is the value's path with `[]` for
-/// every index, `path` the one with indices.
-fn collect_unknown_keys(value: &Value, pattern: &str, path: &str, unknown: &mut Vec<String>) {
+/// Adds the paths of keys in `value` that `nested` does not list. `pattern` is the value's path with `[]` for every
+/// index, `path` the one with indices.
+fn collect_unknown_keys(
+    value: &Value,
+    nested: NestedKeys,
+    (pattern, path): (&str, &str),
+    unknown: &mut Vec<String>,
+) {
     match value {
         Value::Array(items) => {
             let pattern = format!("{pattern}[]");
             for (idx, item) in items.iter().enumerate() {
-                collect_unknown_keys(item, &pattern, &format!("{path}[{idx}]"), unknown);
+                collect_unknown_keys(item, nested, (&pattern, &format!("{path}[{idx}]")), unknown);
             }
         }
         Value::Object(fields) => {
-            let Some((_, known)) = NESTED.iter().find(|(row, _)| *row == pattern) else { return };
+            let Some((_, known)) = nested.iter().find(|(row, _)| *row == pattern) else { return };
             for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
                 let path = format!("{path}.{key}");
                 if known.contains(&key.as_str()) {
-                    collect_unknown_keys(value, &format!("{pattern}.{key}"), &path, unknown);
+                    collect_unknown_keys(value, nested, (&format!("{pattern}.{key}"), &path), unknown);
                 } else {
                     unknown.push(path);
                 }
@@ -390,7 +404,7 @@ mod tests {
     use serde_json::json;
 
     fn checked(request: Value) -> Result<Vec<String>> {
-        check_params(CHAT, request.as_object().unwrap())
+        check_params(CHAT, NESTED, request.as_object().unwrap())
     }
 
     #[test]

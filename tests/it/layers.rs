@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 use imports::{Crate, circles};
 
 /// The layers that `src/lib.rs` describes, top first; the modules of one row are siblings.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["http"],
     &["app"],
     &["decisions", "responses"],
-    &["chat"],
+    &["chat", "messages"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
+    &["anthropic"],
     &["kernels", "openai", "telemetry", "gguf", "cache", "pulse", "store"],
     &["config"],
     &["error"],
@@ -42,7 +43,7 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("tokio_rustls::", &["http/server/tls.rs"]),
     ("tokio_util::", &["http/server/linger.rs"]),
     ("rlimit::", &["http/server/file_limit.rs"]),
-    ("schemars::", &["openai/", "http/openapi/", "http/route.rs"]),
+    ("schemars::", &["openai/", "anthropic/", "http/openapi/", "http/route.rs"]),
     ("clap::", &["config/args.rs"]),
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar/"]),

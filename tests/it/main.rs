@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
 mod admission;
+mod agents;
 mod auth;
 mod batching;
 mod cli;
@@ -26,6 +27,7 @@ mod kernels;
 mod layers;
 mod local_models;
 mod logs;
+mod messages;
 mod model_parity;
 mod openai_parameters;
 mod openapi;

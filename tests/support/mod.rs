@@ -72,6 +72,8 @@ pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
 pub struct Script {
     /// Tokens of every answer; the end token follows.
     pub answer: Vec<u32>,
+    /// A text, and the answer to prompts that have it.
+    pub after: Option<(&'static str, &'static str)>,
     /// Chat template; [`TEMPLATE`] by default.
     pub template: Option<&'static str>,
     /// Special tokens in addition to the byte tokenizer's two.
@@ -157,6 +159,11 @@ impl Decoder for ScriptedModel {
             for (block, tokens) in table.iter().flatten().zip(seen.chunks(BLOCK_TOKENS)) {
                 self.blocks.insert(*block, tokens.to_vec());
             }
+            let is_after = self.script.after.filter(|(text, _)| {
+                let prompt = &seen[..seen.len().min(span.n_prompt)];
+                let has_byte = |(token, byte): (&u32, u8)| *token == u32::from(byte);
+                prompt.windows(text.len()).any(|tokens| tokens.iter().zip(text.bytes()).all(has_byte))
+            });
             prompts.insert(span.sequence, seen);
             drop(prompts);
             if let Some(byte) = self.script.panic_on {
@@ -167,7 +174,11 @@ impl Decoder for ScriptedModel {
                     continue;
                 }
                 let n_said = (span.start + offset + 1).saturating_sub(span.n_prompt);
-                let next = self.script.answer.get(n_said).copied().unwrap_or(END);
+                let next = match is_after {
+                    None => self.script.answer.get(n_said).copied(),
+                    Some((_, answer)) => answer.as_bytes().get(n_said).map(|&byte| u32::from(byte)),
+                };
+                let next = next.unwrap_or(END);
                 // The script's token is almost certain, its neighbor the second most likely.
                 let mut logits = vec![-20.0f32; n_vocab];
                 logits[(next as usize + 1) % n_vocab] = -10.0;

@@ -39,9 +39,10 @@ impl RepeatedCalls {
                 (Some(ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens }), None)
             }
             // The limit may have cut the text after the repetition.
-            ChatEvent::Finished { usage, stats, .. } if self.is_ended => {
-                (None, Some(ChatEvent::Finished { reason: FinishReason::ToolCalls, usage, stats }))
-            }
+            ChatEvent::Finished { usage, stats, .. } if self.is_ended => (
+                None,
+                Some(ChatEvent::Finished { reason: FinishReason::ToolCalls, stop: None, usage, stats }),
+            ),
             last => {
                 let calls = std::mem::take(&mut self.held);
                 let (text, reasoning) = (String::new(), String::new());
@@ -122,7 +123,12 @@ mod tests {
                 add(&mut left, filter.filter(event));
             }
         }
-        let end = ChatEvent::Finished { reason: FinishReason::Length, usage: Usage::default(), stats: None };
+        let end = ChatEvent::Finished {
+            reason: FinishReason::Length,
+            stop: None,
+            usage: Usage::default(),
+            stats: None,
+        };
         add(&mut left, filter.filter(end));
         (left, filter.is_ended())
     }

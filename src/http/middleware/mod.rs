@@ -1,6 +1,7 @@
 //! Middleware: hosts and origins, authentication, admission, request ids, traces and the request log.
 
 pub mod admission;
+pub mod anthropic;
 pub mod auth;
 pub mod request_id;
 pub mod site;

@@ -5,7 +5,8 @@ use schemars::Schema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::http::route::{EVENT_STREAM, JSON, RequestBody, Route};
+use crate::anthropic::error::AnthropicErrorBody;
+use crate::http::route::{EVENT_STREAM, JSON, RequestBody, Route, is_anthropic};
 use crate::openai::error::ErrorBody;
 use crate::openai::params::{ParamTable, Treatment};
 
@@ -69,6 +70,7 @@ fn header_components() -> Value {
             text(),
             true,
         ),
+        "request-id": header("The value of `x-request-id`, under Anthropic's name.", text(), true),
         "x-ignored-params": header("Parameters that were accepted without effect.", text(), false),
         "x-cache": header(
             "Whether the response came from the response cache; absent if the server has none.",
@@ -157,19 +159,29 @@ pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
 }
 
 fn operation(route: &Route, schemas: &mut Schemas) -> Value {
+    let error = match is_anthropic(route.path()) {
+        true => schemas.responses.subschema_for::<AnthropicErrorBody>(),
+        false => schemas.responses.subschema_for::<ErrorBody>(),
+    };
     let content: Map<String, Value> = route
         .responses
         .iter()
         .map(|&(media_type, schema)| {
             let schema = schema(&mut schemas.responses);
             let content = match media_type {
-                EVENT_STREAM => event_content(&schema, &schemas.responses.subschema_for::<ErrorBody>()),
+                // Its events have names, errors among them, and no end mark.
+                EVENT_STREAM if is_anthropic(route.path()) => event_content(&[&schema], None),
+                EVENT_STREAM => event_content(&[&schema, &error], Some("[DONE]")),
                 _ => json!({ "schema": schema }),
             };
             (media_type.to_owned(), content)
         })
         .collect();
-    let description = if content.contains_key(EVENT_STREAM) {
+    let description = if content.contains_key(EVENT_STREAM) && is_anthropic(route.path()) {
+        "The message. With `stream`, server-sent events, each with `event`, its type, and `data`. An error in mid-stream is \
+         an event, too. With the server's `--heartbeat`, the JSON of a response that is not streamed may have leading \
+         spaces, and may be an error."
+    } else if content.contains_key(EVENT_STREAM) {
         "The completion. With `stream`, server-sent events, each with `data`; the last one is `data: [DONE]`. \
          An error in mid-stream is an event, too. With the server's `--heartbeat`, the JSON of a response that is not \
          streamed may have leading spaces, and may be an error."
@@ -184,8 +196,14 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     let mut errors: Vec<u16> =
         route.error_statuses.iter().copied().chain(COMMON_ERRORS).chain(for_keys).collect();
     errors.sort_unstable();
-    for (status, name, ..) in errors.iter().flat_map(|status| ERRORS.iter().find(|(row, ..)| row == status)) {
-        responses.insert(status.to_string(), json!({"$ref": format!("#/components/responses/{name}")}));
+    for (status, name, description, headers) in
+        errors.iter().flat_map(|status| ERRORS.iter().find(|(row, ..)| row == status))
+    {
+        let response = match is_anthropic(route.path()) {
+            true => response_object(description, headers, json!({JSON: {"schema": error}})),
+            false => json!({"$ref": format!("#/components/responses/{name}")}),
+        };
+        responses.insert(status.to_string(), response);
     }
     let mut operation = json!({
         "operationId": route.operation_id,
@@ -218,12 +236,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
 /// The JSON pointer from an event's content to the schema of its data.
 pub const EVENT_DATA_POINTER: &str = "/schema/properties/data/anyOf/0/contentSchema";
 
-/// The content of an event stream. The data of an event is a chunk, an error, or the end mark.
-fn event_content(chunk: &Schema, error: &Schema) -> Value {
-    let data = json!([
-        {"contentMediaType": JSON, "contentSchema": {"anyOf": [chunk, error]}},
-        {"const": "[DONE]"},
-    ]);
+/// The content of an event stream. The data of an event is JSON of one of the `schemas`, or the end mark.
+fn event_content(schemas: &[&Schema], end_mark: Option<&str>) -> Value {
+    let mut data = vec![json!({"contentMediaType": JSON, "contentSchema": {"anyOf": schemas}})];
+    data.extend(end_mark.map(|mark| json!({ "const": mark })));
     let data = json!({"type": "string", "anyOf": data});
     json!({"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}})
 }
@@ -279,9 +295,8 @@ fn describe_treatment(schema: &mut Value, rows: ParamTable) {
     let rows = || rows.iter().copied().flatten();
     if let Some(Value::Object(fields)) = schema.get_mut("properties") {
         fields.retain(|name, _| {
-            rows().any(|(row, treatment)| {
-                row == name && matches!(treatment, Treatment::Honored | Treatment::Parsed)
-            })
+            let treatment = rows().find(|(row, _)| row == name).map(|(_, treatment)| treatment);
+            matches!(treatment, Some(Treatment::Honored | Treatment::Parsed))
         });
     }
     let mut description = schema["description"].as_str().unwrap_or_default().to_owned();

@@ -10,18 +10,34 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 
-use super::dedup::{Attempt, PendingResponse, RetryDedup, to_json};
+use super::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::route::JSON;
+
+/// How a response that takes long is kept alive.
+#[derive(Clone, Copy)]
+pub struct Heartbeat {
+    /// The time between beats; zero for none.
+    pub period: Duration,
+    /// The body of an error that occurs after the first beat.
+    pub error_body: fn(ApiError, &RequestId) -> Bytes,
+}
+
+impl Heartbeat {
+    /// Beats with this time between them, and errors in OpenAI's envelope.
+    pub fn with_openai_errors(period: Duration) -> Self {
+        Self { period, error_body: |error, _| error.into_json().into() }
+    }
+}
 
 /// One beat: whitespace that JSON allows before a value.
 const BEAT: &[u8] = b" ";
 
 /// Responds with the result of `work`, or of the running attempt that `attempt` retries.
 ///
-/// With a `heartbeat` other than zero, the response begins once that time has passed without a result: a
+/// With a `heartbeat` of a period other than zero, the response begins once that time has passed without a result: a
 /// space, and another after each further period, come before its JSON.
 ///
 /// # Errors
@@ -29,10 +45,11 @@ const BEAT: &[u8] = b" ";
 pub async fn respond(
     dedup: &RetryDedup,
     attempt: Option<Attempt>,
-    heartbeat: Duration,
+    heartbeat: Heartbeat,
     request_id: RequestId,
     work: impl Future<Output = Result<PendingResponse>> + Send + 'static,
 ) -> Result<Response, ApiError> {
+    let Heartbeat { period, error_body } = heartbeat;
     let lease = dedup.join_or_start(attempt, work);
     if lease.is_joined {
         tracing::info!(
@@ -43,10 +60,10 @@ pub async fn respond(
     }
     // Most errors come before the model starts; these have their own status however late they are.
     let PendingResponse { headers, mut body } = lease.response.clone().await?;
-    if heartbeat.is_zero() {
+    if period.is_zero() {
         return Ok(json_response(headers, body.await?));
     }
-    let until_first_beat = heartbeat.saturating_sub(lease.started.elapsed());
+    let until_first_beat = period.saturating_sub(lease.started.elapsed());
     if let Ok(json) = timeout(until_first_beat, &mut body).await {
         return Ok(json_response(headers, json?));
     }
@@ -54,12 +71,12 @@ pub async fn respond(
         let request_id = request_id.clone();
         async move {
             let (mut body, lease) = state?;
-            let json = match timeout(heartbeat, &mut body).await {
+            let json = match timeout(period, &mut body).await {
                 Err(_) => return Some((Bytes::from_static(BEAT), Some((body, lease)))),
                 Ok(Ok(json)) => json,
                 Ok(Err(e)) => {
                     tracing::error!(id = request_id.as_str(), trace_id = request_id.trace_id(), error = %e, "failed after the response had begun");
-                    to_json(&ApiError::from(e).into_body()).unwrap_or_default()
+                    error_body(e.into(), &request_id)
                 }
             };
             Some((json, None))

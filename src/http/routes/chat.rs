@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
+use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
 use crate::chat::{ChatStream, prompt_logprobs};
 use crate::error::Result;
-use crate::http::generation_response::{ChoicePart, ChunkEncoder, CompletedChoice, Envelope};
+use crate::http::extract::{IgnoredParams, check_params};
+use crate::http::generation_response::{
+    ChoicePart, ChunkEncoder, CompletedChoice, Envelope, RequestLog, StreamUsage, stream_events,
+};
 use crate::openai::chat::{
     AssistantMessage, ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Choice, ChoiceLogprobs,
     ChunkChoice, Delta, Usage,
 };
 use crate::openai::generation_options::GenerationOptions;
-use crate::openai::params::{self, ParamTable};
+use crate::openai::params;
 
 /// The route and encoder of chat completions.
 pub struct ChatRoute {
@@ -26,14 +30,14 @@ pub struct ChatRoute {
 
 impl GenerationRoute for ChatRoute {
     const PATH: &'static str = "/v1/chat/completions";
-    const PARAMS: ParamTable = params::CHAT;
     const LOG_NAME: &'static str = "chat";
-    const ID_PREFIX: &'static str = "chatcmpl";
+    const ID_PREFIX: &'static str = "chatcmpl-";
     type Request = ChatCompletionRequest;
     type Response = ChatCompletion;
 
-    fn parse(object: Map<String, Value>) -> Result<ChatCompletionRequest> {
-        ChatCompletionRequest::from_object(object)
+    fn parse(object: Map<String, Value>) -> Result<(ChatCompletionRequest, IgnoredParams)> {
+        let (object, ignored) = check_params(object, params::CHAT, params::NESTED)?;
+        Ok((ChatCompletionRequest::from_object(object)?, ignored))
     }
 
     fn options(request: &ChatCompletionRequest) -> &GenerationOptions {
@@ -48,6 +52,10 @@ impl GenerationRoute for ChatRoute {
         let route =
             Self { has_logprobs: request.logprobs.unwrap_or(false), may_call: request.offers_tools() };
         Ok((chat.start_chat(request, tenant).await?, route))
+    }
+
+    fn stream(self, stream: ChatStream, envelope: Envelope, usage: StreamUsage, log: RequestLog) -> Response {
+        stream_events(stream, envelope, self, usage, log)
     }
 
     fn response(self, envelope: Envelope, choices: Vec<CompletedChoice>, usage: Usage) -> ChatCompletion {

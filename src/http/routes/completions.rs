@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
 use crate::chat::{ChatStream, CompletionStream, PromptToken, TextOffset, prompt_logprobs};
 use crate::error::Result;
-use crate::http::generation_response::{ChoicePart, ChunkEncoder, CompletedChoice, Envelope};
+use crate::http::extract::{IgnoredParams, check_params};
+use crate::http::generation_response::{
+    ChoicePart, ChunkEncoder, CompletedChoice, Envelope, RequestLog, StreamUsage, stream_events,
+};
 use crate::openai::chat::{TokenLogprob, Usage};
 use crate::openai::completions::{Completion, CompletionChoice, CompletionLogprobs, CompletionRequest};
 use crate::openai::generation_options::GenerationOptions;
-use crate::openai::params::{self, ParamTable};
+use crate::openai::params;
 
 /// The route and encoder of text completions.
 pub struct CompletionRoute {
@@ -32,14 +36,14 @@ pub struct CompletionRoute {
 
 impl GenerationRoute for CompletionRoute {
     const PATH: &'static str = "/v1/completions";
-    const PARAMS: ParamTable = params::COMPLETIONS;
     const LOG_NAME: &'static str = "completion";
-    const ID_PREFIX: &'static str = "cmpl";
+    const ID_PREFIX: &'static str = "cmpl-";
     type Request = CompletionRequest;
     type Response = Completion;
 
-    fn parse(object: Map<String, Value>) -> Result<CompletionRequest> {
-        CompletionRequest::from_object(object)
+    fn parse(object: Map<String, Value>) -> Result<(CompletionRequest, IgnoredParams)> {
+        let (object, ignored) = check_params(object, params::COMPLETIONS, params::NESTED)?;
+        Ok((CompletionRequest::from_object(object)?, ignored))
     }
 
     fn options(request: &CompletionRequest) -> &GenerationOptions {
@@ -56,6 +60,10 @@ impl GenerationRoute for CompletionRoute {
         let offsets = (0..stream.n_choices()).map(|_| TextOffset::default()).collect();
         let route = Self { echo, n, n_prompts: stream.n_prompts(), n_top, n_prompt_top, offsets };
         Ok((stream, route))
+    }
+
+    fn stream(self, stream: ChatStream, envelope: Envelope, usage: StreamUsage, log: RequestLog) -> Response {
+        stream_events(stream, envelope, self, usage, log)
     }
 
     fn response(self, envelope: Envelope, mut texts: Vec<CompletedChoice>, usage: Usage) -> Completion {

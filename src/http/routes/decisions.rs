@@ -18,10 +18,10 @@ use crate::http::extract::{JsonObject, check_params};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
-use crate::http::retry::heartbeat;
+use crate::http::retry::heartbeat::{self, Heartbeat};
 use crate::openai::decisions::{DecisionRequest, SystemOneRequest};
 use crate::openai::from_value;
-use crate::openai::params::{DECISIONS, ParamTable, SYSTEM_ONE};
+use crate::openai::params::{DECISIONS, NESTED, ParamTable, SYSTEM_ONE};
 
 /// A request of either API, and how its response is made.
 struct ParsedRequest<F> {
@@ -100,14 +100,14 @@ impl DecisionRoute {
         let for_tenant = tenant.clone();
         let convert = move |object| {
             let attempt = Attempt::from_request(&headers, &for_tenant, path, &object);
-            let (object, ignored) = check_params(object, params)?;
+            let (object, ignored) = check_params(object, params, NESTED)?;
             Ok((attempt, parse(Value::Object(object))?, ignored))
         };
         let (attempt, request, mut ignored) = body.parse_with(convert).await?;
         let ParsedRequest { model, task, respond } = request;
         ignored.add_unknown_model(&app, model.as_deref());
-        ignored.extend(&task.ignored_fields);
-        let heartbeat = app.limits().heartbeat;
+        ignored.extend(task.ignored_fields.iter().cloned());
+        let heartbeat = Heartbeat::with_openai_errors(app.limits().heartbeat);
         let chat = app.chat(model.as_deref(), n_bytes);
         let for_log = request_id.clone();
         let work = async move {

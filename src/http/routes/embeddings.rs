@@ -68,7 +68,7 @@ pub async fn embeddings(
         "embeddings"
     );
     if !is_prompt_known {
-        ignored.extend(&["input_type".to_owned()]);
+        ignored.extend(["input_type".to_owned()]);
     }
     let usage = InputUsage::new(n_tokens, truncated.len());
     let truncated: Vec<String> = truncated.iter().map(|idx| format!("input[{idx}]")).collect();

@@ -1,8 +1,9 @@
-//! The handler of both generation routes, `/v1/chat/completions` and `/v1/completions`.
+//! The handler of the routes that generate: `/v1/chat/completions`, `/v1/completions` and `/v1/messages`.
 
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
@@ -13,27 +14,22 @@ use crate::app::{App, ServedChat};
 use crate::chat::{CacheStatus, ChatStream};
 use crate::error::Result;
 use crate::http::error::ApiError;
-use crate::http::extract::{IgnoredParams, JsonObject, check_params};
-use crate::http::generation_response::{
-    ChunkEncoder, CompletedChoice, Envelope, RequestLog, StreamUsage, collect_choices, stream_events,
-};
+use crate::http::extract::{IgnoredParams, JsonObject};
+use crate::http::generation_response::{CompletedChoice, Envelope, RequestLog, StreamUsage, collect_choices};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
-use crate::http::retry::heartbeat;
+use crate::http::retry::heartbeat::{self, Heartbeat};
 use crate::openai::chat::Usage;
 use crate::openai::generation_options::GenerationOptions;
-use crate::openai::params::ParamTable;
 
 /// The header that says whether a cacheable response came from the response cache: `hit` or `miss`.
 const CACHE_HEADER: &str = "x-cache";
 
 /// A generation route. A value encodes one response, whole or as chunks.
-pub trait GenerationRoute: ChunkEncoder + Sized {
+pub trait GenerationRoute: Sized + Send + 'static {
     /// The route's path.
     const PATH: &'static str;
-    /// The route's parameters.
-    const PARAMS: ParamTable;
     /// Name of the request in the log.
     const LOG_NAME: &'static str;
     /// Prefix of response ids.
@@ -43,11 +39,11 @@ pub trait GenerationRoute: ChunkEncoder + Sized {
     /// The type of a response that is not streamed.
     type Response: Serialize;
 
-    /// Reads a request from its JSON object.
+    /// Reads a request from its JSON object. Also returns the parameters that are ignored.
     ///
     /// # Errors
-    /// When a field has the wrong form.
-    fn parse(object: Map<String, Value>) -> Result<Self::Request>;
+    /// When a parameter is refused, or a field has the wrong form.
+    fn parse(object: Map<String, Value>) -> Result<(Self::Request, IgnoredParams)>;
 
     /// The options of a request.
     fn options(request: &Self::Request) -> &GenerationOptions;
@@ -58,6 +54,19 @@ pub trait GenerationRoute: ChunkEncoder + Sized {
         request: Self::Request,
         tenant: Arc<str>,
     ) -> impl Future<Output = Result<(ChatStream, Self)>> + Send;
+
+    /// The name of a field that had no effect, by its path in the chat layer.
+    fn ignored_name(&self, path: &str) -> String {
+        path.to_owned()
+    }
+
+    /// Streams the response.
+    fn stream(self, stream: ChatStream, envelope: Envelope, usage: StreamUsage, log: RequestLog) -> Response;
+
+    /// The body of an error that occurs after the response has begun.
+    fn error_body(error: ApiError, _: &RequestId) -> Bytes {
+        error.into_json().into()
+    }
 
     /// Builds the response from its completed choices.
     fn response(self, envelope: Envelope, choices: Vec<CompletedChoice>, usage: Usage) -> Self::Response;
@@ -85,8 +94,8 @@ pub async fn generate<R: GenerationRoute>(
     let for_tenant = tenant.clone();
     let convert = move |object| {
         let attempt = Attempt::from_request(&headers, &for_tenant, R::PATH, &object);
-        let (object, ignored) = check_params(object, R::PARAMS)?;
-        Ok((attempt, R::parse(object)?, ignored))
+        let (request, ignored) = R::parse(object)?;
+        Ok((attempt, request, ignored))
     };
     let (attempt, request, ignored) = body.parse_with(convert).await?;
     let options = R::options(&request);
@@ -97,7 +106,7 @@ pub async fn generate<R: GenerationRoute>(
     let started = async move { start::<R>(&chat?, request, tenant, ignored).await };
     if is_streamed {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
-        return Ok((headers, stream_events(stream, envelope, route, usage, log)).into_response());
+        return Ok((headers, route.stream(stream, envelope, usage, log)).into_response());
     }
     let work = async move {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
@@ -107,6 +116,7 @@ pub async fn generate<R: GenerationRoute>(
         };
         Ok(PendingResponse::new(headers, response))
     };
+    let heartbeat = Heartbeat { period: heartbeat, error_body: R::error_body };
     heartbeat::respond(&dedup, attempt, heartbeat, request_id, work).await
 }
 
@@ -118,7 +128,7 @@ async fn start<R: GenerationRoute>(
     mut ignored: IgnoredParams,
 ) -> Result<StartedResponse<R>> {
     let (stream, route) = R::start(chat, request, tenant).await?;
-    ignored.extend(stream.ignored_fields());
+    ignored.extend(stream.ignored_fields().iter().map(|path| route.ignored_name(path)));
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
     if let Some(status) = stream.cache_status() {

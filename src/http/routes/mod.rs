@@ -6,6 +6,7 @@ pub mod conversations;
 pub mod decisions;
 pub mod embeddings;
 pub mod generation;
+pub mod messages;
 pub mod models;
 pub mod probes;
 pub mod rerank;

@@ -16,7 +16,7 @@ use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::response_run::{BackgroundRuns, Persistence, ResponseRun, failure};
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup, to_json};
-use crate::http::retry::heartbeat::{self, json_response};
+use crate::http::retry::heartbeat::{self, Heartbeat, json_response};
 use crate::openai::params;
 use crate::openai::responses::output::{ResponseObject, ResponseStatus};
 use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
@@ -54,12 +54,12 @@ pub async fn create(
     let for_tenant = tenant.clone();
     let convert = move |object| {
         let attempt = Attempt::from_request(&headers, &for_tenant, PATH, &object);
-        let (object, ignored) = check_params(object, params::RESPONSES)?;
+        let (object, ignored) = check_params(object, params::RESPONSES, params::NESTED)?;
         Ok((attempt, ResponsesRequest::from_object(object)?, ignored))
     };
     let (attempt, request, ignored) = body.parse_with(convert).await?;
     let is_streamed = request.options.is_streamed();
-    let heartbeat = app.limits().heartbeat;
+    let heartbeat = Heartbeat::with_openai_errors(app.limits().heartbeat);
     let log = RequestLog::new(request_id.clone(), "response");
     if request.background.unwrap_or(false) {
         let prepared = prepare(&app, request, tenant, ignored, n_bytes).await?;
@@ -88,7 +88,7 @@ pub async fn input_tokens(
 ) -> Result<Response, ApiError> {
     let n_bytes = body.n_bytes();
     let convert = move |object| {
-        let (object, ignored) = check_params(object, params::RESPONSES)?;
+        let (object, ignored) = check_params(object, params::RESPONSES, params::NESTED)?;
         Ok((ResponsesRequest::from_object(object)?, ignored))
     };
     let (request, ignored) = body.parse_with(convert).await?;
@@ -125,7 +125,7 @@ async fn prepare(
         Ok((request, translated, stored_input(&input, &response_id)))
     });
     let (request, translated, input) = read.await?;
-    ignored.extend(&translated.ignored);
+    ignored.extend(translated.ignored.iter().cloned());
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
     let conversation = request.conversation.as_ref().map(|conversation| conversation.id().to_owned());

@@ -28,7 +28,7 @@ pub async fn tokenize(
     let tenant = tenant.name();
     let then = |response, ignored| to_json(&response).map(|json| (json, ignored));
     let (json, more_ignored) = app.tokenize(request, &tenant, n_bytes, then).await??;
-    ignored.extend(&more_ignored);
+    ignored.extend(more_ignored);
     Ok(respond(json, ignored))
 }
 
@@ -44,7 +44,7 @@ pub async fn apply_template(
     let tenant = tenant.name();
     let then = |response, ignored| to_json(&response).map(|json| (json, ignored));
     let (json, more_ignored) = app.apply_template(request, &tenant, n_bytes, then).await??;
-    ignored.extend(&more_ignored);
+    ignored.extend(more_ignored);
     Ok(respond(json, ignored))
 }
 

@@ -372,7 +372,7 @@ impl EngineWorker {
                 Ok(Some(n_scored)) => {
                     sequence.first_token.get_or_insert_with(Instant::now);
                     if sequence.is_prompt_only {
-                        self.finish_as(id, FinishReason::Length);
+                        self.finish_as(id, FinishReason::Length, None);
                         continue;
                     }
                     let rows = logits[span.rows.start + n_scored..span.rows.end].to_vec();
@@ -439,7 +439,7 @@ impl EngineWorker {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let mut tokens = Vec::with_capacity(steps.len());
         for step in steps {
-            let GenerationStep { token, delta, finish } = match step {
+            let GenerationStep { token, delta, finish, stop } = match step {
                 Ok(step) => step,
                 Err(e) => return self.finish(id, Event::Failed(e), true),
             };
@@ -448,7 +448,7 @@ impl EngineWorker {
                 send(&sequence.events, Event::Text(delta));
             }
             if let Some(reason) = finish {
-                return self.finish_as(id, reason);
+                return self.finish_as(id, reason, stop);
             }
         }
         self.scheduler.append(id, &tokens);
@@ -490,14 +490,14 @@ impl EngineWorker {
     /// Ends the sequences whose reader wants no more text.
     fn finish_ended(&mut self) {
         for id in self.ids_where(|sequence| sequence.is_ended.load(Ordering::Acquire)) {
-            self.finish_as(id, FinishReason::Stop);
+            self.finish_as(id, FinishReason::Stop, None);
         }
     }
 
     /// Ends a complete sequence.
-    fn finish_as(&mut self, id: SequenceId, reason: FinishReason) {
+    fn finish_as(&mut self, id: SequenceId, reason: FinishReason, stop: Option<String>) {
         let Some(sequence) = self.sequences.get(&id) else { return };
-        let finished = sequence.finished(reason, self.scheduler.n_cached_tokens(id));
+        let finished = sequence.finished(reason, stop, self.scheduler.n_cached_tokens(id));
         record_finished(&finished);
         self.finish(id, Event::Finished(finished), false);
     }
@@ -639,11 +639,12 @@ impl ActiveSequence {
         Ok((ends || n_scored < rows.len()).then_some(n_scored))
     }
 
-    fn finished(&self, reason: FinishReason, n_cached: usize) -> Finished {
+    fn finished(&self, reason: FinishReason, stop: Option<String>, n_cached: usize) -> Finished {
         let started = self.started.unwrap_or(self.arrived);
         let first_token = self.first_token.unwrap_or(started);
         Finished {
             reason,
+            stop,
             prompt_tokens: self.n_prompt,
             cached_tokens: n_cached,
             completion_tokens: self.generation.n_generated(),
