@@ -69,6 +69,10 @@ pub fn chat_generation_request(
     request: &ChatCompletionRequest,
     tenant: Arc<str>,
 ) -> Result<GenerationRequest> {
+    if let Some(budget) = request.thinking_budget.filter(|&budget| budget < -1) {
+        let message = format!("`thinking_budget` is {budget}; it must be -1 (no limit) or more");
+        return Err(Error::invalid("thinking_budget", message));
+    }
     // Zero is refused even in a limit that does not count.
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
@@ -138,6 +142,7 @@ fn generation_request(
         min_tokens,
         sampling: sampling_params(options)?,
         constraint: None,
+        thought_budget: None,
         is_continuation: false,
         stop: stop_strings(options)?,
         stop_tokens: stop_tokens(options)?,
@@ -174,6 +179,7 @@ pub fn scoring_request(
         min_tokens: 0,
         sampling: SamplingParams::default(),
         constraint: None,
+        thought_budget: None,
         is_continuation: false,
         stop: Vec::new(),
         stop_tokens: Vec::new(),

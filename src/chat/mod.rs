@@ -7,6 +7,7 @@ mod completion;
 mod continuation_scores;
 mod event;
 mod generation_request;
+mod harmony;
 mod model;
 mod prompt;
 mod prompt_frame;
@@ -32,6 +33,7 @@ use generation_request::{TokenLimit, chat_generation_request, num_choices};
 pub use model::ChatModel;
 pub use prompt::RenderedPrompt;
 use prompt::prediction_text;
+use reasoning::{ReasoningMarks, ReasoningParser};
 pub use response_cache::ResponseCache;
 pub use scored_prompt::{PromptToken, prompt_logprobs};
 pub use stream::{CacheStatus, ChatStream};
@@ -90,7 +92,7 @@ impl ChatModel {
         self.check_token_limit(limit)?;
         let max_prompt_tokens =
             max_prompt_tokens(&request.options, self.engine.context_length(), generation.max_tokens)?;
-        let RenderedPrompt { tokens, mut ignored_fields, reasoning } =
+        let RenderedPrompt { tokens, mut ignored_fields, mut reasoning } =
             self.render_prompt(request, tools.as_ref(), max_prompt_tokens)?;
         let beyond = self.limit_beyond_context(limit, tokens.len());
         ignored_fields.extend(beyond.map(|limit| limit.param.to_owned()));
@@ -105,19 +107,29 @@ impl ChatModel {
         let is_scored = generation.scoring.is_some();
         generation.prompt = tokens;
         let call_format = self.call_format()?;
+        let marks = self.template()?.reasoning_marks();
+        let mut visible = marks.map_or(Vec::new(), ReasoningMarks::marks);
         if tools.is_some() {
-            let marks = [call_format.open, call_format.close].into_iter().chain(call_format.name_end);
-            let special = |text: &str| self.tokenizer.special_token_id(text);
-            generation.visible_tokens = marks.filter_map(special).collect();
+            visible.extend(call_format.marks());
+            reasoning.iter_mut().for_each(ReasoningParser::pass_calls);
         }
-        generation.constraint = grammar.map(|grammar| self.constraint(grammar, reasoning.as_ref()));
+        let special = |text: &str| self.tokenizer.special_token_id(text);
+        generation.visible_tokens = visible.into_iter().filter_map(special).collect();
+        if let (Some(marks), Some(reasoning)) = (marks, &reasoning) {
+            let is_framed = tools.is_some() && grammar.is_some() && call_format.is_framed();
+            generation.thought_budget =
+                self.thought_budget(request.thought_tokens(), marks, reasoning, is_framed)?;
+        }
+        // Grammars of calls in Harmony's channels describe thoughts too.
+        let preamble = reasoning.as_ref().filter(|_| tools.is_none() || !call_format.is_framed());
+        generation.constraint = grammar.map(|grammar| self.constraint(grammar, preamble));
         let is_unconstrained = generation.constraint.is_none();
         let n_prompt_tokens = vec![generation.prompt.len()];
         let repeats = RepeatedCalls::for_request(tools.as_ref(), &generation.sampling);
         let generations = self.engine.submit(self.reserve_slots(admission, n_choices)?, generation)?;
         // Under a grammar, calls always have their mark; JSON without it is text.
         let accept_unmarked = call_format.is_open_optional || is_unconstrained;
-        let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.names(), accept_unmarked));
+        let calls = tools.map(|tools| ToolCallParser::new(call_format, tools.functions, accept_unmarked));
         let stream = ChatStream::new(self.clone(), generations, n_prompt_tokens, ignored_fields);
         let stream = if is_scored { stream.with_scored_prompts() } else { stream };
         Ok(stream.with_parsers(reasoning, calls, repeats))

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::reasoning::{self, ReasoningParser};
+use super::reasoning::{ReasoningMarks, ReasoningParser};
 use super::structured::ConstraintSpec;
 use super::template::ChatTemplate;
 use crate::error::Result;
 use crate::inference::grammar::Preamble;
-use crate::inference::{Admission, CompiledGrammar, Constraint, Engine};
+use crate::inference::{Admission, CompiledGrammar, Constraint, Engine, ThoughtBudget};
 use crate::tokenizer::Tokenizer;
 
 /// A loaded chat model.
@@ -91,13 +91,36 @@ impl ChatModel {
         reasoning: Option<&ReasoningParser>,
     ) -> Constraint {
         let constraint = grammar.constraint();
-        match reasoning {
-            None => constraint,
-            Some(reasoning) => constraint.with_preamble(Preamble {
-                open: self.tokenizer.single_token_id(reasoning::OPEN),
-                is_open: reasoning.is_open(),
-                close: reasoning::CLOSE.to_owned(),
+        let marks = self.template.as_ref().ok().and_then(ChatTemplate::reasoning_marks);
+        match (reasoning, marks) {
+            (Some(reasoning), Some(marks)) => constraint.with_preamble(Preamble {
+                open: self.tokenizer.single_token_id(marks.open_token),
+                is_open: reasoning.is_open() || marks.is_harmony,
+                close: marks.preamble_close().to_owned(),
             }),
+            _ => constraint,
         }
+    }
+
+    /// The limit of a model's thoughts to `max_tokens`, if given. Where a grammar describes what follows a thought
+    /// (`is_framed`), only the thought's own end is forced.
+    pub(super) fn thought_budget(
+        &self,
+        max_tokens: Option<usize>,
+        marks: &ReasoningMarks,
+        reasoning: &ReasoningParser,
+        is_framed: bool,
+    ) -> Result<Option<ThoughtBudget>> {
+        let Some(max_tokens) = max_tokens else { return Ok(None) };
+        let close = if is_framed { marks.close } else { marks.forced_close };
+        let closing = self.tokenizer.encode_with_special(close)?;
+        Ok(Some(ThoughtBudget {
+            open: marks.open.trim_end().to_owned(),
+            close: marks.close.to_owned(),
+            is_open: reasoning.is_open(),
+            may_reopen: marks.is_harmony,
+            max_tokens,
+            closing,
+        }))
     }
 }

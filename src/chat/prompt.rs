@@ -100,7 +100,8 @@ impl ChatModel {
         if is_middle_dropped {
             ignored_fields.push("messages".to_owned());
         }
-        let reasoning = self.template()?.has_reasoning().then(|| ReasoningParser::for_prompt(&text));
+        let reasoning =
+            self.template()?.reasoning_marks().map(|marks| ReasoningParser::for_prompt(marks, &text));
         Ok(RenderedPrompt { tokens, ignored_fields, reasoning })
     }
 
@@ -177,9 +178,21 @@ fn template_variables(
     request: &ChatCompletionRequest,
 ) -> (Map<String, Value>, Vec<String>) {
     let mut variables = request.chat_template_kwargs.clone().unwrap_or_default();
-    let Some(effort) = request.reasoning_effort else { return (variables, Vec::new()) };
+    let mut set = |name: &str, value: Value| {
+        if template.uses_variable(name) {
+            variables.entry(name).or_insert(value);
+        }
+    };
+    if let Some(budget) = request.thought_tokens() {
+        set("thinking_budget", budget.into());
+    }
+    if let Some(is_enabled) = request.has_thinking() {
+        set("enable_thinking", is_enabled.into());
+        set("thinking", is_enabled.into());
+    }
+    let Some(effort) = request.effort() else { return (variables, Vec::new()) };
     let is_enabled = effort != ReasoningEffort::None;
-    let names = ["reasoning_effort", "enable_thinking"];
+    let names = ["reasoning_effort", "enable_thinking", "thinking"];
     match names.into_iter().find(|name| template.uses_variable(name)) {
         Some(name @ "reasoning_effort") => {
             variables.entry(name).or_insert(serde_json::to_value(effort).unwrap_or_default());
@@ -253,6 +266,8 @@ fn template_messages(messages: &[Message], has_developer_role: bool) -> Result<V
                 tool_calls: tools::history::calls_for_template(message),
                 tool_call_id: message.tool_call_id.clone(),
                 reasoning_content: message.reasoning_content.clone(),
+                thinking: None,
+                tool_responses: None,
                 tools: None,
             })
         })

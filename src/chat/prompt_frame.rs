@@ -1,7 +1,7 @@
 //! Prompts that differ in one part only: what is before it is rendered and encoded once for all of them.
 
 use super::model::ChatModel;
-use super::reasoning::{self, ReasoningParser};
+use super::reasoning::ReasoningParser;
 use crate::error::Result;
 use crate::openai::chat::{ChatCompletionRequest, Content, Message, ReasoningEffort, Role};
 use crate::tokenizer::Tokenizer;
@@ -43,9 +43,14 @@ impl ChatModel {
             };
             let rendered = self.render_text(&request, None)?;
             let mut prompt = rendered.text;
-            if ReasoningParser::for_prompt(&prompt).is_open() {
-                prompt += reasoning::CLOSE;
-                prompt += "\n\n";
+            match self.template()?.reasoning_marks() {
+                // The header of the channel for answers.
+                Some(marks) if marks.is_harmony => prompt += marks.preamble_close(),
+                Some(marks) if ReasoningParser::for_prompt(marks, &prompt).is_open() => {
+                    prompt += marks.close;
+                    prompt += "\n\n";
+                }
+                _ => {}
             }
             (prompt, Some(rendered.marker))
         } else {

@@ -35,7 +35,7 @@ const FIELDS: &[ProbedField] = &[
     ProbedField {
         name: "reasoning_content",
         is_set: |message| message.reasoning_content.is_some(),
-        clear: |message| message.reasoning_content = None,
+        clear: |message| (message.reasoning_content, message.thinking) = (None, None),
         is_essential: false,
     },
     ProbedField {

@@ -43,6 +43,8 @@ pub struct ConstrainedDrawing<'a> {
     pub constraint: &'a mut Constraint,
     /// Knows the texts of tokens.
     pub tokenizer: &'a Tokenizer,
+    /// Special tokens whose text is part of the text.
+    pub visible_tokens: &'a [u32],
     /// Tokens that end the text.
     pub end_tokens: &'a [u32],
     /// Whether the text may end here.
@@ -73,7 +75,10 @@ impl ConstrainedDrawing<'_> {
                     if self.end_tokens.contains(&token) {
                         DrawStage::Masked
                     } else {
-                        match self.constraint.check(token, self.tokenizer.token_bytes(token))? {
+                        match self
+                            .constraint
+                            .check(token, self.tokenizer.visible_bytes(token, self.visible_tokens))?
+                        {
                             TokenVerdict::Accepted { is_complete } => {
                                 return Ok(Some(SampledToken { token, is_complete }));
                             }
@@ -94,7 +99,10 @@ impl ConstrainedDrawing<'_> {
                     if self.end_tokens.contains(&token) {
                         return Ok(Some(SampledToken { token, is_complete: false }));
                     }
-                    match self.constraint.consume(token, self.tokenizer.token_bytes(token))? {
+                    match self
+                        .constraint
+                        .consume(token, self.tokenizer.visible_bytes(token, self.visible_tokens))?
+                    {
                         TokenVerdict::Accepted { is_complete } => {
                             return Ok(Some(SampledToken { token, is_complete }));
                         }

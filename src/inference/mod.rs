@@ -16,6 +16,7 @@ pub mod scheduler;
 mod scoring;
 mod stop;
 mod text_generation;
+mod thought_budget;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use scheduler::ContextShift;
 pub use scoring::{PromptScores, RankedToken, ScoredToken, Scoring};
 pub use stop::overlap;
 pub use text_generation::TextGeneration;
+pub use thought_budget::ThoughtBudget;
 
 use crate::error::Error;
 
@@ -45,6 +47,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// The grammar that the text must follow, if any.
     pub constraint: Option<Constraint>,
+    /// A limit on the tokens of the model's thoughts.
+    pub thought_budget: Option<ThoughtBudget>,
     /// Stop strings: they end the text where they appear and are not part of it.
     pub stop: Vec<String>,
     /// Whether the text continues the prompt's text, so that a space between them is part of it.

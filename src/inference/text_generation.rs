@@ -11,6 +11,7 @@ use super::constrained_drawing::{ConstrainedDrawing, DrawStage, PendingDraw, Sam
 use super::grammar::Constraint;
 use super::sampling::{Logprobs, RepeatPenaltyStats, Sampler};
 use super::stop::{StopScan, StopStrings};
+use super::thought_budget::ThoughtCounter;
 use super::{FinishReason, GenerationRequest, TextDelta, TokenLogprob};
 use crate::error::Result;
 use crate::tokenizer::{Detokenizer, Tokenizer};
@@ -20,6 +21,7 @@ pub struct TextGeneration {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
     constraint: Option<Constraint>,
+    thought: Option<ThoughtCounter>,
     detokenizer: Detokenizer,
     stops: StopStrings,
     max_tokens: usize,
@@ -75,6 +77,7 @@ impl TextGeneration {
             sampler: Sampler::new(request.sampling.clone(), n_vocab, &request.prompt)?,
             detokenizer: Detokenizer::default(),
             constraint: request.constraint.take(),
+            thought: request.thought_budget.take().map(ThoughtCounter::new),
             stops: StopStrings::new(request.stop.clone()),
             visible_tokens: request.visible_tokens.clone(),
             max_tokens: request.max_tokens,
@@ -119,6 +122,8 @@ impl TextGeneration {
         let may_end = self.may_end();
         self.sampler.record(token)?;
         self.n_generated += 1;
+        let bytes = self.tokenizer.visible_bytes(token, &self.visible_tokens);
+        self.thought.iter_mut().for_each(|thought| thought.record(bytes));
         if self.end_tokens.contains(&token) {
             if let Some(n_top) = self.top_logprobs.filter(|_| self.is_end_reported) {
                 self.push_logprob(logits, token, n_top)?;
@@ -167,18 +172,28 @@ impl TextGeneration {
     /// while the grammar has no answer.
     fn sample(&mut self, logits: &Tensor) -> Result<Option<SampledToken>> {
         let may_end = self.may_end();
-        let Self { sampler, constraint, end_tokens, .. } = self;
+        let Self { sampler, constraint, end_tokens, tokenizer, visible_tokens, .. } = self;
+        let forced = self.thought.as_ref().and_then(ThoughtCounter::forced);
         let Some(constraint) = constraint else {
+            if let Some(token) = forced {
+                return Ok(Some(SampledToken { token, is_complete: false }));
+            }
             let mut logits = sampler.adjusted_logits(logits)?;
             forbid(if may_end { &[] } else { end_tokens }, &mut logits);
             return Ok(Some(SampledToken { token: sampler.draw(&logits)?, is_complete: false }));
         };
-        let mut draw = match self.draw.take() {
-            Some(draw) => draw,
-            None => PendingDraw { logits: sampler.adjusted_logits(logits)?, stage: DrawStage::Start },
+        let mut draw = match (self.draw.take(), forced) {
+            (Some(draw), _) => draw,
+            // The grammar takes note of it like of any other.
+            (None, Some(token)) => {
+                let mut forced = vec![f32::NEG_INFINITY; logits.elem_count()];
+                forced.get_mut(token as usize).into_iter().for_each(|logit| *logit = 0.0);
+                PendingDraw { logits: forced, stage: DrawStage::Start }
+            }
+            (None, None) => PendingDraw { logits: sampler.adjusted_logits(logits)?, stage: DrawStage::Start },
         };
         let mut drawing =
-            ConstrainedDrawing { sampler, constraint, tokenizer: &self.tokenizer, end_tokens, may_end };
+            ConstrainedDrawing { sampler, constraint, tokenizer, visible_tokens, end_tokens, may_end };
         let sampled = drawing.resume(&mut draw)?;
         if sampled.is_none() {
             self.draw = Some(draw);
@@ -188,9 +203,7 @@ impl TextGeneration {
 
     /// The text that a token completes.
     fn detokenize(&mut self, token: u32) -> String {
-        let is_visible = self.visible_tokens.contains(&token);
-        let special = is_visible.then(|| self.tokenizer.special_token_text(token)).flatten();
-        let bytes = special.map_or_else(|| self.tokenizer.token_bytes(token), str::as_bytes);
+        let bytes = self.tokenizer.visible_bytes(token, &self.visible_tokens);
         let mut text = self.detokenizer.push(bytes);
         if self.n_text == 0 && self.strip_leading_space && text.starts_with(' ') {
             text.remove(0);

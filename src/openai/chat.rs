@@ -29,6 +29,13 @@ pub struct ChatCompletionRequest {
     pub prediction: Option<Prediction>,
     /// How much the model reasons before it answers.
     pub reasoning_effort: Option<ReasoningEffort>,
+    /// Most tokens that the model may reason for before its thought is closed; -1 means no limit.
+    #[schemars(range(min = -1))]
+    pub thinking_budget: Option<i64>,
+    /// Whether and how much the model reasons, as other servers name it.
+    pub reasoning: Option<ReasoningOptions>,
+    /// Whether and how much the model reasons, as other servers name it.
+    pub thinking: Option<ThinkingOptions>,
     /// Functions that the model may call.
     #[schemars(length(max = 128))]
     pub tools: Option<Vec<Tool>>,
@@ -62,6 +69,30 @@ impl ChatCompletionRequest {
     pub fn offers_tools(&self) -> bool {
         let is_forbidden = matches!(self.tool_choice, Some(ToolChoice::Mode(ToolChoiceMode::None)));
         !is_forbidden && self.tools.as_ref().is_some_and(|tools| !tools.is_empty())
+    }
+
+    /// Most tokens of the model's reasoning: the smallest limit of those that are given.
+    pub fn thought_tokens(&self) -> Option<usize> {
+        let budget = self.thinking_budget.and_then(|budget| u64::try_from(budget).ok());
+        let reasoning = self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens);
+        let thinking = self.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
+        let smallest = [budget, reasoning, thinking].into_iter().flatten().min();
+        smallest.map(|budget| usize::try_from(budget).unwrap_or(usize::MAX))
+    }
+
+    /// Whether the request switches reasoning on or off without saying how much.
+    pub fn has_thinking(&self) -> Option<bool> {
+        match &self.thinking {
+            Some(ThinkingOptions { kind: ThinkingMode::Disabled, .. }) => Some(false),
+            Some(ThinkingOptions { kind: ThinkingMode::Enabled, .. }) => Some(true),
+            Some(ThinkingOptions { kind: ThinkingMode::Adaptive, .. }) => None,
+            None => self.reasoning.as_ref().and_then(|reasoning| reasoning.enabled),
+        }
+    }
+
+    /// How much the model reasons.
+    pub fn effort(&self) -> Option<ReasoningEffort> {
+        self.reasoning_effort.or_else(|| self.reasoning.as_ref().and_then(|reasoning| reasoning.effort))
     }
 }
 
@@ -222,6 +253,41 @@ pub enum ReasoningEffort {
     XHigh,
     /// As much as possible.
     Max,
+}
+
+/// Whether and how much a model reasons, in the form of routers.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default)]
+pub struct ReasoningOptions {
+    /// How much the model reasons before it answers.
+    pub effort: Option<ReasoningEffort>,
+    /// Most tokens that the model may reason for.
+    pub max_tokens: Option<u64>,
+    /// Whether the model reasons.
+    pub enabled: Option<bool>,
+}
+
+/// Whether and how much a model reasons, in Anthropic's form.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+pub struct ThinkingOptions {
+    /// Whether the model reasons.
+    #[serde(rename = "type")]
+    pub kind: ThinkingMode,
+    /// Most tokens that the model may reason for.
+    #[serde(default)]
+    pub budget_tokens: Option<u64>,
+}
+
+/// Whether a model reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ThinkingMode {
+    /// It does.
+    Enabled,
+    /// It does not.
+    Disabled,
+    /// It decides.
+    Adaptive,
 }
 
 /// A predicted response.

@@ -296,6 +296,12 @@ impl Tokenizer {
         self.special_texts.get(&id).map(String::as_str)
     }
 
+    /// The bytes that a token adds to a text in which the special tokens `visible` are visible.
+    pub fn visible_bytes(&self, id: u32, visible: &[u32]) -> &[u8] {
+        let special = visible.contains(&id).then(|| self.special_token_text(id)).flatten();
+        special.map_or_else(|| self.token_bytes(id), str::as_bytes)
+    }
+
     /// The id of a special token by its text.
     pub fn special_token_id(&self, text: &str) -> Option<u32> {
         self.single_token_id(text).filter(|id| self.special_texts.contains_key(id))

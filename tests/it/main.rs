@@ -32,6 +32,7 @@ mod model_parity;
 mod openai_parameters;
 mod openapi;
 mod readiness;
+mod reasoning;
 mod registry;
 mod rerank;
 mod response_cache;

@@ -42,6 +42,7 @@ fn request(prompt: &[u32], scoring: Scoring) -> GenerationRequest {
         min_tokens: 0,
         sampling: SamplingParams::default(),
         constraint: None,
+        thought_budget: None,
         stop: Vec::new(),
         is_continuation: true,
         stop_tokens: Vec::new(),

@@ -380,7 +380,7 @@ async fn invalid_tools_are_refused_by_name() {
 
 /// For each format of calls: texts that occur in the templates of its family, the opening mark, a call of
 /// `get_weather`, and the text that separates it from the next.
-const FORMATS: [(&str, &str, &str, &str); 6] = [
+const FORMATS: &[(&str, &str, &str, &str)] = &[
     (
         "<tool_call>",
         "",
@@ -392,6 +392,49 @@ const FORMATS: [(&str, &str, &str, &str); 6] = [
     ("<|tool_call|> <|/tool_call|>", "<|tool_call|>[", JSON_CALL, ", "),
     ("<|tool_call|>", "<|tool_call|>[", JSON_CALL, ", "),
     ("ipython \"parameters\"", "", "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}", "; "),
+    (
+        "<tool_call> <function= <parameter=",
+        "",
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>",
+        "\n",
+    ),
+    (
+        "<tool_call> <arg_key>",
+        "",
+        "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>",
+        "\n",
+    ),
+    (
+        "<minimax:tool_call>",
+        "<minimax:tool_call>\n",
+        "<invoke name=\"get_weather\">\n<parameter name=\"city\">Rome</parameter>\n</invoke>\n",
+        "",
+    ),
+    (
+        "｜DSML｜ function_calls",
+        "<｜DSML｜function_calls>\n",
+        "<｜DSML｜invoke name=\"get_weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">Rome</｜DSML｜parameter>\n\
+         </｜DSML｜invoke>\n",
+        "",
+    ),
+    (
+        "<｜tool▁sep｜>",
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Rome\"}<｜tool▁call▁end｜>",
+        "",
+    ),
+    (
+        "<|tool_call_argument_begin|>",
+        "<|tool_calls_section_begin|>",
+        "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{\"city\": \"Rome\"}<|tool_call_end|>",
+        "",
+    ),
+    ("<|tool_call_start|>", "<|tool_call_start|>[", "get_weather(city=\"Rome\")", ", "),
+    ("func_name1(", "[", "get_weather(city=\"Rome\")", ", "),
+    ("<|tool_call> <tool_call|>", "", "<|tool_call>call:get_weather{city:<|\"|>Rome<|\"|>}<tool_call|>", ""),
+    ("<TOOLCALL>", "<TOOLCALL>[", JSON_CALL, ", "),
+    ("<function= </function>", "<function=", "get_weather>{\"city\": \"Rome\"}</function>", "<function="),
+    (">>>all", "", "get_weather\n{\"city\": \"Rome\"}", ">>>"),
 ];
 
 const JSON_CALL: &str = "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}";
@@ -404,7 +447,7 @@ fn template_of(markers: &str) -> &'static str {
 
 #[tokio::test]
 async fn required_calls_end_where_the_model_ends_them() {
-    for (markers, open, call, separator) in FORMATS {
+    for &(markers, open, call, separator) in FORMATS {
         for (said, n_calls) in [
             (format!("{open}{call}"), 1),
             (format!("{open}{call}{separator}"), 1),
@@ -426,15 +469,15 @@ async fn required_calls_end_where_the_model_ends_them() {
 
 #[tokio::test]
 async fn a_call_that_the_token_limit_cuts_is_never_text() {
-    for (markers, open, call, _) in FORMATS {
+    for &(markers, open, call, _) in FORMATS {
         let call = format!("{open}{call}");
         let server = server(Script { template: Some(template_of(markers)), ..Script::saying(&call) }).await;
         for choice in ["auto", "required"] {
-            for max_tokens in (1..call.len()).step_by(3) {
+            for max_tokens in (1..call.len()).step_by(7) {
                 let fields = json!({"tool_choice": choice, "max_tokens": max_tokens});
                 let answer = ask(&server, fields.clone()).await;
                 let whole = &answer["choices"][0];
-                let cut = &call[..max_tokens];
+                let cut = &call[..call.floor_char_boundary(max_tokens)];
                 assert_eq!(whole["finish_reason"], "length", "{cut}: {answer}");
                 let message = &whole["message"];
                 assert!(message["content"].as_str().is_none_or(str::is_empty), "{cut}: {answer}");

@@ -32,6 +32,7 @@ mod thread;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::OnceLock;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
@@ -41,6 +42,7 @@ use serde::Serialize;
 pub use builtin::{builtin_names, builtin_template};
 pub use source::TemplateSource;
 
+use super::reasoning::ReasoningMarks;
 use crate::error::{Error, Kind, Result, quote};
 use budget::LimitExceeded;
 use failures::Failures;
@@ -54,12 +56,14 @@ pub struct ChatTemplate {
     /// The variables that the template for conversations without tools uses.
     variables: HashSet<String>,
     has_developer_role: bool,
-    has_reasoning: bool,
     /// The template for conversations without tools, as the model has it.
     source: String,
+    reasoning: Option<&'static ReasoningMarks>,
     /// The text of all templates, concatenated.
     text: String,
     failures: Failures,
+    /// Whether calls in a history have their arguments as text; found out when it is first needed.
+    text_arguments: OnceLock<bool>,
 }
 
 /// The variables of a template. Arrays and objects keep their order.
@@ -97,6 +101,12 @@ pub struct TemplateMessage {
     /// The reasoning that preceded an assistant message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// The same, under the name that some templates expect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<String>,
+    /// Results of the calls, which some templates expect in the message that made them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_responses: Option<Vec<serde_json::Value>>,
     /// Functions as JSON, which some templates expect in the system message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<String>,
@@ -112,6 +122,8 @@ impl TemplateMessage {
             tool_calls: None,
             tool_call_id: None,
             reasoning_content: None,
+            thinking: None,
+            tool_responses: None,
             tools: None,
         }
     }
@@ -155,8 +167,7 @@ impl ChatTemplate {
         let TemplateSource { default, tool_use, special_tokens } = source;
         let has_developer_role =
             tool_use.iter().chain([&default]).all(|template| template.contains("developer"));
-        let has_reasoning = tool_use.iter().chain([&default]).any(|template| template.contains("<think>"));
-        let text = tool_use.iter().chain([&default]).map(String::as_str).collect();
+        let text: String = tool_use.iter().chain([&default]).map(String::as_str).collect();
         let mut environment = environment()?;
         let mut add = |name, template: &str| {
             environment
@@ -176,10 +187,11 @@ impl ChatTemplate {
             special_tokens,
             with_tools,
             has_developer_role,
-            has_reasoning,
             source: default,
+            reasoning: ReasoningMarks::for_template(|marker| text.contains(marker)),
             text,
             failures: Failures::default(),
+            text_arguments: OnceLock::new(),
         })
     }
 
@@ -208,9 +220,9 @@ impl ChatTemplate {
         self.has_developer_role
     }
 
-    /// Whether the model reasons before it answers.
-    pub fn has_reasoning(&self) -> bool {
-        self.has_reasoning
+    /// The marks around the model's reasoning, if it reasons before it answers.
+    pub(in crate::chat) fn reasoning_marks(&self) -> Option<&'static ReasoningMarks> {
+        self.reasoning
     }
 
     /// The source of the template for conversations without tools.
@@ -226,6 +238,40 @@ impl ChatTemplate {
     /// Whether `text` occurs in the source of a template.
     pub fn template_contains(&self, text: &str) -> bool {
         self.text.contains(text)
+    }
+
+    /// Whether the template expects the arguments of calls as the text of a JSON object, and not as an object: it fails
+    /// with an object, or writes it as Python would.
+    pub fn takes_text_arguments(&self) -> bool {
+        *self.text_arguments.get_or_init(|| {
+            let object = serde_json::json!({"probe_key": "probe_value"});
+            let text = serde_json::Value::from(object.to_string());
+            let rendered = self.render_probe(object);
+            let is_json = rendered.is_ok_and(|rendered| !rendered.contains("'probe_key': 'probe_value'"));
+            !is_json && self.render_probe(text).is_ok()
+        })
+    }
+
+    /// Renders a conversation with a call that has these arguments.
+    fn render_probe(&self, arguments: serde_json::Value) -> Result<String> {
+        let id = "abcdefgh1";
+        let function = serde_json::json!({"name": "probe", "arguments": arguments});
+        let call = serde_json::json!({"id": id, "type": "function", "function": function});
+        let message = |role, content: &str| TemplateMessage::new(role, content.to_owned());
+        let calls = TemplateMessage { tool_calls: Some(vec![call]), ..message("assistant", "") };
+        let result = TemplateMessage {
+            tool_call_id: Some(id.to_owned()),
+            name: Some("probe".to_owned()),
+            ..message("tool", "1")
+        };
+        self.render(TemplateInput {
+            messages: &[message("user", "hi"), calls, result],
+            tools: None,
+            documents: None,
+            add_generation_prompt: true,
+            variables: serde_json::Map::new(),
+            now: jiff::civil::DateTime::default(),
+        })
     }
 
     /// Whether the template for conversations without tools uses a variable.

@@ -2,14 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::form::{ANY_TEXT, CallGrammar};
 use super::formats::ToolCallFormat;
 use super::tool_set::{CallMode, ToolSet};
 use crate::inference::Grammar;
 use crate::inference::grammar::{forbid_additional_properties, leave_out_unenforceable};
 use crate::openai::chat::FunctionDefinition;
-
-/// Maximum number of calls in a constrained response.
-const MAX_CALLS: usize = 16;
 
 /// The grammar of a response that may or must contain well-formed calls, or `None` if nothing needs to be
 /// constrained. `special` returns the id of a special token; `content` is the grammar of a response without
@@ -25,21 +23,24 @@ pub fn call_grammar(
     if !is_forced && !is_strict && tools.is_parallel && content.is_none() {
         return None;
     }
-    let part = |(idx, function): (usize, &FunctionDefinition)| {
-        let (schema, _) = arguments_schema(function, "");
-        (format!("parameters_{idx}"), Grammar::JsonSchema(schema))
+    let single;
+    let tools = match format.is_framed() {
+        false => tools,
+        // A message has one call.
+        true => {
+            single = ToolSet { is_parallel: false, ..tools.clone() };
+            &single
+        }
     };
-    let mut parts: Vec<(String, Grammar)> = tools.functions.iter().enumerate().map(part).collect();
-    let mut rules = vec![calls_rule(tools, format, &special)];
-    for (idx, function) in tools.functions.iter().enumerate() {
-        let name = Value::from(function.name.as_str());
-        let (before, after) = match format.name_end {
-            Some(text) => (format!("{} {}", literal(&function.name), mark(text, &special)), ""),
-            None => (literal(&format!("{{\"name\": {name}, \"{}\": ", format.arguments_key)), "\"}\""),
-        };
-        rules.push(format!("call_{idx}: {before} @parameters_{idx} {after}"));
+    let schemas = tools.functions.iter().map(|function| arguments_schema(function, "").0);
+    let mut grammar = CallGrammar::new(tools, schemas.collect(), format.marks(), &special);
+    format.form.add_rules(&mut grammar, format.open, format.close);
+    let open = if format.is_open_in_prompt { String::new() } else { grammar.text(format.open) };
+    let is_special = grammar.is_special(format.open);
+    if format.is_framed() {
+        return Some(framed(grammar, &open, is_forced, content));
     }
-    let open = mark(format.open, &special);
+    let CallGrammar { mut rules, mut parts, .. } = grammar;
     let is_marked = !format.is_open_optional;
     let start = match (is_forced, content) {
         (true, _) if is_marked => format!("start: {open} calls"),
@@ -51,7 +52,7 @@ pub fn call_grammar(
         }
         // Text is anything that does not begin a call.
         (false, None) if !is_marked => "start: TEXT | calls\nTEXT: /([^\\[{][^\\x00]*)?/".to_owned(),
-        (false, None) if special(format.open).is_some() => {
+        (false, None) if is_special => {
             format!("start: TEXT | TEXT {open} calls\nTEXT: /[^\\x00]*/")
         }
         (false, None) => format!(
@@ -60,6 +61,26 @@ pub fn call_grammar(
     };
     rules.insert(0, start);
     Some(Grammar::Lark { rules: rules.join("\n"), parts })
+}
+
+/// The grammar of a response in Harmony's channels: thoughts, then a call or, unless one is required, an answer.
+fn framed(mut grammar: CallGrammar<'_>, open: &str, is_forced: bool, content: Option<&Grammar>) -> Grammar {
+    let message_end = grammar.text_until(ANY_TEXT, "<|end|>");
+    let thought = grammar.text("<|channel|>analysis<|message|>");
+    let next = grammar.text("<|start|>assistant");
+    grammar.rules.push(format!("thought: {thought} {message_end} {next}"));
+    let mut bodies = vec![format!("{open} calls")];
+    if !is_forced {
+        let answer = match content {
+            Some(content) => grammar.part(content.clone()),
+            None => ANY_TEXT.to_owned(),
+        };
+        bodies.push(format!("{} {answer}", grammar.text("<|channel|>final<|message|>")));
+    }
+    let start = format!("start: thought{{0,4}} ({})", bodies.join(" | "));
+    let CallGrammar { mut rules, parts, .. } = grammar;
+    rules.insert(0, start);
+    Grammar::Lark { rules: rules.join("\n"), parts }
 }
 
 /// The paths, which begin with `path`, of what the grammar leaves out of the schema of a function's arguments. A
@@ -82,45 +103,6 @@ fn arguments_schema(function: &FunctionDefinition, path: &str) -> (Value, Vec<St
     let left_out =
         if function.strict == Some(true) { Vec::new() } else { leave_out_unenforceable(&mut schema, path) };
     (schema, left_out)
-}
-
-/// The rule `calls`: one or several calls, after the first opening mark. Where several are allowed, the text may end
-/// after each, and after the separator: some models write it before they decide whether another call follows.
-fn calls_rule(tools: &ToolSet, format: &ToolCallFormat, special: &impl Fn(&str) -> Option<u32>) -> String {
-    let any: Vec<String> = (0..tools.functions.len()).map(|idx| format!("call_{idx}")).collect();
-    let [open, close] = [format.open, format.close].map(|text| mark(text, special));
-    let [padding, separator] = [format.padding, format.separator].map(literal);
-    let more = |separator: &str, call: &str| {
-        if !tools.is_parallel {
-            return String::new();
-        }
-        format!("({separator} {call}){{0,{}}} ({separator})?", MAX_CALLS - 1)
-    };
-    let rule = if format.is_list {
-        let end = format!("\"]\" {close}");
-        let end = if tools.is_parallel { format!("({end})?") } else { end };
-        format!("calls: \"[\" call {} {end}", more(&separator, "call"))
-    } else if format.name_end.is_some() || format.is_open_optional {
-        let separator = if format.name_end.is_some() { &open } else { &separator };
-        format!("calls: call {}", more(separator, "call"))
-    } else {
-        let one = format!("{padding} call {padding} {close}");
-        format!("calls: {one} {}", more(&separator, &format!("{open} {one}")))
-    };
-    format!("{rule}\ncall: {}", any.join(" | "))
-}
-
-/// A mark as part of a rule: a special token if it is one, else a literal.
-fn mark(text: &str, special: &impl Fn(&str) -> Option<u32>) -> String {
-    match special(text) {
-        Some(id) if !text.is_empty() => format!("<[{id}]>"),
-        _ => literal(text),
-    }
-}
-
-/// A text as part of a rule; nothing if it is empty.
-fn literal(text: &str) -> String {
-    if text.is_empty() { String::new() } else { Value::from(text).to_string() }
 }
 
 #[cfg(test)]

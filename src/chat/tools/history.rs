@@ -1,9 +1,11 @@
 //! Tool calls and results of the conversation so far.
 
+use std::collections::{HashMap, VecDeque};
+
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::chat::template::TemplateMessage;
+use crate::chat::template::{ChatTemplate, TemplateMessage};
 use crate::error::{Error, Result, quote};
 use crate::openai::chat::{Message, Role};
 
@@ -118,19 +120,124 @@ pub fn wrap_raw_arguments(messages: &mut [TemplateMessage]) -> bool {
     has_raw
 }
 
-/// Replaces call ids by ids of `len` letters and digits, which some templates require. Equal ids stay equal.
-pub fn shorten_ids(messages: &mut [TemplateMessage], len: usize) {
-    let shorten = |id: &str| {
-        if id.len() == len && id.chars().all(|c| c.is_ascii_alphanumeric()) {
-            return id.to_owned();
+/// The ids of calls that a family's templates expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallIds {
+    /// Any text.
+    Any,
+    /// This many letters and digits.
+    Alphanumeric(usize),
+    /// The function's name and the call's number, such as `functions.add:0`.
+    NameAndIndex,
+}
+
+impl CallIds {
+    /// Whether an id has the expected form.
+    pub fn allow(self, id: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Alphanumeric(len) => id.len() == len && id.chars().all(|c| c.is_ascii_alphanumeric()),
+            Self::NameAndIndex => id.starts_with("functions.") && id.contains(':'),
         }
-        let hash = Sha256::digest(id.as_bytes());
-        hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..len.min(64)].to_owned()
-    };
-    for message in messages {
-        message.tool_call_id = message.tool_call_id.as_deref().map(shorten);
-        for call in message.tool_calls.iter_mut().flatten() {
-            call["id"] = Value::from(shorten(call["id"].as_str().unwrap_or_default()));
+    }
+
+    /// Replaces other ids by ids of the expected form. Equal ids stay equal.
+    pub fn rewrite(self, messages: &mut [TemplateMessage]) {
+        // The names of calls, by the ids that they had.
+        let mut replaced: HashMap<String, String> = HashMap::new();
+        let mut n_calls = 0;
+        for message in messages {
+            for call in message.tool_calls.iter_mut().flatten() {
+                let id = call["id"].as_str().unwrap_or_default().to_owned();
+                let name = call["function"]["name"].as_str().unwrap_or_default();
+                let new = if self.allow(&id) { id.clone() } else { self.replacement(&id, name, n_calls) };
+                n_calls += 1;
+                call["id"] = Value::from(new.as_str());
+                replaced.insert(id, new);
+            }
+            if let Some(id) = &mut message.tool_call_id
+                && let Some(new) = replaced.get(id)
+            {
+                id.clone_from(new);
+            }
+        }
+    }
+
+    fn replacement(self, id: &str, name: &str, n_before: usize) -> String {
+        match self {
+            Self::Any => id.to_owned(),
+            Self::Alphanumeric(len) => {
+                let hash = Sha256::digest(id.as_bytes());
+                hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..len.min(64)].to_owned()
+            }
+            Self::NameAndIndex => format!("functions.{name}:{n_before}"),
+        }
+    }
+}
+
+/// Gives reasoning the name `thinking` where a template knows it by that name only.
+pub fn name_reasoning(template: &ChatTemplate, messages: &mut [TemplateMessage]) {
+    let names = [".thinking", "['thinking']", "\"thinking\" in "];
+    let is_named = names.iter().any(|name| template.template_contains(name));
+    if is_named && !template.template_contains("reasoning_content") {
+        for message in messages {
+            message.thinking.clone_from(&message.reasoning_content);
+        }
+    }
+}
+
+/// Gives each call a message of its own, which its result follows, for templates that show one call in a message. These
+/// show the text before a call as a thought.
+pub fn separate_calls(messages: &mut Vec<TemplateMessage>) {
+    let mut separated: Vec<TemplateMessage> = Vec::with_capacity(messages.len());
+    let mut rest: VecDeque<TemplateMessage> = messages.drain(..).collect();
+    while let Some(mut message) = rest.pop_front() {
+        let Some(calls) = message.tool_calls.take() else {
+            separated.push(message);
+            continue;
+        };
+        if let Some(thinking) = message.thinking.as_mut().filter(|_| !message.content.is_empty()) {
+            *thinking = format!("{thinking}\n\n{}", std::mem::take(&mut message.content));
+        }
+        for call in calls {
+            let id = call["id"].as_str().map(str::to_owned);
+            separated.push(TemplateMessage { tool_calls: Some(vec![call]), ..message });
+            message = TemplateMessage::new("assistant", String::new());
+            let n_results = rest.iter().take_while(|next| next.role == "tool").count();
+            let is_result = |next: &TemplateMessage| next.tool_call_id == id;
+            if let Some(idx) = rest.iter().take(n_results).position(is_result) {
+                separated.extend(rest.remove(idx));
+            }
+        }
+    }
+    *messages = separated;
+}
+
+/// Moves results into the messages with their calls.
+pub fn results_to_calls(messages: &mut Vec<TemplateMessage>) {
+    let mut moved: Vec<TemplateMessage> = Vec::with_capacity(messages.len());
+    for message in messages.drain(..) {
+        let caller = moved.last_mut().filter(|last| message.role == "tool" && last.tool_calls.is_some());
+        let Some(caller) = caller else {
+            moved.push(message);
+            continue;
+        };
+        let id = message.tool_call_id.as_deref();
+        let call = caller.tool_calls.iter().flatten().find(|call| call["id"].as_str() == id);
+        let name = call.map_or(Value::Null, |call| call["function"]["name"].clone());
+        let object = serde_json::from_str::<Value>(&message.content).ok().filter(Value::is_object);
+        let response = object.unwrap_or_else(|| Value::from(message.content.as_str()));
+        caller.tool_responses.get_or_insert_default().push(json!({"name": name, "response": response}));
+    }
+    *messages = moved;
+}
+
+/// Writes the arguments of calls as text.
+pub fn arguments_to_text(messages: &mut [TemplateMessage]) {
+    for call in messages.iter_mut().filter_map(|message| message.tool_calls.as_mut()).flatten() {
+        let arguments = &mut call["function"]["arguments"];
+        if !arguments.is_string() {
+            *arguments = Value::from(arguments.to_string());
         }
     }
 }
@@ -232,11 +339,59 @@ mod tests {
         let mut messages = vec![template_message("assistant", ""), template_message("tool", "")];
         messages[0].tool_calls = Some(vec![call("call_1234", "{}"), call("abcdefgh1", "{}")]);
         messages[1].tool_call_id = Some("call_1234".to_owned());
-        shorten_ids(&mut messages, 9);
+        CallIds::Alphanumeric(9).rewrite(&mut messages);
         let calls = messages[0].tool_calls.clone().unwrap();
         assert_eq!(calls[0]["id"], messages[1].tool_call_id.clone().unwrap());
         assert_eq!(calls[0]["id"].as_str().unwrap().len(), 9);
         assert_eq!(calls[1]["id"], "abcdefgh1");
+    }
+
+    #[test]
+    fn calls_are_arranged_as_templates_expect() {
+        let call =
+            |id: &str| json!({"id": id, "function": {"name": format!("f_{id}"), "arguments": {"a": 1}}});
+        let result = |id: &str, content: &str| TemplateMessage {
+            tool_call_id: Some(id.to_owned()),
+            ..template_message("tool", content)
+        };
+        let history = vec![
+            template_message("user", "x"),
+            TemplateMessage {
+                tool_calls: Some(vec![call("1"), call("2")]),
+                thinking: Some("hm".to_owned()),
+                ..template_message("assistant", "so")
+            },
+            result("2", "two"),
+            result("1", "{\"n\": 1}"),
+        ];
+        let mut separated = history.clone();
+        separate_calls(&mut separated);
+        let seen: Vec<(&str, Option<&Value>, &str)> = separated
+            .iter()
+            .map(|message| {
+                (message.role, message.tool_calls.as_ref().map(|calls| &calls[0]["id"]), &*message.content)
+            })
+            .collect();
+        let (one, two) = (json!("1"), json!("2"));
+        assert_eq!(
+            seen,
+            [
+                ("user", None, "x"),
+                ("assistant", Some(&one), ""),
+                ("tool", None, "{\"n\": 1}"),
+                ("assistant", Some(&two), ""),
+                ("tool", None, "two"),
+            ]
+        );
+        assert_eq!(separated[1].thinking.as_deref(), Some("hm\n\nso"));
+        let mut moved = history.clone();
+        results_to_calls(&mut moved);
+        assert_eq!(moved.len(), 2);
+        let responses =
+            [json!({"name": "f_2", "response": "two"}), json!({"name": "f_1", "response": {"n": 1}})];
+        assert_eq!(moved[1].tool_responses.as_deref(), Some(&responses[..]));
+        arguments_to_text(&mut moved);
+        assert_eq!(moved[1].tool_calls.as_ref().unwrap()[0]["function"]["arguments"], "{\"a\":1}");
     }
 
     #[test]

@@ -4,12 +4,19 @@
 //! of the system message or, without one, before the first user message; the calls and results of the
 //! conversation so far are then written in the form of these instructions.
 
+mod argument_types;
+mod form;
 mod formats;
 mod grammar;
 pub mod history;
+mod json_text;
+mod literal;
 mod parser;
+mod partial_call;
 mod repeats;
 mod tool_set;
+#[cfg(test)]
+mod transcripts;
 
 use std::fmt::Write as _;
 
@@ -23,7 +30,7 @@ pub use tool_set::ToolSet;
 use self::tool_set::CallMode;
 use super::structured::ConstraintSpec;
 use super::template::{ChatTemplate, TemplateMessage};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quote};
 use crate::inference::Grammar;
 use crate::openai::chat::Tool;
 
@@ -50,6 +57,19 @@ pub fn tool_constraint(
         }
         spec => spec.as_ref().map(|spec| &spec.grammar),
     };
+    let strict = tools.functions.iter().filter(|function| function.strict == Some(true));
+    for function in strict {
+        let keyword = function.parameters.as_ref().and_then(|schema| format.form.unenforced_keyword(schema));
+        if let Some(keyword) = keyword {
+            let name = quote(&function.name);
+            let message = format!(
+                "function `{name}` is strict, and this model's form of calls does not enforce the schema keyword \
+                 `{}`; leave out the keyword or `strict`",
+                quote(&keyword)
+            );
+            return Err(Error::invalid("tools", message));
+        }
+    }
     let param = spec.as_ref().map_or("tools", |spec| spec.param);
     let grammar = grammar::call_grammar(tools, format, special, content);
     Ok(grammar.map(|grammar| ConstraintSpec { param, grammar }))
@@ -73,8 +93,16 @@ pub fn prepare_messages<'a>(
     messages: &mut Vec<TemplateMessage>,
     tools: Option<&'a [Value]>,
 ) -> Option<&'a [Value]> {
-    if let Some(len) = format.id_len {
-        history::shorten_ids(messages, len);
+    format.ids.rewrite(messages);
+    history::name_reasoning(template, messages);
+    if format.is_framed() {
+        history::separate_calls(messages);
+    }
+    if template.template_contains("tool_responses") && !template.template_contains("== 'tool'") {
+        history::results_to_calls(messages);
+    }
+    if messages.iter().any(|message| message.tool_calls.is_some()) && template.takes_text_arguments() {
+        history::arguments_to_text(messages);
     }
     if !template.template_contains("tool_calls") {
         history::calls_to_text(messages);

@@ -3,19 +3,21 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use uuid::Uuid;
 
+use super::form::{CallHead, CallReader, ReadStep};
 use super::formats::{CODE_BLOCKS, ToolCallFormat};
+use super::history::CallIds;
+use super::partial_call::PartialCall;
 use crate::inference::overlap;
-use crate::openai::chat::{FunctionCallDelta, FunctionKind, ToolCallDelta};
+use crate::openai::chat::{FunctionCallDelta, FunctionDefinition, FunctionKind, ToolCallDelta};
 
 /// An incremental parser of the tool calls in one choice.
 #[derive(Debug, Clone)]
 pub struct ToolCallParser {
     format: &'static ToolCallFormat,
-    /// Names of the functions that may be called.
-    names: Arc<[String]>,
+    /// The functions that may be called.
+    functions: Arc<[FunctionDefinition]>,
     /// Whether JSON without the format's opening mark can be a call.
     accept_unmarked: bool,
     state: ParserState,
@@ -24,6 +26,8 @@ pub struct ToolCallParser {
     /// Whether the text so far is blank.
     is_blank: bool,
     n_calls: usize,
+    /// Ids that the model gave its calls.
+    ids: Vec<String>,
 }
 
 /// Text and tool calls found in a piece of text.
@@ -41,21 +45,18 @@ enum ParserState {
     Text,
     /// Between calls: another may begin, or the section may end.
     Section(CallSection),
-    /// In the object of a call.
+    /// In a call that is a JSON object.
     Object(CallSection, Box<PartialCall>),
-    /// In the name or arguments of a call that is not an call.
-    Named(CallSection, Box<PartialCall>),
+    /// In or between calls of the format's own form.
+    Form(CallSection, Box<dyn CallReader>),
 }
-
-/// Characters that end a name that arguments follow.
-const NAME_ENDS: [char; 2] = ['[', ' '];
 
 /// A section of the text with one or several calls.
 #[derive(Debug, Clone)]
 struct CallSection {
     /// The mark that ends it.
     close: &'static str,
-    /// Whether it can contain nothing but calls. If not, only objects that name an offered function are calls.
+    /// Whether it can contain nothing but calls. If not, only calls of offered functions are calls.
     is_certain: bool,
     /// Whether it is a code block.
     is_block: bool,
@@ -64,41 +65,33 @@ struct CallSection {
     has_calls: bool,
 }
 
-/// A call parsed so far.
-#[derive(Debug, Clone, Default)]
-struct PartialCall {
-    /// Nesting depth of objects and arrays.
-    depth: usize,
-    in_string: bool,
-    /// Whether the previous character was a backslash in a string.
-    is_escaped: bool,
-    /// Raw text of the current key or value at depth one.
-    item: String,
-    /// The key of the current value.
-    key: Option<String>,
-    /// Whether a key occurred that no call has.
-    has_unknown_key: bool,
-    name: Option<String>,
-    arguments: String,
-    /// Bytes of the arguments already emitted.
-    n_emitted: usize,
-    /// Whether a delta of the call has been emitted.
-    is_emitted: bool,
-    is_complete: bool,
+/// A mark that opens a section.
+struct OpeningMark {
+    open: &'static str,
+    close: &'static str,
+    is_certain: bool,
+    /// Bytes of the mark that belong to the section's contents.
+    n_kept: usize,
 }
 
 impl ToolCallParser {
-    /// A parser of calls of the functions `names` in `format`. With `accept_unmarked`, JSON without the format's
-    /// opening mark can be a call too.
-    pub fn new(format: &'static ToolCallFormat, names: Arc<[String]>, accept_unmarked: bool) -> Self {
+    /// A parser of calls of `functions` in `format`. With `accept_unmarked`, JSON without the format's opening mark can
+    /// be a call too.
+    pub fn new(
+        format: &'static ToolCallFormat,
+        functions: Arc<[FunctionDefinition]>,
+        accept_unmarked: bool,
+    ) -> Self {
+        let held = if format.is_open_in_prompt { format.open.to_owned() } else { String::new() };
         Self {
             format,
-            names,
+            functions,
             accept_unmarked,
             state: ParserState::Text,
-            held: String::new(),
+            held,
             is_blank: true,
             n_calls: 0,
+            ids: Vec::new(),
         }
     }
 
@@ -124,46 +117,59 @@ impl ToolCallParser {
         match std::mem::replace(&mut self.state, ParserState::Text) {
             // The text ends in the opening mark of another call.
             ParserState::Text if self.has_calls() && self.format.open.starts_with(rest.trim()) => {}
-            ParserState::Text if is_cut && overlap(&rest, self.format.open) > 0 => {}
+            ParserState::Text
+                if is_cut
+                    && self.opening_marks().any(|mark| mark.is_certain && overlap(&rest, mark.open) > 0) => {}
             ParserState::Text => parsed.content = rest,
-            ParserState::Section(section) if !section.has_calls => {
-                let is_first = !self.has_calls();
-                let text = section.raw + &rest;
-                // A block may have any contents, so that its mark alone stays; a list in it was about to be one of
-                // calls.
-                let is_open_block = section.is_block && !text.trim_end().ends_with('[');
-                let is_text = if section.is_certain { is_first && !is_cut } else { is_open_block || !is_cut };
-                if is_text {
-                    parsed.content = text;
+            ParserState::Form(mut section, mut reader) => {
+                let last = reader.finish(&rest, is_cut, &self.functions);
+                if let Some(head) = last.head.filter(|head| section.is_certain || self.is_offered(&head.name))
+                {
+                    self.begin_call(head, &mut section, &mut parsed);
+                }
+                if section.has_calls {
+                    self.extend_call(last.json, &mut parsed);
+                } else {
+                    parsed.content = self.text_of_end(section, &rest, is_cut);
                 }
             }
-            ParserState::Object(section, call) | ParserState::Named(section, call) if is_cut => {
-                self.finish_cut_call(section, call, &rest, &mut parsed);
+            ParserState::Section(section) if !section.has_calls => {
+                parsed.content = self.text_of_end(section, &rest, is_cut);
             }
-            ParserState::Object(section, _) | ParserState::Named(section, _) if !section.has_calls => {
+            ParserState::Object(section, call) if is_cut => {
+                self.finish_cut_call(section, call, &mut parsed);
+            }
+            ParserState::Object(section, _) if !section.has_calls => {
                 parsed.content = section.raw + &rest;
             }
-            ParserState::Section(_) | ParserState::Object(..) | ParserState::Named(..) => {}
+            ParserState::Section(_) | ParserState::Object(..) => {}
         }
         parsed
     }
 
-    /// Emits what there is of a call that was cut, if its name is whole. `rest` is text that is not yet parsed.
+    /// The text of a section without calls at the end of all text.
+    fn text_of_end(&self, section: CallSection, rest: &str, is_cut: bool) -> String {
+        let text = section.raw + rest;
+        // A block may have any contents, so that its mark alone stays; a list in it was about to be one of calls.
+        let is_open_block = section.is_block && !text.trim_end().ends_with('[');
+        let is_first = !self.has_calls();
+        let is_text = if section.is_certain { is_first && !is_cut } else { is_open_block || !is_cut };
+        if is_text { text } else { String::new() }
+    }
+
+    fn is_offered(&self, name: &str) -> bool {
+        self.functions.iter().any(|function| function.name == name)
+    }
+
+    /// Emits what there is of a JSON call that was cut, if its name is whole.
     fn finish_cut_call(
         &mut self,
         mut section: CallSection,
         mut call: Box<PartialCall>,
-        rest: &str,
         parsed: &mut ParsedDelta,
     ) {
         call.end_name();
-        // A name before arguments is whole where something follows it.
-        if let Some((name, _)) = rest.trim_start().split_once(NAME_ENDS)
-            && self.names.iter().any(|known| known == name)
-        {
-            call.name.get_or_insert_with(|| name.to_owned());
-        }
-        let is_call = |name: &String| section.is_certain || self.names.contains(name);
+        let is_call = |name: &String| section.is_certain || self.is_offered(name);
         if call.name.as_ref().is_some_and(is_call) && !call.is_emitted {
             self.emit_new(&mut call, &mut section, parsed);
         }
@@ -175,35 +181,44 @@ impl ToolCallParser {
             ParserState::Text => self.parse_text(parsed),
             ParserState::Section(section) => self.parse_section(section, parsed),
             ParserState::Object(section, call) => self.parse_object(section, call, parsed),
-            ParserState::Named(section, call) => self.parse_named_call(section, call, parsed),
+            ParserState::Form(section, reader) => self.parse_form(section, reader, parsed),
         }
     }
 
+    /// The marks that may open a section.
+    fn opening_marks(&self) -> impl Iterator<Item = OpeningMark> + use<> {
+        let ToolCallFormat { open, bare_open, close, .. } = *self.format;
+        let mark = move |open: &'static str, n_kept| OpeningMark { open, close, is_certain: true, n_kept };
+        let own = [mark(open, 0)].into_iter().chain(bare_open.map(|open| mark(open, open.len())));
+        let blocks = if self.accept_unmarked { &CODE_BLOCKS[..] } else { &[] };
+        let block = |&(open, close)| OpeningMark { open, close, is_certain: false, n_kept: 0 };
+        own.chain(blocks.iter().map(block))
+    }
+
     fn parse_text(&mut self, parsed: &mut ParsedDelta) -> bool {
-        let ToolCallFormat { open, close, .. } = *self.format;
-        let blocks = CODE_BLOCKS.iter().filter(|_| self.accept_unmarked);
-        let marks = || {
-            [(open, close, true)].into_iter().chain(blocks.clone().map(|&(open, close)| (open, close, false)))
-        };
         let begun = self.held.trim_start();
-        let found = marks().filter_map(|mark| Some((self.held.find(mark.0)?, mark)));
-        let found = found.min_by_key(|&(start, (open, ..))| (start, usize::MAX - open.len()));
-        let (start, (open, close, is_certain)) = match found {
+        let found = self.opening_marks().filter_map(|mark| Some((self.held.find(mark.open)?, mark)));
+        let found = found.min_by_key(|(start, mark)| (*start, usize::MAX - mark.open.len()));
+        let begins_mark = |text: &str| self.opening_marks().any(|mark| mark.open.starts_with(text));
+        let has_mark = |text: &str| self.opening_marks().any(|mark| text.starts_with(mark.open));
+        let (start, mark) = match found {
             // Text that begins with JSON may be a call without its mark.
             _ if self.accept_unmarked
                 && self.is_blank
                 && begun.starts_with(['{', '['])
-                && !begun.starts_with(open) =>
+                && !has_mark(begun) =>
             {
-                if open.starts_with(begun) {
+                if begins_mark(begun) {
                     return false;
                 }
-                (self.held.len() - begun.len(), ("", "", false))
+                let mark = OpeningMark { open: "", close: "", is_certain: false, n_kept: 0 };
+                (self.held.len() - begun.len(), mark)
             }
             Some(found) => found,
             None => {
                 // Hold back a possible beginning of a mark, and whitespace before it.
-                let n_held = marks().map(|(open, ..)| overlap(&self.held, open)).max().unwrap_or(0);
+                let n_held =
+                    self.opening_marks().map(|mark| overlap(&self.held, mark.open)).max().unwrap_or(0);
                 let n_certain = self.held[..self.held.len() - n_held].trim_end().len();
                 self.is_blank &= n_certain == 0;
                 parsed.content.extend(self.held.drain(..n_certain));
@@ -212,7 +227,8 @@ impl ToolCallParser {
         };
         let n_text = self.held[..start].trim_end().len();
         parsed.content.extend(self.held.drain(..n_text));
-        let raw = self.held.drain(..start + open.len() - n_text).collect();
+        let OpeningMark { open, close, is_certain, n_kept } = mark;
+        let raw = self.held.drain(..start + open.len() - n_kept - n_text).collect();
         let is_block = !is_certain && !open.is_empty();
         self.state = ParserState::Section(CallSection { close, is_certain, is_block, raw, has_calls: false });
         true
@@ -230,7 +246,8 @@ impl ToolCallParser {
             return false;
         }
         if n_skipped > 0 && !is_mark {
-            section.raw.extend(self.held.drain(..n_skipped));
+            let skipped: String = self.held.drain(..n_skipped).collect();
+            section.raw += &skipped;
         }
         let close = section.close;
         if self.held.is_empty() || (!close.is_empty() && close != self.held && close.starts_with(&self.held))
@@ -242,17 +259,27 @@ impl ToolCallParser {
             self.state = ParserState::Object(section, Box::default());
             return true;
         }
-        if section.is_certain && self.format.name_end.is_some() && !is_mark {
-            self.state = ParserState::Named(section, Box::default());
+        let is_own = section.is_certain || (self.format.is_open_optional && !section.is_block);
+        if is_own
+            && !section.has_calls
+            && !is_mark
+            && let Some(reader) = self.format.form.reader()
+        {
+            self.state = ParserState::Form(section, reader);
             return true;
         }
         if section.has_calls {
-            let n_closing = if self.held.starts_with(close) { close.len() } else { 0 };
-            self.held.drain(..n_closing);
-            return !self.held.is_empty();
+            return self.end_section(&section);
         }
         self.release_as_text(&section, parsed);
         true
+    }
+
+    /// Skips the mark that ends a section with calls; returns whether text follows.
+    fn end_section(&mut self, section: &CallSection) -> bool {
+        let n_closing = if self.held.starts_with(section.close) { section.close.len() } else { 0 };
+        self.held.drain(..n_closing);
+        !self.held.is_empty()
     }
 
     /// Turns a section without calls into text.
@@ -267,16 +294,16 @@ impl ToolCallParser {
         mut call: Box<PartialCall>,
         parsed: &mut ParsedDelta,
     ) -> bool {
-        let n_read = call.parse_object(&self.held);
+        let n_read = call.parse(&self.held);
         let read: String = self.held.drain(..n_read).collect();
         if !section.has_calls {
             section.raw += &read;
         }
-        let is_known = |name: &String| self.names.contains(name);
+        let names = || self.functions.iter().map(|function| function.name.as_str());
         let is_call = match &call.name {
-            Some(name) => section.is_certain || is_known(name),
+            Some(name) => section.is_certain || self.is_offered(name),
             None if section.is_certain => !call.is_complete,
-            None => !call.is_complete && !call.has_unknown_key && call.may_name_one_of(&self.names),
+            None => !call.is_complete && !call.has_unknown_key && call.may_name_one_of(names()),
         };
         if !is_call && !section.has_calls {
             self.release_as_text(&section, parsed);
@@ -289,37 +316,91 @@ impl ToolCallParser {
         is_complete && !self.held.is_empty()
     }
 
-    fn parse_named_call(
+    fn parse_form(
         &mut self,
         mut section: CallSection,
-        mut call: Box<PartialCall>,
+        mut reader: Box<dyn CallReader>,
         parsed: &mut ParsedDelta,
     ) -> bool {
-        if call.name.is_none() {
-            let mark = self.format.name_end.unwrap_or_default();
-            let Some(start) = self.held.find('{') else {
-                self.state = ParserState::Named(section, call);
+        let n_read = match reader.read(&self.held, &self.functions) {
+            ReadStep::Wait => {
+                self.state = ParserState::Form(section, reader);
                 return false;
-            };
-            let head: String = self.held.drain(..start).collect();
-            let name = head.split(NAME_ENDS).next().unwrap_or_default();
-            section.raw += &head;
-            if name.is_empty() || !(head.contains(mark) || self.names.iter().any(|known| known == name)) {
+            }
+            ReadStep::Skip(n_bytes) => n_bytes,
+            ReadStep::Call { n_bytes, head } => {
+                if !section.is_certain && !self.is_offered(&head.name) && !section.has_calls {
+                    self.release_as_text(&section, parsed);
+                    return true;
+                }
+                self.begin_call(head, &mut section, parsed);
+                n_bytes
+            }
+            ReadStep::Arguments { n_bytes, json } => {
+                self.extend_call(json, parsed);
+                n_bytes
+            }
+            ReadStep::Text(n_bytes) => {
+                self.held.drain(..n_bytes);
+                self.is_blank = false;
+                return !self.held.is_empty();
+            }
+            ReadStep::Leave => {
+                let close = section.close;
+                if close != self.held && close.starts_with(&self.held) {
+                    self.state = ParserState::Form(section, reader);
+                    return false;
+                }
+                if section.has_calls {
+                    return self.end_section(&section);
+                }
                 self.release_as_text(&section, parsed);
                 return true;
             }
-            call.name = Some(name.to_owned());
+        };
+        let read: String = self.held.drain(..n_read).collect();
+        if !section.has_calls {
+            section.raw += &read;
         }
-        let n_read = call.parse_arguments(&self.held);
-        self.held.drain(..n_read);
-        self.emit(&mut call, &mut section, parsed);
-        let is_complete = call.is_complete;
-        self.state =
-            if is_complete { ParserState::Section(section) } else { ParserState::Named(section, call) };
-        is_complete && !self.held.is_empty()
+        self.state = ParserState::Form(section, reader);
+        true
     }
 
-    /// Emits the parts of a call that are new, once it has arguments.
+    /// Emits the name of a new call.
+    fn begin_call(&mut self, head: CallHead, section: &mut CallSection, parsed: &mut ParsedDelta) {
+        section.has_calls = true;
+        section.raw.clear();
+        let CallHead { name, id } = head;
+        self.emit_head(name, id, String::new(), parsed);
+    }
+
+    /// Emits more arguments of the newest call.
+    fn extend_call(&mut self, arguments: String, parsed: &mut ParsedDelta) {
+        if !arguments.is_empty() {
+            let function = FunctionCallDelta { name: None, arguments };
+            parsed.calls.push(ToolCallDelta { index: self.n_calls - 1, id: None, kind: None, function });
+        }
+    }
+
+    fn emit_head(&mut self, name: String, id: Option<String>, arguments: String, parsed: &mut ParsedDelta) {
+        let id = match id.filter(|id| self.format.ids.allow(id) && !self.ids.contains(id)) {
+            Some(id) => {
+                self.ids.push(id.clone());
+                id
+            }
+            None => new_call_id(self.format.ids, &name, self.n_calls),
+        };
+        let index = self.n_calls;
+        self.n_calls += 1;
+        parsed.calls.push(ToolCallDelta {
+            index,
+            id: Some(id),
+            kind: Some(FunctionKind::Function),
+            function: FunctionCallDelta { name: Some(name), arguments },
+        });
+    }
+
+    /// Emits the parts of a JSON call that are new, once it has arguments.
     fn emit(&mut self, call: &mut PartialCall, section: &mut CallSection, parsed: &mut ParsedDelta) {
         if !call.is_emitted && call.arguments.is_empty() && !call.is_complete {
             return;
@@ -327,376 +408,30 @@ impl ToolCallParser {
         self.emit_new(call, section, parsed);
     }
 
-    /// Emits the parts of a call that are new, be they no more than its name.
+    /// Emits the parts of a JSON call that are new, be they no more than its name.
     fn emit_new(&mut self, call: &mut PartialCall, section: &mut CallSection, parsed: &mut ParsedDelta) {
         let Some(name) = &call.name else { return };
-        let index = if call.is_emitted { self.n_calls - 1 } else { self.n_calls };
         if call.is_complete && call.arguments.is_empty() {
             call.arguments.push_str("{}");
         }
         let arguments = call.arguments[call.n_emitted..].to_owned();
         call.n_emitted = call.arguments.len();
-        if !call.is_emitted {
-            call.is_emitted = true;
-            self.n_calls += 1;
-            section.has_calls = true;
-            section.raw.clear();
-            parsed.calls.push(ToolCallDelta {
-                index,
-                id: Some(new_call_id(self.format.id_len)),
-                kind: Some(FunctionKind::Function),
-                function: FunctionCallDelta { name: Some(name.clone()), arguments },
-            });
-        } else if !arguments.is_empty() {
-            let function = FunctionCallDelta { name: None, arguments };
-            parsed.calls.push(ToolCallDelta { index, id: None, kind: None, function });
+        if call.is_emitted {
+            return self.extend_call(arguments, parsed);
         }
+        call.is_emitted = true;
+        section.has_calls = true;
+        section.raw.clear();
+        self.emit_head(name.clone(), None, arguments, parsed);
     }
 }
 
-impl PartialCall {
-    /// Parses more of a call's object; returns the number of bytes up to its end.
-    fn parse_object(&mut self, text: &str) -> usize {
-        for (start, c) in text.char_indices() {
-            let was_inner = self.depth > 1 || self.in_string;
-            let is_structure = !self.in_string;
-            self.track_nesting(c);
-            match c {
-                _ if was_inner || !is_structure => self.push_item_char(c),
-                '{' if self.item.is_empty() && self.key.is_none() && self.depth == 1 => {}
-                ':' if self.key.is_none() => {
-                    let key = std::mem::take(&mut self.item);
-                    let key: String = serde_json::from_str(key.trim()).unwrap_or_default();
-                    self.has_unknown_key |=
-                        !["name", "arguments", "parameters", "type", "id"].contains(&key.as_str());
-                    self.key = Some(key);
-                }
-                ',' => self.end_item(),
-                '}' | ']' if self.depth == 0 => {
-                    self.end_item();
-                    self.is_complete = true;
-                }
-                c => self.push_item_char(c),
-            }
-            if self.is_complete {
-                return start + c.len_utf8();
-            }
-        }
-        text.len()
-    }
-
-    /// Parses more of arguments that follow a name; returns the number of bytes up to their end.
-    fn parse_arguments(&mut self, text: &str) -> usize {
-        for (start, c) in text.char_indices() {
-            self.track_nesting(c);
-            self.arguments.push(c);
-            if self.depth == 0 {
-                self.is_complete = true;
-                return start + c.len_utf8();
-            }
-        }
-        text.len()
-    }
-
-    /// Tracks strings and nesting.
-    fn track_nesting(&mut self, c: char) {
-        match c {
-            _ if self.is_escaped => self.is_escaped = false,
-            '\\' if self.in_string => self.is_escaped = true,
-            '"' => self.in_string = !self.in_string,
-            _ if self.in_string => {}
-            '{' | '[' => self.depth += 1,
-            '}' | ']' => self.depth = self.depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-
-    fn is_arguments(&self) -> bool {
-        matches!(self.key.as_deref(), Some("arguments" | "parameters"))
-    }
-
-    /// Whether what there is of a name is the beginning of one of `names`.
-    fn may_name_one_of(&self, names: &[String]) -> bool {
-        let item = self.item.trim_end();
-        self.key.as_deref() != Some("name")
-            || names.iter().any(|name| Value::from(name.as_str()).to_string().starts_with(item))
-    }
-
-    /// Takes the value that the text was cut in or after as the name, if it is a whole one.
-    fn end_name(&mut self) {
-        if self.name.is_none() && self.key.as_deref() == Some("name") {
-            self.name = serde_json::from_str(self.item.trim()).ok();
-        }
-    }
-
-    fn push_item_char(&mut self, c: char) {
-        if self.item.is_empty() && c.is_whitespace() {
-            return;
-        }
-        self.item.push(c);
-        if self.is_arguments() && self.item.starts_with('{') && (self.depth > 1 || c == '}') {
-            self.arguments.push(c);
-        }
-    }
-
-    fn end_item(&mut self) {
-        let is_arguments = self.is_arguments();
-        let item = std::mem::take(&mut self.item);
-        match self.key.take().as_deref() {
-            Some("name") => self.name = serde_json::from_str(item.trim()).ok(),
-            // Some models write the arguments as a string with JSON in it.
-            Some(_) if is_arguments && item.starts_with('"') => {
-                self.arguments = serde_json::from_str::<String>(item.trim()).unwrap_or(item);
-            }
-            Some(_) if is_arguments && self.arguments.is_empty() && item.trim() != "null" => {
-                self.arguments = Value::from(item.trim()).to_string();
-            }
-            _ => {}
-        }
-    }
-}
-
-/// A random call id; of `len` letters and digits, if given.
-fn new_call_id(len: Option<usize>) -> String {
-    let id = Uuid::new_v4().simple().to_string();
-    match len {
-        Some(len) => id[..len.min(id.len())].to_owned(),
-        None => format!("call_{}", &id[..24]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Text and calls of a text that arrives in pieces of `n` bytes, and the number of call deltas.
-    fn parsed(format: &str, text: &str, n: usize) -> (String, Vec<(String, String)>, usize) {
-        parsed_until_end(format, text, n, false)
-    }
-
-    fn parsed_until_end(
-        format: &str,
-        text: &str,
-        n: usize,
-        is_cut: bool,
-    ) -> (String, Vec<(String, String)>, usize) {
-        let names = ["get_weather", "add"].map(str::to_owned);
-        let mut parser = ToolCallParser::new(ToolCallFormat::by_name(format), names.into(), true);
-        let (mut content, mut calls, mut n_deltas) = (String::new(), Vec::new(), 0);
-        let mut pieces: Vec<String> = Vec::new();
-        for c in text.chars() {
-            match pieces.last_mut().filter(|piece| piece.len() < n) {
-                Some(piece) => piece.push(c),
-                None => pieces.push(c.to_string()),
-            }
-        }
-        let all: Vec<ParsedDelta> = pieces.iter().map(|piece| parser.push(piece)).collect();
-        for parsed in all.into_iter().chain([parser.finish(is_cut)]) {
-            content += &parsed.content;
-            for call in parsed.calls {
-                n_deltas += 1;
-                match call.function.name {
-                    Some(name) => {
-                        assert!(call.id.is_some() && call.kind.is_some() && call.index == calls.len());
-                        calls.push((name, call.function.arguments));
-                    }
-                    None => {
-                        assert!(call.id.is_none() && call.kind.is_none() && call.index + 1 == calls.len());
-                        calls.last_mut().unwrap().1 += &call.function.arguments;
-                    }
-                }
-            }
-        }
-        assert_eq!(parser.has_calls(), !calls.is_empty());
-        (content, calls, n_deltas)
-    }
-
-    const PARIS: (&str, &str) = ("get_weather", r#"{"city": "Paris"}"#);
-    const SUM: (&str, &str) = ("add", r#"{"a": 1, "b": [2, {"c": "}"}]}"#);
-
-    /// A format, a model's output, the text in it, and the calls.
-    type Transcript = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
-
-    const TRANSCRIPTS: &[Transcript] = &[
-        (
-            "hermes",
-            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>",
-            "",
-            &[PARIS],
-        ),
-        (
-            "hermes",
-            "I'll look.\n\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
-             <tool_call>\n{\"arguments\": {\"a\": 1, \"b\": [2, {\"c\": \"}\"}]}, \"name\": \"add\"}\n</tool_call>\n",
-            "I'll look.",
-            &[PARIS, SUM],
-        ),
-        // The output ends before the closing mark.
-        ("hermes", "<tool_call>{\"name\": \"add\"}", "", &[("add", "{}")]),
-        (
-            "hermes",
-            "<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call> done",
-            " done",
-            &[("add", "{}")],
-        ),
-        // Arguments as a string.
-        (
-            "hermes",
-            r#"<tool_call>{"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}</tool_call>"#,
-            "",
-            &[PARIS],
-        ),
-        // A call of a function that is not offered, where the text can be nothing else.
-        ("hermes", "<tool_call>{\"name\": \"fly\", \"arguments\": {}}</tool_call>", "", &[("fly", "{}")]),
-        ("hermes", "a <tool_cal", "a <tool_cal", &[]),
-        ("hermes", "<tool_call>{\"name\": \"add\"}</tool_call>\n<tool", "", &[("add", "{}")]),
-        ("hermes", "a <tool_call> b", "a <tool_call> b", &[]),
-        (
-            "hermes",
-            "<tool_call>{\"city\": \"Paris\"}</tool_call>",
-            "<tool_call>{\"city\": \"Paris\"}</tool_call>",
-            &[],
-        ),
-        // JSON without a mark is a call only if the function is offered.
-        ("hermes", " {\"name\": \"add\", \"parameters\": {\"a\": 1}}", "", &[("add", "{\"a\": 1}")]),
-        ("hermes", "{\"name\": \"Ann\", \"age\": 3}", "{\"name\": \"Ann\", \"age\": 3}", &[]),
-        ("hermes", "[1, 2]", "[1, 2]", &[]),
-        ("hermes", "{\"answer\": \"x {\"}\n", "{\"answer\": \"x {\"}\n", &[]),
-        ("hermes", "Say {\"name\": \"add\"}", "Say {\"name\": \"add\"}", &[]),
-        (
-            "hermes",
-            "```json\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n```",
-            "",
-            &[("add", "{\"a\": 1}")],
-        ),
-        ("hermes", "So:\n```json\n{\"x\": 1}\n```\n", "So:\n```json\n{\"x\": 1}\n```\n", &[]),
-        // Gemma's form.
-        ("hermes", "```tool_code\n[{\"name\": \"add\", \"parameters\": {}}]\n```", "", &[("add", "{}")]),
-        ("llama 3", "{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}", "", &[PARIS]),
-        (
-            "llama 3",
-            "<|python_tag|>{\"type\": \"function\", \"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}; \
-             {\"name\": \"add\", \"parameters\": {\"a\": 1, \"b\": [2, {\"c\": \"}\"}]}}",
-            "",
-            &[PARIS, SUM],
-        ),
-        ("llama 3", "It is 4.", "It is 4.", &[]),
-        (
-            "mistral",
-            "[TOOL_CALLS] [{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, {\"name\": \"add\", \
-             \"arguments\": {\"a\": 1, \"b\": [2, {\"c\": \"}\"}]}, \"id\": \"abc123def\"}]",
-            "",
-            &[PARIS, SUM],
-        ),
-        (
-            "mistral, names first",
-            "Well. [TOOL_CALLS]get_weather[ARGS]{\"city\": \"Paris\"}[TOOL_CALLS]add[CALL_ID]abc123def[ARGS]\
-             {\"a\": 1, \"b\": [2, {\"c\": \"}\"}]}",
-            "Well.",
-            &[PARIS, SUM],
-        ),
-        (
-            "phi",
-            "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}]<|/tool_call|>",
-            "",
-            &[PARIS],
-        ),
-        (
-            "granite",
-            "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}]",
-            "",
-            &[PARIS],
-        ),
-    ];
-
-    #[test]
-    fn transcripts_are_parsed_wherever_the_pieces_end() {
-        for &(format, text, content, calls) in TRANSCRIPTS {
-            for n in [1, 2, 3, 7, 1000] {
-                let (found_content, found, _) = parsed(format, text, n);
-                let expected: Vec<(String, String)> = calls
-                    .iter()
-                    .map(|(name, arguments)| ((*name).to_owned(), (*arguments).to_owned()))
-                    .collect();
-                assert_eq!(found, expected, "{format}: {text:?} in pieces of {n}");
-                assert_eq!(found_content, content, "{format}: {text:?} in pieces of {n}");
-            }
-        }
-    }
-
-    #[test]
-    fn arguments_are_streamed() {
-        let text = "<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}";
-        let (_, calls, n_deltas) = parsed("hermes", text, 1);
-        assert_eq!(calls.len(), 1);
-        assert_eq!(n_deltas, PARIS.1.len(), "one for each piece of the arguments");
-        // A truncated call has the arguments so far.
-        let (content, calls, _) = parsed_until_end("hermes", &text[..text.len() - 6], 1, true);
-        assert_eq!((content.as_str(), calls[0].1.as_str()), ("", "{\"city\": \"Pa"));
-    }
-
-    #[test]
-    fn no_markup_is_text_wherever_the_token_limit_cuts_it() {
-        let whole_calls = TRANSCRIPTS.iter().filter(|(.., calls)| !calls.is_empty());
-        for &(format, text, content, calls) in whole_calls {
-            for (end, _) in text.char_indices() {
-                let cut = parsed_until_end(format, &text[..end], 1, true);
-                for n in [2, 3, 7, 1000] {
-                    let (found, found_calls, _) = parsed_until_end(format, &text[..end], n, true);
-                    assert_eq!(
-                        (&found, &found_calls),
-                        (&cut.0, &cut.1),
-                        "{format}: {:?} by {n}",
-                        &text[..end]
-                    );
-                }
-                let (found, found_calls, _) = cut;
-                // A code block without a call is text.
-                let is_block = CODE_BLOCKS.iter().any(|(open, _)| open.starts_with(found.trim()));
-                let is_text = content.trim().starts_with(found.trim()) || is_block;
-                assert!(is_text, "{format}: {:?} has the text {found:?}", &text[..end]);
-                assert!(found_calls.len() <= calls.len(), "{format}: {:?}", &text[..end]);
-                for ((name, arguments), (whole_name, whole)) in found_calls.iter().zip(calls) {
-                    assert_eq!(name, whole_name, "{format}: {:?}", &text[..end]);
-                    assert!(
-                        whole.starts_with(arguments.as_str()),
-                        "{format}: {:?}: {arguments}",
-                        &text[..end]
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_cut_call_is_emitted_once_its_name_is_whole() {
-        for (format, text, expected) in [
-            ("hermes", "<tool_call>\n{\"name\": \"get_weath", None),
-            ("hermes", "<tool_call>\n{\"name\": \"get_weather\"", Some("")),
-            ("hermes", "<tool_call>\n{\"name\": \"get_weather\", \"argum", Some("")),
-            ("hermes", "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"ci", Some("{\"ci")),
-            ("llama 3", "{\"name\": \"get_weather\"", Some("")),
-            ("mistral, names first", "[TOOL_CALLS]get_weather", None),
-            ("mistral, names first", "[TOOL_CALLS]get_weather[AR", Some("")),
-            ("mistral, names first", "[TOOL_CALLS]get_weather[ARGS]{", Some("{")),
-        ] {
-            let (content, calls, _) = parsed_until_end(format, text, 1, true);
-            let found = calls.first().map(|(_, arguments)| arguments.as_str());
-            assert_eq!((content.as_str(), found), ("", expected), "{format}: {text}");
-        }
-    }
-
-    #[test]
-    fn text_that_the_token_limit_cuts_stays() {
-        for (format, text) in [
-            ("hermes", "{\"name\": \"An"),
-            ("hermes", "{\"city\": \"Pa"),
-            ("llama 3", "{\"age\": 1"),
-            ("hermes", "So:\n```json"),
-            ("hermes", "So:\n```json\n"),
-            ("hermes", "1 > "),
-        ] {
-            assert_eq!(parsed_until_end(format, text, 1, true).0, text, "{format}");
-        }
+/// An id for the call number `n_before` of a response.
+fn new_call_id(ids: CallIds, name: &str, n_before: usize) -> String {
+    let random = Uuid::new_v4().simple().to_string();
+    match ids {
+        CallIds::Any => format!("call_{}", &random[..24]),
+        CallIds::Alphanumeric(len) => random[..len.min(random.len())].to_owned(),
+        CallIds::NameAndIndex => format!("functions.{name}:{n_before}"),
     }
 }

@@ -18,7 +18,7 @@ const MAX_TOOLS: usize = 128;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolSet {
     /// The allowed functions.
-    pub functions: Vec<FunctionDefinition>,
+    pub functions: Arc<[FunctionDefinition]>,
     /// Whether one of them must be called.
     pub mode: CallMode,
     /// Whether one response may contain several calls.
@@ -81,7 +81,7 @@ impl ToolSet {
             return Err(Error::invalid("tool_choice", message));
         }
         let is_allowed = |name: &str| allowed.as_ref().is_none_or(|allowed| allowed.contains(&name));
-        let functions: Vec<FunctionDefinition> =
+        let functions: Arc<[FunctionDefinition]> =
             functions.into_iter().filter(|function| is_allowed(&function.name)).cloned().collect();
         match (functions.is_empty(), mode) {
             (true, CallMode::Required) => Err(Error::invalid(
@@ -97,11 +97,6 @@ impl ToolSet {
                 mode,
             })),
         }
-    }
-
-    /// Names of the functions.
-    pub fn names(&self) -> Arc<[String]> {
-        self.functions.iter().map(|function| function.name.clone()).collect()
     }
 
     /// The functions in the form that templates expect.
@@ -144,7 +139,10 @@ mod tests {
             ),
         ] {
             let found = tool_set(json!({"tools": tools, "tool_choice": choice})).unwrap();
-            let found = found.map(|tools| (tools.mode, tools.names().to_vec(), tools.is_parallel));
+            let names = |tools: &ToolSet| {
+                tools.functions.iter().map(|function| function.name.clone()).collect::<Vec<String>>()
+            };
+            let found = found.map(|tools| (tools.mode, names(&tools), tools.is_parallel));
             let expected = expected
                 .map(|(mode, names, many)| (mode, names.into_iter().map(str::to_owned).collect(), many));
             assert_eq!(found, expected, "{choice}");
