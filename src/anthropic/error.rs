@@ -29,7 +29,7 @@ pub struct AnthropicErrorObject {
     pub details: Option<AnthropicErrorDetails>,
 }
 
-/// What programs can read of an error.
+/// The part of an error that programs read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct AnthropicErrorDetails {
     /// The name of the cause, such as `model_not_found`.

@@ -188,7 +188,7 @@ pub struct InputBlock {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a string or an object with its `type`")]
 pub enum InputSource {
-    /// Where a search result was found.
+    /// The place where a search result was found.
     Place(String),
     /// A document.
     Document(DocumentSource),
@@ -262,7 +262,7 @@ pub enum InputToolMode {
 pub struct ThinkingConfig {
     /// The mode.
     #[serde(rename = "type")]
-    pub kind: ThinkingMode,
+    pub kind: InputThinkingMode,
     /// Most tokens of the reasoning; required if the mode is `enabled`.
     #[serde(default)]
     #[schemars(range(min = 1))]
@@ -275,7 +275,7 @@ pub struct ThinkingConfig {
 /// When the model reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum ThinkingMode {
+pub enum InputThinkingMode {
     /// Before it answers.
     Enabled,
     /// When the model decides to.

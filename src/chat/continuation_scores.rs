@@ -53,7 +53,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The prompts of a request while they are scored.
 struct PromptRunner<'a> {
     model: &'a ChatModel,
-    /// Those that wait or run in the engine, each with its index.
+    /// The prompts that wait or run in the engine, each with its index.
     running: Vec<(usize, Generation)>,
     logprobs: Vec<Vec<f64>>,
     /// Tokens found in the prefix cache by the first prompt, or by the common beginning before it. What later ones find

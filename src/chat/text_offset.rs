@@ -6,7 +6,7 @@ use crate::tokenizer::Detokenizer;
 #[derive(Default)]
 pub struct TextOffset {
     n_chars: usize,
-    /// The same in bytes, within an echoed prompt.
+    /// The position in bytes, within an echoed prompt.
     n_bytes: usize,
     detokenizer: Detokenizer,
 }

@@ -9,7 +9,7 @@ use crate::openai::decisions::{
 /// The probabilities of a question's labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelProbabilities {
-    /// Those of the labels; their sum is 1.
+    /// The probabilities of the labels; their sum is 1.
     pub relative: Vec<f64>,
     /// The probability of all texts that are no label.
     pub outside_mass: f64,

@@ -18,7 +18,7 @@ pub use system_one::system_one_response;
 use crate::chat::{ChatModel, ContinuationRequest, ContinuedPrompt};
 use crate::error::{Error, Result};
 
-/// What every prompt begins with.
+/// The beginning of every prompt.
 const INSTRUCTIONS: &str = "Read the input, then answer the question about it. Reply with one of the given labels, \
                             exactly as it is written, and with nothing else.";
 

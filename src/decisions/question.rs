@@ -40,7 +40,7 @@ pub struct DecisionTask {
 /// A question and the labels that answer it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabeledQuestion {
-    /// What follows the input in the prompt.
+    /// The text after the input in the prompt.
     pub text: String,
     /// The labels: different from each other, and none of them empty.
     pub labels: Vec<String>,

@@ -15,7 +15,7 @@ struct KnownTool {
     place: ToolPlace,
 }
 
-/// Where a tool of Anthropic's runs.
+/// The side on which a tool of Anthropic's runs.
 enum ToolPlace {
     /// At the client, which knows its input: name, description and schema.
     Client(&'static str, &'static str, fn() -> Value),

@@ -8,5 +8,5 @@ mod response;
 mod signature;
 
 pub use names::Origins;
-pub use request::{TranslatedRequest, translate, translate_prompt};
+pub use request::{MessagesTranslation, translate, translate_prompt};
 pub use response::{MessageEvents, MessageForm, MessageParts};

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind};
 
-/// Where the parts of a translated request come from.
+/// The origins of the parts of a translated request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origins {
     /// For each chat message, the path of its origin, such as `messages[1]` or `system`.

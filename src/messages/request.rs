@@ -5,8 +5,8 @@ use super::input_tools::{TranslatedTool, translate_choice, translate_tool};
 use super::names::Origins;
 use super::response::MessageForm;
 use crate::anthropic::messages::{
-    CountTokensRequest, Effort, InputThread, InputToolMode, MessagesRequest, OutputFormat, ThinkingConfig,
-    ThinkingDisplay, ThinkingMode,
+    CountTokensRequest, Effort, InputThinkingMode, InputThread, InputToolMode, MessagesRequest, OutputFormat,
+    ThinkingConfig, ThinkingDisplay,
 };
 use crate::error::{Error, Kind, Result};
 use crate::openai::chat::{ChatCompletionRequest, ReasoningEffort, Role};
@@ -18,14 +18,14 @@ use crate::openai::generation_options::{
 const FORMAT_NAME: &str = "output";
 
 /// A request as a chat request.
-pub struct TranslatedRequest {
+pub struct MessagesTranslation {
     /// The chat request.
     pub chat: ChatCompletionRequest,
     /// The form of the response.
     pub form: MessageForm,
     /// Parameters that have no effect.
     pub ignored: Vec<String>,
-    /// Where the parts of the chat request come from.
+    /// The origins of the parts of the chat request.
     pub origins: Origins,
 }
 
@@ -33,7 +33,7 @@ pub struct TranslatedRequest {
 ///
 /// # Errors
 /// When a part of it is not supported, or a parameter is missing or out of range; the error names it.
-pub fn translate(request: MessagesRequest) -> Result<TranslatedRequest> {
+pub fn translate(request: MessagesRequest) -> Result<MessagesTranslation> {
     let MessagesRequest { stop_sequences, conversation, options } = request;
     let Some(max_tokens) = options.max_tokens else {
         return Err(Error::invalid(
@@ -84,7 +84,7 @@ fn stop_strings(own: Option<Vec<String>>, other: Option<OneOrMany>) -> Result<Op
 ///
 /// # Errors
 /// When a part of it is not supported; the error names it.
-pub fn translate_prompt(request: CountTokensRequest) -> Result<TranslatedRequest> {
+pub fn translate_prompt(request: CountTokensRequest) -> Result<MessagesTranslation> {
     if request.thread == Some(InputThread::Continue) {
         let message = "this server keeps no conversations of this API; send all messages, without `thread`";
         return Err(Error::new(Kind::ThreadNotFound, message).with_param("thread"));
@@ -140,15 +140,14 @@ pub fn translate_prompt(request: CountTokensRequest) -> Result<TranslatedRequest
     }
     let output = request.output_config.unwrap_or_default();
     chat.reasoning_effort = reasoning_effort(request.thinking.as_ref(), output.effort);
-    if request.thinking.as_ref().is_some_and(|thinking| thinking.budget_tokens.is_some()) {
-        ignored.push("thinking.budget_tokens".to_owned());
-    }
+    let budget = request.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
+    chat.thinking_budget = budget.map(|budget| i64::try_from(budget).unwrap_or(i64::MAX));
     chat.options.model = request.model;
     chat.options.response_format = response_format(output.format, request.output_format)?;
     let display = request.thinking.as_ref().and_then(|thinking| thinking.display);
     let form =
         MessageForm { is_thinking_shown: display != Some(ThinkingDisplay::Omitted), max_tokens: usize::MAX };
-    Ok(TranslatedRequest { chat, form, ignored, origins })
+    Ok(MessagesTranslation { chat, form, ignored, origins })
 }
 
 /// How much the model reasons; `None` leaves it to the model's template.
@@ -160,9 +159,9 @@ fn reasoning_effort(thinking: Option<&ThinkingConfig>, effort: Option<Effort>) -
         Effort::XHigh | Effort::Max => ReasoningEffort::XHigh,
     });
     match thinking.map(|thinking| thinking.kind) {
-        Some(ThinkingMode::Disabled) => Some(ReasoningEffort::None),
-        Some(ThinkingMode::Enabled) => effort.or(Some(ReasoningEffort::Medium)),
-        Some(ThinkingMode::Adaptive | ThinkingMode::BetweenTools) | None => effort,
+        Some(InputThinkingMode::Disabled) => Some(ReasoningEffort::None),
+        Some(InputThinkingMode::Enabled) => effort.or(Some(ReasoningEffort::Medium)),
+        Some(InputThinkingMode::Adaptive | InputThinkingMode::BetweenTools) | None => effort,
     }
 }
 
@@ -193,7 +192,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn translated(fields: Value) -> Result<TranslatedRequest> {
+    fn translated(fields: Value) -> Result<MessagesTranslation> {
         let mut body = json!({"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         translate(MessagesRequest::from_object(body.as_object().unwrap().clone())?)
@@ -202,7 +201,7 @@ mod tests {
     #[test]
     fn parameters_have_the_same_meaning() {
         let tool = json!({"name": "f", "input_schema": {"type": "object"}});
-        let TranslatedRequest { chat, form, ignored, .. } = translated(json!({
+        let MessagesTranslation { chat, form, ignored, .. } = translated(json!({
             "model": "m", "stop_sequences": ["a", "b"], "temperature": 0.5, "top_k": 3, "stream": true, "seed": 1,
             "tools": [{"type": "web_search_20250305", "name": "web_search"}, tool],
             "tool_choice": {"type": "any", "disable_parallel_tool_use": true},

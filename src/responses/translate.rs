@@ -7,13 +7,13 @@ use super::input::{ContextItem, item_type, messages_from_items};
 use super::reasoning_blob::BlobSigner;
 use super::tools::OfferedTools;
 use crate::error::{Error, Kind, Result};
-use crate::openai::chat::{ChatCompletionRequest, Tool, ToolChoice};
+use crate::openai::chat::{ChatCompletionRequest, ReasoningOptions, Tool, ToolChoice};
 use crate::openai::generation_options::{
     GenerationOptions, JsonSchemaFormat, ResponseFormat, ResponseFormatKind,
 };
 use crate::openai::responses::output::{ConversationId, ResponseObject, ResponseStatus};
 use crate::openai::responses::{
-    ConversationRef, JsonMap, ReasoningOptions, ResponseInput, ResponsesRequest, SummaryMode, TextFormat,
+    ConversationRef, JsonMap, ResponseInput, ResponseReasoning, ResponsesRequest, SummaryMode, TextFormat,
     TruncationMode, plain_text_format,
 };
 
@@ -89,7 +89,7 @@ pub fn translate(
         max_completion_tokens: request.max_output_tokens,
         logprobs: has_logprobs.then_some(true),
         top_logprobs: request.top_logprobs.filter(|_| has_logprobs),
-        reasoning_effort: request.reasoning.as_ref().and_then(|reasoning| reasoning.effort),
+        reasoning: request.reasoning.as_ref().map(chat_reasoning),
         tool_choice: chat_choice(request, &tools)?,
         tools: chat_tools(offered)?,
         parallel_tool_calls: request.parallel_tool_calls,
@@ -162,7 +162,12 @@ fn response_format(format: &TextFormat) -> Result<ResponseFormat> {
     crate::openai::from_value(value).map_err(|e| e.with_param("text.format"))
 }
 
-fn summary_mode(reasoning: &ReasoningOptions) -> Option<SummaryMode> {
+fn chat_reasoning(reasoning: &ResponseReasoning) -> ReasoningOptions {
+    let &ResponseReasoning { effort, max_tokens, enabled, .. } = reasoning;
+    ReasoningOptions { effort, max_tokens, enabled }
+}
+
+fn summary_mode(reasoning: &ResponseReasoning) -> Option<SummaryMode> {
     reasoning.summary.or(reasoning.generate_summary).filter(|mode| *mode != SummaryMode::None)
 }
 

@@ -101,7 +101,7 @@ pub struct TemplateMessage {
     /// The reasoning that preceded an assistant message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// The same, under the name that some templates expect.
+    /// The reasoning, under the name that some templates expect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking: Option<String>,
     /// Results of the calls, which some templates expect in the message that made them.

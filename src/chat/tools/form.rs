@@ -76,7 +76,7 @@ pub enum ReadStep {
     },
     /// Bytes after which ordinary text follows, without a call.
     Text(usize),
-    /// What follows belongs to no call.
+    /// The end of a call: the text after it belongs to none.
     Leave,
 }
 
@@ -89,7 +89,7 @@ pub struct CallHead {
     pub id: Option<String>,
 }
 
-/// What the end of a text adds.
+/// The addition at the end of a text.
 #[derive(Debug, Default, PartialEq)]
 pub struct LastStep {
     /// A call whose name is whole.

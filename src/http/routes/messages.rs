@@ -27,7 +27,7 @@ use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::to_json;
 use crate::http::retry::heartbeat::json_response;
 use crate::messages::{
-    MessageEvents, MessageForm, MessageParts, Origins, TranslatedRequest, translate, translate_prompt,
+    MessageEvents, MessageForm, MessageParts, MessagesTranslation, Origins, translate, translate_prompt,
 };
 use crate::openai::chat::Usage;
 use crate::openai::generation_options::GenerationOptions;
@@ -42,26 +42,26 @@ impl GenerationRoute for MessagesRoute {
     const PATH: &'static str = "/v1/messages";
     const LOG_NAME: &'static str = "message";
     const ID_PREFIX: &'static str = "msg_";
-    type Request = TranslatedRequest;
+    type Request = MessagesTranslation;
     type Response = MessageObject;
 
-    fn parse(object: Map<String, Value>) -> Result<(TranslatedRequest, IgnoredParams)> {
+    fn parse(object: Map<String, Value>) -> Result<(MessagesTranslation, IgnoredParams)> {
         let (object, mut ignored) = check_params(object, params::MESSAGES, params::NESTED)?;
         let mut request = translate(MessagesRequest::from_object(object)?)?;
         ignored.extend(std::mem::take(&mut request.ignored));
         Ok((request, ignored))
     }
 
-    fn options(request: &TranslatedRequest) -> &GenerationOptions {
+    fn options(request: &MessagesTranslation) -> &GenerationOptions {
         &request.chat.options
     }
 
     async fn start(
         chat: &ServedChat,
-        request: TranslatedRequest,
+        request: MessagesTranslation,
         tenant: Arc<str>,
     ) -> Result<(ChatStream, Self)> {
-        let TranslatedRequest { chat: mut request, form, origins, .. } = request;
+        let MessagesTranslation { chat: mut request, form, origins, .. } = request;
         // The parameter is required, so many clients send the largest limit of some other model.
         let model = chat.load().await?;
         request.options.max_tokens = request.options.max_tokens.map(|n| model.limit_within_context(n));
@@ -149,7 +149,7 @@ pub async fn count_tokens(
         Ok((translate_prompt(request)?, ignored))
     };
     let (request, mut ignored) = body.parse_with(parse).await?;
-    let TranslatedRequest { chat, ignored: more, origins, .. } = request;
+    let MessagesTranslation { chat, ignored: more, origins, .. } = request;
     ignored.extend(more);
     ignored.add_unknown_model(&app, chat.options.model.as_deref());
     let counted = app.count_prompt_tokens(chat, &tenant.name(), n_bytes).await;

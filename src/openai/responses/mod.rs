@@ -45,7 +45,7 @@ pub struct ResponsesRequest {
     /// Allow several calls in one response; true by default.
     pub parallel_tool_calls: Option<bool>,
     /// How much the model reasons, and how its reasoning is shown.
-    pub reasoning: Option<ReasoningOptions>,
+    pub reasoning: Option<ResponseReasoning>,
     /// The form of the text.
     pub text: Option<TextOptions>,
     /// Tools of type `function`, `custom`, `namespace`, `local_shell`, `shell` or `apply_patch`, which the client
@@ -123,9 +123,15 @@ impl ConversationRef {
 /// Settings of the reasoning that precedes an answer.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default)]
-pub struct ReasoningOptions {
+pub struct ResponseReasoning {
     /// How much the model reasons before it answers.
     pub effort: Option<ReasoningEffort>,
+    /// Most tokens that the model may reason for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    /// Whether the model reasons.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
     /// If set, reasoning comes as a summary, with the events of one; it is the whole reasoning, not a shorter text.
     pub summary: Option<SummaryMode>,
     /// The former name of `summary`.
