@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 const BENCH_FLAGS: [&str; 6] = ["prompt", "tokens", "streams", "depths", "profile", "json"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 10] = [
+const FREE_TEXT_FLAGS: [&str; 11] = [
     "chat-template",
     "api-key",
     "api-key-file",
@@ -40,6 +40,7 @@ const FREE_TEXT_FLAGS: [&str; 10] = [
     "rerank-model",
     "embedding-cache-dir",
     "cache-dir",
+    "state-dir",
     "tls-cert",
     "tls-key",
 ];
