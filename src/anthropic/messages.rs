@@ -68,7 +68,7 @@ pub struct CountTokensRequest {
     pub output_format: Option<OutputFormat>,
     /// Accepted for compatibility; prompts are cached anyway.
     #[schemars(schema_with = "openai::generation_options::object_or_null")]
-    pub cache_control: Option<Value>,
+    pub cache_control: Option<Map<String, Value>>,
     /// A conversation that the server is to keep, which this one does not: `create` is listed in `x-ignored-params`,
     /// and `continue` is a 404 with the code `thread_not_found`, upon which clients send all messages again.
     pub thread: Option<InputThread>,

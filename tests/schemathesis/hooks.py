@@ -29,13 +29,20 @@ def ids(value):
     return lists if None not in lists else None
 
 
+def is_call(value):
+    """Whether the value is a tool call by the schema."""
+    function = value.get("function") if isinstance(value, dict) else None
+    texts = [value.get("id"), function.get("name"), function.get("arguments")] if isinstance(function, dict) else [None]
+    return all(isinstance(text, str) for text in texts) and value.get("type") == "function"
+
+
 def mend_message(message):
     if not isinstance(message, dict):
         return
     if message.get("content", ...) in (None, ...):
         message["content"] = "x"
     # Each call needs its result, and each result its call.
-    if isinstance(message.get("tool_calls"), list):
+    if isinstance(message.get("tool_calls"), list) and all(map(is_call, message["tool_calls"])):
         message["tool_calls"] = None
     if message.get("role") == "tool":
         message["role"] = "user"

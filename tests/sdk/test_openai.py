@@ -478,10 +478,6 @@ class Tools(TestCase):
             ("messages[1].tool_call_id", [result(tool_call_id="call_1")]),
             ("messages[1].tool_calls", [called(), *user("And?")]),
             ("messages[1].tool_calls[0].id", [called(id=""), result(tool_call_id="")]),
-            (
-                "messages[1].tool_calls[0].function.arguments",
-                [called(arguments="{city"), result(tool_call_id="call_1")],
-            ),
             ("messages[1].content", [{"role": "assistant"}]),
         ]:
             for call in chat, chat_chunks:
@@ -489,6 +485,9 @@ class Tools(TestCase):
                     with self.assertRaises(openai.BadRequestError) as caught:
                         call(messages=[*user(WEATHER_PROMPT), *turns])
                     self.assertEqual(caught.exception.param, param)
+        # A call that `max_tokens` cut.
+        answer = chat(messages=[*user(WEATHER_PROMPT), called(arguments="{city"), result(tool_call_id="call_1")])
+        self.assertEqual(len(answer.choices), 1)
 
     def test_invalid_tools_and_choices_are_refused(self):
         def named(name):
@@ -539,10 +538,17 @@ class Completions(TestCase):
         self.assertEqual(choice.logprobs.text_offset[0], 0)
         self.assertEqual(self.complete(best_of=3).choices[0].text, self.complete().choices[0].text)
 
+    def test_the_probabilities_of_a_prompt(self):
+        prompt = "One two three"
+        choice = self.complete(prompt, logprobs=1, echo=True, max_tokens=0).choices[0]
+        self.assertEqual(choice.text, prompt)
+        self.assertEqual("".join(choice.logprobs.tokens), prompt)
+        self.assertIsNone(choice.logprobs.token_logprobs[0])
+        self.assertTrue(all(logprob < 0 for logprob in choice.logprobs.token_logprobs[1:]))
+
     def test_unsupported_combinations_are_refused(self):
         for options, param in [
             (dict(suffix="."), "suffix"),
-            (dict(logprobs=1, echo=True), "echo"),
             (dict(best_of=2, stream=True), "best_of"),
         ]:
             with self.subTest(param=param), self.assertRaises(openai.BadRequestError) as caught:
@@ -661,7 +667,7 @@ class Errors(TestCase):
         for param, value in [
             ("temperature", 3),
             ("top_p", 2),
-            ("n", 9),
+            ("n", 17),
             ("functions", [{"name": "f", "parameters": {"type": "object"}}]),
             ("modalities", ["audio"]),
             ("max_completion_tokens", 0),
