@@ -67,14 +67,26 @@ async fn chat_equals_the_float32_reference() {
         assert_eq!(answer["usage"]["completion_tokens"], case.usage.completion_tokens, "{}", case.messages);
         assert_eq!(choice["message"]["content"], case.content);
         assert_eq!(choice["finish_reason"], case.finish_reason);
-        let entries = choice["logprobs"]["content"].as_array().unwrap();
-        for (expected, found) in case.logprobs.iter().zip(entries) {
-            assert_eq!(found["bytes"], json!(expected.bytes));
-            divergences.push(divergence(expected, &found["top_logprobs"]));
+        let mut entries = choice["logprobs"]["content"].as_array().unwrap().iter();
+        for expected in &case.logprobs {
+            let found = entries.next().unwrap();
+            let mut bytes = bytes_of(found);
+            if bytes == expected.bytes {
+                divergences.push(divergence(expected, &found["top_logprobs"]));
+            }
+            // The reference has one entry for all tokens of a character.
+            while bytes.len() < expected.bytes.len() {
+                bytes.extend(bytes_of(entries.next().unwrap()));
+            }
+            assert_eq!(bytes, expected.bytes);
         }
     }
     let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
     assert!(divergences.len() > 150 && mean <= 0.001, "mean KL {mean} over {} positions", divergences.len());
+}
+
+fn bytes_of(entry: &Value) -> Vec<u8> {
+    serde_json::from_value(entry["bytes"].clone()).unwrap()
 }
 
 /// Kullback-Leibler divergence of the found distribution from the expected one, over the most likely tokens of
@@ -158,7 +170,7 @@ async fn embeddings_equal_the_float32_reference_alone_and_in_a_batch() {
 async fn every_kind_of_text_can_be_embedded() {
     let server = server().await;
     let long = "word ".repeat(500);
-    for (text, n_tokens) in [("", 2), ("🙂🙂", 3), (long.as_str(), 502)] {
+    for (text, n_tokens) in [(" ", 2), ("🙂🙂", 3), (long.as_str(), 502)] {
         let answer = embed(&server, json!({ "input": text })).await;
         let length = vector(&answer["data"][0]).iter().map(|x| x * x).sum::<f64>();
         assert!((length - 1.0).abs() < 1e-5);

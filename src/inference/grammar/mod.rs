@@ -6,7 +6,7 @@
 //! - The vocabulary is the [`Tokenizer`](crate::tokenizer::Tokenizer)'s.
 //! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
 //!   the next mask is computed in advance, while the model computes the next logits.
-//! - Grammars in GBNF are translated ([`gbnf_to_lark`]), schemas are put into a form that can be enforced ([`schema`]).
+//! - Grammars in GBNF are translated (`gbnf_to_lark`), schemas are put into a form that can be enforced (`schema`).
 //! - Grammars are compiled on threads of their own, after a trial in a process of its own ([`trial`]); texts are
 //!   checked on the grammar threads. Neither holds up the model or other requests.
 //! - Sizes and times are bounded.
