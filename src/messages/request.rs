@@ -175,7 +175,12 @@ fn response_format(
             "`output_config.format` and `output_format` are two names of one parameter; send only one";
         return Err(Error::invalid("output_format", message));
     }
-    Ok(format.or(former).map(|format| ResponseFormat {
+    let name = if former.is_some() { "output_format.schema" } else { "output_config.format.schema" };
+    let format = format.or(former);
+    if format.as_ref().is_some_and(|format| !format.schema.is_object() && !format.schema.is_null()) {
+        return Err(Error::invalid(name, format!("`{name}` must be a JSON schema, an object")));
+    }
+    Ok(format.map(|format| ResponseFormat {
         kind: ResponseFormatKind::JsonSchema,
         json_schema: Some(JsonSchemaFormat {
             name: FORMAT_NAME.to_owned(),
@@ -251,6 +256,7 @@ mod tests {
             ),
             (json!({"system": [{"type": "image"}]}), "system[0]"),
             (json!({"temperature": "warm"}), "temperature"),
+            (json!({"output_format": {"type": "json_schema", "schema": true}}), "output_format.schema"),
             (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
         ] {
             assert_eq!(translated(fields).map(drop).unwrap_err().param(), Some(param));
