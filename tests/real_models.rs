@@ -68,7 +68,8 @@ async fn chat_equals_the_float32_reference() {
         assert_eq!(choice["message"]["content"], case.content);
         assert_eq!(choice["finish_reason"], case.finish_reason);
         let mut entries = choice["logprobs"]["content"].as_array().unwrap().iter();
-        for expected in &case.logprobs {
+        // The reference has an entry for the end, without bytes.
+        for expected in case.logprobs.iter().filter(|expected| !expected.bytes.is_empty()) {
             let found = entries.next().unwrap();
             let mut bytes = bytes_of(found);
             if bytes == expected.bytes {
