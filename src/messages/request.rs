@@ -141,6 +141,10 @@ pub fn translate_prompt(request: CountTokensRequest) -> Result<MessagesTranslati
     let output = request.output_config.unwrap_or_default();
     chat.reasoning_effort = reasoning_effort(request.thinking.as_ref(), output.effort);
     let budget = request.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
+    if budget == Some(0) {
+        let message = "`thinking.budget_tokens` is 0, but must be 1 or more; disable `thinking` instead";
+        return Err(Error::invalid("thinking.budget_tokens", message));
+    }
     chat.thinking_budget = budget.map(|budget| i64::try_from(budget).unwrap_or(i64::MAX));
     chat.options.model = request.model;
     chat.options.response_format = response_format(output.format, request.output_format)?;

@@ -347,7 +347,7 @@ pub fn check_params(
     for (name, value) in request.iter().filter(|(_, value)| !value.is_null()) {
         match table.iter().copied().flatten().find(|(row, _)| row == name) {
             Some((_, Honored)) if nested.iter().any(|(path, _)| path.starts_with(name)) => {
-                collect_unknown_keys(value, nested, (name, name), &mut ignored);
+                collect_unknown_keys(value, nested, (name, name), &mut ignored)?;
             }
             Some((_, Honored | Parsed)) => {}
             Some((_, OnlyDefault { is_default, .. })) if is_default(value) => {}
@@ -374,25 +374,31 @@ pub fn check_params(
 
 /// Adds the paths of keys in `value` that `nested` does not list. `pattern` is the value's path with `[]` for every
 /// index, `path` the one with indices.
+///
+/// # Errors
+/// When there is an array in the place of an object: serde would take its items for the object's fields.
 fn collect_unknown_keys(
     value: &Value,
     nested: NestedKeys,
     (pattern, path): (&str, &str),
     unknown: &mut Vec<String>,
-) {
+) -> Result<()> {
     match value {
+        Value::Array(_) if nested.iter().any(|(row, _)| *row == pattern) => {
+            return Err(Error::invalid(path, format!("`{path}` is an array, but must be an object")));
+        }
         Value::Array(items) => {
             let pattern = format!("{pattern}[]");
             for (idx, item) in items.iter().enumerate() {
-                collect_unknown_keys(item, nested, (&pattern, &format!("{path}[{idx}]")), unknown);
+                collect_unknown_keys(item, nested, (&pattern, &format!("{path}[{idx}]")), unknown)?;
             }
         }
         Value::Object(fields) => {
-            let Some((_, known)) = nested.iter().find(|(row, _)| *row == pattern) else { return };
+            let Some((_, known)) = nested.iter().find(|(row, _)| *row == pattern) else { return Ok(()) };
             for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
                 let path = format!("{path}.{key}");
                 if known.contains(&key.as_str()) {
-                    collect_unknown_keys(value, nested, (&format!("{pattern}.{key}"), &path), unknown);
+                    collect_unknown_keys(value, nested, (&format!("{pattern}.{key}"), &path), unknown)?;
                 } else {
                     unknown.push(path);
                 }
@@ -400,6 +406,7 @@ fn collect_unknown_keys(
         }
         _ => {}
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -409,6 +416,16 @@ mod tests {
 
     fn checked(request: Value) -> Result<Vec<String>> {
         check_params(CHAT, NESTED, request.as_object().unwrap())
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        for (request, param) in [
+            (json!({"stream_options": [true]}), "stream_options"),
+            (json!({"messages": [["user", "hi"]]}), "messages[0]"),
+        ] {
+            assert_eq!(checked(request).unwrap_err().param(), Some(param));
+        }
     }
 
     #[test]
@@ -432,7 +449,7 @@ mod tests {
             ignored.unwrap(),
             ["messages[0].content[0].cache_control", "messages[1].mood", "stream_options.foo"]
         );
-        assert!(checked(json!({"messages": "hi", "stream_options": [1]})).unwrap().is_empty());
+        assert!(checked(json!({"messages": "hi"})).unwrap().is_empty());
     }
 
     #[test]
