@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use crate::openai::chat::{
 use crate::openai::generation_options::GenerationOptions;
 
 /// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
-pub const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The fields that all objects of one response share.
 #[derive(Clone)]
@@ -232,8 +232,13 @@ pub trait EventEncoder: Send + 'static {
 
     /// The event that is sent while nothing else is.
     fn ping(&self) -> Event {
-        Event::default().comment("ping")
+        comment_ping()
     }
+}
+
+/// A comment, which clients skip.
+pub fn comment_ping() -> Event {
+    Event::default().comment("ping")
 }
 
 /// An event of a stream with `data` as JSON, and a name if the API has names.
@@ -247,10 +252,18 @@ pub fn data_event(name: Option<&str>, data: &impl Serialize) -> Event {
     }
 }
 
+/// Responds with server-sent events, and with `ping` while there are none.
+pub fn event_stream(
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+    ping: Event,
+) -> Response {
+    Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).event(ping)).into_response()
+}
+
 /// Responds with the server-sent events that `encoder` makes of a response.
 pub fn encode_stream(stream: ChatStream, mut encoder: impl EventEncoder, mut log: RequestLog) -> Response {
-    log.n_running = stream.n_choices();
-    let keep_alive = KeepAlive::new().interval(PING_INTERVAL).event(encoder.ping());
+    log.start(stream.n_choices());
+    let ping = encoder.ping();
     let pending = encoder.start().into();
     let has_prompt = vec![false; stream.n_choices()];
     let state = StreamState { stream, encoder, has_prompt, log, pending, ended: false };
@@ -264,7 +277,7 @@ pub fn encode_stream(stream: ChatStream, mut encoder: impl EventEncoder, mut log
         let event = state.pending.pop_front()?;
         Some((Ok::<_, Infallible>(event), state))
     });
-    Sse::new(events).keep_alive(keep_alive).into_response()
+    event_stream(events, ping)
 }
 
 struct StreamState<E> {
@@ -450,9 +463,7 @@ impl RequestLog {
         self.n_running = 0;
         tracing::error!(id = self.request_id.as_str(), trace_id = self.request_id.trace_id(), error = %e, "{} failed in mid-stream", self.name);
     }
-}
 
-impl RequestLog {
     /// Logs a response that its client has cancelled.
     pub fn cancelled(&mut self) {
         self.n_running = 0;

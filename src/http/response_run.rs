@@ -5,13 +5,13 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use futures_util::stream;
 use tokio::sync::watch;
 
 use super::error::ApiError;
-use super::generation_response::{PING_INTERVAL, RequestLog};
+use super::generation_response::{RequestLog, comment_ping, data_event, event_stream};
 use crate::app::{App, unix_time};
 use crate::chat::{ChatEvent, ChatStream};
 use crate::error::{Error, Kind, Result};
@@ -151,7 +151,7 @@ impl ResponseRun {
             let event = server_sent(&pending.pop_front()?);
             Some((Ok::<_, Infallible>(event), (run, pending, is_ended)))
         });
-        event_stream(events)
+        event_stream(events, comment_ping())
     }
 
     /// Generates the response in the background, until it ends or `background` is cancelled.
@@ -190,26 +190,14 @@ pub fn failure(e: Error) -> (&'static str, String) {
 }
 
 fn server_sent(event: &ResponseEvent) -> Event {
-    match serde_json::to_string(event) {
-        Ok(json) => Event::default().event(event.name()).data(json),
-        Err(e) => {
-            tracing::error!(error = %e, "an event could not be serialized");
-            Event::default().comment("an event could not be serialized")
-        }
-    }
-}
-
-fn event_stream(
-    events: impl futures_util::Stream<Item = Result<Event, Infallible>> + Send + 'static,
-) -> Response {
-    Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).text("ping")).into_response()
+    data_event(Some(event.name()), event)
 }
 
 /// Sends the events of a response that has ended, those after number `after`.
 pub fn replayed_stream(events: Vec<ResponseEvent>, after: Option<u64>) -> Response {
     let is_later = move |event: &ResponseEvent| after.is_none_or(|after| event.sequence_number > after);
     let events: Vec<_> = events.into_iter().filter(is_later).map(|event| Ok(server_sent(&event))).collect();
-    event_stream(stream::iter(events))
+    event_stream(stream::iter(events), comment_ping())
 }
 
 /// Responses that are generated in the background.
@@ -348,7 +336,7 @@ impl BackgroundRun {
                 }
             }
         });
-        event_stream(events)
+        event_stream(events, comment_ping())
     }
 
     fn lock(&self) -> MutexGuard<'_, EventLog> {
