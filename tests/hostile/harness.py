@@ -22,6 +22,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import apis
 import folders
 import requests
 from client import CHAT, CLOSED, NEIGHBOR, UNFINISHED, Stop, Target, chat_body, get, request
@@ -403,7 +404,7 @@ def main():
             "keys": Server(args.binary, args.scratch, "server", ["--api-key", "sk-attacker", "--api-key", NEIGHBOR]),
             "open": Server(args.binary, args.scratch, "open", ["--model", str(tiny)]),
         }
-        for row in chosen(requests.ROWS):
+        for row in chosen([*requests.ROWS, *apis.ROWS]):
             row_started = time.monotonic()
             failures = run_request(row, servers[row.server])
             if failures and all(isinstance(what, Slow) for what in failures):
