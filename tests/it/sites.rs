@@ -141,6 +141,27 @@ async fn an_allowed_page_uses_the_server_with_cors() {
 }
 
 #[tokio::test]
+async fn an_allowed_page_uses_every_method_and_reads_every_header() {
+    let server = guarded_server(&[], &[], &[APP], Limits::default()).await;
+    let page = ("origin", APP);
+    let response = send(&server, Method::GET, "/openapi.json", &[page]).await;
+    let exposed = response.headers()["access-control-expose-headers"].to_str().unwrap().to_owned();
+    let document = body(response).await;
+    for name in document["components"]["headers"].as_object().unwrap().keys() {
+        assert!(exposed.split(',').any(|exposed| exposed == name), "{name}: {exposed}");
+    }
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let asked = method.to_uppercase();
+            let preflight = [page, ("access-control-request-method", asked.as_str())];
+            let response = send(&server, Method::OPTIONS, path, &preflight).await;
+            let allowed = response.headers()["access-control-allow-methods"].to_str().unwrap();
+            assert!(allowed.split(',').any(|allowed| allowed == asked), "{asked} {path}: {allowed}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn traces_are_continued_and_echoed() {
     let server = guarded_server(&["sk-one"], &[], &[], Limits::default()).await;
     let parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, HOST, HeaderName, ORIGIN, RETRY_AFTER, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS, ALLOW, HOST, HeaderName, ORIGIN,
+    RETRY_AFTER, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, Version};
 use axum::middleware::Next;
@@ -23,8 +24,10 @@ use crate::http::error::ApiError;
 use crate::http::route::PROBES;
 
 /// Response headers that scripts of other sites may read.
-const EXPOSED_HEADERS: [HeaderName; 10] = [
+const EXPOSED_HEADERS: [HeaderName; 12] = [
+    ALLOW,
     RETRY_AFTER,
+    HeaderName::from_static("request-id"),
     HeaderName::from_static("retry-after-ms"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("x-cache"),
@@ -89,7 +92,7 @@ impl SitePolicy {
                 .allow_private_network(AllowPrivateNetwork::predicate(move |origin, _| {
                     networks.permits(origin)
                 }))
-                .allow_methods([Method::GET, Method::POST])
+                .allow_methods([Method::GET, Method::POST, Method::DELETE])
                 .allow_headers(AllowHeaders::mirror_request())
                 .expose_headers(EXPOSED_HEADERS)
                 .max_age(PREFLIGHT_MAX_AGE),
