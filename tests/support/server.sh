@@ -35,6 +35,8 @@ running() { kill -0 "$server" 2>/dev/null; }
 # Starts the server with the given options and waits until it listens; sets $port.
 start_server() {
   echo "--- starting $binary"
+  # Otherwise the loop below may come before the server's process has made the log, or find an earlier server's port.
+  : >"$log"
   "$binary" --port 0 "$@" >"$scratch/server.out" 2>"$log" &
   server=$!
   port=
