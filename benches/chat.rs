@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use predict_otron_9000::app::App;
-use predict_otron_9000::chat::ChatEvent;
+use predict_otron_9000::chat::{Caller, ChatEvent};
 use predict_otron_9000::config::{Args, Config};
 use predict_otron_9000::openai::chat::{ChatCompletionRequest, Usage};
 use serde_json::json;
@@ -29,7 +29,8 @@ fn request(n_words: usize) -> ChatCompletionRequest {
 
 async fn answer(app: &App, request: &ChatCompletionRequest) -> Usage {
     let model = app.chat(None, 0).unwrap().load().await.unwrap();
-    let mut events = model.start_chat(model.admit().unwrap(), request, None, "".into()).unwrap();
+    let mut events =
+        model.start_chat(model.engine().admit().unwrap(), request, None, Caller::default()).unwrap();
     while let Some((_, event)) = events.next().await {
         match event {
             ChatEvent::Finished { usage, .. } => return usage,

@@ -11,7 +11,7 @@
 //! 1. [`cli`]
 //! 2. [`http`]
 //! 3. [`app`]
-//! 4. [`decisions`], [`responses`]
+//! 4. [`batches`], [`decisions`], [`responses`]
 //! 5. [`chat`], [`messages`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
@@ -82,6 +82,7 @@
 
 pub mod anthropic;
 pub mod app;
+pub mod batches;
 pub mod cache;
 pub mod chat;
 pub mod cli;

@@ -2,7 +2,9 @@
 //!
 //! A commit is atomic and durable. Records that are not used for the time to live are removed. Beyond the byte
 //! budget, the least recently used are: those of the writing tenant if it has more than an equal share, else those of
-//! a tenant that has. Shared by all that must survive a restart.
+//! a tenant that has. Shared by all that must survive a restart. Files are in [`files`].
+
+pub mod files;
 
 use std::fs;
 use std::io;
@@ -65,39 +67,7 @@ impl RecordStore {
     /// # Errors
     /// When another process has it open, or the file system refuses.
     pub fn open(folder: &Path, name: &str, limits: StoreLimits) -> Result<Self> {
-        let failed = |action: &str, e: &dyn std::error::Error| {
-            let message = format!(
-                "cannot {action} the state in {}: {e}; pass a writable folder as --state-dir, or leave the option out",
-                folder.display()
-            );
-            Error::new(Kind::Config, message)
-        };
-        fs::create_dir_all(folder).map_err(|e| failed("create", &e))?;
-        let path = folder.join(name);
-        let database = match open_database(&path, PAGE_CACHE_BYTES) {
-            Err(e) if is_damage(&e) => {
-                let aside = path.with_extension("damaged");
-                tracing::warn!(
-                    error = %e,
-                    "the state is damaged; starting an empty one and keeping the old file as {}",
-                    aside.display()
-                );
-                fs::rename(&path, &aside).map_err(|e| failed("rename", &e))?;
-                open_database(&path, PAGE_CACHE_BYTES)
-            }
-            other => other,
-        };
-        let database = database.map_err(|e| match e {
-            DatabaseError::DatabaseAlreadyOpen => Error::new(
-                Kind::Config,
-                format!(
-                    "another server uses the state in {}; give each server its own --state-dir",
-                    folder.display()
-                ),
-            ),
-            e => failed("open", &e),
-        })?;
-        Self::new(database, limits).map_err(|e| failed("write", &e))
+        Self::new(open_or_replace(folder, name, PAGE_CACHE_BYTES)?, limits).map_err(failed)
     }
 
     /// A store in memory.
@@ -360,6 +330,15 @@ fn failed(e: impl Into<redb::Error>) -> Error {
         .with_public("the server's state cannot be read or written; see its log")
 }
 
+/// Runs `work` on a thread that may wait for the disk.
+///
+/// # Errors
+/// When `work` fails or panics.
+pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let failed = |e| Error::internal(format!("the state could not be used: {e}"));
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
 /// Milliseconds since 1970.
 pub fn unix_ms(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
@@ -374,6 +353,42 @@ pub fn is_damage(e: &DatabaseError) -> bool {
         }
         _ => false,
     }
+}
+
+/// Opens or creates the database `name` in a folder. A damaged one is renamed, and a new one is begun.
+fn open_or_replace(folder: &Path, name: &str, cache_bytes: usize) -> Result<Database> {
+    let failed = |action: &str, e: &dyn std::error::Error| {
+        let message = format!(
+            "cannot {action} the state in {}: {e}; pass a writable folder as --state-dir, or leave the option out",
+            folder.display()
+        );
+        Error::new(Kind::Config, message)
+    };
+    fs::create_dir_all(folder).map_err(|e| failed("create", &e))?;
+    let path = folder.join(name);
+    let database = match open_database(&path, cache_bytes) {
+        Err(e) if is_damage(&e) => {
+            let aside = path.with_extension("damaged");
+            tracing::warn!(
+                error = %e,
+                "the state is damaged; starting an empty one and keeping the old file as {}",
+                aside.display()
+            );
+            fs::rename(&path, &aside).map_err(|e| failed("rename", &e))?;
+            open_database(&path, cache_bytes)
+        }
+        other => other,
+    };
+    database.map_err(|e| match e {
+        DatabaseError::DatabaseAlreadyOpen => Error::new(
+            Kind::Config,
+            format!(
+                "another server uses the state in {}; give each server its own --state-dir",
+                folder.display()
+            ),
+        ),
+        e => failed("open", &e),
+    })
 }
 
 /// Opens or creates a database file. Verifies every page, which takes about a second for a few gigabytes.

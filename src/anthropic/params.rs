@@ -49,6 +49,9 @@ pub const MESSAGES: ParamTable = &[CONVERSATION, OWN, HINTS, GENERATION];
 /// Parameters of `/v1/messages/count_tokens`.
 pub const COUNT_TOKENS: ParamTable = &[CONVERSATION, HINTS];
 
+/// Parameters of `/v1/messages/batches`.
+pub const MESSAGE_BATCH: ParamTable = &[&[("requests", Honored)]];
+
 /// The known keys within a parameter.
 pub const NESTED: NestedKeys = &[
     ("messages[]", &["role", "content"]),

@@ -35,6 +35,7 @@ use crate::config::{AccessConfig, Config, Limits};
 use crate::decisions::DecisionTask;
 use crate::embeddings::{DiskCache, EmbedderOptions, TextEmbedding};
 use crate::error::{Error, Kind, Result, quote};
+use crate::inference::Caller;
 use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::kernels::threads::pool;
@@ -42,6 +43,7 @@ use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
 use crate::registry::{ModelKind, ModelRef, Registry};
 use crate::responses::ResponseState;
+use crate::store::files::FileStore;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
 
@@ -55,6 +57,8 @@ pub struct App {
     responses: Option<Arc<ResponseCache>>,
     /// Stored responses and conversations.
     state: Arc<ResponseState>,
+    /// Files, and the batches that make some of them.
+    files: Arc<FileStore>,
     lifecycle: Arc<Lifecycle>,
 }
 
@@ -148,7 +152,10 @@ impl App {
         let n_text_models = 1 + u64::from(config.rerank_model.is_some());
         let cache_bytes =
             limits.response_cache_bytes as u64 + n_text_models * limits.embedding_cache_bytes as u64;
-        let state_bytes = if config.state_dir.is_none() { limits.state_bytes } else { 0 };
+        let state_bytes = match config.state_dir {
+            None => limits.state_bytes + limits.files_bytes,
+            Some(_) => 0,
+        };
         budget.reserve("the caches", cache_bytes + state_bytes)?;
         let disk_cache = config.disk_cache.as_ref().map(DiskCache::open).transpose()?.map(Arc::new);
         let key_owners = api_keys.list_digest();
@@ -185,9 +192,10 @@ impl App {
         chat_models.start_idle_reaper()?;
         let access = config.access.clone();
         let state = state::open(config.state_dir.as_deref(), &limits)?;
+        let files = state::open_files(config.state_dir.as_deref(), &limits)?;
         let app =
             Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, access, limits, metrics })?;
-        let app = Self { state, ..app };
+        let app = Self { state, files, ..app };
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -208,6 +216,7 @@ impl App {
         Ok(Self {
             responses: (response_cache_bytes > 0).then(responses),
             state: state::open(None, &parts.limits)?,
+            files: state::open_files(None, &parts.limits)?,
             parts: Arc::new(parts),
             admission,
             queues: Arc::new(WorkQueues { preparation, tools }),
@@ -440,6 +449,17 @@ impl App {
         self.parts.chat_models.status()
     }
 
+    /// Whether the server is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.lifecycle.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether anybody waits for a model.
+    pub fn is_busy(&self) -> bool {
+        let uses_model = |class: RequestClass| class != RequestClass::Tokens;
+        self.admission.load().iter().any(|&(class, n_requests, _)| uses_model(class) && n_requests > 0)
+    }
+
     /// Makes the server report that it is not ready, so that load balancers send new clients elsewhere.
     pub fn start_draining(&self) {
         self.lifecycle.draining.store(true, Ordering::Release);
@@ -457,7 +477,7 @@ impl App {
     /// When the server is shutting down or still loading its models, a default model cannot be loaded, a thread that
     /// runs a model is stuck, or a request has been in preparation for too long.
     pub fn check_health(&self) -> Result<()> {
-        if self.lifecycle.draining.load(Ordering::Acquire) {
+        if self.is_draining() {
             return Err(Error::new(Kind::Unavailable, "the server is shutting down"));
         }
         if self.lifecycle.loading.load(Ordering::Acquire) {
@@ -494,33 +514,29 @@ impl ServedChat {
     ///
     /// # Errors
     /// When the model cannot be loaded, the queue is full, or the request is invalid.
-    pub async fn start_chat(
-        &self,
-        mut request: ChatCompletionRequest,
-        tenant: Arc<str>,
-    ) -> Result<ChatStream> {
+    pub async fn start_chat(&self, mut request: ChatCompletionRequest, caller: Caller) -> Result<ChatStream> {
         request.options.default_max_tokens = self.app.limits().default_max_tokens;
         let cached = self.app.responses.as_ref();
         let cached =
-            cached.and_then(|cache| Some((cache, ResponseCache::key(&tenant, self.id(), &request)?)));
+            cached.and_then(|cache| Some((cache, ResponseCache::key(&caller.tenant, self.id(), &request)?)));
         if let Some((cache, key)) = &cached
             && let Some(hit) = ChatStream::from_cache(cache, key, self.slot.fingerprint().as_deref())
         {
             return Ok(hit);
         }
         let model = self.load().await?;
-        let admission = model.admit()?;
+        let admission = model.admit(caller.priority).await?;
         let (request, spec) = match request.tools.is_some() || request.options.has_grammar() {
             false => (request, None),
             true => {
                 let model = model.clone();
                 let find = move || model.chat_grammar(&request).map(|spec| (request, spec));
-                self.prepare(&tenant, find).await??
+                self.prepare(&caller.tenant, find).await??
             }
         };
         let grammar = model.compile(spec).await?;
-        let for_tenant = tenant.clone();
-        let start = move || model.start_chat(admission, &request, grammar.as_ref(), for_tenant);
+        let tenant = caller.tenant.clone();
+        let start = move || model.start_chat(admission, &request, grammar.as_ref(), caller);
         let mut stream = self.prepare(&tenant, start).await??;
         self.name_ignored_model(&mut stream);
         if let Some((cache, key)) = cached {
@@ -533,13 +549,9 @@ impl ServedChat {
     ///
     /// # Errors
     /// When the model cannot be loaded, or the request is invalid.
-    pub async fn count_prompt_tokens(
-        &self,
-        request: ChatCompletionRequest,
-        tenant: Arc<str>,
-    ) -> Result<usize> {
+    pub async fn count_prompt_tokens(&self, request: ChatCompletionRequest, caller: Caller) -> Result<usize> {
         let model = self.load().await?;
-        self.prepare(&tenant, move || Ok(model.prompt(&request)?.tokens.len())).await?
+        self.prepare(&caller.tenant, move || Ok(model.prompt(&request)?.tokens.len())).await?
     }
 
     /// Starts a text completion.
@@ -549,13 +561,13 @@ impl ServedChat {
     pub async fn start_completion(
         &self,
         request: CompletionRequest,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<CompletionStream> {
         let model = self.load().await?;
-        let admission = model.admit()?;
+        let admission = model.admit(caller.priority).await?;
         let grammar = model.compile(model.completion_grammar(&request)?).await?;
-        let for_tenant = tenant.clone();
-        let start = move || model.start_completion(admission, &request, grammar.as_ref(), for_tenant);
+        let tenant = caller.tenant.clone();
+        let start = move || model.start_completion(admission, &request, grammar.as_ref(), caller);
         let mut completion = self.prepare(&tenant, start).await??;
         self.name_ignored_model(&mut completion.stream);
         Ok(completion)
@@ -575,13 +587,13 @@ impl ServedChat {
     pub async fn start_decision(
         &self,
         task: Arc<DecisionTask>,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<impl Future<Output = Result<ContinuationScores>> + Send + 'static> {
         let model = self.load().await?;
-        let admission = model.admit()?;
+        let admission = model.admit(caller.priority).await?;
         let max_tokens = self.app.limits().decision_tokens;
-        let (for_model, for_tenant) = (model.clone(), tenant.clone());
-        let prepare = move || task.prepare(&for_model, for_tenant, max_tokens);
+        let (for_model, tenant) = (model.clone(), caller.tenant.clone());
+        let prepare = move || task.prepare(&for_model, caller, max_tokens);
         let request = self.prepare(&tenant, prepare).await??;
         Ok(async move { model.score_continuations(admission, request).await })
     }

@@ -1,4 +1,4 @@
-//! Stored responses and conversations: where they are, and to whom they belong.
+//! Stored responses, conversations and files: where they are, and to whom they belong.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::App;
 use crate::cache::name_digest;
 use crate::config::Limits;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::responses::ResponseState;
-use crate::store::{RecordStore, StoreLimits};
+use crate::store::files::{FileLimits, FileStore};
+use crate::store::{RecordStore, StoreLimits, run_blocking};
 
 /// Opens the state in a folder or, without one, in memory.
 ///
@@ -27,7 +28,36 @@ pub fn open(folder: Option<&Path>, limits: &Limits) -> Result<Arc<ResponseState>
     Ok(Arc::new(ResponseState::new(store)?))
 }
 
+/// Opens the store of files in a folder or, without one, in memory.
+///
+/// # Errors
+/// When another process has it open, or the file system refuses.
+pub fn open_files(folder: Option<&Path>, limits: &Limits) -> Result<Arc<FileStore>> {
+    let file_limits = FileLimits { max_bytes: limits.files_bytes, max_file_bytes: limits.file_bytes };
+    match folder {
+        Some(folder) => FileStore::open(folder, "files.redb", file_limits),
+        None => FileStore::in_memory(file_limits),
+    }
+}
+
 impl App {
+    /// The store of files and batches. Its methods wait for the disk.
+    pub fn files(&self) -> &Arc<FileStore> {
+        &self.files
+    }
+
+    /// Runs `work` on the store of files, on a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// When `work` fails or panics.
+    pub async fn with_files<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<FileStore>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let files = self.files.clone();
+        run_blocking(move || work(&files)).await
+    }
+
     /// Runs `work` on the stored responses and conversations, on a thread that may wait for the disk.
     ///
     /// # Errors
@@ -37,8 +67,7 @@ impl App {
         work: impl FnOnce(&ResponseState) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let state = self.state.clone();
-        let failed = |e| Error::internal(format!("the state could not be used: {e}"));
-        tokio::task::spawn_blocking(move || work(&state)).await.map_err(failed)?
+        run_blocking(move || work(&state)).await
     }
 
     /// The name under which a tenant's state is stored. That of a key does not depend on its place in the list of

@@ -8,6 +8,7 @@ use super::stream::ChatStream;
 use super::structured::{ConstraintSpec, constraint_of, unenforced_keywords};
 use super::truncate::max_prompt_tokens;
 use crate::error::{Error, Result};
+use crate::inference::Caller;
 use crate::inference::{Admission, CompiledGrammar, GenerationRequest, Scoring};
 use crate::openai::completions::CompletionRequest;
 use crate::openai::embeddings::TextsOrTokens;
@@ -52,7 +53,7 @@ impl ChatModel {
         constraint_of(&request.options)
     }
 
-    /// Starts to complete the prompts of a request on behalf of `tenant`, each by [`ChatModel::completion_grammar`],
+    /// Starts to complete the prompts of a request on behalf of `caller`, each by [`ChatModel::completion_grammar`],
     /// compiled. `admission` reserves its place in the queue.
     ///
     /// # Errors
@@ -62,10 +63,10 @@ impl ChatModel {
         admission: Admission,
         request: &CompletionRequest,
         grammar: Option<&Arc<CompiledGrammar>>,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<CompletionStream> {
         let options = &request.options;
-        let mut generation = completion_generation_request(request, tenant)?;
+        let mut generation = completion_generation_request(request, caller)?;
         let n = num_choices(options)?;
         let best_of = best_of(request, n)?;
         if best_of > n {

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use super::generation_request::scoring_request;
 use super::model::ChatModel;
 use crate::error::{Error, Kind, Result};
+use crate::inference::Caller;
 use crate::inference::{Admission, Event, Generation, GenerationRequest, Scoring};
 
 /// Prompts with a common beginning, each with texts that may follow it.
@@ -21,7 +22,7 @@ pub struct ContinuationRequest {
     /// Tokens, any of which ends a text.
     pub ends: Vec<u32>,
     /// The sender.
-    pub tenant: Arc<str>,
+    pub caller: Caller,
     /// The namespace of the prefix cache.
     pub cache_salt: Option<String>,
 }
@@ -72,7 +73,7 @@ impl ChatModel {
         admission: Admission,
         request: ContinuationRequest,
     ) -> Result<ContinuationScores> {
-        let ContinuationRequest { beginning, prompts, ends, tenant, cache_salt } = request;
+        let ContinuationRequest { beginning, prompts, ends, caller, cache_salt } = request;
         let n_tokens = beginning.len() + prompts.iter().map(|prompt| prompt.tokens.len()).sum::<usize>();
         let mut runner = PromptRunner {
             model: self,
@@ -81,7 +82,7 @@ impl ChatModel {
             n_cached: None,
         };
         if prompts.len() > 1 {
-            let first = scoring_request(beginning.clone(), None, tenant.clone(), cache_salt.clone());
+            let first = scoring_request(beginning.clone(), None, caller.clone(), cache_salt.clone());
             let generations = self.engine.submit(vec![admission], first)?;
             runner.running.extend(generations.into_iter().map(|generation| (0, generation)));
             runner.finish_next().await?;
@@ -96,7 +97,7 @@ impl ChatModel {
             }
             let scoring = Scoring::Continuations { texts: texts.into(), ends: ends.clone() };
             let prompt = [&beginning[..], &tokens].concat();
-            let request = scoring_request(prompt, Some(scoring), tenant.clone(), cache_salt.clone());
+            let request = scoring_request(prompt, Some(scoring), caller.clone(), cache_salt.clone());
             runner.start(idx, request).await?;
         }
         while !runner.running.is_empty() {
@@ -116,7 +117,7 @@ impl PromptRunner<'_> {
         let deadline = Instant::now() + MAX_WAIT;
         loop {
             let submit = |slot| self.model.engine.submit(vec![slot], request.clone());
-            match self.model.admit().and_then(submit) {
+            match self.model.engine.admit().and_then(submit) {
                 Ok(generations) => {
                     self.running.extend(generations.into_iter().map(|generation| (idx, generation)));
                     return Ok(());

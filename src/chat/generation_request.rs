@@ -1,9 +1,8 @@
 //! Validation of generation options: ranges checked, defaults filled in.
 
-use std::sync::Arc;
-
 use crate::cache::name_digest;
 use crate::error::{Error, Result, quote};
+use crate::inference::Caller;
 use crate::inference::{GenerationRequest, SamplingParams, Scoring};
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
@@ -65,10 +64,7 @@ impl TokenLimit {
 ///
 /// # Errors
 /// When a parameter is out of range; the error names it.
-pub fn chat_generation_request(
-    request: &ChatCompletionRequest,
-    tenant: Arc<str>,
-) -> Result<GenerationRequest> {
+pub fn chat_generation_request(request: &ChatCompletionRequest, caller: Caller) -> Result<GenerationRequest> {
     if let Some(budget) = request.thinking_budget.filter(|&budget| budget < -1) {
         let message = format!("`thinking_budget` is {budget}; it must be -1 (no limit) or more");
         return Err(Error::invalid("thinking_budget", message));
@@ -83,7 +79,7 @@ pub fn chat_generation_request(
     }
     let is_limited = request.max_completion_tokens.or(request.options.max_tokens).is_some();
     let limit = TokenLimit::for_chat(request);
-    let mut generation = generation_request(&request.options, limit, tenant)?;
+    let mut generation = generation_request(&request.options, limit, caller)?;
     if let Some(n) = request.options.default_max_tokens.filter(|_| !is_limited) {
         generation.max_tokens = saturating_usize(n).max(generation.min_tokens);
     }
@@ -96,11 +92,11 @@ pub fn chat_generation_request(
 /// When a parameter is out of range; the error names it.
 pub fn completion_generation_request(
     request: &CompletionRequest,
-    tenant: Arc<str>,
+    caller: Caller,
 ) -> Result<GenerationRequest> {
     check_logprobs(request)?;
     let limit = TokenLimit::for_completion(request);
-    let generation = generation_request(&request.options, limit, tenant)?;
+    let generation = generation_request(&request.options, limit, caller)?;
     let top_logprobs = request.logprobs.map(|n| n as usize);
     let scoring = match (generation.scoring, request.echoed_logprobs()) {
         (Some(Scoring::Prompt { n_top }), Some(n)) => Some(Scoring::Prompt { n_top: n_top.max(n as usize) }),
@@ -121,7 +117,7 @@ pub fn completion_generation_request(
 fn generation_request(
     options: &GenerationOptions,
     limit: Option<TokenLimit>,
-    tenant: Arc<str>,
+    caller: Caller,
 ) -> Result<GenerationRequest> {
     let min_tokens = options.min_tokens.map_or(0, saturating_usize);
     if let Some(TokenLimit { param, n_tokens }) =
@@ -151,7 +147,7 @@ fn generation_request(
         top_logprobs: None,
         is_end_reported: false,
         scoring: prompt_logprobs(options)?.map(|n_top| Scoring::Prompt { n_top }),
-        tenant,
+        caller,
         cache_salt: cache_salt(options)?,
     })
 }
@@ -169,7 +165,7 @@ fn saturating_usize(n: u64) -> usize {
 pub fn scoring_request(
     prompt: Vec<u32>,
     scoring: Option<Scoring>,
-    tenant: Arc<str>,
+    caller: Caller,
     cache_salt: Option<String>,
 ) -> GenerationRequest {
     GenerationRequest {
@@ -188,7 +184,7 @@ pub fn scoring_request(
         top_logprobs: None,
         is_end_reported: false,
         scoring,
-        tenant,
+        caller,
         cache_salt,
     }
 }
@@ -367,7 +363,7 @@ mod tests {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let request = ChatCompletionRequest::from_object(body.as_object().unwrap().clone())?;
-        chat_generation_request(&request, "".into())
+        chat_generation_request(&request, Caller::default())
     }
 
     #[test]
@@ -464,7 +460,7 @@ mod tests {
             body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
             let mut request = ChatCompletionRequest::from_object(body.as_object().unwrap().clone()).unwrap();
             request.options.default_max_tokens = Some(9);
-            chat_generation_request(&request, "".into()).unwrap().max_tokens
+            chat_generation_request(&request, Caller::default()).unwrap().max_tokens
         };
         assert_eq!(max_tokens(json!({})), 9);
         assert_eq!(max_tokens(json!({"min_tokens": 12})), 12);

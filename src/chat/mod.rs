@@ -46,6 +46,7 @@ use truncate::{max_chunk_bytes, max_prompt_tokens};
 
 use crate::error::Result;
 use crate::inference::{Admission, CompiledGrammar, Scoring};
+pub use crate::inference::{Caller, Priority};
 use crate::openai::chat::ChatCompletionRequest;
 
 impl ChatModel {
@@ -70,7 +71,7 @@ impl ChatModel {
         Ok(self.prompt(request)?.tokens.len())
     }
 
-    /// Starts the response to a conversation on behalf of `tenant`, by [`ChatModel::chat_grammar`], compiled.
+    /// Starts the response to a conversation on behalf of `caller`, by [`ChatModel::chat_grammar`], compiled.
     /// `admission` reserves its place in the queue.
     ///
     /// # Errors
@@ -81,10 +82,10 @@ impl ChatModel {
         admission: Admission,
         request: &ChatCompletionRequest,
         grammar: Option<&Arc<CompiledGrammar>>,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<ChatStream> {
         // The parameters first: checking them costs nothing.
-        let mut generation = chat_generation_request(request, tenant)?;
+        let mut generation = chat_generation_request(request, caller)?;
         let n_choices = num_choices(&request.options)?;
         generation.prediction = self.prediction_tokens(request)?;
         let tools = ToolSet::from_request(request)?;

@@ -6,6 +6,7 @@ use super::reasoning::{ReasoningMarks, ReasoningParser};
 use super::structured::ConstraintSpec;
 use super::template::ChatTemplate;
 use crate::error::Result;
+use crate::inference::Priority;
 use crate::inference::grammar::Preamble;
 use crate::inference::{Admission, CompiledGrammar, Constraint, Engine, ThoughtBudget};
 use crate::tokenizer::Tokenizer;
@@ -61,17 +62,20 @@ impl ChatModel {
         self.engine.shut_down();
     }
 
-    /// Reserves a slot in the queue, before anything is computed for the request.
+    /// Reserves a slot in the queue, before anything is computed for the request. For a background request it waits.
     ///
     /// # Errors
     /// When the queue is full; the error says when to retry.
-    pub fn admit(&self) -> Result<Admission> {
-        self.engine.admit()
+    pub async fn admit(&self, priority: Priority) -> Result<Admission> {
+        match priority {
+            Priority::Interactive => self.engine.admit(),
+            Priority::Background => self.engine.admit_later().await,
+        }
     }
 
     /// Reserves slots for `n` generations, the first of which is already admitted.
     pub(super) fn reserve_slots(&self, first: Admission, n: usize) -> Result<Vec<Admission>> {
-        [Ok(first)].into_iter().chain((1..n).map(|_| self.admit())).collect()
+        [Ok(first)].into_iter().chain((1..n).map(|_| self.engine.admit())).collect()
     }
 
     /// Compiles the grammar of a response, if it has one. This takes none of the threads that prepare prompts; dropping

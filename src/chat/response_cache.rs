@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::event::ChatEvent;
 use super::generation_request::{chat_generation_request, num_choices};
 use crate::cache::Cache;
+use crate::inference::Caller;
 use crate::openai::chat::{ChatCompletionRequest, TokenLogprob};
 use crate::openai::generation_options::GenerationOptions;
 use crate::telemetry;
@@ -74,8 +75,8 @@ impl ResponseCache {
     pub fn key(tenant: &str, model: &str, request: &ChatCompletionRequest) -> Option<Arc<str>> {
         let is_deterministic = request.options.temperature == Some(0.0) || request.options.seed.is_some();
         // An invalid request must be refused even if a valid one has the same key.
-        let is_valid =
-            chat_generation_request(request, Arc::default()).is_ok() && num_choices(&request.options).is_ok();
+        let is_valid = chat_generation_request(request, Caller::default()).is_ok()
+            && num_choices(&request.options).is_ok();
         // The scores of a prompt can be much larger than the response.
         if !is_deterministic || !is_valid || request.options.prompt_logprobs.is_some() {
             return None;

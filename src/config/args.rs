@@ -237,7 +237,7 @@ pub struct ServeArgs {
     /// Disk space for --embedding-cache-dir, such as 500M or 6G
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_CACHE_DISK", value_parser = parse_bytes, default_value = "1G")]
     pub embedding_cache_disk: u64,
-    /// Folder that keeps responses, conversations and their key across restarts; used by one server at a time
+    /// Folder that keeps responses, conversations, files and batches across restarts; used by one server at a time
     /// [default: none, they are kept in memory]
     #[arg(long, env = "PREDICT_OTRON_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
@@ -248,6 +248,10 @@ pub struct ServeArgs {
     /// How long a response or conversation is kept after its last use, such as 12h or 720h
     #[arg(long, env = "PREDICT_OTRON_STATE_TTL", value_parser = parse_duration, default_value = "720h")]
     pub state_ttl: Duration,
+    /// Memory for uploaded files and the results of batches or, with --state-dir, disk space, such as 200M or 10G
+    /// [default: 64M, or 1G with --state-dir]
+    #[arg(long, env = "PREDICT_OTRON_FILES_SIZE", value_parser = parse_bytes)]
+    pub files_size: Option<u64>,
     /// Format of the log on stderr: text for people, json for machines (one object per line)
     #[arg(long, env = "PREDICT_OTRON_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -99,6 +99,10 @@ pub struct Limits {
     pub state_record_bytes: usize,
     /// How long a response or conversation is kept after its last use.
     pub state_ttl: Duration,
+    /// Bytes of all files: uploads, and results of batches. A tenant may upload half of them.
+    pub files_bytes: u64,
+    /// Bytes of an uploaded file.
+    pub file_bytes: u64,
     /// Responses that are generated in the background at the same time.
     pub background_responses: usize,
     /// Bytes of the events of one of these that are kept for clients that follow it.
@@ -186,6 +190,9 @@ impl Default for Limits {
             state_bytes: 64 << 20,
             state_record_bytes: 8 << 20,
             state_ttl: Duration::from_secs(30 * 24 * 3600),
+            files_bytes: 64 << 20,
+            // OpenAI's own limit of a batch.
+            file_bytes: 200 << 20,
             background_responses: 16,
             background_event_bytes: 16 << 20,
             connections: DEFAULT_CONNECTIONS,

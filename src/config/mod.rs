@@ -78,6 +78,8 @@ impl Config {
         let available = memory::available_bytes();
         let memory_budget = args.memory_budget.or_else(|| default_memory_budget(available));
         let kv_share_of = args.memory_budget.into_iter().chain(available).min();
+        let default_files_bytes =
+            if args.state_dir.is_some() { 1 << 30 } else { Limits::default().files_bytes };
         Ok(Self {
             host: args.host,
             port: args.port,
@@ -129,6 +131,7 @@ impl Config {
                 share_embedding_cache: args.share_embedding_cache,
                 state_bytes: args.state_size,
                 state_ttl: args.state_ttl,
+                files_bytes: args.files_size.unwrap_or(default_files_bytes),
                 ..Limits::default()
             },
         })

@@ -9,14 +9,13 @@ mod input;
 mod question;
 mod system_one;
 
-use std::sync::Arc;
-
 pub use answer::{LabelProbabilities, decision};
 pub use question::DecisionTask;
 pub use system_one::system_one_response;
 
 use crate::chat::{ChatModel, ContinuationRequest, ContinuedPrompt};
 use crate::error::{Error, Result};
+use crate::inference::Caller;
 
 /// The beginning of every prompt.
 const INSTRUCTIONS: &str = "Read the input, then answer the question about it. Reply with one of the given labels, \
@@ -30,7 +29,7 @@ impl DecisionTask {
     pub fn prepare(
         &self,
         model: &ChatModel,
-        tenant: Arc<str>,
+        caller: Caller,
         max_tokens: usize,
     ) -> Result<ContinuationRequest> {
         let beginning = format!("{INSTRUCTIONS}\n\n<input>\n{}\n</input>\n\n", self.input);
@@ -65,6 +64,6 @@ impl DecisionTask {
             prompts.push(ContinuedPrompt { tokens, texts });
         }
         let cache_salt = self.cache_salt.clone();
-        Ok(ContinuationRequest { beginning: frame.beginning, prompts, ends: frame.ends, tenant, cache_salt })
+        Ok(ContinuationRequest { beginning: frame.beginning, prompts, ends: frame.ends, caller, cache_salt })
     }
 }

@@ -8,13 +8,17 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
 use http_body_util::BodyExt;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::time::sleep;
 
 use super::error::ApiError;
 use super::json_shape::JsonShape;
 use super::offload;
+use super::retry::dedup::to_json;
+use super::retry::heartbeat::json_response;
 use super::server::shutdown::Shutdown;
 use crate::app::{AdmissionGuard, App};
 use crate::config::Limits;
@@ -138,10 +142,28 @@ impl IgnoredParams {
         }
     }
 
+    /// The response with this body, and a header that names them.
+    ///
+    /// # Errors
+    /// When the body cannot be written as JSON.
+    pub fn respond(self, body: &impl Serialize) -> Result<Response, ApiError> {
+        let mut headers = HeaderMap::new();
+        self.insert_into(&mut headers);
+        Ok(json_response(headers, to_json(body)?))
+    }
+
     /// Lists the names in the `x-ignored-params` header.
     pub fn insert_into(self, headers: &mut HeaderMap) {
         insert_list(headers, "x-ignored-params", &self.0);
     }
+}
+
+/// The response with this body.
+///
+/// # Errors
+/// When the body cannot be written as JSON.
+pub fn respond_with(body: &impl Serialize) -> Result<Response, ApiError> {
+    IgnoredParams::default().respond(body)
 }
 
 /// Lists names in a header, escaped for it and as many as fit; adds no header without names.

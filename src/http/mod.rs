@@ -6,6 +6,7 @@
 //! handler reads its body with `extract`. A full queue is an error, which `error` turns into a 429; most requests for a full queue
 //! are refused by `middleware` before their body is read.
 
+mod batch_calls;
 mod error;
 mod extract;
 mod generation_response;
@@ -22,14 +23,18 @@ mod routes;
 mod server;
 mod table;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::MethodRouter;
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::App;
+use crate::batches::{BatchLimits, BatchRunner};
+use batch_calls::{ENDPOINTS, LineServer, MESSAGES};
 use middleware::auth::{self, KeyGuard};
 use middleware::site::{self, SitePolicy};
 use middleware::{admission, anthropic, request_id};
@@ -54,13 +59,15 @@ pub fn router(app: App) -> Router {
     let limits = app.limits();
     let background = BackgroundRuns::new(limits.background_responses, limits.background_event_bytes);
     let sites = SitePolicy::new(app.access().clone(), app.api_keys().are_required());
-    let router = ROUTES
-        .iter()
-        .fold(Router::new(), |router, route| router.route(route.path(), admitted(route, &app)))
+    let runner = batch_runner(&app, &dedup, &background);
+    let router = routed(ROUTES.iter(), |route| admitted(route, &app))
         .fallback(table::unknown_route)
         .method_not_allowed_fallback(error::method_not_allowed)
+        // Bodies have limits of their own.
+        .layer(DefaultBodyLimit::disable())
         .layer(Extension(dedup))
         .layer(Extension(background))
+        .layer(Extension(runner))
         .layer(from_fn_with_state(KeyGuard::new(app.clone()), auth::require_api_key))
         .layer(CatchPanicLayer::custom(error::handler_panicked));
     // Outside of authentication: preflights have no key, and pages read why they were refused.
@@ -73,6 +80,28 @@ pub fn router(app: App) -> Router {
         .layer(axum::middleware::from_fn(anthropic::envelope))
         .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
+}
+
+/// Starts the batches, whose lines are answered by the handlers of their routes without authentication and admission.
+fn batch_runner(app: &App, dedup: &RetryDedup, background: &BackgroundRuns) -> BatchRunner {
+    let is_endpoint = |route: &&Route| ENDPOINTS.contains(&route.path()) || route.path() == MESSAGES;
+    let router = routed(ROUTES.iter().filter(is_endpoint), Route::method_router)
+        .layer(Extension(dedup.clone()))
+        .layer(Extension(background.clone()))
+        .layer(CatchPanicLayer::custom(error::handler_panicked))
+        .layer(axum::middleware::from_fn(anthropic::envelope))
+        .layer(axum::middleware::from_fn(request_id::assign_and_log))
+        .with_state(app.clone());
+    let limits = BatchLimits { line_bytes: app.limits().body_bytes };
+    BatchRunner::start(app.files().clone(), Arc::new(LineServer::new(app.clone(), router)), limits)
+}
+
+/// A router of `routes`.
+fn routed<'a>(
+    routes: impl Iterator<Item = &'a Route>,
+    handler: impl Fn(&Route) -> MethodRouter<App>,
+) -> Router<App> {
+    routes.fold(Router::new(), |router, route| router.route(route.path(), handler(route)))
 }
 
 /// The handler of a route, behind admission control if the route has a class.

@@ -8,7 +8,6 @@ use axum::http::request::Parts;
 use super::error::ApiError;
 use crate::app::App;
 use crate::error::{Error, Kind, Result, quote};
-use crate::responses::PageRequest;
 
 /// The default of `limit`, and its maximum.
 const PAGE_LIMITS: (usize, usize) = (20, 100);
@@ -22,8 +21,14 @@ pub struct PathIds(pub String, pub String);
 /// The parameters of a query. Of several with one name, the last counts.
 pub struct QueryParams(HashMap<String, String>);
 
-/// The parameters of a list.
-pub struct ListQuery(pub PageRequest);
+/// The parameters of a list: a page of it, in an order, up to a limit.
+pub struct ListQuery {
+    /// The id after which the page begins.
+    after: Option<String>,
+    /// Whether the oldest come first.
+    is_ascending: bool,
+    limit: usize,
+}
 
 impl FromRequestParts<App> for PathId {
     type Rejection = ApiError;
@@ -87,19 +92,37 @@ impl QueryParams {
         text.parse().map(Some).map_err(invalid)
     }
 
+    /// The parameter `name` as a text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// The parameter `limit`, with its default and its maximum.
+    ///
+    /// # Errors
+    /// When it is out of range.
+    pub fn limit(&self, (default, max): (usize, usize)) -> Result<usize> {
+        match self.number("limit")? {
+            None => Ok(default),
+            Some(n) if (1..=max as u64).contains(&n) => Ok(n as usize),
+            Some(n) => Err(Error::invalid("limit", format!("`limit` is {n}; it must be from 1 to {max}"))),
+        }
+    }
+
     /// The parameters of a list.
     ///
     /// # Errors
     /// When one is out of range.
     pub fn list(&self) -> Result<ListQuery> {
-        let (default, max) = PAGE_LIMITS;
-        let limit = match self.number("limit")? {
-            None => default,
-            Some(n) if (1..=max as u64).contains(&n) => n as usize,
-            Some(n) => {
-                return Err(Error::invalid("limit", format!("`limit` is {n}; it must be from 1 to {max}")));
-            }
-        };
+        self.list_within(PAGE_LIMITS)
+    }
+
+    /// The parameters of a list with this default of `limit`, and this maximum.
+    ///
+    /// # Errors
+    /// When one is out of range.
+    pub fn list_within(&self, limits: (usize, usize)) -> Result<ListQuery> {
+        let limit = self.limit(limits)?;
         let is_ascending = match self.0.get("order").map(String::as_str) {
             None | Some("desc" | "") => false,
             Some("asc") => true,
@@ -111,6 +134,30 @@ impl QueryParams {
             }
         };
         let after = self.0.get("after").filter(|after| !after.is_empty()).cloned();
-        Ok(ListQuery(PageRequest { after, is_ascending, limit }))
+        Ok(ListQuery { after, is_ascending, limit })
+    }
+}
+
+impl ListQuery {
+    /// The page of `items`, the oldest first, each with its id; and whether more follow.
+    ///
+    /// # Errors
+    /// When `after` is not among them.
+    pub fn page<T: Clone>(&self, items: &[T], id: impl Fn(&T) -> Option<&str>) -> Result<(Vec<T>, bool)> {
+        let mut ordered: Vec<&T> = items.iter().collect();
+        if !self.is_ascending {
+            ordered.reverse();
+        }
+        let start = match self.after.as_deref() {
+            None => 0,
+            Some(after) => {
+                let position = ordered.iter().position(|item| id(item) == Some(after));
+                let message = || format!("`after` is `{}`, which is not in the list", quote(after));
+                1 + position.ok_or_else(|| Error::invalid("after", message()))?
+            }
+        };
+        let rest = &ordered[start..];
+        let n = rest.len().min(self.limit);
+        Ok((rest[..n].iter().map(|item| (*item).clone()).collect(), n < rest.len()))
     }
 }

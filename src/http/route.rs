@@ -33,8 +33,10 @@ pub struct Route {
     pub error_statuses: &'static [u16],
 }
 
-/// The JSON body of a request.
+/// The body of a request.
 pub struct RequestBody {
+    /// Its media type.
+    pub media_type: &'static str,
     /// The type of the body.
     pub schema: SchemaFn,
     /// The treatment of each of its fields.
@@ -45,6 +47,12 @@ pub struct RequestBody {
 pub const JSON: &str = "application/json";
 /// The media type of server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
+/// The media type of JSON values, one per line.
+pub const JSON_LINES: &str = "application/x-jsonl";
+/// The media type of forms with files.
+pub const FORM: &str = "multipart/form-data";
+/// The media type of bytes.
+pub const BINARY: &str = "application/octet-stream";
 /// The media type of HTML.
 pub const HTML: &str = "text/html";
 /// The media type of plain text.

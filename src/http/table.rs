@@ -12,25 +12,33 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::error::{self, ApiError};
 use super::openapi::{docs_page, document};
-use super::route::{EVENT_STREAM, HTML, JSON, RequestBody, Route, TEXT, any_object, meant_by, schema};
+use super::route::{
+    BINARY, EVENT_STREAM, FORM, HTML, JSON, JSON_LINES, RequestBody, Route, SchemaFn, TEXT, any_object,
+    meant_by, schema,
+};
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
 use super::routes::messages::MessagesRoute;
 use super::routes::{
-    conversations, decisions, embeddings, messages, models, probes, rerank, responses, stored_responses,
-    tokens,
+    batches, conversations, decisions, embeddings, files, message_batches, messages, models, probes, rerank,
+    responses, stored_responses, tokens,
+};
+use crate::anthropic::batches::{
+    DeletedMessageBatch, MessageBatchList, MessageBatchObject, MessageBatchRequest,
 };
 use crate::anthropic::messages::{CountTokensRequest, MessagesRequest};
 use crate::anthropic::params as anthropic_params;
 use crate::anthropic::response::{MessageEvent, MessageObject, TokenCount};
 use crate::app::{App, RequestClass};
+use crate::openai::batches::{BatchObject, BatchRequest};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::decisions::{Decision, DecisionRequest, SystemOneRequest, SystemOneResponse};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
+use crate::openai::files::{FileObject, FileUploadForm, ListPage};
 use crate::openai::models::{ModelList, ModelObject};
-use crate::openai::params;
+use crate::openai::params::{self, ParamTable};
 use crate::openai::probes::{Health, Loads};
 use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
 use crate::openai::responses::conversations::{
@@ -56,7 +64,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createChatCompletion",
         tag: CHAT,
         summary: "Create a chat completion, whole or streamed",
-        request: Some(RequestBody { schema: schema::<ChatCompletionRequest>, parameters: params::CHAT }),
+        request: Some(json_body(schema::<ChatCompletionRequest>, params::CHAT)),
         responses: &[(JSON, schema::<ChatCompletion>), (EVENT_STREAM, schema::<ChatCompletionChunk>)],
         response_headers: &["x-ignored-params", "x-cache"],
         error_statuses: MODEL_ERRORS,
@@ -68,7 +76,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createCompletion",
         tag: CHAT,
         summary: "Create a text completion (no chat template)",
-        request: Some(RequestBody { schema: schema::<CompletionRequest>, parameters: params::COMPLETIONS }),
+        request: Some(json_body(schema::<CompletionRequest>, params::COMPLETIONS)),
         responses: &[(JSON, schema::<Completion>), (EVENT_STREAM, schema::<Completion>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -80,7 +88,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createDecision",
         tag: CHAT,
         summary: "Answer questions about an input by the probabilities of their labels",
-        request: Some(RequestBody { schema: schema::<DecisionRequest>, parameters: params::DECISIONS }),
+        request: Some(json_body(schema::<DecisionRequest>, params::DECISIONS)),
         responses: &[(JSON, schema::<Decision>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -92,7 +100,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "systemOne",
         tag: CHAT,
         summary: "Answer named questions about a state by the probabilities of their labels",
-        request: Some(RequestBody { schema: schema::<SystemOneRequest>, parameters: params::SYSTEM_ONE }),
+        request: Some(json_body(schema::<SystemOneRequest>, params::SYSTEM_ONE)),
         responses: &[(JSON, schema::<SystemOneResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -104,7 +112,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createResponse",
         tag: RESPONSES,
         summary: "Create a response, whole, streamed or in the background",
-        request: Some(RequestBody { schema: schema::<ResponsesRequest>, parameters: params::RESPONSES }),
+        request: Some(json_body(schema::<ResponsesRequest>, params::RESPONSES)),
         responses: &[(JSON, schema::<ResponseObject>), (EVENT_STREAM, schema::<ResponseEvent>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -116,7 +124,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "countResponseInputTokens",
         tag: RESPONSES,
         summary: "Count the input tokens of a response",
-        request: Some(RequestBody { schema: schema::<ResponsesRequest>, parameters: params::RESPONSES }),
+        request: Some(json_body(schema::<ResponsesRequest>, params::RESPONSES)),
         responses: &[(JSON, schema::<ResponseInputTokens>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -167,10 +175,7 @@ pub static ROUTES: &[Route] = &[
         handler: |method| on(method, conversations::create),
         operation_id: "createConversation",
         summary: "Create a conversation",
-        request: Some(RequestBody {
-            schema: schema::<ConversationRequest>,
-            parameters: params::CONVERSATION,
-        }),
+        request: Some(json_body(schema::<ConversationRequest>, params::CONVERSATION)),
         ..CONVERSATION
     },
     Route {
@@ -186,10 +191,7 @@ pub static ROUTES: &[Route] = &[
         handler: |method| on(method, conversations::update),
         operation_id: "updateConversation",
         summary: "Replace the metadata of a conversation",
-        request: Some(RequestBody {
-            schema: schema::<ConversationUpdate>,
-            parameters: params::CONVERSATION_UPDATE,
-        }),
+        request: Some(json_body(schema::<ConversationUpdate>, params::CONVERSATION_UPDATE)),
         ..CONVERSATION
     },
     Route {
@@ -218,7 +220,7 @@ pub static ROUTES: &[Route] = &[
         handler: |method| on(method, conversations::create_items),
         operation_id: "createConversationItems",
         summary: "Add items to a conversation",
-        request: Some(RequestBody { schema: schema::<ItemsRequest>, parameters: params::CONVERSATION_ITEMS }),
+        request: Some(json_body(schema::<ItemsRequest>, params::CONVERSATION_ITEMS)),
         responses: &[(JSON, schema::<ItemList>)],
         ..CONVERSATION
     },
@@ -249,10 +251,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createMessage",
         tag: CHAT,
         summary: "Create a message, whole or streamed (Anthropic's API)",
-        request: Some(RequestBody {
-            schema: schema::<MessagesRequest>,
-            parameters: anthropic_params::MESSAGES,
-        }),
+        request: Some(json_body(schema::<MessagesRequest>, anthropic_params::MESSAGES)),
         responses: &[(JSON, schema::<MessageObject>), (EVENT_STREAM, schema::<MessageEvent>)],
         response_headers: &["request-id", "x-ignored-params", "x-cache"],
         error_statuses: MODEL_ERRORS,
@@ -264,13 +263,156 @@ pub static ROUTES: &[Route] = &[
         operation_id: "countMessageTokens",
         tag: CHAT,
         summary: "Count the tokens of a message's prompt (Anthropic's API)",
-        request: Some(RequestBody {
-            schema: schema::<CountTokensRequest>,
-            parameters: anthropic_params::COUNT_TOKENS,
-        }),
+        request: Some(json_body(schema::<CountTokensRequest>, anthropic_params::COUNT_TOKENS)),
         responses: &[(JSON, schema::<TokenCount>)],
         response_headers: &["request-id", "x-ignored-params"],
         error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "POST /v1/files",
+        handler: |method| on(method, files::upload),
+        operation_id: "uploadFile",
+        summary: "Upload a file",
+        request: Some(RequestBody {
+            media_type: FORM,
+            schema: schema::<FileUploadForm>,
+            parameters: params::FILE_UPLOAD,
+        }),
+        responses: &[(JSON, schema::<FileObject>)],
+        response_headers: &[],
+        error_statuses: &[400, 408, 413, 415, 429, 503],
+        ..BATCH
+    },
+    Route {
+        responses: &[(JSON, schema::<ListPage<FileObject>>)],
+        error_statuses: &[400],
+        ..get("/v1/files", |method| on(method, files::list), "listFiles", BATCHES, "List files")
+    },
+    Route {
+        responses: &[(JSON, schema::<FileObject>)],
+        ..stored(
+            "/v1/files/{file_id}",
+            |method| on(method, files::retrieve),
+            "retrieveFile",
+            BATCHES,
+            "Describe a file",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<Deleted>)],
+        ..stored(
+            "DELETE /v1/files/{file_id}",
+            |method| on(method, files::delete),
+            "deleteFile",
+            BATCHES,
+            "Delete a file",
+        )
+    },
+    Route {
+        responses: &[(BINARY, schema::<String>)],
+        ..stored(
+            "/v1/files/{file_id}/content",
+            |method| on(method, files::content),
+            "downloadFile",
+            BATCHES,
+            "Get the content of a file",
+        )
+    },
+    Route {
+        path: "/v1/batches",
+        operation_id: "createBatch",
+        summary: "Create a batch of the requests in a file",
+        request: Some(json_body(schema::<BatchRequest>, params::BATCH)),
+        responses: &[(JSON, schema::<BatchObject>)],
+        ..BATCH
+    },
+    Route {
+        responses: &[(JSON, schema::<ListPage<BatchObject>>)],
+        error_statuses: &[400],
+        ..get("/v1/batches", |method| on(method, batches::list), "listBatches", BATCHES, "List batches")
+    },
+    Route {
+        responses: &[(JSON, schema::<BatchObject>)],
+        ..stored(
+            "/v1/batches/{batch_id}",
+            |method| on(method, batches::retrieve),
+            "retrieveBatch",
+            BATCHES,
+            "Describe a batch",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<BatchObject>)],
+        error_statuses: &[400, 404],
+        ..get(
+            "POST /v1/batches/{batch_id}/cancel",
+            |method| on(method, batches::cancel),
+            "cancelBatch",
+            BATCHES,
+            "Cancel a batch",
+        )
+    },
+    Route {
+        path: "/v1/messages/batches",
+        handler: |method| on(method, message_batches::create),
+        operation_id: "createMessageBatch",
+        summary: "Create a batch of requests for messages, in Anthropic's form",
+        request: Some(json_body(schema::<MessageBatchRequest>, anthropic_params::MESSAGE_BATCH)),
+        responses: &[(JSON, schema::<MessageBatchObject>)],
+        ..BATCH
+    },
+    Route {
+        responses: &[(JSON, schema::<MessageBatchList>)],
+        error_statuses: &[400],
+        ..get(
+            "/v1/messages/batches",
+            |method| on(method, message_batches::list),
+            "listMessageBatches",
+            BATCHES,
+            "List batches, in Anthropic's form",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<MessageBatchObject>)],
+        ..stored(
+            "/v1/messages/batches/{message_batch_id}",
+            |method| on(method, message_batches::retrieve),
+            "retrieveMessageBatch",
+            BATCHES,
+            "Describe a batch, in Anthropic's form",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<DeletedMessageBatch>)],
+        error_statuses: &[400, 404],
+        ..get(
+            "DELETE /v1/messages/batches/{message_batch_id}",
+            |method| on(method, message_batches::delete),
+            "deleteMessageBatch",
+            BATCHES,
+            "Delete a batch that has ended",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<MessageBatchObject>)],
+        error_statuses: &[400, 404],
+        ..get(
+            "POST /v1/messages/batches/{message_batch_id}/cancel",
+            |method| on(method, message_batches::cancel),
+            "cancelMessageBatch",
+            BATCHES,
+            "Cancel a batch, in Anthropic's form",
+        )
+    },
+    Route {
+        responses: &[(JSON_LINES, schema::<String>)],
+        ..stored(
+            "/v1/messages/batches/{message_batch_id}/results",
+            |method| on(method, message_batches::results),
+            "messageBatchResults",
+            BATCHES,
+            "Get the results of a batch that has ended",
+        )
     },
     Route {
         path: "/v1/embeddings",
@@ -279,7 +421,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "createEmbedding",
         tag: EMBEDDINGS,
         summary: "Create embeddings",
-        request: Some(RequestBody { schema: schema::<EmbeddingsRequest>, parameters: params::EMBEDDINGS }),
+        request: Some(json_body(schema::<EmbeddingsRequest>, params::EMBEDDINGS)),
         responses: &[(JSON, schema::<EmbeddingsResponse>)],
         response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
         error_statuses: MODEL_ERRORS,
@@ -293,7 +435,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "score",
         tag: EMBEDDINGS,
         summary: "Score pairs of texts by similarity",
-        request: Some(RequestBody { schema: schema::<ScoreRequest>, parameters: params::SCORE }),
+        request: Some(json_body(schema::<ScoreRequest>, params::SCORE)),
         responses: &[(JSON, schema::<ScoreResponse>)],
         response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
         error_statuses: MODEL_ERRORS,
@@ -305,7 +447,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "tokenize",
         tag: TOKENS,
         summary: "Convert a text or a conversation into token ids",
-        request: Some(RequestBody { schema: schema::<TokenizeRequest>, parameters: params::TOKENIZE }),
+        request: Some(json_body(schema::<TokenizeRequest>, params::TOKENIZE)),
         responses: &[(JSON, schema::<TokenizeResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -317,7 +459,7 @@ pub static ROUTES: &[Route] = &[
         operation_id: "detokenize",
         tag: TOKENS,
         summary: "Convert token ids into text",
-        request: Some(RequestBody { schema: schema::<DetokenizeRequest>, parameters: params::DETOKENIZE }),
+        request: Some(json_body(schema::<DetokenizeRequest>, params::DETOKENIZE)),
         responses: &[(JSON, schema::<DetokenizeResponse>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
@@ -434,7 +576,7 @@ const RERANK: Route = Route {
     operation_id: "rerank",
     tag: EMBEDDINGS,
     summary: "Rank documents by relevance to a query",
-    request: Some(RequestBody { schema: schema::<RerankRequest>, parameters: params::RERANK }),
+    request: Some(json_body(schema::<RerankRequest>, params::RERANK)),
     responses: &[(JSON, schema::<RerankResponse>)],
     response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
     error_statuses: MODEL_ERRORS,
@@ -447,7 +589,7 @@ const APPLY_TEMPLATE: Route = Route {
     operation_id: "applyTemplate",
     tag: TOKENS,
     summary: "Render a conversation with the model's chat template",
-    request: Some(RequestBody { schema: schema::<ApplyTemplateRequest>, parameters: params::APPLY_TEMPLATE }),
+    request: Some(json_body(schema::<ApplyTemplateRequest>, params::APPLY_TEMPLATE)),
     responses: &[(JSON, schema::<ApplyTemplateResponse>)],
     response_headers: &["x-ignored-params"],
     error_statuses: MODEL_ERRORS,
@@ -466,8 +608,28 @@ const CONVERSATION: Route = Route {
     error_statuses: &[400, 404, 408, 413, 415, 429, 503],
 };
 
+/// A JSON body.
+const fn json_body(schema: SchemaFn, parameters: ParamTable) -> RequestBody {
+    RequestBody { media_type: JSON, schema, parameters }
+}
+
+/// The common parts of routes that create batches.
+const BATCH: Route = Route {
+    path: "",
+    admission: Some(RequestClass::Tokens),
+    handler: |method| on(method, batches::create),
+    operation_id: "",
+    tag: BATCHES,
+    summary: "",
+    request: None,
+    responses: &[],
+    response_headers: &["x-ignored-params"],
+    error_statuses: MODEL_ERRORS,
+};
+
 const CHAT: &str = "Chat and completions";
 const RESPONSES: &str = "Responses and conversations";
+const BATCHES: &str = "Files and batches";
 const EMBEDDINGS: &str = "Embeddings and reranking";
 const TOKENS: &str = "Tokens";
 const MODELS: &str = "Models";

@@ -24,13 +24,22 @@ use std::time::Duration;
 pub use engine::{Admission, Engine, EngineOptions, EngineStatus, Generation};
 pub use grammar::{CompiledGrammar, Constraint, Grammar};
 pub use sampling::{RepeatPenaltyStats, SamplingParams};
-pub use scheduler::ContextShift;
+pub use scheduler::{ContextShift, Priority};
 pub use scoring::{PromptScores, RankedToken, ScoredToken, Scoring};
 pub use stop::overlap;
 pub use text_generation::TextGeneration;
 pub use thought_budget::ThoughtBudget;
 
 use crate::error::Error;
+
+/// The sender of a request, and its urgency.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// The sender. Tenants get equal shares and do not share the prefix cache.
+    pub tenant: Arc<str>,
+    /// The request's urgency.
+    pub priority: Priority,
+}
 
 /// One text to generate.
 #[derive(Debug, Clone)]
@@ -65,8 +74,8 @@ pub struct GenerationRequest {
     pub is_end_reported: bool,
     /// The given tokens to score.
     pub scoring: Option<Scoring>,
-    /// The sender. Tenants get equal shares and do not share the prefix cache.
-    pub tenant: Arc<str>,
+    /// The sender.
+    pub caller: Caller,
     /// A digest of the salt for the prefix cache: requests with different salts do not share it.
     pub cache_salt: Option<String>,
 }

@@ -11,6 +11,9 @@
 //! unless a waiting sequence has been overtaken too often. When blocks run out, the newest sequence is preempted: it
 //! gives its blocks back and is recomputed later. Tokens already emitted are kept.
 //!
+//! Background sequences, for which nobody waits, are computed only while no other sequence runs, and give up their
+//! places and blocks for those.
+//!
 //! A sequence whose context is full may continue without the middle of its past ([`ContextShift`]). Blocks that have
 //! left the attention window of their layers are released.
 //!
@@ -42,6 +45,19 @@ const SHORT_PROMPT_TOKENS: usize = 128;
 /// Most rows of a batch that score given tokens, and most tokens of a continuation. Each such row has the logits of the
 /// whole vocabulary: 128 of 150,000 tokens take 77 MB.
 pub const MAX_SCORED_ROWS: usize = 128;
+
+/// Prompt tokens of a batch of background sequences: another sequence that arrives waits for the end of the batch.
+const BACKGROUND_PREFILL_CHUNK: usize = 128;
+
+/// How urgent a sequence is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Somebody waits for it.
+    #[default]
+    Interactive,
+    /// It is computed while no interactive sequence is.
+    Background,
+}
 
 /// Bounds of a scheduler.
 #[derive(Debug, Clone)]
@@ -115,6 +131,8 @@ pub struct NewSequence {
     pub continuations: Arc<[Vec<u32>]>,
     /// The sender; tenants get equal shares.
     pub tenant: Arc<str>,
+    /// Its urgency.
+    pub priority: Priority,
     /// The namespace of the prefix cache: only sequences of one namespace share blocks.
     pub cache_namespace: Arc<str>,
 }
@@ -127,10 +145,10 @@ pub struct Scheduler {
     draft_cost: DraftCostModel,
     /// Oldest first, preempted ones before all others.
     waiting: VecDeque<Sequence>,
-    /// Oldest first.
+    /// By rank: background ones last, oldest first.
     running: Vec<Sequence>,
-    /// Round-robin cursor: the arrival number of the last sequence whose prefill turn ended.
-    prefill_cursor: u64,
+    /// Round-robin cursor: the rank of the last sequence whose prefill turn ended.
+    prefill_cursor: (Priority, u64),
     n_added: u64,
     n_preempted: u64,
 }
@@ -138,8 +156,9 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Sequence {
     id: SequenceId,
-    /// Its rank in order of arrival, from 1.
+    /// Its number in order of arrival, from 1.
     arrival: u64,
+    priority: Priority,
     tenant: Arc<str>,
     cache_namespace: Arc<str>,
     /// The prompt and the generated tokens.
@@ -308,7 +327,7 @@ impl Scheduler {
             draft_cost: DraftCostModel::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            prefill_cursor: 0,
+            prefill_cursor: (Priority::Interactive, 0),
             n_added: 0,
             n_preempted: 0,
         }
@@ -324,12 +343,14 @@ impl Scheduler {
             is_scored,
             continuations,
             tenant,
+            priority,
             cache_namespace,
         } = new;
         self.n_added += 1;
         self.waiting.push_back(Sequence {
             id,
             arrival: self.n_added,
+            priority,
             tenant,
             n_prompt: prompt.len(),
             tokens: prompt,
@@ -437,7 +458,10 @@ impl Scheduler {
             self.schedule_drafts(&mut batch);
         }
         let is_unfinished = |sequence: &Sequence| sequence.n_uncomputed() > 0;
-        while batch.sequences.is_empty() && self.running.len() > 1 && self.running.iter().any(is_unfinished) {
+        while batch.sequences.is_empty()
+            && self.running.len() > 1
+            && self.running[..self.n_eligible()].iter().any(is_unfinished)
+        {
             // Unfinished prompts, and sequences that sit out, hold all blocks.
             self.preempt_newest();
             self.schedule_prefill(&mut batch, budget, &mut scored_rows_left);
@@ -449,35 +473,59 @@ impl Scheduler {
     fn prefill_budget(&self, n_decodes: usize) -> usize {
         let chunk = self.options.prefill_chunk;
         match n_decodes {
+            0 if self.n_eligible() > self.n_interactive() => chunk.min(BACKGROUND_PREFILL_CHUNK),
             0 => chunk,
             n => (n * PROMPT_TOKENS_PER_DECODE).max(MIN_PROMPT_TOKENS).min(chunk),
         }
     }
 
-    /// Starts waiting sequences as long as there are blocks for all of their tokens so far.
+    /// Running sequences that are not background ones; they come first.
+    fn n_interactive(&self) -> usize {
+        self.running.partition_point(|sequence| sequence.priority == Priority::Interactive)
+    }
+
+    /// Running sequences that may be computed now; they come first. Background ones wait for all others.
+    fn n_eligible(&self) -> usize {
+        match self.n_interactive() {
+            0 => self.running.len(),
+            n => n,
+        }
+    }
+
+    /// Starts waiting sequences as long as there are blocks for all of their tokens so far. Background sequences make
+    /// room for others, and do not start beside them.
     fn start_waiting(&mut self) {
-        while self.running.len() < self.options.max_running {
-            let Some(next) = self.next_waiting() else { return };
-            if !self.running.is_empty() && !self.fits(&self.waiting[next]) {
+        while let Some(next) = self.next_waiting() {
+            let is_interactive = self.waiting[next].priority == Priority::Interactive;
+            if !is_interactive && self.n_interactive() > 0 {
                 return;
+            }
+            let has_place = self.running.len() < self.options.max_running;
+            if !has_place || !self.running.is_empty() && !self.fits(&self.waiting[next]) {
+                if !is_interactive || self.n_interactive() == self.running.len() {
+                    return;
+                }
+                self.preempt_newest();
+                continue;
             }
             if let Some(sequence) = self.waiting.remove(next) {
                 let earlier = self.waiting.iter_mut().filter(|other| other.arrival < sequence.arrival);
                 earlier.for_each(|other| other.n_overtaken += 1);
-                let idx = self.running.partition_point(|other| other.arrival < sequence.arrival);
+                let idx = self.running.partition_point(|other| other.rank() < sequence.rank());
                 self.running.insert(idx, sequence);
             }
         }
     }
 
-    /// The index of the waiting sequence that starts next: a preempted one, else one that has been overtaken too
-    /// often, else the oldest of the tenant with the fewest running sequences.
+    /// The index of the waiting sequence that starts next, a background one only if there are no others: a preempted
+    /// one, else one that has been overtaken too often, else the oldest of the tenant with the fewest running sequences.
     fn next_waiting(&self) -> Option<usize> {
         let n_running = |tenant: &Arc<str>| self.running.iter().filter(|r| r.tenant == *tenant).count();
         (0..self.waiting.len()).min_by_key(|&idx| {
             let sequence = &self.waiting[idx];
             let is_patient = sequence.n_overtaken < self.options.max_running;
-            (!sequence.has_started, is_patient, n_running(&sequence.tenant), sequence.arrival)
+            let n_running = n_running(&sequence.tenant);
+            (sequence.priority, !sequence.has_started, is_patient, n_running, sequence.arrival)
         })
     }
 
@@ -499,7 +547,7 @@ impl Scheduler {
         let mut idx = 0;
         let mut n_decodes = 0;
         // Preemption removes from the end.
-        while idx < self.running.len() {
+        while idx < self.n_eligible() {
             let n_continued = self.running[idx].next_continuation().map(Vec::len);
             let n = match n_continued {
                 Some(n) if n <= *scored_rows_left => n,
@@ -535,9 +583,11 @@ impl Scheduler {
     /// Schedules chunks of prompts, up to `budget` tokens in all.
     fn schedule_prefill(&mut self, batch: &mut Batch, budget: usize, scored_rows_left: &mut usize) {
         let mut n_left = budget;
-        let first = self.running.partition_point(|sequence| sequence.arrival <= self.prefill_cursor);
-        for turn in 0..self.running.len() {
-            let idx = (first + turn) % self.running.len();
+        let n_eligible = self.n_eligible();
+        let first =
+            self.running[..n_eligible].partition_point(|sequence| sequence.rank() <= self.prefill_cursor);
+        for turn in 0..n_eligible {
+            let idx = (first + turn) % n_eligible;
             let sequence = &mut self.running[idx];
             if sequence.n_uncomputed() <= 1 && sequence.n_computed > 0 || n_left == 0 {
                 continue;
@@ -562,7 +612,7 @@ impl Scheduler {
             *scored_rows_left = scored_rows_left.saturating_sub(scheduled.n_scored);
             batch.sequences.push(scheduled);
             if sequence.n_uncomputed() == 0 || sequence.chunk_tokens_used == self.options.prefill_chunk {
-                self.prefill_cursor = sequence.arrival;
+                self.prefill_cursor = sequence.rank();
                 sequence.chunk_tokens_used = 0;
             }
         }
@@ -615,7 +665,7 @@ impl Scheduler {
         }
     }
 
-    /// Preempts the newest running sequence: it gives its blocks back and waits to be recomputed.
+    /// Preempts the newest running sequence, a background one if there is one: it gives its blocks back and waits to be recomputed.
     fn preempt_newest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
             self.n_preempted += 1;
@@ -638,6 +688,11 @@ struct DraftCandidate<'a> {
 }
 
 impl Sequence {
+    /// Its place among running sequences.
+    fn rank(&self) -> (Priority, u64) {
+        (self.priority, self.arrival)
+    }
+
     /// Draft tokens, and the probability that each is right if those before it are.
     fn propose_drafts(&mut self, shift: Option<ContextShift>) -> (Vec<u32>, f64) {
         self.lookup.extend(&self.tokens);
@@ -843,8 +898,13 @@ mod tests {
             is_scored: false,
             continuations: [].into(),
             tenant: "".into(),
+            priority: Priority::Interactive,
             cache_namespace: "".into(),
         }
+    }
+
+    fn add_background(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {
+        scheduler.add(NewSequence { priority: Priority::Background, ..new_sequence(n, prompt) });
     }
 
     fn add(scheduler: &mut Scheduler, n: u64, prompt: Vec<u32>) {
@@ -951,6 +1011,33 @@ mod tests {
         assert_eq!(rows(&s.next_batch()), [(1, 20, 125, 125)]);
         assert_eq!(s.next_batch(), Batch::default(), "they are to be removed");
         check_integrity(&s);
+    }
+
+    #[test]
+    fn background_sequences_run_only_when_no_other_does() {
+        let mut s = scheduler(2, 256, 20);
+        add_background(&mut s, 1, prompt(1, 150));
+        add_background(&mut s, 2, prompt(2, 20));
+        assert_eq!(step(&mut s), [(1, 0, 128)], "in small batches");
+        assert_eq!(step(&mut s), [(1, 128, 22), (2, 0, 20)]);
+        assert_eq!(step(&mut s), [(1, 150, 1), (2, 20, 1)]);
+        // Both places are taken: the newest background sequence gives way, and the other one waits.
+        add(&mut s, 3, prompt(3, 100));
+        assert_eq!(step(&mut s), [(3, 0, 100)]);
+        assert_eq!(step(&mut s), [(3, 100, 1)]);
+        assert_eq!((s.running.len(), s.waiting.len()), (2, 1));
+        // Blocks are short, too.
+        add(&mut s, 4, prompt(4, 180));
+        assert_eq!(step(&mut s), [(3, 101, 1), (4, 0, 32)]);
+        s.remove(id(3), false);
+        s.remove(id(4), false);
+        // What they have computed comes from the prefix cache, as far as it was not needed.
+        let resumed = step(&mut s);
+        assert!(
+            resumed.iter().map(|&(n, ..)| n).eq([1, 2]) || resumed.iter().any(|&(n, ..)| n == 1),
+            "{resumed:?}"
+        );
+        assert_eq!(s.n_interactive(), 0);
     }
 
     #[test]
@@ -1140,6 +1227,7 @@ mod tests {
         prompt: Vec<u32>,
         n_generated: usize,
         tenant: &'static str,
+        priority: Priority,
         /// Batches after which its client disconnects.
         patience: usize,
     }
@@ -1180,6 +1268,7 @@ mod tests {
             self.scheduler.add(NewSequence {
                 max_tokens: request.n_generated,
                 tenant: request.tenant.into(),
+                priority: request.priority,
                 cache_namespace: request.tenant.into(),
                 ..new_sequence(n, request.prompt.clone())
             });
@@ -1309,12 +1398,15 @@ mod tests {
         let prompt = (1usize..4, 1usize..70).prop_map(|(kind, len)| {
             (0..len).map(|i| if i < 35 { kind as u32 % 2 } else { (i * kind) as u32 }).collect::<Vec<u32>>()
         });
-        (0usize..4, prompt, 1usize..40, prop::sample::select(vec!["a", "b"]), 1usize..400).prop_map(
-            |(pause, prompt, n_generated, tenant, patience)| TestRequest {
+        let tenant = prop::sample::select(vec!["a", "b"]);
+        let priority = prop::sample::select(vec![Priority::Interactive, Priority::Background]);
+        (0usize..4, prompt, 1usize..40, tenant, priority, 1usize..400).prop_map(
+            |(pause, prompt, n_generated, tenant, priority, patience)| TestRequest {
                 pause,
                 prompt,
                 n_generated,
                 tenant,
+                priority,
                 patience,
             },
         )

@@ -1,11 +1,13 @@
 //! The wire types: the JSON of OpenAI's API and of its extensions, their JSON schemas, and the treatment of
 //! each parameter. Uses only serde and schemars.
 
+pub mod batches;
 pub mod chat;
 pub mod completions;
 pub mod decisions;
 pub mod embeddings;
 pub mod error;
+pub mod files;
 pub mod generation_options;
 pub mod models;
 pub mod params;
@@ -44,6 +46,29 @@ pub fn from_value<'de, T: Deserialize<'de>>(
             (path, None) => Error::invalid(path, format!("`{path}`: {message}")),
         }
     })
+}
+
+/// The most entries of `metadata`, and the longest key and value.
+const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+
+/// Checks the number and the length of metadata.
+///
+/// # Errors
+/// When there is too much.
+pub fn check_metadata<'a>(metadata: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
+    let (max_entries, max_key, max_value) = MAX_METADATA;
+    let mut n = 0;
+    for (key, value) in metadata {
+        n += 1;
+        if n > max_entries || key.chars().count() > max_key || value.chars().count() > max_value {
+            let message = format!(
+                "`metadata` may have {max_entries} entries, with keys of at most {max_key} characters and values of at \
+                 most {max_value}"
+            );
+            return Err(Error::invalid("metadata", message));
+        }
+    }
+    Ok(())
 }
 
 /// Replaces Rust's type names with JSON's in a message of serde, and cuts what it quotes.

@@ -143,6 +143,23 @@ pub const CONVERSATION_UPDATE: ParamTable = &[&[("metadata", Honored)]];
 /// Parameters of `POST /v1/conversations/{id}/items`.
 pub const CONVERSATION_ITEMS: ParamTable = &[&[("items", Parsed), ("include", Ignored)]];
 
+/// Fields of the form of `POST /v1/files`.
+pub const FILE_UPLOAD: ParamTable = &[&[
+    ("file", Honored),
+    ("purpose", Honored),
+    ("expires_after[anchor]", Honored),
+    ("expires_after[seconds]", Honored),
+]];
+
+/// Parameters of `POST /v1/batches`.
+pub const BATCH: ParamTable = &[&[
+    ("input_file_id", Honored),
+    ("endpoint", Honored),
+    ("completion_window", Honored),
+    ("metadata", Honored),
+    ("output_expires_after", Honored),
+]];
+
 /// Parameters that are part of the prompt of a response.
 const RESPONSE_ITEMS: &[ParamRow] = &[
     ("input", Parsed),

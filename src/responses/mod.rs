@@ -16,8 +16,7 @@ pub use builder::{OutputSettings, ResponseBuilder};
 pub use input::{ContextItem, check_items};
 pub use reasoning_blob::BlobSigner;
 pub use sequence::replay;
-pub use state::{PageRequest, ResponseState, StoredConversation, StoredResponse, new_id, page, stored_input};
+pub use state::{ResponseState, StoredConversation, StoredResponse, new_id, stored_input};
 pub use translate::{
-    TranslatedRequest, blank_response, check_metadata, check_references, input_items, translate,
-    with_own_names,
+    TranslatedRequest, blank_response, check_references, input_items, translate, with_own_names,
 };

@@ -61,17 +61,6 @@ pub struct StoredConversation {
     pub next_number: usize,
 }
 
-/// A page of a list: the items after one of them, in an order, up to a limit.
-#[derive(Debug, Clone, Default)]
-pub struct PageRequest {
-    /// The id after which the page begins.
-    pub after: Option<String>,
-    /// Whether the oldest items come first.
-    pub is_ascending: bool,
-    /// The most items of the page.
-    pub limit: usize,
-}
-
 impl ResponseState {
     /// State in `store`.
     ///
@@ -403,29 +392,6 @@ fn output_items(response: &ResponseObject) -> Result<Vec<JsonMap>> {
 
 fn stored_item(item: JsonMap, path: &str) -> ContextItem {
     ContextItem { item, path: path.to_owned(), is_stored: true }
-}
-
-/// A page of `items`, and whether more follow.
-///
-/// # Errors
-/// When `after` is not among the items.
-pub fn page(items: &[JsonMap], request: &PageRequest) -> Result<(Vec<JsonMap>, bool)> {
-    let mut ordered: Vec<&JsonMap> = items.iter().collect();
-    if !request.is_ascending {
-        ordered.reverse();
-    }
-    let start = match &request.after {
-        None => 0,
-        Some(after) => {
-            let position =
-                ordered.iter().position(|item| item.get("id").and_then(Value::as_str) == Some(after));
-            let message = || format!("`after` is `{}`, which is not in the list", quote(after));
-            1 + position.ok_or_else(|| Error::invalid("after", message()))?
-        }
-    };
-    let rest = &ordered[start..];
-    let n = rest.len().min(request.limit);
-    Ok((rest[..n].iter().map(|item| (*item).clone()).collect(), n < rest.len()))
 }
 
 fn not_stored(what: &str, id: &str) -> Error {

@@ -21,9 +21,6 @@ use crate::openai::responses::{
 const ENCRYPTED_REASONING: &str = "reasoning.encrypted_content";
 const TEXT_LOGPROBS: &str = "message.output_text.logprobs";
 
-/// The most entries of `metadata`, and the longest key and value.
-const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
-
 /// A request, translated.
 pub struct TranslatedRequest {
     /// The request of the chat layer.
@@ -97,7 +94,7 @@ pub fn translate(
         ..ChatCompletionRequest::default()
     };
     ignored.extend(hints_without_effect(request));
-    check_metadata(request.metadata.iter().flatten())?;
+    crate::openai::check_metadata(request.metadata.iter().flatten())?;
     let is_summary = request.reasoning.as_ref().and_then(summary_mode).is_some();
     let signer = include(ENCRYPTED_REASONING).then(|| signer.clone());
     Ok(TranslatedRequest {
@@ -184,26 +181,6 @@ fn hints_without_effect(request: &ResponsesRequest) -> Vec<String> {
         }
     }
     ignored
-}
-
-/// Checks the number and the length of metadata.
-///
-/// # Errors
-/// When there is too much.
-pub fn check_metadata<'a>(metadata: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
-    let (max_entries, max_key, max_value) = MAX_METADATA;
-    let mut n = 0;
-    for (key, value) in metadata {
-        n += 1;
-        if n > max_entries || key.chars().count() > max_key || value.chars().count() > max_value {
-            let message = format!(
-                "`metadata` may have {max_entries} entries, with keys of at most {max_key} characters and values of at \
-                 most {max_value}"
-            );
-            return Err(Error::invalid("metadata", message));
-        }
-    }
-    Ok(())
 }
 
 /// A response without output, which repeats the settings of its request.

@@ -93,3 +93,17 @@ test('the AI SDK: tools', async () => {
   });
   assert.equal(steps[0].toolResults[0].output, '20 degrees');
 });
+
+test('a batch', async () => {
+  let batch = await client.messages.batches.create({ requests: [{ custom_id: 'a', params: base }] });
+  for (let tries = 0; batch.processing_status !== 'ended'; tries++) {
+    assert.ok(tries < 600, JSON.stringify(batch));
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    batch = await client.messages.batches.retrieve(batch.id);
+  }
+  for await (const { custom_id, result } of await client.messages.batches.results(batch.id)) {
+    assert.equal(custom_id, 'a');
+    assert.deepEqual(result.message.content, (await client.messages.create(base)).content);
+  }
+  assert.equal((await client.messages.batches.delete(batch.id)).type, 'message_batch_deleted');
+});

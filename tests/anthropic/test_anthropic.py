@@ -1,6 +1,7 @@
 """Anthropic's Python client and LangChain's ChatAnthropic against a running server, at ANTHROPIC_BASE_URL."""
 
 import asyncio
+import time
 import unittest
 from typing import Literal
 
@@ -37,6 +38,43 @@ BASE = {"model": "default", "max_tokens": 16, "messages": HELLO, "extra_body": G
 
 def create(**fields):
     return client.messages.create(**{**BASE, **fields})
+
+
+class Batches(unittest.TestCase):
+    def test_a_batch(self):
+        params = {"model": "default", "max_tokens": 8, "messages": HELLO, **GREEDY}
+        requests = [
+            {"custom_id": "a", "params": params},
+            {"custom_id": "b", "params": {**params, "messages": []}},
+        ]
+        batch = client.messages.batches.create(requests=requests)
+        self.assertEqual(batch.request_counts.processing, 2)
+        deadline = time.monotonic() + 60
+        while (batch := client.messages.batches.retrieve(batch.id)).processing_status != "ended":
+            self.assertLess(time.monotonic(), deadline, batch)
+            time.sleep(0.05)
+        self.assertEqual((batch.request_counts.succeeded, batch.request_counts.errored), (1, 1))
+        results = {result.custom_id: result.result for result in client.messages.batches.results(batch.id)}
+        self.assertEqual(results["a"].message.content, client.messages.create(**BASE | {"max_tokens": 8}).content)
+        self.assertEqual(results["b"].error.error.type, "invalid_request_error")
+        self.assertIn(batch.id, [listed.id for listed in client.messages.batches.list(limit=2)])
+        self.assertEqual(client.messages.batches.delete(batch.id).type, "message_batch_deleted")
+        with self.assertRaises(anthropic.NotFoundError):
+            client.messages.batches.retrieve(batch.id)
+
+    def test_a_batch_is_cancelled(self):
+        params = {"model": "default", "max_tokens": 500, "messages": HELLO, "ignore_eos": True}
+        requests = [{"custom_id": str(i), "params": params} for i in range(100)]
+        batch = client.messages.batches.create(requests=requests)
+        batch = client.messages.batches.cancel(batch.id)
+        self.assertIsNotNone(batch.cancel_initiated_at)
+        deadline = time.monotonic() + 30
+        while (batch := client.messages.batches.retrieve(batch.id)).processing_status != "ended":
+            self.assertLess(time.monotonic(), deadline, batch)
+            time.sleep(0.05)
+        kinds = [result.result.type for result in client.messages.batches.results(batch.id)]
+        self.assertEqual(kinds.count("canceled"), batch.request_counts.canceled)
+        self.assertEqual(len(kinds), 100)
 
 
 class Client(unittest.TestCase):

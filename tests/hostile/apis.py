@@ -1,7 +1,10 @@
-"""Hostile requests to the routes of responses, conversations, messages and decisions, one row each, and to what other
-servers call constraints and probabilities of the prompt."""
+"""Hostile requests to the routes of responses, conversations, messages, decisions, files and batches, one row each, and
+to what other servers call constraints and probabilities of the prompt."""
 
-from client import get, head, request
+import json
+import time
+
+from client import CHAT, chat_body, get, head, request
 from requests import (
     ANY,
     COMPLETE,
@@ -612,4 +615,116 @@ PROBABILITIES += [
     ),
 ]
 
-ROWS = [*RESPONSES, *CONVERSATIONS, *MESSAGES, *DECISIONS, *CONSTRAINTS, *PROBABILITIES]
+# Files and batches.
+FILES, BATCHES, MESSAGE_BATCHES = "/v1/files", "/v1/batches", "/v1/messages/batches"
+BOUNDARY = [("content-type", "multipart/form-data; boundary=cut")]
+
+
+def part(name, content, more=""):
+    return f'--cut\r\ncontent-disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+def form(file, purpose=b"batch", end=b"--cut--\r\n"):
+    return part("purpose", purpose) + part("file", file, '; filename="x"') + end
+
+
+def upload(data, headers=BOUNDARY):
+    return lambda target: [target.exchange(request(FILES, data() if callable(data) else data, headers))]
+
+
+def batch_of(lines, n_waits=0):
+    """Uploads a file and makes a batch of it; then waits for its end, at most so many tenths of a second."""
+
+    def attack(target):
+        stored = target.exchange(request(FILES, form(lines() if callable(lines) else lines), BOUNDARY))
+        if stored.status != 200:
+            return [stored]
+        fields = {"input_file_id": stored.json()["id"], "endpoint": CHAT, "completion_window": "1h"}
+        answers = [target.exchange(request(BATCHES, fields))]
+        for _ in range(n_waits):
+            answers.append(target.exchange(get(f"{BATCHES}/{answers[0].json()['id']}")))
+            if answers[-1].json().get("status") in ("completed", "failed"):
+                break
+            time.sleep(0.1)
+        target.exchange(head("DELETE", f"{FILES}/{stored.json()['id']}", []))
+        return answers
+
+    return attack
+
+
+def batch_line(i, **fields):
+    body = json.dumps(chat_body(**fields))
+    return f'{{"custom_id":"{i}","method":"POST","url":"{CHAT}","body":{body}}}\n'.encode()
+
+
+def filled(target):
+    """Uploads as much as the server takes, and deletes it."""
+    answers = []
+    while not answers or answers[-1].status == 200:
+        answers.append(target.exchange(request(FILES, form(b"x" * 8_000_000), BOUNDARY)))
+    for answer in answers[:-1]:
+        answers.append(target.exchange(head("DELETE", f"{FILES}/{answer.json()['id']}", [])))
+    return answers
+
+
+BATCH_ROWS = [
+    Row("files: as much as the server takes", filled, 2, {200, 400, 404, 429}, patience=20),
+    Row("files: 8 MB by 16", upload(lambda: form(b"x" * 8_000_000)), 16, {200, 400, 429}, patience=20),
+    Row("files: a form without an end", upload(form(b"x", end=b"")), expect=REFUSED),
+    Row("files: no form", upload(b"{}", [("content-type", "application/json")]), expect={415}),
+    Row("files: no boundary", upload(b"x", [("content-type", "multipart/form-data")]), expect=REFUSED),
+    Row("files: nothing", upload(b"--cut--\r\n"), expect=REFUSED),
+    Row("files: 20,000 fields", upload(lambda: part("x", b"y") * 20_000 + b"--cut--\r\n"), expect=REFUSED),
+    Row("files: 200 files", upload(lambda: part("file", b"y", '; filename="x"') * 200 + form(b"")), expect=REFUSED),
+    Row("files: a purpose of 1 MB", upload(lambda: form(b"x", b"p" * MB)), expect=REFUSED),
+    Row(
+        "files: a name of 60 kB",
+        upload(lambda: part("purpose", b"x") + part("file", b"x", f'; filename="{"n" * 60_000}"') + b"--cut--\r\n"),
+        expect={200, 400},
+    ),
+    Row(
+        "files: paths",
+        each([raw(get(f"{FILES}/{name}/content")) for name in ("%2e%2e%2f%2e%2e", "%00", "file-", "{id}", "x" * 8000)]),
+        expect={400, 404, 414, 431},
+    ),
+    Row("batches: lines that are none", batch_of(b"[]\n{}\nnull\n\xff\xfe\n" * 1000, 30), expect={200}),
+    Row("batches: a line of 3 MB", batch_of(lambda: b'{"custom_id":"' + b"a" * 3_000_000 + b'"}', 30), expect={200}),
+    Row("batches: line breaks alone", batch_of(b"\n" * 4_000_000, 30), expect={200}),
+    Row("batches: nested lines", batch_of(nested(200_000), 30), expect={200}),
+    Row(
+        "batches: 60,000 lines",
+        batch_of(lambda: b"".join(map(batch_line, range(60_000))), 60),
+        expect={200},
+        patience=20,
+    ),
+    Row(
+        "batches: of itself",
+        batch_of(b"".join(batch_line(i, content="a" * 100_000) for i in range(20)), 30),
+        expect={200},
+    ),
+    Row(
+        "batches: lines that are hard to compile",
+        batch_of(b"".join(batch_line(i, **GRAMMAR_FIELDS["a product of multipleOf"]) for i in range(8)), 60),
+        expect={200},
+    ),
+    Row(
+        "batches: 400 long ones beside a neighbor's chat",
+        batch_of(b"".join(batch_line(i, max_tokens=400, ignore_eos=True) for i in range(400)), 30),
+        2,
+        {200},
+        meanwhile=1.5,
+    ),
+    Row(
+        "batches: of nothing",
+        post(BATCHES, {"input_file_id": "x", "endpoint": CHAT, "completion_window": "24h"}),
+        expect={404},
+    ),
+    Row(
+        "batches: of messages, 20,000",
+        post(MESSAGE_BATCHES, lambda: {"requests": [{"custom_id": str(i), "params": {}} for i in range(20_000)]}),
+        expect={200, 400},
+    ),
+    Row("batches: of messages that are none", post(MESSAGE_BATCHES, {"requests": [None, 1, []]}), expect=REFUSED),
+]
+
+ROWS = [*RESPONSES, *CONVERSATIONS, *MESSAGES, *DECISIONS, *CONSTRAINTS, *PROBABILITIES, *BATCH_ROWS]

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["http"],
     &["app"],
-    &["decisions", "responses"],
+    &["batches", "decisions", "responses"],
     &["chat", "messages"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
@@ -52,7 +52,7 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("fastembed::", &["embeddings/backend/onnx"]),
     ("ort::", &["embeddings/backend/onnx"]),
     ("hf_hub::", &["registry/hub"]),
-    ("redb::", &["embeddings/cache/disk.rs", "store.rs"]),
+    ("redb::", &["embeddings/cache/disk.rs", "store.rs", "store/"]),
     ("std::arch::", &["kernels/"]),
     ("unsafe {", &["kernels/", "main.rs"]),
 ];

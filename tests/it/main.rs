@@ -6,6 +6,7 @@
 mod admission;
 mod agents;
 mod auth;
+mod batches;
 mod batching;
 mod cli;
 mod context;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use predict_otron_9000::inference::scheduler::{BlockGroup, NewSequence, Scheduler, SchedulerOptions};
+use predict_otron_9000::inference::scheduler::{
+    BlockGroup, NewSequence, Priority, Scheduler, SchedulerOptions,
+};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
@@ -189,6 +191,7 @@ fn generate(
             continuations: [].into(),
             max_tokens: N_TOKENS,
             tenant,
+            priority: Priority::Interactive,
             cache_namespace,
         });
     }

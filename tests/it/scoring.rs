@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_fn};
 use predict_otron_9000::inference::{
-    Engine, EngineOptions, Event, Generation, GenerationRequest, PromptScores, SamplingParams, Scoring,
+    Caller, Engine, EngineOptions, Event, Generation, GenerationRequest, PromptScores, SamplingParams,
+    Scoring,
 };
 use predict_otron_9000::kernels::attention::kv_block::KvFormat;
 use predict_otron_9000::kernels::isa::Isa;
@@ -51,7 +52,7 @@ fn request(prompt: &[u32], scoring: Scoring) -> GenerationRequest {
         top_logprobs: None,
         is_end_reported: false,
         scoring: Some(scoring),
-        tenant: "".into(),
+        caller: Caller::default(),
         cache_salt: None,
     }
 }

@@ -3,15 +3,18 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, CONNECTION, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::cache::name_digest;
+use crate::chat::{Caller, Priority};
 use crate::config::Limits;
+use crate::error::Error;
 use crate::http::error::ApiError;
 use crate::http::route::PROBES;
 
@@ -22,28 +25,55 @@ const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
 /// queue. Where keys are set, it is the index of the accepted key, such as `key:3`. Otherwise it is a digest of the
 /// token that the client sends, so its length and its number of spellings are not the client's choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tenant(Arc<str>);
+pub struct Tenant {
+    name: Arc<str>,
+    priority: Priority,
+}
 
 impl Tenant {
     /// The tenant's name.
     pub fn name(&self) -> Arc<str> {
-        self.0.clone()
+        self.name.clone()
+    }
+
+    /// The sender of a request to a model.
+    pub fn caller(&self) -> Caller {
+        Caller { tenant: self.name(), priority: self.priority }
+    }
+
+    /// A tenant for whose requests nobody waits.
+    pub fn in_background(name: Arc<str>) -> Self {
+        Self { name, priority: Priority::Background }
     }
 
     /// The owner of the key of this index.
     fn for_key(index: usize) -> Self {
-        Self(format!("key:{index}").into())
+        Self { name: format!("key:{index}").into(), priority: Priority::Interactive }
     }
 
     /// The tenant of a request on a server without keys.
     fn from_headers(headers: &HeaderMap) -> Self {
-        Self(match tokens(headers).next() {
+        let name = match tokens(headers).next() {
             Some(token) => name_digest(token).into(),
             None => match other_credentials(headers) {
                 Some(credentials) => name_digest(&credentials).into(),
                 None => "anonymous".into(),
             },
-        })
+        };
+        Self { name, priority: Priority::Interactive }
+    }
+}
+
+/// The name under which the state of a request's tenant is stored.
+pub struct Owner(pub Arc<str>);
+
+impl FromRequestParts<App> for Owner {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let tenant = parts.extensions.get::<Tenant>();
+        let tenant = tenant.ok_or_else(|| Error::internal("the request has no tenant"))?;
+        Ok(Self(app.state_owner(&tenant.name)))
     }
 }
 

@@ -13,8 +13,6 @@ use super::trace_context::{TRACEPARENT, TraceContext};
 use crate::error::quote;
 use crate::http::error::LoggedMessage;
 
-const HEADER: &str = "x-request-id";
-
 /// The longest id that is accepted from a client.
 const MAX_CLIENT_ID_BYTES: usize = 128;
 
@@ -26,6 +24,9 @@ pub struct RequestId {
 }
 
 impl RequestId {
+    /// The header with the id.
+    pub const HEADER: &str = "x-request-id";
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         self.id.to_str().unwrap_or_default()
@@ -44,7 +45,7 @@ impl RequestId {
 pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
     let id = request
         .headers()
-        .get(HEADER)
+        .get(RequestId::HEADER)
         .filter(|id| id.len() <= MAX_CLIENT_ID_BYTES && id.to_str().is_ok_and(|id| !id.is_empty()))
         .cloned()
         .or_else(|| HeaderValue::from_str(&format!("req_{}", Uuid::new_v4().simple())).ok())
@@ -86,6 +87,6 @@ pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
     }
     let headers = response.headers_mut();
     headers.extend(id.trace.to_header().map(|value| (HeaderName::from_static(TRACEPARENT), value)));
-    headers.insert(HEADER, id.id);
+    headers.insert(RequestId::HEADER, id.id);
     response
 }

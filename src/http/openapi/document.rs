@@ -225,7 +225,8 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     }
     if let Some(body) = &route.request {
         let schema = schemas.request_schema(body);
-        operation["requestBody"] = json!({"required": true, "content": {JSON: {"schema": schema}}});
+        operation["requestBody"] =
+            json!({"required": true, "content": {body.media_type: {"schema": schema}}});
     }
     if !route.needs_key() {
         operation["security"] = json!([]);

@@ -1,12 +1,11 @@
 //! `POST /v1/chat/completions`.
 
-use std::sync::Arc;
-
 use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
+use crate::chat::Caller;
 use crate::chat::{ChatStream, prompt_logprobs};
 use crate::error::Result;
 use crate::http::extract::{IgnoredParams, check_params};
@@ -47,11 +46,11 @@ impl GenerationRoute for ChatRoute {
     async fn start(
         chat: &ServedChat,
         request: ChatCompletionRequest,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<(ChatStream, Self)> {
         let route =
             Self { has_logprobs: request.logprobs.unwrap_or(false), may_call: request.offers_tools() };
-        Ok((chat.start_chat(request, tenant).await?, route))
+        Ok((chat.start_chat(request, caller).await?, route))
     }
 
     fn stream(self, stream: ChatStream, envelope: Envelope, usage: StreamUsage, log: RequestLog) -> Response {

@@ -1,13 +1,13 @@
 //! `POST /v1/completions`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::generation::GenerationRoute;
 use crate::app::ServedChat;
+use crate::chat::Caller;
 use crate::chat::{ChatStream, CompletionStream, PromptToken, TextOffset, prompt_logprobs};
 use crate::error::Result;
 use crate::http::extract::{IgnoredParams, check_params};
@@ -53,10 +53,10 @@ impl GenerationRoute for CompletionRoute {
     async fn start(
         chat: &ServedChat,
         request: CompletionRequest,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<(ChatStream, Self)> {
         let (n_top, n_prompt_top) = (request.logprobs, request.options.prompt_logprobs);
-        let CompletionStream { stream, echo, n } = chat.start_completion(request, tenant).await?;
+        let CompletionStream { stream, echo, n } = chat.start_completion(request, caller).await?;
         let offsets = (0..stream.n_choices()).map(|_| TextOffset::default()).collect();
         let route = Self { echo, n, n_prompts: stream.n_prompts(), n_top, n_prompt_top, offsets };
         Ok((stream, route))

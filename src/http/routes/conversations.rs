@@ -1,26 +1,21 @@
 //! `/v1/conversations`: stored conversations and their items.
 
-use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::app::{App, unix_time};
 use crate::error::{Error, Kind, Result, quote};
 use crate::http::error::ApiError;
-use crate::http::extract::{IgnoredParams, JsonObject};
-use crate::http::middleware::auth::Tenant;
-use crate::http::query::{ListQuery, PathId, PathIds, QueryParams};
-use crate::http::retry::dedup::to_json;
-use crate::http::retry::heartbeat::json_response;
-use crate::openai::params;
+use crate::http::extract::{JsonObject, respond_with};
+use crate::http::middleware::auth::Owner;
+use crate::http::query::{PathId, PathIds, QueryParams};
 use crate::openai::responses::JsonMap;
 use crate::openai::responses::conversations::{
-    ConversationObject, ConversationRequest, ConversationUpdate, Deleted, ItemList, ItemsRequest,
+    ConversationObject, ConversationRequest, ConversationUpdate, Deleted, ItemList, ItemsRequest, id_of_item,
 };
-use crate::responses::{StoredConversation, check_items, check_metadata, page};
+use crate::openai::{check_metadata, params};
+use crate::responses::{StoredConversation, check_items};
 
 /// The most items of one request; OpenAI's own limit.
 const MAX_NEW_ITEMS: usize = 20;
@@ -28,11 +23,10 @@ const MAX_NEW_ITEMS: usize = 20;
 /// Creates a conversation.
 pub async fn create(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<ConversationRequest>(params::CONVERSATION).await?;
-    let owner = app.state_owner(&tenant.name());
     let items = request.items.unwrap_or_default();
     check_new_items(&items)?;
     let metadata = request.metadata.unwrap_or_default();
@@ -41,30 +35,28 @@ pub async fn create(
         state.create_conversation(&owner, metadata, items, unix_time())
     };
     let (id, stored) = app.with_state(create).await?;
-    respond(ignored, &conversation_object(id, &stored))
+    ignored.respond(&conversation_object(id, &stored))
 }
 
 /// Describes a conversation.
 pub async fn retrieve(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     let wanted = id.clone();
     let stored = app.with_state(move |state| state.conversation(&owner, &wanted)).await?;
-    respond(IgnoredParams::default(), &conversation_object(id, &stored))
+    respond_with(&conversation_object(id, &stored))
 }
 
 /// Replaces the metadata of a conversation.
 pub async fn update(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<ConversationUpdate>(params::CONVERSATION_UPDATE).await?;
-    let owner = app.state_owner(&tenant.name());
     let metadata = request.metadata.unwrap_or_default();
     check_metadata(metadata.iter())?;
     let changed = id.clone();
@@ -73,68 +65,63 @@ pub async fn update(
         Ok(StoredConversation { items: Vec::new(), ..stored.clone() })
     };
     let stored = app.with_state(move |state| state.change_conversation(&owner, &changed, change)).await?;
-    respond(ignored, &conversation_object(id, &stored))
+    ignored.respond(&conversation_object(id, &stored))
 }
 
 /// Deletes a conversation.
 pub async fn delete(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     let removed = id.clone();
     app.with_state(move |state| state.remove_conversation(&owner, &removed)).await?;
-    respond(IgnoredParams::default(), &Deleted { id, object: "conversation.deleted", deleted: true })
+    respond_with(&Deleted { id, object: "conversation.deleted", deleted: true })
 }
 
 /// Lists the items of a conversation.
 pub async fn list_items(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
     query: QueryParams,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
-    let ListQuery(request) = query.list()?;
+    let list = query.list()?;
     let stored = app.with_state(move |state| state.conversation(&owner, &id)).await?;
-    let (data, has_more) = page(&stored.items, &request)?;
-    respond(IgnoredParams::default(), &ItemList::new(data, has_more))
+    let (data, has_more) = list.page(&stored.items, id_of_item)?;
+    respond_with(&ItemList::new(data, has_more))
 }
 
 /// Adds items to a conversation.
 pub async fn create_items(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<ItemsRequest>(params::CONVERSATION_ITEMS).await?;
-    let owner = app.state_owner(&tenant.name());
     check_new_items(&request.items)?;
     let added = app.with_state(move |state| state.append_items(&owner, &id, request.items)).await?;
-    respond(ignored, &ItemList::new(added, false))
+    ignored.respond(&ItemList::new(added, false))
 }
 
 /// Shows an item of a conversation.
 pub async fn retrieve_item(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathIds(id, item_id): PathIds,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     let stored = app.with_state(move |state| state.conversation(&owner, &id)).await?;
     let found = stored.items.into_iter().find(|item| is_item(item, &item_id));
-    respond(IgnoredParams::default(), &found.ok_or_else(|| no_item(&item_id))?)
+    respond_with(&found.ok_or_else(|| no_item(&item_id))?)
 }
 
 /// Removes an item from a conversation, and shows the conversation.
 pub async fn delete_item(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathIds(id, item_id): PathIds,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     let changed = id.clone();
     let change = move |stored: &mut StoredConversation| {
         let n_before = stored.items.len();
@@ -145,11 +132,11 @@ pub async fn delete_item(
         Ok(StoredConversation { items: Vec::new(), ..stored.clone() })
     };
     let stored = app.with_state(move |state| state.change_conversation(&owner, &changed, change)).await?;
-    respond(IgnoredParams::default(), &conversation_object(id, &stored))
+    respond_with(&conversation_object(id, &stored))
 }
 
 fn is_item(item: &JsonMap, id: &str) -> bool {
-    item.get("id").and_then(Value::as_str) == Some(id)
+    id_of_item(item) == Some(id)
 }
 
 fn no_item(id: &str) -> Error {
@@ -168,10 +155,4 @@ fn check_new_items(items: &[JsonMap]) -> Result<()> {
 fn conversation_object(id: String, stored: &StoredConversation) -> ConversationObject {
     let StoredConversation { created_at, metadata, .. } = stored;
     ConversationObject { id, object: "conversation", created_at: *created_at, metadata: json!(metadata) }
-}
-
-fn respond(ignored: IgnoredParams, body: &impl Serialize) -> Result<Response, ApiError> {
-    let mut headers = HeaderMap::new();
-    ignored.insert_into(&mut headers);
-    Ok(json_response(headers, to_json(body)?))
 }

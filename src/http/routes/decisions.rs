@@ -96,10 +96,9 @@ impl DecisionRoute {
         F: FnOnce(&str, &ContinuationScores) -> Result<R> + Send + 'static,
     {
         let Self { app, request_id, tenant, dedup, path, params } = self;
-        let (tenant, n_bytes) = (tenant.name(), body.n_bytes());
-        let for_tenant = tenant.clone();
+        let (caller, n_bytes) = (tenant.caller(), body.n_bytes());
         let convert = move |object| {
-            let attempt = Attempt::from_request(&headers, &for_tenant, path, &object);
+            let attempt = Attempt::from_request(&headers, &tenant.name(), path, &object);
             let (object, ignored) = check_params(object, params, NESTED)?;
             Ok((attempt, parse(Value::Object(object))?, ignored))
         };
@@ -114,7 +113,7 @@ impl DecisionRoute {
             let chat = chat?;
             let mut headers = HeaderMap::new();
             ignored.insert_into(&mut headers);
-            let run = chat.start_decision(task, tenant).await?;
+            let run = chat.start_decision(task, caller).await?;
             let response = async move {
                 let scores = run.await?;
                 tracing::info!(

@@ -1,7 +1,5 @@
 //! The handler of the routes that generate: `/v1/chat/completions`, `/v1/completions` and `/v1/messages`.
 
-use std::sync::Arc;
-
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -11,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::app::{App, ServedChat};
+use crate::chat::Caller;
 use crate::chat::{CacheStatus, ChatStream};
 use crate::error::Result;
 use crate::http::error::ApiError;
@@ -52,7 +51,7 @@ pub trait GenerationRoute: Sized + Send + 'static {
     fn start(
         chat: &ServedChat,
         request: Self::Request,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> impl Future<Output = Result<(ChatStream, Self)>> + Send;
 
     /// The name of a field that had no effect, by its path in the chat layer.
@@ -89,11 +88,10 @@ pub async fn generate<R: GenerationRoute>(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant.name();
     let n_bytes = body.n_bytes();
-    let for_tenant = tenant.clone();
+    let caller = tenant.caller();
     let convert = move |object| {
-        let attempt = Attempt::from_request(&headers, &for_tenant, R::PATH, &object);
+        let attempt = Attempt::from_request(&headers, &tenant.name(), R::PATH, &object);
         let (request, ignored) = R::parse(object)?;
         Ok((attempt, request, ignored))
     };
@@ -103,7 +101,7 @@ pub async fn generate<R: GenerationRoute>(
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
     let chat = app.chat(options.model.as_deref(), n_bytes);
-    let started = async move { start::<R>(&chat?, request, tenant, ignored).await };
+    let started = async move { start::<R>(&chat?, request, caller, ignored).await };
     if is_streamed {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
         return Ok((headers, route.stream(stream, envelope, usage, log)).into_response());
@@ -124,10 +122,10 @@ pub async fn generate<R: GenerationRoute>(
 async fn start<R: GenerationRoute>(
     chat: &ServedChat,
     request: R::Request,
-    tenant: Arc<str>,
+    caller: Caller,
     mut ignored: IgnoredParams,
 ) -> Result<StartedResponse<R>> {
-    let (stream, route) = R::start(chat, request, tenant).await?;
+    let (stream, route) = R::start(chat, request, caller).await?;
     ignored.extend(stream.ignored_fields().iter().map(|path| route.ignored_name(path)));
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);

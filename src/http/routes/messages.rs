@@ -1,11 +1,8 @@
 //! `POST /v1/messages` and `POST /v1/messages/count_tokens`, Anthropic's API.
 
-use std::sync::Arc;
-
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::response::sse::Event;
 use serde_json::{Map, Value};
@@ -15,6 +12,7 @@ use crate::anthropic::messages::{CountTokensRequest, MessagesRequest};
 use crate::anthropic::params;
 use crate::anthropic::response::{MessageEvent, MessageObject, TokenCount};
 use crate::app::{App, ServedChat};
+use crate::chat::Caller;
 use crate::chat::{ChatEvent, ChatStream};
 use crate::error::Result;
 use crate::http::error::ApiError;
@@ -25,7 +23,6 @@ use crate::http::generation_response::{
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::to_json;
-use crate::http::retry::heartbeat::json_response;
 use crate::messages::{
     MessageEvents, MessageForm, MessageParts, MessagesTranslation, Origins, translate, translate_prompt,
 };
@@ -59,13 +56,13 @@ impl GenerationRoute for MessagesRoute {
     async fn start(
         chat: &ServedChat,
         request: MessagesTranslation,
-        tenant: Arc<str>,
+        caller: Caller,
     ) -> Result<(ChatStream, Self)> {
         let MessagesTranslation { chat: mut request, form, origins, .. } = request;
         // The parameter is required, so many clients send the largest limit of some other model.
         let model = chat.load().await?;
         request.options.max_tokens = request.options.max_tokens.map(|n| model.limit_within_context(n));
-        match chat.start_chat(request, tenant).await {
+        match chat.start_chat(request, caller).await {
             Ok(stream) => Ok((stream, Self { form, origins })),
             Err(e) => Err(origins.rename_error(e)),
         }
@@ -154,7 +151,5 @@ pub async fn count_tokens(
     ignored.add_unknown_model(&app, chat.options.model.as_deref());
     let counted = app.count_prompt_tokens(chat, &tenant.name(), n_bytes).await;
     let input_tokens = counted.map_err(|e| origins.rename_error(e))?;
-    let mut headers = HeaderMap::new();
-    ignored.insert_into(&mut headers);
-    Ok(json_response(headers, to_json(&TokenCount { input_tokens })?))
+    ignored.respond(&TokenCount { input_tokens })
 }

@@ -1,11 +1,14 @@
 //! Request handlers, one file per group of routes.
 
+pub mod batches;
 pub mod chat;
 pub mod completions;
 pub mod conversations;
 pub mod decisions;
 pub mod embeddings;
+pub mod files;
 pub mod generation;
+pub mod message_batches;
 pub mod messages;
 pub mod models;
 pub mod probes;

@@ -1,13 +1,12 @@
 //! `POST /v1/responses` and `POST /v1/responses/input_tokens`.
 
-use std::sync::Arc;
-
 use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::{App, ServedChat, unix_time};
+use crate::chat::{Caller, Priority};
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject, check_params};
@@ -35,7 +34,7 @@ struct PreparedRequest {
     translated: TranslatedRequest,
     blank: ResponseObject,
     persistence: Persistence,
-    tenant: Arc<str>,
+    caller: Caller,
     headers: HeaderMap,
 }
 
@@ -49,11 +48,10 @@ pub async fn create(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let tenant = tenant.name();
     let n_bytes = body.n_bytes();
-    let for_tenant = tenant.clone();
+    let caller = tenant.caller();
     let convert = move |object| {
-        let attempt = Attempt::from_request(&headers, &for_tenant, PATH, &object);
+        let attempt = Attempt::from_request(&headers, &tenant.name(), PATH, &object);
         let (object, ignored) = check_params(object, params::RESPONSES, params::NESTED)?;
         Ok((attempt, ResponsesRequest::from_object(object)?, ignored))
     };
@@ -62,11 +60,11 @@ pub async fn create(
     let heartbeat = Heartbeat::with_openai_errors(app.limits().heartbeat);
     let log = RequestLog::new(request_id.clone(), "response");
     if request.background.unwrap_or(false) {
-        let prepared = prepare(&app, request, tenant, ignored, n_bytes).await?;
+        let prepared = prepare(&app, request, caller, ignored, n_bytes).await?;
         return start_in_background(prepared, &background, log, is_streamed).await;
     }
     let started = async move {
-        let prepared = prepare(&app, request, tenant, ignored, n_bytes).await?;
+        let prepared = prepare(&app, request, caller, ignored, n_bytes).await?;
         start(prepared, log, is_streamed).await
     };
     if is_streamed {
@@ -92,9 +90,9 @@ pub async fn input_tokens(
         Ok((ResponsesRequest::from_object(object)?, ignored))
     };
     let (request, ignored) = body.parse_with(convert).await?;
-    let PreparedRequest { chat, request, translated, tenant, headers, .. } =
-        prepare(&app, request, tenant.name(), ignored, n_bytes).await?;
-    let counted = chat.count_prompt_tokens(translated.chat, tenant).await;
+    let PreparedRequest { chat, request, translated, caller, headers, .. } =
+        prepare(&app, request, tenant.caller(), ignored, n_bytes).await?;
+    let counted = chat.count_prompt_tokens(translated.chat, caller).await;
     let input_tokens = counted.map_err(|e| with_own_names(e, &request))?;
     let json = to_json(&ResponseInputTokens { object: "response.input_tokens", input_tokens })?;
     Ok(json_response(headers, json))
@@ -104,19 +102,22 @@ pub async fn input_tokens(
 async fn prepare(
     app: &App,
     request: ResponsesRequest,
-    tenant: Arc<str>,
+    mut caller: Caller,
     mut ignored: IgnoredParams,
     n_bytes: usize,
 ) -> Result<PreparedRequest> {
     check_references(request.previous_response_id.as_deref(), request.conversation.as_ref())?;
     let is_stored = request.store.unwrap_or(true);
-    if request.background.unwrap_or(false) && !is_stored {
-        let message = "`background` needs `store` to be true: the response is fetched from the store";
-        return Err(Error::invalid("background", message));
+    if request.background.unwrap_or(false) {
+        if !is_stored {
+            let message = "`background` needs `store` to be true: the response is fetched from the store";
+            return Err(Error::invalid("background", message));
+        }
+        caller.priority = Priority::Background;
     }
     let chat = app.chat(request.options.model.as_deref(), n_bytes)?;
     let blank = blank_response(&request, new_id("resp"), chat.id().to_owned(), unix_time());
-    let owner = app.state_owner(&tenant);
+    let owner = app.state_owner(&caller.tenant);
     let (for_owner, response_id) = (owner.clone(), blank.id.clone());
     let read = app.with_state(move |state| {
         let input = input_items(request.input.as_ref());
@@ -130,7 +131,7 @@ async fn prepare(
     ignored.insert_into(&mut headers);
     let conversation = request.conversation.as_ref().map(|conversation| conversation.id().to_owned());
     let persistence = Persistence { app: app.clone(), owner, input, conversation, is_stored };
-    Ok(PreparedRequest { chat, request, translated, blank, persistence, tenant, headers })
+    Ok(PreparedRequest { chat, request, translated, blank, persistence, caller, headers })
 }
 
 /// Starts the generation of a response; returns it with the headers of its HTTP response.
@@ -139,9 +140,9 @@ async fn start(
     log: RequestLog,
     is_streamed: bool,
 ) -> Result<(ResponseRun, HeaderMap)> {
-    let PreparedRequest { chat, request, translated, blank, persistence, tenant, headers } = prepared;
+    let PreparedRequest { chat, request, translated, blank, persistence, caller, headers } = prepared;
     let TranslatedRequest { chat: chat_request, tools, settings, .. } = translated;
-    let started = chat.start_chat(chat_request, tenant).await;
+    let started = chat.start_chat(chat_request, caller).await;
     let stream = started.map_err(|e| with_own_names(e, &request))?;
     let builder = ResponseBuilder::new(blank, tools, settings, is_streamed);
     Ok((ResponseRun::new(stream, builder, log, persistence), headers))

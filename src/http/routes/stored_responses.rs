@@ -5,30 +5,27 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::http::error::ApiError;
-use crate::http::middleware::auth::Tenant;
-use crate::http::query::{ListQuery, PathId, QueryParams};
+use crate::http::extract::respond_with;
+use crate::http::middleware::auth::Owner;
+use crate::http::query::{PathId, QueryParams};
 use crate::http::response_run::{BackgroundRuns, replayed_stream};
-use crate::http::retry::dedup::to_json;
-use crate::http::retry::heartbeat::json_response;
-use crate::openai::responses::conversations::{Deleted, ItemList};
+use crate::openai::responses::conversations::{Deleted, ItemList, id_of_item};
 use crate::openai::responses::output::{ResponseFailure, ResponseObject, ResponseStatus};
-use crate::responses::{StoredResponse, page, replay};
+use crate::responses::{StoredResponse, replay};
 
 /// A stored response, or its events with `stream=true`.
 pub async fn retrieve(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     Extension(background): Extension<BackgroundRuns>,
     PathId(id): PathId,
     query: QueryParams,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     let is_streamed = query.flag("stream")?;
     let after = query.number("starting_after")?;
     if let Some(run) = background.find(&id, &owner).filter(|_| is_streamed) {
@@ -38,33 +35,31 @@ pub async fn retrieve(
     if is_streamed {
         return Ok(replayed_stream(replay(&response, &deltas), after));
     }
-    Ok(json_response(HeaderMap::new(), to_json(&response)?))
+    respond_with(&response)
 }
 
 /// Deletes a response; one in the background is cancelled first.
 pub async fn delete(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     Extension(background): Extension<BackgroundRuns>,
     PathId(id): PathId,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     if let Some(run) = background.find(&id, &owner) {
         run.cancel().await;
     }
     let removed = id.clone();
     app.with_state(move |state| state.remove_response(&owner, &removed)).await?;
-    Ok(json_response(HeaderMap::new(), to_json(&Deleted { id, object: "response", deleted: true })?))
+    respond_with(&Deleted { id, object: "response", deleted: true })
 }
 
 /// Ends the generation of a response in the background. One that has ended stays as it is.
 pub async fn cancel(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     Extension(background): Extension<BackgroundRuns>,
     PathId(id): PathId,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
     if let Some(run) = background.find(&id, &owner) {
         run.cancel().await;
     }
@@ -74,21 +69,20 @@ pub async fn cancel(
             "only responses with `background: true` can be cancelled; end others by closing their connection";
         return Err(Error::invalid("response_id", message).into());
     }
-    Ok(json_response(HeaderMap::new(), to_json(&response)?))
+    respond_with(&response)
 }
 
 /// Lists the input of a response.
 pub async fn input_items(
     State(app): State<App>,
-    Extension(tenant): Extension<Tenant>,
+    Owner(owner): Owner,
     PathId(id): PathId,
     query: QueryParams,
 ) -> Result<Response, ApiError> {
-    let owner = app.state_owner(&tenant.name());
-    let ListQuery(request) = query.list()?;
+    let list = query.list()?;
     let stored = app.with_state(move |state| state.response(&owner, &id)).await?;
-    let (data, has_more) = page(&stored.input, &request)?;
-    Ok(json_response(HeaderMap::new(), to_json(&ItemList::new(data, has_more))?))
+    let (data, has_more) = list.page(&stored.input, id_of_item)?;
+    respond_with(&ItemList::new(data, has_more))
 }
 
 /// A stored response. One that was generated when the server stopped has failed.

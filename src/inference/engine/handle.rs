@@ -12,6 +12,7 @@ use super::kv_budget::KvBudget;
 use super::worker::EngineWorker;
 use super::{Admission, EngineOptions, EngineShared, EngineStatus, QueuedRequest};
 use crate::error::{Error, Kind, Result};
+use crate::inference::Priority;
 use crate::inference::grammar::{CompiledGrammar, Grammar, GrammarCompiler};
 use crate::inference::scheduler::{ContextShift, MAX_SCORED_ROWS};
 use crate::inference::{Event, GenerationRequest, Scoring};
@@ -92,6 +93,15 @@ impl Engine {
         Ok(Admission { _slot: slot })
     }
 
+    /// Admits a background request: waits for a slot.
+    ///
+    /// # Errors
+    /// When the engine has died.
+    pub async fn admit_later(&self) -> Result<Admission> {
+        let slot = self.shared.slots.clone().acquire_owned().await.map_err(|_| engine_died())?;
+        Ok(Admission { _slot: slot })
+    }
+
     /// Compiles a grammar, from which constraints of generations are made. Dropping the future ends the work.
     ///
     /// # Errors
@@ -120,7 +130,10 @@ impl Engine {
         // A request without a limit does not ask for an endless generation.
         let may_shift = self.shared.options.context_shift && request.max_tokens < usize::MAX;
         request.max_tokens = request.max_tokens.min(if may_shift { MAX_TOKENS } else { room });
-        let queued_tokens = Arc::new(self.reserve_queue_tokens(n_prompt)?);
+        // Few background requests wait at a time, and they wait for long.
+        let is_interactive = request.caller.priority == Priority::Interactive;
+        let queued_tokens =
+            is_interactive.then(|| self.reserve_queue_tokens(n_prompt)).transpose()?.map(Arc::new);
         let arrived = Instant::now();
         let submit = |(choice, admission): (usize, Admission)| {
             let mut request = request.clone();

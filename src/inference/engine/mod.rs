@@ -87,8 +87,8 @@ struct QueuedRequest {
     events: mpsc::Sender<Event>,
     arrived: Instant,
     admission: Admission,
-    /// Its prompt's share of [`EngineOptions::queued_tokens`], held until it starts.
-    queued_tokens: Arc<OwnedSemaphorePermit>,
+    /// Its prompt's share of [`EngineOptions::queued_tokens`], held until it starts; background requests have none.
+    queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
     /// Set when its text is to end where it is.
     is_ended: Arc<AtomicBool>,
 }

@@ -16,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc as events};
 use super::kv_budget::KvBudget;
 use super::{Admission, EngineOptions, EngineShared, QueuedRequest};
 use crate::error::{Error, Kind, Result};
+use crate::inference::Caller;
+use crate::inference::Priority;
 use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
 use crate::inference::scoring::{Scorer, Scoring};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
@@ -72,6 +74,8 @@ struct ActiveSequence {
     /// Whether nothing is to be generated after the prompt.
     is_prompt_only: bool,
     _admission: Admission,
+    /// Whether it may wait for as long as others run.
+    is_background: bool,
     /// Held until it starts.
     queued_tokens: Option<Arc<OwnedSemaphorePermit>>,
     /// Set when its text is to end where it is.
@@ -234,6 +238,7 @@ impl EngineWorker {
             Err(e) => return send(&events, Event::Failed(e)),
         };
         generation.set_waker(thread::current());
+        let is_background = request.caller.priority == Priority::Background;
         self.n_sequences_seen += 1;
         let id = SequenceId(self.n_sequences_seen);
         let n_prompt = request.prompt.len();
@@ -250,7 +255,8 @@ impl EngineWorker {
             max_tokens: request.max_tokens,
             is_scored: matches!(request.scoring, Some(Scoring::Prompt { .. })),
             continuations,
-            tenant: request.tenant,
+            tenant: request.caller.tenant,
+            priority: request.caller.priority,
         });
         let sequence = ActiveSequence {
             n_prompt,
@@ -263,7 +269,8 @@ impl EngineWorker {
             scorer,
             is_prompt_only: request.max_tokens == 0,
             _admission: admission,
-            queued_tokens: Some(queued_tokens),
+            is_background,
+            queued_tokens,
             is_ended,
         };
         self.sequences.insert(id, sequence);
@@ -272,7 +279,7 @@ impl EngineWorker {
     /// The namespace of the prefix cache for a request: its tenant, its salt, and whether its positions are rotated as
     /// in a long prompt, on which the keys depend.
     fn cache_namespace(&self, request: &GenerationRequest) -> Arc<str> {
-        let GenerationRequest { prompt, tenant, cache_salt, .. } = request;
+        let GenerationRequest { prompt, caller: Caller { tenant, .. }, cache_salt, .. } = request;
         let is_long = self.model.config().is_long_prompt(prompt.len());
         let salt = cache_salt.as_deref().unwrap_or_default();
         // The length marks where the tenant ends, whatever it contains.
@@ -505,8 +512,9 @@ impl EngineWorker {
     /// Refuses the sequences that have waited for longer than the queue timeout.
     fn expire_queued(&mut self) {
         let timeout = self.shared.options.queue_timeout;
-        let is_expired =
-            |sequence: &ActiveSequence| sequence.started.is_none() && sequence.arrived.elapsed() > timeout;
+        let is_expired = |sequence: &ActiveSequence| {
+            sequence.started.is_none() && !sequence.is_background && sequence.arrived.elapsed() > timeout
+        };
         for id in self.ids_where(is_expired) {
             metrics::counter!(telemetry::REQUESTS_SHED).increment(1);
             let error = Error::new(

@@ -84,7 +84,12 @@ pub struct ItemList {
 impl ItemList {
     /// A page of items.
     pub fn new(data: Vec<JsonMap>, has_more: bool) -> Self {
-        let id = |item: Option<&JsonMap>| item?.get("id")?.as_str().map(str::to_owned);
+        let id = |item: Option<&JsonMap>| item.and_then(id_of_item).map(str::to_owned);
         Self { object: "list", first_id: id(data.first()), last_id: id(data.last()), data, has_more }
     }
+}
+
+/// The id of an item.
+pub fn id_of_item(item: &JsonMap) -> Option<&str> {
+    item.get("id")?.as_str()
 }
