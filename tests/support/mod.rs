@@ -72,8 +72,8 @@ pub fn byte_tokenizer_with(special: &[&str]) -> Tokenizer {
 pub struct Script {
     /// Tokens of every answer; the end token follows.
     pub answer: Vec<u32>,
-    /// A text, and the answer to prompts that have it.
-    pub after: Option<(&'static str, &'static str)>,
+    /// Texts, each with the answer to prompts that have it and none before it in this list.
+    pub after: Vec<(&'static str, String)>,
     /// Chat template; [`TEMPLATE`] by default.
     pub template: Option<&'static str>,
     /// Special tokens in addition to the byte tokenizer's two.
@@ -159,7 +159,7 @@ impl Decoder for ScriptedModel {
             for (block, tokens) in table.iter().flatten().zip(seen.chunks(BLOCK_TOKENS)) {
                 self.blocks.insert(*block, tokens.to_vec());
             }
-            let is_after = self.script.after.filter(|(text, _)| {
+            let after = self.script.after.iter().find(|(text, _)| {
                 let prompt = &seen[..seen.len().min(span.n_prompt)];
                 let has_byte = |(token, byte): (&u32, u8)| *token == u32::from(byte);
                 prompt.windows(text.len()).any(|tokens| tokens.iter().zip(text.bytes()).all(has_byte))
@@ -174,7 +174,7 @@ impl Decoder for ScriptedModel {
                     continue;
                 }
                 let n_said = (span.start + offset + 1).saturating_sub(span.n_prompt);
-                let next = match is_after {
+                let next = match after {
                     None => self.script.answer.get(n_said).copied(),
                     Some((_, answer)) => answer.as_bytes().get(n_said).map(|&byte| u32::from(byte)),
                 };
