@@ -512,22 +512,3 @@ async fn input_tokens_are_counted_as_they_are_used() {
         json!({"object": "response.input_tokens", "input_tokens": answer["usage"]["input_tokens"]})
     );
 }
-
-/// A server for other people's clients: `SCRIPT` is what its model says, `SERVE_SECONDS` how long it serves.
-#[tokio::test]
-#[ignore = "by hand"]
-async fn serve_a_script() {
-    let said = std::env::var("SCRIPT").unwrap_or_else(|_| "Hello.".to_owned());
-    let seconds = std::env::var("SERVE_SECONDS").map_or(300, |seconds| seconds.parse().unwrap());
-    let template = if std::env::var("REASONS").is_ok() { REASONS } else { TEMPLATE };
-    let script = Script { context_length: Some(131_072), template: Some(template), ..Script::saying(&said) };
-    let options = predict_otron_9000::inference::EngineOptions {
-        kv_bytes: 64 << 20,
-        queued_tokens: 1 << 20,
-        prefill_chunk_tokens: 8192,
-        ..ENGINE_OPTIONS
-    };
-    let server = scripted_server(script, Limits::default(), options).await;
-    println!("listening on {}", server.address);
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
-}
