@@ -1,6 +1,6 @@
 //! Names of the Messages API in place of the chat route's, in errors and in lists of ignored parameters.
 
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
 /// The origins of the parts of a translated request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,10 +33,6 @@ impl Origins {
     /// The error of a chat request in the words of the Messages API.
     pub fn rename_error(&self, e: Error) -> Error {
         let message = self.rename(&e.to_string());
-        let message = match too_long_prompt(&message) {
-            Some(words) if e.kind() == Kind::ContextLengthExceeded => format!("{words}; {message}"),
-            _ => message,
-        };
         e.with_message(message)
     }
 
@@ -53,14 +49,6 @@ impl Origins {
         let text = replace_indexed(&text, "tools[", &self.tools);
         PHRASES.iter().fold(text, |text, (chat, own)| text.replace(chat, own))
     }
-}
-
-/// The words by which clients recognize a prompt that is too long, to shorten the conversation, with the numbers of the
-/// chat layer's message.
-fn too_long_prompt(message: &str) -> Option<String> {
-    let (n_tokens, rest) = message.strip_prefix("the prompt has ")?.split_once(" tokens")?;
-    let max = rest.split(|c: char| !c.is_ascii_digit()).find(|digits| !digits.is_empty())?;
-    Some(format!("prompt is too long: {n_tokens} tokens > {max} maximum"))
 }
 
 /// Replaces each `name[idx]`, where `opening` is `name[`, by the text with this index.
@@ -97,12 +85,6 @@ mod tests {
         ] {
             assert_eq!(origins.rename_error(Error::invalid("x", chat)).to_string(), own);
         }
-        let chat = "the prompt has more than 512 tokens, but the context holds 512 for prompt and completion together";
-        let own = origins.rename_error(Error::new(Kind::ContextLengthExceeded, chat)).to_string();
-        assert!(
-            own.starts_with("prompt is too long: more than 512 tokens > 512 maximum; the prompt has"),
-            "{own}"
-        );
         assert_eq!(origins.rename_path("reasoning_effort"), "thinking");
         assert_eq!(origins.rename_path("messages[1].reasoning_content"), "messages[0].content");
     }

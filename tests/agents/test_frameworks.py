@@ -24,6 +24,7 @@ from agents import (
     set_tracing_disabled,
 )
 from huggingface_hub import InferenceClient
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
@@ -38,6 +39,8 @@ OPTIONS = dict(base_url=BASE_URL, api_key="unused")
 QUESTION = "How warm is it in Rome?"
 ANSWER = "It is warm there."
 JSON_QUESTION = "How warm is it? Answer in JSON."
+# The model's context holds 262,144 tokens, each a byte.
+TOO_LONG = "x" * 300_000
 
 set_tracing_disabled(True)
 
@@ -214,6 +217,21 @@ def test_litellm_messages():
     result = {"type": "tool_result", "tool_use_id": call["id"], "content": get_weather(**call["input"])}
     messages += [{"role": "assistant", "content": content}, {"role": "user", "content": [result]}]
     assert asyncio.run(run(messages))["content"][0]["text"] == ANSWER
+
+
+@pytest.mark.parametrize("prefix", ["openai/", "hosted_vllm/", "anthropic/"])
+def test_litellm_recognizes_a_prompt_that_is_too_long(prefix):
+    api_base = SERVER if prefix == "anthropic/" else BASE_URL
+    messages = [{"role": "user", "content": TOO_LONG}]
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(model=prefix + "scripted", api_base=api_base, api_key="unused", messages=messages)
+
+
+@pytest.mark.parametrize("use_responses_api", [False, True])
+def test_langchain_recognizes_a_prompt_that_is_too_long(use_responses_api):
+    model = ChatOpenAI(model="scripted", **OPTIONS, use_responses_api=use_responses_api)
+    with pytest.raises(ContextOverflowError):
+        model.invoke(TOO_LONG)
 
 
 @pytest.mark.parametrize("make", [outlines.from_openai, outlines.from_vllm, outlines.from_sglang])

@@ -235,11 +235,12 @@ impl Engine {
         Error::new(Kind::Overloaded { retry_after: self.shared.retry_after() }, message)
     }
 
-    /// The error of a prompt of `n_tokens` tokens, too many for the context.
+    /// The error of a prompt of `n_tokens` tokens, too many for the context. It begins with Anthropic's words, by which
+    /// clients of all APIs recognize it, in order to shorten the conversation.
     pub fn prompt_too_long(&self, n_tokens: &str) -> Error {
         let message = format!(
-            "the prompt has {n_tokens} tokens, but the context holds {} for prompt and completion together; shorten \
-             the messages",
+            "prompt is too long: {n_tokens} tokens > {} maximum for prompt and completion together; shorten the \
+             messages",
             self.context_length
         );
         Error::new(Kind::ContextLengthExceeded, message).with_param("messages")
