@@ -1,5 +1,7 @@
 //! Requests of the Messages API.
 
+use std::num::NonZeroU64;
+
 use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -265,8 +267,7 @@ pub struct ThinkingConfig {
     pub kind: InputThinkingMode,
     /// Most tokens of the reasoning; required if the mode is `enabled`.
     #[serde(default)]
-    #[schemars(range(min = 1))]
-    pub budget_tokens: Option<u64>,
+    pub budget_tokens: Option<NonZeroU64>,
     /// Whether the response has the reasoning's text.
     #[serde(default)]
     pub display: Option<ThinkingDisplay>,
@@ -329,8 +330,7 @@ pub struct OutputFormat {
     #[serde(rename = "type")]
     pub kind: OutputFormatKind,
     /// The JSON schema.
-    #[schemars(schema_with = "openai::generation_options::object_or_null")]
-    pub schema: Value,
+    pub schema: Option<Map<String, Value>>,
 }
 
 /// The only kind of output format.

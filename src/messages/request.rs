@@ -42,7 +42,7 @@ pub fn translate(request: MessagesRequest) -> Result<MessagesTranslation> {
         ));
     };
     let budget = conversation.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
-    if let Some(budget) = budget.filter(|budget| *budget >= max_tokens) {
+    if let Some(budget) = budget.filter(|budget| budget.get() >= max_tokens) {
         let message = format!(
             "`thinking.budget_tokens` is {budget}, but must be less than `max_tokens`, which is {max_tokens}"
         );
@@ -141,11 +141,7 @@ pub fn translate_prompt(request: CountTokensRequest) -> Result<MessagesTranslati
     let output = request.output_config.unwrap_or_default();
     chat.reasoning_effort = reasoning_effort(request.thinking.as_ref(), output.effort);
     let budget = request.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
-    if budget == Some(0) {
-        let message = "`thinking.budget_tokens` is 0, but must be 1 or more; disable `thinking` instead";
-        return Err(Error::invalid("thinking.budget_tokens", message));
-    }
-    chat.thinking_budget = budget.map(|budget| i64::try_from(budget).unwrap_or(i64::MAX));
+    chat.thinking_budget = budget.map(|budget| i64::try_from(budget.get()).unwrap_or(i64::MAX));
     chat.options.model = request.model;
     chat.options.response_format = response_format(output.format, request.output_format)?;
     let display = request.thinking.as_ref().and_then(|thinking| thinking.display);
@@ -179,17 +175,12 @@ fn response_format(
             "`output_config.format` and `output_format` are two names of one parameter; send only one";
         return Err(Error::invalid("output_format", message));
     }
-    let name = if former.is_some() { "output_format.schema" } else { "output_config.format.schema" };
-    let format = format.or(former);
-    if format.as_ref().is_some_and(|format| !format.schema.is_object() && !format.schema.is_null()) {
-        return Err(Error::invalid(name, format!("`{name}` must be a JSON schema, an object")));
-    }
-    Ok(format.map(|format| ResponseFormat {
+    Ok(format.or(former).map(|format| ResponseFormat {
         kind: ResponseFormatKind::JsonSchema,
         json_schema: Some(JsonSchemaFormat {
             name: FORMAT_NAME.to_owned(),
             description: None,
-            schema: Some(format.schema),
+            schema: format.schema.map(serde_json::Value::Object),
             strict: Some(true),
         }),
         ..ResponseFormat::default()

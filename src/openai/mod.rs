@@ -91,6 +91,7 @@ fn in_json_terms(message: &str) -> String {
         "f32" | "f64" => "a number",
         "i64" => "an integer",
         "u32" | "u64" | "usize" => "an integer of 0 or more",
+        "a nonzero u64" => "an integer of 1 or more",
         "a sequence" => "an array",
         "a map" => "an object",
         "string or map" | "map with a single key" => "a string",
