@@ -45,22 +45,22 @@ pub struct MessageBatchObject {
     pub archived_at: Option<String>,
     /// When the client wanted no more of it.
     pub cancel_initiated_at: Option<String>,
-    /// Where its results are, once it has ended.
+    /// The path of its results, once it has ended.
     pub results_url: Option<String>,
 }
 
 /// Requests of a batch, by how they ended. Until the batch has ended, all of them are processing.
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct MessageBatchCounts {
-    /// Those that are being processed.
+    /// Requests without an answer so far.
     pub processing: u64,
-    /// Those with a message.
+    /// Requests that were answered with a message.
     pub succeeded: u64,
-    /// Those with an error.
+    /// Requests that were answered with an error.
     pub errored: u64,
-    /// Those that were left because the client wanted no more.
+    /// Requests that a cancellation left unanswered.
     pub canceled: u64,
-    /// Those that were left because time was over.
+    /// Requests that were left unanswered when time was over.
     pub expired: u64,
 }
 

@@ -75,7 +75,7 @@ pub struct LineReader {
     max_line_bytes: usize,
     next_part: u64,
     buffer: Vec<u8>,
-    /// What of the buffer is read.
+    /// Bytes of the buffer that are read.
     start: usize,
     n_lines: u64,
     is_at_end: bool,

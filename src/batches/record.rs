@@ -86,13 +86,13 @@ pub enum BatchState {
 pub struct BatchCounts {
     /// All.
     pub total: u64,
-    /// Those with a response.
+    /// Requests that were answered with a response.
     pub succeeded: u64,
-    /// Those with an error.
+    /// Requests that were answered with an error.
     pub errored: u64,
-    /// Those that were left because the client wanted no more.
+    /// Requests that a cancellation left unanswered.
     pub cancelled: u64,
-    /// Those that were left because time was over.
+    /// Requests that were left unanswered when time was over.
     pub expired: u64,
 }
 
@@ -105,7 +105,7 @@ pub struct ResultFile {
     pub n_bytes: u64,
 }
 
-/// What the server answered.
+/// The server's answer to a request.
 #[derive(Debug, Clone)]
 pub struct CallResult {
     /// The status of HTTP.

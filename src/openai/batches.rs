@@ -92,9 +92,9 @@ pub struct BatchObject {
 pub struct RequestCounts {
     /// All.
     pub total: u64,
-    /// Those with a response.
+    /// Requests that were answered with a response.
     pub completed: u64,
-    /// Those with an error.
+    /// Requests that were answered with an error, or left unanswered.
     pub failed: u64,
 }
 
@@ -126,11 +126,11 @@ pub struct BatchError {
 pub struct BatchTokens {
     /// Tokens of the prompts or inputs.
     pub input_tokens: u64,
-    /// What they consist of.
+    /// Parts of the input tokens.
     pub input_tokens_details: CachedTokens,
     /// Tokens that were generated.
     pub output_tokens: u64,
-    /// What they consist of.
+    /// Parts of the output tokens.
     pub output_tokens_details: ReasoningTokens,
     /// Both together.
     pub total_tokens: u64,

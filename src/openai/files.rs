@@ -9,7 +9,7 @@ pub struct FileUploadForm {
     /// The file, with its name.
     #[schemars(extend("contentMediaType" = "application/octet-stream"))]
     pub file: String,
-    /// What it is for; requests of a batch are for `batch`.
+    /// Its purpose; `batch` for the requests of a batch.
     #[schemars(length(min = 1, max = 1024), example = &"batch")]
     pub purpose: String,
     /// Always `created_at`.
@@ -39,7 +39,7 @@ pub struct FileObject {
     pub expires_at: Option<u64>,
     /// The name that the client gave it.
     pub filename: String,
-    /// What it is for: `batch`, `batch_output`, or whatever else the client said.
+    /// Its purpose: `batch`, `batch_output`, or whatever else the client said.
     pub purpose: String,
     /// Always `processed`.
     #[schemars(extend("const" = "processed"))]

@@ -51,7 +51,7 @@ pub struct FileRecord {
     pub id: String,
     /// The name that the client gave it.
     pub filename: String,
-    /// What it is for.
+    /// Its purpose, as the client said.
     pub purpose: String,
     /// Size in bytes.
     pub n_bytes: u64,
