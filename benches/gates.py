@@ -21,6 +21,8 @@ REFUSAL_MS, PROBE_MS, CHAT_SECONDS = 10, 20, 2
 SOAK_GROWTH_MIB = 1
 # How much slower streams may be beside a grammar that is slow than beside a text.
 GRAMMAR_TIMES = 1.1
+# How much longer the time between tokens may be beside a batch.
+BATCH_TIMES = 1.2
 
 
 async def probe(server, seconds, path, body_bytes=None, pause=0.02):
@@ -277,8 +279,9 @@ class Soak:
         return round(slope * (half[-1][0] - half[0][0]), 2)
 
 
-def fetched(server, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=30) as response:
+def fetched(server, path, body=None, media_type="application/json"):
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", body, {"content-type": media_type})
+    with urllib.request.urlopen(request, timeout=30) as response:
         return response.read().decode()
 
 
@@ -311,4 +314,53 @@ async def soak():
         )
 
 
-GATES = {"overload": overload, "probes": probes, "connections": slow_connections, "grammar": grammar, "soak": soak}
+def start_batch(server, n):
+    """Starts a batch of `n` chats; returns its path."""
+    path = "/v1/chat/completions"
+
+    def line_of(i):
+        content = f"batch {i}: write a story about {words(i, 80)}"
+        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 64, "ignore_eos": True}
+        return json.dumps({"custom_id": str(i), "method": "POST", "url": path, "body": body})
+
+    part = '--cut\r\ncontent-disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    file = part % ("file", '; filename="in.jsonl"', "\n".join(map(line_of, range(n))))
+    form = (part % ("purpose", "", "batch") + file + "--cut--\r\n").encode()
+    uploaded = json.loads(fetched(server, "/v1/files", form, "multipart/form-data; boundary=cut"))
+    request = {"input_file_id": uploaded["id"], "endpoint": path, "completion_window": "24h"}
+    return "/v1/batches/" + json.loads(fetched(server, "/v1/batches", json.dumps(request).encode()))["id"]
+
+
+async def batches():
+    async with Server() as server:
+
+        async def ask(i, n):
+            # Between chats the batch has its turn.
+            await asyncio.sleep(random.Random(i).uniform(0.1, 0.5))
+            return await chat(server, f"{i} {n}: write a story about {words(i, 20)}", 60)
+
+        live = lambda n: together([lambda i=i: ask(i, n) for i in range(60)], 2)
+        await live(0)
+        quiet, _ = await live(1)
+        path = start_batch(server, 400)
+        disturbed, _ = await live(2)
+        n_meanwhile = json.loads(fetched(server, path))["request_counts"]["completed"]
+        started = time.perf_counter()
+        while (batch := json.loads(fetched(server, path)))["status"] != "completed":
+            await asyncio.sleep(0.1)
+        n_after = batch["request_counts"]["completed"] - n_meanwhile
+        alone, beside = (quantile(gaps(some), 0.99) for some in (quiet, disturbed))
+        first = lambda some: ms(statistics.median(answer.stamps[0] for answer in some))
+        yield line(
+            {"times": BATCH_TIMES},
+            gap_p99_alone_ms=ms(alone),
+            gap_p99_ms=ms(beside),
+            times=round(beside / alone, 2),
+            ttft_p50_alone_ms=first(quiet),
+            ttft_p50_ms=first(disturbed),
+            lines_meanwhile=n_meanwhile,
+            lines_s_alone=round(n_after / (time.perf_counter() - started), 1),
+        )
+
+
+GATES = {"batches": batches, "overload": overload, "probes": probes, "connections": slow_connections, "grammar": grammar, "soak": soak}

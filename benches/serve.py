@@ -17,9 +17,10 @@ overload     ten times as many clients as the server admits, for a while; refusa
 probes       /livez, /readyz and /metrics while every core is busy, and while large bodies arrive
 connections  1,000 slow clients beside a chat and a probe
 grammar      4 streams beside a client whose grammar is ambiguous, and beside one that has none
+batches      chats alone, then beside a batch: how much longer is the time between tokens?
 soak         10,000 requests of all kinds, a third of them cancelled: is anything left over?
 
-The last five have limits. With --gate only they run, and the exit status is 1 if a figure is beyond its limit.
+The last six have limits. With --gate only they run, and the exit status is 1 if a figure is beyond its limit.
 
 Each workload starts and stops a server of its own on a free port of this machine, with the models that are on
 disk. Every request has temperature 0, and most ask for the same number of tokens. Needs nothing but Python.
