@@ -141,7 +141,8 @@ pub struct ServeArgs {
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
     pub embedding_model: String,
     /// Backend for the embedding model: auto picks the built-in encoder for the models it supports and
-    /// fastembed (ONNX Runtime) for all others
+    /// fastembed (ONNX Runtime) for all others; encoder-f32 is the built-in one in float32 even where the processor
+    /// multiplies bfloat16 faster
     #[arg(long, env = "PREDICT_OTRON_EMBEDDING_BACKEND", value_enum, default_value_t = EmbeddingBackend::Auto)]
     pub embedding_backend: EmbeddingBackend,
     /// Policy for embedding inputs that exceed the model's limit, where the request does not say: refuse rejects
@@ -367,6 +368,8 @@ pub enum EmbeddingBackend {
     Auto,
     /// The built-in encoder.
     Encoder,
+    /// The built-in encoder, in float32 even where the processor multiplies bfloat16 faster.
+    EncoderF32,
     /// fastembed, on ONNX Runtime.
     Fastembed,
 }

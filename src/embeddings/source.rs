@@ -47,6 +47,8 @@ pub struct EmbeddingSource {
     spec: Option<EmbeddingSpec>,
     onnx: Option<OnnxConfig>,
     license: Option<String>,
+    /// Whether the built-in encoder must compute in float32.
+    is_float32: bool,
 }
 
 impl EmbeddingSource {
@@ -71,9 +73,9 @@ impl EmbeddingSource {
         let row = catalog_row(reference);
         let backend_error = |why: String| Error::registry(format!("--embedding-backend {backend}: {why}"));
         match (backend, row, FastembedEntry::find(reference)) {
-            (EmbeddingBackend::Encoder, None, Some(_)) => Err(backend_error(format!(
-                "`{reference}` is in fastembed's catalog only; use `auto`, or another model"
-            ))),
+            (EmbeddingBackend::Encoder | EmbeddingBackend::EncoderF32, None, Some(_)) => Err(backend_error(
+                format!("`{reference}` is in fastembed's catalog only; use `auto`, or another model"),
+            )),
             (EmbeddingBackend::Fastembed, Some(row), _) => {
                 row.check_kind(ModelKind::Embedding)?;
                 let entry = row.aliases.iter().find_map(|alias| FastembedEntry::find(alias));
@@ -90,13 +92,16 @@ impl EmbeddingSource {
             (_, _, _) => {
                 let formats = match backend {
                     EmbeddingBackend::Auto => Purpose::from(ModelKind::Embedding).formats,
-                    EmbeddingBackend::Encoder => &[ModelFormat::Safetensors, ModelFormat::Gguf],
+                    EmbeddingBackend::Encoder | EmbeddingBackend::EncoderF32 => {
+                        &[ModelFormat::Safetensors, ModelFormat::Gguf]
+                    }
                     EmbeddingBackend::Fastembed => &[ModelFormat::Onnx],
                 };
-                Self::resolve(reference, Purpose { kind: Some(ModelKind::Embedding), formats }, registry)
-                    .map_err(
-                        |e| if backend == EmbeddingBackend::Auto { e } else { backend_error(e.to_string()) },
-                    )
+                let purpose = Purpose { kind: Some(ModelKind::Embedding), formats };
+                let found = Self::resolve(reference, purpose, registry).map_err(|e| {
+                    if backend == EmbeddingBackend::Auto { e } else { backend_error(e.to_string()) }
+                })?;
+                Ok(Self { is_float32: backend == EmbeddingBackend::EncoderF32, ..found })
             }
         }
     }
@@ -117,7 +122,13 @@ impl EmbeddingSource {
             ModelFormat::Onnx => Some(OnnxConfig::from_files(&files)?),
             ModelFormat::Safetensors | ModelFormat::Gguf => None,
         };
-        Ok(Self { id, kind, aliases, files, main, format, spec, onnx, license })
+        let is_float32 = false;
+        Ok(Self { id, kind, aliases, files, main, format, spec, onnx, license, is_float32 })
+    }
+
+    /// Whether the built-in encoder must compute in float32.
+    pub fn is_float32(&self) -> bool {
+        self.is_float32
     }
 
     /// Whether `reference` names a model of fastembed's catalog that is not in our own.
@@ -164,6 +175,7 @@ impl EmbeddingSource {
             spec: None,
             onnx: Some(config),
             license: None,
+            is_float32: false,
         })
     }
 

@@ -72,6 +72,13 @@ impl Isa {
         }
     }
 
+    /// Whether products of bfloat16 are so much faster than those of float32 that they are worth their rounding. With
+    /// AMX they are, and with AVX-512 on AMD's processors. Intel's have fewer units for them than for float32: without
+    /// AMX, an encoder took 1.6 times as long in bfloat16 (family 6, model 207).
+    pub fn has_fast_bf16(self) -> bool {
+        self.has_bf16() && (self == Self::Amx || is_amd())
+    }
+
     /// The instruction set that this process uses: the one chosen, else the fastest.
     pub fn current() -> Self {
         *CHOSEN.get_or_init(Self::detect)
@@ -162,5 +169,16 @@ fn xgetbv() -> u64 {
 /// Other processors have no AMX, and other systems have no known way to request it.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn has_amx() -> bool {
+    false
+}
+/// Whether the processor is AMD's.
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn is_amd() -> bool {
     false
 }

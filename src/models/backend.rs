@@ -25,6 +25,6 @@ impl Backend {
 
     /// Whether floats are rounded to bfloat16.
     pub fn is_bf16(self) -> bool {
-        matches!(self, Self::KernelsBf16(isa) if isa.has_bf16())
+        matches!(self, Self::KernelsBf16(isa) if isa.has_fast_bf16())
     }
 }

@@ -70,7 +70,12 @@ def embedding(model, folder):
 def file_tokenizer(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.no_truncation()
+    # As sentence-transformers does.
+    limits = folder / "sentence_bert_config.json"
+    if limits.exists():
+        tokenizer.enable_truncation(json.loads(limits.read_text())["max_seq_length"])
+    else:
+        tokenizer.no_truncation()
     return lambda text: tokenizer.encode(text).ids
 
 

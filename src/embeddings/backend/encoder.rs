@@ -161,8 +161,12 @@ impl EncoderBackend {
             )));
         }
         let family = config.family;
-        let encoder =
-            Box::new(TextEncoder::load(config, &weights, models::Backend::KernelsBf16(Isa::current()))?);
+        let isa = Isa::current();
+        let backend = match source.is_float32() {
+            true => models::Backend::Kernels(isa),
+            false => models::Backend::KernelsBf16(isa),
+        };
+        let encoder = Box::new(TextEncoder::load(config, &weights, backend)?);
         let head = if source.kind() == ModelKind::Reranker {
             if encoder.n_labels() != 1 {
                 return Err(Error::model(format!(
