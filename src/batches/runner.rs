@@ -219,7 +219,7 @@ impl BatchRunner {
                     param: None,
                     line: None,
                 };
-                if let Err(e) = shared.fail(&batch, vec![error]).await {
+                if let Err(e) = shared.finish(&batch, BatchState::Failed, vec![error]).await {
                     tracing::error!(batch = id, error = %e, "the failure of a batch could not be stored");
                 }
             }
@@ -287,7 +287,7 @@ impl RunnerShared {
             let CheckedLines { n_lines, model, mistakes } =
                 run_blocking(move || check_lines(&record, lines)).await?;
             if !mistakes.is_empty() {
-                return self.fail(batch, mistakes).await;
+                return self.finish(batch, BatchState::Failed, mistakes).await;
             }
             let begin = |record: &mut BatchRecord| {
                 record.counts.total = n_lines;
@@ -298,13 +298,18 @@ impl RunnerShared {
             };
             self.update(batch, begin, Vec::new(), Vec::new()).await?;
         }
-        let end = self.answer_lines(batch).await?;
-        match end {
+        let state = match self.answer_lines(batch).await? {
             End::Stopping => return Ok(()),
-            End::Complete => {}
-            End::Unanswered(why) => self.write_unanswered(batch, why).await?,
-        }
-        self.finalize(batch, end).await
+            End::Complete => BatchState::Completed,
+            End::Unanswered(why) => {
+                self.write_unanswered(batch, why).await?;
+                match why {
+                    Unanswered::Cancelled => BatchState::Cancelled,
+                    Unanswered::Expired => BatchState::Expired,
+                }
+            }
+        };
+        self.finish(batch, state, Vec::new()).await
     }
 
     /// Answers the lines that have no result yet, as many at a time as there are places.
@@ -321,29 +326,26 @@ impl RunnerShared {
         let mut is_at_end = false;
         loop {
             while next.is_none() && !is_at_end {
-                let (read, mut reader) = run_blocking(move || {
+                let (read, reader) = run_blocking(move || {
                     let read = lines.next_line()?;
                     Ok((read, lines))
                 })
                 .await?;
+                lines = reader;
                 match read {
                     Some((index, text)) => {
                         n_seen += 1;
                         if !done.contains(&index) {
                             let line = BatchLine::parse(&record, index, &text);
-                            next = Some(line.map_err(|e| Error::new(Kind::InvalidRequest, e.message))?);
+                            // All lines were checked, so one that is none now is cut off.
+                            next = Some(line.map_err(|_| input_deleted())?);
                         }
                     }
-                    None => {
-                        is_at_end = true;
-                        reader = self.lines(&record);
-                    }
+                    None => is_at_end = true,
                 }
-                lines = reader;
             }
             if is_at_end && n_seen < record.counts.total {
-                let message = "the file with the requests was deleted before all were answered";
-                return Err(Error::new(Kind::InvalidRequest, message));
+                return Err(input_deleted());
             }
             let (has_next, is_running) = (next.is_some(), !running.is_empty());
             if !has_next && !is_running {
@@ -448,15 +450,10 @@ impl RunnerShared {
         }
     }
 
-    /// Ends a batch, and makes files of its results.
-    async fn finalize(&self, batch: &ActiveBatch, end: End) -> Result<()> {
+    /// Ends a batch in a state, with mistakes if it has failed, and makes files of its results.
+    async fn finish(&self, batch: &ActiveBatch, state: BatchState, errors: Vec<BatchError>) -> Result<()> {
         let record = batch.snapshot();
         let now = self.server.now();
-        let state = match end {
-            End::Complete | End::Stopping => BatchState::Completed,
-            End::Unanswered(Unanswered::Cancelled) => BatchState::Cancelled,
-            End::Unanswered(Unanswered::Expired) => BatchState::Expired,
-        };
         let files = [(&record.results, "output"), (&record.failures, "error")];
         let described =
             files.into_iter().filter(|(file, _)| file.n_bytes > 0 && record.api == BatchApi::OpenAi);
@@ -469,22 +466,16 @@ impl RunnerShared {
             expires_at: Some(now + record.results_ttl),
         });
         let finish = |record: &mut BatchRecord| {
-            record.enter(BatchState::Finalizing, now);
+            if state != BatchState::Failed {
+                record.enter(BatchState::Finalizing, now);
+            }
             record.enter(state, now);
+            record.errors = errors;
         };
         self.update(batch, finish, Vec::new(), complete.collect()).await?;
         let BatchCounts { total, succeeded, errored, .. } = record.counts;
         tracing::info!(batch = record.id, total, succeeded, errored, state = ?state, "batch ended");
         Ok(())
-    }
-
-    async fn fail(&self, batch: &ActiveBatch, errors: Vec<BatchError>) -> Result<()> {
-        let now = self.server.now();
-        let fail = |record: &mut BatchRecord| {
-            record.errors = errors;
-            record.enter(BatchState::Failed, now);
-        };
-        self.update(batch, fail, Vec::new(), Vec::new()).await
     }
 
     fn lines(&self, record: &BatchRecord) -> LineReader {
@@ -565,6 +556,12 @@ fn to_json(record: &BatchRecord) -> Vec<u8> {
 fn parse_record(json: &[u8]) -> Result<BatchRecord> {
     serde_json::from_slice(json)
         .map_err(|e| Error::internal(format!("the record of a batch cannot be read: {e}")))
+}
+
+/// The error of a batch whose requests are gone.
+fn input_deleted() -> Error {
+    let message = "the file with the requests was deleted before all were answered";
+    Error::new(Kind::InvalidRequest, message)
 }
 
 fn no_batch(id: &str) -> Error {

@@ -219,7 +219,10 @@ async fn batches_are_for_every_endpoint_that_has_a_model() {
         let results = client.lines(&batch["output_file_id"]).await;
         assert!(!results[0]["response"]["body"][expected].is_null(), "{results:?}");
     }
-    let response = &parsed(&client.get("/v1/batches").await.1)["data"][1];
+    // Those of one second are in no order.
+    let listed = parsed(&client.get("/v1/batches").await.1);
+    let is_response = |batch: &&Value| batch["endpoint"] == "/v1/responses";
+    let response = listed["data"].as_array().unwrap().iter().find(is_response).unwrap();
     let stored = text(&client.lines(&response["output_file_id"]).await[0]["response"]["body"]["id"]);
     assert_eq!(client.get(&format!("/v1/responses/{stored}")).await.0, 200, "the owner has it");
 }
@@ -286,6 +289,28 @@ async fn a_cancelled_batch_keeps_what_it_has() {
     let results = client.lines(&batch["output_file_id"]).await;
     assert_eq!(counts["completed"], results.len());
     assert!((3..12).contains(&results.len()), "{counts}");
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_keeps_what_it_has() {
+    let script = Script { step: Duration::from_millis(3), ..Script::saying(&"a".repeat(400)) };
+    let server = server(script).await;
+    let client = Client::new(server.url(""), "a");
+    // More than one part of the file, so that it is read again.
+    let mut lines: Vec<Value> = (0..3).map(|i| chat(i, "short", 1)).collect();
+    lines.extend((3..30).map(|i| chat(i, &"long ".repeat(8), 60)));
+    lines.extend((30..50).map(|i| line(i, CHAT, json!({"messages": [], "user": "x".repeat(10_000)}))));
+    let id = client.batch(CHAT, &lines).await;
+    let path = format!("/v1/batches/{id}");
+    while parsed(&client.get(&path).await.1)["request_counts"]["completed"].as_u64() < Some(3) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let input = text(&parsed(&client.get(&path).await.1)["input_file_id"]);
+    assert_eq!(client.delete(&format!("/v1/files/{input}")).await.0, 200);
+    let batch = client.ended(&path).await;
+    assert_eq!(batch["status"], "failed", "{batch}");
+    assert!(text(&batch["errors"]["data"][0]["message"]).contains("was deleted"), "{batch}");
+    assert_eq!(client.lines(&batch["output_file_id"]).await.len(), batch["request_counts"]["completed"]);
 }
 
 #[tokio::test]
