@@ -4,6 +4,7 @@
 //! budget, the least recently used are: those of the writing tenant if it has more than an equal share, else those of
 //! a tenant that has. Shared by all that must survive a restart. Files are in [`files`].
 
+mod database;
 pub mod files;
 
 use std::fs;
@@ -13,10 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redb::backends::InMemoryBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    Table, TableDefinition, WriteTransaction,
+    Builder, Database, DatabaseError, ReadableTable, ReadableTableMetadata, StorageError, Table,
+    TableDefinition, WriteTransaction,
 };
 
+use self::database::ReopenedDatabase;
 use crate::error::{Error, Kind, Result, quote};
 
 /// When the record was used last in milliseconds since 1970, the number of that use, and its value.
@@ -57,7 +59,7 @@ pub struct StoreLimits {
 
 /// Records of tenants.
 pub struct RecordStore {
-    database: Database,
+    database: ReopenedDatabase,
     limits: StoreLimits,
 }
 
@@ -67,7 +69,7 @@ impl RecordStore {
     /// # Errors
     /// When another process has it open, or the file system refuses.
     pub fn open(folder: &Path, name: &str, limits: StoreLimits) -> Result<Self> {
-        Self::new(open_or_replace(folder, name, PAGE_CACHE_BYTES)?, limits).map_err(failed)
+        Self::new(open_in(folder, name)?, limits).map_err(failed)
     }
 
     /// A store in memory.
@@ -75,16 +77,11 @@ impl RecordStore {
     /// # Errors
     /// When there is no memory.
     pub fn in_memory(limits: StoreLimits) -> Result<Self> {
-        let database =
-            Builder::new().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(InMemoryBackend::new());
-        database
-            .map_err(redb::Error::from)
-            .and_then(|database| Self::new(database, limits))
-            .map_err(|e| Error::internal(format!("cannot create a store in memory: {e}")))
+        Self::new(in_memory()?, limits).map_err(failed)
     }
 
     /// Creates the tables of a database that lacks them.
-    fn new(database: Database, limits: StoreLimits) -> Result<Self, redb::Error> {
+    fn new(database: ReopenedDatabase, limits: StoreLimits) -> Result<Self, redb::Error> {
         let store = Self { database, limits };
         let transaction = store.database.begin_write()?;
         RecordTables::open(&transaction)?;
@@ -355,8 +352,23 @@ pub fn is_damage(e: &DatabaseError) -> bool {
     }
 }
 
+/// The database `name` in a folder.
+fn open_in(folder: &Path, name: &str) -> Result<ReopenedDatabase> {
+    let (folder, name) = (folder.to_owned(), name.to_owned());
+    ReopenedDatabase::new(move || open_or_replace(&folder, &name))
+}
+
+/// A database in memory.
+fn in_memory() -> Result<ReopenedDatabase> {
+    ReopenedDatabase::new(|| {
+        let database =
+            Builder::new().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(InMemoryBackend::new());
+        database.map_err(|e| Error::internal(format!("cannot create a store in memory: {e}")))
+    })
+}
+
 /// Opens or creates the database `name` in a folder. A damaged one is renamed, and a new one is begun.
-fn open_or_replace(folder: &Path, name: &str, cache_bytes: usize) -> Result<Database> {
+fn open_or_replace(folder: &Path, name: &str) -> Result<Database> {
     let failed = |action: &str, e: &dyn std::error::Error| {
         let message = format!(
             "cannot {action} the state in {}: {e}; pass a writable folder as --state-dir, or leave the option out",
@@ -366,7 +378,7 @@ fn open_or_replace(folder: &Path, name: &str, cache_bytes: usize) -> Result<Data
     };
     fs::create_dir_all(folder).map_err(|e| failed("create", &e))?;
     let path = folder.join(name);
-    let database = match open_database(&path, cache_bytes) {
+    let database = match open_database(&path, PAGE_CACHE_BYTES) {
         Err(e) if is_damage(&e) => {
             let aside = path.with_extension("damaged");
             tracing::warn!(
@@ -375,7 +387,7 @@ fn open_or_replace(folder: &Path, name: &str, cache_bytes: usize) -> Result<Data
                 aside.display()
             );
             fs::rename(&path, &aside).map_err(|e| failed("rename", &e))?;
-            open_database(&path, cache_bytes)
+            open_database(&path, PAGE_CACHE_BYTES)
         }
         other => other,
     };

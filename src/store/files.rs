@@ -9,11 +9,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::backends::InMemoryBackend;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{failed, open_or_replace};
+use super::database::ReopenedDatabase;
+use super::{failed, in_memory, open_in};
 use crate::error::{Error, Kind, Result};
 
 /// Descriptions of files by tenant and id.
@@ -22,9 +22,6 @@ const FILES: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("files"
 const PARTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("parts");
 /// Records of jobs by tenant and id.
 const JOBS: TableDefinition<(&str, &str), &[u8]> = TableDefinition::new("jobs");
-
-/// Memory for pages of the file.
-const PAGE_CACHE_BYTES: usize = 16 << 20;
 
 /// Bytes of a part of an uploaded file: with its key it fits a page of 64 KiB.
 const PART_BYTES: usize = 63 << 10;
@@ -74,7 +71,7 @@ pub struct NewPart {
 
 /// Files and jobs of tenants.
 pub struct FileStore {
-    database: Database,
+    database: ReopenedDatabase,
     limits: FileLimits,
     used: Mutex<UsedBytes>,
 }
@@ -103,7 +100,7 @@ impl FileStore {
     /// # Errors
     /// When another process has it open, or the file system refuses.
     pub fn open(folder: &Path, name: &str, limits: FileLimits) -> Result<Arc<Self>> {
-        Self::new(open_or_replace(folder, name, PAGE_CACHE_BYTES)?, limits)
+        Self::new(open_in(folder, name)?, limits)
     }
 
     /// A store in memory.
@@ -111,13 +108,11 @@ impl FileStore {
     /// # Errors
     /// When there is no memory.
     pub fn in_memory(limits: FileLimits) -> Result<Arc<Self>> {
-        let database =
-            Builder::new().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(InMemoryBackend::new());
-        Self::new(database.map_err(failed)?, limits)
+        Self::new(in_memory()?, limits)
     }
 
     /// Creates the tables, removes what uploads have left that were cut off, and counts the bytes.
-    fn new(database: Database, limits: FileLimits) -> Result<Arc<Self>> {
+    fn new(database: ReopenedDatabase, limits: FileLimits) -> Result<Arc<Self>> {
         let store = Self { database, limits, used: Mutex::default() };
         store.write(|transaction| {
             transaction.open_table(FILES)?;
