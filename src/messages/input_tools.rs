@@ -127,6 +127,7 @@ pub fn translate_tool(tool: &InputTool, path: &str) -> Result<TranslatedTool> {
                 description: tool.description.clone(),
                 parameters: Some(schema.clone()),
                 strict: tool.strict,
+                ..FunctionDefinition::default()
             }
         }
         Some(kind) => match known_tool(kind) {
@@ -136,6 +137,7 @@ pub fn translate_tool(tool: &InputTool, path: &str) -> Result<TranslatedTool> {
                 description: Some(tool.description.clone().unwrap_or_else(|| (*description).to_owned())),
                 parameters: Some(schema()),
                 strict: tool.strict,
+                ..FunctionDefinition::default()
             },
             Some(ToolPlace::Screen) => {
                 let message = format!(

@@ -112,7 +112,7 @@ pub struct Tool {
 }
 
 /// A function that the model may call.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 pub struct FunctionDefinition {
     /// Name of 1 to 64 letters, digits, `_` or `-`.
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-zA-Z0-9_-]+$"))]
@@ -127,6 +127,9 @@ pub struct FunctionDefinition {
     /// Constrain the arguments to the schema.
     #[serde(default)]
     pub strict: Option<bool>,
+    /// Rules in Lark's form that the only argument, a text, must match; other APIs have tools with such an input.
+    #[serde(skip)]
+    pub input_grammar: Option<String>,
 }
 
 /// Controls whether and which functions are called: a mode, one function, or a set of allowed functions.

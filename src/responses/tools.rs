@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cache::name_digest;
 use crate::error::{Error, Result, quote};
+use crate::openai::chat::Tool;
 use crate::openai::responses::JsonMap;
 
 /// The longest name of a function that the chat layer takes.
@@ -127,6 +128,8 @@ pub struct OfferedTool {
     pub kind: ToolKind,
     /// The tool in the form of the chat layer, but for its name.
     function: JsonMap,
+    /// Rules in Lark's form that a custom tool's input must match.
+    input_grammar: Option<String>,
 }
 
 /// The tools of a request.
@@ -236,9 +239,6 @@ impl OfferedTools {
             .iter()
             .filter(|(key, value)| !value.is_null() && *key != "type" && !known.contains(&key.as_str()));
         ignored.extend(unknown.map(|(key, _)| format!("{path}.{key}")));
-        if tool.get("format").and_then(|format| format.get("syntax")).is_some_and(|syntax| syntax == "lark") {
-            ignored.push(format!("{path}.format"));
-        }
         let is_twice = |other: &OfferedTool| other.name == name && other.namespace.as_deref() == namespace;
         if self.tools.iter().any(is_twice) {
             let message =
@@ -247,7 +247,15 @@ impl OfferedTools {
         }
         let namespace = namespace.map(str::to_owned);
         let name = name.to_owned();
-        self.tools.push(OfferedTool { chat_name: String::new(), name, namespace, kind, function });
+        let input_grammar = lark_rules(tool).filter(|_| kind == ToolKind::Custom).map(str::to_owned);
+        self.tools.push(OfferedTool {
+            chat_name: String::new(),
+            name,
+            namespace,
+            kind,
+            function,
+            input_grammar,
+        });
         Ok(())
     }
 
@@ -287,13 +295,21 @@ impl OfferedTools {
     }
 
     /// The tools in the form of the chat layer.
-    pub fn for_chat(&self) -> Vec<Value> {
+    ///
+    /// # Errors
+    /// When a field of a tool has the wrong form.
+    pub fn for_chat(&self) -> Result<Vec<Tool>> {
         let tool = |tool: &OfferedTool| {
             let mut function = tool.function.clone();
             function.insert("name".to_owned(), tool.chat_name.clone().into());
             json!({"type": "function", "function": function})
         };
-        self.tools.iter().map(tool).collect()
+        let tools = Value::Array(self.tools.iter().map(tool).collect());
+        let mut tools: Vec<Tool> = crate::openai::from_value(tools).map_err(|e| e.with_param("tools"))?;
+        for (tool, offered) in tools.iter_mut().zip(&self.tools) {
+            tool.function.input_grammar = offered.input_grammar.clone();
+        }
+        Ok(tools)
     }
 
     /// `tool_choice` in the form of the chat layer.
@@ -368,6 +384,7 @@ fn custom_function(tool: &JsonMap, path: &str) -> Result<JsonMap> {
             (Some("grammar"), Some("lark"), Some(definition)) => {
                 let space = if description.is_empty() { "" } else { "\n" };
                 description += &format!("{space}The input matches this grammar:\n{definition}");
+                is_strict = true;
             }
             _ => {
                 let path = format!("{path}.format");
@@ -390,6 +407,12 @@ fn custom_function(tool: &JsonMap, path: &str) -> Result<JsonMap> {
         ("parameters".to_owned(), parameters),
         ("strict".to_owned(), is_strict.into()),
     ]))
+}
+
+/// The grammar of a custom tool's input.
+fn lark_rules(tool: &JsonMap) -> Option<&str> {
+    let format = tool.get("format").filter(|format| format["syntax"] == "lark")?;
+    format["definition"].as_str()
 }
 
 /// The argument that has the input of a custom tool.

@@ -7,7 +7,7 @@ use super::input::{ContextItem, item_type, messages_from_items};
 use super::reasoning_blob::BlobSigner;
 use super::tools::OfferedTools;
 use crate::error::{Error, Kind, Result};
-use crate::openai::chat::{ChatCompletionRequest, ReasoningOptions, Tool, ToolChoice};
+use crate::openai::chat::{ChatCompletionRequest, ReasoningOptions, ToolChoice};
 use crate::openai::generation_options::{
     GenerationOptions, JsonSchemaFormat, ResponseFormat, ResponseFormatKind,
 };
@@ -80,7 +80,7 @@ pub fn translate(
     }
     let include = |name: &str| request.include.iter().flatten().any(|included| included == name);
     let has_logprobs = include(TEXT_LOGPROBS) || request.top_logprobs.is_some_and(|n| n > 0);
-    let offered = tools.for_chat();
+    let offered = tools.for_chat()?;
     let chat = ChatCompletionRequest {
         messages,
         max_completion_tokens: request.max_output_tokens,
@@ -88,7 +88,7 @@ pub fn translate(
         top_logprobs: request.top_logprobs.filter(|_| has_logprobs),
         reasoning: request.reasoning.as_ref().map(chat_reasoning),
         tool_choice: chat_choice(request, &tools)?,
-        tools: chat_tools(offered)?,
+        tools: Some(offered).filter(|offered| !offered.is_empty()),
         parallel_tool_calls: request.parallel_tool_calls,
         options: chat_options(request)?,
         ..ChatCompletionRequest::default()
@@ -103,14 +103,6 @@ pub fn translate(
         settings: OutputSettings { is_summary, has_logprobs, signer },
         ignored,
     })
-}
-
-fn chat_tools(offered: Vec<Value>) -> Result<Option<Vec<Tool>>> {
-    if offered.is_empty() {
-        return Ok(None);
-    }
-    let tools = crate::openai::from_value(Value::Array(offered)).map_err(|e| e.with_param("tools"))?;
-    Ok(Some(tools))
 }
 
 fn chat_choice(request: &ResponsesRequest, tools: &OfferedTools) -> Result<Option<ToolChoice>> {

@@ -467,6 +467,39 @@ async fn required_calls_end_where_the_model_ends_them() {
     }
 }
 
+/// The input of a custom tool matches its grammar however the model's family writes calls: as JSON, where quotes and
+/// line breaks are escaped, or as it is.
+#[tokio::test]
+async fn inputs_of_custom_tools_match_their_grammar() {
+    const RULES: &str = "start: \"say \\\"\" WORD \"\\\"\\n\"\nWORD: /[xy]{1,3}/";
+    let format = json!({"type": "grammar", "syntax": "lark", "definition": RULES});
+    let tool = json!({"type": "custom", "name": "get_weather", "format": format});
+    for &(markers, open, call, _) in FORMATS {
+        let said = format!("{open}{call}").replace("city", "input");
+        let server = server(Script { template: Some(template_of(markers)), ..Script::saying(&said) }).await;
+        let request =
+            json!({"input": "hi", "tools": [tool], "tool_choice": "required", "max_output_tokens": 400});
+        let response = server.post("/v1/responses", &request).await;
+        assert_eq!(response.headers().get("x-ignored-params"), None);
+        let answer = body(response).await;
+        let item = &answer["output"][0];
+        assert_eq!(item["type"], "custom_tool_call", "{markers}: {answer}");
+        let input = item["input"].as_str().unwrap();
+        let word = input.strip_prefix("say \"").and_then(|rest| rest.strip_suffix("\"\n"));
+        let is_word = |word: &str| (1..=3).contains(&word.len()) && word.chars().all(|c| "xy".contains(c));
+        assert!(word.is_some_and(is_word), "{markers}: {input:?}");
+    }
+    // What no grammar can express in JSON is an error that says so.
+    let server = server(Script::saying("x")).await;
+    for rules in ["start: /^a/", "start: b"] {
+        let format = json!({"type": "grammar", "syntax": "lark", "definition": rules});
+        let tool = json!({"type": "custom", "name": "f", "format": format});
+        let response = server.post("/v1/responses", &json!({"input": "hi", "tools": [tool]})).await;
+        assert_eq!(response.status(), 400, "{rules}");
+        assert_eq!(body(response).await["error"]["param"], "tools", "{rules}");
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_the_token_limit_cuts_is_never_text() {
     for &(markers, open, call, _) in FORMATS {

@@ -98,6 +98,15 @@ pub struct LastStep {
     pub json: String,
 }
 
+/// The way in which a form writes a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spelling {
+    /// As it is, between marks of the form.
+    Plain,
+    /// As a JSON string.
+    Json,
+}
+
 /// A grammar of calls under construction.
 pub struct CallGrammar<'a> {
     /// The functions.
@@ -155,6 +164,31 @@ impl<'a> CallGrammar<'a> {
         let name = format!("TERMINAL_{}", self.rules.len());
         self.rules.push(format!("{name}: {body}"));
         name
+    }
+
+    /// The arguments of a function as JSON; returns the reference.
+    pub fn json_arguments(&mut self, idx: usize) -> String {
+        match self.input_rule(idx, Spelling::Json) {
+            None => self.part(Grammar::JsonSchema(self.schemas[idx].clone())),
+            Some((key, input)) => {
+                let before = self.text(&format!("{{{}: ", Value::from(key)));
+                format!("{before} {input} \"}}\"")
+            }
+        }
+    }
+
+    /// The name and the rule of a function's only argument, if it is a text with a grammar of its own.
+    pub fn input_rule(&mut self, idx: usize, spelling: Spelling) -> Option<(String, String)> {
+        let rules = self.tools.functions[idx].input_grammar.clone()?;
+        let key = self.schemas[idx].get("properties")?.as_object()?.keys().next()?.clone();
+        let rule = match spelling {
+            Spelling::Plain => self.part(Grammar::Lark { rules, parts: Vec::new() }),
+            Spelling::Json => {
+                let content = self.part(Grammar::LarkInJson(rules));
+                format!("\"\\\"\" {content} \"\\\"\"")
+            }
+        };
+        Some((key, rule))
     }
 
     /// Adds a grammar that rules can refer to; returns the reference.

@@ -11,9 +11,8 @@ use crate::openai::chat::FunctionDefinition;
 fn functions() -> Arc<[FunctionDefinition]> {
     let function = |name: &str, properties: serde_json::Value| FunctionDefinition {
         name: name.to_owned(),
-        description: None,
         parameters: Some(json!({"type": "object", "properties": properties})),
-        strict: None,
+        ..FunctionDefinition::default()
     };
     [
         function("get_weather", json!({"city": {"type": "string"}})),

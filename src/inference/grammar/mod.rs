@@ -6,7 +6,7 @@
 //! - The vocabulary is the [`Tokenizer`](crate::tokenizer::Tokenizer)'s.
 //! - A sampled token is checked by itself. The mask is computed only if that token is not allowed. After such a token,
 //!   the next mask is computed in advance, while the model computes the next logits.
-//! - Grammars in GBNF are translated (`gbnf_to_lark`), schemas are put into a form that can be enforced (`schema`).
+//! - Grammars in GBNF are translated (`gbnf_to_lark`), those of texts inside JSON rewritten (`lark_in_json`), schemas are put into a form that can be enforced (`schema`).
 //! - Grammars are compiled on threads of their own, after a trial in a process of its own ([`trial`]); texts are
 //!   checked on the grammar threads. Neither holds up the model or other requests.
 //! - Sizes and times are bounded.
@@ -18,6 +18,7 @@ mod constraint;
 mod disjoint;
 mod gbnf;
 mod gbnf_to_lark;
+mod lark_in_json;
 mod matcher;
 mod schema;
 mod schema_keywords;
@@ -75,6 +76,8 @@ pub enum Grammar {
     Choice(Vec<String>),
     /// Rules in llama.cpp's or XGrammar's form, from `root`.
     Gbnf(String),
+    /// Rules in Lark's form, from `start`, for texts that are written as the content of a JSON string.
+    LarkInJson(String),
     /// Rules in llguidance's dialect of Lark. They refer to each part by its name, `@name`.
     Lark {
         /// The rules, from `start`.
@@ -126,6 +129,10 @@ impl Grammar {
                 let rules = gbnf_to_lark::gbnf_to_lark(text).map_err(|e| unenforceable(&e))?;
                 GrammarWithLexer::from_lark(rules)
             }
+            Self::LarkInJson(rules) => {
+                let rules = lark_in_json::lark_in_json(rules);
+                GrammarWithLexer::from_lark(rules.map_err(|e| unenforceable(&e))?)
+            }
             Self::Regex(regex) => GrammarWithLexer::from_regex(regex),
             Self::Choice(choices) => {
                 let choices: Vec<String> =
@@ -140,7 +147,7 @@ impl Grammar {
         match self {
             Self::JsonSchema(schema) => schema.to_string().len(),
             Self::SpacedJson { schema, space } => schema.to_string().len() + space.len(),
-            Self::Regex(text) | Self::Gbnf(text) => text.len(),
+            Self::Regex(text) | Self::Gbnf(text) | Self::LarkInJson(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(|choice| choice.len() + 1).sum(),
             Self::Lark { rules, parts } => {
                 rules.len() + parts.iter().map(|(_, part)| part.n_bytes()).sum::<usize>()

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use crate::chat::tools::form::{CallForm, CallGrammar, CallReader};
-use crate::inference::Grammar;
 
 /// The layout of calls as JSON. The parser reads JSON in any format, whatever its layout.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl CallForm for JsonForm {
     fn add_rules(&self, grammar: &mut CallGrammar<'_>, open: &str, close: &str) {
         let mut calls = Vec::new();
         for (idx, function) in grammar.tools.functions.iter().enumerate() {
-            let arguments = grammar.part(Grammar::JsonSchema(grammar.schemas[idx].clone()));
+            let arguments = grammar.json_arguments(idx);
             let name = Value::from(function.name.as_str());
             let Self { name_key, arguments_key, .. } = self;
             let before = grammar.text(&format!("{{\"{name_key}\": {name}, \"{arguments_key}\": "));

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::chat::tools::argument_types::{ArgumentTypes, properties, resolve};
 use crate::chat::tools::form::{
-    ANY_TEXT, CallForm, CallGrammar, CallHead, CallReader, LastStep, ReadStep, keyword_besides,
+    ANY_TEXT, CallForm, CallGrammar, CallHead, CallReader, LastStep, ReadStep, Spelling, keyword_besides,
     optional_sequence,
 };
 use crate::chat::tools::literal::{GEMMA_QUOTE, LiteralScan, parse_literal};
@@ -74,9 +74,14 @@ impl CallForm for &'static LiteralForm {
         let mut calls = Vec::new();
         let separator = grammar.text(self.separator);
         for (idx, function) in grammar.tools.functions.iter().enumerate() {
-            let root = grammar.schemas[idx].clone();
-            let arguments = field_rules(grammar, &root, &root, self.key_end, self.value_rule);
-            let arguments = optional_sequence(grammar, &arguments, &separator);
+            let arguments = match self.input_rule(grammar, idx) {
+                Some(input) => input,
+                None => {
+                    let root = grammar.schemas[idx].clone();
+                    let arguments = field_rules(grammar, &root, &root, self.key_end, self.value_rule);
+                    optional_sequence(grammar, &arguments, &separator)
+                }
+            };
             let [before, after] = self.brackets;
             let before = grammar.text(&format!("{}{}{before}", self.call_open, function.name));
             calls.push(grammar.rule(&format!("{before} {arguments} \"{after}\"")));
@@ -90,6 +95,20 @@ impl CallForm for &'static LiteralForm {
             let one = format!("call {close}");
             grammar.add_calls(&calls, &one, "", &format!("{open} {one}"), "");
         }
+    }
+}
+
+impl LiteralForm {
+    /// The only argument of a function, if it is a text with a grammar of its own.
+    fn input_rule(&self, grammar: &mut CallGrammar<'_>, idx: usize) -> Option<String> {
+        // Without marks, literals are JSON.
+        let (spelling, quote) = match self.marks.is_empty() {
+            true => (Spelling::Json, String::new()),
+            false => (Spelling::Plain, grammar.text(GEMMA_QUOTE)),
+        };
+        let (key, input) = grammar.input_rule(idx, spelling)?;
+        let key = grammar.text(&format!("{key}{}", self.key_end));
+        Some(format!("{key} {quote} {input} {quote}"))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use crate::chat::tools::form::{CallForm, CallGrammar, CallHead, CallReader, LastStep, ReadStep};
 use crate::chat::tools::json_text::{JsonNesting, escape, overlap_any};
-use crate::inference::Grammar;
 use crate::openai::chat::FunctionDefinition;
 
 /// The layout of calls whose arguments follow their name.
@@ -65,7 +64,7 @@ impl CallForm for &'static NamedForm {
     fn add_rules(&self, grammar: &mut CallGrammar<'_>, _: &str, close: &str) {
         let mut calls = Vec::new();
         for (idx, function) in grammar.tools.functions.iter().enumerate() {
-            let arguments = grammar.part(Grammar::JsonSchema(grammar.schemas[idx].clone()));
+            let arguments = grammar.json_arguments(idx);
             let layout = self.layout.replace("{name}", &function.name);
             let (before, after) = layout.split_once("{arguments}").unwrap_or((&layout, ""));
             let before = match before.split_once("{index}") {

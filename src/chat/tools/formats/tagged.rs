@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::chat::tools::argument_types::{ArgumentTypes, properties, resolve};
 use crate::chat::tools::form::{
-    ANY_TEXT, CallForm, CallGrammar, CallHead, CallReader, LastStep, ReadStep, keyword_besides,
+    ANY_TEXT, CallForm, CallGrammar, CallHead, CallReader, LastStep, ReadStep, Spelling, keyword_besides,
 };
 use crate::chat::tools::json_text::{escape, overlap_any};
 use crate::inference::Grammar;
@@ -116,6 +116,10 @@ impl CallForm for &'static TaggedForm {
 impl TaggedForm {
     /// Rules for the arguments of a function, in the order of its schema.
     fn argument_rules(&self, grammar: &mut CallGrammar<'_>, idx: usize) -> String {
+        if let Some((key, input)) = grammar.input_rule(idx, Spelling::Plain) {
+            let before = self.key_layout.replace("{key}", &key).replace("{is_string}", "true");
+            return format!("{} {input} {}", grammar.text(&before), grammar.text(self.value_end));
+        }
         let root = grammar.schemas[idx].clone();
         let object = resolve(&root, &root).unwrap_or(&root);
         let is_required = |key: &str| {
