@@ -75,7 +75,7 @@ impl App {
     pub fn state_owner(&self, tenant: &str) -> Arc<str> {
         let index = tenant.strip_prefix("key:").and_then(|index| index.parse().ok());
         match index.and_then(|index| self.api_keys().digest(index)) {
-            Some(digest) => name_digest(digest).into(),
+            Some(digest) => name_digest(&digest).into(),
             None => tenant.into(),
         }
     }

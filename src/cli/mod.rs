@@ -1,6 +1,7 @@
 //! The commands of the program.
 
 mod bench;
+mod config;
 pub mod models;
 pub mod pull;
 mod serve;
@@ -27,6 +28,7 @@ pub fn run(args: Args) -> Result<()> {
             pull::run(RegistryConfig::resolve(registry)?, &name, &mut stdout())
         }
         Some(Command::Bench(bench)) => bench::run(bench, &mut stdout()),
+        Some(Command::Config(config)) => config::run(&config.settings, &mut stdout()),
         Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, &mut stdout()),
     }
 }

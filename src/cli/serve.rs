@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::app::App;
-use crate::config::Config;
+use crate::app::{ApiKeys, App};
+use crate::config::{Args, Config};
 use crate::error::{Error, Kind, Result};
 use crate::http::{self, Listener, Tls};
 use crate::telemetry;
@@ -38,9 +38,7 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let app = App::new(config)?;
     let result = runtime.block_on(async {
         let signal = shutdown_signal(config.limits.drain_delay)?;
-        if let Some(tls) = tls.clone() {
-            reload_on_hangup(tls)?;
-        }
+        reload_on_hangup(app.api_keys().clone(), tls.clone())?;
         // Whoever reads this may send a signal at once.
         let scheme = if tls.is_some() { "https" } else { "http" };
         tracing::info!(threads = n_threads, "listening on {scheme}://{address}");
@@ -95,20 +93,30 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
     })
 }
 
-/// Loads the certificate again on every SIGHUP. After a failure, the old one stays in use.
-fn reload_on_hangup(tls: Tls) -> Result<()> {
+/// Reads the API keys and the TLS certificate again on every SIGHUP. After a failure, the old ones stay in use.
+fn reload_on_hangup(keys: ApiKeys, tls: Option<Tls>) -> Result<()> {
     let mut hangup = listen(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match tls.reload() {
-                Ok(()) => tracing::info!("TLS certificate reloaded"),
-                Err(e) => {
-                    tracing::error!(error = %e, "TLS certificate not reloaded; the old one stays in use")
-                }
+            report_reload("API keys", reload_keys(&keys));
+            if let Some(tls) = &tls {
+                report_reload("TLS certificate", tls.reload());
             }
         }
     });
     Ok(())
+}
+
+fn reload_keys(keys: &ApiKeys) -> Result<()> {
+    let args = Args::serve_options_again()?;
+    keys.replace(&ApiKeys::new(&args.api_key, args.api_key_file.as_deref())?)
+}
+
+fn report_reload(what: &str, result: Result<()>) {
+    match result {
+        Ok(()) => tracing::info!("{what} reloaded"),
+        Err(e) => tracing::error!(error = %e, "{what} not reloaded; what was loaded before stays in use"),
+    }
 }
 
 fn listen(kind: SignalKind) -> Result<Signal> {

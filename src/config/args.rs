@@ -1,17 +1,21 @@
 //! The command line as typed: commands, flags, their environment variables and help texts.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use super::access::{AllowedHost, CorsOrigin};
+use super::file::words_from_file;
 use super::parse::{parse_alias, parse_bytes, parse_duration, parse_heartbeat};
+use super::settings::{Setting, settings};
+use crate::error::{Error, Kind, Result};
 
 /// The command line as typed.
 #[derive(Debug, Parser)]
@@ -31,11 +35,62 @@ pub struct Args {
 }
 
 impl Args {
-    /// Parses the command line of this process. An environment variable that is set to the empty string
-    /// counts as unset, except those with keys. Exits the process after `--help`, `--version` or a usage error.
+    /// Parses the command line of this process, with the config file that it names. An environment variable that is
+    /// set to the empty string counts as unset, except those with keys. Exits the process after `--help`, `--version`
+    /// or a usage error.
     pub fn from_process() -> Self {
-        let matches = without_empty_variables(Self::command()).get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+        Self::parse(env::args_os().collect()).unwrap_or_else(|e| e.exit())
+    }
+
+    /// The options of `serve`, read again: the config file may have changed.
+    ///
+    /// # Errors
+    /// When the config file can no longer be used.
+    pub fn serve_options_again() -> Result<ServeArgs> {
+        let args =
+            Self::parse(env::args_os().collect()).map_err(|e| Error::new(Kind::Config, e.to_string()))?;
+        Ok(match args.command {
+            Some(Command::Serve(serve)) => *serve,
+            _ => args.serve,
+        })
+    }
+
+    fn parse(mut words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut command = without_empty_variables(Self::command());
+        command.build();
+        let given = command.try_get_matches_from_mut(&words)?;
+        let n_given = words.len();
+        let Some((serve, options)) = options_of_serve(&command, &given) else {
+            return Self::from_arg_matches(&given);
+        };
+        let Some(file) = options.get_one::<PathBuf>("config") else {
+            return Self::from_matches(&command, &given, &[], "");
+        };
+        let added = words_from_file(file, serve, options);
+        words.extend(added.map_err(|e| command.clone().error(ErrorKind::Io, e))?);
+        let file = file.display().to_string();
+        let all = command.try_get_matches_from_mut(&words).map_err(|e| {
+            let message = e.to_string();
+            let cause = message.trim_start_matches("error: ").split("\n\nUsage").next().unwrap_or_default();
+            command.error(e.kind(), format!("in the config file {file}: {cause}"))
+        })?;
+        Self::from_matches(&command, &all, &words[n_given..], &file)
+    }
+
+    /// The arguments that `given` has, to which the config file `file` has added words.
+    fn from_matches(
+        command: &clap::Command,
+        given: &ArgMatches,
+        from_file: &[OsString],
+        file: &str,
+    ) -> Result<Self, clap::Error> {
+        let mut args = Self::from_arg_matches(given)?;
+        if let Some(Command::Config(config)) = &mut args.command
+            && let Some((serve, options)) = options_of_serve(command, given)
+        {
+            config.settings = settings(serve, options, from_file, file);
+        }
+        Ok(args)
     }
 
     /// Format of the command's log.
@@ -54,6 +109,18 @@ impl Args {
             Some(Command::Bench(bench)) => &bench.compute,
             _ => &self.serve.compute,
         }
+    }
+}
+
+/// The command that takes `serve`'s options, and those given; `None` if another command is given.
+fn options_of_serve<'a>(
+    command: &'a clap::Command,
+    given: &'a ArgMatches,
+) -> Option<(&'a clap::Command, &'a ArgMatches)> {
+    match given.subcommand() {
+        None => Some((command, given)),
+        Some((name @ ("serve" | "config"), options)) => Some((command.find_subcommand(name)?, options)),
+        Some(_) => None,
     }
 }
 
@@ -85,6 +152,8 @@ pub enum Command {
     },
     /// Measure a model's speed and compare it with the limits of this machine
     Bench(BenchArgs),
+    /// Print the options of `serve` in effect as a config file, each with its source
+    Config(Box<ConfigArgs>),
     /// List the known models: name, kind, size, license, and whether they are on disk
     Models {
         /// Sources of model files.
@@ -93,16 +162,31 @@ pub enum Command {
     },
 }
 
+/// Options of `config`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ConfigArgs {
+    /// Options of `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// The options in effect.
+    #[arg(skip)]
+    pub settings: Vec<Setting>,
+}
+
 /// Options of `serve`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ServeArgs {
+    /// TOML file with options under the names of their flags, such as `port = 9000`; flags and variables take precedence
+    #[arg(long, env = "PREDICT_OTRON_CONFIG")]
+    pub config: Option<PathBuf>,
     /// Address to listen on
     #[arg(long, env = "PREDICT_OTRON_HOST", default_value = "127.0.0.1")]
     pub host: IpAddr,
     /// Port to listen on; 0 picks a free port and logs it
     #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
     pub port: u16,
-    /// API key that clients must send; repeatable. With a key set, only the probes need none
+    /// API key that clients must send; repeatable. With a key set, only the probes need none. SIGHUP reads keys again
+    /// from the config file and --api-key-file
     #[arg(long, env = "PREDICT_OTRON_API_KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,
     /// File with API keys, one per line

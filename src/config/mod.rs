@@ -1,13 +1,15 @@
 //! Options in two stages: [`Args`] as typed, [`Config`] as resolved.
 //!
-//! Every option of the server has a flag, an environment variable and a line in `--help`. Nothing
+//! Every option of the server has a flag, an environment variable, a name in the config file and a line in `--help`. Nothing
 //! below `cli` sees [`Args`]; functions take the part of [`Config`] that they need.
 
 mod access;
 mod args;
+mod file;
 mod limits;
 mod memory;
 mod parse;
+mod settings;
 
 use std::env;
 use std::net::IpAddr;
@@ -18,11 +20,12 @@ use crate::error::{Error, Kind, Result};
 
 pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, BenchArgs, Command, ComputeArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow, KvPrecision,
-    LogFormat, RegistryArgs, ServeArgs,
+    Args, BenchArgs, Command, ComputeArgs, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow,
+    KvPrecision, LogFormat, RegistryArgs, ServeArgs,
 };
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
 pub use memory::{procfs_bytes, resident_bytes};
+pub use settings::Setting;
 
 use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};
 

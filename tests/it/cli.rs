@@ -31,7 +31,8 @@ fn text(bytes: &[u8]) -> String {
 const BENCH_FLAGS: [&str; 6] = ["prompt", "tokens", "streams", "depths", "profile", "json"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 11] = [
+const FREE_TEXT_FLAGS: [&str; 12] = [
+    "config",
     "chat-template",
     "api-key",
     "api-key-file",
@@ -53,7 +54,7 @@ fn commands() -> Vec<(Vec<String>, clap::Command)> {
     let mut commands: Vec<_> =
         subcommands.map(|command| (vec![command.get_name().to_owned()], command)).collect();
     let names: Vec<&str> = commands.iter().map(|(_, command)| command.get_name()).collect();
-    assert_eq!(names, ["serve", "pull", "bench", "models"]);
+    assert_eq!(names, ["serve", "pull", "bench", "config", "models"]);
     commands.push((Vec::new(), root));
     commands
 }
@@ -329,6 +330,92 @@ fn environment_variables_set_flags() {
     assert!(!output.status.success());
     let message = text(&output.stderr);
     assert!(message.contains("offline"), "{message}");
+}
+
+#[test]
+fn a_config_file_sets_what_nothing_else_sets() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("server.toml");
+    let path = file.to_str().unwrap();
+    let config = |text: &str, args: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = program();
+        command.env("PREDICT_OTRON_MAX_QUEUE", "7").env("PREDICT_OTRON_CONFIG", path);
+        command.arg("config").args(args).output().unwrap()
+    };
+    let options = "port = 9000\nhost = \"127.0.0.2\"\nmax-queue = 5\nmodel = [\"a\", \"b\"]\napi-key = \"sk-1\"\n\
+                   idle-unload = \"10m\"\noffline = true\n[alias]\nx = \"a\"\n";
+    let output = config(options, &["--host", "127.0.0.3"]);
+    let printed = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for line in [
+        "host = \"127.0.0.3\"  # command line".to_owned(),
+        "max-queue = 7  # PREDICT_OTRON_MAX_QUEUE".to_owned(),
+        "max-concurrent = 32  # default".to_owned(),
+        format!("port = 9000  # {path}"),
+        format!("model = [\"a\", \"b\"]  # {path}"),
+        format!("offline = true  # {path}"),
+        format!("idle-unload = \"10m\"  # {path}"),
+        format!("alias = [\"x=a\"]  # {path}"),
+        format!("# api-key: 1, not shown, {path}"),
+        "# memory-budget: not set".to_owned(),
+    ] {
+        assert!(printed.lines().any(|printed| printed == line), "{line}: {printed}");
+    }
+    assert!(!printed.contains("sk-1"));
+    // What is printed is a config file.
+    let again = config(&printed, &[]);
+    assert!(
+        text(&again.stdout).contains(&format!("host = \"127.0.0.3\"  # {path}")),
+        "{}",
+        text(&again.stderr)
+    );
+    for (options, words) in [
+        ("prot = 1", vec!["server.toml", "--prot", "--port"]),
+        ("port = \"x\"", vec!["server.toml", "--port"]),
+        ("port = [[1]]", vec!["server.toml", "`port`"]),
+        ("port 1", vec!["server.toml", "line 1"]),
+    ] {
+        let output = config(options, &[]);
+        assert_eq!(output.status.code(), Some(2), "{options}");
+        let message = text(&output.stderr);
+        for word in words {
+            assert!(message.contains(word), "{options}: {word}: {message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_are_read_again_on_sighup() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "sk-old\nsk-kept\n").unwrap();
+    let mut command = program();
+    command.args(["--model", "tests/data/tiny/llama", "--offline", "--api-key-file"]).arg(&file);
+    let server = tokio::task::spawn_blocking(|| Running::start(command)).await.unwrap();
+    let client = reqwest::Client::new();
+    let status = async |key: &str| {
+        let url = format!("http://{}/v1/models", server.address);
+        client.get(url).bearer_auth(key).send().await.unwrap().status().as_u16()
+    };
+    let wait_for = async |line: &str| {
+        for _ in 0..200 {
+            if server.log.lock().unwrap().iter().any(|logged| logged.contains(line)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{line} is not in {:#?}", server.log.lock().unwrap());
+    };
+    assert_eq!((status("sk-old").await, status("sk-new").await), (200, 401));
+    std::fs::write(&file, "sk-new\nsk-kept\n").unwrap();
+    server.signal("HUP");
+    wait_for("API keys reloaded").await;
+    assert_eq!((status("sk-old").await, status("sk-new").await, status("sk-kept").await), (401, 200, 200));
+    std::fs::write(&file, "").unwrap();
+    server.signal("HUP");
+    wait_for("API keys not reloaded").await;
+    assert_eq!(status("sk-new").await, 200);
 }
 
 #[test]

@@ -181,6 +181,10 @@ fn options() -> String {
     for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
         let about = subcommand.get_about().map(StyledStr::to_string).unwrap_or_default();
         write!(text, "\n## `{}`\n\n{about}.\n", subcommand.get_name()).unwrap();
+        if subcommand.get_name() == "config" {
+            text += "\nIts options are those of `serve`.\n";
+            continue;
+        }
         for heading in headings(subcommand) {
             if let Some(heading) = &heading {
                 write!(text, "\n### {heading}\n").unwrap();

@@ -35,7 +35,7 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 19] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
@@ -44,7 +44,8 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("tokio_util::", &["http/server/linger.rs"]),
     ("rlimit::", &["http/server/file_limit.rs"]),
     ("schemars::", &["openai/", "anthropic/", "http/openapi/", "http/route.rs"]),
-    ("clap::", &["config/args.rs"]),
+    ("clap::", &["config/"]),
+    ("toml::", &["config/"]),
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar/"]),
     ("tokenizers::", &["tokenizer/"]),
