@@ -1,9 +1,8 @@
 //! Batches in the form of their APIs.
 
-use jiff::Timestamp;
-
 use super::record::{BatchCounts, BatchRecord, BatchState};
 use crate::anthropic::batches::{MessageBatchCounts, MessageBatchObject};
+use crate::anthropic::rfc_3339;
 use crate::openai::batches::{BatchErrors, BatchObject, RequestCounts};
 
 /// A batch in OpenAI's form.
@@ -68,10 +67,4 @@ pub fn message_batch(batch: &BatchRecord) -> MessageBatchObject {
         cancel_initiated_at: at(BatchState::Cancelling),
         results_url: has_ended.then(|| format!("/v1/messages/batches/{}/results", batch.id)),
     }
-}
-
-/// A Unix time in seconds as in `2026-01-31T12:00:00Z`.
-fn rfc_3339(time: u64) -> String {
-    let seconds = i64::try_from(time).unwrap_or(i64::MAX);
-    Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_string()
 }

@@ -57,6 +57,11 @@ impl ChatModel {
         &self.engine
     }
 
+    /// The most tokens of a prompt and its response.
+    pub fn context_length(&self) -> usize {
+        self.engine.context_length()
+    }
+
     /// Stops the engine and waits until the model's memory is freed.
     pub fn shut_down(self) {
         self.engine.shut_down();

@@ -1,6 +1,6 @@
 //! A route as one row of data: its path, its handler, and its description for the OpenAPI document.
 
-use axum::http::Method;
+use axum::http::{HeaderMap, Method};
 use axum::routing::{MethodFilter, MethodRouter};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -67,6 +67,11 @@ const ANTHROPIC: &str = "/v1/messages";
 /// Whether a path belongs to Anthropic's API.
 pub fn is_anthropic(path: &str) -> bool {
     path.strip_prefix(ANTHROPIC).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a client speaks Anthropic's API, which its version says.
+pub fn has_anthropic_version(headers: &HeaderMap) -> bool {
+    headers.contains_key("anthropic-version")
 }
 
 /// A function that returns the schema of a type.

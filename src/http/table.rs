@@ -37,7 +37,6 @@ use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::decisions::{Decision, DecisionRequest, SystemOneRequest, SystemOneResponse};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::openai::files::{FileObject, FileUploadForm, ListPage};
-use crate::openai::models::{ModelList, ModelObject};
 use crate::openai::params::{self, ParamTable};
 use crate::openai::probes::{Health, Loads};
 use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
@@ -45,8 +44,8 @@ use crate::openai::responses::conversations::{
     ConversationObject, ConversationRequest, ConversationUpdate, Deleted, ItemList, ItemsRequest,
 };
 use crate::openai::responses::events::ResponseEvent;
-use crate::openai::responses::output::ResponseObject;
-use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
+use crate::openai::responses::output::{CompactionObject, ResponseObject};
+use crate::openai::responses::{CompactRequest, ResponseInputTokens, ResponsesRequest};
 use crate::openai::tokens::{
     ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
     TokenizeResponse, TokenizerInfo,
@@ -126,6 +125,18 @@ pub static ROUTES: &[Route] = &[
         summary: "Count the input tokens of a response",
         request: Some(json_body(schema::<ResponsesRequest>, params::RESPONSES)),
         responses: &[(JSON, schema::<ResponseInputTokens>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/v1/responses/compact",
+        admission: Some(RequestClass::Generation),
+        handler: |method| on(method, responses::compact),
+        operation_id: "compactResponse",
+        tag: RESPONSES,
+        summary: "Compact a conversation: the user's messages and a summary of everything",
+        request: Some(json_body(schema::<CompactRequest>, params::COMPACTION)),
+        responses: &[(JSON, schema::<CompactionObject>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
     },
@@ -483,11 +494,11 @@ pub static ROUTES: &[Route] = &[
         )
     },
     Route {
-        responses: &[(JSON, schema::<ModelList>)],
+        responses: &[(JSON, schema::<models::ListedModels>)],
         ..get("/v1/models", |method| on(method, models::list), "listModels", MODELS, "List the models")
     },
     Route {
-        responses: &[(JSON, schema::<ModelObject>)],
+        responses: &[(JSON, schema::<models::DescribedModel>)],
         error_statuses: &[404],
         ..get(
             "/v1/models/{*id}",

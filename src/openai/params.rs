@@ -134,6 +134,19 @@ pub const CHAT: ParamTable = &[
 /// Parameters of `/v1/responses`.
 pub const RESPONSES: ParamTable = &[RESPONSE_ITEMS, RESPONSE_OPTIONS, GENERATION];
 
+/// Parameters of `/v1/responses/compact`.
+pub const COMPACTION: ParamTable = &[&[
+    ("model", Honored),
+    ("input", Parsed),
+    ("instructions", Honored),
+    ("previous_response_id", Honored),
+    ("image", Ignored),
+    ("prompt_cache_key", Ignored),
+    ("prompt_cache_options", Ignored),
+    ("prompt_cache_retention", Ignored),
+    ("service_tier", Ignored),
+]];
+
 /// Parameters of `POST /v1/conversations`.
 pub const CONVERSATION: ParamTable = &[&[("items", Parsed), ("metadata", Honored)]];
 

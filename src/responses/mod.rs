@@ -4,6 +4,7 @@
 //! events into items and events of the wire. [`ResponseState`] keeps them for later turns. None of them knows HTTP.
 
 mod builder;
+mod compaction;
 mod custom_input;
 mod input;
 mod reasoning_blob;
@@ -13,6 +14,7 @@ mod tools;
 mod translate;
 
 pub use builder::{OutputSettings, ResponseBuilder};
+pub use compaction::{ask_for_summary, compacted, max_summary_tokens, summary_request, user_messages};
 pub use input::{ContextItem, check_items};
 pub use reasoning_blob::BlobSigner;
 pub use sequence::replay;

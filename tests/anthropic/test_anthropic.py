@@ -159,6 +159,15 @@ class Client(unittest.TestCase):
         usage = create(system="Be brief.", tools=[WEATHER]).usage
         self.assertEqual(counted.input_tokens, usage.input_tokens + usage.cache_read_input_tokens)
 
+    def test_models(self):
+        models = list(client.models.list())
+        self.assertGreaterEqual(len(models), 2)
+        model = client.models.retrieve(models[0].id)
+        self.assertEqual(model, models[0])
+        self.assertGreater(model.max_input_tokens, 0)
+        with self.assertRaises(anthropic.NotFoundError):
+            client.models.retrieve("other")
+
     def test_prompts_are_cached(self):
         system = [{"type": "text", "text": "Be brief. " * 100, "cache_control": {"type": "ephemeral"}}]
         create(system=system)

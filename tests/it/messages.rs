@@ -349,3 +349,21 @@ async fn the_start_page_answers_head() {
     let server = server(Script::saying("x")).await;
     assert_eq!(server.client.head(server.url("/")).send().await.unwrap().status(), 200);
 }
+
+#[tokio::test]
+async fn models_have_the_form_of_the_clients_api() {
+    let server = server(Script::saying("x")).await;
+    let get =
+        |path: &str| server.client.get(server.url(path)).header("anthropic-version", "2023-06-01").send();
+    let list = body(get("/v1/models").await.unwrap()).await;
+    assert_eq!((&list["has_more"], &list["first_id"]), (&json!(false), &json!("scripted")));
+    let model = body(get("/v1/models/scripted").await.unwrap()).await;
+    assert_eq!(model, list["data"][0]);
+    assert_eq!((&model["type"], &model["display_name"]), (&json!("model"), &json!("scripted")));
+    assert_eq!(model["max_input_tokens"], 4096);
+    let missing = get("/v1/models/none").await.unwrap();
+    assert_eq!(missing.status(), 404);
+    assert!(missing.headers().contains_key("request-id"));
+    let missing = body(missing).await;
+    assert_eq!((&missing["type"], &missing["error"]["type"]), (&json!("error"), &json!("not_found_error")));
+}

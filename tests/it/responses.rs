@@ -512,3 +512,56 @@ async fn input_tokens_are_counted_as_they_are_used() {
         json!({"object": "response.input_tokens", "input_tokens": answer["usage"]["input_tokens"]})
     );
 }
+
+#[tokio::test]
+async fn a_compacted_conversation_goes_on() {
+    let script = Script::saying("The user counts.");
+    let server = server(script.clone()).await;
+    let history = json!([
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "three"},
+        {"role": "user", "content": [{"type": "input_text", "text": "four"}]},
+    ]);
+    let response =
+        server.post("/v1/responses/compact", &json!({"model": "scripted", "input": history})).await;
+    assert_eq!(response.status(), 200);
+    let compacted = body(response).await;
+    assert_eq!(compacted["object"], "response.compaction");
+    assert!(compacted["usage"]["output_tokens"].as_u64().unwrap() > 0);
+    // The model saw everything.
+    for seen in ["Be brief.", "one", "two", "three", "four", "Summarize our conversation"] {
+        assert!(prompt(&script).contains(seen), "{}", prompt(&script));
+    }
+    let [first, last, summary] = compacted["output"].as_array().unwrap().as_slice() else {
+        panic!("{compacted}")
+    };
+    for (message, text) in [(first, "one"), (last, "four")] {
+        assert_eq!(message["content"], json!([{"type": "input_text", "text": text}]));
+        assert_eq!((&message["type"], &message["role"]), (&json!("message"), &json!("user")));
+    }
+    assert_eq!(summary["type"], "compaction");
+    let input = json!([first, last, summary, {"role": "user", "content": "five"}]);
+    create(&server, &json!({"input": input})).await;
+    let shown = prompt(&script);
+    assert!(shown.contains("one") && shown.contains("The user counts.") && shown.contains("five"), "{shown}");
+    assert!(!shown.contains("three") && !shown.contains("Summarize our conversation"), "{shown}");
+    // A stored conversation, and what cannot be compacted.
+    let answer = create(&server, &json!({"input": "six"})).await;
+    let request = json!({"previous_response_id": answer["id"], "input": null});
+    let response = server.post("/v1/responses/compact", &request).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(body(response).await["output"][0]["content"][0]["text"], "six");
+    let response = server.post("/v1/responses/compact", &json!({"input": []})).await;
+    assert_eq!(response.status(), 400);
+}
+
+#[tokio::test]
+async fn an_empty_summary_is_an_error() {
+    let server = server(Script::saying("")).await;
+    let response = server.post("/v1/responses/compact", &json!({"input": "one"})).await;
+    assert_eq!(response.status(), 500);
+    assert!(response.text().await.unwrap().contains("empty summary"));
+}

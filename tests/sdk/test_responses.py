@@ -102,6 +102,14 @@ class Responses(unittest.TestCase):
         counted = client.responses.input_tokens.count(model="default", input="Name a city.", tools=[WEATHER])
         self.assertEqual(counted.input_tokens, create(tools=[WEATHER]).usage.input_tokens)
 
+    def test_compaction(self):
+        first = create(input="Name a city.")
+        compacted = client.responses.compact(model="default", previous_response_id=first.id, input="And a river.")
+        self.assertEqual([item.type for item in compacted.output], ["message", "message", "compaction"])
+        items = [item.model_dump(exclude_none=True) for item in compacted.output]
+        after = create(input=[*items, {"role": "user", "content": "Which city?"}])
+        self.assertIn(after.status, ["completed", "incomplete"])
+
     def test_conversations(self):
         message = {"type": "message", "role": "user", "content": "Hi."}
         conversation = client.conversations.create(items=[message], metadata={"a": "b"})

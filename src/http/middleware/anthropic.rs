@@ -9,15 +9,18 @@ use axum::response::Response;
 
 use super::request_id::RequestId;
 use crate::http::error::in_anthropic_form;
-use crate::http::route::is_anthropic;
+use crate::http::route::{has_anthropic_version, is_anthropic};
 
 /// Anthropic's name of the header with the request's id.
 const REQUEST_ID: &str = "request-id";
 
-/// Gives the errors of the Messages API's routes their envelope, whatever they come from, and all its responses the
+/// Gives the errors of the routes of Anthropic's API their envelope, whatever they come from, and all its responses the
 /// header with the request's id.
 pub async fn envelope(Extension(id): Extension<RequestId>, request: Request, next: Next) -> Response {
-    let is_anthropic = is_anthropic(request.uri().path());
+    let path = request.uri().path();
+    // Both APIs have the models.
+    let is_anthropic =
+        is_anthropic(path) || path.starts_with("/v1/models") && has_anthropic_version(request.headers());
     let response = next.run(request).await;
     if !is_anthropic {
         return response;

@@ -3,14 +3,35 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 
+use crate::anthropic::models::{AnthropicModel, AnthropicModelList, InApiForm};
+use crate::anthropic::rfc_3339;
 use crate::app::{App, ModelStatus};
 use crate::error::{Error, Kind};
 use crate::http::error::ApiError;
+use crate::http::route::has_anthropic_version;
 use crate::openai::models::{ModelList, ModelObject};
 
-/// Lists the models, and each once more under every alias that the operator gave it.
-pub async fn list(State(app): State<App>) -> Json<ModelList> {
+/// The models, in the form of the client's API.
+pub type ListedModels = InApiForm<ModelList, AnthropicModelList>;
+
+/// A model, in the form of the client's API.
+pub type DescribedModel = InApiForm<ModelObject, AnthropicModel>;
+
+/// Lists the models, and each once more under every alias that the operator gave it; in the form of the client's API.
+pub async fn list(State(app): State<App>, headers: HeaderMap) -> Json<ListedModels> {
+    let models = listed_models(&app);
+    if !has_anthropic_version(&headers) {
+        return Json(ListedModels::OpenAi(ModelList { object: "list", data: models }));
+    }
+    let [first_id, last_id] =
+        [models.first(), models.last()].map(|model| model.map(|model| model.id.clone()));
+    let data = models.into_iter().map(anthropic_model).collect();
+    Json(ListedModels::Anthropic(AnthropicModelList { data, has_more: false, first_id, last_id }))
+}
+
+fn listed_models(app: &App) -> Vec<ModelObject> {
     let listed = |status: ModelStatus| {
         let aliases = status.served.own_aliases().to_vec();
         let model = model_object(status);
@@ -18,19 +39,36 @@ pub async fn list(State(app): State<App>) -> Json<ModelList> {
             aliases.into_iter().map(|id| ModelObject { id, ..model.clone() }).collect::<Vec<_>>();
         [model].into_iter().chain(under_alias)
     };
-    Json(ModelList { object: "list", data: app.models().flat_map(listed).collect() })
+    app.models().flat_map(listed).collect()
 }
 
-/// Describes a model by id or alias. Slashes in it may be raw or percent-encoded.
+/// Describes a model by id or alias, in the form of the client's API. Slashes in the id may be raw or percent-encoded.
 pub async fn retrieve(
     State(app): State<App>,
+    headers: HeaderMap,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<ModelObject>, ApiError> {
+) -> Result<Json<DescribedModel>, ApiError> {
     let Path(id) = id.map_err(|_| Error::new(Kind::ModelNotFound, "the model's name is not UTF-8"))?;
     let status = app.model_status(&id)?;
     let alias = status.served.own_aliases().iter().find(|alias| alias.eq_ignore_ascii_case(&id)).cloned();
     let model = model_object(status);
-    Ok(Json(ModelObject { id: alias.unwrap_or(model.id), ..model }))
+    let model = ModelObject { id: alias.unwrap_or(model.id), ..model };
+    Ok(Json(match has_anthropic_version(&headers) {
+        true => DescribedModel::Anthropic(anthropic_model(model)),
+        false => DescribedModel::OpenAi(model),
+    }))
+}
+
+fn anthropic_model(model: ModelObject) -> AnthropicModel {
+    AnthropicModel {
+        display_name: model.id.clone(),
+        id: model.id,
+        kind: "model",
+        created_at: rfc_3339(model.created),
+        lifecycle: "active",
+        max_input_tokens: model.context_length,
+        max_tokens: model.context_length,
+    }
 }
 
 fn model_object(model: ModelStatus) -> ModelObject {

@@ -1,4 +1,4 @@
-//! `POST /v1/responses` and `POST /v1/responses/input_tokens`.
+//! `POST /v1/responses`, `POST /v1/responses/input_tokens` and `POST /v1/responses/compact`.
 
 use axum::Extension;
 use axum::extract::State;
@@ -16,21 +16,31 @@ use crate::http::middleware::request_id::RequestId;
 use crate::http::response_run::{BackgroundRuns, Persistence, ResponseRun, failure};
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup, to_json};
 use crate::http::retry::heartbeat::{self, Heartbeat, json_response};
-use crate::openai::params;
+use crate::openai::params::{self, ParamTable};
 use crate::openai::responses::output::{ResponseObject, ResponseStatus};
 use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
 use crate::responses::{
-    ResponseBuilder, TranslatedRequest, blank_response, check_references, input_items, new_id, stored_input,
-    translate, with_own_names,
+    ContextItem, ResponseBuilder, TranslatedRequest, ask_for_summary, blank_response, check_references,
+    compacted, input_items, max_summary_tokens, new_id, stored_input, summary_request, translate,
+    user_messages, with_own_names,
 };
 
 /// The path of the route, by which retries are told apart.
 const PATH: &str = "/v1/responses";
 
+/// A request as it was sent.
+struct IncomingRequest {
+    request: ResponsesRequest,
+    ignored: IgnoredParams,
+    n_bytes: usize,
+}
+
 /// A request whose conversation is known.
 struct PreparedRequest {
     chat: ServedChat,
     request: ResponsesRequest,
+    /// The conversation.
+    items: Vec<ContextItem>,
     translated: TranslatedRequest,
     blank: ResponseObject,
     persistence: Persistence,
@@ -53,18 +63,19 @@ pub async fn create(
     let convert = move |object| {
         let attempt = Attempt::from_request(&headers, &tenant.name(), PATH, &object);
         let (object, ignored) = check_params(object, params::RESPONSES, params::NESTED)?;
-        Ok((attempt, ResponsesRequest::from_object(object)?, ignored))
+        let request = ResponsesRequest::from_object(object)?;
+        Ok((attempt, IncomingRequest { request, ignored, n_bytes }))
     };
-    let (attempt, request, ignored) = body.parse_with(convert).await?;
-    let is_streamed = request.options.is_streamed();
+    let (attempt, incoming) = body.parse_with(convert).await?;
+    let is_streamed = incoming.request.options.is_streamed();
     let heartbeat = Heartbeat::with_openai_errors(app.limits().heartbeat);
     let log = RequestLog::new(request_id.clone(), "response");
-    if request.background.unwrap_or(false) {
-        let prepared = prepare(&app, request, caller, ignored, n_bytes).await?;
+    if incoming.request.background.unwrap_or(false) {
+        let prepared = prepare(&app, incoming, caller, Ok).await?;
         return start_in_background(prepared, &background, log, is_streamed).await;
     }
     let started = async move {
-        let prepared = prepare(&app, request, caller, ignored, n_bytes).await?;
+        let prepared = prepare(&app, incoming, caller, Ok).await?;
         start(prepared, log, is_streamed).await
     };
     if is_streamed {
@@ -84,28 +95,52 @@ pub async fn input_tokens(
     Extension(tenant): Extension<Tenant>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let n_bytes = body.n_bytes();
-    let convert = move |object| {
-        let (object, ignored) = check_params(object, params::RESPONSES, params::NESTED)?;
-        Ok((ResponsesRequest::from_object(object)?, ignored))
-    };
-    let (request, ignored) = body.parse_with(convert).await?;
+    let incoming = parse(body, params::RESPONSES).await?;
     let PreparedRequest { chat, request, translated, caller, headers, .. } =
-        prepare(&app, request, tenant.caller(), ignored, n_bytes).await?;
+        prepare(&app, incoming, tenant.caller(), Ok).await?;
     let counted = chat.count_prompt_tokens(translated.chat, caller).await;
     let input_tokens = counted.map_err(|e| with_own_names(e, &request))?;
     let json = to_json(&ResponseInputTokens { object: "response.input_tokens", input_tokens })?;
     Ok(json_response(headers, json))
 }
 
-/// Finds the model and the conversation of a request, and translates it.
+/// Compacts a conversation: the user's messages stay, and a summary takes the place of everything else.
+pub async fn compact(
+    State(app): State<App>,
+    Extension(request_id): Extension<RequestId>,
+    Extension(tenant): Extension<Tenant>,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let mut incoming = parse(body, params::COMPACTION).await?;
+    incoming.request = summary_request(incoming.request);
+    let mut prepared = prepare(&app, incoming, tenant.caller(), ask_for_summary).await?;
+    let max_tokens = max_summary_tokens(prepared.chat.load().await?.context_length());
+    prepared.translated.chat.max_completion_tokens = Some(max_tokens as u64);
+    let (owner, messages) = (prepared.persistence.owner.clone(), user_messages(&prepared.items));
+    let (run, headers) = start(prepared, RequestLog::new(request_id, "compaction"), false).await?;
+    let response = run.collect().await?;
+    let compacted = app.with_state(move |state| compacted(messages, response, &state.signer(&owner))).await?;
+    Ok(json_response(headers, to_json(&compacted)?))
+}
+
+/// Reads a request with the parameters of `table`.
+async fn parse(body: JsonObject, table: ParamTable) -> Result<IncomingRequest> {
+    let n_bytes = body.n_bytes();
+    let convert = move |object| {
+        let (object, ignored) = check_params(object, table, params::NESTED)?;
+        Ok(IncomingRequest { request: ResponsesRequest::from_object(object)?, ignored, n_bytes })
+    };
+    body.parse_with(convert).await
+}
+
+/// Finds the model and the conversation of a request, and translates it; `complete` may add to the conversation.
 async fn prepare(
     app: &App,
-    request: ResponsesRequest,
+    incoming: IncomingRequest,
     mut caller: Caller,
-    mut ignored: IgnoredParams,
-    n_bytes: usize,
+    complete: fn(Vec<ContextItem>) -> Result<Vec<ContextItem>>,
 ) -> Result<PreparedRequest> {
+    let IncomingRequest { request, mut ignored, n_bytes } = incoming;
     check_references(request.previous_response_id.as_deref(), request.conversation.as_ref())?;
     let is_stored = request.store.unwrap_or(true);
     if request.background.unwrap_or(false) {
@@ -121,17 +156,17 @@ async fn prepare(
     let (for_owner, response_id) = (owner.clone(), blank.id.clone());
     let read = app.with_state(move |state| {
         let input = input_items(request.input.as_ref());
-        let items = state.context(&for_owner, &request, &input)?;
+        let items = complete(state.context(&for_owner, &request, &input)?)?;
         let translated = translate(&request, &items, &state.signer(&for_owner))?;
-        Ok((request, translated, stored_input(&input, &response_id)))
+        Ok((request, items, translated, stored_input(&input, &response_id)))
     });
-    let (request, translated, input) = read.await?;
+    let (request, items, translated, input) = read.await?;
     ignored.extend(translated.ignored.iter().cloned());
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
     let conversation = request.conversation.as_ref().map(|conversation| conversation.id().to_owned());
     let persistence = Persistence { app: app.clone(), owner, input, conversation, is_stored };
-    Ok(PreparedRequest { chat, request, translated, blank, persistence, caller, headers })
+    Ok(PreparedRequest { chat, request, items, translated, blank, persistence, caller, headers })
 }
 
 /// Starts the generation of a response; returns it with the headers of its HTTP response.
@@ -140,7 +175,7 @@ async fn start(
     log: RequestLog,
     is_streamed: bool,
 ) -> Result<(ResponseRun, HeaderMap)> {
-    let PreparedRequest { chat, request, translated, blank, persistence, caller, headers } = prepared;
+    let PreparedRequest { chat, request, translated, blank, persistence, caller, headers, .. } = prepared;
     let TranslatedRequest { chat: chat_request, tools, settings, .. } = translated;
     let started = chat.start_chat(chat_request, caller).await;
     let stream = started.map_err(|e| with_own_names(e, &request))?;

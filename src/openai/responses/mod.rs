@@ -201,6 +201,21 @@ fn text_or_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object", "required": ["type"]}, {"type": "null"}]})
 }
 
+/// A request for a compacted conversation; read as a [`ResponsesRequest`].
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CompactRequest {
+    /// Id of the model that writes the summary; the default model if absent.
+    pub model: Option<String>,
+    /// A text, or items, as for `/v1/responses`.
+    #[schemars(example = &"Say hello.")]
+    pub input: Option<ResponseInput>,
+    /// Instructions that precede the conversation while it is summarized.
+    pub instructions: Option<String>,
+    /// Id of a stored response whose conversation precedes `input`.
+    pub previous_response_id: Option<String>,
+}
+
 /// The number of tokens of an input.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ResponseInputTokens {

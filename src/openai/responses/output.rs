@@ -75,6 +75,23 @@ pub struct ResponseObject {
     pub user: Option<Value>,
 }
 
+/// A compacted conversation: what to send as input instead of it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "CompactedResponse")]
+pub struct CompactionObject {
+    /// Unique id of the compaction.
+    pub id: String,
+    /// Always `response.compaction`.
+    #[schemars(extend("const" = "response.compaction"))]
+    pub object: &'static str,
+    /// Unix time of the compaction, in seconds.
+    pub created_at: u64,
+    /// The messages of the user, then an item of type `compaction` with a summary of the conversation.
+    pub output: Vec<Value>,
+    /// Token counts of the summary's generation.
+    pub usage: ResponseUsage,
+}
+
 /// The state of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
