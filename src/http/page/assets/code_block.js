@@ -1,5 +1,6 @@
 /** A block of code: its language, a button to copy it, and the code with its syntax highlighted. */
 
+import { announce } from "./announcer.js";
 import { build, h, icon } from "./dom.js";
 import { describeCode } from "./highlight.js";
 
@@ -15,6 +16,7 @@ export function copyButton(label, textOf, attributes = {}) {
   button.addEventListener("click", async () => {
     await copy(textOf());
     button.replaceChildren(icon("check"));
+    announce("Copied.");
     setTimeout(() => button.replaceChildren(icon("copy")), COPIED_MS);
   });
   return button;

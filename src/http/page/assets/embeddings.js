@@ -6,6 +6,8 @@ import { modelsOf } from "./models.js";
 
 /** A larger table could not be read. */
 const MAX_TEXTS = 40;
+/** The share of the accent behind a cosine of 1, in percent; more would leave the text too little contrast. */
+const MAX_TINT = 45;
 const EXAMPLE = ["A man is eating food.", "Someone is having a meal.", "The girl is carrying a baby.", "The stock market fell today."];
 
 /** Fills the view. */
@@ -83,6 +85,6 @@ function heatMap(texts, vectors, nTokens) {
 
 function heatCell(value, rowText, columnText) {
   const cell = h("td", { title: `${rowText}\n${columnText}` }, value.toFixed(2));
-  cell.style.setProperty("--share", `${Math.round(60 * Math.max(0, value))}%`);
+  cell.style.setProperty("--share", `${Math.round(MAX_TINT * Math.max(0, value))}%`);
   return cell;
 }

@@ -1,21 +1,21 @@
 /** The parameters of a chat request that the settings offer. An empty field is not sent, so the server's default holds. */
 
 /**
- * One row for each parameter: its name on the wire, its label, how its text is read, its default in words, and its
- * range. Rows of the group `more` are folded.
+ * One row for each parameter: its name on the wire, its label, its default in words, and its range. `read` turns the text
+ * of its field into its value or throws an error that says what is wrong. Rows of the group `more` are folded.
  */
 export const PARAMETERS = [
-  number("temperature", "Temperature", "1", { min: 0, max: 2, step: 0.1, help: "0 always picks the likeliest token." }),
-  number("top_p", "Top P", "1", { min: 0, max: 1, step: 0.05, help: "Draw from the likeliest tokens that have this probability together." }),
+  number("temperature", "Temperature", "1", { min: 0, max: 2, help: "0 always picks the likeliest token." }),
+  number("top_p", "Top P", "1", { min: 0, max: 1, help: "Draw from the likeliest tokens that have this probability together." }),
   integer("top_k", "Top K", "0, all", { min: -1, help: "Draw from this many of the likeliest tokens." }),
-  number("min_p", "Min P", "0", { min: 0, max: 1, step: 0.01, help: "Draw from tokens at least this likely, relative to the likeliest." }),
+  number("min_p", "Min P", "0", { min: 0, max: 1, help: "Draw from tokens at least this likely, relative to the likeliest." }),
   integer("max_tokens", "Maximum tokens", "the server's", { min: -1, help: "Length of an answer; -1: until the context is full." }),
   integer("seed", "Seed", "random", { help: "Equal seeds draw equal tokens." }),
   lines("stop", "Stop strings", "none", { help: "One on each line; the answer ends before any of them." }),
-  number("repeat_penalty", "Repeat penalty", "1", { min: 0.01, max: 10, step: 0.05, help: "Divides the logits of tokens that have occurred.", group: "more" }),
+  number("repeat_penalty", "Repeat penalty", "1", { min: 0.01, max: 10, help: "Divides the logits of tokens that have occurred.", group: "more" }),
   integer("repeat_last_n", "Repeat window", "64", { min: -1, help: "Tokens that the repeat penalty looks back on; -1 is all.", group: "more" }),
-  number("presence_penalty", "Presence penalty", "0", { min: -2, max: 2, step: 0.1, help: "Lowers the logits of tokens that have occurred.", group: "more" }),
-  number("frequency_penalty", "Frequency penalty", "0", { min: -2, max: 2, step: 0.1, help: "Lowers them by how often they have occurred.", group: "more" }),
+  number("presence_penalty", "Presence penalty", "0", { min: -2, max: 2, help: "Lowers the logits of tokens that have occurred.", group: "more" }),
+  number("frequency_penalty", "Frequency penalty", "0", { min: -2, max: 2, help: "Lowers them by how often they have occurred.", group: "more" }),
   integer("min_tokens", "Minimum tokens", "0", { min: 0, help: "Nothing but a limit ends the answer before.", group: "more" }),
   choice("ignore_eos", "Ignore the end token", "no", { values: { yes: true }, help: "Keep generating after the model's end token.", group: "more" }),
   lines("stop_token_ids", "Stop token ids", "none", { isNumeric: true, help: "One on each line, in addition to the model's own.", group: "more" }),
@@ -31,10 +31,6 @@ export const PARAMETERS = [
 export const FORMATS = { text: "Free text", json_object: "Any JSON object", json_schema: "JSON of a schema" };
 export const TOOL_CHOICES = { auto: "The model decides", required: "Must call one", none: "Calls nothing" };
 
-/** Reads the text of a parameter's field: undefined if it is empty. Throws an error that says what is wrong. */
-export function readParameter(parameter, text) {
-  return text?.trim() ? parameter.read(text) : undefined;
-}
 
 /**
  * The options of a request, from the values of the settings by name, and the errors by the name of their field.
@@ -51,7 +47,8 @@ export function requestOptions(values, isContinued = false) {
     }
   };
   for (const parameter of PARAMETERS) {
-    attempt(parameter.name, () => ({ [parameter.name]: readParameter(parameter, values[parameter.name]) }));
+    const text = values[parameter.name];
+    if (text?.trim()) attempt(parameter.name, () => ({ [parameter.name]: parameter.read(text) }));
   }
   if (values.showProbabilities) Object.assign(options, { logprobs: true, top_logprobs: 5 });
   if (!isContinued) {
@@ -88,7 +85,7 @@ function integer(name, label, fallback, details) {
     if (!Number.isSafeInteger(Number(text))) throw new Error(`${text} is not a whole number.`);
     return inRange(Number(text), text, details);
   };
-  return { name, label, fallback, kind: "number", step: 1, read, ...details };
+  return { name, label, fallback, kind: "number", read, ...details };
 }
 
 function lines(name, label, fallback, details) {

@@ -12,7 +12,7 @@ const MARGIN = 8;
  */
 export function probabilityView(tokens, onChoose) {
   const card = h("div", { class: "token-card", popover: "auto", role: "dialog", "aria-label": "Alternatives" });
-  const tooltip = h("div", { class: "token-card", popover: "manual", role: "tooltip", id: `tip-${crypto.randomUUID()}` });
+  const tooltip = h("div", { class: "token-card", hidden: true, role: "tooltip", id: `tip-${crypto.randomUUID()}` });
   const buttons = tokens.map((token, index) => tokenButton(token, index, tooltip.id));
   const text = h("div", { class: "tokens", role: "group", "aria-label": "Answer by tokens; move with the arrow keys" }, ...buttons);
 
@@ -20,9 +20,10 @@ export function probabilityView(tokens, onChoose) {
     const token = tokens[target.dataset.index];
     if (!token || card.matches(":popover-open")) return;
     tooltip.replaceChildren(...tooltipNodes(token));
-    open(tooltip, target);
+    tooltip.hidden = false;
+    place(tooltip, target);
   };
-  const hide = () => tooltip.matches(":popover-open") && tooltip.hidePopover();
+  const hide = () => (tooltip.hidden = true);
   text.addEventListener("focusin", show);
   text.addEventListener("pointerover", show);
   text.addEventListener("focusout", hide);
@@ -39,7 +40,8 @@ export function probabilityView(tokens, onChoose) {
       card.hidePopover();
       onChoose(index, alternative);
     }));
-    open(card, target);
+    card.showPopover();
+    place(card, target);
     card.querySelector("button:not(:disabled)")?.focus();
   });
   return h("div", {}, text, card, tooltip);
@@ -73,8 +75,8 @@ function tokenButton(token, index, tooltipId) {
 
 function tooltipNodes(token) {
   const rank = token.top_logprobs.findIndex(({ token: text }) => text === token.token) + 1;
-  const place = rank > 0 ? `number ${rank} of the likeliest` : "not among the likeliest";
-  return [h("code", {}, visible(token.token)), ` ${percent(token.logprob)}, ${place}`];
+  const rankText = rank > 0 ? `number ${rank} of the likeliest` : "not among the likeliest";
+  return [h("code", {}, visible(token.token)), ` ${percent(token.logprob)}, ${rankText}`];
 }
 
 function cardNodes(tokens, index, onChoose) {
@@ -110,15 +112,13 @@ function moveFocus(event, buttons) {
   }
 }
 
-/** Opens a popover below an element, or above it where there is no room, within the window. */
-function open(popover, anchor) {
-  popover.showPopover();
-  const place = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
-  const { offsetWidth: width, offsetHeight: height } = popover;
-  const below = place.bottom + MARGIN;
-  const top = below + height > innerHeight ? place.top - height - MARGIN : below;
-  popover.style.top = `${Math.max(top, MARGIN)}px`;
-  popover.style.left = `${Math.max(Math.min(place.left, innerWidth - width - MARGIN), MARGIN)}px`;
+/** Places a card below the first line of an element, or above it where there is no room, within the window. */
+function place(card, anchor) {
+  const { left, top, bottom } = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
+  const { offsetWidth: width, offsetHeight: height } = card;
+  const below = bottom + MARGIN;
+  card.style.top = `${Math.max(below + height > innerHeight ? top - height - MARGIN : below, MARGIN)}px`;
+  card.style.left = `${Math.max(Math.min(left, innerWidth - width - MARGIN), MARGIN)}px`;
 }
 
 /** A token with its white space visible. */

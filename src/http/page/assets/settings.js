@@ -127,10 +127,11 @@ function showError({ input, error }, message = "") {
   else input.removeAttribute("aria-invalid");
 }
 
-function inputFor({ kind, values, min, max, step }) {
+function inputFor({ kind, values, min }) {
   switch (kind) {
     case "number":
-      return h("input", { type: "number", inputmode: "decimal", step: step ?? "any", min, max });
+      // Number keyboards of phones may have no sign.
+      return h("input", { inputmode: min >= 0 ? "decimal" : "text", autocomplete: "off" });
     case "lines":
       return h("textarea", { rows: "2", class: "code", spellcheck: "false" });
     case "choice":
