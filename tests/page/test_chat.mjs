@@ -51,7 +51,7 @@ test("a message is answered, with numbers, and the conversation is there after a
 
 test("an answer is streamed, and Escape stops it", async () => {
   const page = await openPage(browser);
-  await set(page, "ignore_eos", "yes");
+  await page.select("#setting-ignore_eos", "yes");
   await page.locator("#message").fill("Write a long story about a river.");
   await page.focus("#message");
   await page.keyboard.press("Enter");
@@ -249,7 +249,7 @@ test("the log follows an answer only from its end", async () => {
 
 test("a copied code block is the code", async () => {
   const page = await openPage(browser, { respond: () => answer([{ content: "```js\nlet a = '<b>';\n```" }]) });
-  await page.browserContext().overridePermissions(new URL(PAGE).origin, ["clipboard-read", "clipboard-write"]);
+  await page.browserContext().overridePermissions(new URL(PAGE).origin, ["clipboard-read", "clipboard-sanitized-write"]);
   await send(page, "Question");
   assert.ok(await page.$(".code-block .hljs-keyword"));
   await click(page, '.code-block [aria-label="Copy the code"]');

@@ -76,6 +76,16 @@ test("files that are broken are refused", () => {
   }
 });
 
+test("fields of a file that are of a wrong type are left out", () => {
+  const answer = { role: "assistant", content: 7, toolCalls: [null], tokens: [{ token: 1 }], usage: "x", finish: { a: 1 }, tokensPerSecond: "1", __proto__: { b: 2 }, children: [] };
+  const nodes = { root: { children: ["a"], selected: 9 }, a: { role: "user", content: ["x"], children: ["b"] }, b: answer };
+  const file = { format: "predict-otron-9000 conversations", version: 1, conversations: [{ title: 5, nodes }] };
+  const [question, copy] = shownMessages(importText(JSON.stringify(file))[0]);
+  assert.equal(question.content, "");
+  const { id, parent, children, selected, ...fields } = copy;
+  assert.deepEqual(fields, { role: "assistant", content: "", finish: "", toolCalls: [{ id: "", name: "", arguments: "" }] });
+});
+
 test("server-sent events in pieces of any size", () => {
   const stream = ': ping\n\ndata: {"a": 1}\r\n\r\ndata:x\ndata: y\n\nevent: z\ndata: ü\n\n';
   for (const size of [1, 2, 3, 7, 100]) {

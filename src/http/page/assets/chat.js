@@ -7,9 +7,9 @@ import { Composer } from "./composer.js";
 import { addMessage, branchOf, isEmpty, messagesUpTo, newConversation, removeMessage, requestMessages, shownMessages, switchBranch } from "./conversation.js";
 import { byId, h, icon } from "./dom.js";
 import { messageElement, StreamedMessage } from "./message.js";
+import { editForm, resultForm } from "./message_forms.js";
 import { chosenModel, refreshModels } from "./models.js";
-import { textOf } from "./probabilities.js";
-import { resultForm } from "./tool_results.js";
+import { branchAt } from "./probabilities.js";
 
 const EXAMPLES = [
   "Explain how a hash map works, with a short example in Python.",
@@ -27,10 +27,12 @@ export class Chat {
   #runs = new Map();
   #streamed = null;
   #editing = null;
+  /** The ids of conversations that were deleted, which their answers must not save again. */
+  #deleted = new Set();
 
-  /** `settings` has the options of requests; `onSave` is called whenever a conversation was saved. */
-  constructor({ store, settings, onSave }) {
-    Object.assign(this, { store, settings, onSave });
+  /** `settings` has the options of requests. `onSave` gets each conversation that was saved, `onSaveError` the error. */
+  constructor({ store, settings, onSave, onSaveError }) {
+    Object.assign(this, { store, settings, onSave, onSaveError });
     this.log = byId("log");
     this.conversation = newConversation();
     this.composer = new Composer(byId("composer"), { onSend: (text) => this.#send(text), onStop: () => this.stop() });
@@ -48,9 +50,24 @@ export class Chat {
   /** Shows a conversation of the store; returns whether there is one. */
   async open(id) {
     if (id === this.conversation.id) return true;
-    const found = this.#runs.get(id)?.conversation ?? (await this.store.get(id));
+    const found = await this.#find(id);
     if (found) this.#open(found);
     return Boolean(found);
+  }
+
+  /** Gives a conversation another title. */
+  async rename(id, title) {
+    const conversation = await this.#find(id);
+    conversation.title = title;
+    await this.#save(conversation);
+  }
+
+  /** Deletes a conversation, and its answer if one is streamed. */
+  async delete(id) {
+    this.#deleted.add(id);
+    this.#runs.get(id)?.controller.abort();
+    await this.store.delete(id);
+    if (id === this.conversation.id) this.openNew();
   }
 
   /** Stops the answer of the conversation that is shown; returns whether there was one. */
@@ -75,6 +92,12 @@ export class Chat {
     else this.log.scrollTop = place;
   }
 
+  /** A conversation as it is at the moment, which the store may not have yet. */
+  async #find(id) {
+    if (id === this.conversation.id) return this.conversation;
+    return this.#runs.get(id)?.conversation ?? this.store.get(id);
+  }
+
   #open(conversation) {
     this.conversation = conversation;
     this.#editing = null;
@@ -93,9 +116,9 @@ export class Chat {
 
   #element(node) {
     const branch = branchOf(this.conversation, node);
-    if (this.#editing === node.id) return this.#editor(node);
+    if (this.#editing === node.id) return this.#editForm(node);
     if (this.#runs.get(this.conversation.id)?.node === node) {
-      this.#streamed = new StreamedMessage(node, branch, this.#actions);
+      this.#streamed = new StreamedMessage(node, branch, this.#actions, chosenModel()?.loaded !== false);
       return this.#streamed.element;
     }
     return messageElement(node, { branch, actions: this.#actions, showProbabilities: this.settings.values.showProbabilities });
@@ -127,40 +150,16 @@ export class Chat {
     regenerate: (node) => this.#generate(node.parent),
     retry: (node) => this.#retry(node),
     continueAnswer: (node) => this.#generate(node.parent, { content: node.content, tokens: node.tokens }),
-    chooseToken: (node, index, alternative) => {
-      const tokens = [...node.tokens.slice(0, index), alternative];
-      // The alternatives of this place belong to the token that was chosen, too.
-      tokens[index] = { ...alternative, top_logprobs: node.tokens[index].top_logprobs };
-      this.#generate(node.parent, { content: textOf(tokens), tokens });
-    },
+    chooseToken: (node, index, alternative) => this.#generate(node.parent, branchAt(node, index, alternative)),
   };
 
-  #editor(node) {
-    const field = h("textarea", { "aria-label": "Edit the message", rows: String(Math.min(12, node.content.split("\n").length + 1)) });
-    field.value = node.content;
-    const cancel = () => {
+  #editForm(node) {
+    const close = () => {
       this.#editing = null;
       this.render();
       this.log.querySelector(`[data-key="edit-${CSS.escape(node.parent)}"]`)?.focus();
     };
-    const form = h(
-      "form",
-      { class: "inline-form message user", "aria-label": "Edit the message" },
-      field,
-      h("div", { class: "actions" }, h("button", { type: "button", onclick: cancel }, "Cancel"), h("button", { class: "primary" }, "Send as a new version")),
-    );
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.#sendEdited(node, field.value.trim());
-    });
-    form.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") cancel();
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target === field) {
-        event.preventDefault();
-        form.requestSubmit();
-      }
-    });
-    return form;
+    return editForm(node, { onSubmit: (text) => this.#sendEdited(node, text), onCancel: close });
   }
 
   #send(text) {
@@ -173,17 +172,15 @@ export class Chat {
   }
 
   #sendEdited(node, text) {
-    if (!text || !this.#isReady()) return;
+    if (!this.#isReady()) return;
     this.#editing = null;
     this.#generate(addMessage(this.conversation, node.parent, { role: "user", content: text }).id);
-    this.composer.field.focus({ preventScroll: true });
   }
 
   #sendResults(answer, results) {
     if (!this.#isReady()) return;
     const last = results.reduce((above, result) => addMessage(this.conversation, above.id, result), answer);
     this.#generate(last.id);
-    this.composer.field.focus({ preventScroll: true });
   }
 
   /** Generates a failed answer again; one that has a text stays, as another version. */
@@ -191,7 +188,6 @@ export class Chat {
     const isLeaf = node.children.length === 0;
     if (isEmpty(node) && isLeaf && this.#isReady()) removeMessage(this.conversation, node);
     this.#generate(node.parent);
-    this.composer.field.focus({ preventScroll: true });
   }
 
   /** Whether a message can be sent: nothing is running, and the settings are valid. */
@@ -211,11 +207,13 @@ export class Chat {
     this.#save(conversation);
     beginAnswer(node.content);
     this.render();
+    // The button that was pressed may be gone; this one stops the answer.
+    if (document.activeElement === document.body) this.composer.button.focus();
     await this.#stream(run, body);
     this.#runs.delete(conversation.id);
     this.#save(conversation);
     if (this.conversation === conversation) this.#showEnd(node);
-    refreshModels().catch(() => {});
+    refreshModels({ silent: true }).catch(() => {});
   }
 
   #requestBody(model, parent, prefix) {
@@ -262,11 +260,17 @@ export class Chat {
     this.render();
     announceAnswer(node.content, true);
     if (node.finish === "stopped") announce("Stopped.");
+    if (node.error) announce(node.error);
   }
 
   async #save(conversation) {
-    await this.store.put(conversation);
-    this.onSave(conversation);
+    if (this.#deleted.has(conversation.id)) return;
+    try {
+      await this.store.put(conversation);
+      this.onSave(conversation);
+    } catch (error) {
+      this.onSaveError(error);
+    }
   }
 
   #isAtEnd() {

@@ -32,9 +32,16 @@ function codeBlock({ language, code }) {
   );
 }
 
-/** Copies a text. Pages without TLS that come from another machine have no `clipboard`. */
+/** Copies a text. Pages without TLS that come from another machine have no `clipboard`, and users may forbid it. */
 async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  try {
+    return await navigator.clipboard.writeText(text);
+  } catch {
+    copySelected(text);
+  }
+}
+
+function copySelected(text) {
   const field = h("textarea", { class: "visually-hidden" });
   field.value = text;
   document.body.append(field);

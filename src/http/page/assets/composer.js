@@ -12,7 +12,7 @@ export class Composer {
   constructor(root, { onSend, onStop }) {
     this.onSend = onSend;
     this.onStop = onStop;
-    this.field = h("textarea", { id: "message", rows: "1", placeholder: "Send a message", "aria-label": "Message", "aria-describedby": "composer-hint" });
+    this.field = h("textarea", { id: "message", rows: "1", placeholder: "Send a message", dir: "auto", "aria-label": "Message", "aria-describedby": "composer-hint" });
     this.field.addEventListener("input", () => this.#fit());
     this.field.addEventListener("keydown", (event) => this.#keyPressed(event));
     this.chips = h("ul", { class: "chips", "aria-label": "Attached files", hidden: true });

@@ -16,13 +16,13 @@ const NO_RESULT = "No result was given.";
 export function newConversation() {
   const now = Date.now();
   const root = { id: ROOT, parent: null, role: null, children: [], selected: 0 };
-  return { id: crypto.randomUUID(), title: "", createdAt: now, updatedAt: now, nodes: { [ROOT]: root } };
+  return { id: newId(), title: "", createdAt: now, updatedAt: now, nodes: { [ROOT]: root } };
 }
 
 /** Adds a message below another one, or at the beginning if `parent` is null, and shows it. */
 export function addMessage(conversation, parent, message) {
   const above = conversation.nodes[parent ?? ROOT];
-  const node = { ...message, id: crypto.randomUUID(), parent: above.id, children: [], selected: 0 };
+  const node = { ...message, id: newId(), parent: above.id, children: [], selected: 0 };
   conversation.nodes[node.id] = node;
   above.selected = above.children.push(node.id) - 1;
   conversation.updatedAt = Date.now();
@@ -106,6 +106,11 @@ export function importText(text) {
   return file.conversations.map(importedConversation);
 }
 
+/** A random id. Pages without TLS that come from another machine have no `crypto.randomUUID`. */
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 function parseJson(text) {
   try {
     return JSON.parse(text);
@@ -119,7 +124,7 @@ function importedConversation(source) {
   const conversation = newConversation();
   const nodes = source?.nodes;
   if (!nodes?.[ROOT]) throw new Error("A conversation of this file has no messages.");
-  conversation.title = String(source.title ?? "");
+  conversation.title = textOf(source.title);
   const copies = [[ROOT, ROOT]];
   const seen = new Set();
   for (const [sourceId, id] of copies) {
@@ -127,7 +132,7 @@ function importedConversation(source) {
     seen.add(sourceId);
     for (const child of nodes[sourceId].children ?? []) {
       if (!ROLES.includes(nodes[child]?.role)) throw new Error("A message of this file is not complete.");
-      const copy = addMessage(conversation, id, { ...nodes[child], content: String(nodes[child].content ?? "") });
+      const copy = addMessage(conversation, id, soundMessage(nodes[child]));
       copies.push([child, copy.id]);
     }
     conversation.nodes[id].selected = soundIndex(nodes[sourceId].selected, conversation.nodes[id].children.length);
@@ -136,6 +141,29 @@ function importedConversation(source) {
   conversation.updatedAt = Number(source.updatedAt) || conversation.updatedAt;
   return conversation;
 }
+
+/** A message of a file with the fields that are known, each of its type. */
+function soundMessage(source) {
+  const message = { role: source.role, content: textOf(source.content) };
+  for (const name of ["reasoning", "callId", "name", "model", "finish", "error", "ignored"]) {
+    if (source[name]) message[name] = textOf(source[name]);
+  }
+  for (const name of ["firstTokenMs", "tokensPerSecond"]) {
+    if (Number.isFinite(source[name])) message[name] = source[name];
+  }
+  if (Number.isInteger(source.usage?.prompt_tokens) && Number.isInteger(source.usage.completion_tokens)) message.usage = source.usage;
+  if (Array.isArray(source.toolCalls)) message.toolCalls = source.toolCalls.map(soundCall);
+  if (Array.isArray(source.tokens) && source.tokens.every(isSoundToken)) message.tokens = source.tokens;
+  return message;
+}
+
+const soundCall = (call) => ({ id: textOf(call?.id), name: textOf(call?.name), arguments: textOf(call?.arguments) });
+
+const isSoundToken = (token) => isCandidate(token) && Array.isArray(token.top_logprobs) && token.top_logprobs.every(isCandidate);
+
+const isCandidate = (token) => typeof token?.token === "string" && Number.isFinite(token.logprob) && Array.isArray(token.bytes);
+
+const textOf = (value) => (typeof value === "string" ? value : "");
 
 const soundIndex = (index, count) => (Number.isInteger(index) && index >= 0 && index < count ? index : 0);
 

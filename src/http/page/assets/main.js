@@ -1,14 +1,14 @@
 /** The page: puts the views together, and shows the one that the address names. */
 
 import { announce } from "./announcer.js";
-import { explain, onKeyNeeded, setApiKey } from "./api.js";
+import { apiKey, explain, onKeyNeeded, setApiKey } from "./api.js";
 import { Chat } from "./chat.js";
 import { startDecisions } from "./decisions.js";
 import { askForKey } from "./dialogs.js";
 import { byId, h } from "./dom.js";
 import { closeDrawer, startDrawer } from "./drawers.js";
 import { startEmbeddings } from "./embeddings.js";
-import { startModelPicker } from "./models.js";
+import { refreshModels, startModelPicker } from "./models.js";
 import { startServerPanel } from "./server_panel.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -25,8 +25,13 @@ onKeyNeeded(async (isWrong) => {
 const [serverPanel, settingsForm] = [h("section", { class: "server-panel", "aria-label": "Server" }), h("section", { "aria-label": "Settings" })];
 byId("settings").append(serverPanel, settingsForm);
 const settings = new Settings(settingsForm, { onShowProbabilities: () => chat.render(), onInvalid: () => openSettings() });
-const store = await Store.open(() => sidebar.refresh());
-const chat = new Chat({ store, settings, onSave: (conversation) => saved(conversation) });
+const store = await Store.open(async (id) => sidebar.update(id, await store.get(id)));
+const chat = new Chat({
+  store,
+  settings,
+  onSave: (conversation) => saved(conversation),
+  onSaveError: (error) => sidebar.setNote(`This conversation could not be saved: ${error.message}`),
+});
 const sidebar = new Sidebar(byId("sidebar"), {
   store,
   onNew: () => {
@@ -35,8 +40,13 @@ const sidebar = new Sidebar(byId("sidebar"), {
     closeDrawer();
     chat.composer.field.focus();
   },
-  onDelete: ({ id }) => id === chat.conversation.id && (chat.openNew(), (location.hash = "#chat")),
-  onRename: ({ id, title }) => id === chat.conversation.id && (chat.conversation.title = title),
+  onRename: (id, title) => chat.rename(id, title),
+  onDelete: async (id) => {
+    const isShown = id === chat.conversation.id && !byId("chat").hidden;
+    await chat.delete(id);
+    sidebar.update(id, null);
+    if (isShown) location.hash = "#chat";
+  },
 });
 const embeddings = startEmbeddings(byId("embeddings"));
 startDecisions(byId("decisions"));
@@ -48,6 +58,8 @@ startServerPanel(serverPanel);
 byId("backdrop").addEventListener("click", closeDrawer);
 addEventListener("hashchange", showView);
 addEventListener("keydown", escape);
+document.addEventListener("visibilitychange", () => document.hidden || refreshModels({ silent: true }).catch(() => {}));
+await sidebar.load();
 await showView();
 await startModels();
 
@@ -61,7 +73,7 @@ async function showView() {
     else link.removeAttribute("aria-current");
   }
   if (view === "chat" && id) await showConversation(id);
-  await sidebar.refresh(view === "chat" ? chat.conversation.id : null);
+  showCurrent();
 }
 
 async function showConversation(id) {
@@ -73,14 +85,25 @@ async function showConversation(id) {
 function saved(conversation) {
   const isShown = conversation === chat.conversation && !byId("chat").hidden;
   if (isShown && location.hash !== `#chat/${conversation.id}`) history.replaceState(null, "", `#chat/${conversation.id}`);
-  byId("chat-link").setAttribute("href", `#chat/${chat.conversation.id}`);
-  sidebar.refresh(byId("chat").hidden ? null : chat.conversation.id);
+  sidebar.update(conversation.id, conversation);
+  showCurrent();
+}
+
+/** Names the conversation that is shown in the list, in the link to the chat, and in the title of the window. */
+function showCurrent() {
+  const { id, title } = chat.conversation;
+  const isShown = !byId("chat").hidden;
+  sidebar.setCurrent(isShown ? id : null);
+  byId("chat-link").setAttribute("href", title ? `#chat/${id}` : "#chat");
+  document.title = isShown && title ? `${title} – predict-otron-9000` : "predict-otron-9000";
 }
 
 async function startModels() {
   try {
     await startModelPicker();
     embeddings.refresh();
+    // A link sends no key, and the documentation needs it.
+    byId("docs-link").hidden = apiKey() !== null;
   } catch (error) {
     const note = h("p", { class: "error banner", role: "alert" }, explain(error), h("button", { type: "button", onclick: retry }, "Try again"));
     byId("main").prepend(note);

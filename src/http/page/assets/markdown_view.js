@@ -6,7 +6,7 @@ import { blocksOf, describe } from "./markdown.js";
 
 /** Creates an element with a whole text. */
 export function markdown(text) {
-  return h("div", { class: "markdown" }, ...blocksOf(text).flatMap(nodesOf));
+  return h("div", { class: "markdown", dir: "auto" }, ...blocksOf(text).flatMap(nodesOf));
 }
 
 export class GrowingMarkdown {
@@ -15,7 +15,7 @@ export class GrowingMarkdown {
   #openNodes = [];
 
   constructor() {
-    this.element = h("div", { class: "markdown" });
+    this.element = h("div", { class: "markdown", dir: "auto" });
   }
 
   /** Shows a text that begins with the one that was shown before. */

@@ -12,39 +12,31 @@ const AUTHORS = { user: "You", assistant: "Answer", tool: "Result" };
  * Creates the element of a message. `branch` has its number among its siblings; `actions` are the functions that its
  * buttons call; with `showProbabilities` its tokens are shown, if it has any.
  */
-export function messageElement(node, { branch, actions, isRunning, showProbabilities }) {
+export function messageElement(node, { branch, actions, showProbabilities }) {
   const isAnswer = node.role === "assistant";
-  const article = h("article", { class: `message ${node.role}`, "data-id": node.id, "aria-label": authorOf(node) });
-  article.append(h("header", {}, h("span", { class: "author" }, authorOf(node)), branchSwitch(node, branch, actions)));
+  const article = articleOf(node, branch, actions);
   if (isAnswer) article.append(...answerNodes(node, showProbabilities, actions));
   else article.append(node.role === "tool" ? h("pre", { class: "tool-result", tabindex: "0" }, node.content) : markdown(node.content));
-  if (isRunning) return article;
   if (isAnswer) article.append(...footerNodes(node, actions));
   article.append(buttons(node, actions));
   return article;
 }
 
-/** An answer that is being streamed: reads the message and updates the element, at most once in each frame. */
+/** An answer that is being streamed, perhaps by a model that has to be loaded first: reads the message and updates the element, at most once in each frame. */
 export class StreamedMessage {
   #markdown = new GrowingMarkdown();
   #reasoning = h("div", { class: "reasoning-text" });
   #calls = h("div", {});
   #frame = null;
 
-  constructor(node, branch, actions) {
+  constructor(node, branch, actions, isLoaded) {
     this.node = node;
     this.details = reasoningDetails(this.#reasoning, "Reasoning…");
     this.details.hidden = true;
-    this.waiting = h("p", { class: "waiting" }, h("span", { class: "dots", "aria-hidden": "true" }), "Waiting for the model");
-    this.element = h(
-      "article",
-      { class: "message assistant", "data-id": node.id, "aria-label": authorOf(node), "aria-busy": "true" },
-      h("header", {}, h("span", { class: "author" }, authorOf(node)), branchSwitch(node, branch, actions)),
-      this.details,
-      this.#markdown.element,
-      this.#calls,
-      this.waiting,
-    );
+    this.waiting = h("p", { class: "waiting" }, h("span", { class: "dots", "aria-hidden": "true" }), isLoaded ? "Waiting for the model" : "Loading the model");
+    this.element = articleOf(node, branch, actions);
+    this.element.setAttribute("aria-busy", "true");
+    this.element.append(this.details, this.#markdown.element, this.#calls, this.waiting);
     this.update();
   }
 
@@ -77,10 +69,17 @@ export class StreamedMessage {
 function errorElement(text, onRetry) {
   return h(
     "div",
-    { class: "error", role: "alert" },
+    { class: "error" },
     h("p", {}, text),
     h("button", { type: "button", onclick: onRetry }, "Try again"),
   );
+}
+
+/** Creates the element with the head of a message. */
+function articleOf(node, branch, actions) {
+  const author = authorOf(node);
+  const head = h("header", {}, h("span", { class: "author" }, author), branchSwitch(node, branch, actions));
+  return h("article", { class: `message ${node.role}`, "aria-label": author }, head);
 }
 
 const authorOf = (node) => (node.role === "assistant" && node.model) || AUTHORS[node.role];
@@ -89,7 +88,7 @@ function answerNodes(node, showProbabilities, actions) {
   const nodes = [];
   if (node.reasoning) nodes.push(reasoningDetails(h("div", { class: "reasoning-text" }, node.reasoning), "Reasoning"));
   if (showProbabilities && node.tokens) {
-    nodes.push(probabilityView(node.tokens, (index, alternative) => actions.chooseToken(node, index, alternative)));
+    nodes.push(probabilityView(node, (index, alternative) => actions.chooseToken(node, index, alternative)));
   } else {
     nodes.push(markdown(node.content));
   }

@@ -13,9 +13,9 @@ export async function startModelPicker() {
   await refreshModels();
 }
 
-/** Asks the server for its models and which of them are loaded. */
-export async function refreshModels() {
-  models = (await getJson("v1/models")).data;
+/** Asks the server for its models and which of them are loaded. A `silent` request does not ask for a key. */
+export async function refreshModels({ silent = false } = {}) {
+  models = (await getJson("v1/models", { silent })).data;
   const picker = byId("model");
   const chosen = picker.value || readPreference(CHOSEN);
   const options = modelsOf("chat").map((model) => h("option", { value: model.id }, optionText(model)));

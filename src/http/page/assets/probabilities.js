@@ -5,16 +5,17 @@ import { h } from "./dom.js";
 /** The least probability of each tint; what is less likely has the last one. */
 const TINTS = [0.9, 0.6, 0.3, 0.1];
 const MARGIN = 8;
+let nViews = 0;
 
 /**
  * Creates the view of an answer's tokens. One token at a time is in the order of the Tab key; the arrow keys move.
  * `onChoose` gets the number of a token and the alternative that is to take its place.
  */
-export function probabilityView(tokens, onChoose) {
+export function probabilityView({ content, tokens }, onChoose) {
   const card = h("div", { class: "token-card", popover: "auto", role: "dialog", "aria-label": "Alternatives" });
-  const tooltip = h("div", { class: "token-card", hidden: true, role: "tooltip", id: `tip-${crypto.randomUUID()}` });
+  const tooltip = h("div", { class: "token-card", hidden: true, role: "tooltip", id: `tip-${(nViews += 1)}` });
   const buttons = tokens.map((token, index) => tokenButton(token, index, tooltip.id));
-  const text = h("div", { class: "tokens", role: "group", "aria-label": "Answer by tokens; move with the arrow keys" }, ...buttons);
+  const text = h("div", { class: "tokens", role: "group", "aria-label": "Answer by tokens; move with the arrow keys", dir: "auto" }, textBefore(content, tokens), ...buttons);
 
   const show = ({ target }) => {
     const token = tokens[target.dataset.index];
@@ -47,8 +48,22 @@ export function probabilityView(tokens, onChoose) {
   return h("div", {}, text, card, tooltip);
 }
 
+/** The beginning of an answer that takes an alternative at a token: its text and its tokens. */
+export function branchAt({ content, tokens }, index, alternative) {
+  // The alternatives of this place belong to the token that was chosen, too.
+  const chosen = { ...alternative, top_logprobs: tokens[index].top_logprobs };
+  const kept = [...tokens.slice(0, index), chosen];
+  return { content: textBefore(content, tokens) + textOf(kept), tokens: kept };
+}
+
+/** The beginning of an answer whose probabilities are not known, because it was continued. */
+function textBefore(content, tokens) {
+  const text = textOf(tokens) ?? "";
+  return content.endsWith(text) ? content.slice(0, content.length - text.length) : "";
+}
+
 /** The text of tokens, or null if it ends within a character. */
-export function textOf(tokens) {
+function textOf(tokens) {
   const bytes = Uint8Array.from(tokens.flatMap((token) => token.bytes ?? []));
   try {
     return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);

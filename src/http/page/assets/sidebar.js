@@ -12,7 +12,7 @@ export class Sidebar {
   #conversations = [];
   #renaming = null;
 
-  /** `onNew` begins a conversation, `onDelete` is called after one was deleted, `onRename` gets one with a new title. */
+  /** `onNew` begins a conversation, `onDelete` gets the id of one to delete, `onRename` an id and a title. */
   constructor(root, { store, onNew, onDelete, onRename }) {
     Object.assign(this, { store, onDelete, onRename, currentId: null });
     this.search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#show() });
@@ -35,19 +35,39 @@ export class Sidebar {
     );
   }
 
-  /** Reads the conversations again; `currentId` is the one that is shown. */
-  async refresh(currentId = this.currentId) {
-    this.currentId = currentId;
+  /** Reads all conversations. */
+  async load() {
     this.#conversations = await this.store.all();
-    if (this.#renaming === null) this.#show();
+    this.#show();
   }
 
+  /** Marks the conversation that is shown, if one is. */
+  setCurrent(id) {
+    this.currentId = id;
+    this.#show();
+  }
+
+  /** Takes over a conversation that was added or changed, or its absence. */
+  update(id, conversation) {
+    const others = this.#conversations.filter((other) => other.id !== id);
+    this.#conversations = conversation ? [conversation, ...others] : others;
+    this.#show();
+  }
+
+  /** Says something about the conversations. */
+  setNote(text) {
+    this.note.textContent = text;
+  }
+
+  /** Shows the list, the conversation that was changed last first, unless a title is being edited in it. */
   #show() {
+    if (this.#renaming !== null && this.list.querySelector("form")) return;
+    this.#conversations.sort((a, b) => b.updatedAt - a.updatedAt);
     const focus = document.activeElement?.dataset?.key;
     const search = this.search.value.trim();
     const found = search ? this.#conversations.filter((conversation) => matches(conversation, search)) : this.#conversations;
     this.list.replaceChildren(...found.slice(0, MAX_SHOWN).map((conversation) => this.#item(conversation)));
-    this.note.textContent = this.#noteText(search, found.length);
+    this.setNote(this.#noteText(search, found.length));
     if (focus) this.list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
   }
 
@@ -90,7 +110,9 @@ export class Sidebar {
       this.#endRename(conversation, field.value.trim());
     });
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.#endRename(conversation, "");
+      if (event.key !== "Escape") return;
+      event.preventDefault();
+      this.#endRename(conversation, "");
     });
     field.addEventListener("blur", () => this.#endRename(conversation, field.value.trim(), false));
     return form;
@@ -100,22 +122,16 @@ export class Sidebar {
   async #endRename(conversation, title, keepsFocus = true) {
     if (this.#renaming !== conversation.id) return;
     this.#renaming = null;
-    if (title) {
-      conversation.title = title;
-      await this.store.put(conversation);
-      this.onRename(conversation);
-    }
-    await this.refresh();
+    if (title) await this.onRename(conversation.id, title);
+    this.#show();
     if (keepsFocus) this.list.querySelector(`[data-key="rename-${conversation.id}"]`)?.focus();
   }
 
   async #delete(conversation, title) {
     if (!(await confirmed(`Delete “${title}”? This cannot be undone.`, "Delete"))) return;
-    await this.store.delete(conversation.id);
-    await this.refresh();
+    await this.onDelete(conversation.id);
     this.search.focus();
     announce(`Deleted ${title}.`);
-    this.onDelete(conversation);
   }
 
   #exportOne(conversation) {
@@ -139,7 +155,7 @@ export class Sidebar {
     } catch (error) {
       message = error.message;
     }
-    await this.refresh();
-    this.note.textContent = message;
+    await this.load();
+    this.setNote(message);
   }
 }

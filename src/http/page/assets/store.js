@@ -8,11 +8,11 @@ export class Store {
   #memory = new Map();
   #channel = new BroadcastChannel(DATABASE);
 
-  /** Opens the store. `onChange` is called when another tab has changed it. */
+  /** Opens the store. `onChange` gets the id of a conversation that another tab has changed. */
   static async open(onChange) {
     const store = new Store();
     store.#database = await openDatabase().catch(() => null);
-    store.#channel.onmessage = () => onChange();
+    store.#channel.onmessage = ({ data: id }) => onChange(id);
     return store;
   }
 
@@ -21,10 +21,8 @@ export class Store {
     return this.#database !== null;
   }
 
-  /** All conversations, the one that was changed last first. */
   async all() {
-    const found = this.#database ? await this.#run("readonly", (table) => table.getAll()) : [...this.#memory.values()];
-    return found.sort((a, b) => b.updatedAt - a.updatedAt);
+    return this.#database ? this.#run("readonly", (table) => table.getAll()) : [...this.#memory.values()];
   }
 
   /** A conversation, or undefined. */
@@ -35,13 +33,13 @@ export class Store {
   async put(conversation) {
     if (this.#database) await this.#run("readwrite", (table) => table.put(conversation));
     else this.#memory.set(conversation.id, conversation);
-    this.#channel.postMessage(null);
+    this.#channel.postMessage(conversation.id);
   }
 
   async delete(id) {
     if (this.#database) await this.#run("readwrite", (table) => table.delete(id));
     else this.#memory.delete(id);
-    this.#channel.postMessage(null);
+    this.#channel.postMessage(id);
   }
 
   async #run(mode, call) {
