@@ -16,16 +16,10 @@ const NAMED_ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp:
 export function blocksOf(text) {
   if (text.length > MAX_LENGTH || nestingOf(text) > MAX_DEPTH) return [plainBlock(text)];
   try {
-    const blocks = new Lexer({ gfm: true, breaks: true }).lex(text);
-    return blocks.map((block) => block).filter(({ raw }) => raw !== "");
+    return [...new Lexer({ gfm: true, breaks: true }).lex(text)];
   } catch {
     return [plainBlock(text)];
   }
-}
-
-/** The descriptions of a block's nodes. */
-export function describe(block) {
-  return blockNodes(block);
 }
 
 /** The descriptions of a text's nodes. */
@@ -42,7 +36,8 @@ function nestingOf(text) {
   return deepest;
 }
 
-function blockNodes(token) {
+/** The descriptions of a block's nodes. */
+export function describe(token) {
   switch (token.type) {
     case "space":
     case "def":
@@ -57,7 +52,7 @@ function blockNodes(token) {
     case "code":
       return [["code-block", { language: languageOf(token.lang), code: token.text }]];
     case "blockquote":
-      return [["blockquote", {}, ...token.tokens.flatMap(blockNodes)]];
+      return [["blockquote", {}, ...token.tokens.flatMap(describe)]];
     case "list":
       return [list(token)];
     case "table":
@@ -80,7 +75,7 @@ function list(token) {
 function listItem(item) {
   const tokens = item.tokens.filter(({ type }) => type !== "checkbox");
   const mark = item.task ? [item.checked ? "☑ " : "☐ "] : [];
-  return ["li", {}, ...mark, ...tokens.flatMap(blockNodes)];
+  return ["li", {}, ...mark, ...tokens.flatMap(describe)];
 }
 
 function table({ header, rows }) {
