@@ -6,7 +6,7 @@ import puppeteer from "puppeteer-core";
 
 export const { PAGE, KEY } = process.env;
 
-/** What Chromium reports of every response that is an error, whatever the page does about it. */
+/** The message of Chromium for every response that is an error, whatever the page does about it. */
 const FAILED_RESPONSE = /^Failed to load resource: the server responded with a status of/;
 
 /** Starts Chromium. Its sandbox does not work for root. */
@@ -17,8 +17,8 @@ export const launch = () =>
   });
 
 /**
- * Opens the page in a context of its own, where nothing is kept yet. `respond` fakes the chat route: it gets the body of
- * a request and returns a response, or null for the server's own. The page has `problems`: errors in the console and
+ * Opens the page in a context of its own, where nothing is kept yet. `respond` fakes the chat route: it gets the body
+ * of a request and returns a response, or null for the server's own. The page has `problems`: errors in the console and
  * requests to other origins.
  */
 export async function openPage(browser, { path = "/", width = 1280, height = 800, dark = false, respond } = {}) {
@@ -45,15 +45,21 @@ export async function load(page, path) {
 }
 
 /** The events of a stream. */
-export const events = (...chunks) => chunks.map((chunk) => `data: ${JSON.stringify(chunk)}\n\n`).join("") + "data: [DONE]\n\n";
+export const events = (...chunks) =>
+  chunks.map((chunk) => `data: ${JSON.stringify(chunk)}\n\n`).join("") + "data: [DONE]\n\n";
 
 /** A response of the chat route: deltas, a reason to finish, and more fields of the first delta's choice. */
 export function answer(deltas, { finish = "stop", headers = {}, logprobs = [] } = {}) {
   const chunks = deltas.map((delta, index) => ({
-    choices: [{ index: 0, delta, logprobs: logprobs[index] ? { content: [logprobs[index]] } : null, finish_reason: null }],
+    choices: [
+      { index: 0, delta, logprobs: logprobs[index] ? { content: [logprobs[index]] } : null, finish_reason: null },
+    ],
   }));
   const end = { choices: [{ index: 0, delta: {}, finish_reason: finish }] };
-  const details = { prompt_tokens_details: { cached_tokens: 7 }, completion_tokens_details: { reasoning_tokens: 0, accepted_prediction_tokens: 2 } };
+  const details = {
+    prompt_tokens_details: { cached_tokens: 7 },
+    completion_tokens_details: { reasoning_tokens: 0, accepted_prediction_tokens: 2 },
+  };
   const usage = { choices: [], usage: { prompt_tokens: 11, completion_tokens: 5, total_tokens: 16, ...details } };
   return { status: 200, contentType: "text/event-stream", headers, body: events(...chunks, end, usage) };
 }
@@ -85,15 +91,20 @@ export const click = (page, selector) => page.locator(selector).click();
 
 /** Turns a field of the settings into a value, as a user does. */
 export async function set(page, name, value) {
-  await page.evaluate((id) => document.getElementById(id).closest("details")?.setAttribute("open", ""), `setting-${name}`);
+  await page.evaluate(
+    (id) => document.getElementById(id).closest("details")?.setAttribute("open", ""),
+    `setting-${name}`,
+  );
   await page.locator(`#setting-${name}`).fill(value);
 }
 
 /** The texts of all elements that a selector finds. */
-export const texts = (page, selector) => page.$$eval(selector, (elements) => elements.map(({ innerText }) => innerText.trim()));
+export const texts = (page, selector) =>
+  page.$$eval(selector, (elements) => elements.map(({ innerText }) => innerText.trim()));
 
 /** The text of the last answer. */
-export const lastAnswer = async (page) => (await texts(page, ".message.assistant .markdown, .message.assistant .tokens")).at(-1);
+export const lastAnswer = async (page) =>
+  (await texts(page, ".message.assistant .markdown, .message.assistant .tokens")).at(-1);
 
 /** Asserts that the page met no problem. */
 export const assertSound = (page) => assert.deepEqual(page.problems, []);

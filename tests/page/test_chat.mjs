@@ -2,7 +2,21 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { answer, answered, assertSound, click, failure, lastAnswer, launch, load, openPage, PAGE, send, set, texts } from "./browser.mjs";
+import {
+  answer,
+  answered,
+  assertSound,
+  click,
+  failure,
+  lastAnswer,
+  launch,
+  load,
+  openPage,
+  PAGE,
+  send,
+  set,
+  texts,
+} from "./browser.mjs";
 
 let browser;
 before(async () => (browser = await launch()));
@@ -16,7 +30,12 @@ const numbered = () => {
 test("the page has the headers that keep other code out", async () => {
   const page = await openPage(browser);
   const headers = page.response.headers();
-  for (const part of ["default-src 'none'", "script-src 'self'", "require-trusted-types-for 'script'", "frame-ancestors 'none'"]) {
+  for (const part of [
+    "default-src 'none'",
+    "script-src 'self'",
+    "require-trusted-types-for 'script'",
+    "frame-ancestors 'none'",
+  ]) {
     assert.ok(headers["content-security-policy"].includes(part), part);
   }
   assert.equal(headers["x-frame-options"], "DENY");
@@ -116,7 +135,8 @@ test("regenerating and editing add branches, and the switch shows each of them",
 });
 
 test("an answer at the token limit can be continued", async () => {
-  const respond = (body) => (body.continue_final_message ? answer([{ content: " and on." }]) : answer([{ content: "On" }], { finish: "length" }));
+  const respond = (body) =>
+    body.continue_final_message ? answer([{ content: " and on." }]) : answer([{ content: "On" }], { finish: "length" });
   const page = await openPage(browser, { respond });
   await send(page, "Go");
   await click(page, '.assistant [aria-label="Continue"]');
@@ -145,8 +165,12 @@ test("reasoning is folded, cached tokens, accepted drafts and ignored parameters
 
 test("calls are shown, and their results are sent", async () => {
   const call = (piece) => ({ tool_calls: [{ index: 0, ...piece }] });
-  const deltas = [call({ id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":' } }), call({ function: { arguments: '"Rome"}' } })];
-  const respond = ({ messages }) => (messages.at(-1).role === "tool" ? answer([{ content: "It is warm." }]) : answer(deltas, { finish: "tool_calls" }));
+  const deltas = [
+    call({ id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":' } }),
+    call({ function: { arguments: '"Rome"}' } }),
+  ];
+  const respond = ({ messages }) =>
+    messages.at(-1).role === "tool" ? answer([{ content: "It is warm." }]) : answer(deltas, { finish: "tool_calls" });
   const page = await openPage(browser, { respond });
   await set(page, "tools", '[{"name": "get_weather", "parameters": {"type": "object"}}]');
   await send(page, "How warm is it in Rome?");
@@ -158,7 +182,11 @@ test("calls are shown, and their results are sent", async () => {
   await click(page, ".inline-form button.primary");
   await page.waitForFunction(() => document.body.innerText.includes("It is warm."));
   assert.deepEqual(page.bodies[1].messages.slice(1), [
-    { role: "assistant", content: "", tool_calls: [{ id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":"Rome"}' } }] },
+    {
+      role: "assistant",
+      content: "",
+      tool_calls: [{ id: "call_1", type: "function", function: { name: "get_weather", arguments: '{"city":"Rome"}' } }],
+    },
     { role: "tool", tool_call_id: "call_1", content: "20 degrees" },
   ]);
   assertSound(page);
@@ -190,7 +218,9 @@ test("errors are told in plain English, and can be tried again", async () => {
 });
 
 test("a lost connection is told, too, and what came before is kept", async () => {
-  const page = await openPage(browser, { respond: () => ({ ...answer([]), body: 'data: {"choices": [{"delta": {"content": "Half"}}]}\n\n' }) });
+  const page = await openPage(browser, {
+    respond: () => ({ ...answer([]), body: 'data: {"choices": [{"delta": {"content": "Half"}}]}\n\n' }),
+  });
   await send(page, "Question");
   assert.equal(await lastAnswer(page), "Half");
   assert.deepEqual(await texts(page, ".message .error p"), ["The connection ended before the answer did."]);
@@ -228,7 +258,11 @@ test("a schema is checked before it is sent, and then enforced by the server", a
   assert.match((await texts(page, "#error-schema"))[0], /^This is not valid JSON/);
   assert.equal(await page.$(".message"), null);
   const properties = { name: { type: "string", maxLength: 12 }, age: { type: "integer", minimum: 0, maximum: 99 } };
-  await set(page, "schema", JSON.stringify({ type: "object", properties, required: ["name", "age"], additionalProperties: false }));
+  await set(
+    page,
+    "schema",
+    JSON.stringify({ type: "object", properties, required: ["name", "age"], additionalProperties: false }),
+  );
   await send(page, "Invent a person.");
   const person = JSON.parse(await lastAnswer(page));
   assert.deepEqual(Object.keys(person), ["name", "age"]);
@@ -249,7 +283,9 @@ test("the log follows an answer only from its end", async () => {
 
 test("a copied code block is the code", async () => {
   const page = await openPage(browser, { respond: () => answer([{ content: "```js\nlet a = '<b>';\n```" }]) });
-  await page.browserContext().overridePermissions(new URL(PAGE).origin, ["clipboard-read", "clipboard-sanitized-write"]);
+  await page
+    .browserContext()
+    .overridePermissions(new URL(PAGE).origin, ["clipboard-read", "clipboard-sanitized-write"]);
   await send(page, "Question");
   assert.ok(await page.$(".code-block .hljs-keyword"));
   await click(page, '.code-block [aria-label="Copy the code"]');
@@ -264,7 +300,9 @@ test("the load of the server is measured while it can be seen", async () => {
   page.on("request", (request) => request.url().endsWith("/v1/loads") && requests.push(request));
   await page.waitForFunction(() => document.querySelector(".server-panel").innerText.includes("1 chat model loaded"));
   assert.deepEqual((await texts(page, ".chart dt")).length, 4);
-  await page.waitForFunction(() => document.querySelector(".chart .line").getAttribute("points").split(" ").length >= 3);
+  await page.waitForFunction(
+    () => document.querySelector(".chart .line").getAttribute("points").split(" ").length >= 3,
+  );
   await click(page, '.top-bar [aria-label="Server and settings"]');
   await new Promise((resolve) => setTimeout(resolve, 300));
   const before = requests.length;
@@ -275,9 +313,13 @@ test("the load of the server is measured while it can be seen", async () => {
 
 /** Puts a file into a field, without a file on disk. */
 const attach = (picker, name, text) =>
-  picker.evaluate((field, name, text) => {
-    const transfer = new DataTransfer();
-    transfer.items.add(new File([text], name));
-    field.files = transfer.files;
-    field.dispatchEvent(new Event("change"));
-  }, name, text);
+  picker.evaluate(
+    (field, name, text) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([text], name));
+      field.files = transfer.files;
+      field.dispatchEvent(new Event("change"));
+    },
+    name,
+    text,
+  );

@@ -25,7 +25,12 @@ async function openTwo() {
 test("a search finds words of titles and messages", async () => {
   const page = await openTwo();
   assert.deepEqual(await titles(page), ["Pears and plums", "Apples"]);
-  for (const [search, found] of [["plums", ["Pears and plums"]], ["ECHO apples", ["Apples"]], ["echo", ["Pears and plums", "Apples"]], ["cherries", []]]) {
+  for (const [search, found] of [
+    ["plums", ["Pears and plums"]],
+    ["ECHO apples", ["Apples"]],
+    ["echo", ["Pears and plums", "Apples"]],
+    ["cherries", []],
+  ]) {
     await page.locator("#sidebar input[type=search]").fill(search);
     assert.deepEqual(await titles(page), found, search);
   }
@@ -63,7 +68,11 @@ test("conversations are exported, and imported as copies", async () => {
   const page = await openTwo();
   const folder = mkdtempSync(join(tmpdir(), "page-"));
   const session = await page.createCDPSession();
-  await session.send("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder, browserContextId: page.browserContext().id });
+  await session.send("Browser.setDownloadBehavior", {
+    behavior: "allow",
+    downloadPath: folder,
+    browserContextId: page.browserContext().id,
+  });
   await click(page, ".sidebar-foot button:first-child");
   const file = await downloaded(folder, "conversations.json");
   assert.equal(JSON.parse(readFileSync(file)).conversations.length, 2);
@@ -83,7 +92,9 @@ test("conversations are exported, and imported as copies", async () => {
   assert.equal(await lastAnswer(other), "Echo of Apples");
   writeFileSync(join(folder, "broken.json"), '{"conversations": 1}');
   await picker.uploadFile(join(folder, "broken.json"));
-  await other.waitForFunction(() => document.querySelector("#sidebar .note").innerText.startsWith("This file has no conversations"));
+  await other.waitForFunction(() =>
+    document.querySelector("#sidebar .note").innerText.startsWith("This file has no conversations"),
+  );
   assert.equal((await titles(other)).length, 3);
   assertSound(page);
   assertSound(other);

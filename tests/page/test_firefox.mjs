@@ -27,7 +27,9 @@ test("a message is answered and kept, and the other views work", async () => {
   await page.select("#setting-ignore_eos", "yes");
   await page.type("#message", "Write a long story.");
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => [...document.querySelectorAll(".message.assistant .markdown")][1]?.textContent.length > 20);
+  await page.waitForFunction(
+    () => [...document.querySelectorAll(".message.assistant .markdown")][1]?.textContent.length > 20,
+  );
   await page.keyboard.press("Escape");
   await answered(page);
   assert.match((await texts(page, ".statistics")).at(-1), /stopped by you/);

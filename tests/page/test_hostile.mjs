@@ -29,8 +29,9 @@ const HOSTILE = {
   "math and entities": `$\\href{javascript:${RUN}}{x}$ &lt;script&gt;${RUN}&lt;/script&gt;`,
 };
 
-/** What a page must not have in a message: its own messages have none of these. */
-const FORBIDDEN = "script, style, link, iframe, object, embed, form, img, svg:not(.icon), meta, base, video, audio, [style], .message [id], input";
+/** Nodes that no message may have; those that the page makes itself are none of these. */
+const FORBIDDEN =
+  "script, style, link, iframe, object, embed, form, img, svg:not(.icon), meta, base, video, audio, [style], .message [id], input";
 
 test("nothing of a hostile answer runs, loads or becomes a node", async () => {
   let text;
@@ -38,11 +39,20 @@ test("nothing of a hostile answer runs, loads or becomes a node", async () => {
   for (const [name, content] of Object.entries(HOSTILE)) {
     text = content;
     await send(page, `Show ${name}`);
-    const found = await page.$$eval(".message", (messages, forbidden) => messages.flatMap((message) => [...message.querySelectorAll(forbidden)].map(({ outerHTML }) => outerHTML)), FORBIDDEN);
+    const found = await page.$$eval(
+      ".message",
+      (messages, forbidden) =>
+        messages.flatMap((message) => [...message.querySelectorAll(forbidden)].map(({ outerHTML }) => outerHTML)),
+      FORBIDDEN,
+    );
     assert.deepEqual(found, [], name);
     const links = await page.$$eval(".message a", (elements) => elements.map((a) => [a.protocol, a.rel, a.target]));
     for (const link of links) assert.deepEqual(link, ["https:", "noopener noreferrer nofollow", "_blank"], name);
-    const handlers = await page.$$eval(".message *", (elements) => elements.flatMap(({ attributes }) => [...attributes].map(({ name }) => name)).filter((name) => name.startsWith("on")));
+    const handlers = await page.$$eval(".message *", (elements) =>
+      elements
+        .flatMap(({ attributes }) => [...attributes].map(({ name }) => name))
+        .filter((name) => name.startsWith("on")),
+    );
     assert.deepEqual(handlers, [], name);
   }
   assert.equal(await page.evaluate(() => globalThis.ran), undefined);
@@ -57,8 +67,13 @@ test("hostile text is harmless wherever it is shown", async () => {
   const html = `<img src=x onerror="${RUN}">`;
   const call = { tool_calls: [{ index: 0, id: "1", function: { name: html, arguments: html } }] };
   const deltas = [{ reasoning_content: html }, { content: html }, call];
-  const logprobs = [null, { token: html, logprob: -1, bytes: [60], top_logprobs: [{ token: html, logprob: -1, bytes: [60] }] }];
-  const page = await openPage(browser, { respond: () => answer(deltas, { headers: { "x-ignored-params": html }, finish: html, logprobs }) });
+  const logprobs = [
+    null,
+    { token: html, logprob: -1, bytes: [60], top_logprobs: [{ token: html, logprob: -1, bytes: [60] }] },
+  ];
+  const page = await openPage(browser, {
+    respond: () => answer(deltas, { headers: { "x-ignored-params": html }, finish: html, logprobs }),
+  });
   await page.locator("#settings .check input").click();
   await set(page, "tools", `[{"name": "f"}]`);
   await send(page, html);
@@ -71,7 +86,15 @@ test("hostile text is harmless wherever it is shown", async () => {
 });
 
 test("huge and endless structures are shown and leave the page usable", async () => {
-  const huge = ["x".repeat(1_000_000), "> ".repeat(20_000), "- a\n".repeat(5_000), `${"[".repeat(30_000)}x`, "# a\n\n".repeat(3_000), `\`\`\`js\n${"let a = 1;\n".repeat(20_000)}`, "<div>".repeat(20_000)];
+  const huge = [
+    "x".repeat(1_000_000),
+    "> ".repeat(20_000),
+    "- a\n".repeat(5_000),
+    `${"[".repeat(30_000)}x`,
+    "# a\n\n".repeat(3_000),
+    `\`\`\`js\n${"let a = 1;\n".repeat(20_000)}`,
+    "<div>".repeat(20_000),
+  ];
   let text;
   const page = await openPage(browser, { respond: () => answer([{ content: text }]) });
   for (text of huge) {
@@ -85,7 +108,8 @@ test("huge and endless structures are shown and leave the page usable", async ()
 });
 
 test("a stream in small pieces shows what the whole text does", async () => {
-  const text = "# Title\n\n1. one\n2. two\n\n   more\n\n```py\nprint(1)\n\nprint(2)\n```\n\n| a | b |\n|---|---|\n| 1 | **2** |\n\n> quote\n\nEnd [link](https://example.com).";
+  const text =
+    "# Title\n\n1. one\n2. two\n\n   more\n\n```py\nprint(1)\n\nprint(2)\n```\n\n| a | b |\n|---|---|\n| 1 | **2** |\n\n> quote\n\nEnd [link](https://example.com).";
   const html = async (respond) => {
     const page = await openPage(browser, { respond });
     await send(page, "Go");

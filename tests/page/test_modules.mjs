@@ -6,8 +6,19 @@ import { test } from "node:test";
 const { ASSETS } = process.env;
 const load = (name) => import(`${ASSETS}/${name}`);
 const { AnswerBuilder, finishText, newAnswer, statistics } = await load("answer.js");
-const { addMessage, branchOf, exportText, importText, matches, messagesUpTo, newConversation, removeMessage, requestMessages, shownMessages, switchBranch } =
-  await load("conversation.js");
+const {
+  addMessage,
+  branchOf,
+  exportText,
+  importText,
+  matches,
+  messagesUpTo,
+  newConversation,
+  removeMessage,
+  requestMessages,
+  shownMessages,
+  switchBranch,
+} = await load("conversation.js");
 const { describeCode, parsed } = await load("highlight.js");
 const { blocksOf, describeText } = await load("markdown.js");
 const { requestOptions } = await load("parameters.js");
@@ -47,12 +58,21 @@ test("a request has the system prompt, no empty answers, and a result for every 
   const question = addMessage(conversation, null, { role: "user", content: "Weather?" });
   const failed = addMessage(conversation, question.id, { role: "assistant", content: "", error: "Failed." });
   const again = addMessage(conversation, failed.id, { role: "user", content: "Again" });
-  const toolCalls = [{ id: "a", name: "f", arguments: "{}" }, { id: "b", name: "g", arguments: "{}" }];
+  const toolCalls = [
+    { id: "a", name: "f", arguments: "{}" },
+    { id: "b", name: "g", arguments: "{}" },
+  ];
   const calling = addMessage(conversation, again.id, { role: "assistant", content: "", toolCalls });
   const result = addMessage(conversation, calling.id, { role: "tool", callId: "b", content: "20" });
   const messages = requestMessages(messagesUpTo(conversation, result.id), "Be brief.");
-  assert.deepEqual(messages.map(({ role }) => role), ["system", "user", "user", "assistant", "tool", "tool"]);
-  assert.deepEqual(messages.slice(-2).map(({ tool_call_id: id }) => id), ["a", "b"]);
+  assert.deepEqual(
+    messages.map(({ role }) => role),
+    ["system", "user", "user", "assistant", "tool", "tool"],
+  );
+  assert.deepEqual(
+    messages.slice(-2).map(({ tool_call_id: id }) => id),
+    ["a", "b"],
+  );
 });
 
 test("conversations survive a file, with new ids", () => {
@@ -69,7 +89,8 @@ test("conversations survive a file, with new ids", () => {
 });
 
 test("files that are broken are refused", () => {
-  const file = (nodes) => JSON.stringify({ format: "predict-otron-9000 conversations", version: 1, conversations: [{ nodes }] });
+  const file = (nodes) =>
+    JSON.stringify({ format: "predict-otron-9000 conversations", version: 1, conversations: [{ nodes }] });
   const loop = { root: { children: ["a"] }, a: { role: "user", content: "x", children: ["a"] } };
   for (const text of ["{", "[]", '{"conversations": []}', file({}), file({ root: { children: ["a"] } }), file(loop)]) {
     assert.throws(() => importText(text), /^Error: (This file|A conversation|A message)/);
@@ -77,13 +98,32 @@ test("files that are broken are refused", () => {
 });
 
 test("fields of a file that are of a wrong type are left out", () => {
-  const answer = { role: "assistant", content: 7, toolCalls: [null], tokens: [{ token: 1 }], usage: "x", finish: { a: 1 }, tokensPerSecond: "1", __proto__: { b: 2 }, children: [] };
-  const nodes = { root: { children: ["a"], selected: 9 }, a: { role: "user", content: ["x"], children: ["b"] }, b: answer };
+  const answer = {
+    role: "assistant",
+    content: 7,
+    toolCalls: [null],
+    tokens: [{ token: 1 }],
+    usage: "x",
+    finish: { a: 1 },
+    tokensPerSecond: "1",
+    __proto__: { b: 2 },
+    children: [],
+  };
+  const nodes = {
+    root: { children: ["a"], selected: 9 },
+    a: { role: "user", content: ["x"], children: ["b"] },
+    b: answer,
+  };
   const file = { format: "predict-otron-9000 conversations", version: 1, conversations: [{ title: 5, nodes }] };
   const [question, copy] = shownMessages(importText(JSON.stringify(file))[0]);
   assert.equal(question.content, "");
   const { id, parent, children, selected, ...fields } = copy;
-  assert.deepEqual(fields, { role: "assistant", content: "", finish: "", toolCalls: [{ id: "", name: "", arguments: "" }] });
+  assert.deepEqual(fields, {
+    role: "assistant",
+    content: "",
+    finish: "",
+    toolCalls: [{ id: "", name: "", arguments: "" }],
+  });
 });
 
 test("server-sent events in pieces of any size", () => {
@@ -100,32 +140,77 @@ test("an answer: text, reasoning, calls, tokens and times", () => {
   const answer = newAnswer("m");
   const builder = new AnswerBuilder(answer, 1000);
   const add = (delta, now, token, finish = null) =>
-    builder.add({ choices: [{ delta, finish_reason: finish, logprobs: token ? { content: [{ token }] } : null }] }, now);
+    builder.add(
+      { choices: [{ delta, finish_reason: finish, logprobs: token ? { content: [{ token }] } : null }] },
+      now,
+    );
   add({ role: "assistant", content: "" }, 1100);
   add({ reasoning_content: "Hm." }, 1200, "Hm.");
   add({}, 1250, "ü1");
   add({ content: "ü" }, 1300, "ü2");
-  add({ tool_calls: [{ index: 0, id: "a", function: { name: "f", arguments: "{" } }, { index: 0, function: { arguments: "}" } }] }, 1700, "{}");
+  add(
+    {
+      tool_calls: [
+        { index: 0, id: "a", function: { name: "f", arguments: "{" } },
+        { index: 0, function: { arguments: "}" } },
+      ],
+    },
+    1700,
+    "{}",
+  );
   add({}, 1700, null, "tool_calls");
   builder.add({ choices: [], usage: { prompt_tokens: 1, completion_tokens: 6 } }, 1700);
   builder.end();
   assert.equal(answer.content, "ü");
   assert.equal(answer.reasoning, "Hm.");
   assert.deepEqual(answer.toolCalls, [{ id: "a", name: "f", arguments: "{}" }]);
-  assert.deepEqual(answer.tokens.map(({ token }) => token), ["ü1", "ü2"]);
+  assert.deepEqual(
+    answer.tokens.map(({ token }) => token),
+    ["ü1", "ü2"],
+  );
   assert.equal(finishText(answer), "calls a function");
-  assert.deepEqual(Object.fromEntries(statistics(answer)), { speed: "10 tokens/s", "first token": "0.20 s", prompt: "1 token", answer: "6 tokens" });
+  assert.deepEqual(Object.fromEntries(statistics(answer)), {
+    speed: "10 tokens/s",
+    "first token": "0.20 s",
+    prompt: "1 token",
+    answer: "6 tokens",
+  });
   assert.equal(finishText({ finish: "length" }), "stopped at the token limit");
 });
 
 test("Markdown becomes descriptions without HTML, unsafe links and images", () => {
   assert.deepEqual(describeText("**a** `b` [c](https://example.com/?x=1&amp;y) &lt;&#65;"), [
-    ["p", {}, ["strong", {}, "a"], " ", ["code", {}, "b"], " ", ["a", { href: "https://example.com/?x=1&y", rel: "noopener noreferrer nofollow", target: "_blank" }, "c"], " <A"],
+    [
+      "p",
+      {},
+      ["strong", {}, "a"],
+      " ",
+      ["code", {}, "b"],
+      " ",
+      ["a", { href: "https://example.com/?x=1&y", rel: "noopener noreferrer nofollow", target: "_blank" }, "c"],
+      " <A",
+    ],
   ]);
-  assert.deepEqual(describeText("<script>alert(1)</script>"), [["p", { class: "source" }, "<script>alert(1)</script>"]]);
-  const unsafe = ["javascript:alert(1)", "JAVASCRIPT&colon;alert(1)", "data:text/html,x", "vbscript:x", "//example.com", "java&#10;script:x", "file:///etc/passwd"];
+  assert.deepEqual(describeText("<script>alert(1)</script>"), [
+    ["p", { class: "source" }, "<script>alert(1)</script>"],
+  ]);
+  const unsafe = [
+    "javascript:alert(1)",
+    "JAVASCRIPT&colon;alert(1)",
+    "data:text/html,x",
+    "vbscript:x",
+    "//example.com",
+    "java&#10;script:x",
+    "file:///etc/passwd",
+  ];
   for (const address of unsafe) {
-    for (const text of [`[x](${address})`, `[x](<${address}>)`, `![x](${address})`, `<${address}>`, `[x]\n\n[x]: ${address}`]) {
+    for (const text of [
+      `[x](${address})`,
+      `[x](<${address}>)`,
+      `![x](${address})`,
+      `<${address}>`,
+      `[x]\n\n[x]: ${address}`,
+    ]) {
       assert.doesNotMatch(JSON.stringify(describeText(text)), /\["a"/, text);
     }
   }
@@ -136,7 +221,20 @@ test("Markdown becomes descriptions without HTML, unsafe links and images", () =
 });
 
 test("Markdown that is meant to stop the lexer is shown as it is", () => {
-  const hostile = [">".repeat(50_000), "- ".repeat(20_000), "*".repeat(100_000), "[".repeat(50_000), "a".repeat(1_000_000), "`".repeat(50_001), "<a ".repeat(30_000), "![".repeat(30_000), "_a ".repeat(30_000), "|a".repeat(30_000), "> - ".repeat(1000), "\\".repeat(99_999)];
+  const hostile = [
+    ">".repeat(50_000),
+    "- ".repeat(20_000),
+    "*".repeat(100_000),
+    "[".repeat(50_000),
+    "a".repeat(1_000_000),
+    "`".repeat(50_001),
+    "<a ".repeat(30_000),
+    "![".repeat(30_000),
+    "_a ".repeat(30_000),
+    "|a".repeat(30_000),
+    "> - ".repeat(1000),
+    "\\".repeat(99_999),
+  ];
   for (const text of hostile) {
     const start = performance.now();
     describeText(text);
@@ -147,7 +245,12 @@ test("Markdown that is meant to stop the lexer is shown as it is", () => {
 
 test("the texts of the blocks together are the text", () => {
   const text = "# A\n\n- a\n- b\n\n  c\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```\nx\n\ny\n```\n\nend";
-  assert.equal(blocksOf(text).map(({ raw }) => raw).join(""), text);
+  assert.equal(
+    blocksOf(text)
+      .map(({ raw }) => raw)
+      .join(""),
+    text,
+  );
 });
 
 test("highlighted code is read strictly", () => {
@@ -156,23 +259,66 @@ test("highlighted code is read strictly", () => {
   const code = 'def f(a="<b>&\'"):\n    return a  # <script>';
   assert.equal(plain(describeCode(code, "python")), code);
   assert.match(JSON.stringify(describeCode(code, "python")), /hljs-keyword/);
-  for (const html of ["<img>", '<span onclick="x">', "</span>", '<span class="a">', "&nbsp;", '<span class="a" id="b">x</span>']) {
+  for (const html of [
+    "<img>",
+    '<span onclick="x">',
+    "</span>",
+    '<span class="a">',
+    "&nbsp;",
+    '<span class="a" id="b">x</span>',
+  ]) {
     assert.equal(parsed(html), null, html);
   }
 });
 
 test("parameters are sent only where they are set, and wrong ones are named", () => {
   assert.deepEqual(requestOptions({}), { options: {}, errors: {} });
-  const { options, errors } = requestOptions({ temperature: "0", stop: "a\nb", seed: "7", logit_bias: '{"1": 2}', ignore_eos: "yes", stop_token_ids: "1\n2", cache_salt: "x" });
+  const { options, errors } = requestOptions({
+    temperature: "0",
+    stop: "a\nb",
+    seed: "7",
+    logit_bias: '{"1": 2}',
+    ignore_eos: "yes",
+    stop_token_ids: "1\n2",
+    cache_salt: "x",
+  });
   assert.deepEqual(errors, {});
   const wire = JSON.parse(JSON.stringify(options));
-  assert.deepEqual(wire, { temperature: 0, stop: ["a", "b"], seed: 7, logit_bias: { 1: 2 }, ignore_eos: true, stop_token_ids: [1, 2], cache_salt: "x" });
-  const wrong = { temperature: "3", top_k: "1.5", logit_bias: "{", min_p: "x", format: "json_schema", schema: "[]", tools: "{}" };
-  assert.deepEqual(Object.keys(requestOptions(wrong).errors).sort(), ["logit_bias", "min_p", "schema", "temperature", "tools", "top_k"]);
+  assert.deepEqual(wire, {
+    temperature: 0,
+    stop: ["a", "b"],
+    seed: 7,
+    logit_bias: { 1: 2 },
+    ignore_eos: true,
+    stop_token_ids: [1, 2],
+    cache_salt: "x",
+  });
+  const wrong = {
+    temperature: "3",
+    top_k: "1.5",
+    logit_bias: "{",
+    min_p: "x",
+    format: "json_schema",
+    schema: "[]",
+    tools: "{}",
+  };
+  assert.deepEqual(Object.keys(requestOptions(wrong).errors).sort(), [
+    "logit_bias",
+    "min_p",
+    "schema",
+    "temperature",
+    "tools",
+    "top_k",
+  ]);
 });
 
 test("a format and tools are sent, but not with an answer that is continued", () => {
-  const values = { format: "json_schema", schema: '{"type": "object"}', tools: '[{"name": "f"}]', toolChoice: "required" };
+  const values = {
+    format: "json_schema",
+    schema: '{"type": "object"}',
+    tools: '[{"name": "f"}]',
+    toolChoice: "required",
+  };
   const { options } = requestOptions(values);
   assert.deepEqual(options.response_format.json_schema.schema, { type: "object" });
   assert.deepEqual(options.tools, [{ type: "function", function: { name: "f" } }]);

@@ -10,13 +10,23 @@ after(() => browser?.close());
 
 const bytes = (text) => [...new TextEncoder().encode(text)];
 const candidate = (token, probability) => ({ token, logprob: Math.log(probability), bytes: bytes(token) });
-const token = (text, probability, ...others) => ({ ...candidate(text, probability), top_logprobs: [candidate(text, probability), ...others] });
-const TOKENS = [token("The", 0.95), token(" cat", 0.5, candidate(" dog", 0.3), { token: "\ufffd", logprob: -3, bytes: [0xf0] }), token(" sat", 0.05)];
+const token = (text, probability, ...others) => ({
+  ...candidate(text, probability),
+  top_logprobs: [candidate(text, probability), ...others],
+});
+const TOKENS = [
+  token("The", 0.95),
+  token(" cat", 0.5, candidate(" dog", 0.3), { token: "\ufffd", logprob: -3, bytes: [0xf0] }),
+  token(" sat", 0.05),
+];
 
 const respond = ({ continue_final_message: isContinued }) =>
   isContinued
     ? answer([{ content: " ran" }], { logprobs: [token(" ran", 0.7)] })
-    : answer(TOKENS.map(({ token: content }) => ({ content })), { logprobs: TOKENS });
+    : answer(
+        TOKENS.map(({ token: content }) => ({ content })),
+        { logprobs: TOKENS },
+      );
 
 const openWithTokens = async (options) => {
   const page = await openPage(browser, options);
@@ -49,8 +59,14 @@ test("an alternative begins a branch, and a part of a character cannot be chosen
   await page.focus(".token");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("Enter");
-  const rows = await page.$$eval(".token-card:popover-open button", (buttons) => buttons.map(({ innerText, disabled }) => [innerText.replace(/\s+/g, " ").trim(), disabled]));
-  assert.deepEqual(rows, [["␣cat 50.0%", true], ["␣dog 30.0%", false], ["\ufffd 5.0%", true]]);
+  const rows = await page.$$eval(".token-card:popover-open button", (buttons) =>
+    buttons.map(({ innerText, disabled }) => [innerText.replace(/\s+/g, " ").trim(), disabled]),
+  );
+  assert.deepEqual(rows, [
+    ["␣cat 50.0%", true],
+    ["␣dog 30.0%", false],
+    ["\ufffd 5.0%", true],
+  ]);
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.querySelector(".assistant .branch")?.innerText === "2/2");
   await answered(page);
@@ -77,7 +93,12 @@ test("the server's own tokens are the text, and an alternative is continued by t
   await answered(page);
   const after = await page.$eval(".tokens", ({ textContent }) => textContent);
   assert.notEqual(after, before);
-  const two = await page.$$eval(".token", (tokens) => tokens.slice(0, 2).map(({ textContent }) => textContent).join(""));
+  const two = await page.$$eval(".token", (tokens) =>
+    tokens
+      .slice(0, 2)
+      .map(({ textContent }) => textContent)
+      .join(""),
+  );
   assert.ok(before.startsWith(two) && after.startsWith(two));
   assertSound(page);
 });

@@ -6,7 +6,8 @@ import { after, before, test } from "node:test";
 import { answer, assertSound, click, launch, openPage, send, texts } from "./browser.mjs";
 
 const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
-const RICH = "# Title\n\nText with `code`, [a link](https://example.com) and **more**.\n\n- one\n- two\n\n```python\n# comment\ndef f(a): return \"x\" + 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quote";
+const RICH =
+  '# Title\n\nText with `code`, [a link](https://example.com) and **more**.\n\n- one\n- two\n\n```python\n# comment\ndef f(a): return "x" + 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quote';
 
 let browser;
 before(async () => (browser = await launch()));
@@ -14,7 +15,9 @@ after(() => browser?.close());
 
 test("embeddings become a table of cosines", async () => {
   const page = await openPage(browser, { path: "/#embeddings" });
-  await page.locator("#embedding-texts").fill("A man is eating food.\nSomeone is having a meal.\nThe stock market fell.");
+  await page
+    .locator("#embedding-texts")
+    .fill("A man is eating food.\nSomeone is having a meal.\nThe stock market fell.");
   await click(page, "#embeddings button.primary");
   await page.waitForSelector(".heat-map");
   const cells = (await texts(page, ".heat-map tbody td")).map(Number);
@@ -24,7 +27,9 @@ test("embeddings become a table of cosines", async () => {
   assert.ok(cells[1] > cells[2] && cells[1] > cells[5]);
   await page.locator("#embedding-texts").fill("One");
   await click(page, "#embeddings button.primary");
-  await page.waitForFunction(() => document.querySelector("#embeddings .error-text")?.innerText === "Enter two texts or more.");
+  await page.waitForFunction(
+    () => document.querySelector("#embeddings .error-text")?.innerText === "Enter two texts or more.",
+  );
   assertSound(page);
 });
 
@@ -32,9 +37,20 @@ test("decisions of every kind have probabilities that add up", async () => {
   const page = await openPage(browser, { path: "/#decisions" });
   await click(page, "#decisions button.primary");
   await page.waitForSelector(".decision");
-  assert.deepEqual(await texts(page, ".decision h3"), ["It is a complaint.", "Which team should answer?", "How urgent is it?"]);
-  const values = await page.$$eval(".decision", (sections) => sections.map((section) => [...section.querySelectorAll(".bar-value")].map(({ innerText }) => parseFloat(innerText))));
-  assert.deepEqual(values.map(({ length }) => length), [2, 3, 3]);
+  assert.deepEqual(await texts(page, ".decision h3"), [
+    "It is a complaint.",
+    "Which team should answer?",
+    "How urgent is it?",
+  ]);
+  const values = await page.$$eval(".decision", (sections) =>
+    sections.map((section) =>
+      [...section.querySelectorAll(".bar-value")].map(({ innerText }) => parseFloat(innerText)),
+    ),
+  );
+  assert.deepEqual(
+    values.map(({ length }) => length),
+    [2, 3, 3],
+  );
   for (const shares of values) assert.ok(Math.abs(shares.reduce((sum, share) => sum + share) - 100) < 0.5, `${shares}`);
   await page.focus('.question:nth-child(2) [aria-label="Remove this question"]');
   await page.keyboard.press("Enter");
@@ -44,7 +60,11 @@ test("decisions of every kind have probabilities that add up", async () => {
 });
 
 test("nothing is wider than a phone of 360 pixels, and the panels are drawers", async () => {
-  const page = await openPage(browser, { width: 360, height: 640, respond: () => answer([{ content: `${RICH}\n\n${"long".repeat(100)}` }]) });
+  const page = await openPage(browser, {
+    width: 360,
+    height: 640,
+    respond: () => answer([{ content: `${RICH}\n\n${"long".repeat(100)}` }]),
+  });
   await send(page, `Question ${"x".repeat(200)}`);
   for (const path of ["#chat", "#embeddings", "#decisions"]) {
     await click(page, `.top-bar nav a[href^="${path}"]`);
@@ -53,7 +73,11 @@ test("nothing is wider than a phone of 360 pixels, and the panels are drawers", 
       await click(page, `${path} button.primary`);
       await page.waitForSelector(`${path} :is(.heat-map, .decision)`);
     }
-    const wide = await page.evaluate(() => [document.documentElement, ...document.querySelectorAll(".view, #log, #main")].filter((element) => element.scrollWidth > element.clientWidth + 1).map(({ id, localName }) => id || localName));
+    const wide = await page.evaluate(() =>
+      [document.documentElement, ...document.querySelectorAll(".view, #log, #main")]
+        .filter((element) => element.scrollWidth > element.clientWidth + 1)
+        .map(({ id, localName }) => id || localName),
+    );
     assert.deepEqual(wide, [], path);
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= 360));
   }
@@ -83,15 +107,36 @@ test("the keyboard reaches the content past the bar, and a new chat is ready for
 for (const dark of [false, true]) {
   for (const width of [1280, 360]) {
     test(`axe finds nothing serious, ${dark ? "dark" : "light"}, ${width} pixels`, async () => {
-      const token = { token: "Yes", logprob: -0.1, bytes: [89], top_logprobs: [{ token: "Yes", logprob: -0.1, bytes: [89] }, { token: "No", logprob: -3, bytes: [78] }] };
+      const token = {
+        token: "Yes",
+        logprob: -0.1,
+        bytes: [89],
+        top_logprobs: [
+          { token: "Yes", logprob: -0.1, bytes: [89] },
+          { token: "No", logprob: -3, bytes: [78] },
+        ],
+      };
       const unlikely = { ...token, token: "No", logprob: -5 };
-      const responses = [answer([{ content: RICH }]), answer([{ content: "Yes" }, { content: "No" }], { logprobs: [token, unlikely], finish: "length", headers: { "x-ignored-params": "x" } })];
-      const page = await openPage(browser, { dark, width, respond: () => responses.shift() ?? { status: 500, body: "{}" } });
+      const responses = [
+        answer([{ content: RICH }]),
+        answer([{ content: "Yes" }, { content: "No" }], {
+          logprobs: [token, unlikely],
+          finish: "length",
+          headers: { "x-ignored-params": "x" },
+        }),
+      ];
+      const page = await openPage(browser, {
+        dark,
+        width,
+        respond: () => responses.shift() ?? { status: 500, body: "{}" },
+      });
       await assertAccessible(page, "no conversation");
       await send(page, "Question");
       await assertAccessible(page, "an answer");
       if (width > 360) {
-        await page.evaluate(() => document.querySelectorAll("#settings details").forEach((details) => (details.open = true)));
+        await page.evaluate(() =>
+          document.querySelectorAll("#settings details").forEach((details) => (details.open = true)),
+        );
         await page.locator("#settings .check input").click();
       }
       await send(page, "Question");
@@ -119,6 +164,9 @@ async function assertAccessible(page, name) {
   await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
   const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
-  const found = grave.map(({ id, nodes }) => [id, ...nodes.map(({ target, failureSummary }) => `${target}: ${failureSummary}`)]);
+  const found = grave.map(({ id, nodes }) => [
+    id,
+    ...nodes.map(({ target, failureSummary }) => `${target}: ${failureSummary}`),
+  ]);
   assert.deepEqual(found, [], name);
 }

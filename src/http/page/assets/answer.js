@@ -1,4 +1,4 @@
-/** An answer while it comes and when it is there: text, reasoning, calls, tokens with probabilities, and its numbers. */
+/** An answer while it comes and when it is there: text, reasoning, calls, tokens with probabilities, and numbers. */
 
 const FINISHES = {
   stop: "complete",
@@ -64,7 +64,7 @@ export class AnswerBuilder {
   }
 }
 
-/** How an answer ended, in words. */
+/** The reason why an answer ended, in words. */
 export function finishText({ finish, error }) {
   const reason = finish ?? (error ? "" : "interrupted");
   return FINISHES[reason] ?? reason;

@@ -46,7 +46,7 @@ export async function streamChat(body, signal) {
   return { ignored, chunks: chunksOf(response.body) };
 }
 
-/** What to tell the user about an error. */
+/** The text that tells the user about an error. */
 export function explain(error) {
   if (!(error instanceof ApiError)) return `The page failed: ${error.message}`;
   const again = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
@@ -97,7 +97,7 @@ async function sendOnce(path, body, signal, key) {
   }
 }
 
-/** The error of a response that is none of success. */
+/** The error that a response tells of. */
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
   const retryAfter = Number(response.headers.get("retry-after")) || null;

@@ -4,7 +4,17 @@ import { AnswerBuilder, newAnswer } from "./answer.js";
 import { announce, announceAnswer, beginAnswer } from "./announcer.js";
 import { explain, streamChat } from "./api.js";
 import { Composer } from "./composer.js";
-import { addMessage, branchOf, isEmpty, messagesUpTo, newConversation, removeMessage, requestMessages, shownMessages, switchBranch } from "./conversation.js";
+import {
+  addMessage,
+  branchOf,
+  isEmpty,
+  messagesUpTo,
+  newConversation,
+  removeMessage,
+  requestMessages,
+  shownMessages,
+  switchBranch,
+} from "./conversation.js";
 import { byId, h, icon } from "./dom.js";
 import { messageElement, StreamedMessage } from "./message.js";
 import { editForm, resultForm } from "./message_forms.js";
@@ -17,9 +27,9 @@ const EXAMPLES = [
   "What is the difference between TCP and UDP? Answer with a table.",
   "Give me three ideas for a weekend project with a microcontroller.",
 ];
-/** How close to its end the log still counts as being there, in pixels. */
+/** The distance from its end at which the log still counts as being there, in pixels. */
 const NEAR_END = 60;
-/** How often an answer is saved while it is streamed. */
+/** The time between two saves of an answer that is streamed. */
 const SAVE_EVERY_MS = 2000;
 
 export class Chat {
@@ -30,13 +40,18 @@ export class Chat {
   /** The ids of conversations that were deleted, which their answers must not save again. */
   #deleted = new Set();
 
-  /** `settings` has the options of requests. `onSave` gets each conversation that was saved, `onSaveError` the error. */
+  /** `settings` has the options of requests; `onSave` gets each saved conversation, `onSaveError` the error. */
   constructor({ store, settings, onSave, onSaveError }) {
     Object.assign(this, { store, settings, onSave, onSaveError });
     this.log = byId("log");
     this.conversation = newConversation();
     this.composer = new Composer(byId("composer"), { onSend: (text) => this.#send(text), onStop: () => this.stop() });
-    this.latest = h("button", { type: "button", class: "jump", hidden: true, onclick: () => this.#scrollToEnd() }, icon("down"), "Jump to latest");
+    this.latest = h(
+      "button",
+      { type: "button", class: "jump", hidden: true, onclick: () => this.#scrollToEnd() },
+      icon("down"),
+      "Jump to latest",
+    );
     this.log.after(this.latest);
     this.log.addEventListener("scroll", () => this.#noteScroll());
     this.render();
@@ -101,6 +116,7 @@ export class Chat {
   #open(conversation) {
     this.conversation = conversation;
     this.#editing = null;
+    beginAnswer(this.#runs.get(conversation.id)?.node.content ?? "");
     this.render();
     this.#scrollToEnd();
     this.composer.field.focus({ preventScroll: true });
@@ -110,7 +126,8 @@ export class Chat {
     const list = h("div", { class: "messages" }, ...messages.map((node) => this.#element(node)));
     const last = messages.at(-1);
     const isRunning = this.#runs.has(this.conversation.id);
-    if (!isRunning && last.toolCalls?.length > 0) list.append(resultForm(last, (results) => this.#sendResults(last, results)));
+    if (!isRunning && last.toolCalls?.length > 0)
+      list.append(resultForm(last, (results) => this.#sendResults(last, results)));
     return list;
   }
 
@@ -121,11 +138,17 @@ export class Chat {
       this.#streamed = new StreamedMessage(node, branch, this.#actions, chosenModel()?.loaded !== false);
       return this.#streamed.element;
     }
-    return messageElement(node, { branch, actions: this.#actions, showProbabilities: this.settings.values.showProbabilities });
+    return messageElement(node, {
+      branch,
+      actions: this.#actions,
+      showProbabilities: this.settings.values.showProbabilities,
+    });
   }
 
   #emptyState() {
-    const examples = EXAMPLES.map((text) => h("li", {}, h("button", { type: "button", onclick: () => this.composer.setText(text) }, text)));
+    const examples = EXAMPLES.map((text) =>
+      h("li", {}, h("button", { type: "button", onclick: () => this.composer.setText(text) }, text)),
+    );
     return h(
       "div",
       { class: "empty" },

@@ -12,7 +12,11 @@ export const components = { "code-block": codeBlock };
 
 /** Creates a button that copies a text, which `textOf` returns. */
 export function copyButton(label, textOf, attributes = {}) {
-  const button = h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, ...attributes }, icon("copy"));
+  const button = h(
+    "button",
+    { type: "button", class: "icon-button", "aria-label": label, title: label, ...attributes },
+    icon("copy"),
+  );
   button.addEventListener("click", async () => {
     await copy(textOf());
     button.replaceChildren(icon("check"));
@@ -27,7 +31,12 @@ function codeBlock({ language, code }) {
   return h(
     "figure",
     { class: "code-block" },
-    h("figcaption", {}, h("span", {}, language || "text"), copyButton("Copy the code", () => code)),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, language || "text"),
+      copyButton("Copy the code", () => code),
+    ),
     h("pre", { tabindex: "0" }, h("code", {}, ...nodes)),
   );
 }

@@ -12,12 +12,25 @@ export class Composer {
   constructor(root, { onSend, onStop }) {
     this.onSend = onSend;
     this.onStop = onStop;
-    this.field = h("textarea", { id: "message", rows: "1", placeholder: "Send a message", dir: "auto", "aria-label": "Message", "aria-describedby": "composer-hint" });
+    this.field = h("textarea", {
+      id: "message",
+      rows: "1",
+      placeholder: "Send a message",
+      dir: "auto",
+      "aria-label": "Message",
+      "aria-describedby": "composer-hint",
+    });
     this.field.addEventListener("input", () => this.#fit());
     this.field.addEventListener("keydown", (event) => this.#keyPressed(event));
     this.chips = h("ul", { class: "chips", "aria-label": "Attached files", hidden: true });
     this.problem = h("p", { class: "error-text", role: "alert" });
-    this.picker = h("input", { type: "file", multiple: true, class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+    this.picker = h("input", {
+      type: "file",
+      multiple: true,
+      class: "visually-hidden",
+      tabindex: "-1",
+      "aria-hidden": "true",
+    });
     this.picker.addEventListener("change", () => this.#attach([...this.picker.files]));
     this.button = h("button", { type: "submit", class: "send primary" });
     const form = h(
@@ -25,7 +38,14 @@ export class Composer {
       { class: "composer" },
       this.chips,
       this.field,
-      h("div", { class: "composer-row" }, iconButton("attach", "Attach text files", () => this.picker.click()), this.picker, h("span", { id: "composer-hint" }, "Enter sends, Shift+Enter breaks the line"), this.button),
+      h(
+        "div",
+        { class: "composer-row" },
+        iconButton("attach", "Attach text files", () => this.picker.click()),
+        this.picker,
+        h("span", { id: "composer-hint" }, "Enter sends, Shift+Enter breaks the line"),
+        this.button,
+      ),
       this.problem,
     );
     form.addEventListener("submit", (event) => {
@@ -86,11 +106,16 @@ export class Composer {
 
   #showFiles() {
     const chip = (file) =>
-      h("li", {}, file.name, iconButton("close", `Remove ${file.name}`, () => {
-        this.#files = this.#files.filter((other) => other !== file);
-        this.#showFiles();
-        this.field.focus();
-      }));
+      h(
+        "li",
+        {},
+        file.name,
+        iconButton("close", `Remove ${file.name}`, () => {
+          this.#files = this.#files.filter((other) => other !== file);
+          this.#showFiles();
+          this.field.focus();
+        }),
+      );
     this.chips.replaceChildren(...this.#files.map(chip));
     this.chips.hidden = this.#files.length === 0;
   }
@@ -112,7 +137,9 @@ export function fencedFile({ name, text }) {
 
 async function readText(file) {
   if (file.size > MAX_FILE_BYTES) {
-    throw new Error(`${file.name} has ${Math.ceil(file.size / 1024)} KiB; a file may have ${MAX_FILE_BYTES / 1024} KiB.`);
+    throw new Error(
+      `${file.name} has ${Math.ceil(file.size / 1024)} KiB; a file may have ${MAX_FILE_BYTES / 1024} KiB.`,
+    );
   }
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());

@@ -89,7 +89,10 @@ export const isEmpty = (node) => !node.content && !node.toolCalls?.length;
 export function matches(conversation, search) {
   const texts = Object.values(conversation.nodes).map((node) => node.content ?? "");
   const text = [conversation.title, ...texts].join("\n").toLowerCase();
-  return search.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+  return search
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.includes(word));
 }
 
 /** The text of a file with conversations. */
@@ -151,7 +154,8 @@ function soundMessage(source) {
   for (const name of ["firstTokenMs", "tokensPerSecond"]) {
     if (Number.isFinite(source[name])) message[name] = source[name];
   }
-  if (Number.isInteger(source.usage?.prompt_tokens) && Number.isInteger(source.usage.completion_tokens)) message.usage = source.usage;
+  if (Number.isInteger(source.usage?.prompt_tokens) && Number.isInteger(source.usage.completion_tokens))
+    message.usage = source.usage;
   if (Array.isArray(source.toolCalls)) message.toolCalls = source.toolCalls.map(soundCall);
   if (Array.isArray(source.tokens) && source.tokens.every(isSoundToken)) message.tokens = source.tokens;
   return message;
@@ -159,9 +163,11 @@ function soundMessage(source) {
 
 const soundCall = (call) => ({ id: textOf(call?.id), name: textOf(call?.name), arguments: textOf(call?.arguments) });
 
-const isSoundToken = (token) => isCandidate(token) && Array.isArray(token.top_logprobs) && token.top_logprobs.every(isCandidate);
+const isSoundToken = (token) =>
+  isCandidate(token) && Array.isArray(token.top_logprobs) && token.top_logprobs.every(isCandidate);
 
-const isCandidate = (token) => typeof token?.token === "string" && Number.isFinite(token.logprob) && Array.isArray(token.bytes);
+const isCandidate = (token) =>
+  typeof token?.token === "string" && Number.isFinite(token.logprob) && Array.isArray(token.bytes);
 
 const textOf = (value) => (typeof value === "string" ? value : "");
 

@@ -10,8 +10,16 @@ const LARGE_OUTSIDE_MASS = 0.5;
 /** One row for each kind of question: what it is called, what its labels are called, and how they are sent. */
 const KINDS = {
   predicate: { title: "Is it true?" },
-  choice: { title: "Which one?", labels: "Choices", send: (labels) => ({ choices: labels.map((value) => ({ value })) }) },
-  score: { title: "How much?", labels: "Levels, from the lowest", send: (labels) => ({ levels: labels.map((label) => ({ label })) }) },
+  choice: {
+    title: "Which one?",
+    labels: "Choices",
+    send: (labels) => ({ choices: labels.map((value) => ({ value })) }),
+  },
+  score: {
+    title: "How much?",
+    labels: "Levels, from the lowest",
+    send: (labels) => ({ levels: labels.map((label) => ({ label })) }),
+  },
 };
 
 const EXAMPLE_INPUT = "I was charged twice for my order and nobody answers my mails. Please send the money back.";
@@ -32,10 +40,18 @@ export function startDecisions(root) {
   };
   EXAMPLES.forEach(add);
   const button = h("button", { class: "primary" }, "Decide");
-  const addButton = h("button", { type: "button", onclick: () => {
-    add({ kind: "predicate", instructions: "" });
-    questions.lastElementChild.querySelector("select").focus();
-  } }, icon("plus"), "Add a question");
+  const addButton = h(
+    "button",
+    {
+      type: "button",
+      onclick: () => {
+        add({ kind: "predicate", instructions: "" });
+        questions.lastElementChild.querySelector("select").focus();
+      },
+    },
+    icon("plus"),
+    "Add a question",
+  );
   const result = h("div", { class: "result", "aria-live": "polite" });
   const form = h(
     "form",
@@ -47,12 +63,21 @@ export function startDecisions(root) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     button.disabled = true;
-    result.replaceChildren(...(await decided(input.value, [...questions.children].map((fields) => fields.read()))));
+    result.replaceChildren(
+      ...(await decided(
+        input.value,
+        [...questions.children].map((fields) => fields.read()),
+      )),
+    );
     button.disabled = false;
   });
   root.replaceChildren(
     h("h2", { id: "decisions-title" }, "Decisions"),
-    h("p", { class: "lead" }, "Questions about a text, answered by the probabilities of their labels; no text is generated."),
+    h(
+      "p",
+      { class: "lead" },
+      "Questions about a text, answered by the probabilities of their labels; no text is generated.",
+    ),
     form,
     result,
   );
@@ -80,12 +105,15 @@ function questionFields({ kind, instructions, labels = [] }) {
     { class: "question" },
     h("legend", {}),
     h("label", { class: "field" }, "Kind", picker),
-    h("label", { class: "field wide" }, "Question or statement", text),
+    h("label", { class: "field" }, "Question or statement", text),
     listLabel,
     iconButton("close", "Remove this question", () => removeQuestion(fields)),
   );
   fields.read = () => {
-    const lines = list.value.split("\n").map((line) => line.trim()).filter(Boolean);
+    const lines = list.value
+      .split("\n")
+      .map((line) => line.trim())
+      .filter(Boolean);
     return { type: picker.value, instructions: text.value, ...KINDS[picker.value].send?.(lines) };
   };
   return fields;
@@ -101,14 +129,23 @@ function removeQuestion(fields) {
 }
 
 function number(questions) {
-  [...questions.children].forEach((fields, index) => (fields.querySelector("legend").textContent = `Question ${index + 1}`));
+  [...questions.children].forEach(
+    (fields, index) => (fields.querySelector("legend").textContent = `Question ${index + 1}`),
+  );
 }
 
 async function decided(input, questions) {
   try {
     const response = await postJson("v1/decisions", { model: chosenModel()?.id, input, questions });
     const answers = response.answers.map((answer, index) => answerElement(answer, questions[index]));
-    return [...answers, h("p", { class: "note" }, `${response.usage.input_tokens} tokens. The probabilities are the model's own and not calibrated.`)];
+    return [
+      ...answers,
+      h(
+        "p",
+        { class: "note" },
+        `${response.usage.input_tokens} tokens. The probabilities are the model's own and not calibrated.`,
+      ),
+    ];
   } catch (error) {
     return [h("p", { class: "error-text" }, explain(error))];
   }
@@ -122,7 +159,13 @@ function answerElement(answer, { instructions }) {
     h("h3", {}, instructions),
     h("p", { class: "decision-answer" }, answerText(answer)),
     h("ul", { class: "bars" }, ...probabilitiesOf(answer).map(barElement)),
-    outside > LARGE_OUTSIDE_MASS ? h("p", { class: "note" }, `The model would rather have written something else (${percent(outside)}): distrust this answer.`) : null,
+    outside > LARGE_OUTSIDE_MASS
+      ? h(
+          "p",
+          { class: "note" },
+          `The model would rather have written something else (${percent(outside)}): distrust this answer.`,
+        )
+      : null,
   );
 }
 
@@ -133,20 +176,30 @@ function answerText(answer) {
     case "choice":
       return `${answer.choice}, confidence ${percent(answer.confidence)}`;
     default:
-      return `${answer.score.toFixed(2)} of 0 to ${answer.probabilities.length - 1}, confidence ${percent(answer.confidence)}`;
+      return `${answer.score.toFixed(2)} on a scale from 0 to ${answer.probabilities.length - 1}`;
   }
 }
 
 /** The labels of an answer with their probabilities. */
 function probabilitiesOf({ type, probability, probabilities }) {
-  if (type === "predicate") return [["Yes", probability], ["No", 1 - probability]];
+  if (type === "predicate")
+    return [
+      ["Yes", probability],
+      ["No", 1 - probability],
+    ];
   return probabilities.map(({ label, value, probability: share }) => [label ?? String(value), share]);
 }
 
 function barElement([label, share]) {
   const bar = h("span", { class: "bar" });
   bar.style.width = `${100 * share}%`;
-  return h("li", {}, h("span", { class: "bar-label" }, label), h("span", { class: "track" }, bar), h("span", { class: "bar-value" }, percent(share)));
+  return h(
+    "li",
+    {},
+    h("span", { class: "bar-label" }, label),
+    h("span", { class: "track" }, bar),
+    h("span", { class: "bar-value" }, percent(share)),
+  );
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;

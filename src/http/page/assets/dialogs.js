@@ -10,13 +10,25 @@ export async function confirmed(question, action) {
 
 /** Asks for the API key. Resolves to the key and whether to remember it, or to null. */
 export async function askForKey(isWrong) {
-  const key = h("input", { type: "password", autocomplete: "off", required: true, "aria-describedby": "key-note" });
+  const key = h("input", {
+    type: "password",
+    autocomplete: "off",
+    required: true,
+    pattern: "[!-~]+",
+    "aria-describedby": "key-note",
+  });
   const remember = h("input", { type: "checkbox" });
   const form = h(
     "form",
     { method: "dialog" },
     h("h2", {}, "API key"),
-    h("p", { id: "key-note", class: isWrong ? "error-text" : null }, isWrong ? "The server does not accept this key. Enter another one." : "This server needs an API key. Its operator has one."),
+    h(
+      "p",
+      { id: "key-note", class: isWrong ? "error-text" : null },
+      isWrong
+        ? "The server does not accept this key. Enter another one."
+        : "This server needs an API key. Its operator has one.",
+    ),
     h("label", { class: "field" }, "API key", key),
     h("label", { class: "check" }, remember, "Remember it in this browser"),
     actions("Use this key"),

@@ -44,7 +44,7 @@ function coverContent(id) {
   byId(id).querySelector("button, input, textarea")?.focus();
 }
 
-/** What is covered can neither be clicked nor focused. */
+/** Keeps the content from clicks and focus while a panel covers it. */
 function showBackdrop() {
   const isCovered = drawers.some(isCovering);
   byId("backdrop").hidden = !isCovered;

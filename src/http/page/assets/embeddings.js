@@ -8,7 +8,12 @@ import { modelsOf } from "./models.js";
 const MAX_TEXTS = 40;
 /** The share of the accent behind a cosine of 1, in percent; more would leave the text too little contrast. */
 const MAX_TINT = 45;
-const EXAMPLE = ["A man is eating food.", "Someone is having a meal.", "The girl is carrying a baby.", "The stock market fell today."];
+const EXAMPLE = [
+  "A man is eating food.",
+  "Someone is having a meal.",
+  "The girl is carrying a baby.",
+  "The stock market fell today.",
+];
 
 /** Fills the view. */
 export function startEmbeddings(root) {
@@ -44,7 +49,11 @@ export function cosine(a, b) {
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }
 
-const textsOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+const textsOf = (text) =>
+  text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
 
 function showModels(picker, button) {
   const models = modelsOf("embedding");
@@ -56,10 +65,15 @@ function showModels(picker, button) {
 /** Asks for the vectors; returns the heat map or the error. */
 async function compared(model, texts) {
   if (texts.length < 2) return h("p", { class: "error-text" }, "Enter two texts or more.");
-  if (texts.length > MAX_TEXTS) return h("p", { class: "error-text" }, `Enter at most ${MAX_TEXTS} texts; these are ${texts.length}.`);
+  if (texts.length > MAX_TEXTS)
+    return h("p", { class: "error-text" }, `Enter at most ${MAX_TEXTS} texts; these are ${texts.length}.`);
   try {
     const response = await postJson("v1/embeddings", { model, input: texts });
-    return heatMap(texts, response.data.map(({ embedding }) => embedding), response.usage.total_tokens);
+    return heatMap(
+      texts,
+      response.data.map(({ embedding }) => embedding),
+      response.usage.total_tokens,
+    );
   } catch (error) {
     return h("p", { class: "error-text" }, explain(error));
   }
@@ -72,14 +86,22 @@ function heatMap(texts, vectors, nTokens) {
       "tr",
       {},
       h("th", { scope: "row", title: texts[row] }, h("span", {}, `${row + 1}. ${texts[row]}`)),
-      ...vectors.map((other, column) => heatCell(row === column ? 1 : cosine(vector, other), texts[row], texts[column])),
+      ...vectors.map((other, column) =>
+        heatCell(row === column ? 1 : cosine(vector, other), texts[row], texts[column]),
+      ),
     ),
   );
   const caption = `Cosines of ${texts.length} vectors of ${vectors[0].length} numbers, ${nTokens} tokens`;
   return h(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": "Cosines" },
-    h("table", { class: "heat-map" }, h("caption", {}, caption), h("thead", {}, h("tr", {}, h("td"), ...head)), h("tbody", {}, ...rows)),
+    h(
+      "table",
+      { class: "heat-map" },
+      h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, h("td"), ...head)),
+      h("tbody", {}, ...rows),
+    ),
   );
 }
 

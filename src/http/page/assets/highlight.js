@@ -5,7 +5,7 @@ import hljs from "./vendor/highlight.min.js";
 /** Longer code is not highlighted: it would block the page. */
 const MAX_LENGTH = 50_000;
 const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'" };
-/** All that highlight.js writes: spans with a class, and escaped text. */
+/** The parts of what highlight.js writes: spans with a class, and escaped text. */
 const PART = /<span class="([\w -]+)">|(<\/span>)|(&(?:amp|lt|gt|quot|#x27);)|([^<&]+)/y;
 
 /** The descriptions of code, highlighted if its language is known. */

@@ -22,9 +22,15 @@ onKeyNeeded(async (isWrong) => {
   return entered !== null;
 });
 
-const [serverPanel, settingsForm] = [h("section", { class: "server-panel", "aria-label": "Server" }), h("section", { "aria-label": "Settings" })];
+const [serverPanel, settingsForm] = [
+  h("section", { class: "server-panel", "aria-label": "Server" }),
+  h("section", { "aria-label": "Settings" }),
+];
 byId("settings").append(serverPanel, settingsForm);
-const settings = new Settings(settingsForm, { onShowProbabilities: () => chat.render(), onInvalid: () => openSettings() });
+const settings = new Settings(settingsForm, {
+  onShowProbabilities: () => chat.render(),
+  onInvalid: () => openSettings(),
+});
 const store = await Store.open(async (id) => sidebar.update(id, await store.get(id)));
 const chat = new Chat({
   store,
@@ -52,8 +58,20 @@ const embeddings = startEmbeddings(byId("embeddings"));
 startDecisions(byId("decisions"));
 
 byId("app").hidden = false;
-startDrawer({ id: "sidebar", name: "Conversations", iconName: "menu", place: byId("open-sidebar"), wideQuery: "(min-width: 800px)" });
-const openSettings = startDrawer({ id: "settings", name: "Server and settings", iconName: "settings", place: byId("open-settings"), wideQuery: "(min-width: 1150px)" });
+startDrawer({
+  id: "sidebar",
+  name: "Conversations",
+  iconName: "menu",
+  place: byId("open-sidebar"),
+  wideQuery: "(min-width: 800px)",
+});
+const openSettings = startDrawer({
+  id: "settings",
+  name: "Server and settings",
+  iconName: "settings",
+  place: byId("open-settings"),
+  wideQuery: "(min-width: 1150px)",
+});
 startServerPanel(serverPanel);
 byId("backdrop").addEventListener("click", closeDrawer);
 addEventListener("hashchange", showView);
@@ -84,7 +102,8 @@ async function showConversation(id) {
 /** Shows a conversation that was saved in the list, and in the address once it has a message. */
 function saved(conversation) {
   const isShown = conversation === chat.conversation && !byId("chat").hidden;
-  if (isShown && location.hash !== `#chat/${conversation.id}`) history.replaceState(null, "", `#chat/${conversation.id}`);
+  if (isShown && location.hash !== `#chat/${conversation.id}`)
+    history.replaceState(null, "", `#chat/${conversation.id}`);
   sidebar.update(conversation.id, conversation);
   showCurrent();
 }
@@ -105,7 +124,12 @@ async function startModels() {
     // A link sends no key, and the documentation needs it.
     byId("docs-link").hidden = apiKey() !== null;
   } catch (error) {
-    const note = h("p", { class: "error banner", role: "alert" }, explain(error), h("button", { type: "button", onclick: retry }, "Try again"));
+    const note = h(
+      "p",
+      { class: "error banner", role: "alert" },
+      explain(error),
+      h("button", { type: "button", onclick: retry }, "Try again"),
+    );
     byId("main").prepend(note);
     function retry() {
       note.remove();

@@ -10,7 +10,21 @@ const MAX_LENGTH = 200_000;
 /** Quotes and lists nested deeper are shown as they are. */
 const MAX_DEPTH = 30;
 const SAFE_LINK = /^(?:https?:\/\/|mailto:)/i;
-const NAMED_ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", copy: "©", mdash: "—", ndash: "–", hellip: "…", rarr: "→", times: "×", deg: "°" };
+const NAMED_ENTITIES = {
+  amp: "&",
+  lt: "<",
+  gt: ">",
+  quot: '"',
+  apos: "'",
+  nbsp: "\u00a0",
+  copy: "©",
+  mdash: "—",
+  ndash: "–",
+  hellip: "…",
+  rarr: "→",
+  times: "×",
+  deg: "°",
+};
 
 /** Splits a text into its blocks. The `raw` texts of all blocks together are the text. */
 export function blocksOf(text) {
@@ -79,8 +93,15 @@ function listItem(item) {
 }
 
 function table({ header, rows }) {
-  const row = (cells, name, attributes) =>
-    ["tr", {}, ...cells.map(({ align, tokens }) => [name, { ...attributes, class: align ? `align-${align}` : null }, ...inlineNodes(tokens)])];
+  const row = (cells, name, attributes) => [
+    "tr",
+    {},
+    ...cells.map(({ align, tokens }) => [
+      name,
+      { ...attributes, class: align ? `align-${align}` : null },
+      ...inlineNodes(tokens),
+    ]),
+  ];
   const head = ["thead", {}, row(header, "th", { scope: "col" })];
   const body = ["tbody", {}, ...rows.map((cells) => row(cells, "td", {}))];
   // Wide tables scroll by themselves, with the keyboard, too.
@@ -128,4 +149,8 @@ function decoded(text) {
 }
 
 /** The first word after the fence. */
-const languageOf = (info) => (info ?? "").trim().split(/[\s,{]/, 1)[0].toLowerCase();
+const languageOf = (info) =>
+  (info ?? "")
+    .trim()
+    .split(/[\s,{]/, 1)[0]
+    .toLowerCase();

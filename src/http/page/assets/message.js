@@ -16,13 +16,19 @@ export function messageElement(node, { branch, actions, showProbabilities }) {
   const isAnswer = node.role === "assistant";
   const article = articleOf(node, branch, actions);
   if (isAnswer) article.append(...answerNodes(node, showProbabilities, actions));
-  else article.append(node.role === "tool" ? h("pre", { class: "tool-result", tabindex: "0" }, node.content) : markdown(node.content));
+  else
+    article.append(
+      node.role === "tool" ? h("pre", { class: "tool-result", tabindex: "0" }, node.content) : markdown(node.content),
+    );
   if (isAnswer) article.append(...footerNodes(node, actions));
   article.append(buttons(node, actions));
   return article;
 }
 
-/** An answer that is being streamed, perhaps by a model that has to be loaded first: reads the message and updates the element, at most once in each frame. */
+/**
+ * An answer that is being streamed, perhaps by a model that has to be loaded first. It reads the message and updates
+ * its element, at most once in each frame.
+ */
 export class StreamedMessage {
   #markdown = new GrowingMarkdown();
   #reasoning = h("div", { class: "reasoning-text" });
@@ -33,7 +39,12 @@ export class StreamedMessage {
     this.node = node;
     this.details = reasoningDetails(this.#reasoning, "Reasoning…");
     this.details.hidden = true;
-    this.waiting = h("p", { class: "waiting" }, h("span", { class: "dots", "aria-hidden": "true" }), isLoaded ? "Waiting for the model" : "Loading the model");
+    this.waiting = h(
+      "p",
+      { class: "waiting" },
+      h("span", { class: "dots", "aria-hidden": "true" }),
+      isLoaded ? "Waiting for the model" : "Loading the model",
+    );
     this.element = articleOf(node, branch, actions);
     this.element.setAttribute("aria-busy", "true");
     this.element.append(this.details, this.#markdown.element, this.#calls, this.waiting);
@@ -67,12 +78,7 @@ export class StreamedMessage {
 
 /** Creates the element of an error, with a button that tries again. */
 function errorElement(text, onRetry) {
-  return h(
-    "div",
-    { class: "error" },
-    h("p", {}, text),
-    h("button", { type: "button", onclick: onRetry }, "Try again"),
-  );
+  return h("div", { class: "error" }, h("p", {}, text), h("button", { type: "button", onclick: onRetry }, "Try again"));
 }
 
 /** Creates the element with the head of a message. */
@@ -104,7 +110,9 @@ function footerNodes(node, actions) {
   const numbers = statistics(node);
   if (finish || numbers.length > 0) {
     const pairs = numbers.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));
-    nodes.push(h("dl", { class: "statistics" }, ...pairs, finish ? h("div", {}, h("dt", {}, "end"), h("dd", {}, finish)) : null));
+    nodes.push(
+      h("dl", { class: "statistics" }, ...pairs, finish ? h("div", {}, h("dt", {}, "end"), h("dd", {}, finish)) : null),
+    );
   }
   return nodes;
 }
@@ -134,20 +142,39 @@ function prettyJson(text) {
 /** The switch between the siblings of a message. The keys find its buttons again after the log was made anew. */
 function branchSwitch(node, { index, count }, actions) {
   if (count < 2) return null;
-  const previous = iconButton("previous", "Previous version", () => actions.switchBranch(node, -1), { disabled: index === 0, "data-key": `previous-${node.parent}` });
-  const next = iconButton("next", "Next version", () => actions.switchBranch(node, 1), { disabled: index === count - 1, "data-key": `next-${node.parent}` });
-  const position = h("span", { "aria-label": `Version ${index + 1} of ${count}`, role: "img" }, `${index + 1}/${count}`);
+  const previous = iconButton("previous", "Previous version", () => actions.switchBranch(node, -1), {
+    disabled: index === 0,
+    "data-key": `previous-${node.parent}`,
+  });
+  const next = iconButton("next", "Next version", () => actions.switchBranch(node, 1), {
+    disabled: index === count - 1,
+    "data-key": `next-${node.parent}`,
+  });
+  const position = h(
+    "span",
+    { "aria-label": `Version ${index + 1} of ${count}`, role: "img" },
+    `${index + 1}/${count}`,
+  );
   return h("span", { class: "branch" }, previous, position, next);
 }
 
 function buttons(node, actions) {
   const row = h("div", { class: "message-actions" });
   row.append(copyButton("Copy the text", () => node.content, { "data-key": `copy-${node.parent}` }));
-  if (node.role === "user") row.append(iconButton("edit", "Edit", () => actions.edit(node), { "data-key": `edit-${node.parent}` }));
+  if (node.role === "user")
+    row.append(iconButton("edit", "Edit", () => actions.edit(node), { "data-key": `edit-${node.parent}` }));
   if (node.role === "assistant") {
-    row.append(iconButton("regenerate", "Regenerate", () => actions.regenerate(node), { "data-key": `regenerate-${node.parent}` }));
+    row.append(
+      iconButton("regenerate", "Regenerate", () => actions.regenerate(node), {
+        "data-key": `regenerate-${node.parent}`,
+      }),
+    );
     if (node.content && ["length", "stopped", null].includes(node.finish)) {
-      row.append(iconButton("forward", "Continue", () => actions.continueAnswer(node), { "data-key": `continue-${node.parent}` }));
+      row.append(
+        iconButton("forward", "Continue", () => actions.continueAnswer(node), {
+          "data-key": `continue-${node.parent}`,
+        }),
+      );
     }
   }
   return row;

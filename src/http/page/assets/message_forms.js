@@ -34,7 +34,9 @@ export function resultForm({ toolCalls }, onSubmit) {
   const form = h("form", { class: "inline-form" }, ...labels, submit);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    onSubmit(fields.map(({ call, field }) => ({ role: "tool", callId: call.id, name: call.name, content: field.value })));
+    onSubmit(
+      fields.map(({ call, field }) => ({ role: "tool", callId: call.id, name: call.name, content: field.value })),
+    );
   });
   return form;
 }

@@ -15,7 +15,12 @@ export function probabilityView({ content, tokens }, onChoose) {
   const card = h("div", { class: "token-card", popover: "auto", role: "dialog", "aria-label": "Alternatives" });
   const tooltip = h("div", { class: "token-card", hidden: true, role: "tooltip", id: `tip-${(nViews += 1)}` });
   const buttons = tokens.map((token, index) => tokenButton(token, index, tooltip.id));
-  const text = h("div", { class: "tokens", role: "group", "aria-label": "Answer by tokens; move with the arrow keys", dir: "auto" }, textBefore(content, tokens), ...buttons);
+  const text = h(
+    "div",
+    { class: "tokens", role: "group", "aria-label": "Answer by tokens; move with the arrow keys", dir: "auto" },
+    textBefore(content, tokens),
+    ...buttons,
+  );
 
   const show = ({ target }) => {
     const token = tokens[target.dataset.index];
@@ -37,10 +42,12 @@ export function probabilityView({ content, tokens }, onChoose) {
     const index = Number(target.dataset.index);
     if (!tokens[index]) return;
     hide();
-    card.replaceChildren(...cardNodes(tokens, index, (alternative) => {
-      card.hidePopover();
-      onChoose(index, alternative);
-    }));
+    card.replaceChildren(
+      ...cardNodes(tokens, index, (alternative) => {
+        card.hidePopover();
+        onChoose(index, alternative);
+      }),
+    );
     card.showPopover();
     place(card, target);
     card.querySelector("button:not(:disabled)")?.focus();
@@ -102,7 +109,12 @@ function cardNodes(tokens, index, onChoose) {
     bar.style.width = `${100 * Math.exp(alternative.logprob)}%`;
     return h(
       "button",
-      { type: "button", disabled: isChosen || !isWhole, title: isWhole ? null : "This token cannot be chosen", onclick: () => onChoose(alternative) },
+      {
+        type: "button",
+        disabled: isChosen || !isWhole,
+        title: isWhole ? null : "This token cannot be chosen",
+        onclick: () => onChoose(alternative),
+      },
       bar,
       h("code", {}, visible(alternative.token) || "end of the answer"),
       h("span", {}, percent(alternative.logprob)),
@@ -114,7 +126,14 @@ function cardNodes(tokens, index, onChoose) {
 /** Moves the focus among tokens with the keys of a list, and presses the one in focus. */
 function moveFocus(event, buttons) {
   const index = buttons.indexOf(event.target);
-  const moves = { ArrowRight: index + 1, ArrowLeft: index - 1, ArrowDown: index + 10, ArrowUp: index - 10, Home: 0, End: buttons.length - 1 };
+  const moves = {
+    ArrowRight: index + 1,
+    ArrowLeft: index - 1,
+    ArrowDown: index + 10,
+    ArrowUp: index - 10,
+    Home: 0,
+    End: buttons.length - 1,
+  };
   if (event.key === "Enter" || event.key === " ") {
     event.preventDefault();
     event.target.click();

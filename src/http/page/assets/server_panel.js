@@ -11,15 +11,29 @@ const [WIDTH, HEIGHT] = [120, 32];
 const CHARTS = [
   { name: "Running", valueOf: (load) => load.num_running_reqs, scale: 4, format: String },
   { name: "Waiting", valueOf: (load) => load.num_waiting_reqs, scale: 4, format: String },
-  { name: "KV cache", valueOf: (load) => load.token_usage, scale: 0.1, format: (share) => `${(100 * share).toFixed(1)}%` },
-  { name: "Tokens/s", valueOf: (load) => load.gen_throughput, scale: 10, format: (rate) => rate.toFixed(rate < 10 ? 1 : 0) },
+  {
+    name: "KV cache",
+    valueOf: (load) => load.token_usage,
+    scale: 0.1,
+    format: (share) => `${(100 * share).toFixed(1)}%`,
+  },
+  {
+    name: "Tokens/s",
+    valueOf: (load) => load.gen_throughput,
+    scale: 10,
+    format: (rate) => rate.toFixed(rate < 10 ? 1 : 0),
+  },
 ];
 
 /** Shows the panel in an element and measures while it can be seen. */
 export function startServerPanel(root) {
   const charts = CHARTS.map(newChart);
   const status = h("p", { class: "note" }, "Not measured yet");
-  root.replaceChildren(h("h2", {}, "Server"), h("div", { class: "charts" }, ...charts.map(({ element }) => element)), status);
+  root.replaceChildren(
+    h("h2", {}, "Server"),
+    h("div", { class: "charts" }, ...charts.map(({ element }) => element)),
+    status,
+  );
   let timer = null;
   let isOnScreen = false;
 
@@ -29,7 +43,8 @@ export function startServerPanel(root) {
       for (const chart of charts) chart.add(total);
       status.textContent = statusOf(total);
     } catch (error) {
-      status.textContent = error instanceof ApiError && error.status === 401 ? "Needs an API key" : "The server cannot be reached";
+      status.textContent =
+        error instanceof ApiError && error.status === 401 ? "Needs an API key" : "The server cannot be reached";
     }
     timer = null;
     schedule(PERIOD_MS);
@@ -67,14 +82,20 @@ function totalOf(loads) {
 
 function statusOf({ n_models: nModels, capacity, cache_hit_rate: hits }) {
   const models = nModels === 1 ? "1 chat model loaded" : `${nModels} chat models loaded`;
-  return `${models}, KV cache of ${Math.round(capacity / 1000)}K tokens, ${Math.round(100 * hits)}% of prompts from the prefix cache`;
+  const cached = `${Math.round(100 * hits)}% of prompts from the prefix cache`;
+  return `${models}, KV cache of ${Math.round(capacity / 1000)}K tokens, ${cached}`;
 }
 
 function newChart({ name, valueOf, scale, format }) {
   const samples = [];
   const line = svg("polyline", { class: "line" });
   const area = svg("polygon", { class: "area" });
-  const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, area, line);
+  const chart = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    area,
+    line,
+  );
   const value = h("dd", {}, "–");
   const add = (load) => {
     samples.push(valueOf(load));
@@ -90,7 +111,9 @@ function newChart({ name, valueOf, scale, format }) {
 /** The points of a line that ends at the right edge. */
 function pointsOf(samples, scale) {
   const top = Math.max(scale, ...samples);
-  return samples.map((sample, index) => `${xOf(index, samples.length)},${(HEIGHT - 1 - (HEIGHT - 2) * (sample / top)).toFixed(1)}`).join(" ");
+  return samples
+    .map((sample, index) => `${xOf(index, samples.length)},${(HEIGHT - 1 - (HEIGHT - 2) * (sample / top)).toFixed(1)}`)
+    .join(" ");
 }
 
 const xOf = (index, count) => (((N_SAMPLES - count + index) / (N_SAMPLES - 1)) * WIDTH).toFixed(1);

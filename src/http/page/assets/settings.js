@@ -2,7 +2,7 @@
 
 import { announce } from "./announcer.js";
 import { h } from "./dom.js";
-import { FORMATS, PARAMETERS, requestOptions, TOOL_CHOICES } from "./parameters.js";
+import { FORMATS, PARAMETER_GROUPS, requestOptions, TOOL_CHOICES } from "./parameters.js";
 import { readPreference, writePreference } from "./preferences.js";
 
 const KEPT = "settings";
@@ -14,10 +14,22 @@ const TOOLS_EXAMPLE = `[{"name": "get_weather",
   "parameters": {"type": "object",
    "properties": {"city": {"type": "string"}}}}]`;
 
+/** Fields that are no parameters of their own. */
+const FORMAT = { name: "format", label: "Format of answers" };
+const SCHEMA = { name: "schema", label: "JSON schema", note: "Enforced while tokens are drawn." };
+const TOOLS = { name: "tools", label: "Functions, as a JSON array", note: "You enter the results of calls yourself." };
+const TOOL_CHOICE = { name: "toolChoice", label: "Tool choice" };
+
+/** The kinds of fields that stand beside their label. */
+const ROW_KINDS = ["number", "choice"];
+
 export class Settings {
   #fields = new Map();
 
-  /** `onShowProbabilities` is called when answers are to be shown with or without probabilities; `onInvalid` when a request cannot be sent, so that the form is shown. */
+  /**
+   * `onShowProbabilities` is called when answers are to be shown with or without probabilities, `onInvalid` when a
+   * request cannot be sent until a setting is corrected.
+   */
   constructor(root, { onShowProbabilities, onInvalid }) {
     this.values = readPreference(KEPT) ?? {};
     Object.assign(this, { root, onShowProbabilities, onInvalid });
@@ -44,40 +56,18 @@ export class Settings {
   }
 
   #build() {
-    const group = (name) => PARAMETERS.filter((parameter) => parameter.group === name).map((parameter) => this.#parameter(parameter));
+    const fields = (parameters) => parameters.map((parameter) => this.#field(parameter, inputFor(parameter)));
+    const groups = Object.entries(PARAMETER_GROUPS).map(([title, parameters]) => folded(title, ...fields(parameters)));
+    groups[0].open = true;
     this.root.replaceChildren(
       h("h2", {}, "Settings"),
-      this.#field("system", "System prompt", h("textarea", { rows: "3", placeholder: "None" })),
+      this.#field({ name: "system", label: "System prompt" }, h("textarea", { rows: "3", placeholder: "None" })),
       this.#showProbabilities(),
-      h("details", { open: true }, h("summary", {}, "Sampling"), ...group(undefined)),
-      h("details", {}, h("summary", {}, "More parameters"), ...group("more")),
-      h("details", {}, h("summary", {}, "Structured output"), ...this.#format()),
-      h("details", {}, h("summary", {}, "Tools"), ...this.#tools()),
+      ...groups,
+      folded("Structured output", this.#field(FORMAT, select(FORMATS)), this.#field(SCHEMA, codeField(SCHEMA_EXAMPLE))),
+      folded("Tools", this.#field(TOOLS, codeField(TOOLS_EXAMPLE)), this.#field(TOOL_CHOICE, select(TOOL_CHOICES))),
       h("button", { type: "button", onclick: () => this.#reset() }, "Reset to defaults"),
     );
-  }
-
-  #parameter(parameter) {
-    const { name, label, fallback, help } = parameter;
-    return this.#field(name, label, inputFor(parameter), { help, fallback, isRow: parameter.kind === "number" || parameter.kind === "choice" });
-  }
-
-  #format() {
-    return [
-      this.#field("format", "Format of answers", select(FORMATS)),
-      this.#field("schema", "JSON schema", h("textarea", { rows: "7", class: "code", spellcheck: "false", placeholder: SCHEMA_EXAMPLE }), {
-        help: "Enforced while tokens are drawn.",
-      }),
-    ];
-  }
-
-  #tools() {
-    return [
-      this.#field("tools", "Functions, as a JSON array", h("textarea", { rows: "7", class: "code", spellcheck: "false", placeholder: TOOLS_EXAMPLE }), {
-        help: "You enter the results of calls yourself.",
-      }),
-      this.#field("toolChoice", "Tool choice", select(TOOL_CHOICES)),
-    ];
   }
 
   #showProbabilities() {
@@ -90,20 +80,21 @@ export class Settings {
     return h("label", { class: "check" }, input, "Show probabilities of tokens");
   }
 
-  /** Creates a field with its label, its default and its error, and keeps what is entered. */
-  #field(name, label, input, { help, fallback, isRow } = {}) {
+  /** Creates a field with its label, its default, its note and its error, and keeps what is entered. */
+  #field({ name, label, note, fallback, kind }, input) {
     const error = h("span", { class: "error-text", id: `error-${name}` });
-    const note = h("span", { class: "note", id: `note-${name}` }, help ?? "");
     input.id = `setting-${name}`;
-    input.setAttribute("aria-describedby", `${help ? `note-${name} ` : ""}error-${name}`);
-    input.value = this.values[name] ?? (input.localName === "select" ? input.value : "");
+    input.setAttribute("aria-describedby", note ? `note-${name} error-${name}` : `error-${name}`);
+    if (this.values[name]) input.value = this.values[name];
     input.addEventListener("input", () => {
       this.#keep(name, input.value);
       showError(this.#fields.get(name), requestOptions(this.values).errors[name]);
     });
     this.#fields.set(name, { input, error });
-    const title = h("label", { for: input.id }, label, fallback ? h("span", { class: "default" }, ` default ${fallback}`) : null);
-    return h("div", { class: isRow ? "field row" : "field" }, title, input, help ? note : null, error);
+    const title = h("label", { for: input.id }, label);
+    if (fallback) title.append(h("span", { class: "default" }, ` default ${fallback}`));
+    const noteElement = note && h("span", { class: "note", id: `note-${name}` }, note);
+    return h("div", { class: `field ${ROW_KINDS.includes(kind) ? "row" : ""}` }, title, input, noteElement, error);
   }
 
   #keep(name, value) {
@@ -127,20 +118,28 @@ function showError({ input, error }, message = "") {
   else input.removeAttribute("aria-invalid");
 }
 
-function inputFor({ kind, values, min }) {
+function inputFor({ kind, values, isSigned }) {
   switch (kind) {
     case "number":
       // Number keyboards of phones may have no sign.
-      return h("input", { inputmode: min >= 0 ? "decimal" : "text", autocomplete: "off" });
+      return h("input", { inputmode: isSigned ? "text" : "decimal", autocomplete: "off" });
     case "lines":
       return h("textarea", { rows: "2", class: "code", spellcheck: "false" });
     case "choice":
-      return select({ "": "default", ...Object.fromEntries(Object.keys(values).map((key) => [key, key])) });
+      return select({ "": "default", ...Object.fromEntries(Object.keys(values).map((title) => [title, title])) });
     default:
-      return h("input", { maxlength: "256" });
+      return h("input", { maxlength: "256", autocomplete: "off" });
   }
+}
+
+function codeField(example) {
+  return h("textarea", { rows: "7", class: "code", spellcheck: "false", placeholder: example });
 }
 
 function select(options) {
   return h("select", {}, ...Object.entries(options).map(([value, text]) => h("option", { value }, text)));
+}
+
+function folded(title, ...fields) {
+  return h("details", {}, h("summary", {}, title), ...fields);
 }

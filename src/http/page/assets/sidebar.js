@@ -15,10 +15,22 @@ export class Sidebar {
   /** `onNew` begins a conversation, `onDelete` gets the id of one to delete, `onRename` an id and a title. */
   constructor(root, { store, onNew, onDelete, onRename }) {
     Object.assign(this, { store, onDelete, onRename, currentId: null });
-    this.search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => this.#show() });
+    this.search = h("input", {
+      type: "search",
+      placeholder: "Search",
+      "aria-label": "Search conversations",
+      oninput: () => this.#show(),
+    });
     this.list = h("ul", { class: "conversations" });
     this.note = h("p", { class: "note", role: "status" });
-    this.file = h("input", { type: "file", accept: ".json,application/json", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true", id: "import-file" });
+    this.file = h("input", {
+      type: "file",
+      accept: ".json,application/json",
+      class: "visually-hidden",
+      tabindex: "-1",
+      "aria-hidden": "true",
+      id: "import-file",
+    });
     this.file.addEventListener("change", () => this.#import());
     root.replaceChildren(
       h("button", { type: "button", class: "new-chat", onclick: onNew }, icon("plus"), "New chat"),
@@ -65,7 +77,9 @@ export class Sidebar {
     this.#conversations.sort((a, b) => b.updatedAt - a.updatedAt);
     const focus = document.activeElement?.dataset?.key;
     const search = this.search.value.trim();
-    const found = search ? this.#conversations.filter((conversation) => matches(conversation, search)) : this.#conversations;
+    const found = search
+      ? this.#conversations.filter((conversation) => matches(conversation, search))
+      : this.#conversations;
     this.list.replaceChildren(...found.slice(0, MAX_SHOWN).map((conversation) => this.#item(conversation)));
     this.setNote(this.#noteText(search, found.length));
     if (focus) this.list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
@@ -85,13 +99,19 @@ export class Sidebar {
     return h(
       "li",
       { class: isCurrent ? "current" : null },
-      h("a", { href: `#chat/${id}`, title, "aria-current": isCurrent ? "page" : null, "data-key": `open-${id}` }, title),
+      h(
+        "a",
+        { href: `#chat/${id}`, title, "aria-current": isCurrent ? "page" : null, "data-key": `open-${id}` },
+        title,
+      ),
       h(
         "span",
         { class: "item-actions" },
         iconButton("edit", `Rename ${title}`, () => this.#beginRename(id), { "data-key": `rename-${id}` }),
         iconButton("export", `Export ${title}`, () => this.#exportOne(conversation), { "data-key": `export-${id}` }),
-        iconButton("delete", `Delete ${title}`, () => this.#delete(conversation, title), { "data-key": `delete-${id}` }),
+        iconButton("delete", `Delete ${title}`, () => this.#delete(conversation, title), {
+          "data-key": `delete-${id}`,
+        }),
       ),
     );
   }

@@ -1,4 +1,4 @@
-/** Parser of server-sent events (WHATWG HTML, section 9.2), as far as this server uses them: the `data` of each event. */
+/** Parser of server-sent events (WHATWG HTML, section 9.2). It reads their `data`; this server needs no other field. */
 export class EventParser {
   #line = "";
   #data = [];
