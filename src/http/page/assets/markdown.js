@@ -5,8 +5,12 @@
 
 import { Lexer } from "./vendor/marked.esm.js";
 
-/** Longer texts are shown as they are: the time of the lexer may grow with their square. */
+/**
+ * Longer texts, and texts with a longer paragraph, are shown as they are: the time of the lexer grows with the square of
+ * a paragraph of `a**b`, to 0.4 s for this length.
+ */
 const MAX_LENGTH = 200_000;
+const MAX_PARAGRAPH = 50_000;
 /** Quotes and lists nested deeper are shown as they are. */
 const MAX_DEPTH = 30;
 const SAFE_LINK = /^(?:https?:\/\/|mailto:)/i;
@@ -28,7 +32,7 @@ const NAMED_ENTITIES = {
 
 /** Splits a text into its blocks. The `raw` texts of all blocks together are the text. */
 export function blocksOf(text) {
-  if (text.length > MAX_LENGTH || nestingOf(text) > MAX_DEPTH) return [plainBlock(text)];
+  if (isTooLarge(text) || nestingOf(text) > MAX_DEPTH) return [plainBlock(text)];
   try {
     return [...new Lexer({ gfm: true, breaks: true }).lex(text)];
   } catch {
@@ -40,6 +44,10 @@ export function blocksOf(text) {
 export const describeText = (text) => blocksOf(text).flatMap(describe);
 
 const plainBlock = (text) => ({ type: "plain", raw: text, text });
+
+function isTooLarge(text) {
+  return text.length > MAX_LENGTH || text.split(/\n[ \t]*\n/).some(({ length }) => length > MAX_PARAGRAPH);
+}
 
 /** The deepest indentation and the most quote marks of a line, as levels. */
 function nestingOf(text) {
