@@ -44,7 +44,7 @@ export function startEmbeddings(root) {
 }
 
 /** The cosine of two vectors. */
-export function cosine(a, b) {
+function cosine(a, b) {
   const dot = (x, y) => x.reduce((sum, value, index) => sum + value * y[index], 0);
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }
