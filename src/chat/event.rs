@@ -85,7 +85,11 @@ impl ChatEvent {
                     completion_tokens: finished.completion_tokens,
                     total_tokens: finished.prompt_tokens + finished.completion_tokens,
                     prompt_tokens_details: PromptTokensDetails { cached_tokens: finished.cached_tokens },
-                    completion_tokens_details: CompletionTokensDetails::default(),
+                    completion_tokens_details: CompletionTokensDetails {
+                        accepted_prediction_tokens: finished.drafts.accepted,
+                        rejected_prediction_tokens: finished.drafts.rejected,
+                        ..CompletionTokensDetails::default()
+                    },
                 },
                 stats: Some(GenerationStats {
                     timings: finished.timings,

@@ -17,7 +17,8 @@ use crate::app::unix_time;
 use crate::chat::{ChatEvent, ChatStream, GenerationStats, PromptToken};
 use crate::error::{Error, Result};
 use crate::openai::chat::{
-    ChoiceLogprobs, FinishReason, FunctionCall, TokenLogprob, ToolCall, ToolCallDelta, Usage,
+    ChoiceLogprobs, CompletionTokensDetails, FinishReason, FunctionCall, TokenLogprob, ToolCall,
+    ToolCallDelta, Usage,
 };
 use crate::openai::generation_options::GenerationOptions;
 
@@ -55,14 +56,19 @@ struct UsageTotals {
     /// For each prompt, its tokens and those found in the prefix cache for each of its choices.
     prompts: Vec<Option<(usize, usize)>>,
     completion_tokens: usize,
-    reasoning_tokens: usize,
+    details: CompletionTokensDetails,
 }
 
 impl UsageTotals {
     fn new(stream: &ChatStream) -> Self {
         let n_prompts = stream.n_prompts();
         let choices_per_prompt = (stream.n_choices() / n_prompts).max(1);
-        Self { choices_per_prompt, prompts: vec![None; n_prompts], completion_tokens: 0, reasoning_tokens: 0 }
+        Self {
+            choices_per_prompt,
+            prompts: vec![None; n_prompts],
+            completion_tokens: 0,
+            details: CompletionTokensDetails::default(),
+        }
     }
 
     /// Adds the usage of a choice. A prompt counts once for all its choices.
@@ -72,7 +78,10 @@ impl UsageTotals {
             self.prompts[choice / self.choices_per_prompt].get_or_insert((usage.prompt_tokens, cached));
         *all_cached = cached.min(*all_cached);
         self.completion_tokens += usage.completion_tokens;
-        self.reasoning_tokens += usage.completion_tokens_details.reasoning_tokens;
+        let details = usage.completion_tokens_details;
+        self.details.reasoning_tokens += details.reasoning_tokens;
+        self.details.accepted_prediction_tokens += details.accepted_prediction_tokens;
+        self.details.rejected_prediction_tokens += details.rejected_prediction_tokens;
     }
 
     fn usage(&self) -> Usage {
@@ -81,7 +90,7 @@ impl UsageTotals {
             usage.prompt_tokens += n_tokens;
             usage.prompt_tokens_details.cached_tokens += n_cached;
         }
-        usage.completion_tokens_details.reasoning_tokens = self.reasoning_tokens;
+        usage.completion_tokens_details = self.details;
         usage.total_tokens = usage.prompt_tokens + usage.completion_tokens;
         usage
     }

@@ -131,10 +131,21 @@ pub struct Finished {
     pub cached_tokens: usize,
     /// Generated tokens, including the one that ended the text.
     pub completion_tokens: usize,
+    /// Its draft tokens.
+    pub drafts: DraftCounts,
     /// The durations of its phases.
     pub timings: Timings,
     /// Statistics of the repeat penalty's cache.
     pub repeat_penalty: RepeatPenaltyStats,
+}
+
+/// Draft tokens of speculative decoding.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    /// Draft tokens that became tokens of the text.
+    pub accepted: usize,
+    /// Draft tokens that were computed in vain.
+    pub rejected: usize,
 }
 
 /// The reason why a generation ended.

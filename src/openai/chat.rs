@@ -596,4 +596,8 @@ pub struct PromptTokensDetails {
 pub struct CompletionTokensDetails {
     /// Tokens of the reasoning, its tags included.
     pub reasoning_tokens: usize,
+    /// Draft tokens of speculative decoding that became tokens of the text.
+    pub accepted_prediction_tokens: usize,
+    /// Draft tokens that were computed in vain; `completion_tokens` does not count them.
+    pub rejected_prediction_tokens: usize,
 }

@@ -21,7 +21,7 @@ use crate::inference::Priority;
 use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
 use crate::inference::scoring::{Scorer, Scoring};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
-use crate::inference::{Event, FinishReason, Finished, GenerationRequest, Timings};
+use crate::inference::{DraftCounts, Event, FinishReason, Finished, GenerationRequest, Timings};
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::threads::pool;
 use crate::models::{Decoder, ForwardInput, KvCache, LogitSpan, SequenceChunk, SequenceId};
@@ -63,6 +63,7 @@ struct InitialState {
 struct ActiveSequence {
     n_prompt: usize,
     generation: TextGeneration,
+    drafts: DraftCounts,
     events: events::Sender<Event>,
     arrived: Instant,
     started: Option<Instant>,
@@ -261,6 +262,7 @@ impl EngineWorker {
         let sequence = ActiveSequence {
             n_prompt,
             generation,
+            drafts: DraftCounts::default(),
             events,
             arrived,
             started: None,
@@ -437,6 +439,10 @@ impl EngineWorker {
         for SampledTokens { id, n_drafts, n_accepted, steps } in sampled {
             metrics::counter!(telemetry::DRAFT_TOKENS).increment(n_drafts as u64);
             metrics::counter!(telemetry::ACCEPTED_DRAFT_TOKENS).increment(n_accepted as u64);
+            if let Some(sequence) = self.sequences.get_mut(&id) {
+                sequence.drafts.accepted += n_accepted;
+                sequence.drafts.rejected += n_drafts - n_accepted;
+            }
             self.emit_steps(id, steps);
         }
         n_generated
@@ -656,6 +662,7 @@ impl ActiveSequence {
             prompt_tokens: self.n_prompt,
             cached_tokens: n_cached,
             completion_tokens: self.generation.n_generated(),
+            drafts: self.drafts,
             timings: Timings {
                 queue: started - self.arrived,
                 prefill: first_token - started,
