@@ -4,7 +4,8 @@
 //! after it has been idle for some time, or when another needs its memory, but never while a request uses it: a
 //! request holds an `Arc` of its [`ChatModel`].
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,9 @@ use crate::telemetry;
 
 /// All chat models, the default first.
 pub struct ChatModels {
-    slots: Vec<Arc<ChatSlot>>,
+    slots: RwLock<Vec<Arc<ChatSlot>>>,
+    /// Models from the start, which are never removed.
+    n_configured: usize,
     idle_unload: Option<Duration>,
     budget: Arc<MemoryBudget>,
     /// Held while a model is loaded, so that two models never claim the same memory.
@@ -30,7 +33,11 @@ pub struct ChatModels {
 /// A served chat model, in memory or not.
 pub struct ChatSlot {
     served: ServedModel,
+    /// The reference of the model's files; empty if they have none.
+    reference: String,
     locator: Box<Locator>,
+    /// Whether the model stays in memory.
+    is_pinned: AtomicBool,
     info: OnceLock<ModelInfo>,
     state: Mutex<SlotState>,
     /// Held by the request that loads the model, while others wait for it.
@@ -79,8 +86,10 @@ impl ChatModels {
         idle_unload: Option<Duration>,
         budget: Arc<MemoryBudget>,
     ) -> Arc<Self> {
-        let slots = slots.into_iter().map(Arc::new).collect();
-        let models = Arc::new(Self { slots, idle_unload, budget, load_lock: Mutex::new(()) });
+        let slots: Vec<Arc<ChatSlot>> = slots.into_iter().map(Arc::new).collect();
+        let (n_configured, slots) = (slots.len(), RwLock::new(slots));
+        let load_lock = Mutex::new(());
+        let models = Arc::new(Self { slots, n_configured, idle_unload, budget, load_lock });
         let others = Arc::downgrade(&models);
         models.budget.on_shortage(Box::new(move || {
             if let Some(models) = others.upgrade() {
@@ -99,7 +108,7 @@ impl ChatModels {
         let models = Arc::downgrade(self);
         let reap = move || {
             while let Some(models) = models.upgrade() {
-                for slot in &models.slots {
+                for slot in models.slots() {
                     if slot.idle_for().is_some_and(|idle| idle >= limit) && slot.unload() {
                         tracing::info!(model = slot.served.id(), "chat model unloaded: idle");
                     }
@@ -116,8 +125,29 @@ impl ChatModels {
     }
 
     /// All models, the default one first.
-    pub fn slots(&self) -> &[Arc<ChatSlot>] {
-        &self.slots
+    pub fn slots(&self) -> Vec<Arc<ChatSlot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds a model, unless one with its id is there; returns the one that is.
+    pub fn add(&self, slot: ChatSlot) -> Arc<ChatSlot> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = slots.iter().find(|found| found.served.id() == slot.served.id()) {
+            return found.clone();
+        }
+        let slot = Arc::new(slot);
+        slots.push(slot.clone());
+        slot
+    }
+
+    /// Removes a model that was added.
+    pub fn remove_added(&self, slot: &Arc<ChatSlot>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(idx) = slots.iter().position(|found| Arc::ptr_eq(found, slot))
+            && idx >= self.n_configured
+        {
+            slots.remove(idx);
+        }
     }
 
     /// The model of a slot, loaded now if necessary.
@@ -166,12 +196,12 @@ impl ChatModels {
     }
 
     /// The load of each model in memory.
-    pub fn status(&self) -> Vec<(&ServedModel, EngineStatus)> {
-        let status = |slot: &'_ Arc<ChatSlot>| {
+    pub fn status(&self) -> Vec<(Arc<ChatSlot>, EngineStatus)> {
+        let status = |slot: &ChatSlot| {
             let state = slot.state();
             state.resident.as_ref().map(|resident| resident.model.engine().status())
         };
-        self.slots.iter().filter_map(|slot| Some((&slot.served, status(slot)?))).collect()
+        self.slots().into_iter().filter_map(|slot| status(&slot).map(|status| (slot, status))).collect()
     }
 
     /// Checks that the default model can be used, and that the engine of each model in memory makes progress.
@@ -179,7 +209,7 @@ impl ChatModels {
     /// # Errors
     /// When the default model could not be loaded, or an engine has died or is stuck.
     pub fn check_health(&self) -> Result<()> {
-        self.slots.iter().enumerate().try_for_each(|(idx, slot)| {
+        self.slots().iter().enumerate().try_for_each(|(idx, slot)| {
             let state = slot.state();
             let health = match (&state.resident, &state.failed) {
                 (Some(resident), _) => resident.model.engine().check_health(),
@@ -198,7 +228,7 @@ impl ChatModels {
     /// When there is none; the error says when to retry.
     pub fn check_room(&self) -> Result<()> {
         let mut shortest_wait: Option<Duration> = None;
-        for slot in &self.slots {
+        for slot in self.slots() {
             let state = slot.state();
             let wait =
                 state.resident.as_ref().and_then(|resident| resident.model.engine().retry_after_if_full());
@@ -215,7 +245,7 @@ impl ChatModels {
 
     /// Ends all running generations with an error.
     pub fn stop_generating(&self) {
-        for slot in &self.slots {
+        for slot in self.slots() {
             if let Some(resident) = &slot.state().resident {
                 resident.model.engine().stop();
             }
@@ -277,13 +307,14 @@ impl ChatModels {
 
     /// Takes the next step to fit `n_bytes` more into the memory budget.
     fn evict_next(&self, n_bytes: u64) -> BudgetStep {
-        let residents: Vec<Resident> = self.slots.iter().map(|slot| slot.resident()).collect();
+        let slots = self.slots();
+        let residents: Vec<Resident> = slots.iter().map(|slot| slot.resident()).collect();
         let step = self.budget.next_step(&residents, n_bytes);
         if let BudgetStep::Evict(idx) = step
-            && self.slots[idx].unload()
+            && slots[idx].unload()
         {
             tracing::info!(
-                model = self.slots[idx].served.id(),
+                model = slots[idx].served.id(),
                 "chat model unloaded: another model needs its memory"
             );
         }
@@ -296,7 +327,9 @@ impl ChatSlot {
     pub fn new(served: ServedModel, max_waiting: usize, locator: Box<Locator>) -> Self {
         Self {
             served,
+            reference: String::new(),
             locator,
+            is_pinned: AtomicBool::new(false),
             info: OnceLock::new(),
             state: Mutex::default(),
             load_lock: tokio::sync::Mutex::new(()),
@@ -305,9 +338,44 @@ impl ChatSlot {
         }
     }
 
+    /// The same, with the reference of the model's files.
+    pub fn with_reference(self, reference: String) -> Self {
+        Self { reference, ..self }
+    }
+
     /// Names and owner of the model.
     pub fn served(&self) -> &ServedModel {
         &self.served
+    }
+
+    /// The reference of the model's files; empty if they have none.
+    pub fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    /// Keeps the model in memory once it is loaded, or no longer.
+    pub fn pin(&self, is_pinned: bool) {
+        self.is_pinned.store(is_pinned, Ordering::Release);
+    }
+
+    /// Whether the model stays in memory.
+    pub fn is_pinned(&self) -> bool {
+        self.is_pinned.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the weights and the KV cache; `None` while the model is not in memory.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.state().resident.as_ref().map(|resident| resident.n_bytes)
+    }
+
+    /// Whether a request is loading the model.
+    pub fn is_loading(&self) -> bool {
+        self.load_lock.try_lock().is_err() && !self.is_loaded()
+    }
+
+    /// Whether the last attempt to load the model failed.
+    pub fn has_failed(&self) -> bool {
+        self.state().failed.is_some()
     }
 
     /// Facts from the model's files, once they have been located.
@@ -353,8 +421,11 @@ impl ChatSlot {
         Resident { n_bytes, idle: self.idle_for() }
     }
 
-    /// How long no request has used the model; `None` while one does, or while it is not in memory.
+    /// How long no request has used the model; `None` while one does, or while it is not in memory or pinned.
     fn idle_for(&self) -> Option<Duration> {
+        if self.is_pinned() {
+            return None;
+        }
         let mut state = self.state();
         let resident = state.resident.as_mut()?;
         if Arc::strong_count(&resident.model) > 1 {
@@ -365,7 +436,7 @@ impl ChatSlot {
     }
 
     /// Unloads the model unless a request uses it. Returns whether it did.
-    fn unload(&self) -> bool {
+    pub fn unload(&self) -> bool {
         // Handles are only cloned under this lock, so the last one stays the last.
         let model = {
             let mut state = self.state();

@@ -76,6 +76,7 @@ pub fn locate(
         format: files.format.name(),
         context_length,
         license: license(&files, &weights)?,
+        quantization: weights.main_type(),
     };
     let n_bytes = weight_bytes.saturating_add(options.max_kv_bytes(&config) as u64);
     let template = template.map(str::to_owned);

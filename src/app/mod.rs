@@ -6,6 +6,7 @@ mod chat_models;
 mod chat_templates;
 mod checkpoint;
 mod fair_queue;
+mod management;
 mod memory_budget;
 mod served_model;
 mod state;
@@ -24,9 +25,11 @@ pub use admission::{AdmissionControl, AdmissionGuard, RequestClass};
 pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
 pub use checkpoint::{kv_format, read_headers};
+use management::ModelManagement;
+pub use management::PulledModel;
 use memory_budget::MemoryBudget;
 use served_model::{DEFAULT, assign_aliases, is_default, nearest_name, plain_name};
-pub use served_model::{ModelInfo, ModelStatus, ServedModel, unix_time};
+pub use served_model::{ModelInfo, ModelStatus, Residence, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
 use work_queue::WorkQueue;
 
@@ -60,6 +63,8 @@ pub struct App {
     /// Files, and the batches that make some of them.
     files: Arc<FileStore>,
     lifecycle: Arc<Lifecycle>,
+    /// What it takes to manage models, if clients may.
+    management: Option<Arc<ModelManagement>>,
 }
 
 /// The parts of an [`App`].
@@ -114,9 +119,9 @@ pub enum LoadedModel {
 }
 
 /// A served model of any kind, in memory or not.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Slot<'a> {
-    Chat(&'a Arc<ChatSlot>),
+    Chat(Arc<ChatSlot>),
     Text(&'a TextModel, ModelKind),
 }
 
@@ -175,18 +180,10 @@ impl App {
         let text_models = [&mut embedding].into_iter().chain(&mut reranker).map(|model| &mut model.served);
         assign_aliases(served.iter_mut().chain(text_models).collect(), &config.aliases)?;
         let templates = chat_templates::assign(&served, &config.chat_templates)?;
-        let slots = served
-            .into_iter()
-            .zip(config.models.iter().zip(templates))
-            .map(|(served, (reference, template))| {
-                let (reference, registry, limits) = (reference.clone(), registry.clone(), limits.clone());
-                let budget = budget.clone();
-                let locate = move || {
-                    let room_bytes = budget.for_chat();
-                    checkpoint::locate(&reference, &registry, &limits, template.as_deref(), room_bytes)
-                };
-                ChatSlot::new(served, config.limits.queued_requests, Box::new(locate))
-            })
+        let management = ModelManagement::new(registry, limits.clone(), budget.clone());
+        let slots = served.into_iter().zip(config.models.iter().zip(templates));
+        let slots = slots
+            .map(|(served, (reference, template))| management.chat_slot(served, reference.clone(), template))
             .collect();
         let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
@@ -195,7 +192,8 @@ impl App {
         let files = state::open_files(config.state_dir.as_deref(), &limits)?;
         let app =
             Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, access, limits, metrics })?;
-        let app = Self { state, files, ..app };
+        let management = config.manages_models.then(|| Arc::new(management));
+        let app = Self { state, files, management, ..app };
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
     }
@@ -221,6 +219,7 @@ impl App {
             admission,
             queues: Arc::new(WorkQueues { preparation, tools }),
             lifecycle: Arc::default(),
+            management: None,
         })
     }
 
@@ -261,12 +260,9 @@ impl App {
     /// When no chat model has this name.
     pub fn chat(&self, name: Option<&str>, n_bytes: usize) -> Result<ServedChat> {
         match self.resolve(name, &[ModelKind::Chat])? {
-            Slot::Chat(slot) => Ok(ServedChat {
-                app: self.clone(),
-                slot: slot.clone(),
-                n_bytes,
-                is_name_ignored: self.ignores_name(name),
-            }),
+            Slot::Chat(slot) => {
+                Ok(ServedChat { app: self.clone(), slot, n_bytes, is_name_ignored: self.ignores_name(name) })
+            }
             Slot::Text(..) => Err(self.not_served(name.unwrap_or(DEFAULT))),
         }
     }
@@ -294,7 +290,7 @@ impl App {
     /// When no model has this name, or it cannot be loaded.
     pub async fn load_any(&self, name: Option<&str>) -> Result<LoadedModel> {
         Ok(match self.resolve(name, &ANY_KIND)? {
-            Slot::Chat(slot) => LoadedModel::Chat(self.parts.chat_models.acquire(slot).await?),
+            Slot::Chat(slot) => LoadedModel::Chat(self.parts.chat_models.acquire(&slot).await?),
             Slot::Text(model, _) => LoadedModel::Text(model.embedder.model().await?),
         })
     }
@@ -303,12 +299,12 @@ impl App {
     ///
     /// # Errors
     /// When no model has this name.
-    pub fn model_status(&self, name: &str) -> Result<ModelStatus<'_>> {
+    pub fn model_status(&self, name: &str) -> Result<ModelStatus> {
         Ok(self.resolve(Some(name), &ANY_KIND)?.status())
     }
 
     /// The states of all served models.
-    pub fn models(&self) -> impl Iterator<Item = ModelStatus<'_>> {
+    pub fn models(&self) -> impl Iterator<Item = ModelStatus> {
         self.slots().map(|slot| slot.status())
     }
 
@@ -333,12 +329,12 @@ impl App {
         for name in spellings(name) {
             let named = candidates.iter().find(|slot| slot.served().is_called(name));
             if let Some(slot) = named.or(candidates.first().filter(|_| is_default(name))) {
-                return Ok(*slot);
+                return Ok(slot.clone());
             }
         }
         match (self.slot_called(name), candidates.first()) {
             (Some(other), _) => Err(other.wrong_route(name)),
-            (None, Some(first)) if self.limits().any_model_name => Ok(*first),
+            (None, Some(first)) if self.limits().any_model_name => Ok(first.clone()),
             (None, _) => Err(self.not_served(name)),
         }
     }
@@ -358,7 +354,7 @@ impl App {
     fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
         let kinds = [ModelKind::Embedding, ModelKind::Reranker];
         let text = self.text_models().zip(kinds).map(|(model, kind)| Slot::Text(model, kind));
-        self.parts.chat_models.slots().iter().map(Slot::Chat).chain(text)
+        self.parts.chat_models.slots().into_iter().map(Slot::Chat).chain(text)
     }
 
     /// The models that read whole texts.
@@ -368,7 +364,8 @@ impl App {
 
     fn not_served(&self, name: &str) -> Error {
         let ids: Vec<String> = self.slots().map(|slot| format!("`{}`", slot.served().id())).collect();
-        let models = self.parts.chat_models.slots().iter().map(|slot| slot.served());
+        let slots = self.parts.chat_models.slots();
+        let models = slots.iter().map(|slot| slot.served());
         let models = models.chain(self.text_models().map(|model| &model.served));
         let names = models.flat_map(|served| [served.id()].into_iter().chain(served.aliases()));
         let hint = match nearest_name(name, names) {
@@ -428,7 +425,8 @@ impl App {
         for (name, queue) in [("preparation", preparation), ("tools", tools)] {
             metrics::gauge!(telemetry::PREPARATIONS_WAITING, "queue" => name).set(queue.n_waiting() as f64);
         }
-        for (model, EngineStatus { load, .. }) in self.chat_status() {
+        for (slot, EngineStatus { load, .. }) in self.chat_status() {
+            let model = slot.served();
             let gauge = |name, value| metrics::gauge!(name, "model_name" => model.id().to_owned()).set(value);
             gauge(telemetry::WAITING, load.n_waiting as f64);
             gauge(telemetry::RUNNING, load.n_running as f64);
@@ -445,7 +443,7 @@ impl App {
     }
 
     /// The load of each chat model in memory.
-    pub fn chat_status(&self) -> Vec<(&ServedModel, EngineStatus)> {
+    pub fn chat_status(&self) -> Vec<(Arc<ChatSlot>, EngineStatus)> {
         self.parts.chat_models.status()
     }
 
@@ -653,14 +651,21 @@ impl Slot<'_> {
     }
 }
 
-impl<'a> Slot<'a> {
-    fn status(self) -> ModelStatus<'a> {
+impl Slot<'_> {
+    fn status(&self) -> ModelStatus {
         match self {
             Self::Chat(slot) => ModelStatus {
-                served: slot.served(),
+                served: slot.served().clone(),
                 kind: ModelKind::Chat,
                 info: slot.info().cloned(),
-                is_loaded: slot.is_loaded(),
+                residence: match slot.is_loaded() {
+                    true => Residence::Loaded,
+                    false if slot.is_loading() => Residence::Loading,
+                    false if slot.has_failed() => Residence::Failed,
+                    false => Residence::Unloaded,
+                },
+                memory_bytes: slot.memory_bytes(),
+                is_pinned: slot.is_pinned(),
             },
             Self::Text(model, kind) => {
                 let loaded = model.embedder.loaded();
@@ -669,8 +674,17 @@ impl<'a> Slot<'a> {
                     format: model.format().name(),
                     context_length: model.max_tokens(),
                     license: model.license().map(str::to_owned),
+                    quantization: None,
                 });
-                ModelStatus { served: &model.served, kind, info, is_loaded: loaded.is_some() }
+                let residence = if loaded.is_some() { Residence::Loaded } else { Residence::Unloaded };
+                ModelStatus {
+                    served: model.served.clone(),
+                    kind: *kind,
+                    info,
+                    residence,
+                    memory_bytes: None,
+                    is_pinned: true,
+                }
             }
         }
     }

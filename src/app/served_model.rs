@@ -41,18 +41,37 @@ pub struct ModelInfo {
     pub context_length: usize,
     /// License of the weights, if known.
     pub license: Option<String>,
+    /// Type of most of the weights in the file, such as `Q4_K` or `BF16`, if known.
+    pub quantization: Option<String>,
 }
 
 /// The current state of a served model.
-pub struct ModelStatus<'a> {
+pub struct ModelStatus {
     /// Names and owner.
-    pub served: &'a ServedModel,
+    pub served: ServedModel,
     /// Purpose of the model.
     pub kind: ModelKind,
     /// Facts from the model's files, once they have been read.
     pub info: Option<ModelInfo>,
     /// Whether the model is in memory.
-    pub is_loaded: bool,
+    pub residence: Residence,
+    /// Bytes of the weights and the KV cache in memory, if known.
+    pub memory_bytes: Option<u64>,
+    /// Whether the model stays in memory.
+    pub is_pinned: bool,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// In memory.
+    Loaded,
+    /// On its way into memory.
+    Loading,
+    /// Not in memory.
+    Unloaded,
+    /// Not in memory, because the last attempt to load it failed.
+    Failed,
 }
 
 impl ServedModel {

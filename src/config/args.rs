@@ -251,6 +251,10 @@ pub struct ServeArgs {
     /// Load all chat models at startup; by default, all but the first are loaded on first use
     #[arg(long, env = "PREDICT_OTRON_PRELOAD", value_parser = BoolishValueParser::new())]
     pub preload: bool,
+    /// Let clients of other machines download, load, unload and delete models, too; on a loopback address, clients
+    /// always may
+    #[arg(long, env = "PREDICT_OTRON_MANAGE_MODELS", value_parser = BoolishValueParser::new())]
+    pub manage_models: bool,
     /// Unload a chat model after it has been idle for this long, such as 90s, 10m or 2h [default: never]
     #[arg(long, env = "PREDICT_OTRON_IDLE_UNLOAD", value_parser = parse_duration)]
     pub idle_unload: Option<Duration>,

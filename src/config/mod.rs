@@ -42,6 +42,8 @@ pub struct Config {
     pub api_key_file: Option<PathBuf>,
     /// Whether other machines are served although no API key is set.
     pub allow_unauthenticated: bool,
+    /// Whether clients may download, load, unload and delete models.
+    pub manages_models: bool,
     /// The files for TLS; without them, HTTP is served in the clear.
     pub tls: Option<TlsFiles>,
     /// Hosts and web pages that are served besides the server's own.
@@ -89,6 +91,7 @@ impl Config {
             api_keys: args.api_key,
             api_key_file: args.api_key_file,
             allow_unauthenticated: args.no_auth,
+            manages_models: args.manage_models || args.host.is_loopback(),
             tls: args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { cert, key }),
             access: AccessConfig { allowed_hosts: args.allowed_host, cors_origins: args.cors_origin },
             models: args.model,

@@ -14,7 +14,7 @@ pub struct Setting {
     pub name: String,
     /// The value, unless there is none or it is secret.
     pub value: Option<Value>,
-    /// Where the value comes from, or why there is none.
+    /// The source of the value, or the reason for its absence.
     pub source: String,
 }
 

@@ -15,6 +15,7 @@ mod json_shape;
 mod middleware;
 mod offload;
 mod openapi;
+mod page;
 mod query;
 mod response_run;
 mod retry;

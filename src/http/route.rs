@@ -5,6 +5,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
+use super::page::ASSET_PREFIX;
 use crate::app::{App, RequestClass};
 use crate::openai::params::ParamTable;
 
@@ -58,8 +59,14 @@ pub const HTML: &str = "text/html";
 /// The media type of plain text.
 pub const TEXT: &str = "text/plain";
 
-/// Paths that need no API key, because orchestrators have none.
+/// Paths of probes. They need no API key, because orchestrators have none.
 pub const PROBES: [&str; 3] = ["/health", "/readyz", "/livez"];
+
+/// Whether requests for a path need an API key on a server that requires one. The chat page needs none: it is the same
+/// for everyone, and asks for the key.
+pub fn needs_key(path: &str) -> bool {
+    !PROBES.contains(&path) && path != "/" && !path.starts_with(ASSET_PREFIX)
+}
 
 /// The beginning of the paths of Anthropic's API.
 const ANTHROPIC: &str = "/v1/messages";
@@ -131,7 +138,7 @@ impl Route {
 
     /// Whether the route needs an API key on a server that requires one.
     pub fn needs_key(&self) -> bool {
-        !PROBES.contains(&self.path())
+        needs_key(self.path())
     }
 
     /// The path in OpenAPI's syntax, and the names of the parameters in it.

@@ -1,5 +1,5 @@
-//! The table of routes: one row each. The router, the OpenAPI document at `/openapi.json`, and the pages at
-//! `/docs` and `/` are made from these rows.
+//! The table of routes: one row each. The router, the OpenAPI document at `/openapi.json`, and the page at `/docs` are
+//! made from these rows.
 
 use std::sync::LazyLock;
 
@@ -12,6 +12,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::error::{self, ApiError};
 use super::openapi::{docs_page, document};
+use super::page;
 use super::route::{
     BINARY, EVENT_STREAM, FORM, HTML, JSON, JSON_LINES, RequestBody, Route, SchemaFn, TEXT, any_object,
     meant_by, schema,
@@ -21,8 +22,8 @@ use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
 use super::routes::messages::MessagesRoute;
 use super::routes::{
-    batches, conversations, decisions, embeddings, files, message_batches, messages, models, probes, rerank,
-    responses, stored_responses, tokens,
+    batches, conversations, decisions, embeddings, files, message_batches, messages, model_management,
+    models, probes, rerank, responses, stored_responses, tokens,
 };
 use crate::anthropic::batches::{
     DeletedMessageBatch, MessageBatchList, MessageBatchObject, MessageBatchRequest,
@@ -37,6 +38,7 @@ use crate::openai::completions::{Completion, CompletionRequest};
 use crate::openai::decisions::{Decision, DecisionRequest, SystemOneRequest, SystemOneResponse};
 use crate::openai::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::openai::files::{FileObject, FileUploadForm, ListPage};
+use crate::openai::models::{DeletedModel, ModelObject, PullProgress, PullRequest};
 use crate::openai::params::{self, ParamTable};
 use crate::openai::probes::{Health, Loads};
 use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
@@ -509,6 +511,40 @@ pub static ROUTES: &[Route] = &[
         )
     },
     Route {
+        path: "/v1/models/pull",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, model_management::pull),
+        operation_id: "pullModel",
+        tag: MODELS,
+        summary: "Download a model, with its progress as a stream",
+        request: Some(json_body(schema::<PullRequest>, params::MODEL_PULL)),
+        responses: &[(JSON, schema::<PullProgress>), (EVENT_STREAM, schema::<PullProgress>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: &[400, 403, 404, 408, 413, 415, 429, 503],
+    },
+    Route {
+        responses: &[(JSON, schema::<ModelObject>)],
+        error_statuses: &[400, 403, 404, 409, 429, 503],
+        ..get(
+            "POST /v1/models/{*id}",
+            |method| on(method, model_management::act),
+            "actOnModel",
+            MODELS,
+            "Load, unload, pin or unpin a model: `{id}` is its id, then `/load`, `/unload`, `/pin` or `/unpin`",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<DeletedModel>)],
+        error_statuses: &[400, 403, 404, 409],
+        ..get(
+            "DELETE /v1/models/{*id}",
+            |method| on(method, model_management::delete),
+            "deleteModel",
+            MODELS,
+            "Delete the files of a model",
+        )
+    },
+    Route {
         responses: &[(JSON, schema::<Health>)],
         error_statuses: &[503],
         ..get(
@@ -577,7 +613,18 @@ pub static ROUTES: &[Route] = &[
         DOCUMENTATION,
         "This documentation as a web page",
     ),
-    get("/", |method| on(method, start_page), "introduce", DOCUMENTATION, "Start page: models and routes"),
+    get("/", |method| on(method, page::index), "openChatPage", DOCUMENTATION, "Chat page for people"),
+    Route {
+        responses: &[(BINARY, schema::<String>)],
+        error_statuses: &[404],
+        ..get(
+            "/page/{*path}",
+            |method| on(method, page::file),
+            "getChatPageFile",
+            DOCUMENTATION,
+            "A file of the chat page",
+        )
+    },
 ];
 
 const RERANK: Route = Route {
@@ -717,9 +764,4 @@ async fn openapi_json(State(app): State<App>) -> Response {
 /// `GET /docs`.
 async fn docs(State(app): State<App>) -> Html<Bytes> {
     Html(description(&app).page.clone())
-}
-
-/// `GET /`.
-async fn start_page(state: State<App>) -> Html<String> {
-    probes::start_page(state, ROUTES)
 }

@@ -147,6 +147,9 @@ pub const COMPACTION: ParamTable = &[&[
     ("service_tier", Ignored),
 ]];
 
+/// Parameters of `POST /v1/models/pull`.
+pub const MODEL_PULL: ParamTable = &[&[("model", Honored), ("stream", Honored)]];
+
 /// Parameters of `POST /v1/conversations`.
 pub const CONVERSATION: ParamTable = &[&[("items", Parsed), ("metadata", Honored)]];
 

@@ -27,6 +27,8 @@ pub struct Loads {
 pub struct Load {
     /// Index of the model.
     pub dp_rank: usize,
+    /// Id of the model.
+    pub model: String,
     /// Running requests.
     pub num_running_reqs: usize,
     /// Queued requests.

@@ -6,6 +6,7 @@
 //!
 //! All methods block: call them from a thread, or in tokio's `spawn_blocking`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 mod catalog;
@@ -30,10 +31,10 @@ pub use kind::ModelKind;
 pub use layout::{ModelFormat, Purpose, SENTENCE_CONFIGS};
 pub use model_files::{ModelFiles, ModelSource, read_file, read_weights};
 pub use model_ref::ModelRef;
-pub use progress::readable_size;
+pub use progress::{DownloadState, DownloadWatch, readable_size};
 
 use crate::config::RegistryConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use hub::Hub;
 use layout::{FileLayout, FoundFiles, WantedFile};
 use verify::Verifier;
@@ -61,19 +62,25 @@ pub struct ModelListing {
 pub struct Registry {
     config: RegistryConfig,
     verifier: Verifier,
+    watch: DownloadWatch,
 }
 
 impl Registry {
     /// A registry with the given settings.
     pub fn new(config: RegistryConfig) -> Self {
         let verifier = Verifier::new(&config.cache_dir);
-        Self { config, verifier }
+        Self { config, verifier, watch: DownloadWatch::default() }
     }
 
     /// This registry in offline mode.
     pub fn offline(&self) -> Self {
         let config = RegistryConfig { offline: true, ..self.config.clone() };
-        Self { config, verifier: self.verifier.clone() }
+        Self { config, ..self.clone() }
+    }
+
+    /// This registry, with somebody who follows its downloads.
+    pub fn watched(&self, watch: DownloadWatch) -> Self {
+        Self { watch, ..self.clone() }
     }
 
     /// The files of the model that `reference` names, downloaded if they are not on disk. `purpose` decides between
@@ -133,6 +140,51 @@ impl Registry {
         self.verifier.sha256(path)
     }
 
+    /// Deletes the files of a model from the folders of downloads. Returns how many bytes they had.
+    ///
+    /// # Errors
+    /// When the model is not on disk or not in these folders, or a file cannot be deleted.
+    pub fn delete(&self, reference: &str) -> Result<u64> {
+        let registry = self.offline();
+        let mut n_bytes = 0;
+        let mut files = registry.resolve(reference, None)?;
+        // A model of the catalog may have come from several sources.
+        loop {
+            if let ModelSource::Local(path) = &files.source {
+                let message =
+                    format!("{} was not downloaded by this program; delete it yourself", path.display());
+                return Err(Error::new(Kind::InvalidRequest, message));
+            }
+            n_bytes += files.size_bytes;
+            files.files.values().try_for_each(|path| self.delete_file(path))?;
+            match registry.resolve(reference, None) {
+                Ok(others) => files = others,
+                Err(_) => return Ok(n_bytes),
+            }
+        }
+    }
+
+    /// Deletes a file in a folder of downloads, and the blob that it leads to.
+    fn delete_file(&self, path: &Path) -> Result<()> {
+        let failed = |error: &std::io::Error| verify::io_error("delete", path, error);
+        let folders = [&self.config.hub_cache, &self.config.cache_dir];
+        let roots: Vec<PathBuf> =
+            folders.into_iter().filter_map(|folder| folder.canonicalize().ok()).collect();
+        let target = path.canonicalize().map_err(|error| failed(&error))?;
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok()).unwrap_or_default();
+        let is_inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
+        if !is_inside(&target) || !is_inside(&folder) {
+            let message =
+                format!("{} leads out of the folders of downloads; delete it yourself", path.display());
+            return Err(Error::new(Kind::InvalidRequest, message));
+        }
+        fs::remove_file(path).map_err(|error| failed(&error))?;
+        match fs::remove_file(target) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(&error)),
+            _ => Ok(()),
+        }
+    }
+
     /// Every model of the catalog, and other models in the hub's cache.
     pub fn list(&self) -> Vec<ModelListing> {
         let catalog = catalog_entries().map(|entry| ModelListing {
@@ -167,11 +219,11 @@ impl Registry {
     }
 
     fn hub(&self) -> Hub<'_> {
-        Hub::new(&self.config, &self.verifier)
+        Hub::new(&self.config, &self.verifier, &self.watch)
     }
 
     fn wheel<'a>(&'a self, package: &'a str, version: &'a str) -> Wheel<'a> {
-        Wheel::new(&self.config, &self.verifier, package, version)
+        Wheel::new(&self.config, &self.verifier, &self.watch, package, version)
     }
 
     fn resolve_catalog(&self, entry: &CatalogEntry, kind: Option<ModelKind>) -> Result<ModelFiles> {

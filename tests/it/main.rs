@@ -29,6 +29,7 @@ mod layers;
 mod local_models;
 mod logs;
 mod messages;
+mod model_management;
 mod model_parity;
 mod openai_parameters;
 mod openapi;

@@ -345,7 +345,7 @@ async fn a_failure_in_mid_stream_is_an_event() {
 }
 
 #[tokio::test]
-async fn the_start_page_answers_head() {
+async fn the_chat_page_answers_head() {
     let server = server(Script::saying("x")).await;
     assert_eq!(server.client.head(server.url("/")).send().await.unwrap().status(), 200);
 }

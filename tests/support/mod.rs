@@ -250,6 +250,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> LoadPlan {
         format: "gguf",
         context_length,
         license: Some("MIT".to_owned()),
+        quantization: None,
     };
     let load = move || {
         let template = ChatTemplate::new(script.template.unwrap_or(TEMPLATE)).unwrap();

@@ -1,4 +1,4 @@
-//! Authentication by API key, and the tenant of a request. Probes need no key.
+//! Authentication by API key, and the tenant of a request. Probes and the chat page need no key.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::chat::{Caller, Priority};
 use crate::config::Limits;
 use crate::error::Error;
 use crate::http::error::ApiError;
-use crate::http::route::PROBES;
+use crate::http::route::needs_key;
 
 /// The headers that some clients send a key in, in place of `authorization`: Anthropic's and Azure's.
 const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
@@ -146,7 +146,7 @@ impl FailureWindow {
 /// [`Tenant`] to the others.
 pub async fn require_api_key(State(guard): State<KeyGuard>, mut request: Request, next: Next) -> Response {
     let keys = guard.app.api_keys();
-    let tenant = if !keys.are_required() || PROBES.contains(&request.uri().path()) {
+    let tenant = if !keys.are_required() || !needs_key(request.uri().path()) {
         Tenant::from_headers(request.headers())
     } else {
         match tokens(request.headers()).find_map(|token| keys.index_of(token)) {

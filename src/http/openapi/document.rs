@@ -40,11 +40,13 @@ const ERRORS: &[(u16, &str, &str, &[&str])] = &[
     (
         403,
         "Forbidden",
-        "The host of the request, or the web page that sent it, is not one that the server allows.",
+        "The host of the request, or the web page that sent it, is not one that the server allows; or models may not be \
+         managed.",
         &[],
     ),
     (404, "NotFound", "There is no model of this name.", &[]),
     (405, "MethodNotAllowed", "The route does not support this method.", &["allow"]),
+    (409, "Conflict", "The model is in use.", &[]),
     (408, "RequestTimeout", "No request data was received in time.", &[]),
     (413, "ContentTooLarge", "The request body is too long.", &[]),
     (415, "UnsupportedMediaType", "The content type of the request is not JSON.", &[]),

@@ -10,6 +10,7 @@ pub mod files;
 pub mod generation;
 pub mod message_batches;
 pub mod messages;
+pub mod model_management;
 pub mod models;
 pub mod probes;
 pub mod rerank;

@@ -7,11 +7,13 @@ use axum::http::HeaderMap;
 
 use crate::anthropic::models::{AnthropicModel, AnthropicModelList, InApiForm};
 use crate::anthropic::rfc_3339;
-use crate::app::{App, ModelStatus};
-use crate::error::{Error, Kind};
+use crate::app::{App, ModelStatus, Residence};
+use crate::config::KvPrecision;
+use crate::error::{Error, Kind, Result};
 use crate::http::error::ApiError;
 use crate::http::route::has_anthropic_version;
 use crate::openai::models::{ModelList, ModelObject};
+use crate::registry::ModelKind;
 
 /// The models, in the form of the client's API.
 pub type ListedModels = InApiForm<ModelList, AnthropicModelList>;
@@ -34,7 +36,7 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Json<ListedMode
 fn listed_models(app: &App) -> Vec<ModelObject> {
     let listed = |status: ModelStatus| {
         let aliases = status.served.own_aliases().to_vec();
-        let model = model_object(status);
+        let model = model_object(app, status);
         let under_alias =
             aliases.into_iter().map(|id| ModelObject { id, ..model.clone() }).collect::<Vec<_>>();
         [model].into_iter().chain(under_alias)
@@ -49,14 +51,22 @@ pub async fn retrieve(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<DescribedModel>, ApiError> {
     let Path(id) = id.map_err(|_| Error::new(Kind::ModelNotFound, "the model's name is not UTF-8"))?;
-    let status = app.model_status(&id)?;
-    let alias = status.served.own_aliases().iter().find(|alias| alias.eq_ignore_ascii_case(&id)).cloned();
-    let model = model_object(status);
-    let model = ModelObject { id: alias.unwrap_or(model.id), ..model };
+    let model = described_model(&app, &id)?;
     Ok(Json(match has_anthropic_version(&headers) {
         true => DescribedModel::Anthropic(anthropic_model(model)),
         false => DescribedModel::OpenAi(model),
     }))
+}
+
+/// The description of the model called `name`.
+///
+/// # Errors
+/// When no model has this name.
+pub fn described_model(app: &App, name: &str) -> Result<ModelObject> {
+    let status = app.model_status(name)?;
+    let alias = status.served.own_aliases().iter().find(|alias| alias.eq_ignore_ascii_case(name)).cloned();
+    let model = model_object(app, status);
+    Ok(ModelObject { id: alias.unwrap_or(model.id), ..model })
 }
 
 fn anthropic_model(model: ModelObject) -> AnthropicModel {
@@ -71,8 +81,8 @@ fn anthropic_model(model: ModelObject) -> AnthropicModel {
     }
 }
 
-fn model_object(model: ModelStatus) -> ModelObject {
-    let ModelStatus { served, kind, info, is_loaded } = model;
+fn model_object(app: &App, model: ModelStatus) -> ModelObject {
+    let ModelStatus { served, kind, info, residence, memory_bytes, is_pinned } = model;
     ModelObject {
         id: served.id().to_owned(),
         root: served.id().to_owned(),
@@ -82,10 +92,27 @@ fn model_object(model: ModelStatus) -> ModelObject {
         created: served.created(),
         owned_by: served.owner().to_owned(),
         kind: kind.to_string(),
-        loaded: is_loaded,
+        loaded: residence == Residence::Loaded,
         context_length: info.as_ref().map(|info| info.context_length),
         family: info.as_ref().map(|info| info.family.clone()),
         format: info.as_ref().map(|info| info.format),
+        quantization: info.as_ref().and_then(|info| info.quantization.clone()),
         license: info.and_then(|info| info.license),
+        state: match residence {
+            Residence::Loaded => "loaded",
+            Residence::Loading => "loading",
+            Residence::Unloaded => "unloaded",
+            Residence::Failed => "failed",
+        },
+        memory_bytes,
+        pinned: is_pinned,
+        kv_format: (kind == ModelKind::Chat).then(|| kv_format_name(app.limits().kv_format)),
+    }
+}
+
+fn kv_format_name(precision: KvPrecision) -> &'static str {
+    match precision {
+        KvPrecision::F16 => "f16",
+        KvPrecision::Int8 => "int8",
     }
 }

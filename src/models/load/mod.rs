@@ -11,6 +11,7 @@ mod safetensors;
 mod stored_tensor;
 mod unpack;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -24,6 +25,7 @@ use self::stored_tensor::{StoredTensor, check_shape};
 use super::backend::Backend;
 use super::layers::linear::{Linear, Weight};
 use crate::error::Result;
+use crate::gguf::TensorType;
 
 /// A checkpoint's tensors by name.
 pub enum Weights {
@@ -110,6 +112,19 @@ impl Weights {
             Self::Safetensors(files) => files.all_stored().map(tensor_bytes).sum(),
         };
         total as u64
+    }
+
+    /// The name of the type that most weights have.
+    pub fn main_type(&self) -> Option<String> {
+        let mut n_elements: HashMap<TensorType, usize> = HashMap::new();
+        let mut count = |(_, stored): (&str, StoredTensor)| {
+            *n_elements.entry(stored.tensor_type).or_default() += stored.shape.iter().product::<usize>();
+        };
+        match self {
+            Self::Gguf(file) => file.all_stored().for_each(&mut count),
+            Self::Safetensors(files) => files.all_stored().for_each(&mut count),
+        }
+        n_elements.into_iter().max_by_key(|&(_, n)| n).map(|(tensor_type, _)| tensor_type.to_string())
     }
 
     /// Whether the checkpoint has a tensor of this name.

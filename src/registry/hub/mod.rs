@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{FoundFiles, WantedFile};
 use super::local::files_under;
 use super::names::{DEFAULT_REVISION, is_commit};
-use super::progress::notify;
+use super::progress::{DownloadWatch, notify};
 use super::verify::{Digest, Verifier, create_parent, io_error, lock_file, write_atomically};
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
@@ -23,6 +23,7 @@ use session::{HubResponse, RemoteFile, RepoListing, Session, no_file};
 pub struct Hub<'a> {
     config: &'a RegistryConfig,
     verifier: &'a Verifier,
+    watch: &'a DownloadWatch,
 }
 
 /// The state of a file in the cache.
@@ -35,9 +36,9 @@ enum CachedFile {
 }
 
 impl<'a> Hub<'a> {
-    /// The hub at the configured endpoint.
-    pub fn new(config: &'a RegistryConfig, verifier: &'a Verifier) -> Self {
-        Self { config, verifier }
+    /// The hub at the configured endpoint. `watch` follows its downloads.
+    pub fn new(config: &'a RegistryConfig, verifier: &'a Verifier, watch: &'a DownloadWatch) -> Self {
+        Self { config, verifier, watch }
     }
 
     /// The files, if all of them are on disk and intact. Opens no connection.
@@ -270,7 +271,7 @@ impl<'a> Hub<'a> {
         let locks = self.config.hub_cache.join(".locks").join(folder_name(repo));
         let _lock = lock_file(&locks.join(format!("{blob_name}.lock")), &what)?;
         if !(blob.is_file() && self.verifier.is_intact(&blob, &digest)?) {
-            session.download(&remote, &digest, &blob)?;
+            session.download(&remote, &digest, &blob, self.watch)?;
             self.verifier.record(&blob, &digest);
         }
         let snapshot = self.repo_dir(repo).join("snapshots").join(commit);

@@ -16,7 +16,7 @@ use tokio::runtime::{self, Runtime};
 use tokio::time::timeout;
 
 use super::super::names::{DEFAULT_REVISION, check_relative_path, is_commit};
-use super::super::progress::{Progress, notify, readable_size};
+use super::super::progress::{DownloadWatch, Progress, notify, readable_size};
 use super::super::verify::{Digest, create_parent, io_error, persist};
 use super::transfer::Transfer;
 use crate::config::RegistryConfig;
@@ -232,15 +232,23 @@ impl Session {
     /// Downloads a file to `blob`, by way of `<blob>.incomplete`. Resumes what an earlier attempt left there.
     ///
     /// # Errors
-    /// When the connection breaks without progress or too often, the digest is wrong, or the file system refuses.
-    pub fn download(&self, remote: &RemoteFile, digest: &Digest, blob: &Path) -> Result<()> {
+    /// When the connection breaks without progress or too often, the digest is wrong, the file system refuses, or
+    /// `watch` cancels the download.
+    pub fn download(
+        &self,
+        remote: &RemoteFile,
+        digest: &Digest,
+        blob: &Path,
+        watch: &DownloadWatch,
+    ) -> Result<()> {
         let RemoteFile { repo, path, .. } = remote;
         let partial = PathBuf::from(format!("{}.incomplete", blob.display()));
         let cannot_write = |error: std::io::Error| io_error("write", &partial, &error);
         create_parent(&partial).map_err(cannot_write)?;
         let mut transfer = Transfer::resume(&partial, digest, remote.size_bytes).map_err(cannot_write)?;
         let mut is_resumed = transfer.n_bytes > 0;
-        let progress = Progress::for_bytes(&format!("{repo}/{path}"), remote.size_bytes, transfer.n_bytes);
+        let what = format!("{repo}/{path}");
+        let progress = Progress::for_bytes(&what, remote.size_bytes, transfer.n_bytes, watch);
         for attempt in 0.. {
             let before = transfer.n_bytes;
             let outcome = self.receive(remote, &mut transfer, &progress);
@@ -339,7 +347,7 @@ impl Session {
             transfer
                 .append(bytes)
                 .map_err(|error| TransferError::Fatal(io_error("write", &transfer.path, &error)))?;
-            progress.set_position(transfer.n_bytes);
+            progress.set_position(transfer.n_bytes).map_err(TransferError::Fatal)?;
         }
         Ok(())
     }
