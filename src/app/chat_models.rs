@@ -338,7 +338,7 @@ impl ChatSlot {
         }
     }
 
-    /// The same, with the reference of the model's files.
+    /// This slot with the reference of the model's files.
     pub fn with_reference(self, reference: String) -> Self {
         Self { reference, ..self }
     }

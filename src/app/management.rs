@@ -17,7 +17,7 @@ use crate::registry::{DownloadWatch, ModelKind, ModelListing, ModelRef, Registry
 /// Downloads at the same time.
 const MAX_DOWNLOADS: usize = 4;
 
-/// What it takes to manage models.
+/// The registry, limits and memory budget by which models are managed.
 pub struct ModelManagement {
     registry: Registry,
     limits: Limits,

@@ -63,7 +63,7 @@ pub struct App {
     /// Files, and the batches that make some of them.
     files: Arc<FileStore>,
     lifecycle: Arc<Lifecycle>,
-    /// What it takes to manage models, if clients may.
+    /// Management of models, if clients may.
     management: Option<Arc<ModelManagement>>,
 }
 

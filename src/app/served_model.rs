@@ -61,7 +61,7 @@ pub struct ModelStatus {
     pub is_pinned: bool,
 }
 
-/// Where a model is.
+/// The place of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
     /// In memory.
