@@ -103,7 +103,7 @@ fn main() -> ExitCode {
     unsafe { set_up_allocator() };
     // SAFETY: no thread has been started yet.
     let too_many_threads = unsafe { pool::configure(args.compute().threads.map(usize::from)) };
-    let started = telemetry::start_logging(args.log_format());
+    let started = telemetry::start_logging(args.log_format(), args.log_level());
     if let Err(e) = return_freed_memory() {
         tracing::warn!(error = %e, "cannot start the thread that returns freed memory");
     }
@@ -114,9 +114,9 @@ fn main() -> ExitCode {
         );
     }
     match started.and_then(|()| cli::run(args)) {
-        Ok(()) => {
+        Ok(code) => {
             telemetry::flush_log();
-            ExitCode::SUCCESS
+            code
         }
         Err(e) => {
             telemetry::print_error(&e);

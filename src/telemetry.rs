@@ -139,15 +139,15 @@ static LOG: OnceLock<(LogWriter, LogFormat)> = OnceLock::new();
 /// Time for the last log lines at the end of the process, if stderr is not read.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Starts logging to stderr at the level of `RUST_LOG`, `info` by default. Panics are logged, too: the default
+/// Starts logging to stderr at the level of `RUST_LOG`, or `level` if that is not set. Panics are logged, too: the default
 /// hook would block where nobody reads stderr.
 ///
 /// # Errors
 /// When the log's thread cannot be started.
-pub fn start_logging(format: LogFormat) -> Result<()> {
+pub fn start_logging(format: LogFormat, level: &str) -> Result<()> {
     // These crates' problems reach the user through our own errors.
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,hf_hub=off,ort=warn,tokenizers=error"));
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},hf_hub=off,ort=warn,tokenizers=error")));
     let has_colors = format == LogFormat::Text && io::stderr().is_terminal();
     let writer = LogWriter::spawn(raw_stderr(), has_colors, LOG_LINES_DROPPED)
         .map_err(|e| Error::internal(format!("cannot start the log's thread: {e}")))?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::output::cannot_print;
 use crate::app::{kv_format, read_headers};
 use crate::config::{BenchArgs, Limits, RegistryConfig, resident_bytes};
 use crate::error::{Error, Result};
@@ -152,7 +153,7 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     } else {
         table(&report)
     };
-    writeln!(out, "{text}").map_err(|e| Error::internal(format!("cannot print: {e}")))
+    writeln!(out, "{text}").map_err(cannot_print)
 }
 
 /// The state that all measurements of one model share.

@@ -1,36 +1,66 @@
 //! The commands of the program.
+//!
+//! `serve`, `pull`, `models` and `bench` do their work themselves. `chat`, `run`, `embed` and `rerank` are clients of a
+//! server: a running one, or one that they start in their own process (`connect`).
 
+mod answer;
 mod bench;
+mod chat;
+mod client;
+mod command;
 mod config;
+mod connect;
+mod embed;
+mod event_stream;
+mod executor;
+mod local_server;
+mod manual;
 pub mod models;
+mod npy;
+mod one_shot;
+mod output;
+mod parameters;
+mod progress;
+mod prompt;
+mod prompt_input;
 pub mod pull;
+mod rerank;
 mod serve;
+mod session;
+mod stdin;
 
-use std::io::stdout;
+use std::process::ExitCode;
 
 use crate::config::{Args, Command, Config, RegistryConfig, ServeArgs};
 use crate::error::Result;
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::pool;
+use output::Output;
 
-/// Runs the command, `serve` if none is given.
+/// Runs the command, `serve` if none is given, and returns the process's exit code.
 ///
 /// # Errors
 /// When the command fails, or the processor lacks the instruction set of `--isa`.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(isa) = &args.compute().isa {
         isa.parse::<Isa>()?.choose()?;
     }
+    let out = &mut Output::new();
     match args.command {
-        None => serve(args.serve),
-        Some(Command::Serve(serve_args)) => serve(*serve_args),
-        Some(Command::Pull { name, registry }) => {
-            pull::run(RegistryConfig::resolve(registry)?, &name, &mut stdout())
-        }
-        Some(Command::Bench(bench)) => bench::run(bench, &mut stdout()),
-        Some(Command::Config(config)) => config::run(&config.settings, &mut stdout()),
-        Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, &mut stdout()),
+        None => serve(args.serve)?,
+        Some(Command::Serve(serve_args)) => serve(*serve_args)?,
+        Some(Command::Chat(chat)) => return chat::run(*chat),
+        Some(Command::Run(chat)) => return one_shot::run(*chat, "run"),
+        Some(Command::Embed(embed)) => return embed::run(*embed),
+        Some(Command::Rerank(rank)) => return rerank::run(*rank),
+        Some(Command::Pull { name, registry }) => pull::run(RegistryConfig::resolve(registry)?, &name, out)?,
+        Some(Command::Bench(bench)) => bench::run(bench, out)?,
+        Some(Command::Config(config)) => config::run(&config.settings, out)?,
+        Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, out)?,
+        Some(Command::Completions { shell }) => manual::completions(shell, out)?,
+        Some(Command::Man { command }) => manual::man(command.as_deref(), out)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn serve(args: ServeArgs) -> Result<()> {

@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
+use super::output::cannot_print;
 use crate::config::RegistryConfig;
 use crate::embeddings::EmbeddingSource;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::registry::{Registry, readable_size};
 
 /// Writes one line per model to `out`: name, kind, size, license, whether it was tested, and its path on
@@ -17,7 +18,7 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
     let width = models.iter().map(|model| model.name.len()).max().unwrap_or_default();
     let mut line = |[name, kind, size, license, tested, place]: [&str; 6]| {
         writeln!(out, "{name:width$}  {kind:9}  {size:>9}  {license:13}  {tested:6}  {place}")
-            .map_err(|error| Error::internal(format!("cannot print: {error}")))
+            .map_err(cannot_print)
     };
     line(["NAME", "KIND", "SIZE", "LICENSE", "TESTED", "ON DISK"])?;
     for model in &models {
@@ -35,5 +36,5 @@ pub fn run(config: RegistryConfig, out: &mut impl Write) -> Result<()> {
         "\nembedding models from fastembed, run by ONNX Runtime (--embedding-model NAME):\n{}",
         names.join("\n")
     )
-    .map_err(|error| Error::internal(format!("cannot print: {error}")))
+    .map_err(cannot_print)
 }

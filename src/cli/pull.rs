@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
+use super::output::cannot_print;
 use crate::config::RegistryConfig;
 use crate::embeddings::EmbeddingSource;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::registry::Registry;
 
 /// Downloads the model `name` unless it is on disk, and writes the path of each of its files to `out`,
@@ -23,8 +24,7 @@ pub fn run(config: RegistryConfig, name: &str, out: &mut impl Write) -> Result<(
     };
     let others = files.values().filter(|&path| *path != main);
     for path in [&main].into_iter().chain(others) {
-        writeln!(out, "{}", path.display())
-            .map_err(|error| Error::internal(format!("cannot print: {error}")))?;
+        writeln!(out, "{}", path.display()).map_err(cannot_print)?;
     }
     Ok(())
 }

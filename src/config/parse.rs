@@ -12,6 +12,14 @@ pub fn parse_alias(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Parses `NAME=VALUE` into the name of a parameter and its value.
+pub fn parse_setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE, such as top_k=40".to_owned()),
+    }
+}
+
 /// Parses a duration with a unit, such as `90s`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
@@ -77,5 +85,7 @@ mod tests {
         for wrong in ["", "a", "=a", "a="] {
             assert!(parse_alias(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(parse_setting("stop=a=b"), Ok(("stop".to_owned(), "a=b".to_owned())));
+        assert!(parse_setting("top_k").is_err() && parse_setting("=1").is_err());
     }
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::support::{ENGINE_OPTIONS, Script, json as body, scripted_server};
 
 /// Every document, by its path in the repository.
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "PERFORMANCE.md",
     "OPTIMIZATIONS.md",
@@ -28,6 +28,7 @@ const DOCUMENTS: [&str; 11] = [
     "docs/MODELS.md",
     "docs/OPERATIONS.md",
     "docs/OPTIONS.md",
+    "docs/TERMINAL.md",
 ];
 
 const MAX_README_LINES: usize = 200;

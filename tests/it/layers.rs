@@ -35,7 +35,7 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 20] = [
+const HOMES: [(&str, &[&str]); 24] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
@@ -44,8 +44,12 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("tokio_util::", &["http/server/linger.rs"]),
     ("rlimit::", &["http/server/file_limit.rs"]),
     ("schemars::", &["openai/", "anthropic/", "http/openapi/", "http/route.rs"]),
+    ("reqwest::", &["registry/hub/", "cli/client.rs"]),
     ("clap::", &["config/"]),
+    ("clap_complete::", &["config/args.rs", "cli/manual.rs"]),
+    ("clap_mangen::", &["cli/manual.rs"]),
     ("toml::", &["config/"]),
+    ("rustyline::", &["cli/chat.rs"]),
     ("minijinja::", &["chat/template/"]),
     ("llguidance::", &["inference/grammar/"]),
     ("tokenizers::", &["tokenizer/"]),

@@ -46,6 +46,7 @@ mod several_models;
 mod sites;
 mod structured_output;
 mod template_parity;
+mod terminal;
 mod tls;
 mod tokenizer_parity;
 mod tools;
