@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::{ENGINE_OPTIONS, Script, json as body, keyed_server, scripted_server};
 
 #[tokio::test]
-async fn every_route_but_the_probes_needs_a_key() {
+async fn every_route_but_the_probes_and_the_page_needs_a_key() {
     let limits = Limits { wrong_keys: usize::MAX, ..Limits::default() };
     let server = keyed_server(&["sk-one", "sk-two"], limits).await;
     let send = async |method: Method, path: &str, authorization: Option<&str>| {
@@ -19,8 +19,8 @@ async fn every_route_but_the_probes_needs_a_key() {
         }
         request.header("content-type", "application/json").body(r#"{"input": "cat"}"#).send().await.unwrap()
     };
-    for probe in ["/health", "/readyz", "/livez"] {
-        assert_eq!(send(Method::GET, probe, None).await.status(), 200, "{probe}");
+    for open in ["/health", "/readyz", "/livez", "/", "/page/main.js"] {
+        assert_eq!(send(Method::GET, open, None).await.status(), 200, "{open}");
     }
     for (method, path) in [
         (Method::POST, "/v1/embeddings"),
@@ -28,7 +28,7 @@ async fn every_route_but_the_probes_needs_a_key() {
         (Method::POST, "/tokenize"),
         (Method::GET, "/v1/models"),
         (Method::GET, "/metrics"),
-        (Method::GET, "/"),
+        (Method::POST, "/v1/models/pull"),
         (Method::GET, "/openapi.json"),
         (Method::GET, "/docs"),
         (Method::GET, "/no-such-route"),

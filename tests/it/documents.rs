@@ -86,7 +86,7 @@ fn relative_links_resolve() {
             };
             let found = match fs::read_to_string(&path) {
                 Ok(text) => anchor.is_empty() || anchors(&text).iter().any(|known| known == anchor),
-                Err(_) => path.is_dir() && anchor.is_empty(),
+                Err(_) => path.exists() && anchor.is_empty(),
             };
             if !found {
                 broken.push(format!("{document}: {target}"));

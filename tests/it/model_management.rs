@@ -1,7 +1,6 @@
 //! Models managed over HTTP: downloads from a hub on this machine, and chat models that come and go.
 
 use std::path::Path;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use predict_otron_9000::config::Limits;
@@ -173,29 +172,8 @@ async fn what_cannot_be_managed_is_refused() {
 }
 
 #[tokio::test]
-async fn a_model_in_use_stays_and_others_may_not_manage() {
-    let hub = hub();
-    let cache = tempfile::tempdir().unwrap();
-    let server = server(&hub, cache.path()).await;
-    let url = format!("http://{}/v1/completions", server.address);
-    let request =
-        json!({"prompt": "hi", "max_tokens": 2000, "ignore_eos": true, "stream": true, "temperature": 0});
-    let mut stream = Client::new().post(url).json(&request).send().await.unwrap().bytes_stream();
-    stream.next().await.unwrap().unwrap();
-    let (status, refused) = act(&server, "qwen2", "unload").await;
-    assert_eq!((status, &refused["error"]["code"]), (409, &json!("model_in_use")));
-    drop(stream);
-    let mut status = 409;
-    for _ in 0..100 {
-        status = act(&server, "qwen2", "unload").await.0;
-        if status == 200 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(status, 200);
-
-    // Servers assembled for tests, like those for other machines, manage nothing.
+async fn servers_for_other_machines_manage_nothing() {
+    // Servers that tests assemble are like those that other machines reach.
     let server = scripted_server(Script::saying("x"), Limits::default(), ENGINE_OPTIONS).await;
     let refused = server.post("/v1/models/pull", &json!({"model": MODEL})).await;
     assert_eq!(refused.status(), 403);
