@@ -59,7 +59,7 @@ pub fn settings(
             (false, _) if is_list(option) => {
                 (Some(Value::Array(raw().map(|text| text.into_owned().into()).collect())), source)
             }
-            (false, _) => (raw().last().map(|text| value_of(&text)), source),
+            (false, _) => (raw().next_back().map(|text| value_of(&text)), source),
         };
         Some(Setting { name: name.to_owned(), value, source })
     };
