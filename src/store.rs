@@ -327,12 +327,12 @@ fn failed(e: impl Into<redb::Error>) -> Error {
         .with_public("the server's state cannot be read or written; see its log")
 }
 
-/// Runs `work` on a thread that may wait for the disk.
+/// Runs `work` on a thread that may wait for the disk or the network.
 ///
 /// # Errors
 /// When `work` fails or panics.
 pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let failed = |e| Error::internal(format!("the state could not be used: {e}"));
+    let failed = |e| Error::internal(format!("work on the disk has failed: {e}"));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 

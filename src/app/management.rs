@@ -12,7 +12,8 @@ use super::served_model::ServedModel;
 use super::{App, Slot, checkpoint};
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result, quote};
-use crate::registry::{DownloadWatch, ModelKind, ModelListing, ModelRef, Registry};
+use crate::registry::{DownloadWatch, ModelKind, ModelRef, Registry};
+use crate::store::run_blocking;
 
 /// Downloads at the same time.
 const MAX_DOWNLOADS: usize = 4;
@@ -117,17 +118,6 @@ impl App {
         }
     }
 
-    /// Serves the chat model on disk that `name` refers to, unless a model of that name is served.
-    ///
-    /// # Errors
-    /// When models are not managed, or there is no such model on disk.
-    pub async fn ensure_served(&self, name: &str) -> Result<()> {
-        match self.slot_called(name) {
-            Some(_) => Ok(()),
-            None => self.serve_from_disk(name).await.map(drop),
-        }
-    }
-
     async fn serve_from_disk(&self, name: &str) -> Result<Arc<ChatSlot>> {
         let management = self.management()?.clone();
         let parsed = ModelRef::parse(name).ok().filter(|parsed| !matches!(parsed, ModelRef::Path(_)));
@@ -206,18 +196,6 @@ impl App {
         .await
     }
 
-    /// The models on disk.
-    ///
-    /// # Errors
-    /// When models are not managed.
-    pub async fn models_on_disk(&self) -> Result<Vec<ModelListing>> {
-        let management = self.management()?.clone();
-        run_blocking(move || {
-            Ok(management.registry.list().into_iter().filter(|model| model.path.is_some()).collect())
-        })
-        .await
-    }
-
     fn chat_slot_called(&self, name: &str) -> Result<Arc<ChatSlot>> {
         match self.slot_called(name) {
             Some(Slot::Chat(slot)) => Ok(slot),
@@ -243,10 +221,4 @@ fn downloadable(reference: &str) -> Result<ModelRef> {
         }
         parsed => Ok(parsed),
     }
-}
-
-/// Runs work that may wait for the disk or the network.
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let failed = |e| Error::internal(format!("the models could not be managed: {e}"));
-    tokio::task::spawn_blocking(work).await.map_err(failed)?
 }

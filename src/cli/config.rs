@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use super::output::cannot_print;
 use crate::config::Setting;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Writes the settings to `out`, as a config file with the source of each.
 ///
@@ -11,5 +12,5 @@ use crate::error::{Error, Result};
 /// When `out` is closed.
 pub fn run(settings: &[Setting], out: &mut impl Write) -> Result<()> {
     let printed = settings.iter().try_for_each(|setting| writeln!(out, "{setting}"));
-    printed.map_err(|e| Error::internal(format!("cannot print: {e}")))
+    printed.map_err(cannot_print)
 }

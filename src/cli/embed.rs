@@ -16,7 +16,7 @@ use super::executor::Executor;
 use super::npy;
 use super::output::{Output, cannot_print};
 use super::progress::ItemProgress;
-use super::stdin::piped_lines;
+use super::stdin::given_or_piped;
 use crate::config::{Args, EmbedArgs, TextPurpose, VectorFormat};
 use crate::error::{Error, Kind, Result};
 use crate::registry::ModelKind;
@@ -41,13 +41,7 @@ struct VectorLine<'a> {
 /// # Errors
 /// When the model cannot be used, a text is refused, or the vectors cannot be written.
 pub fn run(args: EmbedArgs) -> Result<ExitCode> {
-    let texts = match args.texts.is_empty() {
-        false => args.texts.clone(),
-        true => piped_lines()?,
-    };
-    if texts.is_empty() {
-        Args::exit_with_usage("embed", "no texts: pass them as arguments or as lines of stdin");
-    }
+    let texts = given_or_piped(&args.texts, "embed", "texts")?;
     if args.format == VectorFormat::Npy && args.output.is_none() && stdout().is_terminal() {
         let message = "npy is a binary format: write it to a file with --output FILE, or into a pipe";
         Args::exit_with_usage("embed", message);

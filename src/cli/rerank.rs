@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::connect::Endpoint;
 use super::executor::Executor;
 use super::output::{Output, cannot_print};
-use super::stdin::piped_lines;
-use crate::config::{Args, MAX_EMBEDDING_INPUTS, RankArgs};
+use super::stdin::given_or_piped;
+use crate::config::{MAX_EMBEDDING_INPUTS, RankArgs};
 use crate::error::{Error, Kind, Result};
 use crate::registry::ModelKind;
 use crate::telemetry;
@@ -28,13 +28,7 @@ struct RankedLine<'a> {
 /// # Errors
 /// When the model cannot be used, or a document is refused.
 pub fn run(args: RankArgs) -> Result<ExitCode> {
-    let documents = match args.documents.is_empty() {
-        false => args.documents.clone(),
-        true => piped_lines()?,
-    };
-    if documents.is_empty() {
-        Args::exit_with_usage("rerank", "no documents: pass them as arguments or as lines of stdin");
-    }
+    let documents = given_or_piped(&args.documents, "rerank", "documents")?;
     Executor::command(async {
         let endpoint = Endpoint::open(&args.client, ModelKind::Reranker).await?;
         let mut ranked = Vec::with_capacity(documents.len());

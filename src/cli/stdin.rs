@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Read, stdin};
 
+use crate::config::Args;
 use crate::error::{Error, Kind, Result};
 use crate::telemetry;
 
@@ -19,14 +20,21 @@ pub fn piped_text() -> Result<String> {
     Ok(text)
 }
 
-/// The lines of stdin that have text. Others are left out, and the user is told their number.
+/// The `given` arguments of a command or, without any, the lines of stdin that have text; the user is told how many have
+/// none. Exits the process if there are neither: `what` is missing.
 ///
 /// # Errors
-/// When it cannot be read, or is not UTF-8.
-pub fn piped_lines() -> Result<Vec<String>> {
+/// When stdin cannot be read, or is not UTF-8.
+pub fn given_or_piped(given: &[String], command: &str, what: &str) -> Result<Vec<String>> {
+    if !given.is_empty() {
+        return Ok(given.to_vec());
+    }
     let (lines, n_empty) = split_lines(&piped_text()?);
     if n_empty > 0 {
         telemetry::print_lines(&format!("empty lines of stdin left out: {n_empty}"));
+    }
+    if lines.is_empty() {
+        Args::exit_with_usage(command, format!("no {what}: pass them as arguments or as lines of stdin"));
     }
     Ok(lines)
 }

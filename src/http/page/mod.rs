@@ -1,5 +1,5 @@
-//! The chat page for people: files that are part of the program, at `/` and below `/page/`. They need no key; what the
-//! page asks of the server does.
+//! The chat page for people: files that are part of the program, at `/` and below `/page/`. They need no key, but the
+//! requests of the page do.
 
 use std::sync::LazyLock;
 
