@@ -81,7 +81,7 @@ pub fn compacted(
     let summary: String = response.output.iter().flat_map(texts).collect();
     if summary.trim().is_empty() {
         let message = "the model wrote an empty summary; send the request again, or continue with the whole conversation";
-        return Err(Error::internal(message).with_public(message));
+        return Err(Error::invalid("input", message));
     }
     let item = OutputItem::Compaction { id: new_id("cmp"), encrypted_content: signer.seal(summary.trim()) };
     let output = messages.into_iter().map(Value::Object).chain([json!(item)]).collect();

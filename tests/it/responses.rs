@@ -562,6 +562,7 @@ async fn a_compacted_conversation_goes_on() {
 async fn an_empty_summary_is_an_error() {
     let server = server(Script::saying("")).await;
     let response = server.post("/v1/responses/compact", &json!({"input": "one"})).await;
-    assert_eq!(response.status(), 500);
+    // Not a fault of the server: some conversations have nothing to summarize.
+    assert_eq!(response.status(), 400);
     assert!(response.text().await.unwrap().contains("empty summary"));
 }
