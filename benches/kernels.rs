@@ -149,7 +149,7 @@ fn encoder_layer(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((4 * n_rows * hidden * inner) as u64));
         group.bench_function("mlp", |b| {
             let x = &qkv[..n_rows * hidden];
-            b.iter(|| mlp(isa, x, None, &Projection::Activated(up, ActivationFn::Gelu), down));
+            b.iter(|| mlp(isa, x, None, &Projection::Activated(up, ActivationFn::Gelu), down.into()));
         });
         let attention = EncoderAttention {
             n_heads,

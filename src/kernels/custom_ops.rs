@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail}
 
 use super::attention::{EncoderAttention, PagedAttention, SequenceKv};
 use super::isa::Isa;
-use super::matmul::{Projection, WeightWithBias, linear, mlp};
+use super::matmul::{Projection, ResidualWeight, linear, mlp};
 use super::norm::{Norm, norm_rows};
 
 /// A [`Projection`] of `[n_rows, n_in]` to `[n_rows, n_out]`. As a [`CustomOp2`] it takes the residual as the
@@ -63,7 +63,7 @@ impl CustomOp2 for LinearOp<'_> {
     }
 }
 
-/// An MLP with a residual connection: `x + down(inner(norm(x)))` of `x`, `[n_rows, n_in]`.
+/// An MLP with a residual connection: `x + scale * down(inner(norm(x)))` of `x`, `[n_rows, n_in]`.
 #[derive(Debug)]
 pub struct MlpOp<'a> {
     /// Instruction set of the kernel.
@@ -72,8 +72,8 @@ pub struct MlpOp<'a> {
     pub norm: Option<Norm<'a>>,
     /// First layer, with its activation function.
     pub inner: Projection<'a>,
-    /// Second layer, back to `n_in` columns.
-    pub down: WeightWithBias<'a>,
+    /// Second layer, back to `n_in` columns, and its scale.
+    pub down: ResidualWeight<'a>,
 }
 
 impl CustomOp1 for MlpOp<'_> {
@@ -83,7 +83,8 @@ impl CustomOp1 for MlpOp<'_> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, n_in) = layout.shape().dims2()?;
-        if self.down.matrix.n_out() != n_in || self.down.matrix.n_in() != self.inner.n_out() {
+        let down = self.down.weight.matrix;
+        if down.n_out() != n_in || down.n_in() != self.inner.n_out() {
             bail!("the matrices of an MLP over {n_in} columns do not fit each other");
         }
         let y = mlp(self.isa, contiguous_f32(x, layout)?, self.norm, &self.inner, self.down);

@@ -61,12 +61,19 @@ fn matrix_products_stay_within_their_buffers() {
                 let isas = isas().filter(|isa| format != Bf16Pairs || isa.has_bf16());
                 for (isa, norm) in isas.flat_map(|isa| norms.map(|norm| (isa, norm))) {
                     linear(isa, x.get(), n_in, norm, &Projection::Concat(&[gate, up]), None);
-                    linear(isa, x.get(), n_in, norm, &Projection::Residual(gate), Some(residual.get()));
+                    linear(
+                        isa,
+                        x.get(),
+                        n_in,
+                        norm,
+                        &Projection::Residual(gate.into()),
+                        Some(residual.get()),
+                    );
                     let gated = Projection::Gated { gate, up, function: ActivationFn::Silu };
                     linear(isa, x.get(), n_in, norm, &gated, None);
                     if n_in == n_out {
-                        mlp(isa, x.get(), norm, &gated, gate);
-                        mlp(isa, x.get(), norm, &Projection::Activated(up, ActivationFn::Gelu), gate);
+                        mlp(isa, x.get(), norm, &gated, gate.into());
+                        mlp(isa, x.get(), norm, &Projection::Activated(up, ActivationFn::Gelu), gate.into());
                     }
                 }
                 let mut found = vec![0.0; n_in];

@@ -200,9 +200,10 @@ fn an_mlp_equals_its_layers_one_after_the_other() {
             let norm = || Some(Norm::Rms { weight: &weight, eps: 1e-5 });
             for isa in isas_for(format) {
                 for x in [1, 2, 7, 8, 9, 20].map(|n_rows| &x[..n_rows * n_in]) {
-                    let found = mlp(isa, x, norm(), &inner, of(&down));
+                    let found = mlp(isa, x, norm(), &inner, of(&down).into());
                     let y = linear(isa, x, n_in, norm(), &inner, None);
-                    let expected = linear(isa, &y, n_inner, None, &Projection::Residual(of(&down)), Some(x));
+                    let outer = Projection::Residual(of(&down).into());
+                    let expected = linear(isa, &y, n_inner, None, &outer, Some(x));
                     // If both layers are bfloat16, the activations between them are too.
                     let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-2 * (1.0 + b.abs());
                     let is_equal = if format == Bf16Pairs && down_format == Bf16Pairs {

@@ -550,7 +550,7 @@ mod tests {
                 let residual = numbers(n_rows * n_out, 4);
                 for (products, residual) in [
                     (Projection::Concat(&[first, second]), None),
-                    (Projection::Residual(first), Some(&residual[..])),
+                    (Projection::Residual(first.into()), Some(&residual[..])),
                     (Projection::Gated { gate: first, up: second, function: ActivationFn::Silu }, None),
                 ] {
                     let of = |isa| -> Vec<u32> {

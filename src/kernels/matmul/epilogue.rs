@@ -7,7 +7,7 @@ use super::super::layout::PANEL_ROWS;
 use super::super::simd::{LANES, Simd, load_masked};
 use super::super::threads::disjoint::DisjointSlice;
 use super::activation_fns::ActivationFn;
-use super::projection::{PanelRef, Projection};
+use super::projection::{PanelRef, Projection, ResidualWeight};
 
 /// Work items of a product for each thread: few, since claiming costs, and several, since cores are not always
 /// equally fast.
@@ -92,7 +92,9 @@ impl Epilogue for StoreEpilogue<'_> {
     #[inline(always)]
     unsafe fn apply<S: Simd>(&self, simd: S, rows: Range<usize>, [tile, other]: [&[[f32; LANES]]; 2]) {
         let Self { projection, output, column, first, second } = *self;
-        let store = TileStore { output, column, function: None, tile: (first, tile), factors: None };
+        let scale =
+            if let Projection::Residual(ResidualWeight { scale, .. }) = projection { *scale } else { 1.0 };
+        let store = TileStore { output, column, function: None, tile: (first, tile), factors: None, scale };
         let neighbor = second.map(|second| (second, other));
         // SAFETY: no other thread writes the results of these rows with these panels, as the trait requires.
         unsafe {
@@ -126,13 +128,16 @@ fn load_bias<S: Simd>(simd: S, panel: PanelRef) -> S::Floats {
     panel.bias().map_or(simd.splat(0.0), |bias| load_masked(simd, bias, 0))
 }
 
-/// Finishes and stores the products of some rows with one panel: `function(tile + bias) * (factors + bias)`.
+/// Finishes and stores the products of some rows with one panel: `function(tile + bias) * (factors + bias)`, or
+/// `scale * (tile + bias) + residual`.
 struct TileStore<'a> {
     output: &'a OutputRows<'a>,
     column: usize,
     function: Option<ActivationFn>,
     tile: PanelTile<'a>,
     factors: Option<PanelTile<'a>>,
+    /// Factor of what is added to a residual.
+    scale: f32,
 }
 
 impl TileStore<'_> {
@@ -163,7 +168,7 @@ impl TileStore<'_> {
     /// No other thread writes these rows' results of this panel.
     #[inline(always)]
     unsafe fn store_rows<S: Simd, const N: usize>(&self, simd: S, first_row: usize, row: usize) {
-        let Self { output, column, function, tile: (panel, tile), factors } = *self;
+        let Self { output, column, function, tile: (panel, tile), factors, scale } = *self;
         let mut x = [load_bias(simd, panel); N];
         for i in 0..N {
             x[i] = simd.add(simd.load_array(&tile[row + i]), x[i]);
@@ -181,7 +186,8 @@ impl TileStore<'_> {
         if let Some(residual) = output.residual {
             for i in 0..N {
                 let start = (first_row + i) * output.n_out + column;
-                x[i] = simd.add(x[i], load_masked(simd, &residual[start..start + width], 0));
+                let residual = load_masked(simd, &residual[start..start + width], 0);
+                x[i] = simd.mul_add(x[i], simd.splat(scale), residual);
             }
         }
         // SAFETY: the rows' results of this panel are this call's, as this function requires; `slice` checks that

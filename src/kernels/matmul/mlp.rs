@@ -12,17 +12,17 @@ use super::gemm::{GemmActivations, gemm};
 use super::gemm_float::{BLOCKS_AT_ONCE, FloatActivations};
 use super::gemv::gemv_stage;
 use super::linear::linear;
-use super::projection::{InputRows, Projection, WeightWithBias};
+use super::projection::{InputRows, Projection, ResidualWeight};
 
-/// An MLP with its norm and residual: `x + down(inner(norm(x)))` for the rows of `x`.
+/// An MLP with its norm and residual: `x + scale * down(inner(norm(x)))` for the rows of `x`.
 ///
 /// # Panics
 /// When a length does not match the others.
-pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Projection, down: WeightWithBias) -> Vec<f32> {
-    let (n_in, n_inner) = (down.matrix.n_out(), inner.n_out());
+pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Projection, down: ResidualWeight) -> Vec<f32> {
+    let (n_in, n_inner) = (down.weight.matrix.n_out(), inner.n_out());
     let outer = Projection::Residual(down);
     let n_rows = inner.check_rows(x, n_in);
-    assert_eq!(down.matrix.n_in(), n_inner);
+    assert_eq!(down.weight.matrix.n_in(), n_inner);
     let in_bf16 = match (inner.float_gemm_bf16(n_rows), outer.float_gemm_bf16(n_rows)) {
         (Some(inner_in_bf16), Some(outer_in_bf16)) if inner_in_bf16 == outer_in_bf16 => inner_in_bf16,
         (None, None) if n_rows <= MAX_TILE_ROWS => {

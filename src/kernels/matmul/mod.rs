@@ -18,4 +18,4 @@ pub(super) mod quantize;
 pub use self::activation_fns::ActivationFn;
 pub use self::linear::linear;
 pub use self::mlp::mlp;
-pub use self::projection::{Projection, WeightWithBias};
+pub use self::projection::{Projection, ResidualWeight, WeightWithBias};

@@ -48,8 +48,23 @@ pub enum Projection<'a> {
         /// The activation function of the gate.
         function: ActivationFn,
     },
-    /// The products with one matrix, added to a residual.
-    Residual(WeightWithBias<'a>),
+    /// The products with one matrix, scaled and added to a residual.
+    Residual(ResidualWeight<'a>),
+}
+
+/// A matrix whose products, bias included, are scaled and added to a residual.
+#[derive(Debug, Clone, Copy)]
+pub struct ResidualWeight<'a> {
+    /// The matrix and its bias.
+    pub weight: WeightWithBias<'a>,
+    /// Factor of the products.
+    pub scale: f32,
+}
+
+impl<'a> From<WeightWithBias<'a>> for ResidualWeight<'a> {
+    fn from(weight: WeightWithBias<'a>) -> Self {
+        Self { weight, scale: 1.0 }
+    }
 }
 
 /// A panel of a matrix.
@@ -92,7 +107,9 @@ impl Projection<'_> {
         let (first, second, several) = match self {
             Self::Concat(several) => (None, None, *several),
             Self::Gated { gate, up, .. } => (Some(gate), Some(up), &[][..]),
-            Self::Activated(weight, _) | Self::Residual(weight) => (Some(weight), None, &[][..]),
+            Self::Activated(weight, _) | Self::Residual(ResidualWeight { weight, .. }) => {
+                (Some(weight), None, &[][..])
+            }
         };
         several.iter().chain(first).chain(second)
     }
@@ -102,7 +119,9 @@ impl Projection<'_> {
         match self {
             Self::Concat(several) => several.iter().map(|weight| weight.matrix.n_out()).sum(),
             Self::Gated { gate, .. } => gate.matrix.n_out(),
-            Self::Activated(weight, _) | Self::Residual(weight) => weight.matrix.n_out(),
+            Self::Activated(weight, _) | Self::Residual(ResidualWeight { weight, .. }) => {
+                weight.matrix.n_out()
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use crate::kernels::custom_ops::PagedAttentionOp;
 use crate::models::backend::Backend;
 use crate::models::kv_cache::write_and_gather;
 use crate::models::layers::attention::{AttentionParams, attention};
-use crate::models::layers::linear::{Linear, concat_linear, linear_residual, mlp};
+use crate::models::layers::linear::{Linear, ResidualAdd, concat_linear, linear_residual, mlp};
 use crate::models::layers::mlp::{GatedMlp, MoE};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
@@ -95,12 +95,13 @@ impl DecoderLayer {
         profile.lap(ForwardOp::Qkv);
         let attended = self.attend(&qkv, sequences, context)?;
         profile.lap(ForwardOp::Attention);
-        let x = linear_residual(&self.output, self.attention_post_norm.as_ref(), &attended, x)?;
+        let add = ResidualAdd { norm: self.attention_post_norm.as_ref(), scale: 1.0 };
+        let x = linear_residual(&self.output, add, &attended, x)?;
         profile.lap(ForwardOp::Output);
         match &self.mlp {
             FeedForward::Dense(dense) => {
-                let (norm, post_norm) = (&self.mlp_norm, self.mlp_post_norm.as_ref());
-                let y = mlp(Some(norm), dense.up_projection(), &dense.down, post_norm, &x)?;
+                let add = ResidualAdd { norm: self.mlp_post_norm.as_ref(), scale: 1.0 };
+                let y = mlp(Some(&self.mlp_norm), dense.up_projection(), &dense.down, add, &x)?;
                 profile.lap(ForwardOp::Mlp);
                 Ok(y)
             }

@@ -12,7 +12,7 @@ use crate::kernels::matmul::ActivationFn;
 use crate::models::backend::Backend;
 use crate::models::forward_input::{EncoderInput, SequenceId, Span};
 use crate::models::layers::attention::{AttentionParams, attention, sliding_window_mask};
-use crate::models::layers::linear::{Linear, UpProjection, concat_linear, linear_residual, mlp};
+use crate::models::layers::linear::{Linear, ResidualAdd, UpProjection, concat_linear, linear_residual, mlp};
 use crate::models::layers::mlp::GatedMlp;
 use crate::models::layers::norm::{LayerNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
@@ -131,7 +131,7 @@ impl EncoderLayer {
                 Some(isa) => attend_by_kernel(isa, &qkv, layer_config, context)?,
                 None => attend_reference(&qkv, layer_config, context)?,
             };
-            linear_residual(&self.output, None, &attended, x)
+            linear_residual(&self.output, ResidualAdd::PLAIN, &attended, x)
         };
         match context.config.norm_placement {
             NormPlacement::Pre => {
@@ -153,9 +153,9 @@ impl EncoderMlp {
         let norm = norm.map(|norm| norm as &dyn RowNorm);
         match self {
             Self::Plain { up, activation, down } => {
-                mlp(norm, UpProjection::Plain { up, activation: *activation }, down, None, x)
+                mlp(norm, UpProjection::Plain { up, activation: *activation }, down, ResidualAdd::PLAIN, x)
             }
-            Self::Gated(gated) => mlp(norm, gated.up_projection(), &gated.down, None, x),
+            Self::Gated(gated) => mlp(norm, gated.up_projection(), &gated.down, ResidualAdd::PLAIN, x),
         }
     }
 }

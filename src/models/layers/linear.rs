@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::custom_ops::{LinearOp, MlpOp};
 use crate::kernels::isa::Isa;
 use crate::kernels::matmul::ActivationFn;
-use crate::kernels::matmul::{Projection, WeightWithBias};
+use crate::kernels::matmul::{Projection, ResidualWeight, WeightWithBias};
 use crate::kernels::weights::PackedMatrix;
 
 /// `y = x Wᵀ + b`, `x` being `[n_rows, n_in]` and `y` `[n_rows, n_out]`.
@@ -171,7 +171,34 @@ pub enum UpProjection<'a> {
     },
 }
 
-/// `x + post_norm(down(up(norm(x))))`
+/// How the output of a part of a layer is added to the residual: `residual + scale * norm(output)`.
+#[derive(Debug, Clone, Copy)]
+pub struct ResidualAdd<'a> {
+    /// The norm of the output.
+    pub norm: Option<&'a RmsNorm>,
+    /// The factor of the output.
+    pub scale: f32,
+}
+
+impl ResidualAdd<'_> {
+    /// A plain sum.
+    pub const PLAIN: Self = Self { norm: None, scale: 1.0 };
+
+    /// Adds `output` to `residual` in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward(self, output: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let normed = self.norm.map(|norm| norm.forward(output)).transpose()?;
+        let output = normed.as_ref().unwrap_or(output);
+        if self.scale == 1.0 {
+            return Ok((output + residual)?);
+        }
+        Ok(((output * f64::from(self.scale))? + residual)?)
+    }
+}
+
+/// `x + scale * post_norm(down(up(norm(x))))`
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -179,7 +206,7 @@ pub fn mlp(
     norm: Option<&dyn RowNorm>,
     up_projection: UpProjection,
     down: &Linear,
-    post_norm: Option<&RmsNorm>,
+    add: ResidualAdd,
     x: &Tensor,
 ) -> Result<Tensor> {
     let projection = match up_projection {
@@ -191,38 +218,33 @@ pub fn mlp(
             .zip(up.packed())
             .map(|((_, gate), (_, up))| Projection::Gated { gate, up, function: activation }),
     };
-    if let (Some(inner), Some((isa, down)), None) = (projection, down.packed(), post_norm) {
+    if let (Some(inner), Some((isa, down)), None) = (projection, down.packed(), add.norm) {
         return Ok(x.apply_op1_no_bwd(&MlpOp {
             isa,
             norm: norm.map(RowNorm::kernel_params),
             inner,
-            down,
+            down: ResidualWeight { weight: down, scale: add.scale },
         })?);
     }
     let y = match up_projection {
         UpProjection::Plain { up, activation } => activation.forward(&up.forward(&normalize(norm, x)?)?)?,
         UpProjection::Gated { gate, up, activation } => gated(norm, gate, up, activation, x)?,
     };
-    linear_residual(down, post_norm, &y, x)
+    linear_residual(down, add, &y, x)
 }
 
-/// `residual + norm(linear(x))`
+/// `residual + scale * norm(linear(x))`
 ///
 /// # Errors
 /// When a tensor operation fails.
-pub fn linear_residual(
-    linear: &Linear,
-    norm: Option<&RmsNorm>,
-    x: &Tensor,
-    residual: &Tensor,
-) -> Result<Tensor> {
-    match (linear.packed(), norm) {
+pub fn linear_residual(linear: &Linear, add: ResidualAdd, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    match (linear.packed(), add.norm) {
         (Some((isa, weight)), None) => {
-            let op = LinearOp { isa, norm: None, projection: Projection::Residual(weight) };
+            let projection = Projection::Residual(ResidualWeight { weight, scale: add.scale });
+            let op = LinearOp { isa, norm: None, projection };
             Ok(x.apply_op2_no_bwd(residual, &op)?)
         }
-        (_, None) => Ok((linear.forward(x)? + residual)?),
-        (_, Some(norm)) => Ok((norm.forward(&linear.forward(x)?)? + residual)?),
+        _ => add.forward(&linear.forward(x)?, residual),
     }
 }
 
@@ -298,7 +320,7 @@ mod tests {
                             } else {
                                 UpProjection::Plain { up, activation }
                             };
-                            mlp(norm, up_projection, &down[idx], None, &x)
+                            mlp(norm, up_projection, &down[idx], ResidualAdd { norm: None, scale: 0.75 }, &x)
                         };
                         for is_gated in [false, true] {
                             let what = format!("MLP, {what}, {activation:?}, {is_gated}");
@@ -306,8 +328,11 @@ mod tests {
                         }
                     }
                 }
-                for norm in [None, Some(&post_norm)] {
-                    let residual = |idx: usize| linear_residual(&a[idx], norm, &x, &residual);
+                for (norm, scale) in
+                    [(None, 1.0), (Some(&post_norm), 1.0), (None, 0.3), (Some(&post_norm), 0.3)]
+                {
+                    let add = ResidualAdd { norm, scale };
+                    let residual = |idx: usize| linear_residual(&a[idx], add, &x, &residual);
                     assert_close(&what, [residual(0), residual(1)]);
                 }
             }
