@@ -92,6 +92,8 @@ fn attention(criterion: &mut Criterion) {
             window: None,
             head_norms: None,
             rope: None,
+            query_scales: None,
+            sinks: None,
         };
         for (name, n_sequences, start, len) in [
             ("1 at 4000", 1, 4000usize, 1usize),

@@ -180,6 +180,15 @@ impl Metadata {
         })
     }
 
+    /// Returns an array of booleans, or `None` for a value of another type: some keys have an array in one file and a
+    /// number in another.
+    pub fn booleans(&self, key: &str) -> Option<&[bool]> {
+        match self.values.get(key) {
+            Some(MetadataValue::Bools(flags)) => Some(flags.as_slice()),
+            _ => None,
+        }
+    }
+
     fn typed<'a, T>(
         &'a self,
         key: &str,

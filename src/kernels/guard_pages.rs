@@ -93,7 +93,8 @@ fn paged_attention_stays_within_its_buffers() {
         let n_pairs = head_dim / 2 - 1;
         for (start, len) in [(0, 1), (0, 49), (15, 2), (16, 1), (300, 1), (47, 17)] {
             let head_norm = GuardedNumbers::new(head_dim);
-            let angles = GuardedNumbers::new(len * n_pairs);
+            let (angles, scales) = (GuardedNumbers::new(len * n_pairs), GuardedNumbers::new(len));
+            let sinks = GuardedNumbers::new(n_heads);
             let norm = head_norm.get();
             let attention = PagedAttention {
                 n_heads,
@@ -102,8 +103,10 @@ fn paged_attention_stays_within_its_buffers() {
                 scale: 0.1,
                 softcap: Some(30.0),
                 window: Some(200),
-                head_norms: Some(HeadNorms { query: norm, key: norm, eps: 1e-5 }),
+                head_norms: Some(HeadNorms { query: norm, key: norm, eps: 1e-5, after_rope: false }),
                 rope: Some(RopeTable { cos: angles.get(), sin: angles.get(), n_pairs }),
+                query_scales: Some(scales.get()),
+                sinks: Some(sinks.get()),
             };
             let qkv = GuardedNumbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
             let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);

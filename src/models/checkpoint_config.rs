@@ -124,6 +124,14 @@ impl CheckpointConfig<'_> {
         }
     }
 
+    /// Returns the booleans of an array in the metadata of a GGUF file.
+    pub fn booleans(&self, key: ConfigKey) -> Option<&[bool]> {
+        match self {
+            Self::Json(_) => None,
+            Self::Gguf { file, architecture } => file.metadata().booleans(&key.gguf_key(architecture)),
+        }
+    }
+
     /// Returns the values of a one-dimensional tensor of a GGUF file, if it has one of this name.
     ///
     /// # Errors

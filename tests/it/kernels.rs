@@ -320,6 +320,8 @@ fn paged_attention_does_not_depend_on_chunks_or_batch() {
                 window,
                 head_norms: None,
                 rope: None,
+                query_scales: None,
+                sinks: None,
             };
             let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
             let inputs = lengths.map(|len| random_numbers(random, len * row_len));

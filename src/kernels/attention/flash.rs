@@ -11,7 +11,7 @@ use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS};
 use super::kv_write::{KvWrite, NewToken};
 use super::merge::PartialSoftmax;
 use super::partition::{KV_SPLIT, WorkItem};
-use super::rope::norm_rope_scale;
+use super::rope::{HeadNorms, norm_rope_scale};
 use super::softmax::{RowScores, RowSoftmax, softmax_step};
 
 /// Computes a work item with the keys and values of a [`KvKernel`].
@@ -142,13 +142,14 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
     fn gather_queries(&self, n_rows: usize) -> Vec<f32> {
         let attention = self.pass.attention;
         let (head_dim, padded) = (attention.layout.head_dim, attention.layout.padded_dim());
-        let norm = attention.head_norms.map(|norms| (norms.query, norms.eps));
+        let norm = attention.head_norms.map(HeadNorms::query_norm);
         let mut queries = vec![0.0f32; n_rows * padded];
         for (row, query) in queries.chunks_exact_mut(padded).enumerate() {
             let (row, head) = self.batch_row_and_head(row);
             let query = &mut query[..head_dim];
             query.copy_from_slice(&self.pass.qkv_of(row)[head * head_dim..(head + 1) * head_dim]);
-            norm_rope_scale(query, norm, attention.rope.as_ref().map(|rope| (rope, row)), attention.scale);
+            let rope = attention.rope.as_ref().map(|rope| (rope, row));
+            norm_rope_scale(query, norm, rope, attention.query_scale(row));
         }
         queries
     }
@@ -261,8 +262,9 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
             // SAFETY: an item without partials has all keys of its rows, so no other item has the same row
             // and head; the caller of `new` runs it once.
             let y = unsafe { self.pass.y.slice((row * n_heads + head) * head_dim, head_dim) };
+            let weight_sum = total.weight_sum_with(self.pass.attention.sink(head));
             for (y, value) in y.iter_mut().zip(values) {
-                *y = value / total.weight_sum;
+                *y = value / weight_sum;
             }
         }
     }

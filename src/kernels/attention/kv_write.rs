@@ -7,7 +7,7 @@ use super::super::simd::{Kernel, LANES, Simd, load_array};
 use super::kv_block::{BLOCK_TOKENS, Int8, KvElement, KvLayout};
 use super::kv_kernel::prefetch;
 use super::paged::PagedSequence;
-use super::rope::norm_rope_scale;
+use super::rope::{HeadNorms, norm_rope_scale};
 use super::{AttentionPass, PagedAttention};
 
 /// A new token of a sequence of the batch.
@@ -79,7 +79,7 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
         let Self { attention, row, .. } = *self;
         let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
         let (keys, values) = self.qkv[attention.n_heads * head_dim..].split_at(n_kv_heads * head_dim);
-        let norm = attention.head_norms.map(|norms| (norms.key, norms.eps));
+        let norm = attention.head_norms.map(HeadNorms::key_norm);
         let rope = attention.rope.as_ref().map(|rope| (rope, row));
         // Zeros behind the head fill its last vector.
         let mut padded = vec![0.0; attention.layout.padded_dim()];

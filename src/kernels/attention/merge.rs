@@ -17,6 +17,12 @@ impl PartialSoftmax {
     /// The softmax over no keys.
     pub(super) const EMPTY: Self = Self { max: f32::NEG_INFINITY, weight_sum: 0.0 };
 
+    /// The sum of the weights, that of a sink included: a score without a value.
+    pub(super) fn weight_sum_with(&self, sink: Option<f32>) -> f32 {
+        // A sink far above every score makes the sum infinite and the output zero, which it is to within rounding.
+        self.weight_sum + sink.map_or(0.0, |sink| (sink - self.max).exp())
+    }
+
     /// Adds another partial softmax, and its weighted values to one's own: whole vectors, equally many.
     #[inline(always)]
     pub(super) fn merge<S: Simd>(&mut self, simd: S, values: &mut [f32], other: Self, other_values: &[f32]) {
@@ -79,8 +85,9 @@ impl Kernel for MergePartials<'_> {
                 let (token, head) = first.token_and_head(row, group);
                 let row = sequences[first.sequence].first_row + token;
                 let start = (row * attention.n_heads + head) * head_dim;
+                let weight_sum = total.weight_sum_with(attention.sink(head));
                 for (y, value) in y[start..start + head_dim].iter_mut().zip(&total_values) {
-                    *y = value / total.weight_sum;
+                    *y = value / weight_sum;
                 }
             }
         }

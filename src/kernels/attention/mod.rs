@@ -69,6 +69,10 @@ pub struct PagedAttention<'a> {
     pub head_norms: Option<HeadNorms<'a>>,
     /// Rotary position embedding of query and key heads.
     pub rope: Option<RopeTable<'a>>,
+    /// Factor of the scores of each query beside `scale`, `[n_tokens]`.
+    pub query_scales: Option<&'a [f32]>,
+    /// Attention sinks: for each query head a score that takes part in the softmax and has no value, `[n_heads]`.
+    pub sinks: Option<&'a [f32]>,
 }
 
 thread_local! {
@@ -143,11 +147,23 @@ impl PagedAttention<'_> {
         if let Some(HeadNorms { query, key, .. }) = self.head_norms {
             assert!(query.len() == head_dim && key.len() == head_dim);
         }
+        assert!(self.query_scales.is_none_or(|scales| scales.len() == n_tokens));
+        assert!(self.sinks.is_none_or(|sinks| sinks.len() == self.n_heads));
     }
 
     /// Elements of the queries, keys and values of a token.
     fn row_len(&self) -> usize {
         (self.n_heads + 2 * self.layout.n_kv_heads) * self.layout.head_dim
+    }
+
+    /// Factor of the scores of a query, given its row in the batch.
+    fn query_scale(&self, row: usize) -> f32 {
+        self.query_scales.map_or(self.scale, |scales| self.scale * scales[row])
+    }
+
+    /// The sink of a query head.
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.map(|sinks| sinks[head])
     }
 
     /// Query heads that share a key head (GQA).

@@ -9,6 +9,8 @@ pub struct HeadNorms<'a> {
     pub key: &'a [f32],
     /// Added to the mean square before the root.
     pub eps: f32,
+    /// Whether the norms come after the rotary embedding instead of before it.
+    pub after_rope: bool,
 }
 
 /// Cosines and sines of the rotary position embedding of each token in a batch. Elements `i` and
@@ -46,27 +48,54 @@ impl RopeTable<'_> {
     }
 }
 
-/// An RMS norm's weights, and the number added to the mean square.
-pub(super) type RmsParams<'a> = (&'a [f32], f32);
+/// The norm of one head; see [`HeadNorms`].
+#[derive(Clone, Copy)]
+pub(super) struct HeadNorm<'a> {
+    weight: &'a [f32],
+    eps: f32,
+    after_rope: bool,
+}
 
-/// Applies the norm of heads, the rotary embedding and a scale, in this order and where there are any, to a
-/// head of a token of the batch in place.
-#[inline(always)]
-pub(super) fn norm_rope_scale(
-    head: &mut [f32],
-    norm: Option<RmsParams>,
-    rope: Option<(&RopeTable, usize)>,
-    scale: f32,
-) {
-    if let Some((weight, eps)) = norm {
+impl<'a> HeadNorms<'a> {
+    /// The norm of query heads.
+    pub(super) fn query_norm(self) -> HeadNorm<'a> {
+        HeadNorm { weight: self.query, eps: self.eps, after_rope: self.after_rope }
+    }
+
+    /// The norm of key heads.
+    pub(super) fn key_norm(self) -> HeadNorm<'a> {
+        HeadNorm { weight: self.key, eps: self.eps, after_rope: self.after_rope }
+    }
+}
+
+impl HeadNorm<'_> {
+    #[inline(always)]
+    fn apply(self, head: &mut [f32]) {
         let squares: f32 = head.iter().map(|x| x * x).sum();
-        let factor = 1.0 / (squares / head.len() as f32 + eps).sqrt();
-        for (x, weight) in head.iter_mut().zip(weight) {
+        let factor = 1.0 / (squares / head.len() as f32 + self.eps).sqrt();
+        for (x, weight) in head.iter_mut().zip(self.weight) {
             *x *= factor * weight;
         }
     }
+}
+
+/// Applies the norm of heads, the rotary embedding and a scale, where there are any, to a head of a token of the
+/// batch in place. The scale comes last.
+#[inline(always)]
+pub(super) fn norm_rope_scale(
+    head: &mut [f32],
+    norm: Option<HeadNorm>,
+    rope: Option<(&RopeTable, usize)>,
+    scale: f32,
+) {
+    if let Some(norm) = norm.filter(|norm| !norm.after_rope) {
+        norm.apply(head);
+    }
     if let Some((rope, token)) = rope {
         rope.rotate(token, head);
+    }
+    if let Some(norm) = norm.filter(|norm| norm.after_rope) {
+        norm.apply(head);
     }
     if scale != 1.0 {
         for x in head {

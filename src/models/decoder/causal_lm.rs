@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 use candle_core::{Device, Tensor};
 
-use super::config::{KvLayerIndex, ModelConfig};
+use super::config::{KvLayerIndex, LayerConfig, ModelConfig, ScoreGrowth};
 use super::layer::{DecoderLayer, LayerContext};
 use super::loader::DecoderLoader;
 use crate::error::Result;
@@ -15,7 +15,7 @@ use crate::models::forward_input::{ForwardInput, Span};
 use crate::models::kv_cache::KvCache;
 use crate::models::layers::attention::{causal_mask, softcap};
 use crate::models::layers::linear::{Linear, Weight, concat_linear};
-use crate::models::layers::norm::RmsNorm;
+use crate::models::layers::norm::{RmsNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
 use crate::models::load::Weights;
 use crate::models::model::Decoder;
@@ -28,6 +28,7 @@ pub struct CausalLm {
     backend: Backend,
     /// `[n_vocab, hidden]`
     embedding: Weight,
+    embedding_norm: Option<RmsNorm>,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Linear,
@@ -56,18 +57,21 @@ impl AddAssign for OpCost {
     }
 }
 
-/// The settings that determine rotary tables and attention masks; layers of one kind share these.
+/// The settings that determine rotary tables, attention masks and query scales; layers of one kind share these.
 #[derive(PartialEq)]
 struct LayerKind {
     rope: Option<Rope>,
     window: Option<usize>,
+    score_growth: Option<ScoreGrowth>,
 }
 
-/// The rotary table and the attention masks of one batch in layers of one kind.
+/// The rotary table, the attention masks and the query scales of one batch in layers of one kind.
 struct KindContext {
     cos_sin: Option<CosSinCache>,
     /// One mask per sequence; `None` where the kernels mask or nothing is hidden.
     masks: Vec<Option<Tensor>>,
+    /// `[n_tokens]`
+    query_scales: Option<Vec<f32>>,
 }
 
 impl CausalLm {
@@ -81,13 +85,17 @@ impl CausalLm {
         let head = loader.head(&embedding)?;
         let layers = (0..config.layers.len()).map(|idx| loader.layer(idx)).collect::<Result<Vec<_>>>()?;
         let norm = loader.final_norm()?;
+        let embedding_norm = config
+            .normed_embeddings
+            .then(|| RmsNorm { weight: vec![1.0; config.hidden_size], eps: config.rms_norm_eps as f32 });
 
         let mut kinds = Vec::new();
         let layer_kinds = config
             .layers
             .iter()
             .map(|layer| {
-                let kind = LayerKind { rope: layer.rope.clone(), window: layer.window };
+                let LayerConfig { rope, window, score_growth, .. } = layer.clone();
+                let kind = LayerKind { rope, window, score_growth };
                 kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
                     kinds.push(kind);
                     kinds.len() - 1
@@ -97,6 +105,7 @@ impl CausalLm {
         Ok(Self {
             backend,
             embedding,
+            embedding_norm,
             layers,
             norm,
             head,
@@ -124,10 +133,11 @@ impl CausalLm {
         &self.profile
     }
 
-    /// Computes what every layer of a kind needs in this batch: the rotary table and, for the reference
-    /// backend, the attention mask of each sequence.
+    /// Computes what every layer of a kind needs in this batch: the rotary table, the query scales and, for the
+    /// reference backend, the attention mask of each sequence.
     fn kind_context(&self, kind: &LayerKind, input: &ForwardInput) -> Result<KindContext> {
-        let LayerKind { rope, window } = kind;
+        let LayerKind { rope, window, score_growth } = kind;
+        let positions = input.spans.iter().flat_map(|span| span.start..span.start + span.len);
         let mask = |span: &Span| match self.backend {
             Backend::Kernels(_) | Backend::KernelsBf16(_) => Ok(None),
             Backend::Reference => {
@@ -138,6 +148,7 @@ impl CausalLm {
         Ok(KindContext {
             cos_sin: rope.as_ref().map(|rope| CosSinCache::new(rope, &input.spans)),
             masks: input.spans.iter().map(mask).collect::<Result<_>>()?,
+            query_scales: score_growth.map(|growth| positions.map(|idx| growth.factor(idx)).collect()),
         })
     }
 }
@@ -153,6 +164,9 @@ impl Decoder for CausalLm {
         if let Some(scale) = self.config.embedding_scale {
             x = (x * scale)?;
         }
+        if let Some(norm) = &self.embedding_norm {
+            x = norm.apply(self.backend.isa(), &x)?;
+        }
         let kinds =
             self.kinds.iter().map(|kind| self.kind_context(kind, input)).collect::<Result<Vec<_>>>()?;
         let kv_layouts: Vec<KvLayout> = (0..kv.n_groups()).map(|group| kv.layout(group)).collect();
@@ -167,12 +181,17 @@ impl Decoder for CausalLm {
                 window: self.kinds[kind].window,
                 cos_sin: kinds[kind].cos_sin.as_ref(),
                 masks: &kinds[kind].masks,
+                query_scales: kinds[kind].query_scales.as_deref(),
                 profile: &self.profile,
             };
             x = layer.forward(&x, &mut sequences[kv_index.group_idx], &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
         let logits = concat_linear(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
+        let logits = match self.config.logit_scale {
+            Some(scale) => (logits * scale)?,
+            None => logits,
+        };
         let logits = match self.config.logit_softcap {
             Some(cap) => softcap(&logits, cap)?,
             None => logits,

@@ -36,16 +36,26 @@ pub struct ModelConfig {
     pub n_vocab: usize,
     /// The maximum number of tokens in a sequence, prompt and generated ones together.
     pub context_length: usize,
-    /// The epsilon of every RMS norm.
+    /// The epsilon of every RMS norm but those of outputs.
     pub rms_norm_eps: f64,
+    /// The epsilon of the norms of attention and MLP outputs.
+    pub post_norm_eps: f64,
+    /// The norm of queries and keys, in models that have one.
+    pub qk_norm: QkNorm,
     /// The factor that attention scores are scaled by.
     pub attention_scale: f64,
     /// The softcap of attention scores.
     pub attention_softcap: Option<f64>,
+    /// The factor of logits, before their softcap.
+    pub logit_scale: Option<f64>,
     /// The softcap of logits.
     pub logit_softcap: Option<f64>,
     /// The factor that token embeddings are scaled by.
     pub embedding_scale: Option<f64>,
+    /// Whether token embeddings are normed, without weights.
+    pub normed_embeddings: bool,
+    /// The factor that the outputs of attention and MLPs are scaled by before they are added to the residual.
+    pub residual_scale: f64,
     /// The activation function of the MLPs.
     pub activation: ActivationFn,
     /// The mixture of experts, in models that have one.
@@ -67,8 +77,42 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// The rotary embedding of queries and keys; `None` in layers without positions (NoPE).
     pub rope: Option<Rope>,
+    /// The growth of attention scores with the position of the query.
+    pub score_growth: Option<ScoreGrowth>,
     /// Whether the MLP is a mixture of experts.
     pub is_moe: bool,
+}
+
+/// The vectors that queries and keys are normed over, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum QkNorm {
+    /// Each head, before the rotary embedding.
+    #[default]
+    Head,
+    /// Each head, after the rotary embedding.
+    RotatedHead,
+    /// The projection's whole row, all heads together, before the rotary embedding.
+    Projection,
+    /// Each head, before the rotary embedding. The checkpoint has no weights: those of queries are all this factor,
+    /// those of keys one.
+    Unweighted(f64),
+}
+
+/// Attention scores that grow with the position of the query, as in Llama 4: the factor of a query at `position` is
+/// `1 + beta * ln(1 + floor(position / original_context))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoreGrowth {
+    /// The growth per natural logarithm.
+    pub beta: f64,
+    /// The number of positions to the first growth.
+    pub original_context: f64,
+}
+
+impl ScoreGrowth {
+    /// The factor of the scores of a query.
+    pub fn factor(&self, position: usize) -> f32 {
+        (1.0 + self.beta * (position as f64 / self.original_context).floor().ln_1p()) as f32
+    }
 }
 
 /// The configuration of a mixture of experts.
@@ -82,6 +126,9 @@ pub struct MoeConfig {
     pub intermediate_size: usize,
     /// Whether a token's expert weights are normalized to a sum of one.
     pub normalize_weights: bool,
+    /// The width of the expert that every token goes through, in mixtures that have one. A sigmoid gate scales its
+    /// output.
+    pub shared_intermediate_size: Option<usize>,
 }
 
 const N_KV_HEADS: ConfigKey = ConfigKey::new("num_key_value_heads", "attention.head_count_kv");
@@ -91,6 +138,14 @@ const TIED_HEAD: ConfigKey = ConfigKey::json("tie_word_embeddings");
 const HIDDEN_ACTIVATION: ConfigKey = ConfigKey::json("hidden_activation");
 const WINDOW: ConfigKey = ConfigKey::new("sliding_window", "attention.sliding_window");
 const WINDOW_ENABLED: ConfigKey = ConfigKey::json("use_sliding_window");
+const WINDOW_PATTERN: ConfigKey = ConfigKey::gguf("attention.sliding_window_pattern");
+const N_EXPERTS: ConfigKey = ConfigKey::new("num_experts", "expert_count");
+/// The name in Mixtral, and in others since `transformers` 5.
+const N_LOCAL_EXPERTS: ConfigKey = ConfigKey::new("num_local_experts", "expert_count");
+const EXPERTS_PER_TOKEN: ConfigKey = ConfigKey::new("num_experts_per_tok", "expert_used_count");
+const MOE_INTERMEDIATE_SIZE: ConfigKey =
+    ConfigKey::new("moe_intermediate_size", "expert_feed_forward_length");
+const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::json("norm_topk_prob");
 
 /// Layers with the same attention window, which share KV cache blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +202,7 @@ impl ModelConfig {
         let n_layers = checkpoint.required(N_LAYERS)?;
         let activation = checkpoint.string(HIDDEN_ACTIVATION)?.or(checkpoint.string(HIDDEN_ACT)?);
         let head_dim = checkpoint.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
+        let eps = checkpoint.float(RMS_NORM_EPS)?.ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?;
         let mut config = Self {
             family,
             layouts,
@@ -157,11 +213,16 @@ impl ModelConfig {
             head_dim,
             n_vocab,
             context_length: checkpoint.required(CONTEXT_LENGTH)?,
-            rms_norm_eps: checkpoint.float(RMS_NORM_EPS)?.ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?,
+            rms_norm_eps: eps,
+            post_norm_eps: eps,
+            qk_norm: QkNorm::default(),
             attention_scale: 1.0 / (head_dim as f64).sqrt(),
             attention_softcap: None,
+            logit_scale: None,
             logit_softcap: None,
             embedding_scale: None,
+            normed_embeddings: false,
+            residual_scale: 1.0,
             activation: activation.map_or(Ok(ActivationFn::Silu), ActivationFn::from_name)?,
             moe: None,
             layers: Vec::new(),
@@ -209,8 +270,8 @@ impl ModelConfig {
         self.layers.iter().map(place).collect()
     }
 
-    /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` calls sliding.
-    /// In a checkpoint without `layer_types` these are the layers whose index `is_sliding` accepts.
+    /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` or the flags of a GGUF
+    /// file call sliding. In a checkpoint with neither, these are the layers whose index `is_sliding` accepts.
     ///
     /// # Errors
     /// When a setting is of the wrong type.
@@ -222,10 +283,11 @@ impl ModelConfig {
         let is_enabled = checkpoint.boolean(WINDOW_ENABLED)?.unwrap_or(true);
         let window = checkpoint.integer(WINDOW)?.filter(|&window| is_enabled && window > 0);
         let kinds = checkpoint.array(LAYER_TYPES);
+        let flags = checkpoint.booleans(WINDOW_PATTERN);
         for (idx, layer) in self.layers.iter_mut().enumerate() {
             let is_sliding = match kinds.and_then(|kinds| kinds.get(idx)) {
                 Some(kind) => kind == SLIDING_ATTENTION,
-                None => is_sliding(idx),
+                None => flags.and_then(|flags| flags.get(idx).copied()).unwrap_or_else(|| is_sliding(idx)),
             };
             layer.window = window.filter(|_| is_sliding);
         }
@@ -253,19 +315,43 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Checks that tokens are routed to at least one expert and at most all of them.
+    /// Checks that tokens are routed to at least one expert and at most all of them, and that sizes are possible.
     ///
     /// # Errors
     /// When they are not.
     pub(super) fn check_moe(&self) -> Result<()> {
-        match self.moe {
-            Some(MoeConfig { n_experts, experts_per_token, .. })
-                if experts_per_token == 0 || experts_per_token > n_experts =>
-            {
-                Err(impossible(format_args!("{experts_per_token} experts per token of {n_experts}")))
-            }
-            _ => Ok(()),
+        let Some(moe) = &self.moe else { return Ok(()) };
+        let MoeConfig { n_experts, experts_per_token, .. } = *moe;
+        if experts_per_token == 0 || experts_per_token > n_experts {
+            return Err(impossible(format_args!("{experts_per_token} experts per token of {n_experts}")));
         }
+        check_sizes(&[
+            ("experts", n_experts, 1 << 16),
+            ("expert size", moe.intermediate_size, 1 << 24),
+            ("shared expert size", moe.shared_intermediate_size.unwrap_or(1), 1 << 24),
+        ])
+    }
+}
+
+impl MoeConfig {
+    /// Reads the mixture of experts. Expert weights are normalized where the checkpoint does not say.
+    ///
+    /// # Errors
+    /// When a setting is missing or of the wrong type.
+    pub(super) fn from_checkpoint(checkpoint: &CheckpointConfig) -> Result<Self> {
+        Ok(Self {
+            n_experts: match checkpoint.integer(N_EXPERTS)? {
+                Some(n_experts) => n_experts,
+                None => checkpoint.required(N_LOCAL_EXPERTS)?,
+            },
+            experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
+            intermediate_size: match checkpoint.integer(MOE_INTERMEDIATE_SIZE)? {
+                Some(size) => size,
+                None => checkpoint.required(INTERMEDIATE_SIZE)?,
+            },
+            normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
+            shared_intermediate_size: None,
+        })
     }
 }
 

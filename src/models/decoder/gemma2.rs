@@ -17,9 +17,10 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     layouts: CheckpointLayouts {
         safetensors: DecoderLayout {
             attention_post_norm: Some("post_attention_layernorm"),
-            mlp_norm: "pre_feedforward_layernorm",
+            mlp_norm: Some("pre_feedforward_layernorm"),
             mlp_post_norm: Some("post_feedforward_layernorm"),
             norm_offset: 1.0,
+            final_norm_offset: 1.0,
             ..DecoderLayout::SAFETENSORS
         },
         gguf: DecoderLayout {

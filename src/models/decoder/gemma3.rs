@@ -5,7 +5,7 @@ use super::config::ModelConfig;
 use super::family::DecoderFamily;
 use super::gemma2::{self, set_gemma_scales};
 use super::layout::DecoderLayout;
-use super::qwen3::{GGUF_HEAD_NORMS, SAFETENSORS_HEAD_NORMS};
+use super::qwen3::{GGUF_QK_NORMS, SAFETENSORS_QK_NORMS};
 use crate::error::Result;
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 use crate::models::family::{CheckpointLayouts, SLIDING_ATTENTION};
@@ -29,10 +29,10 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     describe,
     layouts: CheckpointLayouts {
         safetensors: DecoderLayout {
-            head_norms: Some(SAFETENSORS_HEAD_NORMS),
+            qk_norms: Some(SAFETENSORS_QK_NORMS),
             ..gemma2::FAMILY.layouts.safetensors
         },
-        gguf: DecoderLayout { head_norms: Some(GGUF_HEAD_NORMS), ..gemma2::FAMILY.layouts.gguf },
+        gguf: DecoderLayout { qk_norms: Some(GGUF_QK_NORMS), ..gemma2::FAMILY.layouts.gguf },
     },
 };
 

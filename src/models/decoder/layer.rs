@@ -5,12 +5,13 @@
 //! 3. output projection and its norm, added to the residual
 //! 4. norm, gate and up projections, activation, and down projection, added to the residual
 //!
-//! Norms that a family lacks are left out. A norm after the down projection is an operation of its own, and a
-//! mixture of experts is two operations per expert.
+//! Norms that a family lacks are left out. A norm of whole projections, a gate of the attention output and a norm
+//! after the down projection are operations of their own, and a mixture of experts is two operations per expert.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
+use candle_nn::ops::sigmoid;
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, QkNorm};
 use crate::error::Result;
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
@@ -19,7 +20,7 @@ use crate::models::backend::Backend;
 use crate::models::kv_cache::write_and_gather;
 use crate::models::layers::attention::{AttentionParams, attention};
 use crate::models::layers::linear::{Linear, ResidualAdd, concat_linear, linear_residual, mlp};
-use crate::models::layers::mlp::{GatedMlp, MoE};
+use crate::models::layers::mlp::{GatedMlp, MoE, SharedExpert};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
 use crate::models::profile::{ForwardOp, ForwardProfile};
@@ -28,21 +29,25 @@ use crate::models::profile::{ForwardOp, ForwardProfile};
 #[derive(Debug, Clone)]
 pub struct DecoderLayer {
     /// The norm before attention.
-    pub attention_norm: RmsNorm,
+    pub attention_norm: Option<RmsNorm>,
     /// The query projection, `[n_heads * head_dim, hidden]`.
     pub query: Linear,
     /// The key projection, `[n_kv_heads * head_dim, hidden]`.
     pub key: Linear,
     /// The value projection, `[n_kv_heads * head_dim, hidden]`.
     pub value: Linear,
-    /// The norms of each query head and of each key head.
-    pub head_norms: Option<(RmsNorm, RmsNorm)>,
+    /// The norms of queries and of keys; [`QkNorm`] says over what.
+    pub qk_norms: Option<(RmsNorm, RmsNorm)>,
+    /// The attention sinks, `[n_heads]`.
+    pub sinks: Option<Vec<f32>>,
+    /// The projection of the sigmoid gate of the attention output, `[n_heads * head_dim, hidden]`.
+    pub attention_gate: Option<Linear>,
     /// The output projection of attention, `[hidden, n_heads * head_dim]`.
     pub output: Linear,
     /// The norm of the attention output before it is added to the residual.
     pub attention_post_norm: Option<RmsNorm>,
     /// The norm before the MLP.
-    pub mlp_norm: RmsNorm,
+    pub mlp_norm: Option<RmsNorm>,
     /// The MLP or the mixture of experts.
     pub mlp: FeedForward,
     /// The norm of the MLP output before it is added to the residual.
@@ -70,6 +75,8 @@ pub struct LayerContext<'a> {
     pub layer_idx: usize,
     /// The attention window of this layer.
     pub window: Option<usize>,
+    /// The factor of each query's scores, `[n_tokens]`.
+    pub query_scales: Option<&'a [f32]>,
     /// The rotary table of the batch.
     pub cos_sin: Option<&'a CosSinCache>,
     /// The mask of each sequence over the keys from [`window_start`] on, for the reference backend.
@@ -91,28 +98,55 @@ impl DecoderLayer {
         context: &LayerContext,
     ) -> Result<Tensor> {
         let profile = context.profile;
-        let qkv = concat_linear(Some(&self.attention_norm), &[&self.query, &self.key, &self.value], x)?;
+        let scale = context.config.residual_scale as f32;
+        let norm = self.attention_norm.as_ref().map(|norm| norm as &dyn RowNorm);
+        let qkv = concat_linear(norm, &[&self.query, &self.key, &self.value], x)?;
+        let qkv = self.norm_projections(qkv, context)?;
         profile.lap(ForwardOp::Qkv);
         let attended = self.attend(&qkv, sequences, context)?;
         profile.lap(ForwardOp::Attention);
-        let add = ResidualAdd { norm: self.attention_post_norm.as_ref(), scale: 1.0 };
+        let attended = match &self.attention_gate {
+            Some(gate) => (attended * sigmoid(&concat_linear(norm, &[gate], x)?)?)?,
+            None => attended,
+        };
+        let add = ResidualAdd { norm: self.attention_post_norm.as_ref(), scale };
         let x = linear_residual(&self.output, add, &attended, x)?;
         profile.lap(ForwardOp::Output);
+        let norm = self.mlp_norm.as_ref().map(|norm| norm as &dyn RowNorm);
+        let add = ResidualAdd { norm: self.mlp_post_norm.as_ref(), scale };
         match &self.mlp {
             FeedForward::Dense(dense) => {
-                let add = ResidualAdd { norm: self.mlp_post_norm.as_ref(), scale: 1.0 };
-                let y = mlp(Some(&self.mlp_norm), dense.up_projection(), &dense.down, add, &x)?;
+                let y = mlp(norm, dense.up_projection(), &dense.down, add, &x)?;
                 profile.lap(ForwardOp::Mlp);
                 Ok(y)
             }
             FeedForward::MoE(moe) => {
-                let y = moe.forward(&self.mlp_norm.forward(&x)?)?;
-                let y = self.mlp_post_norm.as_ref().map_or_else(|| Ok(y.clone()), |norm| norm.forward(&y))?;
-                let y = (y + x)?;
+                let normed = norm.map(|norm| norm.forward(&x)).transpose()?;
+                let y = add.forward(&moe.forward(normed.as_ref().unwrap_or(&x))?, &x)?;
                 profile.lap(ForwardOp::Experts);
                 Ok(y)
             }
         }
+    }
+
+    /// Norms the whole rows of queries and keys, in families that do so.
+    fn norm_projections(&self, qkv: Tensor, context: &LayerContext) -> Result<Tensor> {
+        let Some((query_norm, key_norm)) =
+            self.qk_norms.as_ref().filter(|_| context.config.qk_norm == QkNorm::Projection)
+        else {
+            return Ok(qkv);
+        };
+        let (n_query, n_key) = (query_norm.weight.len(), key_norm.weight.len());
+        let part = |start: usize, n: usize| qkv.narrow(D::Minus1, start, n)?.contiguous();
+        let (query, key) = (part(0, n_query)?, part(n_query, n_key)?);
+        let value = part(n_query + n_key, n_key)?;
+        let isa = context.backend.isa();
+        Ok(Tensor::cat(&[query_norm.apply(isa, &query)?, key_norm.apply(isa, &key)?, value], D::Minus1)?)
+    }
+
+    /// The norms of query and key heads, in families that norm heads.
+    fn head_norms(&self, config: &ModelConfig) -> Option<&(RmsNorm, RmsNorm)> {
+        self.qk_norms.as_ref().filter(|_| config.qk_norm != QkNorm::Projection)
     }
 
     /// The matrices that a token is multiplied with, each with its operation and its number of uses. Experts
@@ -124,6 +158,7 @@ impl DecoderLayer {
             (ForwardOp::Qkv, &self.value, 1),
             (ForwardOp::Output, &self.output, 1),
         ];
+        matrices.extend(self.attention_gate.iter().map(|gate| (ForwardOp::Output, gate, 1)));
         match &self.mlp {
             FeedForward::Dense(GatedMlp { gate, up, down, .. }) => {
                 matrices.extend([gate, up, down].map(|matrix| (ForwardOp::Mlp, matrix, 1)));
@@ -132,6 +167,10 @@ impl DecoderLayer {
                 matrices.push((ForwardOp::Experts, &moe.router, 1));
                 let expert = moe.experts.iter().take(1).flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
                 matrices.extend(expert.map(|matrix| (ForwardOp::Experts, matrix, moe.experts_per_token)));
+                let shared = moe.shared.iter().flat_map(|SharedExpert { mlp, output_gate }| {
+                    [&mlp.gate, &mlp.up, &mlp.down, output_gate]
+                });
+                matrices.extend(shared.map(|matrix| (ForwardOp::Experts, matrix, 1)));
             }
         }
         matrices
@@ -157,12 +196,15 @@ impl DecoderLayer {
             scale: config.attention_scale as f32,
             softcap: config.attention_softcap.map(|cap| cap as f32),
             window: context.window,
-            head_norms: self.head_norms.as_ref().map(|(query, key)| HeadNorms {
+            head_norms: self.head_norms(config).map(|(query, key)| HeadNorms {
                 query: &query.weight,
                 key: &key.weight,
                 eps: query.eps,
+                after_rope: config.qk_norm == QkNorm::RotatedHead,
             }),
             rope: context.cos_sin.map(CosSinCache::kernel_params),
+            query_scales: context.query_scales,
+            sinks: self.sinks.as_deref(),
         }
     }
 
@@ -182,15 +224,24 @@ impl DecoderLayer {
         let mut query = heads(0, n_heads)?;
         let mut key = heads(n_heads, n_kv_heads)?;
         let value = heads(n_heads + n_kv_heads, n_kv_heads)?;
-        if let Some((query_norm, key_norm)) = &self.head_norms {
+        let head_norms = self.head_norms(context.config);
+        let after_rope = context.config.qk_norm == QkNorm::RotatedHead;
+        if let Some((query_norm, key_norm)) = head_norms.filter(|_| !after_rope) {
             (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
         }
         if let Some(cos_sin) = context.cos_sin {
             (query, key) = (cos_sin.apply(&query)?, cos_sin.apply(&key)?);
         }
+        if let Some((query_norm, key_norm)) = head_norms.filter(|_| after_rope) {
+            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
+        }
+        if let Some(scales) = context.query_scales {
+            query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &Device::Cpu)?)?;
+        }
         let params = AttentionParams {
             scale: context.config.attention_scale,
             softcap: context.config.attention_softcap,
+            sinks: self.sinks.as_deref(),
         };
         let mut row = 0;
         let mut outputs = Vec::with_capacity(sequences.len());
@@ -216,13 +267,12 @@ impl DecoderLayer {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::kernels::attention::kv_block::KvFormat;
     use crate::kernels::isa::Isa;
     use crate::kernels::matmul::ActivationFn;
     use crate::models::decoder::LayerConfig;
+    use crate::models::decoder::config::ScoreGrowth;
     use crate::models::layers::attention::causal_mask;
     use crate::models::layers::linear::Weight;
     use crate::models::rope::{Rope, RopeScaling};
@@ -244,7 +294,7 @@ mod tests {
     }
 
     /// A layer in which only attention, without its projections, is used.
-    fn layer(head_dim: usize, has_norms: bool) -> DecoderLayer {
+    fn layer(head_dim: usize, has_norms: bool, sinks: Option<&[f32]>) -> DecoderLayer {
         let empty = || {
             Linear::new(
                 Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap()),
@@ -254,14 +304,16 @@ mod tests {
         let norm = |seed| RmsNorm { weight: values(head_dim, seed), eps: 1e-5 };
         let mlp = GatedMlp { gate: empty(), up: empty(), down: empty(), activation: ActivationFn::Silu };
         DecoderLayer {
-            attention_norm: norm(0),
+            attention_norm: None,
             query: empty(),
             key: empty(),
             value: empty(),
-            head_norms: has_norms.then(|| (norm(1), norm(2))),
+            qk_norms: has_norms.then(|| (norm(1), norm(2))),
+            sinks: sinks.map(<[f32]>::to_vec),
+            attention_gate: None,
             output: empty(),
             attention_post_norm: None,
-            mlp_norm: norm(3),
+            mlp_norm: None,
             mlp: FeedForward::Dense(mlp),
             mlp_post_norm: None,
         }
@@ -304,12 +356,16 @@ mod tests {
                     causal_mask(span.start..end, first..end, window).unwrap()
                 })
                 .collect();
+            let growth = ScoreGrowth { beta: 0.3, original_context: 20.0 };
+            let positions = input.spans.iter().flat_map(|span| span.start..span.start + span.len);
+            let query_scales: Vec<f32> = positions.map(|position| growth.factor(position)).collect();
             let context = LayerContext {
                 config,
                 backend,
                 kv_layout: kv.layout(0),
                 layer_idx: 0,
                 window,
+                query_scales: layer.sinks.is_some().then_some(&query_scales[..]),
                 cos_sin: cos_sin.as_ref(),
                 masks: &masks,
                 profile: &ForwardProfile::default(),
@@ -325,16 +381,20 @@ mod tests {
     fn the_attention_kernel_equals_the_reference() {
         let rope =
             |rotary_dim| Rope { theta: 1e4, rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 };
-        for (n_heads, n_kv_heads, head_dim, window, softcap, has_norms, rotary_dim) in [
-            (9, 3, 64, None, None, false, Some(64)),
-            (4, 4, 20, Some(30), None, true, Some(8)),
-            (5, 1, 96, Some(300), Some(5.0), false, None),
-            (2, 2, 6, None, Some(3.0), true, Some(6)),
+        // Sinks below, among and far above the scores; those layers also have scores that grow with the position.
+        let sinks = [-30.0, 0.5, 200.0, 3.0, 8.0];
+        for (n_heads, n_kv_heads, head_dim, window, softcap, has_norms, rotary_dim, has_sinks, qk_norm) in [
+            (9, 3, 64, None, None, false, Some(64), false, QkNorm::Head),
+            (4, 4, 20, Some(30), None, true, Some(8), false, QkNorm::Head),
+            (5, 1, 96, Some(300), Some(5.0), false, None, true, QkNorm::Head),
+            (2, 2, 6, None, Some(3.0), true, Some(6), false, QkNorm::Head),
+            (4, 2, 16, Some(30), None, true, Some(16), true, QkNorm::RotatedHead),
         ] {
-            let config = config(n_heads, n_kv_heads, head_dim, softcap);
-            let layer = layer(head_dim, has_norms);
+            let config = ModelConfig { qk_norm, ..config(n_heads, n_kv_heads, head_dim, softcap) };
+            let layer = layer(head_dim, has_norms, has_sinks.then_some(&sinks[..n_heads.min(5)]));
             let rope = rotary_dim.map(rope);
-            for (format, bound) in [(KvFormat::F32, 2e-5), (KvFormat::F16, 2e-5), (KvFormat::Int8, 2e-2)] {
+            // A key may be rounded to another half-precision neighbor.
+            for (format, bound) in [(KvFormat::F32, 2e-5), (KvFormat::F16, 1e-4), (KvFormat::Int8, 2e-2)] {
                 let attend = |backend| attend(&config, &layer, backend, format, (rope.as_ref(), window));
                 let expected = attend(Backend::Reference);
                 for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {

@@ -15,17 +15,21 @@ pub struct DecoderLayout {
     /// The prefix of a layer's number.
     pub layers: &'static str,
     /// The norm before attention.
-    pub attention_norm: &'static str,
+    pub attention_norm: Option<&'static str>,
     /// The query, key and value projections.
     pub qkv: Qkv,
-    /// The norms of each query and key head before the rotary embedding.
-    pub head_norms: Option<HeadNormNames>,
+    /// The norms of queries and keys; see [`QkNorm`](super::config::QkNorm).
+    pub qk_norms: Option<QkNormNames>,
+    /// The attention sinks, by the tensor's whole name.
+    pub sinks: Option<&'static str>,
+    /// The projection of the sigmoid gate of the attention output.
+    pub attention_gate: Option<&'static str>,
     /// The output projection of attention.
     pub output: &'static str,
     /// The norm of the attention output before it is added to the residual.
     pub attention_post_norm: Option<&'static str>,
     /// The norm before the MLP.
-    pub mlp_norm: &'static str,
+    pub mlp_norm: Option<&'static str>,
     /// The gate and up projections.
     pub gate_up: GateUp,
     /// The down projection.
@@ -36,19 +40,36 @@ pub struct DecoderLayout {
     pub router: &'static str,
     /// The experts of a mixture.
     pub experts: ExpertNames,
-    /// The offset added to the weights of every norm.
+    /// The shared expert of a mixture.
+    pub shared_expert: SharedExpertNames,
+    /// The offset added to the weights of the norms in layers.
     pub norm_offset: f64,
+    /// The offset added to the weights of the norm before the head.
+    pub final_norm_offset: f64,
     /// Whether the rows of query and key heads are stored with the pairs of the rotary embedding interleaved.
     pub interleaved_rope: bool,
 }
 
-/// The names of the query and key head norms.
+/// The names of the query and key norms.
 #[derive(Debug, Clone, Copy)]
-pub struct HeadNormNames {
-    /// The norm of query heads.
+pub struct QkNormNames {
+    /// The norm of queries.
     pub query: &'static str,
-    /// The norm of key heads.
+    /// The norm of keys.
     pub key: &'static str,
+}
+
+/// The tensor names of the expert that every token goes through.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedExpertNames {
+    /// The gate projection.
+    pub gate: &'static str,
+    /// The up projection.
+    pub up: &'static str,
+    /// The down projection.
+    pub down: &'static str,
+    /// The projection to the sigmoid gate of the expert's output.
+    pub output_gate: &'static str,
 }
 
 /// The tensor names of a mixture's experts.
@@ -83,12 +104,14 @@ impl DecoderLayout {
         norm: "model.norm",
         head: "lm_head",
         layers: "model.layers",
-        attention_norm: "input_layernorm",
+        attention_norm: Some("input_layernorm"),
         qkv: Qkv::Split { query: "self_attn.q_proj", key: "self_attn.k_proj", value: "self_attn.v_proj" },
-        head_norms: None,
+        qk_norms: None,
+        sinks: None,
+        attention_gate: None,
         output: "self_attn.o_proj",
         attention_post_norm: None,
-        mlp_norm: "post_attention_layernorm",
+        mlp_norm: Some("post_attention_layernorm"),
         gate_up: GateUp::Split { gate: "mlp.gate_proj", up: "mlp.up_proj" },
         down: "mlp.down_proj",
         mlp_post_norm: None,
@@ -99,7 +122,14 @@ impl DecoderLayout {
             up: "up_proj",
             down: "down_proj",
         },
+        shared_expert: SharedExpertNames {
+            gate: "mlp.shared_expert.gate_proj",
+            up: "mlp.shared_expert.up_proj",
+            down: "mlp.shared_expert.down_proj",
+            output_gate: "mlp.shared_expert_gate",
+        },
         norm_offset: 0.0,
+        final_norm_offset: 0.0,
         interleaved_rope: false,
     };
 
@@ -109,18 +139,27 @@ impl DecoderLayout {
         norm: "output_norm",
         head: "output",
         layers: "blk",
-        attention_norm: "attn_norm",
+        attention_norm: Some("attn_norm"),
         qkv: Qkv::Split { query: "attn_q", key: "attn_k", value: "attn_v" },
-        head_norms: None,
+        qk_norms: None,
+        sinks: None,
+        attention_gate: None,
         output: "attn_output",
         attention_post_norm: None,
-        mlp_norm: "ffn_norm",
+        mlp_norm: Some("ffn_norm"),
         gate_up: GateUp::Split { gate: "ffn_gate", up: "ffn_up" },
         down: "ffn_down",
         mlp_post_norm: None,
         router: "ffn_gate_inp",
         experts: ExpertNames::Stacked { gate: "ffn_gate_exps", up: "ffn_up_exps", down: "ffn_down_exps" },
+        shared_expert: SharedExpertNames {
+            gate: "ffn_gate_shexp",
+            up: "ffn_up_shexp",
+            down: "ffn_down_shexp",
+            output_gate: "ffn_gate_inp_shexp",
+        },
         norm_offset: 0.0,
+        final_norm_offset: 0.0,
         interleaved_rope: false,
     };
 }

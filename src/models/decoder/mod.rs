@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub use causal_lm::{CausalLm, OpCost};
-pub use config::{KvGroup, KvLayerIndex, LayerConfig, ModelConfig, MoeConfig};
+pub use config::{KvGroup, KvLayerIndex, LayerConfig, ModelConfig, MoeConfig, QkNorm, ScoreGrowth};
 pub use family::DecoderFamily;
 
 use self::config::TokenIds;

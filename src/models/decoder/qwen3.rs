@@ -1,7 +1,7 @@
 //! Qwen3: Qwen2 without biases, and with a norm of each query and key head.
 
 use super::family::DecoderFamily;
-use super::layout::{DecoderLayout, HeadNormNames};
+use super::layout::{DecoderLayout, QkNormNames};
 use super::qwen2::set_upper_windows;
 use crate::models::family::CheckpointLayouts;
 
@@ -11,12 +11,12 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     gguf_architectures: &["qwen3"],
     describe: set_upper_windows,
     layouts: CheckpointLayouts {
-        safetensors: DecoderLayout { head_norms: Some(SAFETENSORS_HEAD_NORMS), ..DecoderLayout::SAFETENSORS },
-        gguf: DecoderLayout { head_norms: Some(GGUF_HEAD_NORMS), ..DecoderLayout::GGUF },
+        safetensors: DecoderLayout { qk_norms: Some(SAFETENSORS_QK_NORMS), ..DecoderLayout::SAFETENSORS },
+        gguf: DecoderLayout { qk_norms: Some(GGUF_QK_NORMS), ..DecoderLayout::GGUF },
     },
     ..DecoderFamily::BASE
 };
 
-pub(super) const SAFETENSORS_HEAD_NORMS: HeadNormNames =
-    HeadNormNames { query: "self_attn.q_norm", key: "self_attn.k_norm" };
-pub(super) const GGUF_HEAD_NORMS: HeadNormNames = HeadNormNames { query: "attn_q_norm", key: "attn_k_norm" };
+pub(super) const SAFETENSORS_QK_NORMS: QkNormNames =
+    QkNormNames { query: "self_attn.q_norm", key: "self_attn.k_norm" };
+pub(super) const GGUF_QK_NORMS: QkNormNames = QkNormNames { query: "attn_q_norm", key: "attn_k_norm" };

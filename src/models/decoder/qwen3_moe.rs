@@ -17,26 +17,16 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     ..qwen3::FAMILY
 };
 
-const N_EXPERTS: ConfigKey = ConfigKey::new("num_experts", "expert_count");
-/// The name since `transformers` 5.
-const N_LOCAL_EXPERTS: ConfigKey = ConfigKey::new("num_local_experts", "expert_count");
-const EXPERTS_PER_TOKEN: ConfigKey = ConfigKey::new("num_experts_per_tok", "expert_used_count");
-const MOE_INTERMEDIATE_SIZE: ConfigKey =
-    ConfigKey::new("moe_intermediate_size", "expert_feed_forward_length");
-const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::json("norm_topk_prob");
 const SPARSE_STEP: ConfigKey = ConfigKey::json("decoder_sparse_step");
 
 fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
     set_upper_windows(checkpoint, config)?;
-    config.moe = Some(MoeConfig {
-        n_experts: match checkpoint.integer(N_EXPERTS)? {
-            Some(n_experts) => n_experts,
-            None => checkpoint.required(N_LOCAL_EXPERTS)?,
-        },
-        experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
-        intermediate_size: checkpoint.required(MOE_INTERMEDIATE_SIZE)?,
-        normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
-    });
+    config.moe = Some(MoeConfig::from_checkpoint(checkpoint)?);
+    set_sparse_layers(checkpoint, config)
+}
+
+/// Sets which layers are mixtures: every `decoder_sparse_step`-th that is not listed as dense.
+pub(super) fn set_sparse_layers(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
     let step = checkpoint.integer(SPARSE_STEP)?.unwrap_or(1).max(1);
     let dense = checkpoint.array("mlp_only_layers").unwrap_or_default();
     for (idx, layer) in config.layers.iter_mut().enumerate() {

@@ -199,7 +199,7 @@ fn attend_reference(
     if let Some(cos_sin) = layer_config.rope.map(|idx| &context.cos_sin[idx]) {
         (query, key) = (cos_sin.apply(&query)?, cos_sin.apply(&key)?);
     }
-    let params = AttentionParams { scale: context.attention_scale(), softcap: None };
+    let params = AttentionParams { scale: context.attention_scale(), softcap: None, sinks: None };
     let mut first_row = 0;
     let outputs = context
         .lengths

@@ -11,7 +11,7 @@ use super::relative_bias::RelativeBias;
 use crate::error::{Error, Result};
 use crate::models::backend::Backend;
 use crate::models::forward_input::EncoderInput;
-use crate::models::layers::norm::LayerNorm;
+use crate::models::layers::norm::{LayerNorm, RowNorm};
 use crate::models::load::Weights;
 use crate::models::model::Encoder;
 

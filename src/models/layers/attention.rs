@@ -6,13 +6,15 @@ use candle_core::{D, Device, Tensor};
 
 use crate::error::Result;
 
-/// The scale and the softcap of attention scores.
+/// The scale, the softcap and the sinks of attention scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionParams {
+pub struct AttentionParams<'a> {
     /// The factor that the dot product of a query and a key is scaled by.
     pub scale: f64,
     /// The bound of the absolute score: `cap * tanh(score / cap)`.
     pub softcap: Option<f64>,
+    /// For each query head a score that takes part in the softmax and has no value, `[n_heads]`.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Attention with grouped heads: `queries` `[n_heads, n_queries, head_dim]` (contiguous), `keys`
@@ -48,7 +50,13 @@ pub fn attention(
             n_keys,
         ))?;
     }
+    if let Some(sinks) = params.sinks {
+        let sinks = Tensor::from_slice(sinks, (n_heads, 1, 1), &Device::Cpu)?;
+        let column = sinks.broadcast_as((n_heads, n_queries, 1))?.reshape((n_kv_heads, stacked_rows, 1))?;
+        scores = Tensor::cat(&[&scores, &column], D::Minus1)?;
+    }
     let weights = candle_nn::ops::softmax_last_dim(&scores)?;
+    let weights = weights.narrow(D::Minus1, 0, n_keys)?.contiguous()?;
     let outputs = weights.matmul(values)?.reshape((n_heads, n_queries, head_dim))?;
     Ok(outputs.transpose(0, 1)?.flatten_from(D::Minus2)?)
 }

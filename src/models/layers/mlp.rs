@@ -30,6 +30,24 @@ pub struct MoE {
     pub experts_per_token: usize,
     /// Whether a token's expert weights are normalized to a sum of one.
     pub normalize_weights: bool,
+    /// The expert that every token goes through.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An MLP beside the routed experts, scaled for each token: `sigmoid(output_gate(x)) * mlp(x)`.
+#[derive(Debug, Clone)]
+pub struct SharedExpert {
+    /// The MLP.
+    pub mlp: GatedMlp,
+    /// `[1, hidden]`
+    pub output_gate: Linear,
+}
+
+impl SharedExpert {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let scale = candle_nn::ops::sigmoid(&self.output_gate.forward(x)?)?;
+        Ok(self.mlp.forward(x)?.broadcast_mul(&scale)?)
+    }
 }
 
 impl GatedMlp {
@@ -63,7 +81,7 @@ impl MoE {
                 assigned[expert].1.push(weight);
             }
         }
-        let mut y = x.zeros_like()?;
+        let mut y = self.shared.as_ref().map_or_else(|| Ok(x.zeros_like()?), |shared| shared.forward(x))?;
         for (expert, (tokens, weights)) in self.experts.iter().zip(assigned) {
             let n_tokens = tokens.len();
             if n_tokens == 0 {
@@ -113,6 +131,7 @@ mod tests {
             experts: (0..3).map(expert).collect(),
             experts_per_token: 2,
             normalize_weights,
+            shared: None,
         }
     }
 

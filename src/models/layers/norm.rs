@@ -17,6 +17,17 @@ pub trait RowNorm {
     /// # Errors
     /// When a tensor operation fails.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// Normalizes each row, by the kernel for `isa` or in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn apply(&self, isa: Option<Isa>, x: &Tensor) -> Result<Tensor> {
+        match isa {
+            Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel_params() })?),
+            None => self.forward(x),
+        }
+    }
 }
 
 /// `x / sqrt(mean(x²) + eps) * weight`
@@ -47,19 +58,6 @@ pub struct LayerNorm {
     pub bias: Vec<f32>,
     /// Added to the variance for numerical stability.
     pub eps: f32,
-}
-
-impl LayerNorm {
-    /// Normalizes each row, by the kernel for `isa` or in plain candle operations.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn apply(&self, isa: Option<Isa>, x: &Tensor) -> Result<Tensor> {
-        match isa {
-            Some(isa) => Ok(x.apply_op1_no_bwd(&NormOp { isa, norm: self.kernel_params() })?),
-            None => self.forward(x),
-        }
-    }
 }
 
 impl RowNorm for LayerNorm {
