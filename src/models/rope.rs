@@ -82,7 +82,8 @@ pub const ROPE_PARAMETERS: &str = "rope_parameters";
 const THETA: ConfigKey = ConfigKey::new("rope_theta", "rope.freq_base");
 const PARTIAL_FACTOR: ConfigKey = ConfigKey::json("partial_rotary_factor");
 const ROTARY_DIM: ConfigKey = ConfigKey::gguf("rope.dimension_count");
-const ORIGINAL_CONTEXT: ConfigKey =
+/// The context length that the model was first trained on, in tokens.
+pub const ORIGINAL_CONTEXT: ConfigKey =
     ConfigKey::new("original_max_position_embeddings", "rope.scaling.original_context_length");
 
 impl Rope {
@@ -167,10 +168,14 @@ impl Rope {
         let object = object.map(|object| object.get(kind).and_then(Value::as_object).unwrap_or(object));
         let empty = Map::new();
         let own = CheckpointConfig::Json(object.unwrap_or(&empty));
-        let theta = own.float(THETA)?.or(checkpoint.float(THETA)?).unwrap_or(10_000.0);
+        let mut theta = own.float(THETA)?.or(checkpoint.float(THETA)?).unwrap_or(10_000.0);
         let partial = own.float(PARTIAL_FACTOR)?.or(checkpoint.float(PARTIAL_FACTOR)?).unwrap_or(1.0);
         let rotary_dim = (head_dim as f64 * partial) as usize;
-        let (scaling, attention_factor) = JsonScaling { checkpoint, object, own }.read()?;
+        let scaling = JsonScaling { checkpoint, object, own };
+        if let Some(alpha) = scaling.alpha()? {
+            theta *= alpha.powf(head_dim as f64 / (head_dim as f64 - 2.0));
+        }
+        let (scaling, attention_factor) = scaling.read()?;
         Ok(Self { theta, rotary_dim, scaling, attention_factor })
     }
 
@@ -179,6 +184,8 @@ impl Rope {
         let theta = checkpoint.float(THETA)?.unwrap_or(10_000.0);
         let rotary_dim = checkpoint.integer(ROTARY_DIM)?.unwrap_or(head_dim);
         let attention_factor = number("rope.scaling.attn_factor")?;
+        let yarn_attention_factor = number("rope.scaling.yarn_attn_factor")?;
+        let all_dims = number("rope.scaling.yarn_log_multiplier")?;
         let factor = number("rope.scaling.factor")?.or(number("rope.scale_linear")?);
         let required_factor =
             || factor.ok_or_else(|| Error::model("the GGUF file has a RoPE scaling without a factor"));
@@ -207,7 +214,10 @@ impl Rope {
                     original_context,
                     truncate: true,
                 };
-                (scaling, attention_factor.unwrap_or(1.0) * yarn_factor(factor, 1.0))
+                let own_factor = yarn_attention_factor.unwrap_or_else(|| {
+                    yarn_factor(factor, 1.0) / all_dims.map_or(1.0, |mscale| yarn_factor(factor, mscale))
+                });
+                (scaling, attention_factor.unwrap_or(1.0) * own_factor)
             }
             (_, other) => return Err(unsupported_scaling(other)),
         };
@@ -255,10 +265,9 @@ struct JsonScaling<'a> {
 impl JsonScaling<'_> {
     /// Reads the scaling and its attention factor.
     fn read(&self) -> Result<(RopeScaling, f64)> {
-        let kind = self.own.string(ConfigKey::json("rope_type"))?;
-        let kind = kind.or(self.own.string(ConfigKey::json("type"))?).unwrap_or("default");
-        Ok(match kind {
+        Ok(match self.kind()? {
             "default" | "mrope" => (RopeScaling::None, 1.0),
+            "dynamic" if self.alpha()?.is_some() => (RopeScaling::None, 1.0),
             "linear" => (RopeScaling::Linear { factor: self.required("factor")? }, 1.0),
             "llama3" => {
                 let scaling = RopeScaling::Llama3 {
@@ -273,6 +282,17 @@ impl JsonScaling<'_> {
             "longrope" | "su" => self.long_rope()?,
             other => return Err(unsupported_scaling(other)),
         })
+    }
+
+    fn kind(&self) -> Result<&str> {
+        let kind = self.own.string(ConfigKey::json("rope_type"))?;
+        Ok(kind.or(self.own.string(ConfigKey::json("type"))?).unwrap_or("default"))
+    }
+
+    /// The factor of the longest wavelength in Hunyuan's form of dynamic scaling, which does not depend on the length:
+    /// "NTK-aware" scaling, a larger base.
+    fn alpha(&self) -> Result<Option<f64>> {
+        if self.kind()? == "dynamic" { self.number("alpha") } else { Ok(None) }
     }
 
     fn yarn(&self) -> Result<(RopeScaling, f64)> {
@@ -413,14 +433,17 @@ mod tests {
         let read = |scaling: &str| {
             let json = format!(r#"{{"max_position_embeddings": 64, "rope_scaling": {scaling}}}"#);
             let settings: Map<String, Value> = serde_json::from_str(&json).unwrap();
-            let rope = Rope::from_checkpoint(&CheckpointConfig::Json(&settings), 8, "full_attention");
-            rope.map(|rope| rope.attention_factor)
+            Rope::from_checkpoint(&CheckpointConfig::Json(&settings), 8, "full_attention")
         };
-        let default = read(r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}"#);
+        let attention_factor = |scaling: &str| read(scaling).map(|rope| rope.attention_factor);
+        let default =
+            attention_factor(r#"{"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}"#);
         assert!((default.unwrap() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
-        let given = read(r#"{"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}"#);
+        let given = attention_factor(r#"{"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}"#);
         assert_eq!(given.unwrap(), 1.5);
         assert!(read(r#"{"rope_type": "dynamic", "factor": 4.0}"#).is_err());
+        let dynamic = read(r#"{"rope_type": "dynamic", "alpha": 64.0}"#).unwrap();
+        assert_eq!((dynamic.scaling, dynamic.theta), (RopeScaling::None, 10_000.0 * 64f64.powf(8.0 / 6.0)));
         assert!(read(r#"{"rope_type": "linear"}"#).is_err());
         assert!(read(r#"{"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}"#).is_err());
     }
