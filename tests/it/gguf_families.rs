@@ -27,6 +27,10 @@ fn is_skipped(folder: &Path) -> bool {
     SKIPPED.iter().any(|(name, _)| folder.ends_with(name))
 }
 
+fn has_gguf(folder: &Path) -> bool {
+    folder.join("model.gguf").is_file()
+}
+
 fn model_type(folder: &Path) -> String {
     config(folder)["model_type"].as_str().unwrap().to_owned()
 }
@@ -47,9 +51,28 @@ fn assert_decoder(folder: &Path, model_type: &str) {
     reference::assert_logits(&what, &mut model, &reference, reference.input_ids.len());
 }
 
+/// The decoders whose folder has the file that llama.cpp's converter wrote.
+#[test]
+fn converted_decoders_equal_their_references() {
+    for folder in reference::decoders().into_iter().filter(|folder| has_gguf(folder)) {
+        let reference: DecoderReference = reference::read(&folder);
+        for backend in reference::backends() {
+            let file = GgufFile::open(&folder.join("model.gguf")).unwrap();
+            let config = ModelConfig::from_gguf(&file).unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            let model = CausalLm::load(config, &Weights::Gguf(file), backend);
+            let mut model = model.unwrap_or_else(|e| panic!("{folder:?}: {e}"));
+            let what = format!("{folder:?} in GGUF, {backend:?}");
+            for chunk in [reference.input_ids.len(), 7, 1] {
+                reference::assert_logits(&what, &mut model, &reference, chunk);
+            }
+        }
+    }
+}
+
 #[test]
 fn decoders_in_gguf_files_equal_their_references() {
-    for folder in reference::decoders().into_iter().filter(|folder| !is_skipped(folder)) {
+    let is_other = |folder: &Path| is_skipped(folder) || has_gguf(folder);
+    for folder in reference::decoders().into_iter().filter(|folder| !is_other(folder)) {
         assert_decoder(&folder, &model_type(&folder));
         // The first three layers of SmolLM3 are those of llama.
         if folder.ends_with("llama") {

@@ -12,9 +12,31 @@ use predict_otron_9000::models::{
 };
 use serde::Deserialize;
 
+/// The families whose references are skipped, since no decoder computes them yet. A folder has the name of its family,
+/// with a variant behind a hyphen.
+const MISSING_FAMILIES: [&str; 12] = [
+    "deepseek_v2",
+    "falcon_h1",
+    "gemma3n",
+    "gemma4",
+    "glm4_moe_lite",
+    "granitemoehybrid",
+    "lfm2",
+    "lfm2_moe",
+    "nemotron_h",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+];
+
 /// The model folders of decoders in `TINY_REFERENCE_DIR`, by default `tests/data/tiny`.
 pub fn decoders() -> Vec<PathBuf> {
-    cases("TINY_REFERENCE_DIR", "tiny")
+    let mut folders = cases("TINY_REFERENCE_DIR", "tiny");
+    folders.retain(|folder| {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        !MISSING_FAMILIES.contains(&name.split('-').next().unwrap())
+    });
+    folders
 }
 
 /// The model folders of encoders in `TINY_ENCODER_DIR`, by default `tests/data/tiny-encoders`.
@@ -76,13 +98,16 @@ struct EncoderCase {
     last: Option<Vec<f32>>,
 }
 
-/// Asserts that the logits equal the reference when computed in chunks of `chunk` tokens.
+/// Asserts that the logits equal the reference when computed in chunks of `chunk` tokens, and prints how closely.
 pub fn assert_logits(what: &str, model: &mut CausalLm, reference: &DecoderReference, chunk: usize) {
     let logits = logits_in_chunks(model, &reference.input_ids, reference.last_logits.len(), chunk);
-    for (found, expected) in logits.iter().zip(&reference.last_logits) {
-        let difference = largest_difference(found, expected);
-        assert!(difference <= 1e-4, "{what} in chunks of {chunk}: {difference}");
-    }
+    let differences = logits
+        .iter()
+        .zip(&reference.last_logits)
+        .map(|(found, expected)| largest_difference(found, expected));
+    let difference = differences.fold(0.0, f32::max);
+    println!("{what} in chunks of {chunk}: {difference:.1e}");
+    assert!(difference <= 1e-4, "{what} in chunks of {chunk}: {difference}");
 }
 
 /// The logits of the prompt's last `n` positions, computed in chunks of `chunk` tokens.
