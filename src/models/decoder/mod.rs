@@ -11,6 +11,7 @@ mod layout;
 mod llama;
 mod loader;
 mod mistral;
+mod mixtral;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -31,7 +32,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 9] = [
+const FAMILIES: [&DecoderFamily; 10] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -41,6 +42,7 @@ const FAMILIES: [&DecoderFamily; 9] = [
     &gemma3::FAMILY,
     &phi3::FAMILY,
     &smollm3::FAMILY,
+    &mixtral::FAMILY,
 ];
 
 /// The word for these models in error messages.
