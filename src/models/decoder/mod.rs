@@ -4,6 +4,7 @@
 mod causal_lm;
 pub(super) mod config;
 mod family;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod layer;
@@ -32,7 +33,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 10] = [
+const FAMILIES: [&DecoderFamily; 11] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -43,6 +44,7 @@ const FAMILIES: [&DecoderFamily; 10] = [
     &phi3::FAMILY,
     &smollm3::FAMILY,
     &mixtral::FAMILY,
+    &gemma::FAMILY,
 ];
 
 /// The word for these models in error messages.
