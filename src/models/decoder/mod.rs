@@ -7,6 +7,7 @@ mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod granite;
 mod layer;
 mod layout;
 mod llama;
@@ -33,7 +34,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 11] = [
+const FAMILIES: [&DecoderFamily; 12] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -45,6 +46,7 @@ const FAMILIES: [&DecoderFamily; 11] = [
     &smollm3::FAMILY,
     &mixtral::FAMILY,
     &gemma::FAMILY,
+    &granite::FAMILY,
 ];
 
 /// The word for these models in error messages.
