@@ -14,6 +14,7 @@ mod llama;
 mod loader;
 mod mistral;
 mod mixtral;
+mod olmo;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -34,7 +35,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 12] = [
+const FAMILIES: [&DecoderFamily; 13] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -47,6 +48,7 @@ const FAMILIES: [&DecoderFamily; 12] = [
     &mixtral::FAMILY,
     &gemma::FAMILY,
     &granite::FAMILY,
+    &olmo::FAMILY,
 ];
 
 /// The word for these models in error messages.
