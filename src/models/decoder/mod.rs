@@ -3,6 +3,7 @@
 
 mod causal_lm;
 pub(super) mod config;
+mod exaone4;
 mod family;
 mod gemma;
 mod gemma2;
@@ -35,7 +36,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 13] = [
+const FAMILIES: [&DecoderFamily; 14] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -49,6 +50,7 @@ const FAMILIES: [&DecoderFamily; 13] = [
     &gemma::FAMILY,
     &granite::FAMILY,
     &olmo::FAMILY,
+    &exaone4::FAMILY,
 ];
 
 /// The word for these models in error messages.
