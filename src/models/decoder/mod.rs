@@ -9,6 +9,7 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod granite;
+mod hunyuan;
 mod layer;
 mod layout;
 mod llama;
@@ -36,7 +37,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 14] = [
+const FAMILIES: [&DecoderFamily; 15] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -51,6 +52,7 @@ const FAMILIES: [&DecoderFamily; 14] = [
     &granite::FAMILY,
     &olmo::FAMILY,
     &exaone4::FAMILY,
+    &hunyuan::FAMILY,
 ];
 
 /// The word for these models in error messages.
