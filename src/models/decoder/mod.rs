@@ -3,6 +3,7 @@
 
 mod causal_lm;
 pub(super) mod config;
+mod ernie4_5;
 mod exaone4;
 mod family;
 mod gemma;
@@ -37,7 +38,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 15] = [
+const FAMILIES: [&DecoderFamily; 16] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -53,6 +54,7 @@ const FAMILIES: [&DecoderFamily; 15] = [
     &olmo::FAMILY,
     &exaone4::FAMILY,
     &hunyuan::FAMILY,
+    &ernie4_5::FAMILY,
 ];
 
 /// The word for these models in error messages.
