@@ -15,6 +15,7 @@ mod layer;
 mod layout;
 mod llama;
 mod loader;
+mod ministral3;
 mod mistral;
 mod mixtral;
 mod olmo;
@@ -38,7 +39,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 16] = [
+const FAMILIES: [&DecoderFamily; 17] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -55,6 +56,7 @@ const FAMILIES: [&DecoderFamily; 16] = [
     &exaone4::FAMILY,
     &hunyuan::FAMILY,
     &ernie4_5::FAMILY,
+    &ministral3::FAMILY,
 ];
 
 /// The word for these models in error messages.
