@@ -21,6 +21,7 @@ mod mixtral;
 mod olmo;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
@@ -39,7 +40,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 17] = [
+const FAMILIES: [&DecoderFamily; 18] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -57,6 +58,7 @@ const FAMILIES: [&DecoderFamily; 17] = [
     &hunyuan::FAMILY,
     &ernie4_5::FAMILY,
     &ministral3::FAMILY,
+    &qwen2_moe::FAMILY,
 ];
 
 /// The word for these models in error messages.
