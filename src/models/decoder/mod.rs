@@ -18,6 +18,7 @@ mod loader;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod muse_glimmer;
 mod olmo;
 mod phi3;
 mod qwen2;
@@ -40,7 +41,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 18] = [
+const FAMILIES: [&DecoderFamily; 19] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -59,6 +60,7 @@ const FAMILIES: [&DecoderFamily; 18] = [
     &ernie4_5::FAMILY,
     &ministral3::FAMILY,
     &qwen2_moe::FAMILY,
+    &muse_glimmer::FAMILY,
 ];
 
 /// The word for these models in error messages.
