@@ -3,7 +3,7 @@
 use super::super::simd::{Simd, exp_array, tanh};
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ActivationFn {
     /// `x / (1 + e^-x)`
     Silu,
@@ -13,6 +13,14 @@ pub enum ActivationFn {
     GeluTanh,
     /// The hyperbolic tangent.
     Tanh,
+    /// The clamped SwiGLU of gpt-oss: for a gate `x`, `min(x, limit) / (1 + e^(-alpha * min(x, limit)))`. The up
+    /// projection is bounded by `limit` on either side, and one is added to it.
+    ClampedSwiGlu {
+        /// The slope of the sigmoid.
+        alpha: f32,
+        /// The bound.
+        limit: f32,
+    },
 }
 
 impl ActivationFn {
@@ -30,6 +38,14 @@ impl ActivationFn {
             Self::Silu => silu::<S, N>(simd, x),
             Self::Gelu => gelu::<S, N>(simd, x),
             Self::GeluTanh => gelu_tanh::<S, N>(simd, x),
+            Self::ClampedSwiGlu { alpha, limit } => {
+                let (mut bounded, mut powers) = (x, x);
+                for i in 0..N {
+                    bounded[i] = simd.min(x[i], simd.splat(limit));
+                    powers[i] = simd.mul(bounded[i], simd.splat(-alpha));
+                }
+                over_one_plus_exp::<S, N>(simd, bounded, powers)
+            }
             Self::Tanh => {
                 let mut y = x;
                 for i in 0..N {
@@ -37,6 +53,19 @@ impl ActivationFn {
                 }
                 y
             }
+        }
+    }
+
+    /// The factor that the activated gate is multiplied by: the up projection `x` itself, but for functions that bound
+    /// it.
+    #[inline(always)]
+    pub fn factor<S: Simd>(self, simd: S, x: S::Floats) -> S::Floats {
+        match self {
+            Self::ClampedSwiGlu { limit, .. } => {
+                let bounded = simd.min(simd.max(x, simd.splat(-limit)), simd.splat(limit));
+                simd.add(bounded, simd.splat(1.0))
+            }
+            _ => x,
         }
     }
 }

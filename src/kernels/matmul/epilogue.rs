@@ -179,7 +179,8 @@ impl TileStore<'_> {
         if let Some((panel, factors)) = factors {
             let bias = load_bias(simd, panel);
             for i in 0..N {
-                x[i] = simd.mul(x[i], simd.add(simd.load_array(&factors[row + i]), bias));
+                let factor = simd.add(simd.load_array(&factors[row + i]), bias);
+                x[i] = simd.mul(x[i], function.map_or(factor, |function| function.factor(simd, factor)));
             }
         }
         let (width, first_row) = (panel.width(), first_row + row);

@@ -95,6 +95,14 @@ pub enum ExpertNames {
         /// The down projections.
         down: &'static str,
     },
+    /// The layout of gpt-oss; see [`Weights::expert_linear`](crate::models::load::Weights::expert_linear). The rows of
+    /// gate and up projections alternate.
+    Alternating {
+        /// The gate and up projections.
+        gate_up: &'static str,
+        /// The down projections.
+        down: &'static str,
+    },
 }
 
 impl DecoderLayout {

@@ -235,6 +235,18 @@ impl<'a> DecoderLoader<'a> {
                 };
                 [linear(gate, n, hidden_size)?, linear(up, n, hidden_size)?, linear(down, hidden_size, n)?]
             }
+            ExpertNames::Alternating { gate_up, down } => {
+                let linear = |part: &str, rows: &RowSelection, n_in: usize| {
+                    let expert = expert..moe.n_experts;
+                    self.weights.expert_linear(&name(part), expert, rows, n_in, self.backend)
+                };
+                let every_second = |first| RowSelection::every_second(first, 2 * n);
+                [
+                    linear(gate_up, &every_second(0), hidden_size)?,
+                    linear(gate_up, &every_second(1), hidden_size)?,
+                    linear(down, &RowSelection::all(hidden_size), n)?,
+                ]
+            }
         };
         Ok(GatedMlp { gate, up, down, activation })
     }

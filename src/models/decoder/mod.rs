@@ -9,6 +9,7 @@ mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod layer;
@@ -41,7 +42,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 19] = [
+const FAMILIES: [&DecoderFamily; 20] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -61,6 +62,7 @@ const FAMILIES: [&DecoderFamily; 19] = [
     &ministral3::FAMILY,
     &qwen2_moe::FAMILY,
     &muse_glimmer::FAMILY,
+    &gpt_oss::FAMILY,
 ];
 
 /// The word for these models in error messages.

@@ -32,6 +32,21 @@ impl ActivationFn {
             Self::Gelu => x.gelu_erf()?,
             Self::GeluTanh => x.gelu()?,
             Self::Tanh => x.tanh()?,
+            Self::ClampedSwiGlu { alpha, limit } => {
+                let bounded = x.minimum(f64::from(limit))?;
+                (candle_nn::ops::sigmoid(&(&bounded * f64::from(alpha))?)? * bounded)?
+            }
         })
+    }
+
+    /// The factor that an activated gate is multiplied by, given the up projection `x`, in plain candle operations.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn factor_reference(self, x: Tensor) -> Result<Tensor> {
+        match self {
+            Self::ClampedSwiGlu { limit, .. } => Ok((x.clamp(-limit, limit)? + 1.0)?),
+            _ => Ok(x),
+        }
     }
 }

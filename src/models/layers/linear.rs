@@ -147,7 +147,7 @@ pub fn gated(
         return linear_kernel(isa, norm, Projection::Gated { gate, up, function: activation }, x);
     }
     let x = normalize(norm, x)?;
-    Ok((activation.forward(&gate.forward(&x)?)? * up.forward(&x)?)?)
+    Ok((activation.forward(&gate.forward(&x)?)? * activation.factor_reference(up.forward(&x)?)?)?)
 }
 
 /// The first projections of an MLP and their activation.
@@ -308,9 +308,13 @@ mod tests {
                 for norm in [None, Some(&norm as &dyn RowNorm), Some(layer_norm)] {
                     let concat = |idx: usize| concat_linear(norm, &[&a[idx], &b[idx], &c[idx]], &x);
                     assert_close(&what, [concat(0), concat(1)]);
-                    for activation in
-                        [ActivationFn::Silu, ActivationFn::Gelu, ActivationFn::GeluTanh, ActivationFn::Tanh]
-                    {
+                    for activation in [
+                        ActivationFn::Silu,
+                        ActivationFn::Gelu,
+                        ActivationFn::GeluTanh,
+                        ActivationFn::Tanh,
+                        ActivationFn::ClampedSwiGlu { alpha: 1.702, limit: 0.9 },
+                    ] {
                         let gated = |idx: usize| gated(norm, &a[idx], &c[idx], activation, &x);
                         assert_close(&format!("{what}, {activation:?}"), [gated(0), gated(1)]);
                         let mlp = |idx: usize, is_gated: bool| {

@@ -3,6 +3,7 @@
 //! Model families ask for tensors by their names in the checkpoint; [`Weights`] hides the file format.
 
 mod codebook;
+mod experts;
 mod gguf;
 mod model_file;
 mod repack;
@@ -76,11 +77,18 @@ impl Weights {
         let weight = self.matrix(&format!("{name}.weight"), rows, n_in, backend)?;
         let bias_name = format!("{name}.bias");
         let bias = if self.contains(&bias_name) {
-            Some(rows.select(&self.tensor(&bias_name, &[rows.n_stored()])?)?.to_vec1()?)
+            Some(rows.select(&self.biases(&bias_name, rows.n_stored())?)?.to_vec1()?)
         } else {
             None
         };
         Ok(Linear::new(weight, bias))
+    }
+
+    /// Loads `n` biases; those of all experts may be the rows of one tensor.
+    fn biases(&self, name: &str, n: usize) -> Result<Tensor> {
+        let stored = self.stored(name)?;
+        check_shape(name, &[stored.shape.iter().product()], &[n])?;
+        stored.dequantize().and_then(|all| Ok(all.flatten_all()?)).map_err(|e| stored.in_tensor(name, e))
     }
 
     /// The number of rows of a tensor, if there is one of this name.
@@ -109,7 +117,10 @@ impl Weights {
         };
         let total: usize = match self {
             Self::Gguf(file) => file.all_stored().map(tensor_bytes).sum(),
-            Self::Safetensors(files) => files.all_stored().map(tensor_bytes).sum(),
+            // Bytes are the codes of MXFP4 and its scales, whose packed form has 34 bytes for 17.
+            Self::Safetensors(files) => {
+                files.all_stored().map(tensor_bytes).sum::<usize>() + 2 * files.n_bytes_of_bytes()
+            }
         };
         total as u64
     }
@@ -132,6 +143,14 @@ impl Weights {
         match self {
             Self::Gguf(file) => file.contains(name),
             Self::Safetensors(files) => files.contains(name),
+        }
+    }
+
+    /// Locates a tensor of bytes.
+    fn bytes(&self, name: &str) -> Result<StoredTensor<'_>> {
+        match self {
+            Self::Gguf(file) => file.stored(name),
+            Self::Safetensors(files) => files.bytes(name),
         }
     }
 

@@ -31,6 +31,12 @@ impl RowSelection {
         Self { n_stored, rows: SelectedRows::Range(range) }
     }
 
+    /// Every second one of `n_stored` rows, from `first` (0 or 1) on.
+    pub fn every_second(first: usize, n_stored: usize) -> Self {
+        let rows = (first as u32..n_stored as u32).step_by(2).collect();
+        Self { n_stored, rows: SelectedRows::Indices(rows) }
+    }
+
     /// All rows of query or key heads that are stored with the pairs of the rotary embedding interleaved,
     /// `(0, 1), (2, 3), …`, permuted so that the pairs' first elements precede all second ones, `0, 2, … 1,
     /// 3, …`.
@@ -91,5 +97,12 @@ mod tests {
         assert_eq!(stored(4..7), [3, 5, 6]);
         assert_eq!(rows.stored_ranges(5..7)[0], 5..7);
         assert_eq!(RowSelection::range(3..8, 9).stored_ranges(1..4)[0], 4..7);
+    }
+
+    #[test]
+    fn rows_of_two_matrices_may_alternate() {
+        let rows = |first| RowSelection::every_second(first, 6).stored_ranges(0..3);
+        let stored = |first| rows(first).into_iter().flatten().collect::<Vec<usize>>();
+        assert_eq!((stored(0), stored(1)), (vec![0, 2, 4], vec![1, 3, 5]));
     }
 }

@@ -16,6 +16,9 @@ use header::{LENGTH_BYTES, MAX_HEADER_BYTES, SafetensorsTensorInfo, UniqueMap};
 
 pub use header::SafetensorsHeader;
 
+/// The type of bytes, which stand for numbers of a type that the format lacks.
+const BYTE: &str = "U8";
+
 /// The shards of one checkpoint.
 pub struct SafetensorsFiles {
     shards: Vec<ModelFile>,
@@ -121,6 +124,25 @@ impl SafetensorsFiles {
     /// All tensors of supported types by name.
     pub(super) fn all_stored(&self) -> impl Iterator<Item = (&str, StoredTensor<'_>)> {
         self.tensors.iter().filter_map(|(name, location)| Some((name.as_str(), self.stored_at(location)?)))
+    }
+
+    /// Locates a tensor of bytes.
+    ///
+    /// # Errors
+    /// When there is none of this name, or its type is another.
+    pub(super) fn bytes(&self, name: &str) -> Result<StoredTensor<'_>> {
+        let TensorLocation { shard_idx, info } = self.location(name)?;
+        if info.dtype != BYTE {
+            return Err(Error::model(format!("tensor `{name}` is of type {} instead of {BYTE}", info.dtype)));
+        }
+        let file = &self.shards[*shard_idx];
+        Ok(StoredTensor { file, tensor_type: TensorType::I8, shape: &info.shape, bytes: info.bytes.clone() })
+    }
+
+    /// The size of all tensors of bytes.
+    pub(super) fn n_bytes_of_bytes(&self) -> usize {
+        let infos = self.tensors.values().map(|location| &location.info);
+        infos.filter(|info| info.dtype == BYTE).map(|info| info.bytes.len()).sum()
     }
 
     fn stored_at<'a>(
