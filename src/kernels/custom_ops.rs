@@ -8,6 +8,9 @@ use super::attention::{EncoderAttention, PagedAttention, SequenceKv};
 use super::isa::Isa;
 use super::matmul::{Projection, ResidualWeight, linear, mlp};
 use super::norm::{Norm, norm_rows};
+use super::recurrent::linear_attention::LinearAttention;
+use super::recurrent::short_conv::short_conv;
+use super::recurrent::{CausalConv, LayerRows, SequenceState, StateLayout, with_layer_rows};
 
 /// A [`Projection`] of `[n_rows, n_in]` to `[n_rows, n_out]`. As a [`CustomOp2`] it takes the residual as the
 /// second tensor.
@@ -174,6 +177,101 @@ impl CustomOp1 for PagedAttentionOp<'_, '_> {
         let qkv = contiguous_f32(qkv, layout)?;
         let y = self.attention.forward(self.isa, qkv, &mut self.sequences.borrow_mut());
         Ok((CpuStorage::F32(y), (n_tokens, n_heads * kv.head_dim).into()))
+    }
+}
+
+/// [`LinearAttention`] of `[n_tokens, n_columns]` to `[n_tokens, inner_len]`. Updates the states of the sequences.
+pub struct LinearAttentionOp<'a, 'b> {
+    isa: Isa,
+    attention: LinearAttention<'a>,
+    states: LayerStates<'a, 'b>,
+}
+
+/// The short convolution of `[n_tokens, 3 * channels]` to `[n_tokens, channels]`. Updates the states of the sequences.
+pub struct ShortConvOp<'a, 'b> {
+    isa: Isa,
+    conv: CausalConv<'a>,
+    states: LayerStates<'a, 'b>,
+}
+
+/// The states of the sequences of a batch in one recurrent layer.
+struct LayerStates<'a, 'b> {
+    layout: &'a StateLayout,
+    layer: usize,
+    /// In a cell since candle runs operations by shared reference, and these write.
+    sequences: RefCell<&'a mut [SequenceState<'b>]>,
+}
+
+impl LayerStates<'_, '_> {
+    /// Passes the sequences' rows of `x` to `compute`.
+    fn compute(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        n_columns: usize,
+        n_out: usize,
+        compute: impl FnOnce(&mut [LayerRows]) -> Vec<f32>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (n_tokens, row_len) = x_layout.shape().dims2()?;
+        if row_len != n_columns {
+            bail!("rows of {row_len} columns are not the {n_columns} inputs of a recurrent layer");
+        }
+        let x = contiguous_f32(x, x_layout)?;
+        let mut sequences = self.sequences.borrow_mut();
+        let y = with_layer_rows(self.layout, self.layer, &mut sequences, x, n_columns, compute);
+        Ok((CpuStorage::F32(y), (n_tokens, n_out).into()))
+    }
+}
+
+impl<'a, 'b> LinearAttentionOp<'a, 'b> {
+    /// The linear attention of the new tokens of `sequences` in recurrent layer `layer`.
+    pub fn new(
+        isa: Isa,
+        attention: LinearAttention<'a>,
+        layout: &'a StateLayout,
+        layer: usize,
+        sequences: &'a mut [SequenceState<'b>],
+    ) -> Self {
+        Self { isa, attention, states: LayerStates { layout, layer, sequences: RefCell::new(sequences) } }
+    }
+}
+
+impl CustomOp1 for LinearAttentionOp<'_, '_> {
+    fn name(&self) -> &'static str {
+        "linear-attention"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let LinearAttention { rule, shape, .. } = self.attention;
+        self.states.compute(x, layout, rule.n_columns(&shape), shape.inner_len(), |sequences| {
+            self.attention.forward(self.isa, self.states.layout, sequences)
+        })
+    }
+}
+
+impl<'a, 'b> ShortConvOp<'a, 'b> {
+    /// The short convolution of the new tokens of `sequences` in recurrent layer `layer`.
+    pub fn new(
+        isa: Isa,
+        conv: CausalConv<'a>,
+        layout: &'a StateLayout,
+        layer: usize,
+        sequences: &'a mut [SequenceState<'b>],
+    ) -> Self {
+        Self { isa, conv, states: LayerStates { layout, layer, sequences: RefCell::new(sequences) } }
+    }
+}
+
+impl CustomOp1 for ShortConvOp<'_, '_> {
+    fn name(&self) -> &'static str {
+        "short-conv"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let n_channels = self.states.layout.conv_channels;
+        self.states.compute(x, layout, 3 * n_channels, n_channels, |sequences| {
+            short_conv(self.isa, &self.conv, self.states.layout, sequences)
+        })
     }
 }
 

@@ -19,6 +19,7 @@ pub mod logits;
 pub mod matmul;
 mod memory;
 pub mod norm;
+pub mod recurrent;
 pub mod roofline;
 mod simd;
 pub mod threads;

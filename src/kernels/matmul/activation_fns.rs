@@ -7,6 +7,10 @@ use super::super::simd::{Simd, exp_array, tanh};
 pub enum ActivationFn {
     /// `x / (1 + e^-x)`
     Silu,
+    /// The SiLU of `x` times a factor.
+    ScaledSilu(f32),
+    /// The square of `max(x, 0)`.
+    ReluSquared,
     /// GELU with the error function.
     Gelu,
     /// GELU with the tanh approximation.
@@ -36,6 +40,21 @@ impl ActivationFn {
         match self {
             Self::Gelu if is_rounded => gelu_for_bf16::<S, N>(simd, x),
             Self::Silu => silu::<S, N>(simd, x),
+            Self::ScaledSilu(factor) => {
+                let mut scaled = x;
+                for i in 0..N {
+                    scaled[i] = simd.mul(x[i], simd.splat(factor));
+                }
+                silu::<S, N>(simd, scaled)
+            }
+            Self::ReluSquared => {
+                let mut y = x;
+                for i in 0..N {
+                    let positive = simd.max(x[i], simd.splat(0.0));
+                    y[i] = simd.mul(positive, positive);
+                }
+                y
+            }
             Self::Gelu => gelu::<S, N>(simd, x),
             Self::GeluTanh => gelu_tanh::<S, N>(simd, x),
             Self::ClampedSwiGlu { alpha, limit } => {

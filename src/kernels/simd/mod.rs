@@ -355,3 +355,18 @@ pub fn load_masked<S: Simd>(simd: S, x: &[f32], start: usize) -> S::Floats {
         simd.load(last.as_ptr())
     }
 }
+
+/// Stores sixteen numbers from `start` on; lanes past the end of `to` are dropped.
+#[inline(always)]
+pub fn store_masked<S: Simd>(simd: S, x: S::Floats, to: &mut [f32], start: usize) {
+    let rest = &mut to[start..];
+    // SAFETY: sixteen numbers are written to a slice of at least as many, or to an array of sixteen.
+    unsafe {
+        if rest.len() >= LANES {
+            return simd.store(x, rest.as_mut_ptr());
+        }
+        let mut last = [0.0; LANES];
+        simd.store(x, last.as_mut_ptr());
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}

@@ -41,6 +41,19 @@ impl<'a, T> DisjointSlice<'a, T> {
         // SAFETY: in bounds, as asserted; the slice is borrowed for `'a`, and the caller keeps parts disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+
+    /// The `len` elements from `start` on, to be read.
+    ///
+    /// # Safety
+    /// While the part is in use, nothing writes to any of it.
+    ///
+    /// # Panics
+    /// When the part reaches past the end of the slice.
+    pub unsafe fn shared(&self, start: usize, len: usize) -> &'a [T] {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: in bounds, as asserted; the slice is borrowed for `'a`, and nobody writes to this part.
+        unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
+    }
 }
 
 impl<'a, T> DisjointSlice<'a, MaybeUninit<T>> {
