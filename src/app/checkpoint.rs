@@ -22,7 +22,8 @@ use crate::kernels::isa::Isa;
 use crate::models::decoder::CausalLm;
 use crate::models::load::{GgufFile, SafetensorsFiles, Weights};
 use crate::models::{
-    Backend, BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
+    Backend, BlockId, Decoder, ForwardInput, ModelConfig, SequenceChunk, SequenceId, SequenceStates,
+    StateStep,
 };
 use crate::registry::{ModelFiles, ModelFormat, ModelKind, Registry, read_file};
 use crate::tokenizer::Tokenizer;
@@ -197,17 +198,18 @@ fn load(
 /// When the model cannot be computed, or its logits are not finite.
 fn check_finite(decoder: &mut dyn Decoder, format: KvFormat) -> Result<()> {
     const TOKEN: u32 = 0;
-    let mut kv = KvCache::new(decoder.config().kv_layouts(format));
+    let mut states = SequenceStates::new(decoder.config(), format);
     let mut input = ForwardInput::default();
     input.push(SequenceChunk {
         sequence: SequenceId(0),
         n_prompt: 1,
         start: 0,
         tables: &[BlockId::consecutive(0, 1)],
+        state: Some(&StateStep::default()),
         token_ids: &[TOKEN],
         n_logits: 1,
     });
-    let compute = || Ok(decoder.forward(&mut kv, &input)?.flatten_all()?.to_vec1::<f32>()?);
+    let compute = || Ok(decoder.forward(&mut states, &input)?.flatten_all()?.to_vec1::<f32>()?);
     // On a stack of its own: that of the caller may be small, and is half full.
     let logits: Vec<f32> = thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(CHECK_STACK_BYTES).spawn_scoped(scope, compute);

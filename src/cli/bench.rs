@@ -16,7 +16,7 @@ use crate::kernels::{roofline, threads::pool};
 use crate::models::decoder::{CausalLm, OpCost};
 use crate::models::profile::ForwardOp;
 use crate::models::{
-    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, SequenceChunk, SequenceId,
+    Backend, BlockId, BlockTable, Decoder, ForwardInput, SequenceChunk, SequenceId, SequenceStates, StateStep,
 };
 use crate::registry::{ModelKind, Registry};
 
@@ -204,9 +204,9 @@ impl Bench {
 
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
         model.profile().take_times();
-        let mut kv = KvCache::new(model.config().kv_layouts(self.kv_format));
+        let mut states = SequenceStates::new(model.config(), self.kv_format);
         let tables = [BlockId::consecutive(0, n_tokens)];
-        let (seconds, limits) = self.time(|| fill(model, &mut kv, SequenceId(0), &tables, n_tokens))?;
+        let (seconds, limits) = self.time(|| fill(model, &mut states, SequenceId(0), &tables, n_tokens))?;
         let in_layers = self.cost.macs - self.head.macs;
         let operations = 2.0 * (in_layers * n_tokens + self.head.macs) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
@@ -230,7 +230,7 @@ impl Bench {
         depth: usize,
         n_tokens: usize,
     ) -> Result<Decode> {
-        let mut kv = KvCache::new(model.config().kv_layouts(self.kv_format));
+        let mut states = SequenceStates::new(model.config(), self.kv_format);
         let n_blocks = (depth + n_tokens).div_ceil(BLOCK_TOKENS);
         let streams: Vec<(SequenceId, [BlockTable; 1])> = (0..n_streams)
             .map(|n| {
@@ -239,7 +239,7 @@ impl Bench {
             })
             .collect();
         for (id, tables) in &streams {
-            fill(model, &mut kv, *id, tables, depth)?;
+            fill(model, &mut states, *id, tables, depth)?;
         }
         model.profile().take_times();
         let (seconds, limits) = self.time(|| {
@@ -252,11 +252,12 @@ impl Bench {
                         n_prompt: depth,
                         start: position,
                         tables,
+                        state: Some(&state(*id)),
                         token_ids: &[*token],
                         n_logits: 1,
                     });
                 }
-                let logits = model.forward(&mut kv, &input)?.argmax(1)?;
+                let logits = model.forward(&mut states, &input)?.argmax(1)?;
                 last = logits.to_vec1()?;
             }
             Ok(())
@@ -301,7 +302,7 @@ impl Bench {
 /// Prefills `n_tokens` tokens of a sequence, in chunks as the server does.
 fn fill(
     model: &mut CausalLm,
-    kv: &mut KvCache,
+    states: &mut SequenceStates,
     id: SequenceId,
     tables: &[BlockTable],
     n_tokens: usize,
@@ -318,12 +319,18 @@ fn fill(
             n_prompt: n_tokens,
             start,
             tables,
+            state: Some(&state(id)),
             token_ids: chunk,
             n_logits: usize::from(start + chunk.len() == n_tokens),
         });
-        model.forward(kv, &input)?;
+        model.forward(states, &input)?;
     }
     Ok(())
+}
+
+/// The recurrent state of a sequence, in a slot of its own.
+fn state(id: SequenceId) -> StateStep {
+    StateStep { slot: BlockId(id.0 as u32), ..StateStep::default() }
 }
 
 fn median_limits(measured: &[MeasuredLimits]) -> MeasuredLimits {

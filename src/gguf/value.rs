@@ -172,6 +172,19 @@ impl Metadata {
         })
     }
 
+    /// Returns an array of non-negative integers, or `None` for a single one: some keys have one for each layer in one
+    /// file, and one for all in another.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        if matches!(self.values.get(key), Some(MetadataValue::Integer(_))) {
+            return Ok(None);
+        }
+        let counts = |list: Vec<i64>| list.into_iter().map(|number| usize::try_from(number).ok()).collect();
+        self.typed(key, "an array of non-negative integers", |value| match value {
+            MetadataValue::Integers(list) => list.to_vec().and_then(counts),
+            _ => None,
+        })
+    }
+
     /// Returns an array of floats.
     pub fn floats(&self, key: &str) -> Result<Option<&[f32]>> {
         self.typed(key, "an array of floats", |value| match value {

@@ -105,6 +105,17 @@ impl BlockPool {
         }
     }
 
+    /// Forgets the contents that are cached under a prefix; their block is free once no sequence uses it.
+    pub fn evict(&mut self, prefix: PrefixId) {
+        let Some(id) = self.cached.remove(&prefix) else { return };
+        let block = &mut self.blocks[id.0 as usize];
+        block.prefix = None;
+        if block.ref_count == 0 {
+            self.evictable.remove(&block.released_at);
+            self.free.push(Reverse(id));
+        }
+    }
+
     /// Drops a sequence's references to `blocks`, given in order. The last become evictable before the first,
     /// without which no look-up would reach them.
     pub fn release(&mut self, blocks: impl DoubleEndedIterator<Item = BlockId>) {

@@ -19,6 +19,9 @@
 //!
 //! With speculative decoding, draft tokens ride along with the decodes as long as they are worth their cost.
 //!
+//! Models with recurrent layers have a state of fixed size for each sequence, in a slot. Snapshots of it are kept in the
+//! prefix cache, and a look-up ends at a prefix that has one; blocks and snapshots of a prefix are evicted together.
+//!
 //! The tokens of a prompt can be scored: then the rows before them have logits, and none of these rows comes from the
 //! prefix cache. Texts that may follow a prompt (continuations) are computed one after the other in the same slots of
 //! the KV cache, as draft tokens are that turn out to be wrong. A batch has a bounded number of rows of both kinds.
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use super::block_pool::BlockPool;
 use super::prefix_cache::{PrefixId, PrefixIndex, PrefixParent};
 use super::prompt_lookup::{DraftCostModel, PromptLookup};
-use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, window_start};
+use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, StateStep, window_start};
 
 /// Prompt tokens that a batch computes for each sequence that decodes. They make a decode take a few times as long as
 /// it takes alone.
@@ -41,6 +44,9 @@ const MIN_PROMPT_TOKENS: usize = 32;
 /// Prompts of at most this length are computed in one chunk even while others decode: they are done sooner, and a
 /// token takes less time in a large batch.
 const SHORT_PROMPT_TOKENS: usize = 128;
+
+/// Tokens between two snapshots of the recurrent state of a long sequence; whole blocks.
+const SNAPSHOT_INTERVAL: usize = 512;
 
 /// Most rows of a batch that score given tokens, and most tokens of a continuation. Each such row has the logits of the
 /// whole vocabulary: 128 of 150,000 tokens take 77 MB.
@@ -68,6 +74,8 @@ pub struct SchedulerOptions {
     pub prefill_chunk: usize,
     /// KV cache blocks of each group of layers; the group with the largest window first.
     pub groups: Vec<BlockGroup>,
+    /// Slots for recurrent states, snapshots included; none for models without recurrent layers.
+    pub n_state_slots: usize,
     /// Whether draft tokens are computed (speculative decoding).
     pub speculative: bool,
     /// The way to continue sequences that outgrow the context; `None` if they must not.
@@ -178,6 +186,8 @@ struct Sequence {
     computed_drafts: Vec<u32>,
     /// Its blocks in each group of layers.
     tables: Vec<GroupTable>,
+    /// Its recurrent state, in models with recurrent layers.
+    state: SequenceSlots,
     /// Full blocks that are in the prefix cache.
     n_cached_blocks: usize,
     /// The prefix that ends with the last of them.
@@ -200,12 +210,30 @@ struct GroupTable {
     n_out_of_window: usize,
 }
 
+/// The slots of a sequence for recurrent states.
+#[derive(Debug, Default)]
+struct SequenceSlots {
+    /// The slot of its own state, from its first chunk on.
+    own: Option<BlockId>,
+    /// A snapshot that the next batch copies to it.
+    restored_from: Option<BlockId>,
+    /// Accepted drafts that the state has not taken in.
+    n_replayed: usize,
+    /// Snapshots to be put into the prefix cache once their block is: numbers of tokens, and slots.
+    snapshots: Vec<(usize, BlockId)>,
+    /// The newest snapshot of generated tokens, and the prefix that ends there, once it is known. It is put into the
+    /// prefix cache when the sequence ends.
+    newest: Option<(usize, BlockId, Option<PrefixId>)>,
+}
+
 /// The blocks of the KV cache, in all groups of layers, and the prefix cache over them.
 #[derive(Debug)]
 struct KvBlocks {
     prefixes: PrefixIndex,
     pools: Vec<BlockPool>,
     windows: Vec<Option<usize>>,
+    /// The slots for recurrent states, in models with recurrent layers.
+    states: Option<BlockPool>,
 }
 
 impl KvBlocks {
@@ -215,8 +243,31 @@ impl KvBlocks {
         // The index follows the first group; the others may hold fewer of its prefixes.
         if let Some(prefix) = allocation.evicted.filter(|_| group == 0) {
             self.prefixes.evict(prefix);
+            if let Some(states) = &mut self.states {
+                states.evict(prefix);
+            }
         }
         Some(allocation.id)
+    }
+
+    /// Allocates a slot for a recurrent state; `None` if all are in use.
+    fn allocate_state(&mut self) -> Option<BlockId> {
+        Some(self.states.as_mut()?.allocate()?.id)
+    }
+
+    /// Releases slots for recurrent states.
+    fn release_states(&mut self, slots: impl IntoIterator<Item = BlockId>) {
+        if let Some(states) = &mut self.states {
+            slots.into_iter().for_each(|slot| states.release(std::iter::once(slot)));
+        }
+    }
+
+    /// Puts a snapshot into the prefix cache.
+    fn cache_state(&mut self, slot: BlockId, prefix: PrefixId) {
+        if let Some(states) = &mut self.states {
+            states.cache(slot, prefix);
+        }
+        self.release_states([slot]);
     }
 
     /// The first block that the query at `position` attends to in a group.
@@ -225,14 +276,14 @@ impl KvBlocks {
     }
 
     /// How many of `prefixes`, which extend a sequence of `n_before` blocks, can be reused: the most for which every
-    /// group still holds all blocks within the window of the next token.
+    /// group still holds all blocks within the window of the next token, and there is a snapshot of the recurrent state.
     fn n_reusable(&self, n_before: usize, prefixes: &[PrefixId]) -> usize {
         // For each group, how many blocks in a row are cached up to here.
         let mut runs = vec![0; self.pools.len()];
         let mut n_reusable = 0;
         for (idx, &prefix) in prefixes.iter().enumerate() {
             let n = idx + 1;
-            let mut is_reusable = true;
+            let mut is_reusable = self.states.as_ref().is_none_or(|states| states.is_cached(prefix));
             for (group, run) in runs.iter_mut().enumerate() {
                 *run = if self.pools[group].is_cached(prefix) { *run + 1 } else { 0 };
                 let first = self.first_in_window(group, (n_before + n) * BLOCK_TOKENS);
@@ -266,6 +317,8 @@ pub struct ScheduledSeq {
     pub tokens: Vec<u32>,
     /// All blocks of the sequence, in each group of layers.
     pub block_tables: Vec<BlockTable>,
+    /// What happens to its recurrent state, in models with recurrent layers.
+    pub state: Option<StateStep>,
     /// How many of the last tokens are draft tokens.
     pub n_drafts: usize,
     /// Rows that score the prompt: the last ones, or the last before those of [`ScheduledSeq::needs_logits`].
@@ -322,6 +375,7 @@ impl Scheduler {
                 prefixes: PrefixIndex::default(),
                 pools: options.groups.iter().map(|group| BlockPool::new(group.n_blocks)).collect(),
                 windows: options.groups.iter().map(|group| group.window).collect(),
+                states: (options.n_state_slots > 0).then(|| BlockPool::new(options.n_state_slots)),
             },
             options,
             draft_cost: DraftCostModel::default(),
@@ -363,6 +417,7 @@ impl Scheduler {
             n_computed: 0,
             computed_drafts: Vec::new(),
             tables: vec![GroupTable::default(); self.options.groups.len()],
+            state: SequenceSlots::default(),
             n_cached_blocks: 0,
             prefix: PrefixParent::Namespace(cache_namespace.clone()),
             cache_namespace,
@@ -385,8 +440,9 @@ impl Scheduler {
         sequence.n_generated += tokens.len();
         let drafts = std::mem::take(&mut sequence.computed_drafts);
         let accepted = &tokens[..tokens.len().saturating_sub(1)];
-        sequence.n_computed +=
-            accepted.iter().zip(&drafts).take_while(|(token, draft)| token == draft).count();
+        let n_accepted = accepted.iter().zip(&drafts).take_while(|(token, draft)| token == draft).count();
+        sequence.n_computed += n_accepted;
+        sequence.state.n_replayed = n_accepted;
         let shift = self.options.context_shift;
         if let Some(shift) = shift.filter(|shift| sequence.tokens.len() > shift.context_length) {
             let (n_first, n_last) = shift.n_kept();
@@ -411,6 +467,7 @@ impl Scheduler {
             let mut sequence = self.running.remove(idx);
             if !failed {
                 sequence.cache_full_blocks(&mut self.kv);
+                sequence.cache_newest_snapshot(&mut self.kv);
             }
             sequence.release_blocks(&mut self.kv);
         }
@@ -538,6 +595,9 @@ impl Scheduler {
             let sequences = self.running.iter().chain([waiting]);
             let n_needed: usize = sequences.map(|sequence| sequence.blocks_needed(group, max_blocks)).sum();
             n_needed + self.running.len() <= pool.n_available()
+        }) && self.kv.states.as_ref().is_none_or(|states| {
+            let without = self.running.iter().filter(|sequence| sequence.state.own.is_none()).count();
+            without < states.n_available()
         })
     }
 
@@ -572,7 +632,7 @@ impl Scheduler {
                 }
                 None => {
                     n_decodes += 1;
-                    sequence.schedule(1)
+                    sequence.schedule(&mut self.kv, 1)
                 }
             });
             idx += 1;
@@ -608,7 +668,7 @@ impl Scheduler {
             }
             n_left = n_left.saturating_sub(n);
             sequence.chunk_tokens_used += n;
-            let scheduled = sequence.schedule(n);
+            let scheduled = sequence.schedule(&mut self.kv, n);
             *scored_rows_left = scored_rows_left.saturating_sub(scheduled.n_scored);
             batch.sequences.push(scheduled);
             if sequence.n_uncomputed() == 0 || sequence.chunk_tokens_used == self.options.prefill_chunk {
@@ -658,6 +718,9 @@ impl Scheduler {
             best.scheduled.tokens.extend(draft);
             best.sequence.computed_drafts.extend(draft);
             best.scheduled.n_drafts += 1;
+            if let Some(state) = &mut best.scheduled.state {
+                state.n_drafts += 1;
+            }
             best.scheduled.block_tables = best.sequence.block_tables();
             n_rows += 1;
             n_tokens += best.probability;
@@ -723,6 +786,10 @@ impl Sequence {
         for (table, pool) in self.tables.iter_mut().zip(&mut kv.pools) {
             pool.release(std::mem::take(table).blocks.into_iter().flatten());
         }
+        let SequenceSlots { own, restored_from, snapshots, newest, .. } = std::mem::take(&mut self.state);
+        let snapshots = snapshots.into_iter().map(|(_, slot)| slot);
+        let newest = newest.map(|(_, slot, _)| slot);
+        kv.release_states([own, restored_from, newest].into_iter().flatten().chain(snapshots));
         self.n_computed = 0;
         self.computed_drafts.clear();
         self.n_cached_blocks = 0;
@@ -760,6 +827,20 @@ impl Sequence {
             }
             self.prefix = PrefixParent::Prefix(prefix);
             self.n_cached_blocks += 1;
+            let n_tokens = self.n_cached_blocks * BLOCK_TOKENS;
+            for (_, slot) in self.state.snapshots.extract_if(.., |(n, _)| *n == n_tokens) {
+                kv.cache_state(slot, prefix);
+            }
+            if let Some((_, _, at)) = self.state.newest.as_mut().filter(|(n, ..)| *n == n_tokens) {
+                *at = Some(prefix);
+            }
+        }
+    }
+
+    /// Puts its newest snapshot into the prefix cache, if its block is there.
+    fn cache_newest_snapshot(&mut self, kv: &mut KvBlocks) {
+        if let Some((_, slot, Some(prefix))) = self.state.newest.take_if(|(.., prefix)| prefix.is_some()) {
+            kv.cache_state(slot, prefix);
         }
     }
 
@@ -785,6 +866,11 @@ impl Sequence {
             self.prefix = PrefixParent::Prefix(last);
             self.n_cached_blocks += found.len();
             self.n_computed = self.n_cached_blocks * BLOCK_TOKENS;
+            if let Some(states) = &mut kv.states {
+                let before = self.state.restored_from.take();
+                self.state.restored_from = states.acquire_cached(last);
+                kv.release_states(before);
+            }
         }
         for (group, table) in self.tables.iter_mut().enumerate() {
             let first = kv.first_in_window(group, self.n_computed);
@@ -800,6 +886,12 @@ impl Sequence {
 
     /// Allocates blocks for up to `n` more tokens; returns the number of tokens that fit.
     fn allocate_blocks(&mut self, kv: &mut KvBlocks, n: usize) -> usize {
+        if kv.states.is_some() && self.state.own.is_none() {
+            self.state.own = kv.allocate_state();
+            if self.state.own.is_none() {
+                return 0;
+            }
+        }
         for (group, table) in self.tables.iter_mut().enumerate() {
             while table.blocks.len() * BLOCK_TOKENS < self.n_computed + n
                 && let Some(id) = kv.allocate(group)
@@ -820,8 +912,40 @@ impl Sequence {
         self.tables.iter().map(|table| table.blocks.clone()).collect()
     }
 
+    /// What a batch of `n` tokens after the computed ones does to its recurrent state.
+    fn step_state(&mut self, kv: &mut KvBlocks, n: usize) -> Option<StateStep> {
+        let slot = self.state.own?;
+        let n_replayed = std::mem::take(&mut self.state.n_replayed);
+        let restored_from = self.state.restored_from.take();
+        // The batch restores all snapshots before it writes to any slot.
+        kv.release_states(restored_from);
+        let first = self.n_computed - n_replayed;
+        let mut snapshots = Vec::new();
+        for n_tokens in (first + 1..=self.n_computed + n).filter(|n| n.is_multiple_of(BLOCK_TOKENS)) {
+            let is_generated = n_tokens > self.n_prompt;
+            let is_kept = n_tokens.is_multiple_of(SNAPSHOT_INTERVAL)
+                || n_tokens == (self.n_prompt - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+            if !is_kept && !is_generated {
+                continue;
+            }
+            if !is_kept && let Some((_, replaced, _)) = self.state.newest.take() {
+                snapshots.retain(|(_, slot)| *slot != replaced);
+                kv.release_states([replaced]);
+            }
+            let Some(slot) = kv.allocate_state() else { continue };
+            if is_kept {
+                self.state.snapshots.push((n_tokens, slot));
+            } else {
+                self.state.newest = Some((n_tokens, slot, None));
+            }
+            snapshots.push((n_tokens - first, slot));
+        }
+        Some(StateStep { slot, restored_from, n_replayed, n_drafts: 0, snapshots })
+    }
+
     /// Its next `n` tokens for a batch; they count as computed.
-    fn schedule(&mut self, n: usize) -> ScheduledSeq {
+    fn schedule(&mut self, kv: &mut KvBlocks, n: usize) -> ScheduledSeq {
+        let state = self.step_state(kv, n);
         let start = self.n_computed;
         self.n_computed += n;
         self.computed_drafts.clear();
@@ -836,6 +960,7 @@ impl Sequence {
             tokens: self.tokens[start..self.n_computed].to_vec(),
             n_drafts: 0,
             block_tables: self.block_tables(),
+            state,
             n_scored,
             needs_logits: self.n_computed == self.tokens.len(),
         }
@@ -855,6 +980,11 @@ impl Sequence {
             n_prompt: self.n_prompt,
             start: self.n_computed,
             n_drafts: tokens.len().saturating_sub(1),
+            state: self.state.own.map(|slot| StateStep {
+                slot,
+                n_drafts: tokens.len(),
+                ..StateStep::default()
+            }),
             tokens,
             block_tables: self.block_tables(),
             n_scored: 0,
@@ -878,6 +1008,7 @@ mod tests {
             max_running,
             prefill_chunk,
             groups: vec![BlockGroup { n_blocks, window: None }],
+            n_state_slots: 0,
             speculative: false,
             context_shift: None,
         })

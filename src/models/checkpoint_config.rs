@@ -67,6 +67,41 @@ impl CheckpointConfig<'_> {
         }
     }
 
+    /// Returns a setting of each layer, if the checkpoint has a list of them.
+    ///
+    /// # Errors
+    /// When the list contains something else than non-negative integers.
+    pub fn per_layer(&self, key: ConfigKey) -> Result<Option<Vec<usize>>> {
+        match self {
+            Self::Json(object) => match object.get(key.json).and_then(Value::as_array) {
+                None => Ok(None),
+                Some(list) => {
+                    let number =
+                        |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+                    let mismatch = || {
+                        Error::model(format!(
+                            "{} is not a list of numbers; the file is damaged",
+                            self.name(key)
+                        ))
+                    };
+                    list.iter().map(number).collect::<Option<_>>().map(Some).ok_or_else(mismatch)
+                }
+            },
+            Self::Gguf { file, architecture } => file.metadata().counts(&key.gguf_key(architecture)),
+        }
+    }
+
+    /// Returns a non-negative integer, or the largest one where the checkpoint has one for each layer.
+    ///
+    /// # Errors
+    /// When the value is of another type.
+    pub fn largest(&self, key: ConfigKey) -> Result<Option<usize>> {
+        match self.per_layer(key)? {
+            Some(list) => Ok(list.into_iter().max()),
+            None => self.integer(key),
+        }
+    }
+
     /// Returns a non-negative integer that every model has.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub enum Qkv {
     Fused(&'static str),
 }
 
-/// The tensor names of a gated MLP's two first projections.
+/// The tensor names of an MLP's first projections.
 #[derive(Debug, Clone, Copy)]
 pub enum GateUp {
     /// One matrix for each.
@@ -74,6 +74,8 @@ pub enum GateUp {
     },
     /// One matrix with the rows of both, in this order.
     Fused(&'static str),
+    /// An up projection without a gate.
+    Ungated(&'static str),
 }
 
 impl Qkv {
@@ -104,7 +106,7 @@ impl Qkv {
 }
 
 impl GateUp {
-    /// Loads the gate and the up projection, each with `n` rows, by `load(tensor name, rows)`.
+    /// Loads the gate, where there is one, and the up projection, each with `n` rows, by `load(tensor name, rows)`.
     ///
     /// # Errors
     /// Those of `load`.
@@ -112,15 +114,16 @@ impl GateUp {
         self,
         n: usize,
         load: impl Fn(&str, &RowSelection) -> Result<Linear>,
-    ) -> Result<(Linear, Linear)> {
+    ) -> Result<(Option<Linear>, Linear)> {
         match self {
             Self::Split { gate, up } => {
                 let rows = RowSelection::all(n);
-                Ok((load(gate, &rows)?, load(up, &rows)?))
+                Ok((Some(load(gate, &rows)?), load(up, &rows)?))
             }
+            Self::Ungated(up) => Ok((None, load(up, &RowSelection::all(n))?)),
             Self::Fused(name) => {
                 let range = |start: usize| load(name, &RowSelection::range(start..start + n, 2 * n));
-                Ok((range(0)?, range(n)?))
+                Ok((Some(range(0)?), range(n)?))
             }
         }
     }

@@ -8,8 +8,8 @@ use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// Identifies a block within one layer group of a KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Identifies a block within one layer group of a KV cache, or a slot for the recurrent state of a sequence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
 /// The blocks of a sequence in one layer group of the KV cache, from the first token on. An entry is `None`
@@ -50,8 +50,26 @@ pub struct ForwardInput {
     /// The block tables of each span's sequence, with room for the new tokens: one table per layer group
     /// ([`ModelConfig::kv_groups`](super::ModelConfig::kv_groups)), or one for all groups.
     pub block_tables: Vec<Vec<BlockTable>>,
+    /// The recurrent state of each span's sequence; `None` for models without recurrent layers.
+    pub states: Vec<Option<StateStep>>,
     /// Rows (indices into `token_ids`) whose logits are needed, ascending.
     pub logit_rows: Vec<u32>,
+}
+
+/// What a batch does to the recurrent state of a sequence. A sequence that starts with its first token starts with an
+/// empty state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateStep {
+    /// The slot of the state.
+    pub slot: BlockId,
+    /// The slot of a snapshot that is copied to it first.
+    pub restored_from: Option<BlockId>,
+    /// Draft tokens of the sequence's batch before that were accepted; the state takes them in first.
+    pub n_replayed: usize,
+    /// How many of the last new tokens are drafts, which the state does not take in.
+    pub n_drafts: usize,
+    /// Snapshots to take: after how many tokens, those replayed included, and the slots for them.
+    pub snapshots: Vec<(usize, BlockId)>,
 }
 
 /// A run of new tokens of one sequence.
@@ -91,6 +109,8 @@ pub struct SequenceChunk<'a> {
     pub start: usize,
     /// The sequence's block tables, with room for `token_ids`.
     pub tables: &'a [BlockTable],
+    /// The sequence's recurrent state; `None` for a model without recurrent layers.
+    pub state: Option<&'a StateStep>,
     /// The new tokens.
     pub token_ids: &'a [u32],
     /// How many of the last of these tokens need logits.
@@ -100,10 +120,11 @@ pub struct SequenceChunk<'a> {
 impl ForwardInput {
     /// Adds the next tokens of a sequence.
     pub fn push(&mut self, chunk: SequenceChunk) {
-        let SequenceChunk { sequence, n_prompt, start, tables, token_ids, n_logits } = chunk;
+        let SequenceChunk { sequence, n_prompt, start, tables, state, token_ids, n_logits } = chunk;
         self.token_ids.extend_from_slice(token_ids);
         self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
         self.block_tables.push(tables.to_vec());
+        self.states.push(state.cloned());
         let end = self.token_ids.len() as u32;
         self.logit_rows.extend(end - n_logits.min(token_ids.len()) as u32..end);
     }
@@ -126,16 +147,17 @@ impl ForwardInput {
 
     /// Splits the batch into one batch per sequence.
     pub fn split(&self) -> Vec<Self> {
-        let single = |((span, rows), tables): ((Span, Range<usize>), &Vec<BlockTable>)| {
+        let single = |(((span, rows), tables), state): (((Span, Range<usize>), &Vec<BlockTable>), &_)| {
             let span_rows = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
             Self {
                 token_ids: self.token_ids[rows.clone()].to_vec(),
                 spans: vec![span],
                 block_tables: vec![tables.clone()],
+                states: vec![Clone::clone(state)],
                 logit_rows: span_rows.map(|row| row - rows.start as u32).collect(),
             }
         };
-        self.spans_with_rows().zip(&self.block_tables).map(single).collect()
+        self.spans_with_rows().zip(&self.block_tables).zip(&self.states).map(single).collect()
     }
 
     /// Returns each span with its rows.
@@ -162,6 +184,7 @@ mod tests {
             n_prompt,
             start,
             tables: &blocks,
+            state: None,
             token_ids,
             n_logits,
         };

@@ -16,15 +16,18 @@ mod layers;
 pub mod load;
 mod model;
 pub mod profile;
+mod recurrent_state;
 mod rope;
+mod sequence_states;
 
 pub use backend::Backend;
 pub use decoder::ModelConfig;
 pub use forward_input::{
-    BlockId, BlockTable, EncoderInput, ForwardInput, LogitSpan, SequenceChunk, SequenceId, Span,
+    BlockId, BlockTable, EncoderInput, ForwardInput, LogitSpan, SequenceChunk, SequenceId, Span, StateStep,
 };
 pub use kv_cache::KvCache;
 pub use model::{Decoder, Encoder};
+pub use sequence_states::SequenceStates;
 
 /// The window and block arithmetic of attention that schedulers share with the kernels.
 pub use crate::kernels::attention::{kv_block::BLOCK_TOKENS, window_start};

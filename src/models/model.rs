@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::decoder::config::ModelConfig;
 use super::forward_input::{EncoderInput, ForwardInput};
-use super::kv_cache::KvCache;
+use super::sequence_states::SequenceStates;
 use crate::error::Result;
 
 /// A causal language model.
@@ -12,12 +12,12 @@ pub trait Decoder: Send {
     /// The model's sizes and limits.
     fn config(&self) -> &ModelConfig;
 
-    /// Computes one batch: appends the keys and values of `input`'s tokens to `kv` and returns the
-    /// logits of the rows that `input` asks for, float32 `[n_logit_rows, n_vocab]`.
+    /// Computes one batch: adds `input`'s tokens to the state of their sequences and returns the logits of the rows
+    /// that `input` asks for, float32 `[n_logit_rows, n_vocab]`.
     ///
     /// # Errors
-    /// When a tensor operation fails; the cached keys and values of the batch's sequences are then undefined.
-    fn forward(&mut self, kv: &mut KvCache, input: &ForwardInput) -> Result<Tensor>;
+    /// When a tensor operation fails; the state of the batch's sequences is then undefined.
+    fn forward(&mut self, states: &mut SequenceStates, input: &ForwardInput) -> Result<Tensor>;
 }
 
 /// A text encoder.

@@ -14,6 +14,8 @@ pub enum ForwardOp {
     Attention,
     /// The output projection of attention.
     Output,
+    /// A recurrent mixer: its norm, projections, convolution and recurrence.
+    Recurrence,
     /// The norm and the gate, up and down projections.
     Mlp,
     /// A mixture of experts, its router included.
@@ -24,8 +26,16 @@ pub enum ForwardOp {
 
 impl ForwardOp {
     /// Every operation, in the order of a forward pass.
-    pub const ALL: [Self; 7] =
-        [Self::Embedding, Self::Qkv, Self::Attention, Self::Output, Self::Mlp, Self::Experts, Self::Head];
+    pub const ALL: [Self; 8] = [
+        Self::Embedding,
+        Self::Qkv,
+        Self::Attention,
+        Self::Output,
+        Self::Recurrence,
+        Self::Mlp,
+        Self::Experts,
+        Self::Head,
+    ];
 }
 
 /// The time spent in each [`ForwardOp`]. Always on: reading the clock takes about 30 ns, and the shortest

@@ -10,7 +10,7 @@ use predict_otron_9000::kernels::attention::kv_block::KvFormat;
 use predict_otron_9000::models::decoder::CausalLm;
 use predict_otron_9000::models::load::{GgufFile, RowSelection, Weights};
 use predict_otron_9000::models::{
-    Backend, BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceChunk, SequenceId,
+    Backend, BlockId, Decoder, ForwardInput, ModelConfig, SequenceChunk, SequenceId, SequenceStates,
 };
 
 use crate::support::gguf::{ARRAY, Gguf, STRING, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors};
@@ -103,11 +103,12 @@ fn logits(file: GgufFile, backend: Backend) -> Vec<f32> {
         n_prompt: 5,
         start: 0,
         tables: &[BlockId::consecutive(0, 16)],
+        state: None,
         token_ids: &[1, 5, 2, 9, 3],
         n_logits: 1,
     });
-    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
-    values(&model.forward(&mut kv, &input).unwrap())
+    let mut states = SequenceStates::new(model.config(), KvFormat::F32);
+    values(&model.forward(&mut states, &input).unwrap())
 }
 
 #[test]

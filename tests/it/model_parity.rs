@@ -11,8 +11,8 @@ use predict_otron_9000::models::decoder::{CausalLm, KvGroup};
 use predict_otron_9000::models::encoder::{EncoderConfig, TextEncoder};
 use predict_otron_9000::models::load::{SafetensorsFiles, Weights};
 use predict_otron_9000::models::{
-    Backend, BlockId, BlockTable, Decoder, ForwardInput, KvCache, LogitSpan, ModelConfig, SequenceChunk,
-    SequenceId,
+    Backend, BlockId, BlockTable, Decoder, ForwardInput, LogitSpan, ModelConfig, SequenceChunk, SequenceId,
+    SequenceStates, StateStep,
 };
 
 use crate::support::reference::{self, DecoderReference};
@@ -56,7 +56,7 @@ fn decoder_reference_greedy_tokens_alone_and_beside_others() {
 
 /// Generates greedily while `n_neighbors` other sequences, of other lengths, share every batch.
 fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbors: usize) -> Vec<u32> {
-    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
+    let mut states = SequenceStates::new(model.config(), KvFormat::F32);
     let mut sequences: Vec<(SequenceId, usize, Vec<u32>)> = (0..=n_neighbors)
         .map(|n| (SequenceId(n as u64), &reference.input_ids[7 * n..]))
         .map(|(id, prompt)| (id, prompt.len(), prompt.to_vec()))
@@ -74,12 +74,13 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbors: usize
                 n_prompt: *n_prompt,
                 start: *computed,
                 tables: &[blocks],
+                state: Some(&StateStep { slot: BlockId(id.0 as u32), ..StateStep::default() }),
                 token_ids: &tokens[*computed..],
                 n_logits: 1,
             });
             *computed = tokens.len();
         }
-        let logits = model.forward(&mut kv, &input).unwrap();
+        let logits = model.forward(&mut states, &input).unwrap();
         let logits = logits.to_vec2::<f32>().unwrap();
         let next: Vec<u32> = logits.iter().map(|logits| most_likely(logits, &ends)).collect();
         generated.push(next[0]);
@@ -93,7 +94,7 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbors: usize
 /// Blocks that have left the window of all layers in a group are not needed.
 #[test]
 fn decoder_reference_windows_need_no_blocks_outside_of_them() {
-    let n_windowed = for_each_windowed(|what, mut model, reference| {
+    let n_windowed = for_each_decoder(has_window, |what, mut model, reference| {
         let groups = model.config().kv_groups();
         let tokens = reference.input_ids.repeat(3);
         let tables = |start: usize, drop_blocks: bool| -> Vec<BlockTable> {
@@ -107,7 +108,7 @@ fn decoder_reference_windows_need_no_blocks_outside_of_them() {
             groups.iter().map(table).collect()
         };
         let mut last_logits = |drop_blocks: bool| {
-            let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
+            let mut states = SequenceStates::new(model.config(), KvFormat::F32);
             let mut logits = Vec::new();
             for (idx, chunk) in tokens.chunks(7).enumerate() {
                 let mut input = ForwardInput::default();
@@ -116,10 +117,11 @@ fn decoder_reference_windows_need_no_blocks_outside_of_them() {
                     n_prompt: tokens.len(),
                     start: 7 * idx,
                     tables: &tables(7 * idx, drop_blocks),
+                    state: Some(&StateStep::default()),
                     token_ids: chunk,
                     n_logits: 1,
                 });
-                logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+                logits = model.forward(&mut states, &input).unwrap().to_vec2::<f32>().unwrap();
             }
             logits
         };
@@ -132,8 +134,9 @@ fn decoder_reference_windows_need_no_blocks_outside_of_them() {
 
 /// Sequences with shared prefixes, draft tokens and few blocks generate the same tokens as each does alone.
 #[test]
-fn decoder_reference_windows_with_shared_and_scarce_blocks() {
-    let n_windowed = for_each_windowed(|what, mut model, reference| {
+fn decoder_reference_windows_and_states_with_shared_and_scarce_blocks() {
+    let has_state = |config: &ModelConfig| has_window(config) || config.state_layout().n_layers > 0;
+    let n_stateful = for_each_decoder(has_state, |what, mut model, reference| {
         let groups = model.config().kv_groups();
         let prefix = reference.input_ids.repeat(3);
         let prompts: Vec<Vec<u32>> =
@@ -144,23 +147,30 @@ fn decoder_reference_windows_with_shared_and_scarce_blocks() {
             .collect();
         assert_eq!(generate(&mut model, &groups, &prompts, 13), alone, "{what}");
     });
-    assert!(n_windowed >= 4, "{n_windowed}");
+    assert!(n_stateful >= 8, "{n_stateful}");
 }
 
-/// Runs `test` for every model with attention windows on every backend, and returns the number of runs.
-fn for_each_windowed(mut test: impl FnMut(&str, CausalLm, &DecoderReference)) -> usize {
-    let mut n_windowed = 0;
+fn has_window(config: &ModelConfig) -> bool {
+    config.kv_groups().iter().any(|group| group.window.is_some())
+}
+
+/// Runs `test` for every model that `is_tested` on every backend, and returns the number of runs.
+fn for_each_decoder(
+    is_tested: impl Fn(&ModelConfig) -> bool,
+    mut test: impl FnMut(&str, CausalLm, &DecoderReference),
+) -> usize {
+    let mut n_tested = 0;
     for folder in reference::decoders() {
         let reference: DecoderReference = reference::read(&folder);
         for backend in reference::backends() {
             let model = decoder(&folder, backend);
-            if model.config().kv_groups().iter().any(|group| group.window.is_some()) {
-                n_windowed += 1;
+            if is_tested(model.config()) {
+                n_tested += 1;
                 test(&format!("{folder:?} {backend:?}"), model, &reference);
             }
         }
     }
-    n_windowed
+    n_tested
 }
 
 /// Generates twenty tokens after each prompt, in one scheduler with `n_blocks` blocks per group.
@@ -171,11 +181,12 @@ fn generate(
     n_blocks: usize,
 ) -> Vec<Vec<u32>> {
     const N_TOKENS: usize = 20;
-    let mut kv = KvCache::new(model.config().kv_layouts(KvFormat::F32));
+    let mut states = SequenceStates::new(model.config(), KvFormat::F32);
     let mut scheduler = Scheduler::new(SchedulerOptions {
         max_running: 3,
         prefill_chunk: 24,
         groups: groups.iter().map(|group| BlockGroup { n_blocks, window: group.window }).collect(),
+        n_state_slots: if model.config().state_layout().n_layers > 0 { n_blocks / 2 } else { 0 },
         speculative: true,
         context_shift: None,
     });
@@ -205,11 +216,12 @@ fn generate(
                 n_prompt: part.n_prompt,
                 start: part.start,
                 tables: &part.block_tables,
+                state: part.state.as_ref(),
                 token_ids: &part.tokens,
                 n_logits: part.n_logits(),
             });
         }
-        let logits = model.forward(&mut kv, &input).unwrap().to_vec2::<f32>().unwrap();
+        let logits = model.forward(&mut states, &input).unwrap().to_vec2::<f32>().unwrap();
         for LogitSpan { sequence: id, rows, following, .. } in input.logit_spans() {
             let mut drafts = following.iter();
             let mut new = Vec::new();

@@ -26,7 +26,7 @@ use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http::{self, Listener, Tls};
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
-use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, KvCache, ModelConfig, SequenceId};
+use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, ModelConfig, SequenceId, SequenceStates};
 use predict_otron_9000::registry::ModelKind;
 use predict_otron_9000::tokenizer::Tokenizer;
 use tokio::net::TcpListener;
@@ -135,7 +135,7 @@ impl Decoder for ScriptedModel {
         &self.config
     }
 
-    fn forward(&mut self, _: &mut KvCache, input: &ForwardInput) -> Result<Tensor> {
+    fn forward(&mut self, _: &mut SequenceStates, input: &ForwardInput) -> Result<Tensor> {
         let n_vocab = self.config.n_vocab;
         std::thread::sleep(self.script.step);
         self.script.n_batches.fetch_add(1, Ordering::SeqCst);

@@ -7,11 +7,17 @@ use crate::models::{BLOCK_TOKENS, ModelConfig};
 /// Tokens for which a KV cache has room in any case: a model that answers nothing is of no use.
 const MIN_KV_TOKENS: usize = 512;
 
+/// Slots for recurrent states in any case: a sequence's own, its newest snapshot, and two that others may find.
+const MIN_STATE_SLOTS: usize = 4;
+
 /// The KV cache blocks of an engine for one model.
 #[derive(Debug)]
 pub struct KvBudget {
     /// Blocks of each group of layers, as in [`ModelConfig::kv_groups`].
     pub groups: Vec<BlockGroup>,
+    /// Slots for recurrent states: those of running sequences, and snapshots in the prefix cache; none for a model
+    /// without recurrent layers.
+    pub n_state_slots: usize,
     /// Most tokens of one sequence: the model's context, or as much of it as the blocks hold.
     pub context_length: usize,
     prefill_chunk_tokens: usize,
@@ -27,18 +33,17 @@ impl EngineOptions {
     /// Bytes that the KV cache of this model takes at most: its blocks are allocated when they are first used.
     pub fn max_kv_bytes(&self, config: &ModelConfig) -> usize {
         let groups = block_groups(self, config);
-        groups
-            .iter()
-            .zip(config.kv_block_bytes(self.kv_format))
-            .map(|(group, bytes)| group.n_blocks * bytes)
-            .sum()
+        let blocks = groups.iter().zip(config.kv_block_bytes(self.kv_format));
+        let block_bytes: usize = blocks.map(|(group, bytes)| group.n_blocks * bytes).sum();
+        block_bytes + state_slots(self, config) * config.state_layout().slot_bytes()
     }
 
     /// These options with a KV cache that is made smaller to fit into `room_bytes`, but holds `MIN_KV_TOKENS`.
     #[must_use]
     pub fn with_kv_within(self, room_bytes: usize, config: &ModelConfig) -> Self {
         let block_bytes: usize = config.kv_block_bytes(self.kv_format).iter().sum();
-        let min_bytes = block_bytes * MIN_KV_TOKENS.min(config.context_length).div_ceil(BLOCK_TOKENS);
+        let min_bytes = block_bytes * MIN_KV_TOKENS.min(config.context_length).div_ceil(BLOCK_TOKENS)
+            + MIN_STATE_SLOTS * config.state_layout().slot_bytes();
         Self { kv_bytes: self.kv_bytes.min(room_bytes.max(min_bytes)), ..self }
     }
 }
@@ -53,7 +58,8 @@ impl KvBudget {
             if group.n_blocks >= max_blocks { usize::MAX } else { group.n_blocks * BLOCK_TOKENS }
         });
         let context_length = limits.fold(config.context_length, usize::min);
-        Self { groups, context_length, prefill_chunk_tokens }
+        let n_state_slots = state_slots(options, config);
+        Self { groups, n_state_slots, context_length, prefill_chunk_tokens }
     }
 
     /// How many sequences of the full context length fit at once; `None` for a model without a KV cache.
@@ -66,11 +72,21 @@ impl KvBudget {
     }
 }
 
-/// The blocks that fit into `options.kv_bytes`: groups with a window get as many as the running sequences can hold
+/// The slots for recurrent states, which take half of `options.kv_bytes`.
+fn state_slots(options: &EngineOptions, config: &ModelConfig) -> usize {
+    match config.state_layout().slot_bytes() {
+        0 => 0,
+        slot_bytes => (options.kv_bytes / 2 / slot_bytes).max(MIN_STATE_SLOTS),
+    }
+}
+
+/// The blocks that fit into `options.kv_bytes` beside recurrent states: groups with a window get as many as the running sequences can hold
 /// within it, and the first group, which has the largest window, gets the rest.
 fn block_groups(options: &EngineOptions, config: &ModelConfig) -> Vec<BlockGroup> {
     let block_bytes = config.kv_block_bytes(options.kv_format);
-    let n_equal = options.kv_bytes / block_bytes.iter().sum::<usize>().max(1);
+    let state_bytes = state_slots(options, config) * config.state_layout().slot_bytes();
+    let kv_bytes = options.kv_bytes.saturating_sub(state_bytes);
+    let n_equal = kv_bytes / block_bytes.iter().sum::<usize>().max(1);
     let windows = config.kv_groups().into_iter().map(|group| group.window);
     let mut groups: Vec<BlockGroup> = windows
         .map(|window| {
@@ -81,7 +97,7 @@ fn block_groups(options: &EngineOptions, config: &ModelConfig) -> Vec<BlockGroup
         })
         .collect();
     let others = groups.iter().zip(&block_bytes).skip(1).map(|(group, bytes)| group.n_blocks * bytes);
-    let rest = options.kv_bytes - others.sum::<usize>().min(options.kv_bytes);
+    let rest = kv_bytes - others.sum::<usize>().min(kv_bytes);
     if let (Some(first), Some(bytes)) = (groups.first_mut(), block_bytes.first()) {
         first.n_blocks = rest / (*bytes).max(1);
     }

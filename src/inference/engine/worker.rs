@@ -22,9 +22,11 @@ use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, S
 use crate::inference::scoring::{Scorer, Scoring};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
 use crate::inference::{DraftCounts, Event, FinishReason, Finished, GenerationRequest, Timings};
-use crate::kernels::attention::kv_block::KvLayout;
+use crate::kernels::attention::kv_block::KvFormat;
 use crate::kernels::threads::pool;
-use crate::models::{Decoder, ForwardInput, KvCache, LogitSpan, SequenceChunk, SequenceId};
+use crate::models::{
+    Decoder, ForwardInput, LogitSpan, ModelConfig, SequenceChunk, SequenceId, SequenceStates,
+};
 use crate::pulse::BEAT_INTERVAL;
 use crate::telemetry;
 use crate::tokenizer::Tokenizer;
@@ -43,8 +45,8 @@ pub struct EngineWorker {
     model: Box<dyn Decoder>,
     tokenizer: Arc<Tokenizer>,
     scheduler: Scheduler,
-    kv: KvCache,
-    /// How to make the scheduler and the KV cache anew.
+    states: SequenceStates,
+    /// How to make the scheduler and the state of sequences anew.
     initial: InitialState,
     sequences: HashMap<SequenceId, ActiveSequence>,
     n_sequences_seen: u64,
@@ -53,10 +55,10 @@ pub struct EngineWorker {
     shared: Arc<EngineShared>,
 }
 
-/// The options of the scheduler and the KV cache that a worker starts with.
+/// The options of the scheduler and of the state of sequences that a worker starts with.
 struct InitialState {
     scheduler: SchedulerOptions,
-    kv_layouts: Vec<KvLayout>,
+    kv_format: KvFormat,
 }
 
 /// A sequence that waits or runs, from its arrival to its last event.
@@ -131,18 +133,19 @@ impl EngineWorker {
             context_shift,
             ..
         } = shared.options;
-        let KvBudget { groups, context_length, .. } = budget;
+        let KvBudget { groups, n_state_slots, context_length, .. } = budget;
         let scheduler = SchedulerOptions {
             max_running: running_requests.max(1),
             prefill_chunk: prefill_chunk_tokens.max(1),
             groups,
+            n_state_slots,
             speculative,
             context_shift: context_shift.then_some(ContextShift { context_length }),
         };
-        let initial = InitialState { scheduler, kv_layouts: model.config().kv_layouts(kv_format) };
-        let (scheduler, kv) = initial.build();
+        let initial = InitialState { scheduler, kv_format };
+        let (scheduler, states) = initial.build(model.config());
         Self {
-            kv,
+            states,
             scheduler,
             initial,
             model,
@@ -222,7 +225,7 @@ impl EngineWorker {
             "the engine has failed: its requests end, and it starts over with an empty KV cache"
         );
         self.sequences.clear();
-        (self.scheduler, self.kv) = self.initial.build();
+        (self.scheduler, self.states) = self.initial.build(self.model.config());
         self.last_finish = None;
         self.shared.status().batch_began = None;
         self.shared.restarting.store(false, Ordering::Release);
@@ -330,6 +333,7 @@ impl EngineWorker {
                 n_prompt: scheduled.n_prompt,
                 start: scheduled.start,
                 tables: &scheduled.block_tables,
+                state: scheduled.state.as_ref(),
                 token_ids: &scheduled.tokens,
                 n_logits: scheduled.n_logits(),
             });
@@ -339,17 +343,18 @@ impl EngineWorker {
 
     /// Runs the model; one tensor `[n_vocab]` for each row of logits that `input` asks for.
     fn forward(&mut self, input: &ForwardInput) -> Result<Vec<Tensor>> {
-        let (model, kv) = (&mut self.model, &mut self.kv);
+        let (model, states) = (&mut self.model, &mut self.states);
         catch_panic("the batch", || {
-            let logits = model.forward(kv, input)?;
+            let logits = model.forward(states, input)?;
             (0..input.logit_rows.len()).map(|row| Ok(logits.get(row)?)).collect()
         })
     }
 
     /// Computes each sequence of a failed batch separately, so that only the one at fault ends. Returns the number of
-    /// tokens generated.
+    /// tokens generated. Recurrent states may have taken in some of the batch's tokens, so sequences that have them all
+    /// end.
     fn compute_separately(&mut self, input: &ForwardInput, e: &Error) -> usize {
-        if input.spans.len() == 1 {
+        if input.spans.len() == 1 || self.states.recurrent.layout().n_layers > 0 {
             self.fail(input, e);
             return 0;
         }
@@ -576,8 +581,8 @@ impl EngineWorker {
 }
 
 impl InitialState {
-    fn build(&self) -> (Scheduler, KvCache) {
-        (Scheduler::new(self.scheduler.clone()), KvCache::new(self.kv_layouts.clone()))
+    fn build(&self, config: &ModelConfig) -> (Scheduler, SequenceStates) {
+        (Scheduler::new(self.scheduler.clone()), SequenceStates::new(config, self.kv_format))
     }
 }
 

@@ -4,15 +4,14 @@ use std::ops::AddAssign;
 
 use candle_core::{Device, Tensor};
 
-use super::config::{KvLayerIndex, LayerConfig, ModelConfig, ScoreGrowth};
-use super::layer::{DecoderLayer, LayerContext};
+use super::config::{LayerConfig, LayerPlace, ModelConfig, ScoreGrowth};
+use super::layer::{DecoderLayer, LayerContext, LayerStates};
 use super::loader::DecoderLoader;
 use crate::error::Result;
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::window_start;
 use crate::models::backend::Backend;
 use crate::models::forward_input::{ForwardInput, Span};
-use crate::models::kv_cache::KvCache;
 use crate::models::layers::attention::{causal_mask, softcap};
 use crate::models::layers::linear::{Linear, Weight, concat_linear};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
@@ -21,6 +20,7 @@ use crate::models::load::Weights;
 use crate::models::model::Decoder;
 use crate::models::profile::{ForwardOp, ForwardProfile};
 use crate::models::rope::Rope;
+use crate::models::sequence_states::SequenceStates;
 
 /// A causal language model with its weights.
 pub struct CausalLm {
@@ -36,8 +36,8 @@ pub struct CausalLm {
     kinds: Vec<LayerKind>,
     /// Each layer's index into `kinds`.
     layer_kinds: Vec<usize>,
-    /// Each layer's place in the KV cache.
-    kv_indices: Vec<KvLayerIndex>,
+    /// Each layer's place in the state of sequences.
+    places: Vec<LayerPlace>,
     profile: ForwardProfile,
 }
 
@@ -111,7 +111,7 @@ impl CausalLm {
             head,
             kinds,
             layer_kinds,
-            kv_indices: config.kv_layer_indices(),
+            places: config.layer_places(),
             profile: ForwardProfile::default(),
             config,
         })
@@ -158,7 +158,7 @@ impl Decoder for CausalLm {
         &self.config
     }
 
-    fn forward(&mut self, kv: &mut KvCache, input: &ForwardInput) -> Result<Tensor> {
+    fn forward(&mut self, states: &mut SequenceStates, input: &ForwardInput) -> Result<Tensor> {
         self.profile.start();
         let mut x = self.embedding.rows(&input.token_ids)?;
         if let Some(scale) = self.config.embedding_scale {
@@ -169,22 +169,29 @@ impl Decoder for CausalLm {
         }
         let kinds =
             self.kinds.iter().map(|kind| self.kind_context(kind, input)).collect::<Result<Vec<_>>>()?;
+        let SequenceStates { kv, recurrent } = states;
         let kv_layouts: Vec<KvLayout> = (0..kv.n_groups()).map(|group| kv.layout(group)).collect();
-        let mut sequences = kv.sequences(input)?;
+        let mut kv_sequences = kv.sequences(input)?;
+        let state_layout = recurrent.layout();
+        let mut recurrent_sequences = recurrent.sequences(input)?;
         self.profile.lap(ForwardOp::Embedding);
-        for ((layer, &kind), kv_index) in self.layers.iter().zip(&self.layer_kinds).zip(&self.kv_indices) {
+        for ((layer, &kind), place) in self.layers.iter().zip(&self.layer_kinds).zip(&self.places) {
             let context = LayerContext {
                 config: &self.config,
                 backend: self.backend,
-                kv_layout: kv_layouts[kv_index.group_idx],
-                layer_idx: kv_index.layer_idx,
+                kv_layout: kv_layouts[place.kv_group],
+                layer_idx: place.kv_layer,
+                state_layout: &state_layout,
+                recurrent_idx: place.recurrent_layer,
                 window: self.kinds[kind].window,
                 cos_sin: kinds[kind].cos_sin.as_ref(),
                 masks: &kinds[kind].masks,
                 query_scales: kinds[kind].query_scales.as_deref(),
                 profile: &self.profile,
             };
-            x = layer.forward(&x, &mut sequences[kv_index.group_idx], &context)?;
+            let (kv, recurrent) = (&mut kv_sequences[place.kv_group], &mut recurrent_sequences);
+            let mut states = LayerStates { kv, recurrent };
+            x = layer.forward(&x, &mut states, &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
         let logits = concat_linear(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;

@@ -8,11 +8,14 @@ use super::layout::DecoderLayout;
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::{KvFormat, KvLayout};
 use crate::kernels::matmul::ActivationFn;
+use crate::kernels::recurrent::StateLayout;
+use crate::kernels::recurrent::linear_attention::{HeadShape, UpdateRule};
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 use crate::models::family::{
     CONTEXT_LENGTH, CheckpointLayouts, FULL_ATTENTION, HIDDEN_ACT, HIDDEN_SIZE, INTERMEDIATE_SIZE,
     LAYER_TYPES, N_HEADS, N_LAYERS, SLIDING_ATTENTION, check_sizes, impossible,
 };
+use crate::models::layers::mlp::{Routing, Scoring};
 use crate::models::rope::Rope;
 
 /// A decoder, described by data.
@@ -60,6 +63,12 @@ pub struct ModelConfig {
     pub activation: ActivationFn,
     /// The mixture of experts, in models that have one.
     pub moe: Option<MoeConfig>,
+    /// The factor of the output of attention, and that of the output of recurrent mixers.
+    pub mixer_scales: [f64; 2],
+    /// The factor of the output of MLPs.
+    pub mlp_scale: f64,
+    /// The recurrent mixer, in models that have one.
+    pub recurrence: Option<Recurrence>,
     /// The layers, first to last.
     pub layers: Vec<LayerConfig>,
     /// Whether the head is the embedding matrix if the checkpoint has no head.
@@ -71,16 +80,66 @@ pub struct ModelConfig {
 }
 
 /// The settings that may differ from layer to layer.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
+    /// Whether the layer has attention.
+    pub has_attention: bool,
+    /// Whether the layer has the model's recurrent mixer, alone or beside attention.
+    pub has_recurrence: bool,
     /// The attention window: the maximum number of keys that a query attends to, its own included.
     pub window: Option<usize>,
     /// The rotary embedding of queries and keys; `None` in layers without positions (NoPE).
     pub rope: Option<Rope>,
     /// The growth of attention scores with the position of the query.
     pub score_growth: Option<ScoreGrowth>,
+    /// Whether the layer has a feed-forward part.
+    pub has_mlp: bool,
     /// Whether the MLP is a mixture of experts.
     pub is_moe: bool,
+}
+
+impl Default for LayerConfig {
+    /// Attention without a window or positions, and a dense MLP.
+    fn default() -> Self {
+        Self {
+            has_attention: true,
+            has_recurrence: false,
+            window: None,
+            rope: None,
+            score_growth: None,
+            has_mlp: true,
+            is_moe: false,
+        }
+    }
+}
+
+/// The recurrent mixer of a model's layers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Recurrence {
+    /// The gated delta net, or Mamba-2.
+    LinearAttention(LinearAttentionConfig),
+    /// The short convolution of LFM2.
+    ShortConv {
+        /// Rows of the convolution.
+        kernel: usize,
+    },
+}
+
+/// The configuration of linear attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearAttentionConfig {
+    /// The update of the state.
+    pub rule: UpdateRule,
+    /// The heads.
+    pub shape: HeadShape,
+    /// Rows of the causal convolution.
+    pub conv_kernel: usize,
+    /// The columns that the norm of outputs norms together; without it they are only gated.
+    pub norm_group: Option<usize>,
+    /// Whether outputs are gated before they are normed.
+    pub gates_first: bool,
+    /// Factors of the columns of an input row, in the order of [`UpdateRule::n_columns`].
+    pub column_scales: Option<Vec<f32>>,
 }
 
 /// The vectors that queries and keys are normed over, and when.
@@ -116,24 +175,26 @@ impl ScoreGrowth {
 }
 
 /// The configuration of a mixture of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MoeConfig {
     /// The number of experts in a layer.
     pub n_experts: usize,
-    /// The number of experts that each token is routed to.
-    pub experts_per_token: usize,
+    /// How tokens are routed.
+    pub routing: Routing,
     /// The width of an expert between its two projections.
     pub intermediate_size: usize,
-    /// Whether a token's expert weights are normalized to a sum of one.
-    pub normalize_weights: bool,
-    /// The width of the expert that every token goes through, in mixtures that have one. A sigmoid gate scales its
-    /// output.
+    /// The width of the expert that every token goes through, in mixtures that have one.
     pub shared_intermediate_size: Option<usize>,
 }
 
 const N_KV_HEADS: ConfigKey = ConfigKey::new("num_key_value_heads", "attention.head_count_kv");
 const HEAD_DIM: ConfigKey = ConfigKey::new("head_dim", "attention.key_length");
 const RMS_NORM_EPS: ConfigKey = ConfigKey::new("rms_norm_eps", "attention.layer_norm_rms_epsilon");
+/// Other names of the same.
+const LAYER_NORM_EPS: ConfigKey = ConfigKey::new("layer_norm_epsilon", "attention.layer_norm_epsilon");
+const NORM_EPS: ConfigKey = ConfigKey::json("norm_eps");
+/// Layers for multi-token prediction, which GGUF files count.
+const N_PREDICTION_LAYERS: ConfigKey = ConfigKey::gguf("nextn_predict_layers");
 const TIED_HEAD: ConfigKey = ConfigKey::json("tie_word_embeddings");
 const HIDDEN_ACTIVATION: ConfigKey = ConfigKey::json("hidden_activation");
 const WINDOW: ConfigKey = ConfigKey::new("sliding_window", "attention.sliding_window");
@@ -142,10 +203,13 @@ const WINDOW_PATTERN: ConfigKey = ConfigKey::gguf("attention.sliding_window_patt
 const N_EXPERTS: ConfigKey = ConfigKey::new("num_experts", "expert_count");
 /// The name in Mixtral, and in others since `transformers` 5.
 const N_LOCAL_EXPERTS: ConfigKey = ConfigKey::new("num_local_experts", "expert_count");
+/// The name in models with shared experts.
+const N_ROUTED_EXPERTS: ConfigKey = ConfigKey::new("n_routed_experts", "expert_count");
 const EXPERTS_PER_TOKEN: ConfigKey = ConfigKey::new("num_experts_per_tok", "expert_used_count");
 const MOE_INTERMEDIATE_SIZE: ConfigKey =
     ConfigKey::new("moe_intermediate_size", "expert_feed_forward_length");
-const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::json("norm_topk_prob");
+const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::new("norm_topk_prob", "expert_weights_norm");
+const WEIGHT_SCALE: ConfigKey = ConfigKey::new("routed_scaling_factor", "expert_weights_scale");
 
 /// Layers with the same attention window, which share KV cache blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,13 +220,15 @@ pub struct KvGroup {
     pub n_layers: usize,
 }
 
-/// A layer's place in the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvLayerIndex {
-    /// The layer's group, an index into [`ModelConfig::kv_groups`].
-    pub group_idx: usize,
+/// A layer's place in the state of sequences.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerPlace {
+    /// The layer's group in the KV cache, an index into [`ModelConfig::kv_groups`].
+    pub kv_group: usize,
     /// The layer's index within its group.
-    pub layer_idx: usize,
+    pub kv_layer: usize,
+    /// The layer's index among those with recurrent mixers.
+    pub recurrent_layer: usize,
 }
 
 impl ModelConfig {
@@ -200,16 +266,24 @@ impl ModelConfig {
         let hidden_size = checkpoint.required(HIDDEN_SIZE)?;
         let n_heads = checkpoint.required(N_HEADS)?;
         let n_layers = checkpoint.required(N_LAYERS)?;
+        let n_layers = n_layers.saturating_sub(checkpoint.integer(N_PREDICTION_LAYERS)?.unwrap_or(0));
         let activation = checkpoint.string(HIDDEN_ACTIVATION)?.or(checkpoint.string(HIDDEN_ACT)?);
         let head_dim = checkpoint.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
-        let eps = checkpoint.float(RMS_NORM_EPS)?.ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?;
+        let eps = checkpoint.float(RMS_NORM_EPS)?.or(checkpoint.float(LAYER_NORM_EPS)?);
+        let eps = eps.or(checkpoint.float(NORM_EPS)?).ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?;
         let mut config = Self {
             family,
             layouts,
             hidden_size,
-            intermediate_size: checkpoint.required(INTERMEDIATE_SIZE)?,
+            intermediate_size: match checkpoint.largest(INTERMEDIATE_SIZE)? {
+                Some(size) => size,
+                // Models whose layers are all mixtures of experts have no dense MLP.
+                None => checkpoint
+                    .integer(MOE_INTERMEDIATE_SIZE)?
+                    .ok_or_else(|| checkpoint.missing(INTERMEDIATE_SIZE))?,
+            },
             n_heads,
-            n_kv_heads: checkpoint.integer(N_KV_HEADS)?.unwrap_or(n_heads),
+            n_kv_heads: checkpoint.largest(N_KV_HEADS)?.unwrap_or(n_heads),
             head_dim,
             n_vocab,
             context_length: checkpoint.required(CONTEXT_LENGTH)?,
@@ -225,6 +299,9 @@ impl ModelConfig {
             residual_scale: 1.0,
             activation: activation.map_or(Ok(ActivationFn::Silu), ActivationFn::from_name)?,
             moe: None,
+            mixer_scales: [1.0; 2],
+            mlp_scale: 1.0,
+            recurrence: None,
             layers: Vec::new(),
             tied_head: checkpoint.boolean(TIED_HEAD)?.unwrap_or(true),
             bos_token_id: None,
@@ -240,10 +317,36 @@ impl ModelConfig {
     /// The layers grouped by attention window, widest first. All layers of a group keep the same
     /// tokens in the KV cache.
     pub fn kv_groups(&self) -> Vec<KvGroup> {
-        let mut windows: Vec<Option<usize>> = self.layers.iter().map(|layer| layer.window).collect();
+        let mut windows: Vec<Option<usize>> = self.attention_layers().map(|layer| layer.window).collect();
         windows.sort_by_key(|window| Reverse(window.unwrap_or(usize::MAX)));
         let group = |windows: &[Option<usize>]| KvGroup { window: windows[0], n_layers: windows.len() };
         windows.chunk_by(|a, b| a == b).map(group).collect()
+    }
+
+    fn attention_layers(&self) -> impl Iterator<Item = &LayerConfig> {
+        self.layers.iter().filter(|layer| layer.has_attention)
+    }
+
+    /// The sizes of the recurrent state of a sequence.
+    pub fn state_layout(&self) -> StateLayout {
+        let n_layers = self.layers.iter().filter(|layer| layer.has_recurrence).count();
+        match &self.recurrence {
+            Some(Recurrence::LinearAttention(LinearAttentionConfig { shape, conv_kernel, .. })) => {
+                StateLayout {
+                    n_layers,
+                    conv_channels: shape.conv_channels(),
+                    conv_rows: conv_kernel - 1,
+                    matrices_len: shape.matrices_len(),
+                }
+            }
+            Some(Recurrence::ShortConv { kernel }) => StateLayout {
+                n_layers,
+                conv_channels: self.hidden_size,
+                conv_rows: kernel - 1,
+                matrices_len: 0,
+            },
+            None => StateLayout { n_layers: 0, conv_channels: 0, conv_rows: 0, matrices_len: 0 },
+        }
     }
 
     /// The KV cache's block layout in each of [`ModelConfig::kv_groups`].
@@ -258,14 +361,21 @@ impl ModelConfig {
         self.kv_layouts(format).iter().map(KvLayout::block_bytes).collect()
     }
 
-    /// The place of each layer in the KV cache.
-    pub fn kv_layer_indices(&self) -> Vec<KvLayerIndex> {
+    /// The place of each layer in the state of sequences; the parts for mixers that a layer lacks mean nothing.
+    pub fn layer_places(&self) -> Vec<LayerPlace> {
         let groups = self.kv_groups();
         let mut n_placed = vec![0; groups.len()];
+        let mut n_recurrent = 0;
         let place = |layer: &LayerConfig| {
-            let group_idx = groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
-            n_placed[group_idx] += 1;
-            KvLayerIndex { group_idx, layer_idx: n_placed[group_idx] - 1 }
+            let mut place = LayerPlace { recurrent_layer: n_recurrent, ..LayerPlace::default() };
+            if layer.has_attention {
+                place.kv_group =
+                    groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
+                place.kv_layer = n_placed[place.kv_group];
+                n_placed[place.kv_group] += 1;
+            }
+            n_recurrent += usize::from(layer.has_recurrence);
+            place
         };
         self.layers.iter().map(place).collect()
     }
@@ -292,6 +402,55 @@ impl ModelConfig {
             layer.window = window.filter(|_| is_sliding);
         }
         Ok(())
+    }
+
+    /// Gives the layers whose kind in `layer_types` is `recurrent` the model's recurrent mixer in place of attention; in
+    /// GGUF files these are the layers without heads of keys.
+    ///
+    /// # Errors
+    /// When a setting is of the wrong type.
+    pub(super) fn set_mixers(&mut self, checkpoint: &CheckpointConfig, recurrent: &str) -> Result<()> {
+        let kinds = checkpoint.array(LAYER_TYPES);
+        let kv_heads = checkpoint.per_layer(N_KV_HEADS)?;
+        for (idx, layer) in self.layers.iter_mut().enumerate() {
+            layer.has_recurrence = match kinds.and_then(|kinds| kinds.get(idx)) {
+                Some(kind) => kind == recurrent,
+                None => kv_heads.as_ref().and_then(|heads| heads.get(idx)) == Some(&0),
+            };
+            layer.has_attention = !layer.has_recurrence;
+        }
+        Ok(())
+    }
+
+    /// Checks that some layer has attention, and that the sizes of recurrent mixers are possible.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(super) fn check_mixers(&self) -> Result<()> {
+        if !self.layers.iter().any(|layer| layer.has_attention) {
+            return Err(impossible("no layer with attention"));
+        }
+        match &self.recurrence {
+            None => Ok(()),
+            Some(Recurrence::ShortConv { kernel }) => check_sizes(&[("convolution", *kernel, 64)]),
+            Some(Recurrence::LinearAttention(LinearAttentionConfig { shape, conv_kernel, .. })) => {
+                check_sizes(&[
+                    ("convolution", *conv_kernel, 64),
+                    ("heads of values", shape.n_heads, 1 << 16),
+                    ("heads of keys", shape.n_key_heads, 1 << 16),
+                    ("width of keys", shape.key_dim, 1 << 12),
+                    ("width of values", shape.value_dim, 1 << 12),
+                    ("heads times width", shape.n_heads.saturating_mul(shape.value_dim), 1 << 24),
+                ])?;
+                if shape.n_heads.is_multiple_of(shape.n_key_heads) {
+                    return Ok(());
+                }
+                Err(impossible(format_args!(
+                    "{} heads of values over {} heads of keys",
+                    shape.n_heads, shape.n_key_heads
+                )))
+            }
+        }
     }
 
     fn validate(&self, n_layers: usize) -> Result<()> {
@@ -321,7 +480,7 @@ impl ModelConfig {
     /// When they are not.
     pub(super) fn check_moe(&self) -> Result<()> {
         let Some(moe) = &self.moe else { return Ok(()) };
-        let MoeConfig { n_experts, experts_per_token, .. } = *moe;
+        let MoeConfig { n_experts, routing: Routing { experts_per_token, .. }, .. } = *moe;
         if experts_per_token == 0 || experts_per_token > n_experts {
             return Err(impossible(format_args!("{experts_per_token} experts per token of {n_experts}")));
         }
@@ -340,16 +499,20 @@ impl MoeConfig {
     /// When a setting is missing or of the wrong type.
     pub(super) fn from_checkpoint(checkpoint: &CheckpointConfig) -> Result<Self> {
         Ok(Self {
-            n_experts: match checkpoint.integer(N_EXPERTS)? {
+            n_experts: match checkpoint.integer(N_EXPERTS)?.or(checkpoint.integer(N_ROUTED_EXPERTS)?) {
                 Some(n_experts) => n_experts,
                 None => checkpoint.required(N_LOCAL_EXPERTS)?,
             },
-            experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
+            routing: Routing {
+                experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
+                scoring: Scoring::Softmax,
+                normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
+                weight_scale: checkpoint.float(WEIGHT_SCALE)?.unwrap_or(1.0) as f32,
+            },
             intermediate_size: match checkpoint.integer(MOE_INTERMEDIATE_SIZE)? {
                 Some(size) => size,
                 None => checkpoint.required(INTERMEDIATE_SIZE)?,
             },
-            normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
             shared_intermediate_size: None,
         })
     }

@@ -46,6 +46,7 @@ impl DecoderFamily {
         let mut config = ModelConfig::from_checkpoint(checkpoint, self.name, &self.layouts, n_vocab)?;
         (self.describe)(checkpoint, &mut config)?;
         config.check_moe()?;
+        config.check_mixers()?;
         Ok(config)
     }
 }

@@ -10,7 +10,7 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "granite",
     model_types: &["granite"],
     gguf_architectures: &["granite"],
-    describe,
+    describe: set_granite_scales,
     layouts: llama::LAYOUTS,
     ..DecoderFamily::BASE
 };
@@ -20,7 +20,8 @@ const EMBEDDING_SCALE: ConfigKey = ConfigKey::new("embedding_multiplier", "embed
 const RESIDUAL_SCALE: ConfigKey = ConfigKey::new("residual_multiplier", "residual_scale");
 const LOGIT_SCALE: ConfigKey = ConfigKey::new("logits_scaling", "logit_scale");
 
-fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
+/// Sets the scales of embeddings, attention scores, outputs and logits.
+pub(super) fn set_granite_scales(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
     config.attention_scale = checkpoint.float(ATTENTION_SCALE)?.unwrap_or(config.attention_scale);
     config.embedding_scale = checkpoint.float(EMBEDDING_SCALE)?;
     config.residual_scale = checkpoint.float(RESIDUAL_SCALE)?.unwrap_or(1.0);

@@ -1,64 +1,58 @@
-//! One layer of a decoder, as four operations:
-//!
-//! 1. norm, then the query, key and value projections
-//! 2. head norms, rotary embedding, KV cache write, attention
-//! 3. output projection and its norm, added to the residual
-//! 4. norm, gate and up projections, activation, and down projection, added to the residual
-//!
-//! Norms that a family lacks are left out. A norm of whole projections, a gate of the attention output and a norm
-//! after the down projection are operations of their own, and a mixture of experts is two operations per expert.
+//! One layer of a decoder: mixers, in which the tokens of a sequence exchange information, and a feed-forward part. Each
+//! has a norm before it, and its output, which may have another, is added to the residual. A layer has one mixer, two side
+//! by side, or none; norms and parts that a family lacks are left out.
 
-use candle_core::{D, Device, Tensor};
-use candle_nn::ops::sigmoid;
+use candle_core::Tensor;
 
-use super::config::{ModelConfig, QkNorm};
+use super::attention::Attention;
+use super::config::ModelConfig;
 use crate::error::Result;
+use crate::kernels::attention::SequenceKv;
 use crate::kernels::attention::kv_block::KvLayout;
-use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
-use crate::kernels::custom_ops::PagedAttentionOp;
+use crate::kernels::recurrent::{SequenceState, StateLayout};
 use crate::models::backend::Backend;
-use crate::models::kv_cache::write_and_gather;
-use crate::models::layers::attention::{AttentionParams, attention};
-use crate::models::layers::linear::{Linear, ResidualAdd, concat_linear, linear_residual, mlp};
-use crate::models::layers::mlp::{GatedMlp, MoE, SharedExpert};
+use crate::models::layers::linear::{Linear, ResidualAdd, mlp};
+use crate::models::layers::linear_attention::LinearAttentionMixer;
+use crate::models::layers::mixer::MixerInput;
+use crate::models::layers::mlp::{Mlp, MoE};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
+use crate::models::layers::short_conv::ShortConvMixer;
 use crate::models::profile::{ForwardOp, ForwardProfile};
 
 /// The weights of one layer.
 #[derive(Debug, Clone)]
 pub struct DecoderLayer {
-    /// The norm before attention.
-    pub attention_norm: Option<RmsNorm>,
-    /// The query projection, `[n_heads * head_dim, hidden]`.
-    pub query: Linear,
-    /// The key projection, `[n_kv_heads * head_dim, hidden]`.
-    pub key: Linear,
-    /// The value projection, `[n_kv_heads * head_dim, hidden]`.
-    pub value: Linear,
-    /// The norms of queries and of keys; [`QkNorm`] says over what.
-    pub qk_norms: Option<(RmsNorm, RmsNorm)>,
-    /// The attention sinks, `[n_heads]`.
-    pub sinks: Option<Vec<f32>>,
-    /// The projection of the sigmoid gate of the attention output, `[n_heads * head_dim, hidden]`.
-    pub attention_gate: Option<Linear>,
-    /// The output projection of attention, `[hidden, n_heads * head_dim]`.
-    pub output: Linear,
-    /// The norm of the attention output before it is added to the residual.
-    pub attention_post_norm: Option<RmsNorm>,
+    /// The norm before the mixers.
+    pub mixer_norm: Option<RmsNorm>,
+    /// The mixers, all of the same input.
+    pub mixers: Vec<Mixer>,
+    /// The norm of a mixer's output before it is added to the residual.
+    pub mixer_post_norm: Option<RmsNorm>,
     /// The norm before the MLP.
     pub mlp_norm: Option<RmsNorm>,
     /// The MLP or the mixture of experts.
-    pub mlp: FeedForward,
+    pub mlp: Option<FeedForward>,
     /// The norm of the MLP output before it is added to the residual.
     pub mlp_post_norm: Option<RmsNorm>,
+}
+
+/// A part of a layer in which the tokens of a sequence exchange information.
+#[derive(Debug, Clone)]
+pub enum Mixer {
+    /// Attention.
+    Attention(Box<Attention>),
+    /// The gated delta net, or Mamba-2.
+    LinearAttention(Box<LinearAttentionMixer>),
+    /// The short convolution of LFM2.
+    ShortConv(Box<ShortConvMixer>),
 }
 
 /// The feed-forward part of a layer.
 #[derive(Debug, Clone)]
 pub enum FeedForward {
     /// One MLP for all tokens.
-    Dense(GatedMlp),
+    Dense(Mlp),
     /// A mixture of experts.
     MoE(MoE),
 }
@@ -73,341 +67,116 @@ pub struct LayerContext<'a> {
     pub kv_layout: KvLayout,
     /// The index of this layer within its group.
     pub layer_idx: usize,
+    /// The layout of recurrent states.
+    pub state_layout: &'a StateLayout,
+    /// The index of this layer among those with recurrent mixers.
+    pub recurrent_idx: usize,
     /// The attention window of this layer.
     pub window: Option<usize>,
     /// The factor of each query's scores, `[n_tokens]`.
     pub query_scales: Option<&'a [f32]>,
     /// The rotary table of the batch.
     pub cos_sin: Option<&'a CosSinCache>,
-    /// The mask of each sequence over the keys from [`window_start`] on, for the reference backend.
+    /// The mask of each sequence over the keys from [`window_start`](crate::kernels::attention::window_start) on, for the
+    /// reference backend.
     pub masks: &'a [Option<Tensor>],
     /// The profile that the layer's time is added to.
     pub profile: &'a ForwardProfile,
 }
 
+/// The state of a batch's sequences in one layer.
+pub struct LayerStates<'a, 'b> {
+    /// Keys and values in the blocks of the layer's group.
+    pub kv: &'a mut [SequenceKv<'b>],
+    /// The recurrent states.
+    pub recurrent: &'a mut [SequenceState<'b>],
+}
+
 impl DecoderLayer {
-    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all
-    /// `sequences`.
+    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all sequences.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        sequences: &mut [SequenceKv],
-        context: &LayerContext,
-    ) -> Result<Tensor> {
-        let profile = context.profile;
-        let scale = context.config.residual_scale as f32;
-        let norm = self.attention_norm.as_ref().map(|norm| norm as &dyn RowNorm);
-        let qkv = concat_linear(norm, &[&self.query, &self.key, &self.value], x)?;
-        let qkv = self.norm_projections(qkv, context)?;
-        profile.lap(ForwardOp::Qkv);
-        let attended = self.attend(&qkv, sequences, context)?;
-        profile.lap(ForwardOp::Attention);
-        let attended = match &self.attention_gate {
-            Some(gate) => (attended * sigmoid(&concat_linear(norm, &[gate], x)?)?)?,
-            None => attended,
-        };
-        let add = ResidualAdd { norm: self.attention_post_norm.as_ref(), scale };
-        let x = linear_residual(&self.output, add, &attended, x)?;
-        profile.lap(ForwardOp::Output);
+    pub fn forward(&self, x: &Tensor, states: &mut LayerStates, context: &LayerContext) -> Result<Tensor> {
+        let ModelConfig { residual_scale, mixer_scales, mlp_scale, .. } = *context.config;
+        let mut residual = x.clone();
+        for mixer in &self.mixers {
+            let scale = residual_scale * mixer_scales[usize::from(!matches!(mixer, Mixer::Attention(_)))];
+            let input = MixerInput {
+                norm: self.mixer_norm.as_ref().map(|norm| norm as &dyn RowNorm),
+                x,
+                residual: &residual,
+                add: ResidualAdd { norm: self.mixer_post_norm.as_ref(), scale: scale as f32 },
+            };
+            residual = mixer.forward(&input, states, context)?;
+        }
+        let x = residual;
         let norm = self.mlp_norm.as_ref().map(|norm| norm as &dyn RowNorm);
+        let scale = (residual_scale * mlp_scale) as f32;
         let add = ResidualAdd { norm: self.mlp_post_norm.as_ref(), scale };
         match &self.mlp {
-            FeedForward::Dense(dense) => {
+            None => Ok(x),
+            Some(FeedForward::Dense(dense)) => {
                 let y = mlp(norm, dense.up_projection(), &dense.down, add, &x)?;
-                profile.lap(ForwardOp::Mlp);
+                context.profile.lap(ForwardOp::Mlp);
                 Ok(y)
             }
-            FeedForward::MoE(moe) => {
+            Some(FeedForward::MoE(moe)) => {
                 let normed = norm.map(|norm| norm.forward(&x)).transpose()?;
                 let y = add.forward(&moe.forward(normed.as_ref().unwrap_or(&x))?, &x)?;
-                profile.lap(ForwardOp::Experts);
+                context.profile.lap(ForwardOp::Experts);
                 Ok(y)
             }
         }
-    }
-
-    /// Norms the whole rows of queries and keys, in families that do so.
-    fn norm_projections(&self, qkv: Tensor, context: &LayerContext) -> Result<Tensor> {
-        let Some((query_norm, key_norm)) =
-            self.qk_norms.as_ref().filter(|_| context.config.qk_norm == QkNorm::Projection)
-        else {
-            return Ok(qkv);
-        };
-        let (n_query, n_key) = (query_norm.weight.len(), key_norm.weight.len());
-        let part = |start: usize, n: usize| qkv.narrow(D::Minus1, start, n)?.contiguous();
-        let (query, key) = (part(0, n_query)?, part(n_query, n_key)?);
-        let value = part(n_query + n_key, n_key)?;
-        let isa = context.backend.isa();
-        Ok(Tensor::cat(&[query_norm.apply(isa, &query)?, key_norm.apply(isa, &key)?, value], D::Minus1)?)
-    }
-
-    /// The norms of query and key heads, in families that norm heads.
-    fn head_norms(&self, config: &ModelConfig) -> Option<&(RmsNorm, RmsNorm)> {
-        self.qk_norms.as_ref().filter(|_| config.qk_norm != QkNorm::Projection)
     }
 
     /// The matrices that a token is multiplied with, each with its operation and its number of uses. Experts
     /// are represented by the first one.
     pub fn matrices(&self) -> Vec<(ForwardOp, &Linear, usize)> {
-        let mut matrices = vec![
-            (ForwardOp::Qkv, &self.query, 1),
-            (ForwardOp::Qkv, &self.key, 1),
-            (ForwardOp::Qkv, &self.value, 1),
-            (ForwardOp::Output, &self.output, 1),
-        ];
-        matrices.extend(self.attention_gate.iter().map(|gate| (ForwardOp::Output, gate, 1)));
+        let mixers = self.mixers.iter().flat_map(Mixer::matrices);
+        let mut matrices: Vec<_> = mixers.map(|(op, matrix)| (op, matrix, 1)).collect();
         match &self.mlp {
-            FeedForward::Dense(GatedMlp { gate, up, down, .. }) => {
-                matrices.extend([gate, up, down].map(|matrix| (ForwardOp::Mlp, matrix, 1)));
+            None => {}
+            Some(FeedForward::Dense(dense)) => {
+                matrices.extend(dense.matrices().map(|matrix| (ForwardOp::Mlp, matrix, 1)));
             }
-            FeedForward::MoE(moe) => {
-                matrices.push((ForwardOp::Experts, &moe.router, 1));
-                let expert = moe.experts.iter().take(1).flat_map(|mlp| [&mlp.gate, &mlp.up, &mlp.down]);
-                matrices.extend(expert.map(|matrix| (ForwardOp::Experts, matrix, moe.experts_per_token)));
-                let shared = moe.shared.iter().flat_map(|SharedExpert { mlp, output_gate }| {
-                    [&mlp.gate, &mlp.up, &mlp.down, output_gate]
-                });
-                matrices.extend(shared.map(|matrix| (ForwardOp::Experts, matrix, 1)));
+            Some(FeedForward::MoE(moe)) => {
+                matrices.extend(moe.matrices().map(|(matrix, n_uses)| (ForwardOp::Experts, matrix, n_uses)));
             }
         }
         matrices
     }
-
-    /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
-    fn attend(&self, qkv: &Tensor, sequences: &mut [SequenceKv], context: &LayerContext) -> Result<Tensor> {
-        match context.backend.isa() {
-            None => self.attend_reference(qkv, sequences, context),
-            Some(isa) => {
-                Ok(qkv.apply_op1_no_bwd(&PagedAttentionOp::new(isa, self.attention(context), sequences))?)
-            }
-        }
-    }
-
-    /// The parameters of the kernel for operation 2.
-    fn attention<'a>(&'a self, context: &LayerContext<'a>) -> PagedAttention<'a> {
-        let config = context.config;
-        PagedAttention {
-            n_heads: config.n_heads,
-            layout: context.kv_layout,
-            layer: context.layer_idx,
-            scale: config.attention_scale as f32,
-            softcap: config.attention_softcap.map(|cap| cap as f32),
-            window: context.window,
-            head_norms: self.head_norms(config).map(|(query, key)| HeadNorms {
-                query: &query.weight,
-                key: &key.weight,
-                eps: query.eps,
-                after_rope: config.qk_norm == QkNorm::RotatedHead,
-            }),
-            rope: context.cos_sin.map(CosSinCache::kernel_params),
-            query_scales: context.query_scales,
-            sinks: self.sinks.as_deref(),
-        }
-    }
-
-    /// Operation 2 in plain candle operations, sequence by sequence.
-    fn attend_reference(
-        &self,
-        qkv: &Tensor,
-        sequences: &mut [SequenceKv],
-        context: &LayerContext,
-    ) -> Result<Tensor> {
-        let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = *context.config;
-        let n_tokens = qkv.dims()[0];
-        let heads = |first: usize, n: usize| -> Result<Tensor> {
-            let part = qkv.narrow(D::Minus1, first * head_dim, n * head_dim)?;
-            Ok(part.contiguous()?.reshape((n_tokens, n, head_dim))?)
-        };
-        let mut query = heads(0, n_heads)?;
-        let mut key = heads(n_heads, n_kv_heads)?;
-        let value = heads(n_heads + n_kv_heads, n_kv_heads)?;
-        let head_norms = self.head_norms(context.config);
-        let after_rope = context.config.qk_norm == QkNorm::RotatedHead;
-        if let Some((query_norm, key_norm)) = head_norms.filter(|_| !after_rope) {
-            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
-        }
-        if let Some(cos_sin) = context.cos_sin {
-            (query, key) = (cos_sin.apply(&query)?, cos_sin.apply(&key)?);
-        }
-        if let Some((query_norm, key_norm)) = head_norms.filter(|_| after_rope) {
-            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
-        }
-        if let Some(scales) = context.query_scales {
-            query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &Device::Cpu)?)?;
-        }
-        let params = AttentionParams {
-            scale: context.config.attention_scale,
-            softcap: context.config.attention_softcap,
-            sinks: self.sinks.as_deref(),
-        };
-        let mut row = 0;
-        let mut outputs = Vec::with_capacity(sequences.len());
-        for (sequence, mask) in sequences.iter_mut().zip(context.masks) {
-            let (start, len) = (sequence.start, sequence.len);
-            // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
-            let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
-            let (key, value) = (heads_first(&key)?, heads_first(&value)?);
-            let (keys, values) =
-                write_and_gather(sequence, &context.kv_layout, context.layer_idx, &key, &value)?;
-            let first = window_start(start, context.window);
-            let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
-            let (keys, values) = (in_window(&keys)?, in_window(&values)?);
-            outputs.push(attention(&heads_first(&query)?, &keys, &values, params, mask.as_ref())?);
-            row += len;
-        }
-        match outputs.as_slice() {
-            [single] => Ok(single.clone()),
-            several => Ok(Tensor::cat(several, 0)?),
-        }
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::attention::kv_block::KvFormat;
-    use crate::kernels::isa::Isa;
-    use crate::kernels::matmul::ActivationFn;
-    use crate::models::decoder::LayerConfig;
-    use crate::models::decoder::config::ScoreGrowth;
-    use crate::models::layers::attention::causal_mask;
-    use crate::models::layers::linear::Weight;
-    use crate::models::rope::{Rope, RopeScaling};
-    use crate::models::{BlockId, ForwardInput, KvCache, SequenceChunk, SequenceId};
-
-    fn values(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 500.0 - 2.0).collect()
-    }
-
-    fn config(n_heads: usize, n_kv_heads: usize, head_dim: usize, softcap: Option<f64>) -> ModelConfig {
-        let json = format!(
-            r#"{{"model_type":"llama","hidden_size":{0},"intermediate_size":8,"num_hidden_layers":1,
-            "num_attention_heads":{n_heads},"num_key_value_heads":{n_kv_heads},"head_dim":{head_dim},
-            "vocab_size":10,"max_position_embeddings":4096,"rms_norm_eps":1e-5}}"#,
-            n_heads * head_dim
-        );
-        let config = ModelConfig::from_json(json.as_bytes()).unwrap();
-        ModelConfig { attention_softcap: softcap, layers: vec![LayerConfig::default()], ..config }
-    }
-
-    /// A layer in which only attention, without its projections, is used.
-    fn layer(head_dim: usize, has_norms: bool, sinks: Option<&[f32]>) -> DecoderLayer {
-        let empty = || {
-            Linear::new(
-                Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap()),
-                None,
-            )
+impl Mixer {
+    fn forward(
+        &self,
+        input: &MixerInput,
+        states: &mut LayerStates,
+        context: &LayerContext,
+    ) -> Result<Tensor> {
+        let LayerContext { state_layout, recurrent_idx, .. } = *context;
+        let isa = context.backend.isa();
+        let y = match self {
+            Self::Attention(attention) => return attention.forward(input, states.kv, context),
+            Self::LinearAttention(mixer) => {
+                mixer.forward(isa, input, state_layout, recurrent_idx, states.recurrent)?
+            }
+            Self::ShortConv(mixer) => {
+                mixer.forward(isa, input, state_layout, recurrent_idx, states.recurrent)?
+            }
         };
-        let norm = |seed| RmsNorm { weight: values(head_dim, seed), eps: 1e-5 };
-        let mlp = GatedMlp { gate: empty(), up: empty(), down: empty(), activation: ActivationFn::Silu };
-        DecoderLayer {
-            attention_norm: None,
-            query: empty(),
-            key: empty(),
-            value: empty(),
-            qk_norms: has_norms.then(|| (norm(1), norm(2))),
-            sinks: sinks.map(<[f32]>::to_vec),
-            attention_gate: None,
-            output: empty(),
-            attention_post_norm: None,
-            mlp_norm: None,
-            mlp: FeedForward::Dense(mlp),
-            mlp_post_norm: None,
-        }
+        context.profile.lap(ForwardOp::Recurrence);
+        Ok(y)
     }
 
-    /// Attention over prompts of several sequences and the tokens that follow them.
-    fn attend(
-        config: &ModelConfig,
-        layer: &DecoderLayer,
-        backend: Backend,
-        format: KvFormat,
-        (rope, window): (Option<&Rope>, Option<usize>),
-    ) -> Vec<f32> {
-        let mut kv = KvCache::new(config.kv_layouts(format));
-        let row_len = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim;
-        let mut all = Vec::new();
-        // The numbers of new tokens of each sequence in each batch.
-        for (step, lengths) in [[7, 70, 300], [64, 1, 3], [1, 5, 1], [1, 1, 1]].iter().enumerate() {
-            let mut input = ForwardInput::default();
-            for (idx, &len) in lengths.iter().enumerate() {
-                let start: usize =
-                    [[7, 70, 300], [64, 1, 3], [1, 5, 1]][..step].iter().map(|past| past[idx]).sum();
-                input.push(SequenceChunk {
-                    sequence: SequenceId(idx as u64),
-                    n_prompt: 7,
-                    start,
-                    tables: &[BlockId::consecutive(100 * idx as u32, start + len)],
-                    token_ids: &vec![0; len],
-                    n_logits: 0,
-                });
-            }
-            let n_tokens = input.token_ids.len();
-            let qkv = Tensor::from_vec(values(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
-            let cos_sin = rope.map(|rope| CosSinCache::new(rope, &input.spans));
-            let masks: Vec<Option<Tensor>> = input
-                .spans
-                .iter()
-                .map(|span| {
-                    let (first, end) = (window_start(span.start, window), span.start + span.len);
-                    causal_mask(span.start..end, first..end, window).unwrap()
-                })
-                .collect();
-            let growth = ScoreGrowth { beta: 0.3, original_context: 20.0 };
-            let positions = input.spans.iter().flat_map(|span| span.start..span.start + span.len);
-            let query_scales: Vec<f32> = positions.map(|position| growth.factor(position)).collect();
-            let context = LayerContext {
-                config,
-                backend,
-                kv_layout: kv.layout(0),
-                layer_idx: 0,
-                window,
-                query_scales: layer.sinks.is_some().then_some(&query_scales[..]),
-                cos_sin: cos_sin.as_ref(),
-                masks: &masks,
-                profile: &ForwardProfile::default(),
-            };
-            let mut sequences = kv.sequences(&input).unwrap();
-            let y = layer.attend(&qkv.unwrap(), &mut sequences[0], &context).unwrap();
-            all.extend(y.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-        }
-        all
-    }
-
-    #[test]
-    fn the_attention_kernel_equals_the_reference() {
-        let rope =
-            |rotary_dim| Rope { theta: 1e4, rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 };
-        // Sinks below, among and far above the scores; those layers also have scores that grow with the position.
-        let sinks = [-30.0, 0.5, 200.0, 3.0, 8.0];
-        for (n_heads, n_kv_heads, head_dim, window, softcap, has_norms, rotary_dim, has_sinks, qk_norm) in [
-            (9, 3, 64, None, None, false, Some(64), false, QkNorm::Head),
-            (4, 4, 20, Some(30), None, true, Some(8), false, QkNorm::Head),
-            (5, 1, 96, Some(300), Some(5.0), false, None, true, QkNorm::Head),
-            (2, 2, 6, None, Some(3.0), true, Some(6), false, QkNorm::Head),
-            (4, 2, 16, Some(30), None, true, Some(16), true, QkNorm::RotatedHead),
-        ] {
-            let config = ModelConfig { qk_norm, ..config(n_heads, n_kv_heads, head_dim, softcap) };
-            let layer = layer(head_dim, has_norms, has_sinks.then_some(&sinks[..n_heads.min(5)]));
-            let rope = rotary_dim.map(rope);
-            // A key may be rounded to another half-precision neighbor.
-            for (format, bound) in [(KvFormat::F32, 2e-5), (KvFormat::F16, 1e-4), (KvFormat::Int8, 2e-2)] {
-                let attend = |backend| attend(&config, &layer, backend, format, (rope.as_ref(), window));
-                let expected = attend(Backend::Reference);
-                for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-                    let found = attend(Backend::Kernels(isa));
-                    assert_eq!(found.len(), expected.len());
-                    for (idx, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                        assert!(
-                            (found - expected).abs() <= bound,
-                            "{isa} {format:?} {head_dim}, {idx}: {found} is not {expected}"
-                        );
-                    }
-                }
-            }
-        }
+    /// The matrices that a token is multiplied with, each with its operation.
+    fn matrices(&self) -> Vec<(ForwardOp, &Linear)> {
+        let matrices: Vec<&Linear> = match self {
+            Self::Attention(attention) => return attention.matrices(),
+            Self::LinearAttention(mixer) => mixer.projections.iter().chain([&mixer.output]).collect(),
+            Self::ShortConv(mixer) => vec![&mixer.input, &mixer.output],
+        };
+        matrices.into_iter().map(|matrix| (ForwardOp::Recurrence, matrix)).collect()
     }
 }

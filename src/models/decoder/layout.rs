@@ -24,6 +24,10 @@ pub struct DecoderLayout {
     pub sinks: Option<&'static str>,
     /// The projection of the sigmoid gate of the attention output.
     pub attention_gate: Option<&'static str>,
+    /// Whether each head of the query projection has the rows of this gate behind its own.
+    pub has_gated_queries: bool,
+    /// The recurrent mixer.
+    pub recurrence: Option<RecurrenceNames>,
     /// The output projection of attention.
     pub output: &'static str,
     /// The norm of the attention output before it is added to the residual.
@@ -38,6 +42,8 @@ pub struct DecoderLayout {
     pub mlp_post_norm: Option<&'static str>,
     /// The router of a mixture of experts.
     pub router: &'static str,
+    /// The addends of experts' scores, by the tensor's whole name.
+    pub score_bias: Option<&'static str>,
     /// The experts of a mixture.
     pub experts: ExpertNames,
     /// The shared expert of a mixture.
@@ -62,14 +68,67 @@ pub struct QkNormNames {
 /// The tensor names of the expert that every token goes through.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedExpertNames {
-    /// The gate projection.
-    pub gate: &'static str,
-    /// The up projection.
-    pub up: &'static str,
+    /// The gate and up projections.
+    pub gate_up: GateUp,
     /// The down projection.
     pub down: &'static str,
     /// The projection to the sigmoid gate of the expert's output.
-    pub output_gate: &'static str,
+    pub output_gate: Option<&'static str>,
+}
+
+/// The tensor names of a recurrent mixer.
+#[derive(Debug, Clone, Copy)]
+pub struct RecurrenceNames {
+    /// The input projections.
+    pub inputs: RecurrenceInputs,
+    /// The causal convolution.
+    pub conv: &'static str,
+    /// The decay of each head, by the tensor's whole name.
+    pub decay: &'static str,
+    /// Whether the checkpoint has the logarithm of the negative decay.
+    pub has_log_decay: bool,
+    /// The addend of each head's step, by the tensor's whole name.
+    pub step_bias: &'static str,
+    /// The factor of values that are added to outputs, by the tensor's whole name.
+    pub skip: &'static str,
+    /// The norm of outputs.
+    pub norm: &'static str,
+    /// The output projection.
+    pub output: &'static str,
+}
+
+/// The tensor names of a recurrent mixer's input projections.
+#[derive(Debug, Clone, Copy)]
+pub enum RecurrenceInputs {
+    /// One matrix for each part.
+    Split {
+        /// What is convolved: queries, keys and values.
+        conv: &'static str,
+        /// The gates of outputs.
+        gate: &'static str,
+        /// The steps.
+        step: &'static str,
+        /// The factors `beta` of updates.
+        beta: &'static str,
+    },
+    /// One matrix for each part, but for `beta` and the steps: those of the heads of a key alternate in runs.
+    SplitBetaStep {
+        /// What is convolved.
+        conv: &'static str,
+        /// The gates of outputs.
+        gate: &'static str,
+        /// `beta`, then the steps, of each key head.
+        beta_step: &'static str,
+    },
+    /// Two matrices whose rows are in the order of key heads.
+    ByKeyHead {
+        /// The query, the key, the values and the gates of each key head.
+        conv_gate: &'static str,
+        /// `beta`, then the steps, of each key head.
+        beta_step: &'static str,
+    },
+    /// One matrix: gates, what is convolved, steps; for a short convolution its three parts.
+    Fused(&'static str),
 }
 
 /// The tensor names of a mixture's experts.
@@ -79,8 +138,8 @@ pub enum ExpertNames {
     Split {
         /// The prefix of an expert's number.
         prefix: &'static str,
-        /// The gate projection.
-        gate: &'static str,
+        /// The gate projection, if experts have one.
+        gate: Option<&'static str>,
         /// The up projection.
         up: &'static str,
         /// The down projection.
@@ -88,10 +147,17 @@ pub enum ExpertNames {
     },
     /// One tensor per projection with the matrices of all experts, one after the other.
     Stacked {
-        /// The gate projections.
-        gate: &'static str,
+        /// The gate projections, if experts have them.
+        gate: Option<&'static str>,
         /// The up projections.
         up: &'static str,
+        /// The down projections.
+        down: &'static str,
+    },
+    /// As `Stacked`, with the rows of an expert's gate and up projections in one matrix, by the tensors' whole names.
+    Fused {
+        /// The gate and up projections.
+        gate_up: &'static str,
         /// The down projections.
         down: &'static str,
     },
@@ -117,6 +183,8 @@ impl DecoderLayout {
         qk_norms: None,
         sinks: None,
         attention_gate: None,
+        has_gated_queries: false,
+        recurrence: None,
         output: "self_attn.o_proj",
         attention_post_norm: None,
         mlp_norm: Some("post_attention_layernorm"),
@@ -124,17 +192,17 @@ impl DecoderLayout {
         down: "mlp.down_proj",
         mlp_post_norm: None,
         router: "mlp.gate",
+        score_bias: None,
         experts: ExpertNames::Split {
             prefix: "mlp.experts",
-            gate: "gate_proj",
+            gate: Some("gate_proj"),
             up: "up_proj",
             down: "down_proj",
         },
         shared_expert: SharedExpertNames {
-            gate: "mlp.shared_expert.gate_proj",
-            up: "mlp.shared_expert.up_proj",
+            gate_up: GateUp::Split { gate: "mlp.shared_expert.gate_proj", up: "mlp.shared_expert.up_proj" },
             down: "mlp.shared_expert.down_proj",
-            output_gate: "mlp.shared_expert_gate",
+            output_gate: Some("mlp.shared_expert_gate"),
         },
         norm_offset: 0.0,
         final_norm_offset: 0.0,
@@ -152,6 +220,8 @@ impl DecoderLayout {
         qk_norms: None,
         sinks: None,
         attention_gate: None,
+        has_gated_queries: false,
+        recurrence: None,
         output: "attn_output",
         attention_post_norm: None,
         mlp_norm: Some("ffn_norm"),
@@ -159,12 +229,16 @@ impl DecoderLayout {
         down: "ffn_down",
         mlp_post_norm: None,
         router: "ffn_gate_inp",
-        experts: ExpertNames::Stacked { gate: "ffn_gate_exps", up: "ffn_up_exps", down: "ffn_down_exps" },
+        score_bias: Some("exp_probs_b.bias"),
+        experts: ExpertNames::Stacked {
+            gate: Some("ffn_gate_exps"),
+            up: "ffn_up_exps",
+            down: "ffn_down_exps",
+        },
         shared_expert: SharedExpertNames {
-            gate: "ffn_gate_shexp",
-            up: "ffn_up_shexp",
+            gate_up: GateUp::Split { gate: "ffn_gate_shexp", up: "ffn_up_shexp" },
             down: "ffn_down_shexp",
-            output_gate: "ffn_gate_inp_shexp",
+            output_gate: Some("ffn_gate_inp_shexp"),
         },
         norm_offset: 0.0,
         final_norm_offset: 0.0,

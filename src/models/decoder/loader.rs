@@ -1,20 +1,22 @@
 //! Loads a decoder's tensors by the names of its family's layout.
 
+use super::attention::Attention;
 use super::config::{ModelConfig, MoeConfig, QkNorm};
-use super::layer::{DecoderLayer, FeedForward};
+use super::layer::{DecoderLayer, FeedForward, Mixer};
 use super::layout::{DecoderLayout, ExpertNames};
 use crate::error::{Error, Result};
 use crate::models::backend::Backend;
+use crate::models::family::{GateUp, Qkv};
 use crate::models::layers::linear::{Linear, Weight};
-use crate::models::layers::mlp::{GatedMlp, MoE, SharedExpert};
+use crate::models::layers::mlp::{Mlp, MoE, SharedExpert};
 use crate::models::layers::norm::RmsNorm;
 use crate::models::load::{RowSelection, Weights};
 
 /// Loads the parts of a decoder from a checkpoint.
 pub struct DecoderLoader<'a> {
-    config: &'a ModelConfig,
-    layout: &'static DecoderLayout,
-    weights: &'a Weights,
+    pub(super) config: &'a ModelConfig,
+    pub(super) layout: &'static DecoderLayout,
+    pub(super) weights: &'a Weights,
     backend: Backend,
     nesting: Nesting,
 }
@@ -107,33 +109,55 @@ impl<'a> DecoderLoader<'a> {
         let post = StoredNorm { eps: config.post_norm_eps, ..pre };
         let norm = |part: &str| self.norm(&name(part), config.hidden_size, pre);
         let post_norm = |part: &str| self.norm(&name(part), config.hidden_size, post);
-        let [query, key, value] = self.qkv(&name)?;
+        let layer = &config.layers[idx];
+        let mut mixers = Vec::new();
+        if layer.has_attention {
+            mixers.push(Mixer::Attention(Box::new(self.attention(&name)?)));
+        }
+        if layer.has_recurrence {
+            mixers.push(self.recurrent_mixer(&name)?);
+        }
         let mlp = match &config.moe {
-            Some(moe) if config.layers[idx].is_moe => FeedForward::MoE(self.moe(&name, moe)?),
-            _ => FeedForward::Dense(self.dense_mlp(&name)?),
+            _ if !layer.has_mlp => None,
+            Some(moe) if layer.is_moe => Some(FeedForward::MoE(self.moe(&name, moe)?)),
+            _ => Some(FeedForward::Dense(self.dense_mlp(&name)?)),
         };
-        let output_rows = RowSelection::all(config.hidden_size);
-        let gate_rows = RowSelection::all(config.n_heads * config.head_dim);
         Ok(DecoderLayer {
-            attention_norm: layout.attention_norm.map(norm).transpose()?,
-            query,
-            key,
-            value,
-            qk_norms: self.qk_norms(&name)?,
-            sinks: layout
-                .sinks
-                .map(|part| Ok::<_, Error>(self.weights.tensor(&name(part), &[config.n_heads])?.to_vec1()?))
-                .transpose()?,
-            attention_gate: layout
-                .attention_gate
-                .map(|part| self.linear(&name(part), &gate_rows, config.hidden_size))
-                .transpose()?,
-            output: self.linear(&name(layout.output), &output_rows, config.n_heads * config.head_dim)?,
-            attention_post_norm: layout.attention_post_norm.map(post_norm).transpose()?,
-            mlp_norm: layout.mlp_norm.map(norm).transpose()?,
+            mixer_norm: layout.attention_norm.filter(|_| !mixers.is_empty()).map(norm).transpose()?,
+            mixers,
+            mixer_post_norm: layout.attention_post_norm.map(post_norm).transpose()?,
+            mlp_norm: layout.mlp_norm.filter(|_| mlp.is_some()).map(norm).transpose()?,
             mlp,
             mlp_post_norm: layout.mlp_post_norm.map(post_norm).transpose()?,
         })
+    }
+
+    fn attention(&self, name: &dyn Fn(&str) -> String) -> Result<Attention> {
+        let Self { config, layout, .. } = self;
+        let [query, key, value] = self.qkv(name)?;
+        let gate = match (layout.has_gated_queries, layout.attention_gate, layout.qkv) {
+            (true, _, Qkv::Split { query, .. }) => Some((query, self.gated_query_rows(1))),
+            (_, Some(gate), _) => Some((gate, RowSelection::all(config.n_heads * config.head_dim))),
+            _ => None,
+        };
+        let sinks = |part| Ok::<_, Error>(self.weights.tensor(&name(part), &[config.n_heads])?.to_vec1()?);
+        let output_rows = RowSelection::all(config.hidden_size);
+        Ok(Attention {
+            query,
+            key,
+            value,
+            qk_norms: self.qk_norms(name)?,
+            sinks: layout.sinks.map(sinks).transpose()?,
+            gate: gate.map(|(part, rows)| self.linear(&name(part), &rows, config.hidden_size)).transpose()?,
+            output: self.linear(&name(layout.output), &output_rows, config.n_heads * config.head_dim)?,
+        })
+    }
+
+    /// The rows of queries (`part` 0) or of their gates (`part` 1), where a head has both.
+    fn gated_query_rows(&self, part: usize) -> RowSelection {
+        let ModelConfig { n_heads, head_dim, .. } = *self.config;
+        let head_rows = |head: usize| (2 * head + part) * head_dim..(2 * head + part + 1) * head_dim;
+        RowSelection::indices((0..n_heads).flat_map(head_rows), 2 * n_heads * head_dim)
     }
 
     fn name(&self, name: &str) -> String {
@@ -142,7 +166,10 @@ impl<'a> DecoderLoader<'a> {
 
     /// A norm of vectors of length `n`.
     fn norm(&self, name: &str, n: usize, StoredNorm { offset, eps }: StoredNorm) -> Result<RmsNorm> {
-        let mut weight = self.weights.tensor(&format!("{name}.weight"), &[n])?.to_vec1::<f32>()?;
+        // The converter of Falcon-H1 leaves a suffix out.
+        let full_name = format!("{name}.weight");
+        let stored = if self.weights.contains(&full_name) { &full_name } else { name };
+        let mut weight = self.weights.vector(stored, n)?.to_vec1::<f32>()?;
         weight.iter_mut().for_each(|weight| *weight += offset as f32);
         Ok(RmsNorm { weight, eps: eps as f32 })
     }
@@ -164,7 +191,7 @@ impl<'a> DecoderLoader<'a> {
         Ok(Some((self.norm(&name(names.query), n_query, norm)?, self.norm(&name(names.key), n_key, norm)?)))
     }
 
-    fn linear(&self, name: &str, rows: &RowSelection, n_in: usize) -> Result<Linear> {
+    pub(super) fn linear(&self, name: &str, rows: &RowSelection, n_in: usize) -> Result<Linear> {
         self.weights.linear(name, rows, n_in, self.backend)
     }
 
@@ -177,63 +204,85 @@ impl<'a> DecoderLoader<'a> {
                 RowSelection::all(n_heads * head_dim)
             }
         };
-        let rows = [rope_rows(n_heads), rope_rows(n_kv_heads), RowSelection::all(n_kv_heads * head_dim)];
+        let query_rows =
+            if self.layout.has_gated_queries { self.gated_query_rows(0) } else { rope_rows(n_heads) };
+        let rows = [query_rows, rope_rows(n_kv_heads), RowSelection::all(n_kv_heads * head_dim)];
         self.layout.qkv.load(rows, |part, rows| self.linear(&name(part), rows, hidden_size))
     }
 
-    fn dense_mlp(&self, name: &dyn Fn(&str) -> String) -> Result<GatedMlp> {
-        let ModelConfig { hidden_size, intermediate_size, activation, .. } = *self.config;
+    fn dense_mlp(&self, name: &dyn Fn(&str) -> String) -> Result<Mlp> {
+        let DecoderLayout { gate_up, down, .. } = *self.layout;
+        self.mlp(name, gate_up, down, self.config.intermediate_size)
+    }
+
+    /// An MLP with `n` columns between its projections.
+    fn mlp(&self, name: &dyn Fn(&str) -> String, gate_up: GateUp, down: &str, n: usize) -> Result<Mlp> {
+        let ModelConfig { hidden_size, activation, .. } = *self.config;
         let load = |part: &str, rows: &RowSelection| self.linear(&name(part), rows, hidden_size);
-        let (gate, up) = self.layout.gate_up.load(intermediate_size, load)?;
-        let down_rows = RowSelection::all(hidden_size);
-        let down = self.linear(&name(self.layout.down), &down_rows, intermediate_size)?;
-        Ok(GatedMlp { gate, up, down, activation })
+        let (gate, up) = gate_up.load(n, load)?;
+        let down = self.linear(&name(down), &RowSelection::all(hidden_size), n)?;
+        Ok(Mlp { gate, up, down, activation })
     }
 
     fn moe(&self, name: &dyn Fn(&str) -> String, moe: &MoeConfig) -> Result<MoE> {
         let router_rows = RowSelection::all(moe.n_experts);
+        let score_bias = self.layout.score_bias.map(name).filter(|bias| self.weights.contains(bias));
         Ok(MoE {
             router: self.linear(&name(self.layout.router), &router_rows, self.config.hidden_size)?,
+            score_bias: score_bias
+                .map(|bias| Ok::<_, Error>(self.weights.vector(&bias, moe.n_experts)?.to_vec1()?))
+                .transpose()?,
+            routing: moe.routing,
             experts: (0..moe.n_experts)
                 .map(|expert| self.expert(name, expert, moe))
                 .collect::<Result<Vec<_>>>()?,
-            experts_per_token: moe.experts_per_token,
-            normalize_weights: moe.normalize_weights,
             shared: moe.shared_intermediate_size.map(|n| self.shared_expert(name, n)).transpose()?,
         })
     }
 
     fn shared_expert(&self, name: &dyn Fn(&str) -> String, n: usize) -> Result<SharedExpert> {
-        let ModelConfig { hidden_size, activation, .. } = *self.config;
         let names = self.layout.shared_expert;
-        let linear =
-            |part: &str, n_out: usize, n_in: usize| self.linear(&name(part), &RowSelection::all(n_out), n_in);
-        let mlp = GatedMlp {
-            gate: linear(names.gate, n, hidden_size)?,
-            up: linear(names.up, n, hidden_size)?,
-            down: linear(names.down, hidden_size, n)?,
-            activation,
-        };
-        Ok(SharedExpert { mlp, output_gate: linear(names.output_gate, 1, hidden_size)? })
+        let output_gate = names
+            .output_gate
+            .map(|gate| self.linear(&name(gate), &RowSelection::all(1), self.config.hidden_size));
+        Ok(SharedExpert {
+            mlp: self.mlp(name, names.gate_up, names.down, n)?,
+            output_gate: output_gate.transpose()?,
+        })
     }
 
-    fn expert(&self, name: &dyn Fn(&str) -> String, expert: usize, moe: &MoeConfig) -> Result<GatedMlp> {
+    fn expert(&self, name: &dyn Fn(&str) -> String, expert: usize, moe: &MoeConfig) -> Result<Mlp> {
         let ModelConfig { hidden_size, activation, .. } = *self.config;
         let n = moe.intermediate_size;
-        let [gate, up, down] = match self.layout.experts {
+        let (gate, up, down) = match self.layout.experts {
             ExpertNames::Split { prefix, gate, up, down } => {
                 let linear = |part: &str, n_out: usize, n_in: usize| {
                     let name = name(&format!("{prefix}.{expert}.{part}"));
                     self.linear(&name, &RowSelection::all(n_out), n_in)
                 };
-                [linear(gate, n, hidden_size)?, linear(up, n, hidden_size)?, linear(down, hidden_size, n)?]
+                let gate = gate.map(|gate| linear(gate, n, hidden_size)).transpose()?;
+                (gate, linear(up, n, hidden_size)?, linear(down, hidden_size, n)?)
             }
             ExpertNames::Stacked { gate, up, down } => {
                 let linear = |part: &str, n_out: usize, n_in: usize| {
                     let rows = expert * n_out..(expert + 1) * n_out;
                     self.linear(&name(part), &RowSelection::range(rows, moe.n_experts * n_out), n_in)
                 };
-                [linear(gate, n, hidden_size)?, linear(up, n, hidden_size)?, linear(down, hidden_size, n)?]
+                let gate = gate.map(|gate| linear(gate, n, hidden_size)).transpose()?;
+                (gate, linear(up, n, hidden_size)?, linear(down, hidden_size, n)?)
+            }
+            ExpertNames::Fused { gate_up, down } => {
+                let linear = |part: &str, first: usize, n_out: usize, n_per_expert: usize, n_in: usize| {
+                    let first = expert * n_per_expert + first;
+                    let rows = RowSelection::range(first..first + n_out, moe.n_experts * n_per_expert);
+                    Ok::<_, Error>(Linear::new(
+                        self.weights.matrix(&name(part), &rows, n_in, self.backend)?,
+                        None,
+                    ))
+                };
+                let gate = linear(gate_up, 0, n, 2 * n, hidden_size)?;
+                let up = linear(gate_up, n, n, 2 * n, hidden_size)?;
+                (Some(gate), up, linear(down, 0, hidden_size, hidden_size, n)?)
             }
             ExpertNames::Alternating { gate_up, down } => {
                 let linear = |part: &str, rows: &RowSelection, n_in: usize| {
@@ -241,13 +290,11 @@ impl<'a> DecoderLoader<'a> {
                     self.weights.expert_linear(&name(part), expert, rows, n_in, self.backend)
                 };
                 let every_second = |first| RowSelection::every_second(first, 2 * n);
-                [
-                    linear(gate_up, &every_second(0), hidden_size)?,
-                    linear(gate_up, &every_second(1), hidden_size)?,
-                    linear(down, &RowSelection::all(hidden_size), n)?,
-                ]
+                let gate = linear(gate_up, &every_second(0), hidden_size)?;
+                let up = linear(gate_up, &every_second(1), hidden_size)?;
+                (Some(gate), up, linear(down, &RowSelection::all(hidden_size), n)?)
             }
         };
-        Ok(GatedMlp { gate, up, down, activation })
+        Ok(Mlp { gate, up, down, activation })
     }
 }

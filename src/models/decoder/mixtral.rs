@@ -17,7 +17,7 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
             router: "block_sparse_moe.gate",
             experts: ExpertNames::Split {
                 prefix: "block_sparse_moe.experts",
-                gate: "w1",
+                gate: Some("w1"),
                 up: "w3",
                 down: "w2",
             },

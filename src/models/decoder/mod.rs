@@ -1,6 +1,7 @@
 //! The decoder: one implementation for all families, described by a [`ModelConfig`] and by the tensor
 //! names of a [`DecoderFamily`].
 
+mod attention;
 mod causal_lm;
 pub(super) mod config;
 mod ernie4_5;
@@ -26,13 +27,14 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod recurrent_loader;
 mod smollm3;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub use causal_lm::{CausalLm, OpCost};
-pub use config::{KvGroup, KvLayerIndex, LayerConfig, ModelConfig, MoeConfig, QkNorm, ScoreGrowth};
+pub use config::{KvGroup, LayerConfig, LayerPlace, ModelConfig, MoeConfig, QkNorm, ScoreGrowth};
 pub use family::DecoderFamily;
 
 use self::config::TokenIds;

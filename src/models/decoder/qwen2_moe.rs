@@ -16,16 +16,15 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
 };
 
 const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::json("norm_topk_prob");
-const SHARED_INTERMEDIATE_SIZE: ConfigKey =
+pub(super) const SHARED_INTERMEDIATE_SIZE: ConfigKey =
     ConfigKey::new("shared_expert_intermediate_size", "expert_shared_feed_forward_length");
 
 fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
     set_upper_windows(checkpoint, config)?;
-    config.moe = Some(MoeConfig {
-        // GGUF files do not say; no released model normalizes them.
-        normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(false),
-        shared_intermediate_size: Some(checkpoint.required(SHARED_INTERMEDIATE_SIZE)?),
-        ..MoeConfig::from_checkpoint(checkpoint)?
-    });
+    let mut moe = MoeConfig::from_checkpoint(checkpoint)?;
+    // GGUF files do not say; no released model normalizes them.
+    moe.routing.normalize_weights = checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(false);
+    moe.shared_intermediate_size = Some(checkpoint.required(SHARED_INTERMEDIATE_SIZE)?);
+    config.moe = Some(moe);
     set_sparse_layers(checkpoint, config)
 }

@@ -13,7 +13,7 @@ use crate::models::backend::Backend;
 use crate::models::forward_input::{EncoderInput, SequenceId, Span};
 use crate::models::layers::attention::{AttentionParams, attention, sliding_window_mask};
 use crate::models::layers::linear::{Linear, ResidualAdd, UpProjection, concat_linear, linear_residual, mlp};
-use crate::models::layers::mlp::GatedMlp;
+use crate::models::layers::mlp::Mlp;
 use crate::models::layers::norm::{LayerNorm, RowNorm};
 use crate::models::layers::rope::CosSinCache;
 
@@ -47,7 +47,7 @@ pub enum EncoderMlp {
         down: Linear,
     },
     /// An MLP with a gate.
-    Gated(GatedMlp),
+    Gated(Mlp),
 }
 
 /// The inputs of a batch that are the same for every layer.

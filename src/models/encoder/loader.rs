@@ -9,7 +9,7 @@ use super::relative_bias::RelativeBias;
 use crate::error::Result;
 use crate::models::backend::Backend;
 use crate::models::layers::linear::Linear;
-use crate::models::layers::mlp::GatedMlp;
+use crate::models::layers::mlp::Mlp;
 use crate::models::layers::norm::LayerNorm;
 use crate::models::load::{RowSelection, Weights};
 
@@ -150,7 +150,7 @@ impl<'a> EncoderLoader<'a> {
             }
             UpNames::Gated(gate_up) => {
                 let (gate, up) = gate_up.load(intermediate_size, load)?;
-                EncoderMlp::Gated(GatedMlp { gate, up, down, activation })
+                EncoderMlp::Gated(Mlp { gate, up, down, activation })
             }
         })
     }

@@ -16,8 +16,9 @@ impl ActivationFn {
             "gelu" => Ok(Self::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Self::GeluTanh),
             "tanh" => Ok(Self::Tanh),
+            "relu2" => Ok(Self::ReluSquared),
             other => Err(Error::model(format!(
-                "activation function `{other}` is not supported; supported: silu, gelu, gelu_pytorch_tanh, tanh"
+                "activation function `{other}` is not supported; supported: silu, gelu, gelu_pytorch_tanh, tanh, relu2"
             ))),
         }
     }
@@ -29,6 +30,8 @@ impl ActivationFn {
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Silu => candle_nn::ops::silu(x)?,
+            Self::ScaledSilu(factor) => candle_nn::ops::silu(&(x * f64::from(factor))?)?,
+            Self::ReluSquared => x.relu()?.sqr()?,
             Self::Gelu => x.gelu_erf()?,
             Self::GeluTanh => x.gelu()?,
             Self::Tanh => x.tanh()?,

@@ -171,6 +171,22 @@ pub enum UpProjection<'a> {
     },
 }
 
+impl UpProjection<'_> {
+    /// Computes the projections of the norm of `x` and their activation.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward(self, norm: Option<&dyn RowNorm>, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Plain { up, activation } => match up.packed() {
+                Some((isa, up)) => linear_kernel(isa, norm, Projection::Activated(up, activation), x),
+                None => activation.forward(&up.forward(&normalize(norm, x)?)?),
+            },
+            Self::Gated { gate, up, activation } => gated(norm, gate, up, activation, x),
+        }
+    }
+}
+
 /// How the output of a part of a layer is added to the residual: `residual + scale * norm(output)`.
 #[derive(Debug, Clone, Copy)]
 pub struct ResidualAdd<'a> {
@@ -226,11 +242,7 @@ pub fn mlp(
             down: ResidualWeight { weight: down, scale: add.scale },
         })?);
     }
-    let y = match up_projection {
-        UpProjection::Plain { up, activation } => activation.forward(&up.forward(&normalize(norm, x)?)?)?,
-        UpProjection::Gated { gate, up, activation } => gated(norm, gate, up, activation, x)?,
-    };
-    linear_residual(down, add, &y, x)
+    linear_residual(down, add, &up_projection.forward(norm, x)?, x)
 }
 
 /// `residual + scale * norm(linear(x))`

@@ -1,21 +1,22 @@
-//! Gated MLPs and mixtures of experts.
+//! MLPs and mixtures of experts.
 
 use candle_core::{D, Device, Tensor};
+use candle_nn::ops::{sigmoid, softmax_last_dim};
 
-use super::linear::{Linear, UpProjection, gated};
+use super::linear::{Linear, UpProjection};
 use crate::error::Result;
 use crate::kernels::matmul::ActivationFn;
 
-/// `down(activation(gate(x)) * up(x))`
+/// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
 #[derive(Debug, Clone)]
-pub struct GatedMlp {
+pub struct Mlp {
     /// `[intermediate, hidden]`
-    pub gate: Linear,
+    pub gate: Option<Linear>,
     /// `[intermediate, hidden]`
     pub up: Linear,
     /// `[hidden, intermediate]`
     pub down: Linear,
-    /// The function applied to the gate.
+    /// The function applied to the gate, or to the only projection.
     pub activation: ActivationFn,
 }
 
@@ -24,36 +25,70 @@ pub struct GatedMlp {
 pub struct MoE {
     /// `[n_experts, hidden]`
     pub router: Linear,
+    /// Addends of the experts' scores when they are chosen, `[n_experts]`.
+    pub score_bias: Option<Vec<f32>>,
+    /// How tokens are routed.
+    pub routing: Routing,
     /// The MLPs.
-    pub experts: Vec<GatedMlp>,
-    /// The number of experts that each token is routed to.
-    pub experts_per_token: usize,
-    /// Whether a token's expert weights are normalized to a sum of one.
-    pub normalize_weights: bool,
+    pub experts: Vec<Mlp>,
     /// The expert that every token goes through.
     pub shared: Option<SharedExpert>,
 }
 
-/// An MLP beside the routed experts, scaled for each token: `sigmoid(output_gate(x)) * mlp(x)`.
+/// The choice of a token's experts, and their weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Routing {
+    /// The number of experts that each token is routed to.
+    pub experts_per_token: usize,
+    /// The function that makes scores of the router's outputs.
+    pub scoring: Scoring,
+    /// Whether a token's expert weights are normalized to a sum of one.
+    pub normalize_weights: bool,
+    /// The factor of the weights, after that.
+    pub weight_scale: f32,
+}
+
+/// The function that makes scores of a router's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// The softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+}
+
+/// An MLP beside the routed experts, in some models scaled for each token: `sigmoid(output_gate(x)) * mlp(x)`.
 #[derive(Debug, Clone)]
 pub struct SharedExpert {
     /// The MLP.
-    pub mlp: GatedMlp,
+    pub mlp: Mlp,
     /// `[1, hidden]`
-    pub output_gate: Linear,
+    pub output_gate: Option<Linear>,
 }
 
 impl SharedExpert {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let scale = candle_nn::ops::sigmoid(&self.output_gate.forward(x)?)?;
-        Ok(self.mlp.forward(x)?.broadcast_mul(&scale)?)
+        let y = self.mlp.forward(x)?;
+        match &self.output_gate {
+            Some(gate) => Ok(y.broadcast_mul(&sigmoid(&gate.forward(x)?)?)?),
+            None => Ok(y),
+        }
     }
 }
 
-impl GatedMlp {
-    /// The gate and up projections with their activation.
+impl Mlp {
+    /// The first projections with their activation.
     pub fn up_projection(&self) -> UpProjection<'_> {
-        UpProjection::Gated { gate: &self.gate, up: &self.up, activation: self.activation }
+        let Self { gate, up, activation, .. } = self;
+        match gate {
+            Some(gate) => UpProjection::Gated { gate, up, activation: *activation },
+            None => UpProjection::Plain { up, activation: *activation },
+        }
+    }
+
+    /// The matrices that a token is multiplied with.
+    pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.gate.iter().chain([&self.up, &self.down])
     }
 
     /// Computes the MLP; `x` and the result are `[n_tokens, hidden]`.
@@ -61,22 +96,34 @@ impl GatedMlp {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down.forward(&gated(None, &self.gate, &self.up, self.activation, x)?)
+        self.down.forward(&self.up_projection().forward(None, x)?)
     }
 }
 
 impl MoE {
+    /// The matrices that a token is multiplied with, each with its number of uses. Experts are represented by the first.
+    pub fn matrices(&self) -> impl Iterator<Item = (&Linear, usize)> {
+        let experts = self.experts.iter().take(1).flat_map(Mlp::matrices);
+        let shared = self.shared.iter().flat_map(|shared| shared.mlp.matrices().chain(&shared.output_gate));
+        let experts = experts.map(|matrix| (matrix, self.routing.experts_per_token));
+        [&self.router].into_iter().chain(shared).map(|matrix| (matrix, 1)).chain(experts)
+    }
+
     /// Computes the mixture; `x` and the result are `[n_tokens, hidden]`. Each expert computes all of its
     /// tokens in one batch.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let probabilities = candle_nn::ops::softmax_last_dim(&self.router.forward(x)?)?.to_vec2::<f32>()?;
+        let logits = self.router.forward(x)?;
+        let scores = match self.routing.scoring {
+            Scoring::Softmax => softmax_last_dim(&logits)?,
+            Scoring::Sigmoid => sigmoid(&logits)?,
+        };
         // The tokens of each expert and their weights.
         let mut assigned = vec![(Vec::new(), Vec::new()); self.experts.len()];
-        for (token, probabilities) in probabilities.iter().enumerate() {
-            for (expert, weight) in self.route(probabilities) {
+        for (token, scores) in scores.to_vec2::<f32>()?.iter().enumerate() {
+            for (expert, weight) in self.route(scores) {
                 assigned[expert].0.push(token as u32);
                 assigned[expert].1.push(weight);
             }
@@ -95,15 +142,15 @@ impl MoE {
         Ok(y)
     }
 
-    /// The most likely experts of a token with their weights; on a tie the one with the lower index.
-    fn route(&self, probabilities: &[f32]) -> Vec<(usize, f32)> {
-        let mut ranked: Vec<(usize, f32)> = probabilities.iter().copied().enumerate().collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-        ranked.truncate(self.experts_per_token);
-        if self.normalize_weights {
-            let sum: f32 = ranked.iter().map(|(_, weight)| weight).sum();
-            ranked.iter_mut().for_each(|(_, weight)| *weight /= sum);
-        }
+    /// The experts of a token with their weights: those with the highest scores, on a tie the one with the lower index.
+    fn route(&self, scores: &[f32]) -> Vec<(usize, f32)> {
+        let Routing { experts_per_token, normalize_weights, weight_scale, .. } = self.routing;
+        let rank = |expert: usize| scores[expert] + self.score_bias.as_ref().map_or(0.0, |bias| bias[expert]);
+        let mut ranked: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
+        ranked.sort_by(|a, b| rank(b.0).total_cmp(&rank(a.0)));
+        ranked.truncate(experts_per_token);
+        let sum: f32 = if normalize_weights { ranked.iter().map(|(_, weight)| weight).sum() } else { 1.0 };
+        ranked.iter_mut().for_each(|(_, weight)| *weight *= weight_scale / sum);
         ranked
     }
 }
@@ -120,8 +167,8 @@ mod tests {
             Linear::new(Weight::Dense((identity * f64::from(value)).unwrap()), None)
         };
         let router = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [-1.0, -1.0]], &Device::Cpu).unwrap();
-        let expert = |i: usize| GatedMlp {
-            gate: matrix(1.0),
+        let expert = |i: usize| Mlp {
+            gate: Some(matrix(1.0)),
             up: matrix(1.0),
             down: matrix(i as f32 + 1.0),
             activation: ActivationFn::Silu,
@@ -129,8 +176,13 @@ mod tests {
         MoE {
             router: Linear::new(Weight::Dense(router), None),
             experts: (0..3).map(expert).collect(),
-            experts_per_token: 2,
-            normalize_weights,
+            score_bias: None,
+            routing: Routing {
+                experts_per_token: 2,
+                scoring: Scoring::Softmax,
+                normalize_weights,
+                weight_scale: 1.0,
+            },
             shared: None,
         }
     }

@@ -6,6 +6,9 @@
 pub mod activation;
 pub mod attention;
 pub mod linear;
+pub mod linear_attention;
+pub mod mixer;
 pub mod mlp;
 pub mod norm;
 pub mod rope;
+pub mod short_conv;

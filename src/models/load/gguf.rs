@@ -99,7 +99,7 @@ impl GgufFile {
     }
 
     /// Whether there is a tensor of this name.
-    pub(super) fn contains(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         self.shards.iter().any(|shard| shard.header.tensor(name).is_some())
     }
 

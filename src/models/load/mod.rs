@@ -77,15 +77,18 @@ impl Weights {
         let weight = self.matrix(&format!("{name}.weight"), rows, n_in, backend)?;
         let bias_name = format!("{name}.bias");
         let bias = if self.contains(&bias_name) {
-            Some(rows.select(&self.biases(&bias_name, rows.n_stored())?)?.to_vec1()?)
+            Some(rows.select(&self.vector(&bias_name, rows.n_stored())?)?.to_vec1()?)
         } else {
             None
         };
         Ok(Linear::new(weight, bias))
     }
 
-    /// Loads `n` biases; those of all experts may be the rows of one tensor.
-    fn biases(&self, name: &str, n: usize) -> Result<Tensor> {
+    /// Loads a tensor of `n` elements in whatever shape as float32, `[n]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
         let stored = self.stored(name)?;
         check_shape(name, &[stored.shape.iter().product()], &[n])?;
         stored.dequantize().and_then(|all| Ok(all.flatten_all()?)).map_err(|e| stored.in_tensor(name, e))

@@ -31,6 +31,12 @@ impl RowSelection {
         Self { n_stored, rows: SelectedRows::Range(range) }
     }
 
+    /// The given ones of `n_stored` rows, in this order.
+    pub fn indices(rows: impl IntoIterator<Item = usize>, n_stored: usize) -> Self {
+        let rows = rows.into_iter().map(|row| row as u32).collect();
+        Self { n_stored, rows: SelectedRows::Indices(rows) }
+    }
+
     /// Every second one of `n_stored` rows, from `first` (0 or 1) on.
     pub fn every_second(first: usize, n_stored: usize) -> Self {
         let rows = (first as u32..n_stored as u32).step_by(2).collect();

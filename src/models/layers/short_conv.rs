@@ -1,0 +1,74 @@
+//! The short convolution of LFM2 as a mixer: `output(c * conv(b * x))`, where `b`, `c` and `x` are parts of a projection.
+
+use candle_core::{Device, Tensor};
+
+use super::linear::{Linear, concat_linear, linear_residual};
+use super::linear_attention::{ConvWeights, convolution_inputs, convolve};
+use super::mixer::MixerInput;
+use crate::error::Result;
+use crate::kernels::custom_ops::ShortConvOp;
+use crate::kernels::isa::Isa;
+use crate::kernels::recurrent::{LayerRows, SequenceState, StateLayout, with_layer_rows};
+
+/// The weights of a short convolution in one layer.
+#[derive(Debug, Clone)]
+pub struct ShortConvMixer {
+    /// The projection to `b`, `c` and `x`, `[3 * hidden, hidden]`.
+    pub input: Linear,
+    /// The causal convolution.
+    pub conv: ConvWeights,
+    /// The output projection, `[hidden, hidden]`.
+    pub output: Linear,
+}
+
+impl ShortConvMixer {
+    /// Computes the mixer for the new tokens of all `sequences`, whose state in recurrent layer `layer` takes them in, and
+    /// adds its output to the residual.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward(
+        &self,
+        isa: Option<Isa>,
+        input: &MixerInput,
+        layout: &StateLayout,
+        layer: usize,
+        sequences: &mut [SequenceState],
+    ) -> Result<Tensor> {
+        let rows = concat_linear(input.norm, &[&self.input], input.x)?;
+        let y = match isa {
+            Some(isa) => {
+                let conv = self.conv.kernel_params();
+                rows.apply_op1_no_bwd(&ShortConvOp::new(isa, conv, layout, layer, sequences))?
+            }
+            None => {
+                let x = rows.flatten_all()?.to_vec1::<f32>()?;
+                let n_columns = 3 * layout.conv_channels;
+                let outputs = with_layer_rows(layout, layer, sequences, &x, n_columns, |sequences| {
+                    sequences
+                        .iter_mut()
+                        .map(|sequence| self.reference(layout, sequence))
+                        .collect::<Result<Vec<_>>>()
+                })?;
+                Tensor::cat(&outputs, 0)?
+            }
+        };
+        linear_residual(&self.output, input.add, &y, input.residual)
+    }
+
+    /// The outputs of a sequence's new rows, `[n_new_rows, hidden]`, in plain candle operations.
+    fn reference(&self, layout: &StateLayout, sequence: &mut LayerRows) -> Result<Tensor> {
+        let (n_rows, n_channels) = (sequence.rows.len(), layout.conv_channels);
+        let rows = Tensor::from_vec(sequence.rows.concat(), (n_rows, 3 * n_channels), &Device::Cpu)?;
+        let part = |idx: usize| rows.narrow(1, idx * n_channels, n_channels);
+        let inputs = convolution_inputs(layout, sequence.state, &(part(0)? * part(2)?)?)?;
+        let y = (part(1)? * convolve(&self.conv, &inputs)?)?;
+        let kept = |n: usize| inputs.narrow(0, n, layout.conv_rows)?.flatten_all()?.to_vec1::<f32>();
+        for (n, place) in &mut sequence.snapshots {
+            place.copy_from_slice(&kept(*n)?);
+        }
+        sequence.state.copy_from_slice(&kept(sequence.n_taken_in)?);
+        let first = sequence.n_replayed;
+        Ok(y.narrow(0, first, n_rows - first)?.contiguous()?)
+    }
+}
