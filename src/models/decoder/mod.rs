@@ -6,27 +6,34 @@ mod causal_lm;
 pub(super) mod config;
 mod ernie4_5;
 mod exaone4;
+mod falcon_h1;
 mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod hunyuan;
 mod layer;
 mod layout;
+mod lfm2;
 mod llama;
 mod loader;
+mod mamba2;
 mod ministral3;
 mod mistral;
 mod mixtral;
 mod muse_glimmer;
+mod nemotron_h;
 mod olmo;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod recurrent_loader;
 mod smollm3;
 
@@ -44,7 +51,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 20] = [
+const FAMILIES: [&DecoderFamily; 27] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -65,6 +72,13 @@ const FAMILIES: [&DecoderFamily; 20] = [
     &qwen2_moe::FAMILY,
     &muse_glimmer::FAMILY,
     &gpt_oss::FAMILY,
+    &qwen3_5::FAMILY,
+    &qwen3_5::MOE_FAMILY,
+    &qwen3_next::FAMILY,
+    &lfm2::FAMILY,
+    &granite_hybrid::FAMILY,
+    &nemotron_h::FAMILY,
+    &falcon_h1::FAMILY,
 ];
 
 /// The word for these models in error messages.
