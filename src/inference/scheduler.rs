@@ -134,6 +134,9 @@ pub struct NewSequence {
     pub max_tokens: usize,
     /// Whether the rows before all tokens of the prompt need logits.
     pub is_scored: bool,
+    /// Numbers of prompt tokens after which other prompts may differ, such as the ends of messages: snapshots of the
+    /// recurrent state are taken there.
+    pub borders: Vec<usize>,
     /// Texts to be computed after the prompt, each by itself, in place of generated tokens; each of 1 to
     /// [`MAX_SCORED_ROWS`] tokens.
     pub continuations: Arc<[Vec<u32>]>,
@@ -188,6 +191,8 @@ struct Sequence {
     tables: Vec<GroupTable>,
     /// Its recurrent state, in models with recurrent layers.
     state: SequenceSlots,
+    /// Numbers of blocks of the prompt after which its state is kept.
+    snapshot_blocks: Vec<usize>,
     /// Full blocks that are in the prefix cache.
     n_cached_blocks: usize,
     /// The prefix that ends with the last of them.
@@ -224,6 +229,15 @@ struct SequenceSlots {
     /// The newest snapshot of generated tokens, and the prefix that ends there, once it is known. It is put into the
     /// prefix cache when the sequence ends.
     newest: Option<(usize, BlockId, Option<PrefixId>)>,
+}
+
+impl SequenceSlots {
+    /// All slots that the sequence holds.
+    fn all(&self) -> Vec<BlockId> {
+        let newest = self.newest.map(|(_, slot, _)| slot);
+        let snapshots = self.snapshots.iter().map(|(_, slot)| *slot);
+        [self.own, self.restored_from, newest].into_iter().flatten().chain(snapshots).collect()
+    }
 }
 
 /// The blocks of the KV cache, in all groups of layers, and the prefix cache over them.
@@ -395,12 +409,15 @@ impl Scheduler {
             prediction,
             max_tokens,
             is_scored,
+            mut borders,
             continuations,
             tenant,
             priority,
             cache_namespace,
         } = new;
         self.n_added += 1;
+        // The last token is always computed, so a look-up ends before it.
+        borders.push(prompt.len() - 1);
         self.waiting.push_back(Sequence {
             id,
             arrival: self.n_added,
@@ -418,6 +435,7 @@ impl Scheduler {
             computed_drafts: Vec::new(),
             tables: vec![GroupTable::default(); self.options.groups.len()],
             state: SequenceSlots::default(),
+            snapshot_blocks: borders.into_iter().map(|n_tokens| n_tokens / BLOCK_TOKENS).collect(),
             n_cached_blocks: 0,
             prefix: PrefixParent::Namespace(cache_namespace.clone()),
             cache_namespace,
@@ -786,10 +804,7 @@ impl Sequence {
         for (table, pool) in self.tables.iter_mut().zip(&mut kv.pools) {
             pool.release(std::mem::take(table).blocks.into_iter().flatten());
         }
-        let SequenceSlots { own, restored_from, snapshots, newest, .. } = std::mem::take(&mut self.state);
-        let snapshots = snapshots.into_iter().map(|(_, slot)| slot);
-        let newest = newest.map(|(_, slot, _)| slot);
-        kv.release_states([own, restored_from, newest].into_iter().flatten().chain(snapshots));
+        kv.release_states(std::mem::take(&mut self.state).all());
         self.n_computed = 0;
         self.computed_drafts.clear();
         self.n_cached_blocks = 0;
@@ -924,7 +939,7 @@ impl Sequence {
         for n_tokens in (first + 1..=self.n_computed + n).filter(|n| n.is_multiple_of(BLOCK_TOKENS)) {
             let is_generated = n_tokens > self.n_prompt;
             let is_kept = n_tokens.is_multiple_of(SNAPSHOT_INTERVAL)
-                || n_tokens == (self.n_prompt - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+                || self.snapshot_blocks.contains(&(n_tokens / BLOCK_TOKENS));
             if !is_kept && !is_generated {
                 continue;
             }
@@ -1027,6 +1042,7 @@ mod tests {
             prediction,
             max_tokens: 1000,
             is_scored: false,
+            borders: Vec::new(),
             continuations: [].into(),
             tenant: "".into(),
             priority: Priority::Interactive,
@@ -1064,6 +1080,10 @@ mod tests {
         }
         let mut waiting = scheduler.waiting.iter().flat_map(|sequence| &sequence.tables);
         assert!(waiting.all(|table| table.blocks.is_empty()));
+        if let Some(states) = &scheduler.kv.states {
+            let slots: Vec<BlockId> = scheduler.running.iter().flat_map(|sequence| sequence.state.all()).collect();
+            states.check_integrity(slots.iter());
+        }
     }
 
     /// A scheduler with one more group of layers.
@@ -1303,6 +1323,73 @@ mod tests {
         assert_eq!(cached(50).0, 0, "the blocks in its window are gone");
     }
 
+    /// A scheduler of a model with recurrent layers.
+    fn with_states(scheduler: Scheduler, n_state_slots: usize) -> Scheduler {
+        Scheduler::new(SchedulerOptions { n_state_slots, ..scheduler.options })
+    }
+
+    #[test]
+    fn a_look_up_ends_where_a_snapshot_of_the_state_was_taken() {
+        let mut s = with_states(scheduler(1, 2000, 200), 10);
+        let text = prompt(1, 700);
+        s.add(NewSequence { borders: vec![40, 600], ..new_sequence(1, text.clone()) });
+        let batch = s.next_batch();
+        let state = batch.sequences[0].state.as_ref().unwrap();
+        let positions: Vec<usize> = state.snapshots.iter().map(|(n, _)| *n).collect();
+        assert_eq!(positions, [32, 512, 592, 688], "borders, the interval, and the end of the prompt");
+        s.append(id(1), &[7]);
+        (0..25).for_each(|_| drop(step(&mut s)));
+        s.remove(id(1), false);
+        check_integrity(&s);
+        let cached = |s: &mut Scheduler, tokens: Vec<u32>| {
+            add(s, 2, tokens);
+            let batch = s.next_batch();
+            let (start, state) = (batch.sequences[0].start, batch.sequences[0].state.clone().unwrap());
+            assert_eq!(state.restored_from.is_some(), start > 0);
+            s.remove(id(2), false);
+            start
+        };
+        assert_eq!(cached(&mut s, text[..650].to_vec()), 592);
+        assert_eq!(cached(&mut s, text[..520].to_vec()), 512);
+        assert_eq!(cached(&mut s, text[..500].to_vec()), 32);
+        assert_eq!(cached(&mut s, text[..30].to_vec()), 0);
+        // The newest block of an answer has a snapshot, too.
+        assert_eq!(cached(&mut s, [&text[..], &[7; 26]].concat()), 720);
+        // No more slots than there are: the least recently used snapshots go.
+        for n in 10..19 {
+            add(&mut s, n, prompt(n, 20));
+            step(&mut s);
+            s.remove(id(n), false);
+        }
+        assert_eq!(cached(&mut s, text[..650].to_vec()), 0);
+        check_integrity(&s);
+    }
+
+    #[test]
+    fn accepted_drafts_are_taken_in_by_the_next_batch() {
+        let mut s = with_states(scheduler(1, 64, 20), 4);
+        s.options.speculative = true;
+        add(&mut s, 1, [1, 2, 3].repeat(10));
+        let mut steps = Vec::new();
+        for n in 0..6 {
+            let batch = s.next_batch();
+            let seq = &batch.sequences[0];
+            let StateStep { n_replayed, n_drafts, .. } = *seq.state.as_ref().unwrap();
+            assert_eq!(n_drafts, seq.n_drafts);
+            steps.push((seq.n_drafts > 0, n_replayed));
+            // All drafts are right, or but the first.
+            let n_accepted = if n == 4 { 1.min(seq.n_drafts) } else { seq.n_drafts };
+            let newest = *seq.tokens.last().unwrap() % 3 + 1;
+            let accepted = &seq.tokens[seq.tokens.len() - seq.n_drafts..][..n_accepted];
+            let next = accepted.last().map_or(newest, |last| last % 3 + 1);
+            s.append(id(1), &[accepted, &[if n == 4 { 9 } else { next }]].concat());
+            let replayed = s.running[0].state.n_replayed;
+            assert_eq!(replayed, n_accepted);
+        }
+        assert!(steps.iter().any(|(has_drafts, _)| *has_drafts), "{steps:?}");
+        assert!(steps.iter().any(|(_, n_replayed)| *n_replayed > 0), "{steps:?}");
+    }
+
     #[test]
     fn a_full_context_shifts() {
         let mut s = scheduler(1, 64, 100);
@@ -1377,6 +1464,8 @@ mod tests {
         scheduler: Scheduler,
         /// The contents of each block of each group, as the model would have written them.
         memory: HashMap<(usize, BlockId), Vec<u32>>,
+        /// The tokens that each recurrent state has taken in, and the drafts that it has not.
+        states: HashMap<BlockId, (Vec<u32>, Vec<u32>)>,
         expected: HashMap<u64, Expected<'a>>,
         /// The sequence of every sampled token whose number is a multiple of this sits out.
         sit_out_every: usize,
@@ -1451,6 +1540,32 @@ mod tests {
                         block[position % BLOCK_TOKENS] = *token;
                     }
                 }
+            }
+        }
+
+        /// Takes the tokens of a batch into recurrent states, which must be those of the tokens before.
+        fn update_states(&mut self, batch: &Batch) {
+            let steps = || batch.sequences.iter().filter_map(|seq| Some((seq, seq.state.as_ref()?)));
+            let restored: Vec<_> = steps()
+                .filter_map(|(_, step)| Some((step.slot, self.states[&step.restored_from?].0.clone())))
+                .collect();
+            self.states.extend(restored.into_iter().map(|(slot, tokens)| (slot, (tokens, Vec::new()))));
+            for (seq, _) in steps().filter(|(seq, _)| seq.start == 0) {
+                self.states.insert(seq.state.as_ref().unwrap().slot, Default::default());
+            }
+            for (seq, step) in steps() {
+                let (mut state, drafts) = self.states.remove(&step.slot).unwrap();
+                let before = state.len();
+                state.extend(&drafts[..step.n_replayed]);
+                assert_eq!(state, self.expected[&seq.id.0].tokens[..seq.start]);
+                let (taken_in, drafts) = seq.tokens.split_at(seq.tokens.len() - step.n_drafts);
+                state.extend(taken_in);
+                for (n, slot) in &step.snapshots {
+                    let kept = (state[..before + n].to_vec(), Vec::new());
+                    assert!(kept.0.len().is_multiple_of(BLOCK_TOKENS));
+                    self.states.insert(*slot, kept);
+                }
+                self.states.insert(step.slot, (state, drafts.to_vec()));
             }
         }
 
@@ -1557,15 +1672,18 @@ mod tests {
             other in prop::option::of((7usize..30, 1usize..60)),
             context_length in prop::option::of(75usize..112),
             sit_out_every in 1usize..9,
+            n_state_slots in prop::sample::select(vec![0, 2, 3, 5, 9, 20]),
         ) {
             let mut options = scheduler(max_running, chunk, n_blocks).options;
             options.groups[0].window = window;
             options.groups.extend(other.map(|(n_blocks, window)| BlockGroup { n_blocks, window: Some(window) }));
+            options.n_state_slots = n_state_slots;
             options.speculative = speculative;
             options.context_shift = context_length.map(|context_length| ContextShift { context_length });
             let mut simulation = Simulation {
                 scheduler: Scheduler::new(options),
                 memory: HashMap::new(),
+                states: HashMap::new(),
                 expected: HashMap::new(),
                 sit_out_every,
                 n_sampled: 0,
@@ -1593,6 +1711,7 @@ mod tests {
                 prop_assert!(batch.sequences.len() <= max_running);
                 simulation.check_batch(&batch);
                 simulation.write(&batch);
+                simulation.update_states(&batch);
                 simulation.generate(&batch);
                 simulation.cancel_impatient();
                 check_integrity(&simulation.scheduler);

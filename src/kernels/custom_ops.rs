@@ -184,25 +184,25 @@ impl CustomOp1 for PagedAttentionOp<'_, '_> {
 pub struct LinearAttentionOp<'a, 'b> {
     isa: Isa,
     attention: LinearAttention<'a>,
-    states: LayerStates<'a, 'b>,
+    states: RecurrentLayer<'a, 'b>,
 }
 
 /// The short convolution of `[n_tokens, 3 * channels]` to `[n_tokens, channels]`. Updates the states of the sequences.
 pub struct ShortConvOp<'a, 'b> {
     isa: Isa,
     conv: CausalConv<'a>,
-    states: LayerStates<'a, 'b>,
+    states: RecurrentLayer<'a, 'b>,
 }
 
 /// The states of the sequences of a batch in one recurrent layer.
-struct LayerStates<'a, 'b> {
+struct RecurrentLayer<'a, 'b> {
     layout: &'a StateLayout,
     layer: usize,
     /// In a cell since candle runs operations by shared reference, and these write.
     sequences: RefCell<&'a mut [SequenceState<'b>]>,
 }
 
-impl LayerStates<'_, '_> {
+impl RecurrentLayer<'_, '_> {
     /// Passes the sequences' rows of `x` to `compute`.
     fn compute(
         &self,
@@ -232,7 +232,7 @@ impl<'a, 'b> LinearAttentionOp<'a, 'b> {
         layer: usize,
         sequences: &'a mut [SequenceState<'b>],
     ) -> Self {
-        Self { isa, attention, states: LayerStates { layout, layer, sequences: RefCell::new(sequences) } }
+        Self { isa, attention, states: RecurrentLayer { layout, layer, sequences: RefCell::new(sequences) } }
     }
 }
 
@@ -258,7 +258,7 @@ impl<'a, 'b> ShortConvOp<'a, 'b> {
         layer: usize,
         sequences: &'a mut [SequenceState<'b>],
     ) -> Self {
-        Self { isa, conv, states: LayerStates { layout, layer, sequences: RefCell::new(sequences) } }
+        Self { isa, conv, states: RecurrentLayer { layout, layer, sequences: RefCell::new(sequences) } }
     }
 }
 

@@ -199,6 +199,7 @@ fn generate(
             prompt,
             prediction,
             is_scored: false,
+            borders: Vec::new(),
             continuations: [].into(),
             max_tokens: N_TOKENS,
             tenant,

@@ -253,6 +253,7 @@ impl EngineWorker {
         };
         self.scheduler.add(NewSequence {
             id,
+            borders: self.borders(&request.prompt),
             cache_namespace: self.cache_namespace(&request),
             prompt: request.prompt,
             prediction: request.prediction,
@@ -279,6 +280,16 @@ impl EngineWorker {
             is_ended,
         };
         self.sequences.insert(id, sequence);
+    }
+
+    /// The ends of the first and of the last message of a prompt: where prompts with the same instructions, and the next
+    /// prompt of a conversation, begin to differ.
+    fn borders(&self, prompt: &[u32]) -> Vec<usize> {
+        let ends = &self.model.config().eos_token_ids;
+        let is_end = |token: &u32| ends.contains(token);
+        let first = prompt.iter().position(is_end);
+        let last = prompt.iter().rposition(is_end).filter(|last| Some(*last) != first);
+        first.into_iter().chain(last).map(|idx| idx + 1).collect()
     }
 
     /// The namespace of the prefix cache for a request: its tenant, its salt, and whether its positions are rotated as

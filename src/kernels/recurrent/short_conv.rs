@@ -45,7 +45,7 @@ pub fn short_conv(
         // SAFETY: each row is claimed once.
         let y = unsafe { shared.slice(new_row * n_channels, n_channels) };
         let factors = &sequences[sequence].rows[idx][n_channels..2 * n_channels];
-        dispatch(isa, ConvolveRow { conv, inputs: &inputs, factors, y });
+        dispatch(isa, ShortConvRow { conv, inputs: &inputs, factors, y });
     };
     pool::run(|team| team.claim_chunks(places.len(), 1).flatten().for_each(compute));
     for (sequence, products) in sequences.iter_mut().zip(&products) {
@@ -67,7 +67,7 @@ fn product(row: &[f32], n_channels: usize) -> Vec<f32> {
     b.iter().zip(x).map(|(b, x)| b * x).collect()
 }
 
-struct ConvolveRow<'a> {
+struct ShortConvRow<'a> {
     conv: &'a CausalConv<'a>,
     /// The newest input first.
     inputs: &'a [&'a [f32]],
@@ -75,7 +75,7 @@ struct ConvolveRow<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for ConvolveRow<'_> {
+impl Kernel for ShortConvRow<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -10,7 +10,7 @@ use candle_core::{D, Device, Tensor};
 use candle_nn::ops::sigmoid;
 
 use super::config::{ModelConfig, QkNorm};
-use super::layer::LayerContext;
+use super::layer_context::LayerContext;
 use crate::error::Result;
 use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
 use crate::kernels::custom_ops::PagedAttentionOp;

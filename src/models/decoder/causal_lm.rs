@@ -5,7 +5,8 @@ use std::ops::AddAssign;
 use candle_core::{Device, Tensor};
 
 use super::config::{LayerConfig, LayerPlace, ModelConfig, ScoreGrowth};
-use super::layer::{DecoderLayer, LayerContext, LayerStates};
+use super::layer::DecoderLayer;
+use super::layer_context::{LayerContext, LayerStates};
 use super::loader::DecoderLoader;
 use crate::error::Result;
 use crate::kernels::attention::kv_block::KvLayout;

@@ -15,7 +15,7 @@ use crate::models::family::{
     CONTEXT_LENGTH, CheckpointLayouts, FULL_ATTENTION, HIDDEN_ACT, HIDDEN_SIZE, INTERMEDIATE_SIZE,
     LAYER_TYPES, N_HEADS, N_LAYERS, SLIDING_ATTENTION, check_sizes, impossible,
 };
-use crate::models::layers::mlp::{Routing, Scoring};
+use crate::models::layers::mlp::{Routing, ExpertScore};
 use crate::models::rope::Rope;
 
 /// A decoder, described by data.
@@ -505,7 +505,7 @@ impl MoeConfig {
             },
             routing: Routing {
                 experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
-                scoring: Scoring::Softmax,
+                scoring: ExpertScore::Softmax,
                 normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
                 weight_scale: checkpoint.float(WEIGHT_SCALE)?.unwrap_or(1.0) as f32,
             },

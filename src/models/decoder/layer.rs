@@ -6,19 +6,15 @@ use candle_core::Tensor;
 
 use super::attention::Attention;
 use super::config::ModelConfig;
+use super::layer_context::{LayerContext, LayerStates};
 use crate::error::Result;
-use crate::kernels::attention::SequenceKv;
-use crate::kernels::attention::kv_block::KvLayout;
-use crate::kernels::recurrent::{SequenceState, StateLayout};
-use crate::models::backend::Backend;
 use crate::models::layers::linear::{Linear, ResidualAdd, mlp};
 use crate::models::layers::linear_attention::LinearAttentionMixer;
 use crate::models::layers::mixer::MixerInput;
 use crate::models::layers::mlp::{Mlp, MoE};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
-use crate::models::layers::rope::CosSinCache;
 use crate::models::layers::short_conv::ShortConvMixer;
-use crate::models::profile::{ForwardOp, ForwardProfile};
+use crate::models::profile::ForwardOp;
 
 /// The weights of one layer.
 #[derive(Debug, Clone)]
@@ -55,41 +51,6 @@ pub enum FeedForward {
     Dense(Mlp),
     /// A mixture of experts.
     MoE(MoE),
-}
-
-/// The inputs of a layer that are the same for every layer of its kind.
-pub struct LayerContext<'a> {
-    /// The model's configuration.
-    pub config: &'a ModelConfig,
-    /// The implementation to compute with.
-    pub backend: Backend,
-    /// The layout of the KV cache blocks of this layer's group.
-    pub kv_layout: KvLayout,
-    /// The index of this layer within its group.
-    pub layer_idx: usize,
-    /// The layout of recurrent states.
-    pub state_layout: &'a StateLayout,
-    /// The index of this layer among those with recurrent mixers.
-    pub recurrent_idx: usize,
-    /// The attention window of this layer.
-    pub window: Option<usize>,
-    /// The factor of each query's scores, `[n_tokens]`.
-    pub query_scales: Option<&'a [f32]>,
-    /// The rotary table of the batch.
-    pub cos_sin: Option<&'a CosSinCache>,
-    /// The mask of each sequence over the keys from [`window_start`](crate::kernels::attention::window_start) on, for the
-    /// reference backend.
-    pub masks: &'a [Option<Tensor>],
-    /// The profile that the layer's time is added to.
-    pub profile: &'a ForwardProfile,
-}
-
-/// The state of a batch's sequences in one layer.
-pub struct LayerStates<'a, 'b> {
-    /// Keys and values in the blocks of the layer's group.
-    pub kv: &'a mut [SequenceKv<'b>],
-    /// The recurrent states.
-    pub recurrent: &'a mut [SequenceState<'b>],
 }
 
 impl DecoderLayer {

@@ -8,7 +8,7 @@ use super::qwen3::GGUF_QK_NORMS;
 use crate::error::Result;
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 use crate::models::family::{CheckpointLayouts, GateUp, INTERMEDIATE_SIZE};
-use crate::models::layers::mlp::Scoring;
+use crate::models::layers::mlp::ExpertScore;
 
 pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "lfm2",
@@ -85,7 +85,7 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<(
     }
     if checkpoint.integer(N_EXPERTS)?.is_some_and(|n_experts| n_experts > 0) {
         let mut moe = MoeConfig::from_checkpoint(checkpoint)?;
-        moe.routing.scoring = Scoring::Sigmoid;
+        moe.routing.scoring = ExpertScore::Sigmoid;
         config.moe = Some(moe);
         let n_dense = checkpoint.integer(N_DENSE_LAYERS)?.unwrap_or(0);
         config.layers.iter_mut().skip(n_dense).for_each(|layer| layer.is_moe = true);

@@ -16,6 +16,7 @@ mod granite;
 mod granite_hybrid;
 mod hunyuan;
 mod layer;
+mod layer_context;
 mod layout;
 mod lfm2;
 mod llama;

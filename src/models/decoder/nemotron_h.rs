@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::matmul::ActivationFn;
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 use crate::models::family::{CheckpointLayouts, GateUp, INTERMEDIATE_SIZE, Qkv};
-use crate::models::layers::mlp::Scoring;
+use crate::models::layers::mlp::ExpertScore;
 
 pub const FAMILY: DecoderFamily = DecoderFamily {
     name: "nemotron-h",
@@ -98,7 +98,7 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<(
     config.recurrence = Some(Recurrence::LinearAttention(MAMBA2_KEYS.read(checkpoint)?));
     if checkpoint.integer(N_EXPERTS)?.is_some_and(|n_experts| n_experts > 0) {
         let mut moe = MoeConfig::from_checkpoint(checkpoint)?;
-        moe.routing.scoring = Scoring::Sigmoid;
+        moe.routing.scoring = ExpertScore::Sigmoid;
         moe.shared_intermediate_size = checkpoint.integer(SHARED_SIZE)?.filter(|&size| size > 0);
         config.moe = Some(moe);
     }

@@ -41,7 +41,7 @@ pub struct Routing {
     /// The number of experts that each token is routed to.
     pub experts_per_token: usize,
     /// The function that makes scores of the router's outputs.
-    pub scoring: Scoring,
+    pub scoring: ExpertScore,
     /// Whether a token's expert weights are normalized to a sum of one.
     pub normalize_weights: bool,
     /// The factor of the weights, after that.
@@ -50,7 +50,7 @@ pub struct Routing {
 
 /// The function that makes scores of a router's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scoring {
+pub enum ExpertScore {
     /// The softmax over all experts.
     Softmax,
     /// The sigmoid of each.
@@ -117,8 +117,8 @@ impl MoE {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let logits = self.router.forward(x)?;
         let scores = match self.routing.scoring {
-            Scoring::Softmax => softmax_last_dim(&logits)?,
-            Scoring::Sigmoid => sigmoid(&logits)?,
+            ExpertScore::Softmax => softmax_last_dim(&logits)?,
+            ExpertScore::Sigmoid => sigmoid(&logits)?,
         };
         // The tokens of each expert and their weights.
         let mut assigned = vec![(Vec::new(), Vec::new()); self.experts.len()];
@@ -179,7 +179,7 @@ mod tests {
             score_bias: None,
             routing: Routing {
                 experts_per_token: 2,
-                scoring: Scoring::Softmax,
+                scoring: ExpertScore::Softmax,
                 normalize_weights,
                 weight_scale: 1.0,
             },
