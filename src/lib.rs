@@ -57,7 +57,7 @@
 //!
 //! - Worker threads are threads, not tasks: tokio never multiplies matrices, and the engine never
 //!   awaits.
-//! - One owner holds the model and the KV cache; there is no lock around tensors. A model that a request
+//! - One owner holds the model, the KV cache and the recurrent states; there is no lock around tensors. A model that a request
 //!   uses is never unloaded: the request holds an `Arc` of it.
 //! - All computation shares one thread pool, in fair shares of its time ([`kernels::threads`]).
 //! - Every queue is bounded, by [`config::Limits`].

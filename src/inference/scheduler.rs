@@ -1081,7 +1081,8 @@ mod tests {
         let mut waiting = scheduler.waiting.iter().flat_map(|sequence| &sequence.tables);
         assert!(waiting.all(|table| table.blocks.is_empty()));
         if let Some(states) = &scheduler.kv.states {
-            let slots: Vec<BlockId> = scheduler.running.iter().flat_map(|sequence| sequence.state.all()).collect();
+            let slots: Vec<BlockId> =
+                scheduler.running.iter().flat_map(|sequence| sequence.state.all()).collect();
             states.check_integrity(slots.iter());
         }
     }

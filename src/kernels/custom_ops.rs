@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, bail}
 
 use super::attention::{EncoderAttention, PagedAttention, SequenceKv};
 use super::isa::Isa;
-use super::matmul::{Projection, ResidualWeight, linear, mlp};
+use super::matmul::{Projection, ResidualWeight, RoutedExpert, experts, linear, mlp};
 use super::norm::{Norm, norm_rows};
 use super::recurrent::linear_attention::LinearAttention;
 use super::recurrent::short_conv::short_conv;
@@ -91,6 +91,26 @@ impl CustomOp1 for MlpOp<'_> {
             bail!("the matrices of an MLP over {n_in} columns do not fit each other");
         }
         let y = mlp(self.isa, contiguous_f32(x, layout)?, self.norm, &self.inner, self.down);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
+
+/// The weighted sum of the outputs of experts for each row of `[n_rows, n_columns]`.
+pub struct ExpertsOp<'a> {
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// The experts that rows are routed to.
+    pub experts: &'a [RoutedExpert<'a>],
+}
+
+impl CustomOp1 for ExpertsOp<'_> {
+    fn name(&self) -> &'static str {
+        "experts"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, n_columns) = layout.shape().dims2()?;
+        let y = experts(self.isa, contiguous_f32(x, layout)?, n_columns, self.experts);
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }

@@ -2,18 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use std::fs;
-use std::path::Path;
-use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
-use clap::Parser;
 use futures_util::future::join_all;
-use predict_otron_9000::app::App;
-use predict_otron_9000::config::{Args, Config, Limits};
+use predict_otron_9000::config::Limits;
 use serde_json::{Value, json};
 
-use crate::support::{ENGINE_OPTIONS, METRICS, Script, Server, json as body, scripted_server, serve};
+use crate::support::tiny::tiny_server;
+use crate::support::{ENGINE_OPTIONS, Script, Server, json as body, scripted_server};
 
 const DECISIONS: &str = "/v1/decisions";
 const SYSTEM_ONE: &str = "/v1/systemone";
@@ -192,25 +188,9 @@ async fn malformed_requests_are_refused_by_name() {
     assert_eq!(response.headers()["x-ignored-params"], "safety_identifier, foo");
 }
 
-/// A server with the tiny llama, which has no chat template and whose tokens are bytes.
-async fn tiny_server() -> (Server, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        fs::copy(Path::new("tests/data/tiny/llama").join(name), folder.path().join(name)).unwrap();
-    }
-    LazyLock::force(&METRICS);
-    let path = folder.path().to_str().unwrap().to_owned();
-    let load = move || {
-        let args = Args::parse_from(["predict-otron-9000", "--model", &path]);
-        let app = App::new(&Config::resolve(args.serve).unwrap()).unwrap();
-        app.preload(false).map(|()| app)
-    };
-    (serve(tokio::task::spawn_blocking(load).await.unwrap().unwrap()).await, folder)
-}
-
 #[tokio::test]
 async fn probabilities_are_the_same_alone_and_in_any_batch() {
-    let (server, _folder) = tiny_server().await;
+    let (server, _folder) = tiny_server("llama", &[]).await;
     let questions: Vec<Value> = (0..6)
         .map(|n| {
             let choices: Vec<Value> = ["red", "green", "blue", "re"][..2 + n % 3]

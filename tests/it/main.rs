@@ -24,6 +24,7 @@ mod http_connections;
 mod http_embeddings;
 mod http_wire;
 mod hub;
+mod hybrids;
 mod kernels;
 mod layers;
 mod local_models;

@@ -6,6 +6,7 @@ pub mod converter;
 pub mod embeddings;
 pub mod gguf;
 pub mod reference;
+pub mod tiny;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -283,11 +283,30 @@ pub fn gemv(isa: Isa, input: InputRows, projection: &Projection, output: &Output
 /// A stage of a job in which the threads multiply up to [`MAX_TILE_ROWS`] rows. Each thread quantizes the rows
 /// for itself: they come from all threads, and sharing the results would send them to all threads once more.
 pub fn gemv_stage(team: &Team, isa: Isa, input: InputRows, projection: &Projection, output: &OutputRows) {
+    let activations = gemv_activations(isa, input, projection);
+    multiply_panels(team, isa, projection, &activations, output);
+    activations.recycle();
+}
+
+/// Quantizes up to [`MAX_TILE_ROWS`] rows for the matrices of a projection.
+pub fn gemv_activations(isa: Isa, input: InputRows, projection: &Projection) -> GemvActivations {
     let mut activations = activations_for(projection, input.n_rows(), input.n_in);
     // SAFETY: the buffer is this thread's own.
     unsafe { activations.shared().fill(isa, 0, input) };
-    multiply_panels(team, isa, projection, &activations, output);
-    activations.recycle();
+    activations
+}
+
+/// Multiplies up to [`MAX_TILE_ROWS`] rows with some of a projection's [groups](Projection::n_groups) of panels, which no
+/// other thread multiplies.
+pub fn gemv_panels(
+    isa: Isa,
+    projection: &Projection,
+    activations: &GemvActivations,
+    output: &OutputRows,
+    panels: Range<usize>,
+) {
+    let (block_rows, n_panels) = (activations.n_rows(), projection.n_groups(1));
+    dispatch(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items: panels });
 }
 
 /// A buffer for rows in the forms that the matrices of `projection` need.

@@ -2,10 +2,12 @@
 //! a bias, an activation function, a gate or a residual behind.
 //!
 //! [`linear()`] chooses between GEMV, which multiplies weights as it reads them, and two GEMMs: one on 16-bit
-//! integers for quantized weights, one on floats. [`mlp()`] fuses two products.
+//! integers for quantized weights, one on floats. [`mlp()`] fuses two products, and
+//! [`experts()`] those of a mixture of experts.
 
 mod activation_fns;
 pub(super) mod epilogue;
+mod experts;
 mod gemm;
 pub(super) mod gemm_float;
 mod gemm_int16;
@@ -16,6 +18,7 @@ mod projection;
 pub(super) mod quantize;
 
 pub use self::activation_fns::ActivationFn;
+pub use self::experts::{RoutedExpert, experts};
 pub use self::linear::linear;
 pub use self::mlp::mlp;
 pub use self::projection::{Projection, ResidualWeight, WeightWithBias};

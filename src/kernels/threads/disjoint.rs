@@ -42,6 +42,16 @@ impl<'a, T> DisjointSlice<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
+    /// The `len` elements from `start` on, to be shared out further.
+    ///
+    /// # Panics
+    /// When the part reaches past the end of the slice.
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: in bounds, as asserted.
+        Self { start: unsafe { self.start.add(start) }, len, lifetime: PhantomData }
+    }
+
     /// The `len` elements from `start` on, to be read.
     ///
     /// # Safety

@@ -15,7 +15,7 @@ use crate::models::family::{
     CONTEXT_LENGTH, CheckpointLayouts, FULL_ATTENTION, HIDDEN_ACT, HIDDEN_SIZE, INTERMEDIATE_SIZE,
     LAYER_TYPES, N_HEADS, N_LAYERS, SLIDING_ATTENTION, check_sizes, impossible,
 };
-use crate::models::layers::mlp::{Routing, ExpertScore};
+use crate::models::layers::mlp::{ExpertScore, Routing};
 use crate::models::rope::Rope;
 
 /// A decoder, described by data.

@@ -103,7 +103,7 @@ impl Linear {
     }
 
     /// The parameters of the kernels, if the weight is packed for them.
-    fn packed(&self) -> Option<(Isa, WeightWithBias<'_>)> {
+    pub fn packed(&self) -> Option<(Isa, WeightWithBias<'_>)> {
         match &self.weight {
             Weight::Dense(_) => None,
             Weight::Packed { matrix, isa } => {
@@ -187,6 +187,21 @@ impl UpProjection<'_> {
     }
 }
 
+impl<'a> UpProjection<'a> {
+    /// The instruction set and the parameters of the kernels, if the weights are packed for them.
+    pub fn packed(self) -> Option<(Isa, Projection<'a>)> {
+        match self {
+            Self::Plain { up, activation } => {
+                up.packed().map(|(isa, up)| (isa, Projection::Activated(up, activation)))
+            }
+            Self::Gated { gate, up, activation } => {
+                let ((isa, gate), (_, up)) = gate.packed().zip(up.packed())?;
+                Some((isa, Projection::Gated { gate, up, function: activation }))
+            }
+        }
+    }
+}
+
 /// How the output of a part of a layer is added to the residual: `residual + scale * norm(output)`.
 #[derive(Debug, Clone, Copy)]
 pub struct ResidualAdd<'a> {
@@ -225,16 +240,7 @@ pub fn mlp(
     add: ResidualAdd,
     x: &Tensor,
 ) -> Result<Tensor> {
-    let projection = match up_projection {
-        UpProjection::Plain { up, activation } => {
-            up.packed().map(|(_, up)| Projection::Activated(up, activation))
-        }
-        UpProjection::Gated { gate, up, activation } => gate
-            .packed()
-            .zip(up.packed())
-            .map(|((_, gate), (_, up))| Projection::Gated { gate, up, function: activation }),
-    };
-    if let (Some(inner), Some((isa, down)), None) = (projection, down.packed(), add.norm) {
+    if let (Some((isa, inner)), Some((_, down)), None) = (up_projection.packed(), down.packed(), add.norm) {
         return Ok(x.apply_op1_no_bwd(&MlpOp {
             isa,
             norm: norm.map(RowNorm::kernel_params),

@@ -5,7 +5,9 @@ use candle_nn::ops::{sigmoid, softmax_last_dim};
 
 use super::linear::{Linear, UpProjection};
 use crate::error::Result;
-use crate::kernels::matmul::ActivationFn;
+use crate::kernels::custom_ops::ExpertsOp;
+use crate::kernels::isa::Isa;
+use crate::kernels::matmul::{ActivationFn, Projection, RoutedExpert};
 
 /// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
 #[derive(Debug, Clone)]
@@ -109,6 +111,14 @@ impl MoE {
         [&self.router].into_iter().chain(shared).map(|matrix| (matrix, 1)).chain(experts)
     }
 
+    /// The parameters of the kernels for an expert that some rows are routed to, if its weights are packed for them.
+    fn routed(expert: &Mlp, rows: Vec<u32>, weights: Vec<f32>) -> Option<(Isa, RoutedExpert<'_>)> {
+        let ((isa, inner), (_, down)) = expert.up_projection().packed().zip(expert.down.packed())?;
+        let down = Projection::Residual(down.into());
+        let rows = rows.into_iter().map(|row| row as usize).collect();
+        Some((isa, RoutedExpert { inner, down, rows, weights }))
+    }
+
     /// Computes the mixture; `x` and the result are `[n_tokens, hidden]`. Each expert computes all of its
     /// tokens in one batch.
     ///
@@ -128,7 +138,21 @@ impl MoE {
                 assigned[expert].1.push(weight);
             }
         }
-        let mut y = self.shared.as_ref().map_or_else(|| Ok(x.zeros_like()?), |shared| shared.forward(x))?;
+        let shared = self.shared.as_ref().map(|shared| shared.forward(x)).transpose()?;
+        let used = || self.experts.iter().zip(&assigned).filter(|(_, (rows, _))| !rows.is_empty());
+        let routed: Option<Vec<_>> = used()
+            .map(|(expert, (rows, weights))| Self::routed(expert, rows.clone(), weights.clone()))
+            .collect();
+        if let Some([(isa, _), ..]) = routed.as_deref() {
+            let isa = *isa;
+            let routed: Vec<_> = routed.into_iter().flatten().map(|(_, expert)| expert).collect();
+            let y = x.apply_op1_no_bwd(&ExpertsOp { isa, experts: &routed })?;
+            return match shared {
+                Some(shared) => Ok((shared + y)?),
+                None => Ok(y),
+            };
+        }
+        let mut y = shared.map_or_else(|| x.zeros_like(), Ok)?;
         for (expert, (tokens, weights)) in self.experts.iter().zip(assigned) {
             let n_tokens = tokens.len();
             if n_tokens == 0 {
