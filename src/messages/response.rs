@@ -1,12 +1,13 @@
 //! Responses of chat as messages, whole and as events.
 
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::signature::sign;
 use crate::anthropic::response::{
     BlockDelta, MessageEnd, MessageEvent, MessageObject, MessageOutputDetails, MessageUsage, OutputBlock,
     StopReason,
 };
+use crate::openai::call_arguments::complete_arguments;
 use crate::openai::chat::{FinishReason, ToolCall, ToolCallDelta, Usage};
 
 /// The beginning of a call's id on the chat route, and here.
@@ -70,7 +71,7 @@ impl MessageForm {
         content.extend(calls.into_iter().map(|call| OutputBlock::ToolUse {
             id: tool_use_id(&call.id),
             name: call.function.name,
-            input: complete_input(&call.function.arguments),
+            input: complete_arguments(&call.function.arguments),
         }));
         if self.max_tokens == 0 {
             content.clear();
@@ -116,47 +117,6 @@ impl MessageForm {
 
 fn tool_use_id(call_id: &str) -> String {
     format!("{TOOL_USE_ID}{}", call_id.strip_prefix(CALL_ID).unwrap_or(call_id))
-}
-
-/// The input of a tool from the text of a JSON object, which the token limit may have cut: then the members that are
-/// complete.
-fn complete_input(arguments: &str) -> Map<String, Value> {
-    let parsed = serde_json::from_str(arguments).or_else(|_| serde_json::from_str(&closed(arguments)));
-    parsed.unwrap_or_default()
-}
-
-/// The longest beginning of a JSON text that can be closed, closed.
-fn closed(json: &str) -> String {
-    let mut open = Vec::new();
-    // Where the text can be cut, and what closes it there.
-    let mut cut = (0, String::new());
-    let (mut is_string, mut is_escaped) = (false, false);
-    for (idx, byte) in json.bytes().enumerate() {
-        if is_string {
-            is_string = is_escaped || byte != b'"';
-            is_escaped = byte == b'\\' && !is_escaped;
-            continue;
-        }
-        let end = match byte {
-            b'"' => {
-                is_string = true;
-                continue;
-            }
-            b'{' | b'[' => {
-                open.push(if byte == b'{' { '}' } else { ']' });
-                idx + 1
-            }
-            b'}' | b']' => {
-                open.pop();
-                idx + 1
-            }
-            b',' => idx,
-            _ => continue,
-        };
-        cut = (end, open.iter().rev().collect());
-    }
-    let (end, closing) = cut;
-    format!("{}{closing}", &json[..end])
 }
 
 /// Encodes the events of a response as the events of a message.
@@ -257,23 +217,6 @@ impl MessageEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_cut_input_keeps_its_complete_members() {
-        for (arguments, expected) in [
-            (r#"{"a": 1, "b": [2, {"c": "x,y}"#, json!({"a": 1, "b": [2, {}]})),
-            (r#"{"a": "\"{", "b"#, json!({"a": "\"{"})),
-            (r#"{"a": {"b": tr"#, json!({"a": {}})),
-            (r#"{"a": [1], "#, json!({"a": [1]})),
-            (r#"{"a": 12"#, json!({})),
-            ("{", json!({})),
-            ("", json!({})),
-            (r#"{"a": "é"}"#, json!({"a": "é"})),
-        ] {
-            assert_eq!(Value::Object(complete_input(arguments)), expected, "{arguments}");
-        }
-    }
 
     #[test]
     fn the_end_of_the_context_is_told_from_the_limit() {

@@ -2,6 +2,7 @@
 //! each parameter. Uses only serde and schemars.
 
 pub mod batches;
+pub mod call_arguments;
 pub mod chat;
 pub mod completions;
 pub mod decisions;
