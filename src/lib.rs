@@ -12,7 +12,7 @@
 //! 2. [`http`]
 //! 3. [`app`]
 //! 4. [`batches`], [`decisions`], [`responses`]
-//! 5. [`chat`], [`messages`]
+//! 5. [`chat`], [`messages`], [`ollama`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
 //! 8. [`anthropic`]
@@ -96,6 +96,7 @@ pub mod inference;
 pub mod kernels;
 pub mod messages;
 pub mod models;
+pub mod ollama;
 pub mod openai;
 pub mod pulse;
 pub mod registry;

@@ -405,7 +405,7 @@ impl ChatSlot {
     }
 
     /// The model, if it is in memory. Drops a model whose engine has died.
-    fn loaded(&self) -> Option<Arc<ChatModel>> {
+    pub(super) fn loaded(&self) -> Option<Arc<ChatModel>> {
         let mut state = self.state();
         let resident = state.resident.as_mut()?;
         if !resident.model.engine().is_alive() {

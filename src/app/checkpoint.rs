@@ -78,6 +78,7 @@ pub fn locate(
         context_length,
         license: license(&files, &weights)?,
         quantization: weights.main_type(),
+        size_bytes: Some(files.size_bytes),
     };
     let n_bytes = weight_bytes.saturating_add(options.max_kv_bytes(&config) as u64);
     let template = template.map(str::to_owned);

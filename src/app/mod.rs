@@ -508,6 +508,11 @@ impl ServedChat {
         self.app.parts.chat_models.acquire(&self.slot).await
     }
 
+    /// The model, if it is in memory.
+    pub fn loaded(&self) -> Option<Arc<ChatModel>> {
+        self.slot.loaded()
+    }
+
     /// Starts the response to a conversation, or replays it from the response cache.
     ///
     /// # Errors
@@ -558,9 +563,11 @@ impl ServedChat {
     /// When the model cannot be loaded, the queue is full, or the request is invalid.
     pub async fn start_completion(
         &self,
-        request: CompletionRequest,
+        mut request: CompletionRequest,
         caller: Caller,
     ) -> Result<CompletionStream> {
+        let options = &mut request.options;
+        options.max_tokens = options.max_tokens.or(self.app.limits().default_max_tokens);
         let model = self.load().await?;
         let admission = model.admit(caller.priority).await?;
         let grammar = model.compile(model.completion_grammar(&request)?).await?;
@@ -675,6 +682,7 @@ impl Slot<'_> {
                     context_length: model.max_tokens(),
                     license: model.license().map(str::to_owned),
                     quantization: None,
+                    size_bytes: None,
                 });
                 let residence = if loaded.is_some() { Residence::Loaded } else { Residence::Unloaded };
                 ModelStatus {

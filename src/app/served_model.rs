@@ -43,6 +43,8 @@ pub struct ModelInfo {
     pub license: Option<String>,
     /// Type of most of the weights in the file, such as `Q4_K` or `BF16`, if known.
     pub quantization: Option<String>,
+    /// Bytes of all files together, if known.
+    pub size_bytes: Option<u64>,
 }
 
 /// The current state of a served model.

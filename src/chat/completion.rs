@@ -45,6 +45,11 @@ enum CompletionPrompt {
 }
 
 impl ChatModel {
+    /// Whether the model can fill in the text before a suffix.
+    pub fn can_insert(&self) -> bool {
+        fim_tokens(&self.tokenizer).is_some()
+    }
+
     /// The grammar of the completions of a request, if they have one.
     ///
     /// # Errors

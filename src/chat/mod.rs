@@ -64,6 +64,15 @@ impl ChatModel {
         }
     }
 
+    /// Checks the parameters and the functions of a request, but not its messages.
+    ///
+    /// # Errors
+    /// When one is out of range or malformed; the error names it.
+    pub fn check_parameters(&self, request: &ChatCompletionRequest) -> Result<()> {
+        chat_generation_request(request, Caller::default())?;
+        self.chat_grammar(request).map(drop)
+    }
+
     /// Number of tokens of a conversation's prompt.
     ///
     /// # Errors

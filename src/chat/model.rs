@@ -47,6 +47,11 @@ impl ChatModel {
         self.template.as_ref().map_err(Clone::clone)
     }
 
+    /// Whether the model's template has marks of reasoning, which is then separated from the text.
+    pub fn is_reasoning(&self) -> bool {
+        self.template.as_ref().is_ok_and(|template| template.reasoning_marks().is_some())
+    }
+
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer

@@ -7,10 +7,12 @@ use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
 use super::server::body::SlowBody;
 use crate::anthropic::error::{AnthropicErrorBody, AnthropicErrorDetails, AnthropicErrorObject};
 use crate::error::{Error, Kind, escape_chars, quote};
+use crate::ollama::error::OllamaErrorBody;
 use crate::openai::error::{ErrorBody, ErrorObject};
 
 /// The message for clients after an internal error or a panic. The cause is only in the log.
@@ -79,6 +81,11 @@ impl ApiError {
     /// Returns Anthropic's envelope, for an error in mid-stream.
     pub fn into_anthropic_body(self, request_id: &str) -> AnthropicErrorBody {
         anthropic_body(self.status, self.body, request_id)
+    }
+
+    /// Returns Ollama's envelope, for an error in mid-stream.
+    pub fn into_ollama_body(self) -> OllamaErrorBody {
+        OllamaErrorBody { error: self.body.error.message }
     }
 
     /// The envelope as JSON.
@@ -181,9 +188,22 @@ fn anthropic_body(status: StatusCode, body: ErrorBody, request_id: &str) -> Anth
 }
 
 /// Gives an error response Anthropic's envelope in place of OpenAI's. Other responses are left alone.
-pub fn in_anthropic_form(mut response: Response, request_id: &str) -> Response {
+pub fn in_anthropic_form(response: Response, request_id: &str) -> Response {
+    with_error_body(response, |status, body| anthropic_body(status, body, request_id))
+}
+
+/// Gives an error response Ollama's envelope in place of OpenAI's. Other responses are left alone.
+pub fn in_ollama_form(response: Response) -> Response {
+    with_error_body(response, |_, body| OllamaErrorBody { error: body.error.message })
+}
+
+/// Replaces the envelope of an error response. Other responses are left alone.
+fn with_error_body<B: Serialize>(
+    mut response: Response,
+    envelope: impl FnOnce(StatusCode, ErrorBody) -> B,
+) -> Response {
     let Some(body) = response.extensions_mut().remove::<ErrorBody>() else { return response };
-    let body = anthropic_body(response.status(), body, request_id);
+    let body = envelope(response.status(), body);
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     // Strings can always be serialized.

@@ -5,14 +5,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
+use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::error::ApiError;
 use super::middleware::request_id::RequestId;
+use super::route::NDJSON;
 use crate::app::unix_time;
 use crate::chat::{ChatEvent, ChatStream, GenerationStats, PromptToken};
 use crate::error::{Error, Result};
@@ -22,7 +26,7 @@ use crate::openai::chat::{
 };
 use crate::openai::generation_options::GenerationOptions;
 
-/// Interval of the comments that keep a silent stream alive. OpenAI's SDKs skip comments.
+/// Interval of the pings that keep a silent stream alive.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The fields that all objects of one response share.
@@ -113,11 +117,13 @@ pub struct CompletedChoice {
     pub reason: FinishReason,
     /// The stop string that ended it.
     pub stop: Option<String>,
+    /// Measurements; `None` for a response from the cache.
+    pub stats: Option<GenerationStats>,
 }
 
 impl CompletedChoice {
     /// Adds or extends a tool call.
-    fn push_call(&mut self, delta: ToolCallDelta) {
+    pub fn push_call(&mut self, delta: ToolCallDelta) {
         let ToolCallDelta { index, id, kind, function } = delta;
         match (id, kind, function.name) {
             (Some(id), Some(kind), Some(name)) => {
@@ -157,6 +163,7 @@ pub async fn collect_choices(
                 choice.reason = reason;
                 choice.scored_prompt = stream.scored_prompt(idx);
                 choice.stop = stop;
+                choice.stats = stats;
                 totals.add(idx, &usage);
                 if log.finished(&usage, stats) {
                     return Ok((choices, totals.usage()));
@@ -226,26 +233,27 @@ impl StreamUsage {
     }
 }
 
-/// Encodes the events of a response as server-sent events.
+/// Encodes the events of a response as items of a stream.
 pub trait EventEncoder: Send + 'static {
-    /// The events before the prompt is computed.
-    fn start(&mut self) -> Vec<Event>;
+    /// A server-sent event, or a line.
+    type Item: Send;
 
-    /// The events for an event of the choice with the given index; `is_last` is whether no other comes after it.
-    fn encode_event(&mut self, index: usize, event: ChatEvent, is_last: bool) -> Vec<Event>;
+    /// The items before the prompt is computed.
+    fn start(&mut self) -> Vec<Self::Item>;
 
-    /// The events for the scored prompt of the choice with the given index, if it was asked for.
-    fn encode_prompt(&mut self, _: usize, _: Arc<[PromptToken]>) -> Vec<Event> {
+    /// The items for an event of the choice with the given index; `is_last` is whether no other comes after it.
+    fn encode_event(&mut self, index: usize, event: ChatEvent, is_last: bool) -> Vec<Self::Item>;
+
+    /// The items for the scored prompt of the choice with the given index, if it was asked for.
+    fn encode_prompt(&mut self, _: usize, _: Arc<[PromptToken]>) -> Vec<Self::Item> {
         Vec::new()
     }
 
-    /// The event that is sent while nothing else is.
-    fn ping(&self) -> Event {
-        comment_ping()
-    }
+    /// The item that is sent while nothing else is.
+    fn ping(&self) -> Self::Item;
 }
 
-/// A comment, which clients skip.
+/// A comment, which OpenAI's SDKs skip.
 pub fn comment_ping() -> Event {
     Event::default().comment("ping")
 }
@@ -270,32 +278,62 @@ pub fn event_stream(
 }
 
 /// Responds with the server-sent events that `encoder` makes of a response.
-pub fn encode_stream(stream: ChatStream, mut encoder: impl EventEncoder, mut log: RequestLog) -> Response {
-    log.start(stream.n_choices());
+pub fn encode_stream(
+    stream: ChatStream,
+    encoder: impl EventEncoder<Item = Event>,
+    log: RequestLog,
+) -> Response {
     let ping = encoder.ping();
+    event_stream(encoded(stream, encoder, log).map(Ok), ping)
+}
+
+/// Responds with the lines that `encoder` makes of a response.
+pub fn encode_lines(
+    stream: ChatStream,
+    encoder: impl EventEncoder<Item = Bytes>,
+    log: RequestLog,
+) -> Response {
+    let ping = encoder.ping();
+    let lines = Box::pin(encoded(stream, encoder, log));
+    let body = stream::unfold((lines, ping), |(mut lines, ping)| async move {
+        let line = match timeout(PING_INTERVAL, lines.next()).await {
+            Ok(line) => line?,
+            Err(_) => ping.clone(),
+        };
+        Some((Ok::<_, Infallible>(line), (lines, ping)))
+    });
+    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response()
+}
+
+/// The items that `encoder` makes of a response.
+fn encoded<E: EventEncoder>(
+    stream: ChatStream,
+    mut encoder: E,
+    mut log: RequestLog,
+) -> impl Stream<Item = E::Item> + Send + 'static {
+    log.start(stream.n_choices());
     let pending = encoder.start().into();
     let has_prompt = vec![false; stream.n_choices()];
     let state = StreamState { stream, encoder, has_prompt, log, pending, ended: false };
-    let events = stream::unfold(state, |mut state| async move {
+    stream::unfold(state, |mut state| async move {
         while state.pending.is_empty() && !state.ended {
             let stopped = || Error::internal("the engine stopped before the response was complete");
             let (index, event) =
                 state.stream.next().await.unwrap_or_else(|| (0, ChatEvent::Failed(stopped())));
             state.push_event(index, event);
         }
-        let event = state.pending.pop_front()?;
-        Some((Ok::<_, Infallible>(event), state))
-    });
-    event_stream(events, ping)
+        let item = state.pending.pop_front()?;
+        Some((item, state))
+    })
 }
 
-struct StreamState<E> {
+struct StreamState<E: EventEncoder> {
     stream: ChatStream,
     encoder: E,
     /// Whether the scores of each choice's prompt are sent.
     has_prompt: Vec<bool>,
     log: RequestLog,
-    pending: VecDeque<Event>,
+    pending: VecDeque<E::Item>,
     ended: bool,
 }
 
@@ -347,6 +385,12 @@ struct ChunkEvents<E> {
 }
 
 impl<E: ChunkEncoder> EventEncoder for ChunkEvents<E> {
+    type Item = Event;
+
+    fn ping(&self) -> Event {
+        comment_ping()
+    }
+
     fn start(&mut self) -> Vec<Event> {
         (0..self.n_generated.len()).filter_map(|index| self.part(index, ChoicePart::Start)).collect()
     }

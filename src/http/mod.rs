@@ -38,7 +38,7 @@ use crate::batches::{BatchLimits, BatchRunner};
 use batch_calls::{ENDPOINTS, LineServer, MESSAGES};
 use middleware::auth::{self, KeyGuard};
 use middleware::site::{self, SitePolicy};
-use middleware::{admission, anthropic, request_id};
+use middleware::{admission, anthropic, ollama, request_id};
 use response_run::BackgroundRuns;
 use retry::dedup::RetryDedup;
 use route::Route;
@@ -79,6 +79,7 @@ pub fn router(app: App) -> Router {
     router
         .layer(from_fn_with_state(sites, site::check_site))
         .layer(axum::middleware::from_fn(anthropic::envelope))
+        .layer(axum::middleware::from_fn(ollama::envelope))
         .layer(axum::middleware::from_fn(request_id::assign_and_log))
         .with_state(app)
 }

@@ -50,6 +50,8 @@ pub const JSON: &str = "application/json";
 pub const EVENT_STREAM: &str = "text/event-stream";
 /// The media type of JSON values, one per line.
 pub const JSON_LINES: &str = "application/x-jsonl";
+/// The media type of JSON values, one per line, as Ollama calls it.
+pub const NDJSON: &str = "application/x-ndjson";
 /// The media type of forms with files.
 pub const FORM: &str = "multipart/form-data";
 /// The media type of bytes.
@@ -79,6 +81,11 @@ pub fn is_anthropic(path: &str) -> bool {
 /// Whether a client speaks Anthropic's API, which its version says.
 pub fn has_anthropic_version(headers: &HeaderMap) -> bool {
     headers.contains_key("anthropic-version")
+}
+
+/// Whether a path belongs to Ollama's API.
+pub fn is_ollama(path: &str) -> bool {
+    path.starts_with("/api/")
 }
 
 /// A function that returns the schema of a type.

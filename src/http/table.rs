@@ -14,16 +14,17 @@ use super::error::{self, ApiError};
 use super::openapi::{docs_page, document};
 use super::page;
 use super::route::{
-    BINARY, EVENT_STREAM, FORM, HTML, JSON, JSON_LINES, RequestBody, Route, SchemaFn, TEXT, any_object,
-    meant_by, schema,
+    BINARY, EVENT_STREAM, FORM, HTML, JSON, JSON_LINES, NDJSON, RequestBody, Route, SchemaFn, TEXT,
+    any_object, meant_by, schema,
 };
 use super::routes::chat::ChatRoute;
 use super::routes::completions::CompletionRoute;
 use super::routes::generation::generate;
 use super::routes::messages::MessagesRoute;
+use super::routes::ollama::OllamaRoute;
 use super::routes::{
     batches, conversations, decisions, embeddings, files, message_batches, messages, model_management,
-    models, probes, rerank, responses, stored_responses, tokens,
+    models, ollama_embeddings, ollama_models, probes, rerank, responses, stored_responses, tokens,
 };
 use crate::anthropic::batches::{
     DeletedMessageBatch, MessageBatchList, MessageBatchObject, MessageBatchRequest,
@@ -32,6 +33,16 @@ use crate::anthropic::messages::{CountTokensRequest, MessagesRequest};
 use crate::anthropic::params as anthropic_params;
 use crate::anthropic::response::{MessageEvent, MessageObject, TokenCount};
 use crate::app::{App, RequestClass};
+use crate::ollama::models::{
+    OllamaLoadedModel, OllamaModel, OllamaModelDescription, OllamaModels, OllamaVersion,
+};
+use crate::ollama::params as ollama_params;
+use crate::ollama::requests::{
+    OllamaChatRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest, OllamaGenerateRequest, OllamaShowRequest,
+};
+use crate::ollama::responses::{
+    OllamaChat, OllamaEmbedResponse, OllamaEmbeddingsResponse, OllamaResponse, OllamaText,
+};
 use crate::openai::batches::{BatchObject, BatchRequest};
 use crate::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use crate::openai::completions::{Completion, CompletionRequest};
@@ -545,6 +556,90 @@ pub static ROUTES: &[Route] = &[
         )
     },
     Route {
+        path: "/api/chat",
+        handler: |method| on(method, generate::<OllamaRoute<OllamaChat>>),
+        operation_id: "ollamaChat",
+        summary: "Continue a conversation, streamed or whole (Ollama's API)",
+        request: Some(json_body(schema::<OllamaChatRequest>, ollama_params::CHAT)),
+        responses: &[
+            (JSON, schema::<OllamaResponse<OllamaChat>>),
+            (NDJSON, schema::<OllamaResponse<OllamaChat>>),
+        ],
+        ..OLLAMA_GENERATION
+    },
+    Route {
+        path: "/api/generate",
+        handler: |method| on(method, generate::<OllamaRoute<OllamaText>>),
+        operation_id: "ollamaGenerate",
+        summary: "Answer a prompt or continue a text, streamed or whole (Ollama's API)",
+        request: Some(json_body(schema::<OllamaGenerateRequest>, ollama_params::GENERATE)),
+        responses: &[
+            (JSON, schema::<OllamaResponse<OllamaText>>),
+            (NDJSON, schema::<OllamaResponse<OllamaText>>),
+        ],
+        ..OLLAMA_GENERATION
+    },
+    Route {
+        path: "/api/embed",
+        handler: |method| on(method, ollama_embeddings::embed),
+        operation_id: "ollamaEmbed",
+        summary: "Create embeddings (Ollama's API)",
+        request: Some(json_body(schema::<OllamaEmbedRequest>, ollama_params::EMBED)),
+        responses: &[(JSON, schema::<OllamaEmbedResponse>)],
+        ..OLLAMA_EMBEDDING
+    },
+    Route {
+        path: "/api/embeddings",
+        handler: |method| on(method, ollama_embeddings::embeddings),
+        operation_id: "ollamaEmbeddings",
+        summary: "Create an embedding (Ollama's predecessor of /api/embed)",
+        request: Some(json_body(schema::<OllamaEmbeddingsRequest>, ollama_params::EMBEDDINGS)),
+        responses: &[(JSON, schema::<OllamaEmbeddingsResponse>)],
+        ..OLLAMA_EMBEDDING
+    },
+    Route {
+        responses: &[(JSON, schema::<OllamaModels<OllamaModel>>)],
+        ..get(
+            "/api/tags",
+            |method| on(method, ollama_models::tags),
+            "ollamaTags",
+            OLLAMA,
+            "List the models (Ollama's API)",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<OllamaModels<OllamaLoadedModel>>)],
+        ..get(
+            "/api/ps",
+            |method| on(method, ollama_models::ps),
+            "ollamaPs",
+            OLLAMA,
+            "List the models in memory (Ollama's API)",
+        )
+    },
+    Route {
+        path: "/api/show",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, ollama_models::show),
+        operation_id: "ollamaShow",
+        tag: OLLAMA,
+        summary: "Describe a model (Ollama's API)",
+        request: Some(json_body(schema::<OllamaShowRequest>, ollama_params::SHOW)),
+        responses: &[(JSON, schema::<OllamaModelDescription>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        responses: &[(JSON, schema::<OllamaVersion>)],
+        ..get(
+            "/api/version",
+            |method| on(method, ollama_models::version),
+            "ollamaVersion",
+            OLLAMA,
+            "The version of this server (Ollama's API)",
+        )
+    },
+    Route {
         responses: &[(JSON, schema::<Health>)],
         error_statuses: &[503],
         ..get(
@@ -666,6 +761,28 @@ const CONVERSATION: Route = Route {
     error_statuses: &[400, 404, 408, 413, 415, 429, 503],
 };
 
+/// The common parts of Ollama's routes that generate.
+const OLLAMA_GENERATION: Route = Route {
+    path: "",
+    admission: Some(RequestClass::Generation),
+    handler: |method| on(method, generate::<OllamaRoute<OllamaChat>>),
+    operation_id: "",
+    tag: OLLAMA,
+    summary: "",
+    request: None,
+    responses: &[],
+    response_headers: &["x-ignored-params", "x-cache"],
+    error_statuses: MODEL_ERRORS,
+};
+
+/// The common parts of Ollama's routes that embed.
+const OLLAMA_EMBEDDING: Route = Route {
+    admission: Some(RequestClass::Embedding),
+    handler: |method| on(method, ollama_embeddings::embed),
+    response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
+    ..OLLAMA_GENERATION
+};
+
 /// A JSON body.
 const fn json_body(schema: SchemaFn, parameters: ParamTable) -> RequestBody {
     RequestBody { media_type: JSON, schema, parameters }
@@ -691,6 +808,7 @@ const BATCHES: &str = "Files and batches";
 const EMBEDDINGS: &str = "Embeddings and reranking";
 const TOKENS: &str = "Tokens";
 const MODELS: &str = "Models";
+const OLLAMA: &str = "Ollama's API";
 const OPERATIONS: &str = "Operations";
 const DOCUMENTATION: &str = "Documentation";
 

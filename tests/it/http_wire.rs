@@ -68,7 +68,7 @@ async fn an_unknown_path_names_the_route_that_is_meant() {
         let message = error["message"].as_str().unwrap();
         assert!(message.contains(&format!("did you mean {meant}, directly after")), "{path}: {message}");
     }
-    let error = body(server.post("/api/tags", &json!({})).await).await["error"].clone();
+    let error = body(server.post("/other/tags", &json!({})).await).await["error"].clone();
     assert!(error["message"].as_str().unwrap().contains("GET / lists the routes"), "{error}");
 }
 

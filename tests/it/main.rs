@@ -32,6 +32,7 @@ mod logs;
 mod messages;
 mod model_management;
 mod model_parity;
+mod ollama;
 mod openai_parameters;
 mod openapi;
 mod readiness;

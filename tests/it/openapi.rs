@@ -8,6 +8,7 @@ use std::path::Path;
 use predict_otron_9000::anthropic;
 use predict_otron_9000::config::Limits;
 use predict_otron_9000::inference::EngineOptions;
+use predict_otron_9000::ollama;
 use predict_otron_9000::openai::params::{self, ParamTable, Treatment};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -129,13 +130,18 @@ fn the_router_has_no_undocumented_routes() {
     }
 }
 
-const REQUESTS: [(&str, ParamTable); 10] = [
+const REQUESTS: [(&str, ParamTable); 15] = [
     ("ChatCompletionRequest", params::CHAT),
     ("CompletionRequest", params::COMPLETIONS),
     ("ResponsesRequest", params::RESPONSES),
     ("MessagesRequest", anthropic::params::MESSAGES),
     ("CountTokensRequest", anthropic::params::COUNT_TOKENS),
     ("EmbeddingsRequest", params::EMBEDDINGS),
+    ("OllamaChatRequest", ollama::params::CHAT),
+    ("OllamaGenerateRequest", ollama::params::GENERATE),
+    ("OllamaEmbedRequest", ollama::params::EMBED),
+    ("OllamaEmbeddingsRequest", ollama::params::EMBEDDINGS),
+    ("OllamaShowRequest", ollama::params::SHOW),
     ("RerankRequest", params::RERANK),
     ("ScoreRequest", params::SCORE),
     ("TokenizeRequest", params::TOKENIZE),

@@ -252,6 +252,7 @@ pub fn scripted_model(script: Script, options: EngineOptions) -> LoadPlan {
         context_length,
         license: Some("MIT".to_owned()),
         quantization: None,
+        size_bytes: Some(SCRIPTED_BYTES),
     };
     let load = move || {
         let template = ChatTemplate::new(script.template.unwrap_or(TEMPLATE)).unwrap();

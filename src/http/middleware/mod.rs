@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod anthropic;
 pub mod auth;
+pub mod ollama;
 pub mod request_id;
 pub mod site;
 pub mod trace_context;

@@ -6,7 +6,8 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use crate::anthropic::error::AnthropicErrorBody;
-use crate::http::route::{EVENT_STREAM, JSON, RequestBody, Route, is_anthropic};
+use crate::http::route::{EVENT_STREAM, JSON, NDJSON, RequestBody, Route, is_anthropic, is_ollama};
+use crate::ollama::error::OllamaErrorBody;
 use crate::openai::error::ErrorBody;
 use crate::openai::params::{ParamTable, Treatment};
 
@@ -161,8 +162,10 @@ pub fn for_routes(routes: &[Route], key_required: bool) -> Value {
 }
 
 fn operation(route: &Route, schemas: &mut Schemas) -> Value {
+    let has_own_errors = is_anthropic(route.path()) || is_ollama(route.path());
     let error = match is_anthropic(route.path()) {
         true => schemas.responses.subschema_for::<AnthropicErrorBody>(),
+        false if is_ollama(route.path()) => schemas.responses.subschema_for::<OllamaErrorBody>(),
         false => schemas.responses.subschema_for::<ErrorBody>(),
     };
     let content: Map<String, Value> = route
@@ -187,6 +190,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
         "The completion. With `stream`, server-sent events, each with `data`; the last one is `data: [DONE]`. \
          An error in mid-stream is an event, too. With the server's `--heartbeat`, the JSON of a response that is not \
          streamed may have leading spaces, and may be an error."
+    } else if content.contains_key(NDJSON) {
+        "The response, as lines of JSON unless `stream` is false; the last one has `done`. An error in mid-stream is a \
+         line with `error`. With the server's `--heartbeat`, the JSON of a response that is not streamed may have leading \
+         spaces, and may be an error; lines may have leading spaces, too."
     } else {
         "Success."
     };
@@ -201,7 +208,7 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     for (status, name, description, headers) in
         errors.iter().flat_map(|status| ERRORS.iter().find(|(row, ..)| row == status))
     {
-        let response = match is_anthropic(route.path()) {
+        let response = match has_own_errors {
             true => response_object(description, headers, json!({JSON: {"schema": error}})),
             false => json!({"$ref": format!("#/components/responses/{name}")}),
         };

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::stream;
+use serde::Serialize;
 
 use crate::app::App;
 use crate::config::EmbeddingOverflow;
@@ -33,6 +34,9 @@ use crate::openai::params;
 /// the client takes it.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// The header with the number of texts that were found in the cache.
+pub const HITS_HEADER: &str = "x-cache-hits";
+
 /// The header that lists the texts that were truncated.
 pub const TRUNCATED_HEADER: &str = "x-truncated-inputs";
 
@@ -49,10 +53,54 @@ pub async fn embeddings(
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
-    let model = app.embedder(request.model.as_deref())?;
     ignored.add_unknown_model(&app, request.model.as_deref());
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-    let truncate = request.truncate.unwrap_or(truncates_by_default(&app));
+    let EmbeddedTexts { model, vectors, n_tokens, headers, is_prompt_known, n_truncated } =
+        embed(&app, &request_id, &tenant, request).await?;
+    if !is_prompt_known {
+        ignored.extend(["input_type".to_owned()]);
+    }
+    let usage = InputUsage::new(n_tokens, n_truncated);
+    let envelope = EmbeddingsResponse { object: "list", data: Vec::new(), model, usage };
+    let encode = move |index: usize, vector: Vec<f32>, text: &mut Vec<u8>| {
+        let object = EmbeddingObject { object: "embedding", index, embedding: encode(vector, format) };
+        // Numbers and strings can always be written to memory.
+        let _ = serde_json::to_writer(text, &object);
+    };
+    let mut response = ResponseText::new(&envelope, vectors, encode)?.into_response();
+    response.headers_mut().extend(headers);
+    ignored.insert_into(response.headers_mut());
+    Ok(response)
+}
+
+/// The vectors of a request's texts.
+pub struct EmbeddedTexts {
+    /// Id of the model.
+    pub model: String,
+    /// The vectors.
+    pub vectors: UnitVectors,
+    /// Tokens of all texts.
+    pub n_tokens: usize,
+    /// Headers about the cache and truncated texts.
+    pub headers: HeaderMap,
+    /// Whether the model knows the prompt of the request's `input_type`; true where it had none.
+    pub is_prompt_known: bool,
+    /// Number of texts that were truncated.
+    pub n_truncated: usize,
+}
+
+/// Embeds the texts of a request, and logs that.
+///
+/// # Errors
+/// When no embedding model has the requested name, a parameter is out of range, or the texts cannot be embedded.
+pub async fn embed(
+    app: &App,
+    request_id: &RequestId,
+    tenant: &Tenant,
+    request: EmbeddingsRequest,
+) -> Result<EmbeddedTexts> {
+    let model = app.embedder(request.model.as_deref())?;
+    let truncate = request.truncate.unwrap_or(truncates_by_default(app));
     let request = to_embedding_request(request, truncate, tenant.name())?;
     let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time, is_prompt_known, truncated } =
         model.embedder.embed(request).await?;
@@ -67,18 +115,13 @@ pub async fn embeddings(
         texts_s = (vectors.len() as f64 / compute_time.as_secs_f64().max(1e-9)).round(),
         "embeddings"
     );
-    if !is_prompt_known {
-        ignored.extend(["input_type".to_owned()]);
-    }
-    let usage = InputUsage::new(n_tokens, truncated.len());
+    let n_truncated = truncated.len();
     let truncated: Vec<String> = truncated.iter().map(|idx| format!("input[{idx}]")).collect();
+    let mut headers = HeaderMap::new();
+    insert_list(&mut headers, TRUNCATED_HEADER, &truncated);
+    headers.insert(HITS_HEADER, HeaderValue::from(n_hits));
     let model = model.served.id().to_owned();
-    let envelope = EmbeddingsResponse { object: "list", data: Vec::new(), model, usage };
-    let mut response = ResponseText::new(envelope, vectors, format)?.into_response();
-    ignored.insert_into(response.headers_mut());
-    insert_list(response.headers_mut(), TRUNCATED_HEADER, &truncated);
-    response.headers_mut().insert("x-cache-hits", HeaderValue::from(n_hits));
-    Ok(response)
+    Ok(EmbeddedTexts { model, vectors, n_tokens, headers, is_prompt_known, n_truncated })
 }
 
 /// Converts a request into the embedder's terms.
@@ -150,33 +193,44 @@ pub fn check_not_empty(param: &str, is_empty: bool) -> Result<()> {
 }
 
 /// The text of a response, made in chunks.
-struct ResponseText {
+pub struct ResponseText<F> {
     /// The text up to the first embedding; taken with the first chunk.
     start: Vec<u8>,
     vectors: UnitVectors,
-    format: EncodingFormat,
+    /// Writes the vector with an index.
+    encode: F,
     /// The index of the next embedding; past the number of vectors once the end has been made.
     next: usize,
     end: Vec<u8>,
 }
 
-impl ResponseText {
-    /// The text of a response with these `vectors` in place of the envelope's data.
-    fn new(envelope: EmbeddingsResponse, vectors: UnitVectors, format: EncodingFormat) -> Result<Self> {
+impl<F> ResponseText<F> {
+    fn is_done(&self) -> bool {
+        self.next > self.vectors.len()
+    }
+}
+
+impl<F: FnMut(usize, Vec<f32>, &mut Vec<u8>) + Send + 'static> ResponseText<F> {
+    /// The text of a response with these `vectors`, as `encode` writes them, in place of the envelope's empty list.
+    ///
+    /// # Errors
+    /// When the envelope cannot be written, or has no empty list.
+    pub fn new(envelope: &impl Serialize, vectors: UnitVectors, encode: F) -> Result<Self> {
         let cannot = |e: &dyn std::fmt::Display| Error::internal(format!("cannot write the response: {e}"));
-        let text = serde_json::to_string(&envelope).map_err(|e| cannot(&e))?;
+        let text = serde_json::to_string(envelope).map_err(|e| cannot(&e))?;
         // The first list is the data: before it is only a constant.
         let (start, end) = text.split_once("[]").ok_or_else(|| cannot(&"no data"))?;
         Ok(Self {
             start: format!("{start}[").into_bytes(),
             vectors,
-            format,
+            encode,
             next: 0,
             end: format!("]{end}").into_bytes(),
         })
     }
 
-    fn into_response(mut self) -> Response {
+    /// The response with this text.
+    pub fn into_response(mut self) -> Response {
         let first = self.next().unwrap_or_default();
         let body = if self.is_done() {
             Body::from(first)
@@ -185,13 +239,9 @@ impl ResponseText {
         };
         ([(CONTENT_TYPE, "application/json")], body).into_response()
     }
-
-    fn is_done(&self) -> bool {
-        self.next > self.vectors.len()
-    }
 }
 
-impl Iterator for ResponseText {
+impl<F: FnMut(usize, Vec<f32>, &mut Vec<u8>)> Iterator for ResponseText<F> {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
@@ -208,10 +258,7 @@ impl Iterator for ResponseText {
             if self.next > 0 {
                 text.push(b',');
             }
-            let embedding = encode(vector, self.format);
-            let object = EmbeddingObject { object: "embedding", index: self.next, embedding };
-            // Numbers and strings can always be written to memory.
-            let _ = serde_json::to_writer(&mut text, &object);
+            (self.encode)(self.next, vector, &mut text);
             self.next += 1;
         }
         Some(text)

@@ -1,4 +1,5 @@
-//! The handler of the routes that generate: `/v1/chat/completions`, `/v1/completions` and `/v1/messages`.
+//! The handler of the routes that generate: `/v1/chat/completions`, `/v1/completions`, `/v1/messages`, `/api/chat` and
+//! `/api/generate`.
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -54,9 +55,17 @@ pub trait GenerationRoute: Sized + Send + 'static {
         caller: Caller,
     ) -> impl Future<Output = Result<(ChatStream, Self)>> + Send;
 
-    /// The name of a field that had no effect, by its path in the chat layer.
-    fn ignored_name(&self, path: &str) -> String {
-        path.to_owned()
+    /// Loads the model if the request asks for nothing else, and returns the response to that.
+    fn load(
+        _: &ServedChat,
+        _: &Self::Request,
+    ) -> impl Future<Output = Result<Option<Self::Response>>> + Send {
+        async { Ok(None) }
+    }
+
+    /// The name of a field that had no effect, by its path in the chat layer; `None` if the client has not sent it.
+    fn ignored_name(&self, path: &str) -> Option<String> {
+        Some(path.to_owned())
     }
 
     /// Streams the response.
@@ -101,6 +110,11 @@ pub async fn generate<R: GenerationRoute>(
     let heartbeat = app.limits().heartbeat;
     let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
     let chat = app.chat(options.model.as_deref(), n_bytes);
+    if let Ok(chat) = &chat
+        && let Some(response) = R::load(chat, &request).await?
+    {
+        return ignored.respond(&response);
+    }
     let started = async move { start::<R>(&chat?, request, caller, ignored).await };
     if is_streamed {
         let StartedResponse { stream, route, envelope, headers } = started.await?;
@@ -126,7 +140,7 @@ async fn start<R: GenerationRoute>(
     mut ignored: IgnoredParams,
 ) -> Result<StartedResponse<R>> {
     let (stream, route) = R::start(chat, request, caller).await?;
-    ignored.extend(stream.ignored_fields().iter().map(|path| route.ignored_name(path)));
+    ignored.extend(stream.ignored_fields().iter().filter_map(|path| route.ignored_name(path)));
     let mut headers = HeaderMap::new();
     ignored.insert_into(&mut headers);
     if let Some(status) = stream.cache_status() {

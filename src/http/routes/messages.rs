@@ -68,8 +68,8 @@ impl GenerationRoute for MessagesRoute {
         }
     }
 
-    fn ignored_name(&self, path: &str) -> String {
-        self.origins.rename_path(path)
+    fn ignored_name(&self, path: &str) -> Option<String> {
+        Some(self.origins.rename_path(path))
     }
 
     fn stream(self, stream: ChatStream, envelope: Envelope, _: StreamUsage, log: RequestLog) -> Response {
@@ -105,6 +105,8 @@ struct MessageEncoder {
 }
 
 impl EventEncoder for MessageEncoder {
+    type Item = Event;
+
     fn start(&mut self) -> Vec<Event> {
         let Envelope { id, model, .. } = self.envelope.clone();
         named(self.events.start(id, model, self.n_prompt))
