@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::chat_models::ChatSlot;
 use super::memory_budget::MemoryBudget;
-use super::served_model::ServedModel;
+use super::served_model::{ServedModel, plain_name};
 use super::{App, Slot, checkpoint};
 use crate::config::Limits;
 use crate::error::{Error, Kind, Result, quote};
@@ -80,6 +80,7 @@ impl App {
     pub async fn pull(&self, reference: String, watch: DownloadWatch) -> Result<PulledModel> {
         let management = self.management()?.clone();
         let parsed = downloadable(&reference)?;
+        let reference = parsed.to_string();
         let app = self.clone();
         let pull = move || {
             let _permit = management.downloads.try_acquire().map_err(|_| {
@@ -120,8 +121,7 @@ impl App {
 
     async fn serve_from_disk(&self, name: &str) -> Result<Arc<ChatSlot>> {
         let management = self.management()?.clone();
-        let parsed = ModelRef::parse(name).ok().filter(|parsed| !matches!(parsed, ModelRef::Path(_)));
-        let Some(parsed) = parsed else { return Err(self.not_served(name)) };
+        let parsed = downloadable(name).map_err(|_| self.not_served(name))?;
         let (app, reference) = (self.clone(), parsed.to_string());
         run_blocking(move || {
             let found = management.registry.offline().resolve(&reference, ModelKind::Chat);
@@ -208,9 +208,10 @@ impl App {
     }
 }
 
-/// Parses the reference of a model that can be downloaded.
+/// Parses the reference of a model that can be downloaded, without what clients add to it.
 fn downloadable(reference: &str) -> Result<ModelRef> {
-    match ModelRef::parse(reference).map_err(|e| Error::invalid("model", e.to_string()))? {
+    let name = plain_name(reference).unwrap_or(reference);
+    match ModelRef::parse(name).map_err(|e| Error::invalid("model", e.to_string()))? {
         ModelRef::Path(_) => {
             let message = format!(
                 "`{}` is neither in the catalog nor a reference to a repository; send `hf:owner/repo`, \

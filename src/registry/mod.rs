@@ -34,7 +34,7 @@ pub use model_ref::ModelRef;
 pub use progress::{DownloadState, DownloadWatch, readable_size};
 
 use crate::config::RegistryConfig;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quote};
 use hub::Hub;
 use layout::{FileLayout, FoundFiles, WantedFile};
 use verify::Verifier;
@@ -147,7 +147,10 @@ impl Registry {
     pub fn delete(&self, reference: &str) -> Result<u64> {
         let registry = self.offline();
         let mut n_bytes = 0;
-        let mut files = registry.resolve(reference, None)?;
+        let mut files = registry.resolve(reference, None).map_err(|_| {
+            let message = format!("model `{}` is not on disk", quote(reference));
+            Error::new(Kind::ModelNotFound, message).with_param("model")
+        })?;
         // A model of the catalog may have come from several sources.
         loop {
             if let ModelSource::Local(path) = &files.source {

@@ -11,11 +11,12 @@ use crate::cli::{Running, program};
 use crate::hub::{LARGE, TestHub};
 use crate::support::{ENGINE_OPTIONS, Script, scripted_server};
 
-const MODEL: &str = "hf:tiny/llama";
+/// A model of the hub.
+pub const MODEL: &str = "hf:tiny/llama";
 const FOLDER: &str = "tests/data/tiny/llama";
 
 /// A hub with a model.
-fn hub() -> TestHub {
+pub fn hub() -> TestHub {
     let hub = TestHub::start();
     for file in std::fs::read_dir(FOLDER).unwrap().map(|file| file.unwrap()) {
         hub.put("tiny/llama", file.file_name().to_str().unwrap(), std::fs::read(file.path()).unwrap());
@@ -24,7 +25,7 @@ fn hub() -> TestHub {
 }
 
 /// A server of another model, with its own folder of downloads.
-async fn server(hub: &TestHub, cache: &Path) -> Running {
+pub async fn server(hub: &TestHub, cache: &Path) -> Running {
     let mut command = program();
     command.args(["--model", "tests/data/tiny/qwen2", "--cache-dir"]).arg(cache);
     command.env("HF_ENDPOINT", &hub.endpoint).env("PYTHON", "/no/such/python");
@@ -160,6 +161,7 @@ async fn what_cannot_be_managed_is_refused() {
         (Method::POST, "/v1/models/all-minilm-l6-v2/unload", 400),
         (Method::DELETE, "/v1/models/all-minilm-l6-v2", 409),
         (Method::DELETE, "/v1/models/none", 404),
+        (Method::DELETE, "/v1/models/hf:tiny/llama:latest", 404),
         (Method::DELETE, "/v1/models/%2Fetc%2Fpasswd", 404),
         // It is at a path, which no request may delete.
         (Method::DELETE, "/v1/models/qwen2", 400),
