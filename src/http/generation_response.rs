@@ -269,12 +269,37 @@ pub fn data_event(name: Option<&str>, data: &impl Serialize) -> Event {
     }
 }
 
+/// White space, which JSON may have before it.
+pub fn space_ping() -> Bytes {
+    Bytes::from_static(b" ")
+}
+
+/// A value as a line of JSON.
+pub fn json_line(value: &impl Serialize) -> Bytes {
+    // Strings and numbers can always be serialized.
+    let mut line = serde_json::to_vec(value).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
 /// Responds with server-sent events, and with `ping` while there are none.
 pub fn event_stream(
     events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
     ping: Event,
 ) -> Response {
     Sse::new(events).keep_alive(KeepAlive::new().interval(PING_INTERVAL).event(ping)).into_response()
+}
+
+/// Responds with lines, and with `ping` while there are none.
+pub fn line_stream(lines: impl Stream<Item = Bytes> + Send + 'static, ping: Bytes) -> Response {
+    let body = stream::unfold((Box::pin(lines), ping), |(mut lines, ping)| async move {
+        let line = match timeout(PING_INTERVAL, lines.next()).await {
+            Ok(line) => line?,
+            Err(_) => ping.clone(),
+        };
+        Some((Ok::<_, Infallible>(line), (lines, ping)))
+    });
+    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response()
 }
 
 /// Responds with the server-sent events that `encoder` makes of a response.
@@ -294,15 +319,7 @@ pub fn encode_lines(
     log: RequestLog,
 ) -> Response {
     let ping = encoder.ping();
-    let lines = Box::pin(encoded(stream, encoder, log));
-    let body = stream::unfold((lines, ping), |(mut lines, ping)| async move {
-        let line = match timeout(PING_INTERVAL, lines.next()).await {
-            Ok(line) => line?,
-            Err(_) => ping.clone(),
-        };
-        Some((Ok::<_, Infallible>(line), (lines, ping)))
-    });
-    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response()
+    line_stream(encoded(stream, encoder, log), ping)
 }
 
 /// The items that `encoder` makes of a response.

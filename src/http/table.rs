@@ -34,11 +34,12 @@ use crate::anthropic::params as anthropic_params;
 use crate::anthropic::response::{MessageEvent, MessageObject, TokenCount};
 use crate::app::{App, RequestClass};
 use crate::ollama::models::{
-    OllamaLoadedModel, OllamaModel, OllamaModelDescription, OllamaModels, OllamaVersion,
+    OllamaLoadedModel, OllamaModel, OllamaModelDescription, OllamaModels, OllamaPullProgress, OllamaVersion,
 };
 use crate::ollama::params as ollama_params;
 use crate::ollama::requests::{
-    OllamaChatRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest, OllamaGenerateRequest, OllamaShowRequest,
+    OllamaChatRequest, OllamaDeleteRequest, OllamaEmbedRequest, OllamaEmbeddingsRequest,
+    OllamaGenerateRequest, OllamaPullRequest, OllamaShowRequest,
 };
 use crate::ollama::responses::{
     OllamaChat, OllamaEmbedResponse, OllamaEmbeddingsResponse, OllamaResponse, OllamaText,
@@ -628,6 +629,30 @@ pub static ROUTES: &[Route] = &[
         responses: &[(JSON, schema::<OllamaModelDescription>)],
         response_headers: &["x-ignored-params"],
         error_statuses: MODEL_ERRORS,
+    },
+    Route {
+        path: "/api/pull",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, ollama_models::pull),
+        operation_id: "ollamaPull",
+        tag: OLLAMA,
+        summary: "Download a model, with its progress as a stream (Ollama's API)",
+        request: Some(json_body(schema::<OllamaPullRequest>, ollama_params::PULL)),
+        responses: &[(JSON, schema::<OllamaPullProgress>), (NDJSON, schema::<OllamaPullProgress>)],
+        response_headers: &["x-ignored-params"],
+        error_statuses: &[400, 403, 404, 408, 413, 415, 429, 503],
+    },
+    Route {
+        path: "DELETE /api/delete",
+        admission: Some(RequestClass::Tokens),
+        handler: |method| on(method, ollama_models::delete),
+        operation_id: "ollamaDelete",
+        tag: OLLAMA,
+        summary: "Delete the files of a model (Ollama's API)",
+        request: Some(json_body(schema::<OllamaDeleteRequest>, ollama_params::DELETE)),
+        responses: &[],
+        response_headers: &["x-ignored-params"],
+        error_statuses: &[400, 403, 404, 408, 409, 413, 415, 429, 503],
     },
     Route {
         responses: &[(JSON, schema::<OllamaVersion>)],

@@ -1,8 +1,11 @@
-//! Lists and descriptions of models in Ollama's form. What this server does not know is an empty string, or left out.
+//! Lists and descriptions of models, and the progress of downloads, in Ollama's form. What this server does not know is an empty string, or left out.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::cache::name_digest;
+use crate::openai::models::PullProgress;
 
 /// A list of models.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -105,6 +108,48 @@ pub enum Capability {
     Embedding,
     /// Scores of pairs of texts; not one of Ollama's.
     Reranking,
+}
+
+/// A line about a download. The last one has the status `success`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct OllamaPullProgress {
+    /// `pulling manifest`, then `pulling` with the name of a file or package, and at last `success`.
+    pub status: String,
+    /// A digest of the file's name, not of its content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Bytes of the file, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Bytes of the file so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed: Option<u64>,
+}
+
+impl OllamaPullProgress {
+    /// The first line, before the files are known.
+    pub fn first() -> Self {
+        Self::with_status("pulling manifest")
+    }
+
+    fn with_status(status: &str) -> Self {
+        Self { status: status.to_owned(), digest: None, total: None, completed: None }
+    }
+}
+
+impl From<PullProgress> for OllamaPullProgress {
+    fn from(progress: PullProgress) -> Self {
+        let PullProgress { status, file, completed, total, .. } = progress;
+        match file {
+            Some(file) => Self {
+                status: format!("pulling {file}"),
+                digest: Some(name_digest(file.as_bytes())),
+                total,
+                completed,
+            },
+            None => Self::with_status(status),
+        }
+    }
 }
 
 /// The version of the server.

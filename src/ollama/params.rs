@@ -85,6 +85,18 @@ pub const SHOW: ParamTable = &[&[
     ("options", Ignored),
 ]];
 
+/// Parameters of `/api/pull`.
+pub const PULL: ParamTable = &[&[
+    ("model", Honored),
+    ("name", Honored),
+    ("stream", Honored),
+    // Downloads use the hub and the package index of the server.
+    ("insecure", Ignored),
+]];
+
+/// Parameters of `/api/delete`.
+pub const DELETE: ParamTable = &[&[("model", Honored), ("name", Honored)]];
+
 /// The known keys within a parameter.
 pub const NESTED: NestedKeys = &[
     ("messages[]", &["role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"]),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::MAX_EMBEDDING_INPUTS;
+use crate::error::{Error, Result};
 use crate::openai::chat::{Role, Tool};
 use crate::openai::generation_options::OneOrMany;
 
@@ -211,16 +212,57 @@ pub struct OllamaEmbeddingsRequest {
     pub prompt: Option<String>,
 }
 
-/// A request for a model's description.
+/// The honored part of a request; [`super::params`] decides about the rest.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(description = "A model to describe.")]
 pub struct OllamaShowRequest {
-    /// Id or alias of the model.
+    /// The model.
+    #[serde(flatten)]
+    pub model: OllamaModelName,
+}
+
+/// The honored part of a request; [`super::params`] decides about the rest.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(description = "A model to download, in Ollama's form.")]
+pub struct OllamaPullRequest {
+    /// The model.
+    #[serde(flatten)]
+    pub model: OllamaModelName,
+    /// Send the progress as lines of JSON; true by default.
+    pub stream: Option<bool>,
+}
+
+/// The honored part of a request; [`super::params`] decides about the rest.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(description = "A model to delete.")]
+pub struct OllamaDeleteRequest {
+    /// The model.
+    #[serde(flatten)]
+    pub model: OllamaModelName,
+}
+
+/// The name of a model that a request is about.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct OllamaModelName {
+    /// Id, alias or reference of the model.
     #[schemars(example = &"default")]
     pub model: Option<String>,
     /// Former name of `model`.
     pub name: Option<String>,
+}
+
+impl OllamaModelName {
+    /// The name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn into_name(self) -> Result<String> {
+        self.model.or(self.name).ok_or_else(|| Error::invalid("model", "`model` is missing"))
+    }
 }
 
 fn format_schema(_: &mut SchemaGenerator) -> Schema {

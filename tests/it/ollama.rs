@@ -1,10 +1,13 @@
-//! Ollama's API, `/api`, against a scripted model.
+//! Ollama's API, `/api`, against a scripted model; downloads from a hub on this machine.
 
 use std::time::Duration;
 
 use predict_otron_9000::config::Limits;
+use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 
+use crate::cli::Running;
+use crate::model_management::{self, MODEL};
 use crate::support::embeddings::tiny_encoder;
 use crate::support::{
     ENGINE_OPTIONS, Script, Server, embedding_server, json as body, keyed_server, scripted_server,
@@ -59,7 +62,7 @@ fn prompt(script: &Script) -> String {
 }
 
 /// The lines of a streamed response.
-async fn lines(response: reqwest::Response) -> Vec<Value> {
+async fn lines(response: Response) -> Vec<Value> {
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "application/x-ndjson");
     let text = response.text().await.unwrap();
@@ -77,7 +80,7 @@ async fn whole(server: &Server, path: &str, request: Value) -> Value {
     response
 }
 
-fn ignored(response: &reqwest::Response) -> &str {
+fn ignored(response: &Response) -> &str {
     response.headers().get("x-ignored-params").map_or("", |names| names.to_str().unwrap())
 }
 
@@ -354,6 +357,78 @@ async fn models_are_listed_and_described() {
     assert_eq!(server.client.head(server.url("/")).send().await.unwrap().status(), 200);
 }
 
+async fn send(server: &Running, method: Method, path: &str, request: Value) -> Response {
+    let url = format!("http://{}{path}", server.address);
+    Client::new().request(method, url).json(&request).send().await.unwrap()
+}
+
+#[tokio::test]
+async fn models_are_pulled_and_deleted() {
+    let (hub, cache) = (model_management::hub(), tempfile::tempdir().unwrap());
+    let server = model_management::server(&hub, cache.path()).await;
+    let is_listed = async || {
+        let tags = body(send(&server, Method::GET, "/api/tags", json!({})).await).await;
+        tags["models"].as_array().unwrap().iter().any(|model| model["name"] == "tiny/llama")
+    };
+    assert!(!is_listed().await);
+    let pulled = lines(send(&server, Method::POST, "/api/pull", json!({"model": MODEL})).await).await;
+    assert_eq!(pulled.first().unwrap(), &json!({"status": "pulling manifest"}));
+    assert_eq!(pulled.last().unwrap(), &json!({"status": "success"}));
+    let end_of = |name: &str| {
+        let status = json!(format!("pulling tiny/llama/{name}"));
+        let line = pulled.iter().find(|line| line["status"] == status && line["completed"] == line["total"]);
+        line.unwrap_or_else(|| panic!("{name} in {pulled:?}"))
+    };
+    let [weights, config] = ["model.safetensors", "config.json"].map(end_of);
+    assert!(weights["total"].as_u64() > config["total"].as_u64() && config["total"].as_u64() > Some(0));
+    assert!(weights["digest"].is_string() && weights["digest"] != config["digest"]);
+    assert!(is_listed().await);
+
+    hub.take_bodies();
+    let request = json!({"name": format!("{MODEL}:latest"), "stream": false, "insecure": true});
+    let again = send(&server, Method::POST, "/api/pull", request).await;
+    assert_eq!((again.status().as_u16(), ignored(&again)), (200, "insecure"));
+    assert_eq!(body(again).await, json!({"status": "success"}));
+    assert!(hub.take_bodies().is_empty(), "it is on disk");
+    let request = json!({"model": "tiny/llama", "prompt": "a", "raw": true, "options": {"num_predict": 2}});
+    let end = lines(send(&server, Method::POST, GENERATE, request).await).await.pop().unwrap();
+    assert_eq!((&end["done"], &end["model"]), (&json!(true), &json!("tiny/llama")));
+
+    let delete = async |request: Value| send(&server, Method::DELETE, "/api/delete", request).await;
+    let deleted = delete(json!({"model": "tiny/llama:latest"})).await;
+    assert_eq!((deleted.status().as_u16(), deleted.text().await.unwrap().as_str()), (200, ""));
+    assert!(!is_listed().await);
+    for (request, status, says) in [
+        (json!({"model": "tiny/llama"}), 404, "not served"),
+        (json!({"name": MODEL}), 404, "not on disk"),
+        (json!({"model": "none"}), 404, "not served"),
+        (json!({"model": "all-minilm-l6-v2"}), 409, "in use"),
+        (json!({"model": "qwen2"}), 400, "was not downloaded"),
+        (json!({}), 400, "`model`"),
+    ] {
+        let refused = delete(request).await;
+        assert_eq!(refused.status(), status, "{says}");
+        let error = body(refused).await;
+        assert!(error["error"].as_str().unwrap().contains(says), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_pull_says_why() {
+    let (hub, cache) = (model_management::hub(), tempfile::tempdir().unwrap());
+    let server = model_management::server(&hub, cache.path()).await;
+    for (model, status, says) in [("/etc/passwd", 400, "hf:owner/repo"), ("hf:no/such", 503, "cannot")] {
+        let request = json!({ "model": model });
+        let streamed = lines(send(&server, Method::POST, "/api/pull", request.clone()).await).await;
+        let whole = merged(request, &json!({"stream": false}));
+        let whole = send(&server, Method::POST, "/api/pull", whole).await;
+        assert_eq!(whole.status(), status);
+        let error = body(whole).await;
+        assert!(error["error"].as_str().unwrap().contains(says), "{error}");
+        assert_eq!(streamed, [json!({"status": "pulling manifest"}), error]);
+    }
+}
+
 #[tokio::test]
 async fn errors_have_ollamas_form() {
     let server = server(Script::saying("x")).await;
@@ -374,7 +449,12 @@ async fn errors_have_ollamas_form() {
         ("/api/show", json!({}), 400, "`model`"),
         ("/api/show", json!({"model": "other"}), 404, "other"),
         ("/api/embed", json!({"model": "scripted", "input": "x"}), 404, "scripted"),
+        ("/api/pull", json!({"model": MODEL}), 403, "--manage-models"),
+        ("/api/create", json!({"model": "mine", "from": "scripted"}), 404, "/api/create"),
+        ("/api/copy", json!({"source": "scripted", "destination": "mine"}), 404, "/api/copy"),
         ("/api/push", json!({"model": "scripted"}), 404, "/api/push"),
+        ("/api/blobs/sha256:00", json!({}), 404, "/api/blobs"),
+        ("/api/delete", json!({"model": "scripted"}), 405, "/api/delete"),
         ("/api/tags", json!({}), 405, "/api/tags"),
     ] {
         let response = server.post(path, &request).await;
@@ -397,7 +477,9 @@ async fn errors_have_ollamas_form() {
 async fn keys_are_checked() {
     let server = keyed_server(&["sk-0123456789abcdef"], Limits::default()).await;
     let get = || server.client.get(server.url("/api/tags"));
-    for request in [get(), get().bearer_auth("sk-wrong")] {
+    let pull = server.client.post(server.url("/api/pull")).json(&json!({"model": MODEL}));
+    let delete = server.client.delete(server.url("/api/delete")).json(&json!({"model": MODEL}));
+    for request in [get(), get().bearer_auth("sk-wrong"), pull, delete] {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 401);
         assert!(body(response).await["error"].as_str().unwrap().contains("API key"));

@@ -130,7 +130,7 @@ fn the_router_has_no_undocumented_routes() {
     }
 }
 
-const REQUESTS: [(&str, ParamTable); 15] = [
+const REQUESTS: [(&str, ParamTable); 17] = [
     ("ChatCompletionRequest", params::CHAT),
     ("CompletionRequest", params::COMPLETIONS),
     ("ResponsesRequest", params::RESPONSES),
@@ -142,6 +142,8 @@ const REQUESTS: [(&str, ParamTable); 15] = [
     ("OllamaEmbedRequest", ollama::params::EMBED),
     ("OllamaEmbeddingsRequest", ollama::params::EMBEDDINGS),
     ("OllamaShowRequest", ollama::params::SHOW),
+    ("OllamaPullRequest", ollama::params::PULL),
+    ("OllamaDeleteRequest", ollama::params::DELETE),
     ("RerankRequest", params::RERANK),
     ("ScoreRequest", params::SCORE),
     ("TokenizeRequest", params::TOKENIZE),

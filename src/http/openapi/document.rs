@@ -191,9 +191,10 @@ fn operation(route: &Route, schemas: &mut Schemas) -> Value {
          An error in mid-stream is an event, too. With the server's `--heartbeat`, the JSON of a response that is not \
          streamed may have leading spaces, and may be an error."
     } else if content.contains_key(NDJSON) {
-        "The response, as lines of JSON unless `stream` is false; the last one has `done`. An error in mid-stream is a \
-         line with `error`. With the server's `--heartbeat`, the JSON of a response that is not streamed may have leading \
-         spaces, and may be an error; lines may have leading spaces, too."
+        "The response, as lines of JSON unless `stream` is false; the last one has `done`, that of a download the \
+         `status` `success`. An error in mid-stream is a line with `error`. With the server's `--heartbeat`, the JSON of \
+         a response that is not streamed may have leading spaces, and may be an error; lines may have leading spaces, \
+         too."
     } else {
         "Success."
     };

@@ -1,7 +1,6 @@
 //! Models managed while the server runs: `POST /v1/models/pull`, `POST /v1/models/{id}/load` and its siblings,
 //! `DELETE /v1/models/{id}`.
 
-use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,9 +8,9 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::response::sse::Event;
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -29,29 +28,33 @@ use crate::registry::{DownloadState, DownloadWatch};
 /// How often the progress of a download is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A download, and its progress.
-struct RunningPull {
+/// A download, and its progress. It is cancelled when this is dropped.
+pub struct RunningPull {
     progress: mpsc::UnboundedReceiver<PullProgress>,
     result: JoinHandle<Result<PulledModel>>,
 }
 
-/// Downloads a model. The download is cancelled when the client goes.
+/// Downloads a model.
 pub async fn pull(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
     check_allowed(&app)?;
     let (request, ignored) = body.parse::<PullRequest>(params::MODEL_PULL).await?;
     let pull = RunningPull::start(app, request.model);
     if request.stream.unwrap_or(false) {
-        return Ok(event_stream(pull.into_events(), comment_ping()));
+        return Ok(event_stream(pull.into_stream().map(|progress| Ok(event(progress))), comment_ping()));
     }
-    // Dropped with the request, whose end the download notices.
-    let RunningPull { progress, result } = pull;
-    let pulled = result.await.map_err(|e| Error::internal(format!("the download failed: {e}")));
-    drop(progress);
-    ignored.respond(&success(pulled??))
+    ignored.respond(&pull.finish().await?)
+}
+
+fn event(progress: Result<PullProgress>) -> Event {
+    match progress {
+        Ok(progress) => data_event(None, &progress),
+        Err(e) => data_event(None, &ApiError::from(e).into_body()),
+    }
 }
 
 impl RunningPull {
-    fn start(app: App, reference: String) -> Self {
+    /// Starts to download the model that `reference` names.
+    pub fn start(app: App, reference: String) -> Self {
         let (sender, progress) = mpsc::unbounded_channel();
         let last = Mutex::new(None::<Instant>);
         let watch = DownloadWatch::new(move |state: DownloadState| {
@@ -68,20 +71,26 @@ impl RunningPull {
         Self { progress, result }
     }
 
-    /// The progress as server-sent events; the last one is the result.
-    fn into_events(self) -> impl stream::Stream<Item = Result<Event, Infallible>> {
+    /// Returns the end of the download.
+    ///
+    /// # Errors
+    /// When the model cannot be downloaded.
+    pub async fn finish(self) -> Result<PullProgress> {
+        // The download is cancelled once nobody can receive its progress.
+        let Self { progress: _progress, result } = self;
+        let pulled = result.await.map_err(|e| Error::internal(format!("the download failed: {e}")))?;
+        pulled.map(success)
+    }
+
+    /// The progress, and at last the end of the download.
+    pub fn into_stream(self) -> impl Stream<Item = Result<PullProgress>> {
         stream::unfold(Some(self), |pull| async move {
             let mut pull = pull?;
             // The sender goes with the download.
-            if let Some(progress) = pull.progress.recv().await {
-                return Some((Ok(data_event(None, &progress)), Some(pull)));
+            match pull.progress.recv().await {
+                Some(progress) => Some((Ok(progress), Some(pull))),
+                None => Some((pull.finish().await, None)),
             }
-            let result = pull.result.await.map_err(|e| Error::internal(format!("the download failed: {e}")));
-            let event = match result.and_then(|pulled| pulled) {
-                Ok(pulled) => data_event(None, &success(pulled)),
-                Err(e) => data_event(None, &ApiError::from(e).into_body()),
-            };
-            Some((Ok(event), None))
         })
     }
 }
@@ -124,18 +133,24 @@ pub async fn act(State(app): State<App>, PathId(path): PathId) -> Result<Json<Mo
 
 /// Deletes the files of a model from the folders of downloads.
 pub async fn delete(State(app): State<App>, PathId(id): PathId) -> Result<Response, ApiError> {
-    check_allowed(&app)?;
-    match app.delete_model(&id).await? {
-        Some(bytes) => respond_with(&DeletedModel { id, object: "model", deleted: true, bytes }),
-        None => Ok(in_use(&id).into_response()),
-    }
+    let bytes = delete_files(&app, &id).await?;
+    respond_with(&DeletedModel { id, object: "model", deleted: true, bytes })
+}
+
+/// Deletes the files of a model, and returns how many bytes they had.
+///
+/// # Errors
+/// When clients may not manage models, or the model is in use, not on disk, or was not downloaded by this program.
+pub async fn delete_files(app: &App, id: &str) -> Result<u64, ApiError> {
+    check_allowed(app)?;
+    app.delete_model(id).await?.ok_or_else(|| in_use(id))
 }
 
 /// Checks that clients may manage models.
 ///
 /// # Errors
 /// When they may not.
-fn check_allowed(app: &App) -> Result<(), ApiError> {
+pub fn check_allowed(app: &App) -> Result<(), ApiError> {
     if app.manages_models() {
         return Ok(());
     }

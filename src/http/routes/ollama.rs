@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, check_params};
 use crate::http::generation_response::{
-    CompletedChoice, Envelope, EventEncoder, RequestLog, StreamUsage, encode_lines,
+    CompletedChoice, Envelope, EventEncoder, RequestLog, StreamUsage, encode_lines, json_line, space_ping,
 };
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::to_json;
@@ -175,7 +175,7 @@ struct LineEncoder<S> {
 
 impl<S: OllamaSurface> LineEncoder<S> {
     fn line(&self, parts: OllamaParts, logprobs: Option<Vec<TokenLogprob>>, end: Option<OllamaEnd>) -> Bytes {
-        to_line(&response::<S>(&self.model, parts, logprobs, end))
+        json_line(&response::<S>(&self.model, parts, logprobs, end))
     }
 
     /// The calls that are complete and not sent yet: all but the last, or all `at_end`.
@@ -210,20 +210,11 @@ impl<S: OllamaSurface> EventEncoder for LineEncoder<S> {
                 let end = self.line(OllamaParts::default(), None, Some(end));
                 rest.into_iter().chain([end]).collect()
             }
-            ChatEvent::Failed(e) => vec![to_line(&ApiError::from(e).into_ollama_body())],
+            ChatEvent::Failed(e) => vec![json_line(&ApiError::from(e).into_ollama_body())],
         }
     }
 
-    /// White space, which JSON may have before it.
     fn ping(&self) -> Bytes {
-        Bytes::from_static(b" ")
+        space_ping()
     }
-}
-
-/// A value as a line of JSON.
-fn to_line(value: &impl serde::Serialize) -> Bytes {
-    // Strings and numbers can always be serialized.
-    let mut line = serde_json::to_vec(value).unwrap_or_default();
-    line.push(b'\n');
-    line.into()
 }

@@ -1,22 +1,26 @@
-//! `GET /api/tags`, `GET /api/ps`, `POST /api/show` and `GET /api/version`, Ollama's API.
+//! `GET /api/tags`, `GET /api/ps`, `POST /api/show`, `POST /api/pull`, `DELETE /api/delete` and `GET /api/version`,
+//! Ollama's API.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
+use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 
+use super::model_management::{RunningPull, check_allowed, delete_files};
 use crate::anthropic::rfc_3339;
 use crate::app::{App, ModelInfo, ModelStatus, Residence, ServedModel};
 use crate::cache::name_digest;
-use crate::error::Error;
+use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
+use crate::http::generation_response::{json_line, line_stream, space_ping};
 use crate::ollama::models::{
     Capability, OllamaLoadedModel, OllamaModel, OllamaModelDescription, OllamaModelDetails, OllamaModels,
-    OllamaVersion,
+    OllamaPullProgress, OllamaVersion,
 };
 use crate::ollama::params;
-use crate::ollama::requests::OllamaShowRequest;
+use crate::ollama::requests::{OllamaDeleteRequest, OllamaPullRequest, OllamaShowRequest};
 use crate::registry::ModelKind;
 
 /// Lists the models, and each once more under every alias that the operator gave it.
@@ -54,7 +58,7 @@ pub async fn ps(State(app): State<App>) -> Json<OllamaModels<OllamaLoadedModel>>
 /// Describes a model by id or alias, as far as that takes no loading.
 pub async fn show(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
     let (request, ignored) = body.parse::<OllamaShowRequest>(params::SHOW).await?;
-    let name = request.model.or(request.name).ok_or_else(|| Error::invalid("model", "`model` is missing"))?;
+    let name = request.model.into_name()?;
     let ModelStatus { served, kind, info, .. } = app.model_status(&name)?;
     let chat = match kind {
         ModelKind::Chat => app.chat(Some(served.id()), 0)?.loaded(),
@@ -85,6 +89,33 @@ pub async fn show(State(app): State<App>, body: JsonObject) -> Result<Response, 
         capabilities,
         modified_at: rfc_3339(served.created()),
     })
+}
+
+/// Downloads a model, with its progress as lines unless the client wants the end alone.
+pub async fn pull(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    check_allowed(&app)?;
+    let (request, ignored) = body.parse::<OllamaPullRequest>(params::PULL).await?;
+    let pull = RunningPull::start(app, request.model.into_name()?);
+    if !request.stream.unwrap_or(true) {
+        return ignored.respond(&OllamaPullProgress::from(pull.finish().await?));
+    }
+    let first = json_line(&OllamaPullProgress::first());
+    let others = pull.into_stream().map(|progress| match progress {
+        Ok(progress) => json_line(&OllamaPullProgress::from(progress)),
+        Err(e) => json_line(&ApiError::from(e).into_ollama_body()),
+    });
+    let mut response = line_stream(stream::iter([first]).chain(others), space_ping());
+    ignored.insert_into(response.headers_mut());
+    Ok(response)
+}
+
+/// Deletes the files of a model. The response is empty.
+pub async fn delete(State(app): State<App>, body: JsonObject) -> Result<Response, ApiError> {
+    let (request, ignored) = body.parse::<OllamaDeleteRequest>(params::DELETE).await?;
+    delete_files(&app, &request.model.into_name()?).await?;
+    let mut response = Response::default();
+    ignored.insert_into(response.headers_mut());
+    Ok(response)
 }
 
 /// The version of this server.
