@@ -10,8 +10,7 @@ use tokenizers::normalizers::{self, Precompiled, Replace};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::file_limits::{MAX_TOKEN_BYTES, check_charsmap};
 use super::model::{TokenizerModel, TokenizerParts};
@@ -272,15 +271,7 @@ fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) 
         .ignore_merges(rule.ignore_merges)
         .build()
         .map_err(inconsistent)?;
-    let mut steps = rule
-        .patterns
-        .iter()
-        .map(|&pattern| {
-            let pattern = SplitPattern::Regex(pattern.to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(inconsistent)?;
-            Ok(PreTokenizerWrapper::from(split))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let mut steps = rule.steps().map_err(inconsistent)?;
     steps.push(ByteLevel::new(false, false, false).into());
     pipeline(bpe, None, Sequence::new(steps).into())
 }

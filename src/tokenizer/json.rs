@@ -267,7 +267,18 @@ mod tests {
 
     #[test]
     fn patterns_of_models_take_linear_time() {
-        for name in ["llama-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-v3", "smollm"] {
+        for name in [
+            "llama-bpe",
+            "qwen2",
+            "gpt-4o",
+            "tekken",
+            "deepseek-v3",
+            "smollm",
+            "kimi-k2",
+            "tiny_aya",
+            "superbpe",
+            "afmoe",
+        ] {
             for pattern in pre_tokenizer_by_name(name).unwrap().patterns {
                 let tokenizer = tokenizer(json!({"pre_tokenizer": split(pattern)})).unwrap();
                 for piece in ["a", " ", "\n", "Aa", "日", "1", "! ", "'s"] {

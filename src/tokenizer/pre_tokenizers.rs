@@ -1,9 +1,12 @@
 //! Pre-tokenizers: the regular expressions that split text before byte-pair encoding.
 //!
-//! A GGUF file names its pre-tokenizer without describing it, so the rules stand here, one row each. An
-//! unknown name is refused, since a wrong rule would silently give wrong ids. Left out are rules that no
-//! linear-time regular expression can express (`superbpe`, `tiny_aya`, `afmoe`), and rules that need another
-//! kind of merge (`gemma4`).
+//! A GGUF file names its pre-tokenizer without describing it, so the rules stand here, one row each. The expressions
+//! are those of the models' own `tokenizer.json`; llama.cpp, which introduced the names, simplifies some of them. An
+//! unknown name is refused, since a wrong rule would silently give wrong ids. Left out are `whitespace`, whose
+//! vocabularies are of no family that is served, and `gemma4`, which needs another kind of merge.
+
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{PreTokenizerWrapper, Result, SplitDelimiterBehavior};
 
 /// The pre-tokenizer of some vocabularies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,24 +27,86 @@ pub fn pre_tokenizer_by_name(name: &str) -> Option<&'static PreTokenizer> {
     PRE_TOKENIZERS.iter().find(|rule| rule.names.contains(&name))
 }
 
+impl PreTokenizer {
+    /// The steps of the crate's pre-tokenizer, one for each expression.
+    ///
+    /// # Errors
+    /// When an expression is invalid.
+    pub fn steps(&self) -> Result<Vec<PreTokenizerWrapper>> {
+        let split = |&pattern: &&str| {
+            let pattern = SplitPattern::Regex(pattern.to_owned());
+            Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into())
+        };
+        self.patterns.iter().map(split).collect()
+    }
+}
+
+/// English contractions in any case.
+macro_rules! contraction {
+    () => {
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    };
+}
+
+/// Words in upper and lower case, split as in camel case, each with one leading symbol and followed by `$suffix`. The
+/// letters of scripts without case belong to both; `$but` excludes characters.
+macro_rules! camel_case {
+    ($but:literal, $suffix:expr) => {
+        concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}",
+            $but,
+            r"]*[\p{Ll}\p{Lm}\p{Lo}\p{M}",
+            $but,
+            "]+",
+            $suffix,
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}",
+            $but,
+            r"]+[\p{Ll}\p{Lm}\p{Lo}\p{M}",
+            $but,
+            "]*",
+            $suffix
+        )
+    };
+}
+
+/// Line breaks with the spaces before them; spaces, of which the last belongs to what follows.
+macro_rules! spaces {
+    () => {
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    };
+}
+
+/// Symbols with a leading space and line breaks after them, then [`spaces`].
+macro_rules! symbols_and_spaces {
+    () => {
+        concat!(r"| ?[^\s\p{L}\p{N}]+[\r\n]*", spaces!())
+    };
+}
+
 /// Contractions, letters, numbers, other characters, each with its leading space.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 
-/// Contractions in any case; words with one leading symbol; up to three digits; symbols with line breaks after
-/// them; line breaks; spaces.
-const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Contractions; words with one leading symbol; up to three digits; symbols and spaces.
+const LLAMA3: &str = concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}", symbols_and_spaces!());
 
 /// [`LLAMA3`] with single digits.
-const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", symbols_and_spaces!());
 
-/// Words split as in camel case.
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Words in camel case with their contractions; up to three digits.
+const GPT4O: &str = concat!(
+    camel_case!("", concat!(contraction!(), "?")),
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    spaces!()
+);
 
 /// [`GPT4O`] without contractions and with single digits.
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = concat!(camel_case!("", ""), r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*", spaces!());
 
-/// A symbol followed by Latin letters, words, symbols, line breaks, spaces.
-const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+/// A symbol followed by Latin letters; words; symbols; spaces.
+const DEEPSEEK3: &str = concat!(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"##,
+    spaces!()
+);
 
 /// The letters of alphabets with two cases, by code point, since some are canonically equivalent to others.
 const CASED_WORDS: &str = concat!(
@@ -72,12 +137,8 @@ const EAST_ASIAN: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{167F}\u{1681}-\u{1FFF}\u{
 /// Chinese characters, hiragana and katakana.
 const HAN_AND_KANA: &str = "[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+";
 
-/// The Unicode blocks of Chinese characters.
-macro_rules! han {
-    () => {
-        "\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{20000}-\u{2A6DF}\u{2A700}-\u{2EBEF}\u{F900}-\u{FAFF}\u{2F800}-\u{2FA1F}"
-    };
-}
+/// The scripts that are written without spaces, and kana of half width.
+const UNSPACED: &str = "[\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{F900}-\u{FAFF}\u{3040}-\u{309F}\u{30A0}-\u{30FF}\u{FF65}-\u{FF9F}\u{2F00}-\u{2FDF}\u{E00}-\u{E7F}\u{E80}-\u{EFF}\u{1780}-\u{17FF}\u{1000}-\u{109F}\u{AA60}-\u{AA7F}\u{A9E0}-\u{A9FF}\u{AC00}-\u{D7AF}\u{1100}-\u{11FF}]+";
 
 /// A pre-tokenizer with the default flags.
 const fn rule(names: &'static [&'static str], patterns: &'static [&'static str]) -> PreTokenizer {
@@ -150,12 +211,21 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     ),
     rule(
         &["qwen35"],
-        &[
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
+        &[concat!(
+            contraction!(),
+            r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+            spaces!()
+        )],
     ),
     PreTokenizer { ignore_merges: true, add_bos: true, ..rule(&["tekken"], &[TEKKEN]) },
     rule(&["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"], &[GPT4O]),
+    PreTokenizer { ignore_merges: true, ..rule(&["granite-embed-multi-97m"], &[GPT4O]) },
+    // Digits in groups of three from the right, if no letter follows. The models' own `\d{1,3}(?=(?:\d{3})*\b)` takes
+    // quadratic time.
+    rule(&["tiny_aya", "cohere2moe"], &[r"(?<!\d)\d{1,2}(?=(?:\d{3})*\b)|\d{3}", GPT4O]),
+    // Likewise `(?=(\d{3})+(?!\d))`.
+    rule(&["superbpe"], &[r"\p{N}+", r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))|\d{3}"]),
+    rule(&["afmoe"], &[r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3}", UNSPACED, DEEPSEEK3]),
     rule(
         &["deepseek-llm"],
         &[
@@ -169,6 +239,14 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     ),
     rule(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EAST_ASIAN, r"\p{N}"]),
     rule(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], &[r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK3]),
+    rule(
+        &["spark2_5"],
+        &[
+            r"\p{N}",
+            HAN_AND_KANA,
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##,
+        ],
+    ),
     rule(&["falcon"], &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"]),
     rule(&["poro-chat", "bloom", "gpt3-finnish"], &[BLOOM]),
     rule(&["viking"], &[BLOOM, r"\p{N}"]),
@@ -189,26 +267,26 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     rule(
         &["bailingmoe", "bailingmoe2", "llada-moe"],
         &[
-            r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
         ],
     ),
     rule(
         &["seed-coder"],
-        &[
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
+        &[concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+", spaces!())],
     ),
     rule(
         &["exaone-moe"],
-        &[
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
-        ],
+        &[concat!(
+            contraction!(),
+            r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+        )],
     ),
     rule(
         &["jais-2"],
-        &[
-            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
-        ],
+        &[concat!(
+            contraction!(),
+            r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
+        )],
     ),
     PreTokenizer {
         ignore_merges: true,
@@ -216,41 +294,45 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
             &["youtu"],
             &[
                 "[\u{AC00}-\u{D7A3}\u{3131}-\u{318E}]+|[\u{FF01}\u{2026}\u{201C}\u{201D}\u{2018}\u{2019}\u{2014}\u{FF1A}\u{FF1B}\u{FF0C}\u{3001}-\u{303F}\u{FE30}-\u{FE4F}]+|[\u{3105}-\u{312F}]+|[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+",
-                r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                concat!(
+                    camel_case!("", concat!(contraction!(), "?")),
+                    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*",
+                    spaces!()
+                ),
             ],
         )
     },
     rule(&["laguna"], &[r"[^\n]+|\n+", QWEN2]),
-    rule(
-        &["ufakzeka"],
-        &[r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
-    ),
+    rule(&["ufakzeka"], &[concat!(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", symbols_and_spaces!())]),
     PreTokenizer {
         ignore_merges: true,
         ..rule(
             &["minicpm5"],
             &[
                 r"\p{N}{1,3}",
-                r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                concat!(contraction!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+", symbols_and_spaces!()),
             ],
         )
     },
     rule(
         &["kimi-k2"],
         &[concat!(
-            "[",
-            han!(),
-            r"]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^",
-            han!(),
-            r"]]+(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"\p{Han}+|",
+            camel_case!(r"&&[^\p{Han}]", concat!(contraction!(), "?")),
+            r"|\p{N}{1,3}",
+            symbols_and_spaces!()
         )],
     ),
 ];
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
+    use tokenizers::pre_tokenizers::sequence::Sequence;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    use super::super::pipeline::BoundedPreTokenizer;
     use super::*;
 
     #[test]
@@ -263,16 +345,35 @@ mod tests {
         assert_eq!(pre_tokenizer_by_name("no-such-rule"), None);
     }
 
+    /// Texts, and the lengths of their pieces by the first name of a rule; see `pre_tokenizers.py` beside the file.
+    #[derive(serde::Deserialize)]
+    struct Reference {
+        texts: Vec<String>,
+        splits: BTreeMap<String, Vec<Vec<usize>>>,
+    }
+
     #[test]
-    fn every_pattern_compiles() {
-        use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-        for pattern in PRE_TOKENIZERS.iter().flat_map(|rule| rule.patterns) {
-            let split = Split::new(
-                SplitPattern::Regex((*pattern).to_owned()),
-                tokenizers::SplitDelimiterBehavior::Isolated,
-                false,
-            );
-            assert!(split.is_ok(), "{pattern}");
+    fn pieces_are_those_of_the_models_own_expressions() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/vocab/pre_tokenizers.json");
+        let mut reference: Reference = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut wrong = Vec::new();
+        for rule in PRE_TOKENIZERS {
+            let name = rule.names[0];
+            let expected = reference.splits.remove(name).unwrap_or_else(|| panic!("{name} has no reference"));
+            let steps = Sequence::new(rule.steps().unwrap());
+            let pre_tokenizer = BoundedPreTokenizer::new(steps.into()).unwrap();
+            for (text, expected) in reference.texts.iter().zip(expected) {
+                let mut split = PreTokenizedString::from(text.as_str());
+                pre_tokenizer.pre_tokenize(&mut split).unwrap();
+                let pieces = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+                let pieces: Vec<&str> =
+                    pieces.into_iter().map(|piece| piece.0).filter(|piece| !piece.is_empty()).collect();
+                if !pieces.iter().map(|piece| piece.chars().count()).eq(expected.iter().copied()) {
+                    wrong.push(format!("{name}: {pieces:?} for {expected:?}"));
+                }
+            }
         }
+        assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
+        assert!(reference.splits.is_empty(), "{:?} have no rule", reference.splits.keys());
     }
 }

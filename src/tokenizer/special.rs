@@ -36,7 +36,7 @@ pub enum TextSegment<'a> {
 
 /// The texts of end-of-generation (EOG) tokens, in all vocabularies. A model may emit any of them, whichever one its
 /// metadata names as EOS.
-pub const END_OF_GENERATION: [&str; 22] = [
+pub const END_OF_GENERATION: [&str; 23] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -59,6 +59,7 @@ pub const END_OF_GENERATION: [&str; 22] = [
     "<turn|>",
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 
 /// The ids of the end-of-generation tokens among the special tokens of a vocabulary.
