@@ -107,16 +107,19 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
     let mut template = TextTemplate::default();
     let mut has_space_prefix = false;
     let (model, text_bytes): (TokenizerModel, fn(&str) -> Vec<u8>) = match kind {
-        "gpt2" => {
+        "gpt2" | "gemma4" => {
             // Files from before this key was introduced mean the oldest rule.
             let pre = metadata.string("tokenizer.ggml.pre")?.unwrap_or("default");
+            let pre = if kind == "gemma4" { kind } else { pre };
             let rule = pre_tokenizer_by_name(pre).ok_or_else(|| {
                 Error::model(format!(
                     "GGUF pre-tokenizer `{pre:.100}` is not supported; use the model in safetensors format with its tokenizer.json"
                 ))
             })?;
             add_bos = rule.add_bos;
-            (TokenizerModel::Crate(Box::new(byte_level_bpe(rule, &tokens, metadata)?)), byte_level_bytes)
+            let model = byte_pair_encoding(rule, &tokens, unknown, metadata)?;
+            let text_bytes = if rule.is_byte_level { byte_level_bytes } else { sentence_piece_bytes };
+            (TokenizerModel::Crate(Box::new(model)), text_bytes)
         }
         "llama" => {
             add_bos = true;
@@ -149,7 +152,7 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
         }
         other => {
             return Err(Error::model(format!(
-                "GGUF tokenizer model `{other:.100}` is not supported (gpt2, llama, bert and t5 are); use the model in \
+                "GGUF tokenizer model `{other:.100}` is not supported (gpt2, gemma4, llama, bert and t5 are); use the model in \
                  safetensors format with its tokenizer.json"
             )));
         }
@@ -166,7 +169,8 @@ pub fn read_parts(metadata: &Metadata) -> Result<TokenizerParts> {
         has_space_prefix,
         bos,
         eos: [eos, token_id("eot")?, token_id("eom")?].into_iter().flatten().collect(),
-        add_bos: flag("add_bos_token")?.unwrap_or(add_bos),
+        // Early files of Gemma 4 deny it.
+        add_bos: flag("add_bos_token")?.unwrap_or(add_bos) || kind == "gemma4",
     })
 }
 
@@ -253,8 +257,13 @@ fn strip_right(metadata: &Metadata) -> Result<impl Fn(&str) -> bool> {
     Ok(move |text: &str| is_phi3 && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>"))
 }
 
-/// Builds a byte-level BPE model.
-fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) -> Result<Pipeline> {
+/// Builds a model of byte-pair encoding by the ranks of merges.
+fn byte_pair_encoding(
+    rule: &PreTokenizer,
+    tokens: &GgufVocab,
+    unknown: Option<u32>,
+    metadata: &Metadata,
+) -> Result<Pipeline> {
     let key = "tokenizer.ggml.merges";
     let merges = require_key(key, metadata.strings(key)?)?
         .iter()
@@ -266,14 +275,25 @@ fn byte_level_bpe(rule: &PreTokenizer, tokens: &GgufVocab, metadata: &Metadata) 
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::model("GGUF tokenizer has a merge that is not a pair; the file is damaged"))?;
     let vocab: Vocab = tokens.texts.iter().map(str::to_owned).zip(0u32..).collect();
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .ignore_merges(rule.ignore_merges)
-        .build()
-        .map_err(inconsistent)?;
+    let mut builder = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(rule.ignore_merges);
     let mut steps = rule.steps().map_err(inconsistent)?;
-    steps.push(ByteLevel::new(false, false, false).into());
-    pipeline(bpe, None, Sequence::new(steps).into())
+    let mut normalizer = None;
+    if rule.is_byte_level {
+        steps.push(ByteLevel::new(false, false, false).into());
+    } else {
+        builder = builder.byte_fallback(true).fuse_unk(true);
+        if let Some(text) = unknown.and_then(|id| tokens.texts.get(id as usize)) {
+            builder = builder.unk_token(text.to_owned());
+        }
+        normalizer = Some(escape_spaces()?);
+    }
+    pipeline(builder.build().map_err(inconsistent)?, normalizer, Sequence::new(steps).into())
+}
+
+/// Writes spaces as `▁`.
+fn escape_spaces() -> Result<NormalizerWrapper> {
+    let space = ReplacePattern::String(" ".to_owned());
+    Ok(Replace::new(space, SPACE.to_string()).map_err(inconsistent)?.into())
 }
 
 /// Builds BERT's WordPiece. Files write a token that starts a word with `▁` before it, and one that continues a word
@@ -336,8 +356,7 @@ fn unigram(tokens: &GgufVocab, unknown: Option<u32>, metadata: &Metadata) -> Res
     if collapse_spaces || metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(false) {
         steps.push(Prepend::new(SPACE.to_string()).into());
     }
-    let space = ReplacePattern::String(" ".to_owned());
-    steps.push(Replace::new(space, SPACE.to_string()).map_err(inconsistent)?.into());
+    steps.push(escape_spaces()?);
     pipeline(model, Some(normalizers::Sequence::new(steps).into()), Sequence::new(Vec::new()).into())
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A GGUF file names its pre-tokenizer without describing it, so the rules stand here, one row each. The expressions
 //! are those of the models' own `tokenizer.json`; llama.cpp, which introduced the names, simplifies some of them. An
-//! unknown name is refused, since a wrong rule would silently give wrong ids. Left out are `whitespace`, whose
-//! vocabularies are of no family that is served, and `gemma4`, which needs another kind of merge.
+//! unknown name is refused, since a wrong rule would silently give wrong ids. Left out is `whitespace`, whose
+//! vocabularies are of no family that is served.
 
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, Result, SplitDelimiterBehavior};
@@ -16,6 +16,9 @@ pub struct PreTokenizer {
     /// Regular expressions, applied in order. Each splits the pieces of the one before into its matches and the
     /// text between them.
     pub patterns: &'static [&'static str],
+    /// Whether the vocabulary writes bytes as characters of GPT-2's alphabet. One that does not is SentencePiece's:
+    /// a space is `▁`, and a character without a token becomes byte tokens.
+    pub is_byte_level: bool,
     /// Whether a piece that is a token is used without merging.
     pub ignore_merges: bool,
     /// Whether prompts start with BOS, unless the file says otherwise.
@@ -142,7 +145,7 @@ const UNSPACED: &str = "[\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{F900}-\u{FAFF}\u{3
 
 /// A pre-tokenizer with the default flags.
 const fn rule(names: &'static [&'static str], patterns: &'static [&'static str]) -> PreTokenizer {
-    PreTokenizer { names, patterns, ignore_merges: false, add_bos: false }
+    PreTokenizer { names, patterns, is_byte_level: true, ignore_merges: false, add_bos: false }
 }
 
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
@@ -226,6 +229,12 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     // Likewise `(?=(\d{3})+(?!\d))`.
     rule(&["superbpe"], &[r"\p{N}+", r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))|\d{3}"]),
     rule(&["afmoe"], &[r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3}", UNSPACED, DEEPSEEK3]),
+    PreTokenizer {
+        is_byte_level: false,
+        add_bos: true,
+        ..rule(&["gemma4", "granite-embed-multi-311m"], &[])
+    },
+    PreTokenizer { is_byte_level: false, ..rule(&["sarvam-moe"], &[]) },
     rule(
         &["deepseek-llm"],
         &[

@@ -104,6 +104,7 @@ fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
 }
 
 static BYTE_LEVEL: LazyLock<Tokenizer> = LazyLock::new(|| small("byte-level"));
+static CHARACTER_LEVEL: LazyLock<Tokenizer> = LazyLock::new(|| small("character-level"));
 static SENTENCE_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("sentence-piece"));
 static UNIGRAM: LazyLock<Tokenizer> = LazyLock::new(|| small("unigram"));
 static WORD_PIECE: LazyLock<Tokenizer> = LazyLock::new(|| small("word-piece"));
@@ -237,6 +238,13 @@ proptest! {
         prop_assert_eq!(bytes(&BYTE_LEVEL, &BYTE_LEVEL.encode(&text).unwrap()), text.as_bytes());
     }
 
+    /// Except that spaces and `▁` are the same.
+    #[test]
+    fn character_level_round_trips_any_text(text in any::<String>()) {
+        let expected = text.replace('▁', " ");
+        prop_assert_eq!(bytes(&CHARACTER_LEVEL, &CHARACTER_LEVEL.encode(&text).unwrap()), expected.as_bytes());
+    }
+
     /// Except for the space prefix, and since spaces and `▁` are the same.
     #[test]
     fn sentence_piece_round_trips_any_text(text in any::<String>()) {
@@ -267,7 +275,7 @@ proptest! {
 
 #[test]
 fn a_repetitive_megabyte_is_encoded_in_linear_time() {
-    for tokenizer in [&*BYTE_LEVEL, &*SENTENCE_PIECE, &*UNIGRAM, &*WORD_PIECE] {
+    for tokenizer in [&*BYTE_LEVEL, &*CHARACTER_LEVEL, &*SENTENCE_PIECE, &*UNIGRAM, &*WORD_PIECE] {
         for text in ["a", " ", "\n", "ab ", "🙂", "<|im_end|>"] {
             let text = text.repeat((1 << 20) / text.len());
             let started = Instant::now();
@@ -308,6 +316,11 @@ fn vocabulary(but: &[&str]) -> Gguf {
 fn missing_and_malformed_keys_are_named() {
     let build = |file: Gguf| Tokenizer::from_gguf(&file.metadata());
     assert_eq!(build(vocabulary(&[])).unwrap().encode("aab").unwrap(), [0, 2]);
+    // Gemma 4's model implies its pre-tokenizer, and that prompts start with BOS.
+    let gemma4 = vocabulary(&["model"]).string("tokenizer.ggml.model", "gemma4");
+    let gemma4 =
+        build(gemma4.u32("tokenizer.ggml.bos_token_id", 1).bool("tokenizer.ggml.add_bos_token", false));
+    assert_eq!(gemma4.unwrap().encode_prompt("aab", None).unwrap(), [1, 0, 2]);
     // Old files do not have these keys.
     assert!(build(vocabulary(&["pre"])).is_ok() && build(vocabulary(&["token_type"])).is_ok());
     let key = |name: &str| format!("tokenizer.ggml.{name}");

@@ -77,6 +77,25 @@ def byte_level():
                  tokenizer_pre="llama-bpe", token_merges=merges, eos_token_id=len(tokens) - 1)
 
 
+def character_level():
+    # Gemma 4's: merges of characters, spaces as "▁", bytes for what has no token.
+    trained = Tokenizer(models.BPE())
+    space = normalizers.Replace(" ", "▁")
+    trained.normalizer = space
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, limit_alphabet=80))
+    state = json.loads(trained.to_str())["model"]
+    tokens = special + byte_tokens + ["\n", "\n\n"] + sorted(state["vocab"], key=state["vocab"].get)
+    merges = [("\n", "\n")] + [tuple(m) for m in state["merges"]]
+    t = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(tokens)}, merges=merges, unk_token="<unk>", fuse_unk=True,
+                             byte_fallback=True))
+    t.normalizer = space
+    types = [2 if x == "<unk>" else 3 if x in special else 6 if x in byte_tokens else 1 for x in tokens]
+    return write("character-level", "gemma4", tokens, types, cases(lambda x: t.encode(x).ids, set(tokens)),
+                 token_merges=[" ".join(m) for m in merges], bos_token_id=2, eos_token_id=1, unk_token_id=3)
+
+
 def word_piece():
     t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     t.normalizer = normalizers.BertNormalizer()
@@ -92,5 +111,5 @@ def word_piece():
 
 json.dump({"sentence-piece": sentence_piece("sentence-piece", "bpe", "llama"),
            "unigram": sentence_piece("unigram", "unigram", "t5"),
-           "byte-level": byte_level(), "word-piece": word_piece()},
+           "byte-level": byte_level(), "character-level": character_level(), "word-piece": word_piece()},
           open(HERE / "tokenize.json", "w"), ensure_ascii=False)

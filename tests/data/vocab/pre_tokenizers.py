@@ -84,6 +84,8 @@ RULES = {
     "tiny_aya": [r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O],
     "superbpe": [r"\p{N}+", r"(?=(\d{3})+(?!\d))"],
     "afmoe": [r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", UNSPACED, DEEPSEEK3],
+    "gemma4": [],
+    "sarvam-moe": [],
     "deepseek-llm": [
         r"[\r\n]", r"\s?" + CASED, "\\s?[!-/:-~！-／：-～‘-‟\u3001-。]+", r"\s+$", EAST_ASIAN, r"\p{N}+"
     ],
