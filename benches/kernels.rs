@@ -15,7 +15,7 @@ use predict_otron_9000::kernels::norm::Norm;
 use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use predict_otron_9000::kernels::{logits, threads::pool};
 
-use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{Bf16Pairs, F32, Q4_1};
 
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 % 1999) as f32 / 999.5 - 1.0).collect()
@@ -32,7 +32,7 @@ fn matrix(format: WeightFormat, n_out: usize, n_in: usize) -> PackedMatrix {
 fn products(criterion: &mut Criterion) {
     let (n_out, n_in) = (8192, 2048);
     let isa = Isa::current();
-    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic] {
+    for format in WeightFormat::ALL {
         if format == Bf16Pairs && !isa.has_bf16() {
             continue;
         }

@@ -38,9 +38,7 @@ fn isas() -> impl Iterator<Item = Isa> {
 
 #[test]
 fn matrix_products_stay_within_their_buffers() {
-    use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
-
-    for format in [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic] {
+    for format in WeightFormat::ALL {
         let blocks: &[usize] = if format.block_len() == 1 { &[1, 33, 100] } else { &[1, 3] };
         for (n_in, n_out) in blocks.iter().flat_map(|n| [1, 17, 64].map(|out| (n * format.block_len(), out)))
         {
@@ -58,7 +56,7 @@ fn matrix_products_stay_within_their_buffers() {
             ];
             for n_rows in [1, 2, 7, 8, 9, 17] {
                 let (x, residual) = (GuardedNumbers::new(n_rows * n_in), GuardedNumbers::new(n_rows * n_out));
-                let isas = isas().filter(|isa| format != Bf16Pairs || isa.has_bf16());
+                let isas = isas().filter(|isa| format != WeightFormat::Bf16Pairs || isa.has_bf16());
                 for (isa, norm) in isas.flat_map(|isa| norms.map(|norm| (isa, norm))) {
                     linear(isa, x.get(), n_in, norm, &Projection::Concat(&[gate, up]), None);
                     linear(

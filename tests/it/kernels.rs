@@ -13,9 +13,7 @@ use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
-
-const FORMATS: [WeightFormat; 11] = [F32, F16, Bf16, Bf16Pairs, Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic];
+use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, K8Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
 
 /// Magnitude of the largest integer that an activation is quantized to.
 const ACTIVATION_MAX: f64 = 32_639.0;
@@ -63,6 +61,10 @@ fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8>
             Q4_1 | Q5_1 | Q4K => &[0, 2],
             Q6K => &[208],
             K6Generic => &[288, 290],
+            K8Generic => {
+                block[272..].copy_from_slice(&random.random_range(-0.1f32..0.1).to_le_bytes());
+                &[]
+            }
         };
         for &at in scales {
             let scale = f16::from_f32(random.random_range(-0.1..0.1));
@@ -101,7 +103,7 @@ fn reference_product(format: WeightFormat, weights: &[f32], x: &[f32]) -> (f64, 
 #[test]
 fn matrix_products_match_the_reference() {
     let random = &mut StdRng::seed_from_u64(1);
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         let block = format.block_len();
         let lengths: &[usize] = if block == 1 { &[1, 7, 33, 100] } else { &[block, 3 * block] };
         for (&n_in, n_out) in lengths.iter().flat_map(|n_in| [1, 15, 16, 17, 70].map(|n_out| (n_in, n_out))) {
@@ -135,7 +137,7 @@ fn matrix_products_match_the_reference() {
 #[test]
 fn products_of_very_long_rows_match_the_reference() {
     let random = &mut StdRng::seed_from_u64(7);
-    for (format, n_in) in FORMATS.into_iter().flat_map(|format| {
+    for (format, n_in) in WeightFormat::ALL.into_iter().flat_map(|format| {
         let lengths: &[usize] = if format == Q4K { &[43_776, 49_152, 65_536, 131_072] } else { &[49_152] };
         lengths.iter().map(move |&n_in| (format, n_in))
     }) {
@@ -166,7 +168,7 @@ fn products_of_very_long_rows_match_the_reference() {
 #[test]
 fn a_row_has_the_same_products_in_every_batch() {
     let random = &mut StdRng::seed_from_u64(2);
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         let (n_in, n_out) = (512, 100);
         let matrix = random_matrix(random, format, n_out, n_in);
         let weighted = [WeightWithBias { matrix: &matrix, bias: None }];
@@ -189,7 +191,7 @@ fn a_row_has_the_same_products_in_every_batch() {
 fn an_mlp_equals_its_layers_one_after_the_other() {
     let random = &mut StdRng::seed_from_u64(6);
     let (n_in, n_inner) = (256, 768);
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         for down_format in [format, Q4_1, F32] {
             let [gate, up] = [(); 2].map(|()| random_matrix(random, format, n_inner, n_in));
             let down = random_matrix(random, down_format, n_in, n_inner);
@@ -221,7 +223,7 @@ fn an_mlp_equals_its_layers_one_after_the_other() {
 #[test]
 fn nan_and_infinity_stay_in_their_row() {
     let random = &mut StdRng::seed_from_u64(3);
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         let (n_in, n_out) = (256, 20);
         let matrix = random_matrix(random, format, n_out, n_in);
         for (isa, wrong) in

@@ -520,8 +520,6 @@ mod tests {
     // On a processor without AMX its instructions are emulated.
     #[test]
     fn int8_products_equal_those_of_avx512_bit_by_bit() {
-        use WeightFormat::{Bf16, K6Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
-
         if !Isa::Avx512.is_available() {
             return;
         }
@@ -531,7 +529,8 @@ mod tests {
         let numbers = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1999) as f32 / 999.5 - 1.0).collect()
         };
-        for format in [Q4_0, Q4_1, Q5_1, Q8_0, Q4K, Q6K, K6Generic, Bf16] {
+        let quantized = WeightFormat::ALL.into_iter().filter(|format| format.is_quantized());
+        for format in quantized.chain([WeightFormat::Bf16]) {
             let matrix = |n_out: usize, n_in: usize, seed: usize| {
                 let n_bytes = n_in / format.block_len() * format.source_bytes();
                 // Any bytes are codes; small ones are small half-precision numbers, too.

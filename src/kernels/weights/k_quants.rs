@@ -261,3 +261,76 @@ impl Quantized for K6Generic {
         scale_i8(simd, packed, Self::group(group) + Self::MINS + idx * PANEL_ROWS, 2 * PANEL_ROWS)
     }
 }
+
+/// The common form of quantizations whose codes take more than 6 bits: 8 bits, zero is 128; for 256 weights a factor
+/// in float32, which multiplies a signed 8-bit scale for each 16.
+///
+/// A source block is 256 signed codes of one byte, 16 scales and the factor. A packed block holds the factors of
+/// sixteen rows, then for each group the codes and twice the scales.
+pub struct K8Generic;
+
+impl K8Generic {
+    const FACTORS: usize = 4 * PANEL_ROWS;
+    const GROUP_BYTES: usize = BYTE_CODES + 2 * PANEL_ROWS;
+
+    /// The offset of a group.
+    const fn group(idx: usize) -> usize {
+        Self::FACTORS + idx * Self::GROUP_BYTES
+    }
+}
+
+impl Packing for K8Generic {
+    const BLOCK_LEN: usize = K_LEN;
+    const SOURCE_BYTES: usize = K_LEN + 20;
+    const PACKED_BYTES: usize = Self::FACTORS + K_GROUPS * Self::GROUP_BYTES;
+
+    fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
+        let (codes, rest) = source.split_at(K_LEN);
+        let (scales, factor) = rest.split_at(16);
+        let (factors, groups) = packed.split_at_mut(Self::FACTORS);
+        factors[4 * row..4 * row + 4].copy_from_slice(factor);
+        let codes = codes.chunks_exact(GROUP_LEN);
+        for ((group, packed), codes) in groups.chunks_exact_mut(Self::GROUP_BYTES).enumerate().zip(codes) {
+            put_signed_bytes(packed, row, codes);
+            for half in 0..2 {
+                packed[BYTE_CODES + half * PANEL_ROWS + row] = scales[2 * group + half];
+            }
+        }
+    }
+
+    fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
+        let (factors, groups) = packed.split_at(Self::FACTORS);
+        let (factors, _) = factors.as_chunks();
+        let factor = f32::from_le_bytes(factors[row]);
+        let groups = groups.chunks_exact(Self::GROUP_BYTES);
+        for (packed, weights) in groups.zip(weights.chunks_exact_mut(GROUP_LEN)) {
+            for (i, weight) in weights.iter_mut().enumerate() {
+                let scale = packed[BYTE_CODES + i / 16 * PANEL_ROWS + row].cast_signed();
+                *weight = factor * f32::from(scale) * f32::from(signed_byte(packed, row, i));
+            }
+        }
+    }
+}
+
+impl Quantized for K8Generic {
+    const ZERO: i32 = 128;
+    const SCALES_PER_GROUP: usize = 2;
+    const HAS_MINS: bool = false;
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(
+        simd: S,
+        packed: *const u8,
+        group: usize,
+        half: usize,
+        pair: usize,
+    ) -> [S::Codes; 2] {
+        codes_8(simd, packed.add(Self::group(group)), half, pair)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(simd: S, packed: *const u8, group: usize, idx: usize) -> S::Floats {
+        let scale = simd.load_i8(packed.add(Self::group(group) + BYTE_CODES + idx * PANEL_ROWS).cast());
+        simd.mul(scale, simd.load(packed.cast()))
+    }
+}

@@ -164,28 +164,20 @@ impl Quantized for Q5_1 {
 /// Q8_0: 8 bits, zero is 128, a scale in half precision for 32 weights.
 pub struct Q8_0;
 
-/// Bytes of the codes of a group of a panel.
-const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
-
 impl Packing for Q8_0 {
     const BLOCK_LEN: usize = GROUP_LEN;
     const SOURCE_BYTES: usize = 34;
     const PACKED_BYTES: usize = BYTE_CODES + 2 * PANEL_ROWS;
 
     fn pack(source: &[u8], row: usize, packed: &mut [u8]) {
-        let mut codes = [0; GROUP_LEN];
-        for (code, byte) in codes.iter_mut().zip(&source[2..]) {
-            // From signed to unsigned.
-            *code = byte ^ 0x80;
-        }
-        put_bytes(packed, row, &codes);
+        put_signed_bytes(packed, row, &source[2..]);
         put_half(&mut packed[BYTE_CODES..], row, source);
     }
 
     fn dequantize(packed: &[u8], row: usize, weights: &mut [f32]) {
         let scale = half(&packed[BYTE_CODES..], row);
         for (i, weight) in weights.iter_mut().enumerate() {
-            *weight = scale * (f32::from(packed[code_position(row, i)]) - 128.0);
+            *weight = scale * f32::from(signed_byte(packed, row, i));
         }
     }
 }

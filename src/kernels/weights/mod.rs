@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
-pub(super) use self::k_quants::{K6Generic, Q4K, Q6K};
+pub(super) use self::k_quants::{K6Generic, K8Generic, Q4K, Q6K};
 pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
 use self::packing::UnpackedGroup;
 pub(super) use self::packing::{Packing, Quantized, prefetch_ahead};
@@ -22,7 +22,7 @@ use super::threads::disjoint::DisjointSlice;
 use super::threads::pool;
 use crate::error::{Error, Kind, Result};
 
-/// The storage format of a matrix's weights: GGUF's types of these names, and two more.
+/// The storage format of a matrix's weights: GGUF's types of these names, and three more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// float32
@@ -46,6 +46,9 @@ pub enum WeightFormat {
     /// Up to 6 bits: the common form of the other k-quants. A source block is 256 codes of one byte, 16 scales
     /// and 16 minimums of a signed byte, and a factor in half precision for each of the two.
     K6Generic,
+    /// 8 bits and 8-bit scales, in super-blocks of 256 weights. A source block is 256 codes and 16 scales of a signed
+    /// byte, and a float32 factor.
+    K8Generic,
     /// float32 rounded to bfloat16, for activations that are rounded as well.
     Bf16Pairs,
 }
@@ -80,6 +83,10 @@ macro_rules! with_quantized_format {
             }
             WeightFormat::K6Generic => {
                 type $F = $crate::kernels::weights::K6Generic;
+                $then
+            }
+            WeightFormat::K8Generic => {
+                type $F = $crate::kernels::weights::K8Generic;
                 $then
             }
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 | WeightFormat::Bf16Pairs => {
@@ -126,6 +133,22 @@ macro_rules! with_packing {
 }
 
 impl WeightFormat {
+    /// Every format.
+    pub const ALL: [Self; 12] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q6K,
+        Self::K6Generic,
+        Self::K8Generic,
+        Self::Bf16Pairs,
+    ];
+
     /// Inner elements of a block.
     pub fn block_len(self) -> usize {
         with_packing!(self, F => F::BLOCK_LEN)

@@ -128,6 +128,8 @@ pub(super) const fn code_position(row: usize, i: usize) -> usize {
 pub(super) const LOW_BYTES: usize = GROUP_LEN * PANEL_ROWS / 2;
 /// Bytes of the two bits above them.
 pub(super) const HIGH_BYTES: usize = GROUP_LEN * PANEL_ROWS / 4;
+/// Bytes of the one-byte codes of a group of a panel.
+pub(super) const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
 
 /// The codes of a row's group, one in each byte.
 pub(super) type GroupCodes = [u8; GROUP_LEN];
@@ -161,12 +163,17 @@ pub(super) fn put_high_bits(packed: &mut [u8], row: usize, codes: &GroupCodes) {
     }
 }
 
-/// Writes the codes of a row, one in each byte.
-pub(super) fn put_bytes(packed: &mut [u8], row: usize, codes: &GroupCodes) {
-    for (idx, packed) in packed[..GROUP_LEN * PANEL_ROWS].chunks_exact_mut(64).enumerate() {
-        let quad = quad(codes, idx, 0xFF);
-        packed[row * QUAD_LEN..(row + 1) * QUAD_LEN].copy_from_slice(&quad.to_ne_bytes());
+/// Writes the signed codes of a row, one in each byte, with 128 for zero.
+pub(super) fn put_signed_bytes(packed: &mut [u8], row: usize, codes: &[u8]) {
+    let (quads, _) = codes.as_chunks::<QUAD_LEN>();
+    for (packed, quad) in packed[..BYTE_CODES].chunks_exact_mut(64).zip(quads) {
+        packed[row * QUAD_LEN..(row + 1) * QUAD_LEN].copy_from_slice(&quad.map(|code| code ^ 0x80));
     }
+}
+
+/// Reads a code of one byte.
+pub(super) fn signed_byte(packed: &[u8], row: usize, i: usize) -> i8 {
+    (packed[code_position(row, i)] ^ 0x80).cast_signed()
 }
 
 /// Reads the fifth and sixth bit of a code.
