@@ -1,5 +1,6 @@
 //! Models in GGUF files, with every supported tensor type.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -12,8 +13,11 @@ use predict_otron_9000::models::load::{GgufFile, RowSelection, Weights};
 use predict_otron_9000::models::{
     Backend, BlockId, Decoder, ForwardInput, ModelConfig, SequenceChunk, SequenceId, SequenceStates,
 };
+use sha2::{Digest, Sha256};
 
-use crate::support::gguf::{ARRAY, Gguf, STRING, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors};
+use crate::support::gguf::{
+    ARRAY, Gguf, Random, STRING, U8, U64, array_start, tiny_llama_keys, tiny_llama_tensors,
+};
 use crate::support::reference::backends;
 
 /// A file written by the `gguf` Python package; see `make.py` beside it.
@@ -21,9 +25,10 @@ const TYPES: &str = "tests/data/gguf/types.gguf";
 const SHAPE: [usize; 2] = [2, 256];
 
 /// The types in the file, which are the supported ones.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 26] = [
     "F64", "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "TQ1_0", "TQ2_0",
 ];
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -44,6 +49,40 @@ fn every_type_is_dequantized_correctly() {
         let found = values(&weights.tensor(name, &SHAPE).unwrap());
         let expected = values(&weights.tensor(&format!("{name}.f32"), &SHAPE).unwrap());
         assert!(difference(&found, &expected) <= 1e-6, "{name}: {}", difference(&found, &expected));
+    }
+}
+
+/// Values of 1024 random blocks of each type, enough for every point of its grid, are those of the `gguf` package bit
+/// for bit; `make.py` writes their hashes.
+#[test]
+fn i_quants_are_dequantized_exactly() {
+    let hashes = fs::read_to_string("tests/data/gguf/i_quants.json").unwrap();
+    let hashes: BTreeMap<String, String> = serde_json::from_str(&hashes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(hashes.len(), 9);
+    for (name, expected) in hashes {
+        let tensor_type = *TensorType::ALL.iter().find(|it| it.to_string() == name).unwrap();
+        let (n_blocks, block_bytes) = (1024, tensor_type.block_bytes());
+        let mut random = Random::new(tensor_type.id().into());
+        let n_words = (n_blocks * block_bytes).div_ceil(8);
+        let mut blocks: Vec<u8> = (0..n_words).flat_map(|_| random.next().to_le_bytes()).collect();
+        blocks.truncate(n_blocks * block_bytes);
+        // The highest bit of the exponent of the scale: it is finite.
+        let scale_end = match name.as_str() {
+            "TQ1_0" => 53,
+            "TQ2_0" => 65,
+            "IQ1_M" => 55,
+            _ => 1,
+        };
+        blocks.iter_mut().skip(scale_end).step_by(block_bytes).for_each(|byte| *byte &= 0xBF);
+        let shape = [n_blocks, tensor_type.block_len()];
+        let path = folder.path().join(&name);
+        fs::write(&path, Gguf::default().tensor("m", &shape, tensor_type.id(), &blocks).bytes()).unwrap();
+        let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
+        let bytes: Vec<u8> =
+            values(&weights.tensor("m", &shape).unwrap()).into_iter().flat_map(f32::to_le_bytes).collect();
+        let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, expected, "{name}");
     }
 }
 
@@ -80,14 +119,14 @@ fn every_type_is_multiplied_correctly() {
 fn an_unsupported_type_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.gguf");
-    let (iq2, n_bytes) = (TensorType::Iq2S, 2 * TensorType::Iq2S.block_bytes());
-    let file = Gguf::default().tensor("m.weight", &SHAPE, iq2.id(), &vec![0; n_bytes]);
+    let (q8_k, n_bytes) = (TensorType::Q8K, 2 * TensorType::Q8K.block_bytes());
+    let file = Gguf::default().tensor("m.weight", &SHAPE, q8_k.id(), &vec![0; n_bytes]);
     fs::write(&path, file.bytes()).unwrap();
     let weights = Weights::Gguf(GgufFile::open(&path).unwrap());
     for backend in backends() {
         let rows = RowSelection::all(SHAPE[0]);
         let error = weights.linear("m", &rows, SHAPE[1], backend).err().unwrap().to_string();
-        for part in ["`m.weight`", "a.gguf", "IQ2_S", "Q4_K_M or Q8_0"] {
+        for part in ["`m.weight`", "a.gguf", "Q8_K", "Q4_K_M or Q8_0"] {
             assert!(error.contains(part), "{error}");
         }
     }

@@ -5,6 +5,8 @@
 mod codebook;
 mod experts;
 mod gguf;
+mod i_quant_grids;
+mod i_quants;
 mod model_file;
 mod repack;
 mod row_selection;

@@ -3,9 +3,9 @@
 
 use half::f16;
 
-use super::codebook;
 use super::row_selection::RowSelection;
 use super::unpack::{dequantize, unsupported};
+use super::{codebook, i_quants};
 use crate::error::Result;
 use crate::gguf::TensorType;
 use crate::kernels::threads::pool;
@@ -33,12 +33,15 @@ pub fn format_for(tensor_type: TensorType) -> Option<WeightFormat> {
         TensorType::F32 | TensorType::F64 => WeightFormat::F32,
         TensorType::F16 => WeightFormat::F16,
         TensorType::Bf16 => WeightFormat::Bf16,
-        TensorType::Q4_0 => WeightFormat::Q4_0,
+        TensorType::Q4_0 | TensorType::Tq1_0 | TensorType::Tq2_0 => WeightFormat::Q4_0,
         TensorType::Q4_1 => WeightFormat::Q4_1,
         TensorType::Q5_0 | TensorType::Q5_1 => WeightFormat::Q5_1,
         TensorType::Q8_0 | TensorType::Iq4Nl | TensorType::Iq4Xs | TensorType::Mxfp4 => WeightFormat::Q8_0,
         TensorType::Q4K => WeightFormat::Q4K,
-        TensorType::Q6K => WeightFormat::Q6K,
+        TensorType::Q6K | TensorType::Iq1S | TensorType::Iq1M | TensorType::Iq3Xxs | TensorType::Iq3S => {
+            WeightFormat::Q6K
+        }
+        TensorType::Iq2Xxs | TensorType::Iq2Xs | TensorType::Iq2S => WeightFormat::K8Generic,
         TensorType::Q2K | TensorType::Q3K | TensorType::Q5K => WeightFormat::K6Generic,
         _ => return None,
     })
@@ -98,6 +101,8 @@ enum Conversion {
     None,
     /// The format holds the codes of a codebook.
     Codebook(codebook::GroupDecoder),
+    /// A block is decoded and written in the format.
+    IQuant(i_quants::BlockDecoder, WeightFormat),
     /// A block becomes blocks of so many bytes in all.
     Blocks(BlockConverter, usize),
     /// Elements become float32.
@@ -110,12 +115,14 @@ impl Conversion {
         if tensor_type.block_bytes() == format.source_bytes() || is_float32 {
             return Self::None;
         }
-        match (codebook::decoder(tensor_type), block_converter(tensor_type)) {
-            (Some(decode), _) => Self::Codebook(decode),
-            (None, Some(convert)) => {
-                Self::Blocks(convert, tensor_type.block_len() / format.block_len() * format.source_bytes())
-            }
-            (None, None) => Self::Dequantize,
+        if let Some(decode) = codebook::decoder(tensor_type) {
+            Self::Codebook(decode)
+        } else if let Some(decode) = i_quants::decoder(tensor_type) {
+            Self::IQuant(decode, format)
+        } else if let Some(convert) = block_converter(tensor_type) {
+            Self::Blocks(convert, tensor_type.block_len() / format.block_len() * format.source_bytes())
+        } else {
+            Self::Dequantize
         }
     }
 
@@ -128,6 +135,13 @@ impl Conversion {
         match *self {
             Self::None => converted.copy_from_slice(blocks),
             Self::Codebook(decode) => codebook::to_q8_0(decode, tensor_type, blocks, converted)?,
+            Self::IQuant(decode, format) => {
+                let blocks = blocks.chunks_exact(tensor_type.block_bytes());
+                let n_bytes = tensor_type.block_len() / format.block_len() * format.source_bytes();
+                for (block, out) in blocks.zip(converted.chunks_exact_mut(n_bytes)) {
+                    decode(block).write(format, out);
+                }
+            }
             Self::Blocks(convert, n_bytes) => {
                 let blocks = blocks.chunks_exact(tensor_type.block_bytes());
                 blocks.zip(converted.chunks_exact_mut(n_bytes)).for_each(|(block, out)| convert(block, out));
@@ -233,7 +247,14 @@ mod tests {
             TensorType::Q3K => &[108],
             TensorType::Q6K => &[208],
             TensorType::Q4K | TensorType::Q5K | TensorType::Q4_1 | TensorType::Q5_1 => &[0, 2],
-            TensorType::F32 | TensorType::F64 | TensorType::F16 | TensorType::Bf16 | TensorType::Mxfp4 => &[],
+            TensorType::Tq1_0 => &[52],
+            TensorType::Tq2_0 => &[64],
+            TensorType::F32
+            | TensorType::F64
+            | TensorType::F16
+            | TensorType::Bf16
+            | TensorType::Mxfp4
+            | TensorType::Iq1M => &[],
             _ => &[0],
         };
         for (n, block) in bytes.chunks_exact_mut(n_bytes).enumerate() {
@@ -249,6 +270,8 @@ mod tests {
                     block.copy_from_slice(&half::bf16::from_f32(n as f32 / 7.0).to_le_bytes())
                 }
                 TensorType::Mxfp4 => block[0] = 120 + n as u8 % 8,
+                // The exponent of the factor.
+                TensorType::Iq1M => block[55] = 0x20 | block[55] & 0xF,
                 _ => {}
             }
         }
@@ -287,7 +310,7 @@ mod tests {
             }
             n_types += 1;
         }
-        assert_eq!(n_types, 17);
+        assert_eq!(n_types, 26);
     }
 
     #[test]

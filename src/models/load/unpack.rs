@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::codebook;
+use super::{codebook, i_quants};
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
 
@@ -26,14 +26,17 @@ pub fn dequantize(tensor_type: TensorType, blocks: &[u8], values: &mut [f32]) ->
             Ok(())
         }
         TensorType::Bf16 => convert_each(blocks, values, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-        _ => match (codebook::decoder(tensor_type), candle_type(tensor_type)) {
-            (Some(decode), _) => {
+        _ => {
+            if let Some(decode) = codebook::decoder(tensor_type) {
                 codebook::dequantize(decode, tensor_type, blocks, values);
-                Ok(())
+            } else if let Some(decode) = i_quants::decoder(tensor_type) {
+                i_quants::dequantize(decode, tensor_type, blocks, values);
+            } else {
+                let dtype = candle_type(tensor_type).ok_or_else(|| unsupported(tensor_type))?;
+                dequantize_by_candle(dtype, blocks, values)?;
             }
-            (None, Some(dtype)) => dequantize_by_candle(dtype, blocks, values),
-            (None, None) => Err(unsupported(tensor_type)),
-        },
+            Ok(())
+        }
     }
 }
 
