@@ -1,8 +1,8 @@
 //! Patterns of a tokenizer's file, searched for within bounds.
 //!
 //! The regular expressions of `tokenizer.json` are Oniguruma's, which backtracks: a hostile one takes exponential
-//! time, and panics at Oniguruma's own limit. Here every match has a limit that grows with the text, and the clock is
-//! looked at between a few start positions.
+//! time, and panics at Oniguruma's own limit. Here the length of a match and its backtracking are limited, and the clock
+//! is looked at between a few start positions.
 
 use onig::{MatchParam, Regex, Region, SearchOptions};
 use tokenizers::tokenizer::pattern::Pattern as CratePattern;
@@ -17,16 +17,16 @@ const MAX_PATTERN_BYTES: usize = 8 << 10;
 const MAX_GROUPS: usize = 64;
 
 /// Bytes of start positions between two looks at the clock.
-const WINDOW_BYTES: usize = 64;
+const BYTES_PER_CHECK: usize = 64;
 
 /// Times that a match may backtrack in a short text.
 const MIN_RETRIES: usize = 10_000;
 
-/// Times that a match may backtrack for each byte of the text. Skipping a run of spaces takes one.
+/// Times that a match may backtrack for each byte that it may take. Skipping a run of spaces takes one.
 const RETRIES_PER_BYTE: usize = 16;
 
-/// Times that a match may backtrack in any text: some tens of milliseconds.
-const MAX_RETRIES: usize = 4_000_000;
+/// Bytes of the longest match. Its time may be quadratic in them even without backtracking: some milliseconds.
+const MAX_MATCH_BYTES: usize = 4 << 10;
 
 /// A pattern.
 pub enum Pattern {
@@ -107,7 +107,8 @@ impl CratePattern for &Pattern {
     }
 }
 
-/// A search for all matches of a regular expression, with the results of Oniguruma's own iterator.
+/// A search for all matches of a regular expression, with the results of Oniguruma's own iterator up to
+/// [`MAX_MATCH_BYTES`].
 struct Search<'a> {
     regex: &'a Regex,
     text: &'a str,
@@ -119,7 +120,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(regex: &'a Regex, text: &'a str) -> Self {
-        let max_retries = (MIN_RETRIES + text.len().saturating_mul(RETRIES_PER_BYTE)).min(MAX_RETRIES);
+        let max_retries = MIN_RETRIES + text.len().min(MAX_MATCH_BYTES) * RETRIES_PER_BYTE;
         Self { regex, text, region: Region::new(), at: 0, last_end: None, max_retries: max_retries as u32 }
     }
 
@@ -138,23 +139,28 @@ impl<'a> Search<'a> {
         Ok(None)
     }
 
-    /// The first match from the current position on.
+    /// The first match from the current position on. Start positions are tried one by one: a search of Oniguruma's in a
+    /// range would end matches with the range.
     fn find(&mut self) -> Result<Option<Offsets>> {
-        let mut from = self.at;
+        let mut start = self.at;
+        let mut next_check = start;
         loop {
-            check_time()?;
-            let to = self.text.ceil_char_boundary((from + WINDOW_BYTES).min(self.text.len()));
+            if start >= next_check {
+                check_time()?;
+                next_check = start + BYTES_PER_CHECK;
+            }
             let mut param = MatchParam::default();
             param.set_retry_limit_in_match(self.max_retries);
             self.region.clear();
+            let end = self.text.ceil_char_boundary((start + MAX_MATCH_BYTES).min(self.text.len()));
             let options = SearchOptions::SEARCH_OPTION_NONE;
             let found =
-                self.regex.search_with_param(self.text, from, to, options, Some(&mut self.region), param);
-            match found {
-                Ok(Some(_)) => return Ok(self.region.pos(0)),
-                Ok(None) if to == self.text.len() => return Ok(None),
-                Ok(None) => from = to,
-                Err(e) => {
+                self.regex.match_with_param(&self.text[..end], start, options, Some(&mut self.region), param);
+            match (found, self.text[start..].chars().next()) {
+                (Ok(Some(_)), _) => return Ok(self.region.pos(0)),
+                (Ok(None), None) => return Ok(None),
+                (Ok(None), Some(c)) => start += c.len_utf8(),
+                (Err(e), _) => {
                     let bound = format!("a regular expression of the tokenizer fails: {}", e.description());
                     return Err(exceeded(bound).into());
                 }
@@ -172,11 +178,22 @@ mod tests {
 
     #[test]
     fn matches_are_those_of_onigurumas_iterator() {
-        let long = "word ".repeat(100) + &"😀é ".repeat(50) + "\r\n  tail";
-        for regex in
-            [r"\p{L}+| ?\p{N}+|\s+(?!\S)|\s+", "", "x*", r"(?=w)", "tail$", r"^word", "é", "(?<=e)é|\\z"]
-        {
-            for text in ["", "a", "ab  12\n", "xxay", long.as_str()] {
+        let many = "word ".repeat(100) + &"😀é ".repeat(50) + "\r\n  tail";
+        let long = ["é", " ", "=", "word ", "1"].map(|piece| piece.repeat(100)).concat() + "\n";
+        for regex in [
+            r"\p{L}+| ?\p{N}+|\s+(?!\S)|\s+",
+            "",
+            "x*",
+            r"(?=w)",
+            "tail$",
+            r"^word",
+            "é",
+            "(?<=e)é|\\z",
+            r"[^\n]+",
+            r"\s{90}|=+(?!w)",
+            r"\d{1,3}(?=(\d{3})*\b)",
+        ] {
+            for text in ["", "a", "ab  12\n", "xxay", many.as_str(), long.as_str()] {
                 let expected: Vec<Offsets> = Regex::new(regex).unwrap().find_iter(text).collect();
                 let found = (&Pattern::from_regex(regex).unwrap()).find_matches(text).unwrap();
                 let found: Vec<Offsets> =

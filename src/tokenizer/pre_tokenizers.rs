@@ -134,8 +134,8 @@ const CASED_WORDS: &str = concat!(
 /// Text up to white space or punctuation.
 const BLOOM: &str = " ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
 
-/// The scripts from Indic to Hangul, without white space.
-const EAST_ASIAN: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{167F}\u{1681}-\u{1FFF}\u{200B}-\u{2027}\u{202A}-\u{202E}\u{2030}-\u{205E}\u{2060}-\u{2FFF}\u{3001}-\u{4E00}\u{AC00}-\u{D7FF}]+";
+/// The scripts from Indic to Hangul.
+const EAST_ASIAN: &str = "[\u{800}-\u{9FA5}\u{AC00}-\u{D7FF}]+";
 
 /// Chinese characters, hiragana and katakana.
 const HAN_AND_KANA: &str = "[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+";
@@ -240,7 +240,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         &[
             r"[\r\n]",
             CASED_WORDS,
-            "\\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3001}-\u{3002}]+",
+            "\\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+",
             r"(?<!\s)\s+\z",
             EAST_ASIAN,
             r"\p{N}+",

@@ -32,6 +32,7 @@ TEXTS = [
     "IMGIMGABCZ <sentinel:12> a    b",
     "one two 3 four 55 six",
     " " * 20 + "x" + " " * 7,
+    "x" * 100 + "=" * 100 + " " * 100 + "y\n",
     "",
 ]
 # The parts that several expressions share.
@@ -87,7 +88,7 @@ RULES = {
     "gemma4": [],
     "sarvam-moe": [],
     "deepseek-llm": [
-        r"[\r\n]", r"\s?" + CASED, "\\s?[!-/:-~！-／：-～‘-‟\u3001-。]+", r"\s+$", EAST_ASIAN, r"\p{N}+"
+        r"[\r\n]", r"\s?" + CASED, "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", EAST_ASIAN, r"\p{N}+"
     ],
     "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", EAST_ASIAN, r"\p{N}"],
     "deepseek-v3": [r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK3],
