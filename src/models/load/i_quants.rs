@@ -4,6 +4,8 @@
 //! In the i-quants a [grid](super::i_quant_grids) gives the magnitudes of eight or four weights at once, whose signs
 //! stand beside. All products of factor, scale and code are exact in float32.
 
+use std::ops::Range;
+
 use half::f16;
 
 use super::i_quant_grids as grids;
@@ -98,7 +100,7 @@ impl DecodedBlock {
             factor.copy_from_slice(&f16::from_f32(self.factor).to_le_bytes());
             let (first, second) = codes.split_at(16);
             for ((byte, first), second) in nibbles.iter_mut().zip(first).zip(second) {
-                *byte = (first + 8 | (second + 8) << 4).cast_unsigned();
+                *byte = ((first + 8) | ((second + 8) << 4)).cast_unsigned();
             }
         }
     }
@@ -121,11 +123,10 @@ const MAGNITUDES_3_S: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 fn iq2_xxs(block: &[u8]) -> DecodedBlock {
     let mut decoded = DecodedBlock::new(half_at(block, 0) / 8.0);
     for group in 0..8 {
-        let indices = &block[2 + 8 * group..];
         let signs = u32_at(block, 6 + 8 * group);
         decoded.set_scales(2 * group..2 * group + 2, signs >> 28);
-        for j in 0..4 {
-            let entry = grids::IQ2_XXS[usize::from(indices[j])];
+        for (j, &index) in block[2 + 8 * group..][..4].iter().enumerate() {
+            let entry = grids::IQ2_XXS[usize::from(index)];
             decoded.set_8(4 * group + j, entry, MAGNITUDES_2, even_signs(signs >> (7 * j)));
         }
     }
@@ -149,10 +150,10 @@ fn iq2_xs(block: &[u8]) -> DecodedBlock {
 fn iq2_s(block: &[u8]) -> DecodedBlock {
     let mut decoded = DecodedBlock::new(half_at(block, 0) / 8.0);
     let (low, signs, high) = (&block[2..34], &block[34..66], &block[66..74]);
-    for j in 0..32 {
+    for (j, (&low, &signs)) in low.iter().zip(signs).enumerate() {
         let high = usize::from(high[j / 4] >> (2 * (j % 4)) & 0b11);
-        let entry = grids::IQ2_S[usize::from(low[j]) | high << 8];
-        decoded.set_8(j, entry, MAGNITUDES_2, signs[j]);
+        let entry = grids::IQ2_S[usize::from(low) | high << 8];
+        decoded.set_8(j, entry, MAGNITUDES_2, signs);
     }
     decoded.set_nibble_scales(&block[74..82], 1);
     decoded
@@ -175,12 +176,12 @@ fn iq3_xxs(block: &[u8]) -> DecodedBlock {
 fn iq3_s(block: &[u8]) -> DecodedBlock {
     let mut decoded = DecodedBlock::new(half_at(block, 0));
     let (low, high, signs) = (&block[2..66], &block[66..74], &block[74..106]);
-    for j in 0..32 {
+    for (j, &signs) in signs.iter().enumerate() {
         let entries = [2 * j, 2 * j + 1].map(|at| {
             let high = usize::from(high[at / 8] >> (at % 8) & 1);
             grids::IQ3_S[usize::from(low[at]) | high << 8]
         });
-        decoded.set_4_and_4(j, entries, MAGNITUDES_3_S, signs[j]);
+        decoded.set_4_and_4(j, entries, MAGNITUDES_3_S, signs);
     }
     decoded.set_nibble_scales(&block[106..110], 2);
     decoded
@@ -226,7 +227,7 @@ fn tq1_0(block: &[u8]) -> DecodedBlock {
             for (byte, code) in bytes.iter().zip(&mut codes) {
                 // A byte is a fraction of 256, whose first digit is the integer part of three times it.
                 let fraction = byte.wrapping_mul(3_u8.pow(digit));
-                *code = (u16::from(fraction) * 3 >> 8) as i8 - 1;
+                *code = ((u16::from(fraction) * 3) >> 8) as i8 - 1;
             }
         }
     }
@@ -248,7 +249,7 @@ impl DecodedBlock {
     }
 
     /// Sets scales to the odd integer of a stored one.
-    fn set_scales(&mut self, range: std::ops::Range<usize>, stored: u32) {
+    fn set_scales(&mut self, range: Range<usize>, stored: u32) {
         self.scales[range].fill(2 * stored as i8 + 1);
     }
 
