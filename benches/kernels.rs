@@ -87,6 +87,7 @@ fn attention(criterion: &mut Criterion) {
             n_heads,
             layout,
             layer: 0,
+            is_kv_shared: false,
             scale: 0.125,
             softcap: None,
             window: None,

@@ -188,7 +188,7 @@ impl CustomOp1 for PagedAttentionOp<'_, '_> {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let PagedAttention { n_heads, layout: kv, .. } = self.attention;
         let (n_tokens, row_len) = layout.shape().dims2()?;
-        if row_len != (n_heads + 2 * kv.n_kv_heads) * kv.head_dim {
+        if row_len != self.attention.row_len() {
             let n_kv_heads = kv.n_kv_heads;
             bail!(
                 "rows of {row_len} columns are not {n_heads} query heads and {n_kv_heads} heads of keys and values"

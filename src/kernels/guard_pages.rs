@@ -98,6 +98,7 @@ fn paged_attention_stays_within_its_buffers() {
                 n_heads,
                 layout,
                 layer: 1,
+                is_kv_shared: false,
                 scale: 0.1,
                 softcap: Some(30.0),
                 window: Some(200),

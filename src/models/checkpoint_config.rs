@@ -178,6 +178,11 @@ impl CheckpointConfig<'_> {
         }
     }
 
+    /// Whether this is a GGUF file that lacks the tensor `name`.
+    pub fn lacks_tensor(&self, name: &str) -> bool {
+        matches!(self, Self::Gguf { file, .. } if !file.contains(name))
+    }
+
     /// The error for a required setting that the checkpoint lacks.
     pub fn missing(&self, key: ConfigKey) -> Error {
         Error::model(format!("{} is missing", self.name(key)))

@@ -1,6 +1,7 @@
 //! The paged KV cache: keys and values in numbered blocks of [`BLOCK_TOKENS`] tokens.
 //!
-//! Layers with the same attention window share blocks; each group of layers has its own blocks and block ids.
+//! Layers with the same attention window and the same heads share blocks; each group of layers has its own blocks
+//! and block ids.
 //! Block tables come from the scheduler, and sequences with a common prefix share blocks. New keys and
 //! values are written in place; cached ones are never copied.
 
@@ -118,29 +119,38 @@ pub fn write_and_gather(
     values: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let KvLayout { n_kv_heads, head_dim, .. } = *layout;
-    let end = sequence.start + sequence.len;
-    let mut gathered = [vec![0.0f32; n_kv_heads * end * head_dim], vec![0.0f32; n_kv_heads * end * head_dim]];
-    for ((kind, tensor), gathered) in
-        [(KvKind::Key, keys), (KvKind::Value, values)].into_iter().zip(&mut gathered)
-    {
+    for (kind, tensor) in [(KvKind::Key, keys), (KvKind::Value, values)] {
         let new = tensor.flatten_all()?.to_vec1::<f32>()?;
         for head in 0..n_kv_heads {
-            for position in 0..end {
-                let (block, slot) = (&mut sequence.blocks[position / BLOCK_TOKENS], position % BLOCK_TOKENS);
-                if let Some(token) = position.checked_sub(sequence.start)
-                    && let Some(block) = block.get_mut()
-                {
+            for token in 0..sequence.len {
+                let position = sequence.start + token;
+                if let Some(block) = sequence.blocks[position / BLOCK_TOKENS].get_mut() {
                     let new = &new[(head * sequence.len + token) * head_dim..][..head_dim];
-                    block.write(KvRow { layer, head, slot, kind }, new);
-                }
-                let values = &mut gathered[(head * end + position) * head_dim..][..head_dim];
-                if let Some(block) = block.get() {
-                    block.read(KvRow { layer, head, slot, kind }, values);
+                    block.write(KvRow { layer, head, slot: position % BLOCK_TOKENS, kind }, new);
                 }
             }
         }
     }
-    let [keys, values] =
-        gathered.map(|values| Tensor::from_vec(values, (n_kv_heads, end, head_dim), &Device::Cpu));
+    gather(sequence, layout, layer)
+}
+
+/// Gathers the keys and values of all tokens of a sequence in a layer, each `[n_kv_heads, n_tokens, head_dim]`. Blocks
+/// outside the attention window are zeros.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn gather(sequence: &SequenceKv, layout: &KvLayout, layer: usize) -> Result<(Tensor, Tensor)> {
+    let KvLayout { n_kv_heads, head_dim, .. } = *layout;
+    let end = sequence.start + sequence.len;
+    let [keys, values] = [KvKind::Key, KvKind::Value].map(|kind| {
+        let mut gathered = vec![0.0f32; n_kv_heads * end * head_dim];
+        for (idx, row) in gathered.chunks_exact_mut(head_dim).enumerate() {
+            let (head, position) = (idx / end, idx % end);
+            if let Some(block) = sequence.blocks[position / BLOCK_TOKENS].get() {
+                block.read(KvRow { layer, head, slot: position % BLOCK_TOKENS, kind }, row);
+            }
+        }
+        Tensor::from_vec(gathered, (n_kv_heads, end, head_dim), &Device::Cpu)
+    });
     Ok((keys?, values?))
 }

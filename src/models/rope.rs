@@ -62,7 +62,7 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded to integers.
         truncate: bool,
     },
-    /// One divisor per pair, from a tensor of the checkpoint.
+    /// One divisor per pair, from a tensor of the checkpoint or of proportional RoPE.
     Factors(Vec<f32>),
     /// LongRoPE: one set of divisors for prompts within the original context, another for longer
     /// ones.
@@ -98,6 +98,15 @@ impl Rope {
             CheckpointConfig::Gguf { .. } => Self::from_gguf(checkpoint, head_dim)?,
         };
         rope.checked(head_dim)
+    }
+
+    /// Proportional RoPE: pairs are made over the whole head, and only the first ones, a `fraction` of them, are rotated.
+    /// The frequencies of these are divided by `factor`.
+    pub fn proportional(theta: f64, head_dim: usize, fraction: f64, factor: f64) -> Self {
+        let n_rotated = (fraction * head_dim as f64 / 2.0) as usize;
+        let divisor = |pair: usize| if pair < n_rotated { factor as f32 } else { f32::INFINITY };
+        let divisors = (0..head_dim / 2).map(divisor).collect();
+        Self { theta, rotary_dim: head_dim, scaling: RopeScaling::Factors(divisors), attention_factor: 1.0 }
     }
 
     /// The rotary embedding with another base and no scaling.
@@ -172,6 +181,14 @@ impl Rope {
         let partial = own.float(PARTIAL_FACTOR)?.or(checkpoint.float(PARTIAL_FACTOR)?).unwrap_or(1.0);
         let rotary_dim = (head_dim as f64 * partial) as usize;
         let scaling = JsonScaling { checkpoint, object, own };
+        if scaling.kind()? == "proportional" {
+            return Ok(Self::proportional(
+                theta,
+                head_dim,
+                partial,
+                scaling.number("factor")?.unwrap_or(1.0),
+            ));
+        }
         if let Some(alpha) = scaling.alpha()? {
             theta *= alpha.powf(head_dim as f64 / (head_dim as f64 - 2.0));
         }
@@ -378,7 +395,9 @@ fn long_rope_factor(factor: f64, original_context: f64) -> f64 {
 }
 
 fn unsupported_scaling(kind: &str) -> Error {
-    Error::model(format!("RoPE scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope"))
+    Error::model(format!(
+        "RoPE scaling `{kind}` is not supported; supported: linear, llama3, yarn, longrope, proportional"
+    ))
 }
 
 #[cfg(test)]
@@ -404,6 +423,14 @@ mod tests {
         assert_close(&rope(RopeScaling::None).frequencies(1), &PLAIN);
         let linear = rope(RopeScaling::Linear { factor: 4.0 }).frequencies(1);
         assert_close(&linear, &PLAIN.map(|frequency| frequency / 4.0));
+    }
+
+    #[test]
+    fn proportional_rope_leaves_the_last_pairs_as_they_are() {
+        let rope = Rope::proportional(10_000.0, 8, 0.5, 4.0).checked(8).unwrap();
+        assert_eq!(rope.rotary_dim, 8);
+        assert_close(&rope.frequencies(1)[..2], &[PLAIN[0] / 4.0, PLAIN[1] / 4.0]);
+        assert_eq!(rope.frequencies(1)[2..], [0.0, 0.0]);
     }
 
     #[test]

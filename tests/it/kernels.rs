@@ -317,6 +317,7 @@ fn paged_attention_does_not_depend_on_chunks_or_batch() {
                 n_heads,
                 layout,
                 layer: 1,
+                is_kv_shared: false,
                 scale: 0.1,
                 softcap: None,
                 window,

@@ -80,8 +80,8 @@ fn state_slots(options: &EngineOptions, config: &ModelConfig) -> usize {
     }
 }
 
-/// The blocks that fit into `options.kv_bytes` beside recurrent states: groups with a window get as many as the running sequences can hold
-/// within it, and the first group, which has the largest window, gets the rest.
+/// The blocks that fit into `options.kv_bytes` beside recurrent states: groups with a window get as many as the running
+/// sequences can hold within it, and the first groups, which have the largest window, share the rest.
 fn block_groups(options: &EngineOptions, config: &ModelConfig) -> Vec<BlockGroup> {
     let block_bytes = config.kv_block_bytes(options.kv_format);
     let state_bytes = state_slots(options, config) * config.state_layout().slot_bytes();
@@ -96,11 +96,13 @@ fn block_groups(options: &EngineOptions, config: &ModelConfig) -> Vec<BlockGroup
             BlockGroup { n_blocks, window }
         })
         .collect();
-    let others = groups.iter().zip(&block_bytes).skip(1).map(|(group, bytes)| group.n_blocks * bytes);
-    let rest = kv_bytes - others.sum::<usize>().min(kv_bytes);
-    if let (Some(first), Some(bytes)) = (groups.first_mut(), block_bytes.first()) {
-        first.n_blocks = rest / (*bytes).max(1);
-    }
+    let n_widest = groups.iter().take_while(|group| group.window == groups[0].window).count();
+    let (widest, others) = groups.split_at_mut(n_widest);
+    let (widest_bytes, other_bytes) = block_bytes.split_at(n_widest);
+    let taken: usize = others.iter().zip(other_bytes).map(|(group, bytes)| group.n_blocks * bytes).sum();
+    let rest = kv_bytes - taken.min(kv_bytes);
+    let n_blocks = rest / widest_bytes.iter().sum::<usize>().max(1);
+    widest.iter_mut().for_each(|group| group.n_blocks = n_blocks);
     groups
 }
 

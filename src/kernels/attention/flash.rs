@@ -128,7 +128,8 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
     fn decode_writes(&self) -> impl Iterator<Item = KvWrite<'a, K::Element>> + Clone + use<'a, K> {
         let Self { pass, item, .. } = *self;
         let sequence = &pass.sequences[item.sequence];
-        let tokens = if sequence.is_decode() { item.tokens.clone() } else { 0..0 };
+        let is_written = sequence.is_decode() && !pass.attention.is_kv_shared;
+        let tokens = if is_written { item.tokens.clone() } else { 0..0 };
         tokens.filter(|token| item.keys.contains(&(sequence.start + token))).map(|token| {
             let token = NewToken { sequence: item.sequence, token };
             // SAFETY: the items of a decode differ in heads or keys, so only this one, which the caller of

@@ -59,6 +59,8 @@ pub struct PagedAttention<'a> {
     pub layout: KvLayout,
     /// Index of the layer in the blocks.
     pub layer: usize,
+    /// Whether another layer has written the keys and values of the new tokens; rows are then queries only.
+    pub is_kv_shared: bool,
     /// Factor of the scores, the products of queries and keys.
     pub scale: f32,
     /// Soft bound of the scores: `cap * tanh(score / cap)`.
@@ -82,8 +84,8 @@ thread_local! {
 
 impl PagedAttention<'_> {
     /// Computes the attention of new tokens. `qkv` holds their queries, keys and values, `[n_tokens,
-    /// (n_heads + 2 * n_kv_heads) * head_dim]`, sequence by sequence. Writes the keys and values into the
-    /// blocks and returns `[n_tokens, n_heads * head_dim]`.
+    /// (n_heads + 2 * n_kv_heads) * head_dim]`, sequence by sequence. Writes the keys and values, unless they are
+    /// shared, into the blocks and returns `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
     /// When lengths do not fit each other, a block has another layout, or a sequence lacks a block that is
@@ -152,8 +154,9 @@ impl PagedAttention<'_> {
     }
 
     /// Elements of the queries, keys and values of a token.
-    fn row_len(&self) -> usize {
-        (self.n_heads + 2 * self.layout.n_kv_heads) * self.layout.head_dim
+    pub fn row_len(&self) -> usize {
+        let n_kv_heads = if self.is_kv_shared { 0 } else { self.layout.n_kv_heads };
+        (self.n_heads + 2 * n_kv_heads) * self.layout.head_dim
     }
 
     /// Factor of the scores of a query, given its row in the batch.
@@ -201,7 +204,7 @@ impl AttentionPass<'_> {
             .sequences
             .iter()
             .enumerate()
-            .filter(|(_, sequence)| !sequence.is_decode())
+            .filter(|(_, sequence)| !self.attention.is_kv_shared && !sequence.is_decode())
             .flat_map(|(idx, sequence)| (0..sequence.len).map(move |token| NewToken { sequence: idx, token }))
             .collect();
         if items.len() == 1 && prefill_tokens.is_empty() {

@@ -4,7 +4,7 @@
 //! 2. head norms, rotary embedding, KV cache write, attention
 //! 3. output projection and its norm, added to the residual
 //!
-//! A norm of whole projections and a gate of the attention output are operations of their own.
+//! A norm of whole projections or of values and a gate of the attention output are operations of their own.
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::ops::sigmoid;
@@ -12,9 +12,10 @@ use candle_nn::ops::sigmoid;
 use super::config::{ModelConfig, QkNorm};
 use super::layer_context::LayerContext;
 use crate::error::Result;
+use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
 use crate::kernels::custom_ops::PagedAttentionOp;
-use crate::models::kv_cache::write_and_gather;
+use crate::models::kv_cache::{gather, write_and_gather};
 use crate::models::layers::attention::{AttentionParams, attention};
 use crate::models::layers::linear::{Linear, concat_linear, linear_residual};
 use crate::models::layers::mixer::MixerInput;
@@ -27,10 +28,12 @@ use crate::models::profile::ForwardOp;
 pub struct Attention {
     /// The query projection, `[n_heads * head_dim, hidden]`.
     pub query: Linear,
-    /// The key projection, `[n_kv_heads * head_dim, hidden]`.
-    pub key: Linear,
-    /// The value projection, `[n_kv_heads * head_dim, hidden]`.
-    pub value: Linear,
+    /// The key projection, `[n_kv_heads * head_dim, hidden]`; `None` in a layer that reads another one's keys and values.
+    pub key: Option<Linear>,
+    /// The value projection, `[n_kv_heads * head_dim, hidden]`; without it, values are keys as projected.
+    pub value: Option<Linear>,
+    /// The norm of each head of values.
+    pub value_norm: Option<RmsNorm>,
     /// The norms of queries and of keys; [`QkNorm`] says over what.
     pub qk_norms: Option<(RmsNorm, RmsNorm)>,
     /// The attention sinks, `[n_heads]`.
@@ -53,8 +56,9 @@ impl Attention {
         context: &LayerContext,
     ) -> Result<Tensor> {
         let profile = context.profile;
-        let qkv = concat_linear(input.norm, &[&self.query, &self.key, &self.value], input.x)?;
-        let qkv = self.norm_projections(qkv, context)?;
+        let projections: Vec<&Linear> = self.projections().collect();
+        let qkv = concat_linear(input.norm, &projections, input.x)?;
+        let qkv = self.with_values(self.norm_projections(qkv, context)?, context)?;
         profile.lap(ForwardOp::Qkv);
         let attended = self.attend(&qkv, sequences, context)?;
         profile.lap(ForwardOp::Attention);
@@ -69,9 +73,14 @@ impl Attention {
 
     /// The matrices that a token is multiplied with, each with its operation.
     pub fn matrices(&self) -> Vec<(ForwardOp, &Linear)> {
-        let qkv = [&self.query, &self.key, &self.value].map(|matrix| (ForwardOp::Qkv, matrix));
+        let qkv = self.projections().map(|matrix| (ForwardOp::Qkv, matrix));
         let output = [Some(&self.output), self.gate.as_ref()].into_iter().flatten();
-        qkv.into_iter().chain(output.map(|matrix| (ForwardOp::Output, matrix))).collect()
+        qkv.chain(output.map(|matrix| (ForwardOp::Output, matrix))).collect()
+    }
+
+    /// The query, key and value projections, as far as the layer has them.
+    fn projections(&self) -> impl Iterator<Item = &Linear> {
+        [Some(&self.query), self.key.as_ref(), self.value.as_ref()].into_iter().flatten()
     }
 
     /// Norms the whole rows of queries and keys, in families that do so.
@@ -89,12 +98,31 @@ impl Attention {
         Ok(Tensor::cat(&[query_norm.apply(isa, &query)?, key_norm.apply(isa, &key)?, value], D::Minus1)?)
     }
 
+    /// Norms the heads of values, where they have a norm, and adds values to rows without a projection to them.
+    fn with_values(&self, qkv: Tensor, context: &LayerContext) -> Result<Tensor> {
+        if self.key.is_none() || (self.value.is_some() && self.value_norm.is_none()) {
+            return Ok(qkv);
+        }
+        let KvLayout { n_kv_heads, head_dim, .. } = context.kv_layout;
+        let (n_tokens, n_columns) = qkv.dims2()?;
+        let n_values = n_kv_heads * head_dim;
+        // Without values, the last columns are those of keys.
+        let mut values = qkv.narrow(D::Minus1, n_columns - n_values, n_values)?.contiguous()?;
+        if let Some(norm) = &self.value_norm {
+            let heads = values.reshape((n_tokens * n_kv_heads, head_dim))?;
+            values = norm.apply(context.backend.isa(), &heads)?.reshape((n_tokens, n_values))?;
+        }
+        let n_kept = if self.value.is_some() { n_columns - n_values } else { n_columns };
+        Ok(Tensor::cat(&[&qkv.narrow(D::Minus1, 0, n_kept)?, &values], D::Minus1)?)
+    }
+
     /// The norms of query and key heads, in families that norm heads.
     fn head_norms(&self, config: &ModelConfig) -> Option<&(RmsNorm, RmsNorm)> {
         self.qk_norms.as_ref().filter(|_| config.qk_norm != QkNorm::Projection)
     }
 
-    /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to `[n_tokens, n_heads * head_dim]`.
+    /// Operation 2: `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, or `[n_tokens, n_heads * head_dim]` where keys and
+    /// values are another layer's, to `[n_tokens, n_heads * head_dim]`.
     fn attend(&self, qkv: &Tensor, sequences: &mut [SequenceKv], context: &LayerContext) -> Result<Tensor> {
         match context.backend.isa() {
             None => self.attend_reference(qkv, sequences, context),
@@ -111,6 +139,7 @@ impl Attention {
             n_heads: config.n_heads,
             layout: context.kv_layout,
             layer: context.layer_idx,
+            is_kv_shared: self.key.is_none(),
             scale: config.attention_scale as f32,
             softcap: config.attention_softcap.map(|cap| cap as f32),
             window: context.window,
@@ -133,26 +162,28 @@ impl Attention {
         sequences: &mut [SequenceKv],
         context: &LayerContext,
     ) -> Result<Tensor> {
-        let ModelConfig { n_heads, n_kv_heads, head_dim, .. } = *context.config;
+        let n_heads = context.config.n_heads;
+        let KvLayout { n_kv_heads, head_dim, .. } = context.kv_layout;
         let n_tokens = qkv.dims()[0];
         let heads = |first: usize, n: usize| -> Result<Tensor> {
             let part = qkv.narrow(D::Minus1, first * head_dim, n * head_dim)?;
             Ok(part.contiguous()?.reshape((n_tokens, n, head_dim))?)
         };
-        let mut query = heads(0, n_heads)?;
-        let mut key = heads(n_heads, n_kv_heads)?;
-        let value = heads(n_heads + n_kv_heads, n_kv_heads)?;
         let head_norms = self.head_norms(context.config);
-        let after_rope = context.config.qk_norm == QkNorm::RotatedHead;
-        if let Some((query_norm, key_norm)) = head_norms.filter(|_| !after_rope) {
-            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
-        }
-        if let Some(cos_sin) = context.cos_sin {
-            (query, key) = (cos_sin.apply(&query)?, cos_sin.apply(&key)?);
-        }
-        if let Some((query_norm, key_norm)) = head_norms.filter(|_| after_rope) {
-            (query, key) = (query_norm.forward(&query)?, key_norm.forward(&key)?);
-        }
+        let mut query =
+            norm_and_rotate(heads(0, n_heads)?, head_norms.map(|(query_norm, _)| query_norm), context)?;
+        // The keys and values of the new tokens, unless another layer has written them.
+        let new = match &self.key {
+            None => None,
+            Some(_) => Some((
+                norm_and_rotate(
+                    heads(n_heads, n_kv_heads)?,
+                    head_norms.map(|(_, key_norm)| key_norm),
+                    context,
+                )?,
+                heads(n_heads + n_kv_heads, n_kv_heads)?,
+            )),
+        };
         if let Some(scales) = context.query_scales {
             query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &Device::Cpu)?)?;
         }
@@ -167,9 +198,13 @@ impl Attention {
             let (start, len) = (sequence.start, sequence.len);
             // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
             let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
-            let (key, value) = (heads_first(&key)?, heads_first(&value)?);
-            let (keys, values) =
-                write_and_gather(sequence, &context.kv_layout, context.layer_idx, &key, &value)?;
+            let (layout, layer) = (&context.kv_layout, context.layer_idx);
+            let (keys, values) = match &new {
+                Some((key, value)) => {
+                    write_and_gather(sequence, layout, layer, &heads_first(key)?, &heads_first(value)?)?
+                }
+                None => gather(sequence, layout, layer)?,
+            };
             let first = window_start(start, context.window);
             let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
             let (keys, values) = (in_window(&keys)?, in_window(&values)?);
@@ -181,6 +216,21 @@ impl Attention {
             several => Ok(Tensor::cat(several, 0)?),
         }
     }
+}
+
+/// Norms and rotates heads, `[n_tokens, heads, head_dim]`, in the order of the family.
+fn norm_and_rotate(mut heads: Tensor, norm: Option<&RmsNorm>, context: &LayerContext) -> Result<Tensor> {
+    let after_rope = context.config.qk_norm == QkNorm::RotatedHead;
+    if let Some(norm) = norm.filter(|_| !after_rope) {
+        heads = norm.forward(&heads)?;
+    }
+    if let Some(cos_sin) = context.cos_sin {
+        heads = cos_sin.apply(&heads)?;
+    }
+    if let Some(norm) = norm.filter(|_| after_rope) {
+        heads = norm.forward(&heads)?;
+    }
+    Ok(heads)
 }
 
 #[cfg(test)]
@@ -222,8 +272,9 @@ mod tests {
         let norm = |seed| RmsNorm { weight: values(head_dim, seed), eps: 1e-5 };
         Attention {
             query: empty(),
-            key: empty(),
-            value: empty(),
+            key: Some(empty()),
+            value: Some(empty()),
+            value_norm: None,
             qk_norms: has_norms.then(|| (norm(1), norm(2))),
             sinks: sinks.map(<[f32]>::to_vec),
             gate: None,
@@ -279,6 +330,7 @@ mod tests {
                 layer_idx: 0,
                 state_layout: &config.state_layout(),
                 recurrent_idx: 0,
+                per_layer_input: None,
                 window,
                 query_scales: layer.sinks.is_some().then_some(&query_scales[..]),
                 cos_sin: cos_sin.as_ref(),

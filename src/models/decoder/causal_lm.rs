@@ -8,7 +8,7 @@ use super::config::{LayerConfig, LayerPlace, ModelConfig, ScoreGrowth};
 use super::layer::DecoderLayer;
 use super::layer_context::{LayerContext, LayerStates};
 use super::loader::DecoderLoader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::window_start;
 use crate::models::backend::Backend;
@@ -16,6 +16,7 @@ use crate::models::forward_input::{ForwardInput, Span};
 use crate::models::layers::attention::{causal_mask, softcap};
 use crate::models::layers::linear::{Linear, Weight, concat_linear};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
+use crate::models::layers::per_layer_input::PerLayerInputs;
 use crate::models::layers::rope::CosSinCache;
 use crate::models::load::Weights;
 use crate::models::model::Decoder;
@@ -30,6 +31,7 @@ pub struct CausalLm {
     /// `[n_vocab, hidden]`
     embedding: Weight,
     embedding_norm: Option<RmsNorm>,
+    per_layer_inputs: Option<PerLayerInputs>,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Linear,
@@ -86,6 +88,7 @@ impl CausalLm {
         let head = loader.head(&embedding)?;
         let layers = (0..config.layers.len()).map(|idx| loader.layer(idx)).collect::<Result<Vec<_>>>()?;
         let norm = loader.final_norm()?;
+        let per_layer_inputs = loader.per_layer_inputs()?;
         let embedding_norm = config
             .normed_embeddings
             .then(|| RmsNorm { weight: vec![1.0; config.hidden_size], eps: config.rms_norm_eps as f32 });
@@ -107,6 +110,7 @@ impl CausalLm {
             backend,
             embedding,
             embedding_norm,
+            per_layer_inputs,
             layers,
             norm,
             head,
@@ -122,7 +126,13 @@ impl CausalLm {
     pub fn costs(&self) -> [OpCost; ForwardOp::ALL.len()] {
         let mut costs = [OpCost::default(); ForwardOp::ALL.len()];
         let layer_matrices = self.layers.iter().flat_map(DecoderLayer::matrices);
-        for (op, linear, n_uses) in layer_matrices.chain([(ForwardOp::Head, &self.head, 1)]) {
+        let per_layer_projection = self.per_layer_inputs.iter().map(|inputs| &inputs.projection);
+        let other_matrices = per_layer_projection.map(|matrix| (ForwardOp::Embedding, matrix, 1)).chain([(
+            ForwardOp::Head,
+            &self.head,
+            1,
+        )]);
+        for (op, linear, n_uses) in layer_matrices.chain(other_matrices) {
             let (macs, bytes) = linear.size();
             costs[op as usize] += OpCost { macs: n_uses * macs, weight_bytes: n_uses * bytes };
         }
@@ -168,6 +178,10 @@ impl Decoder for CausalLm {
         if let Some(norm) = &self.embedding_norm {
             x = norm.apply(self.backend.isa(), &x)?;
         }
+        let per_layer = self.per_layer_inputs.as_ref();
+        let per_layer = per_layer
+            .map(|inputs| Ok::<_, Error>((inputs, inputs.forward(self.backend.isa(), &input.token_ids, &x)?)))
+            .transpose()?;
         let kinds =
             self.kinds.iter().map(|kind| self.kind_context(kind, input)).collect::<Result<Vec<_>>>()?;
         let SequenceStates { kv, recurrent } = states;
@@ -176,7 +190,10 @@ impl Decoder for CausalLm {
         let state_layout = recurrent.layout();
         let mut recurrent_sequences = recurrent.sequences(input)?;
         self.profile.lap(ForwardOp::Embedding);
-        for ((layer, &kind), place) in self.layers.iter().zip(&self.layer_kinds).zip(&self.places) {
+        for (idx, layer) in self.layers.iter().enumerate() {
+            let (kind, place) = (self.layer_kinds[idx], self.places[idx]);
+            let per_layer_input =
+                per_layer.as_ref().map(|(inputs, all)| inputs.layer_part(all, idx)).transpose()?;
             let context = LayerContext {
                 config: &self.config,
                 backend: self.backend,
@@ -184,6 +201,7 @@ impl Decoder for CausalLm {
                 layer_idx: place.kv_layer,
                 state_layout: &state_layout,
                 recurrent_idx: place.recurrent_layer,
+                per_layer_input: per_layer_input.as_ref(),
                 window: self.kinds[kind].window,
                 cos_sin: kinds[kind].cos_sin.as_ref(),
                 masks: &kinds[kind].masks,

@@ -45,6 +45,8 @@ pub struct ModelConfig {
     pub post_norm_eps: f64,
     /// The norm of queries and keys, in models that have one.
     pub qk_norm: QkNorm,
+    /// Whether the heads of values are normed, without weights.
+    pub normed_values: bool,
     /// The factor that attention scores are scaled by.
     pub attention_scale: f64,
     /// The softcap of attention scores.
@@ -57,6 +59,8 @@ pub struct ModelConfig {
     pub embedding_scale: Option<f64>,
     /// Whether token embeddings are normed, without weights.
     pub normed_embeddings: bool,
+    /// The width of the input that each layer has of its own, in models with such inputs.
+    pub per_layer_input_size: Option<usize>,
     /// The factor that the outputs of attention and MLPs are scaled by before they are added to the residual.
     pub residual_scale: f64,
     /// The activation function of the MLPs.
@@ -88,12 +92,18 @@ pub struct LayerConfig {
     pub has_recurrence: bool,
     /// The attention window: the maximum number of keys that a query attends to, its own included.
     pub window: Option<usize>,
+    /// The heads of keys and values, where they are not the model's.
+    pub kv_heads: Option<KvHeads>,
+    /// The source of keys and values.
+    pub kv_source: KvSource,
     /// The rotary embedding of queries and keys; `None` in layers without positions (NoPE).
     pub rope: Option<Rope>,
     /// The growth of attention scores with the position of the query.
     pub score_growth: Option<ScoreGrowth>,
     /// Whether the layer has a feed-forward part.
     pub has_mlp: bool,
+    /// The width of the dense MLP between its two projections, where it is not the model's.
+    pub intermediate_size: Option<usize>,
     /// Whether the MLP is a mixture of experts.
     pub is_moe: bool,
 }
@@ -105,12 +115,36 @@ impl Default for LayerConfig {
             has_attention: true,
             has_recurrence: false,
             window: None,
+            kv_heads: None,
+            kv_source: KvSource::default(),
             rope: None,
             score_growth: None,
             has_mlp: true,
+            intermediate_size: None,
             is_moe: false,
         }
     }
+}
+
+/// The heads of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KvHeads {
+    /// The number of heads.
+    pub n_kv_heads: usize,
+    /// The width of a head, which is that of query heads, too.
+    pub head_dim: usize,
+}
+
+/// The source of a layer's keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvSource {
+    /// A projection to keys and one to values.
+    #[default]
+    Projections,
+    /// One projection: values are keys before their norm and rotary embedding.
+    KeyProjection,
+    /// The layer of this index, which comes before: its keys and values are read, and none are written.
+    Layer(usize),
 }
 
 /// The recurrent mixer of a model's layers.
@@ -185,10 +219,14 @@ pub struct MoeConfig {
     pub intermediate_size: usize,
     /// The width of the expert that every token goes through, in mixtures that have one.
     pub shared_intermediate_size: Option<usize>,
+    /// Whether the layer has a dense MLP beside the mixture.
+    pub has_dense_mlp: bool,
 }
 
-const N_KV_HEADS: ConfigKey = ConfigKey::new("num_key_value_heads", "attention.head_count_kv");
-const HEAD_DIM: ConfigKey = ConfigKey::new("head_dim", "attention.key_length");
+/// The number of heads of keys and values.
+pub(super) const N_KV_HEADS: ConfigKey = ConfigKey::new("num_key_value_heads", "attention.head_count_kv");
+/// The width of a head.
+pub(super) const HEAD_DIM: ConfigKey = ConfigKey::new("head_dim", "attention.key_length");
 const RMS_NORM_EPS: ConfigKey = ConfigKey::new("rms_norm_eps", "attention.layer_norm_rms_epsilon");
 /// Other names of the same.
 const LAYER_NORM_EPS: ConfigKey = ConfigKey::new("layer_norm_epsilon", "attention.layer_norm_epsilon");
@@ -206,16 +244,20 @@ const N_LOCAL_EXPERTS: ConfigKey = ConfigKey::new("num_local_experts", "expert_c
 /// The name in models with shared experts.
 const N_ROUTED_EXPERTS: ConfigKey = ConfigKey::new("n_routed_experts", "expert_count");
 const EXPERTS_PER_TOKEN: ConfigKey = ConfigKey::new("num_experts_per_tok", "expert_used_count");
+/// The name in Gemma 4.
+const TOP_K_EXPERTS: ConfigKey = ConfigKey::json("top_k_experts");
 const MOE_INTERMEDIATE_SIZE: ConfigKey =
     ConfigKey::new("moe_intermediate_size", "expert_feed_forward_length");
 const NORMALIZE_WEIGHTS: ConfigKey = ConfigKey::new("norm_topk_prob", "expert_weights_norm");
 const WEIGHT_SCALE: ConfigKey = ConfigKey::new("routed_scaling_factor", "expert_weights_scale");
 
-/// Layers with the same attention window, which share KV cache blocks.
+/// Layers with the same attention window and the same heads, which share KV cache blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvGroup {
     /// The attention window in tokens, the query's own included; `None` is unlimited.
     pub window: Option<usize>,
+    /// The heads of keys and values.
+    pub heads: KvHeads,
     /// The number of layers in the group.
     pub n_layers: usize,
 }
@@ -225,7 +267,7 @@ pub struct KvGroup {
 pub struct LayerPlace {
     /// The layer's group in the KV cache, an index into [`ModelConfig::kv_groups`].
     pub kv_group: usize,
-    /// The layer's index within its group.
+    /// The layer's index within its group. A layer without keys and values of its own has those of its source.
     pub kv_layer: usize,
     /// The layer's index among those with recurrent mixers.
     pub recurrent_layer: usize,
@@ -290,12 +332,14 @@ impl ModelConfig {
             rms_norm_eps: eps,
             post_norm_eps: eps,
             qk_norm: QkNorm::default(),
+            normed_values: false,
             attention_scale: 1.0 / (head_dim as f64).sqrt(),
             attention_softcap: None,
             logit_scale: None,
             logit_softcap: None,
             embedding_scale: None,
             normed_embeddings: false,
+            per_layer_input_size: None,
             residual_scale: 1.0,
             activation: activation.map_or(Ok(ActivationFn::Silu), ActivationFn::from_name)?,
             moe: None,
@@ -314,17 +358,25 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The layers grouped by attention window, widest first. All layers of a group keep the same
-    /// tokens in the KV cache.
-    pub fn kv_groups(&self) -> Vec<KvGroup> {
-        let mut windows: Vec<Option<usize>> = self.attention_layers().map(|layer| layer.window).collect();
-        windows.sort_by_key(|window| Reverse(window.unwrap_or(usize::MAX)));
-        let group = |windows: &[Option<usize>]| KvGroup { window: windows[0], n_layers: windows.len() };
-        windows.chunk_by(|a, b| a == b).map(group).collect()
+    /// The heads of a layer's keys and values.
+    pub fn kv_heads(&self, layer: &LayerConfig) -> KvHeads {
+        let Self { n_kv_heads, head_dim, .. } = *self;
+        layer.kv_heads.unwrap_or(KvHeads { n_kv_heads, head_dim })
     }
 
-    fn attention_layers(&self) -> impl Iterator<Item = &LayerConfig> {
-        self.layers.iter().filter(|layer| layer.has_attention)
+    /// The layers with keys and values of their own, grouped by attention window, widest first, and by heads. All layers
+    /// of a group keep the same tokens in the KV cache.
+    pub fn kv_groups(&self) -> Vec<KvGroup> {
+        let is_own =
+            |layer: &&LayerConfig| layer.has_attention && !matches!(layer.kv_source, KvSource::Layer(_));
+        let kind = |layer: &LayerConfig| (layer.window, self.kv_heads(layer));
+        let mut kinds: Vec<(Option<usize>, KvHeads)> = self.layers.iter().filter(is_own).map(kind).collect();
+        kinds.sort_by_key(|&(window, heads)| (Reverse(window.unwrap_or(usize::MAX)), heads));
+        let group = |kinds: &[(Option<usize>, KvHeads)]| {
+            let (window, heads) = kinds[0];
+            KvGroup { window, heads, n_layers: kinds.len() }
+        };
+        kinds.chunk_by(|a, b| a == b).map(group).collect()
     }
 
     /// The sizes of the recurrent state of a sequence.
@@ -351,8 +403,12 @@ impl ModelConfig {
 
     /// The KV cache's block layout in each of [`ModelConfig::kv_groups`].
     pub fn kv_layouts(&self, format: KvFormat) -> Vec<KvLayout> {
-        let Self { n_kv_heads, head_dim, .. } = *self;
-        let layout = |group: KvGroup| KvLayout { n_layers: group.n_layers, n_kv_heads, head_dim, format };
+        let layout = |KvGroup { heads: KvHeads { n_kv_heads, head_dim }, n_layers, .. }: KvGroup| KvLayout {
+            n_layers,
+            n_kv_heads,
+            head_dim,
+            format,
+        };
         self.kv_groups().into_iter().map(layout).collect()
     }
 
@@ -366,18 +422,23 @@ impl ModelConfig {
         let groups = self.kv_groups();
         let mut n_placed = vec![0; groups.len()];
         let mut n_recurrent = 0;
-        let place = |layer: &LayerConfig| {
+        let mut places: Vec<LayerPlace> = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
             let mut place = LayerPlace { recurrent_layer: n_recurrent, ..LayerPlace::default() };
-            if layer.has_attention {
-                place.kv_group =
-                    groups.iter().position(|group| group.window == layer.window).unwrap_or_default();
+            if let KvSource::Layer(source) = layer.kv_source {
+                let LayerPlace { kv_group, kv_layer, .. } = places[source];
+                place = LayerPlace { kv_group, kv_layer, ..place };
+            } else if layer.has_attention {
+                let heads = self.kv_heads(layer);
+                let is_group = |group: &KvGroup| (group.window, group.heads) == (layer.window, heads);
+                place.kv_group = groups.iter().position(is_group).unwrap_or_default();
                 place.kv_layer = n_placed[place.kv_group];
                 n_placed[place.kv_group] += 1;
             }
             n_recurrent += usize::from(layer.has_recurrence);
-            place
-        };
-        self.layers.iter().map(place).collect()
+            places.push(place);
+        }
+        places
     }
 
     /// Sets the checkpoint's attention window, if it has one, in the layers that `layer_types` or the flags of a GGUF
@@ -459,17 +520,37 @@ impl ModelConfig {
             ("intermediate size", self.intermediate_size, 1 << 24),
             ("layers", n_layers, 1 << 12),
             ("attention heads", self.n_heads, 1 << 16),
-            ("key/value heads", self.n_kv_heads, 1 << 16),
-            ("head width", self.head_dim, 1 << 16),
-            ("heads times width", self.n_heads.saturating_mul(self.head_dim), 1 << 24),
             ("vocabulary", self.n_vocab, 1 << 24),
             ("context", self.context_length, 1 << 24),
         ])?;
-        if !self.n_heads.is_multiple_of(self.n_kv_heads) || !self.head_dim.is_multiple_of(2) {
-            return Err(impossible(format_args!(
-                "{} heads over {} key/value heads of width {}",
-                self.n_heads, self.n_kv_heads, self.head_dim
-            )));
+        let Self { n_kv_heads, head_dim, .. } = *self;
+        self.check_heads(KvHeads { n_kv_heads, head_dim })
+    }
+
+    fn check_heads(&self, KvHeads { n_kv_heads, head_dim }: KvHeads) -> Result<()> {
+        check_sizes(&[
+            ("key/value heads", n_kv_heads, 1 << 16),
+            ("head width", head_dim, 1 << 16),
+            ("heads times width", self.n_heads.saturating_mul(head_dim), 1 << 24),
+        ])?;
+        if self.n_heads.is_multiple_of(n_kv_heads) && head_dim.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(impossible(format_args!(
+            "{} heads over {n_kv_heads} key/value heads of width {head_dim}",
+            self.n_heads
+        )))
+    }
+
+    /// Checks the sizes of layers that differ from the model's, and those of the inputs of layers.
+    ///
+    /// # Errors
+    /// When they are impossible.
+    pub(super) fn check_layers(&self) -> Result<()> {
+        check_sizes(&[("per-layer input size", self.per_layer_input_size.unwrap_or(1), 1 << 16)])?;
+        for layer in &self.layers {
+            self.check_heads(self.kv_heads(layer))?;
+            check_sizes(&[("intermediate size", layer.intermediate_size.unwrap_or(1), 1 << 24)])?;
         }
         Ok(())
     }
@@ -504,7 +585,10 @@ impl MoeConfig {
                 None => checkpoint.required(N_LOCAL_EXPERTS)?,
             },
             routing: Routing {
-                experts_per_token: checkpoint.required(EXPERTS_PER_TOKEN)?,
+                experts_per_token: match checkpoint.integer(TOP_K_EXPERTS)? {
+                    Some(n_experts) => n_experts,
+                    None => checkpoint.required(EXPERTS_PER_TOKEN)?,
+                },
                 scoring: ExpertScore::Softmax,
                 normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
                 weight_scale: checkpoint.float(WEIGHT_SCALE)?.unwrap_or(1.0) as f32,
@@ -514,6 +598,7 @@ impl MoeConfig {
                 None => checkpoint.required(INTERMEDIATE_SIZE)?,
             },
             shared_intermediate_size: None,
+            has_dense_mlp: false,
         })
     }
 }

@@ -47,6 +47,7 @@ impl DecoderFamily {
         (self.describe)(checkpoint, &mut config)?;
         config.check_moe()?;
         config.check_mixers()?;
+        config.check_layers()?;
         Ok(config)
     }
 }

@@ -8,11 +8,13 @@ use super::attention::Attention;
 use super::config::ModelConfig;
 use super::layer_context::{LayerContext, LayerStates};
 use crate::error::Result;
+use crate::models::layers::dense_moe::DenseMoE;
 use crate::models::layers::linear::{Linear, ResidualAdd, mlp};
 use crate::models::layers::linear_attention::LinearAttentionMixer;
 use crate::models::layers::mixer::MixerInput;
 use crate::models::layers::mlp::{Mlp, MoE};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
+use crate::models::layers::per_layer_input::PerLayerInput;
 use crate::models::layers::short_conv::ShortConvMixer;
 use crate::models::profile::ForwardOp;
 
@@ -31,6 +33,10 @@ pub struct DecoderLayer {
     pub mlp: Option<FeedForward>,
     /// The norm of the MLP output before it is added to the residual.
     pub mlp_post_norm: Option<RmsNorm>,
+    /// The part that adds the layer's own input to the residual.
+    pub per_layer_input: Option<PerLayerInput>,
+    /// The factor of the layer's output, residual included.
+    pub output_scale: Option<f64>,
 }
 
 /// A part of a layer in which the tokens of a sequence exchange information.
@@ -51,6 +57,8 @@ pub enum FeedForward {
     Dense(Mlp),
     /// A mixture of experts.
     MoE(MoE),
+    /// Both, side by side.
+    DenseMoE(Box<DenseMoE>),
 }
 
 impl DecoderLayer {
@@ -59,6 +67,19 @@ impl DecoderLayer {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Tensor, states: &mut LayerStates, context: &LayerContext) -> Result<Tensor> {
+        let mut y = self.mix_and_feed(x, states, context)?;
+        if let (Some(part), Some(input)) = (&self.per_layer_input, context.per_layer_input) {
+            y = (part.forward(context.backend.isa(), input, &y)? + y)?;
+            context.profile.lap(ForwardOp::Mlp);
+        }
+        match self.output_scale {
+            Some(scale) => Ok((y * scale)?),
+            None => Ok(y),
+        }
+    }
+
+    /// Computes the mixers and the feed-forward part.
+    fn mix_and_feed(&self, x: &Tensor, states: &mut LayerStates, context: &LayerContext) -> Result<Tensor> {
         let ModelConfig { residual_scale, mixer_scales, mlp_scale, .. } = *context.config;
         let mut residual = x.clone();
         for mixer in &self.mixers {
@@ -88,6 +109,11 @@ impl DecoderLayer {
                 context.profile.lap(ForwardOp::Experts);
                 Ok(y)
             }
+            Some(FeedForward::DenseMoE(both)) => {
+                let y = add.forward(&both.forward(context.backend.isa(), norm, &x)?, &x)?;
+                context.profile.lap(ForwardOp::Experts);
+                Ok(y)
+            }
         }
     }
 
@@ -104,6 +130,12 @@ impl DecoderLayer {
             Some(FeedForward::MoE(moe)) => {
                 matrices.extend(moe.matrices().map(|(matrix, n_uses)| (ForwardOp::Experts, matrix, n_uses)));
             }
+            Some(FeedForward::DenseMoE(both)) => {
+                matrices.extend(both.matrices().map(|(matrix, n_uses)| (ForwardOp::Experts, matrix, n_uses)));
+            }
+        }
+        if let Some(part) = &self.per_layer_input {
+            matrices.extend([&part.gate, &part.projection].map(|matrix| (ForwardOp::Mlp, matrix, 1)));
         }
         matrices
     }

@@ -24,6 +24,8 @@ pub struct LayerContext<'a> {
     pub state_layout: &'a StateLayout,
     /// The index of this layer among those with recurrent mixers.
     pub recurrent_idx: usize,
+    /// The input of this layer beside the residual, `[n_tokens, width]`.
+    pub per_layer_input: Option<&'a Tensor>,
     /// The attention window of this layer.
     pub window: Option<usize>,
     /// The factor of each query's scores, `[n_tokens]`.

@@ -48,6 +48,12 @@ pub struct DecoderLayout {
     pub experts: ExpertNames,
     /// The shared expert of a mixture.
     pub shared_expert: SharedExpertNames,
+    /// The norms and scales of a mixture with a dense MLP beside it.
+    pub dense_moe: Option<DenseMoENames>,
+    /// The inputs of layers beside the residual.
+    pub per_layer_input: Option<PerLayerInputNames>,
+    /// The factor of a layer's output, by the tensor's whole name; some checkpoints have none.
+    pub output_scale: Option<&'static str>,
     /// The offset added to the weights of the norms in layers.
     pub norm_offset: f64,
     /// The offset added to the weights of the norm before the head.
@@ -74,6 +80,38 @@ pub struct SharedExpertNames {
     pub down: &'static str,
     /// The projection to the sigmoid gate of the expert's output.
     pub output_gate: Option<&'static str>,
+}
+
+/// The tensor names of a mixture with a dense MLP beside it.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseMoENames {
+    /// The norm of the dense MLP's output.
+    pub dense_post_norm: &'static str,
+    /// The norm before the experts.
+    pub moe_norm: &'static str,
+    /// The norm of the mixture's output.
+    pub moe_post_norm: &'static str,
+    /// The weights of the norm before the router, by the tensor's whole name.
+    pub router_scale: &'static str,
+    /// The factors of experts, by the tensor's whole name.
+    pub expert_scales: &'static str,
+}
+
+/// The tensor names of the inputs of layers beside the residual.
+#[derive(Debug, Clone, Copy)]
+pub struct PerLayerInputNames {
+    /// The token embeddings of all layers.
+    pub embedding: &'static str,
+    /// The projection of the model's embeddings.
+    pub projection: &'static str,
+    /// The norm of a layer's part of that projection.
+    pub projection_norm: &'static str,
+    /// The gate, in a layer.
+    pub gate: &'static str,
+    /// The projection of the gated input, in a layer.
+    pub output: &'static str,
+    /// The norm of that projection, in a layer.
+    pub post_norm: &'static str,
 }
 
 /// The tensor names of a recurrent mixer.
@@ -204,6 +242,9 @@ impl DecoderLayout {
             down: "mlp.shared_expert.down_proj",
             output_gate: Some("mlp.shared_expert_gate"),
         },
+        dense_moe: None,
+        per_layer_input: None,
+        output_scale: None,
         norm_offset: 0.0,
         final_norm_offset: 0.0,
         interleaved_rope: false,
@@ -240,6 +281,9 @@ impl DecoderLayout {
             down: "ffn_down_shexp",
             output_gate: Some("ffn_gate_inp_shexp"),
         },
+        dense_moe: None,
+        per_layer_input: None,
+        output_scale: None,
         norm_offset: 0.0,
         final_norm_offset: 0.0,
         interleaved_rope: false,

@@ -1,7 +1,7 @@
 //! Loads a decoder's tensors by the names of its family's layout.
 
 use super::attention::Attention;
-use super::config::{ModelConfig, MoeConfig, QkNorm};
+use super::config::{KvHeads, KvSource, LayerConfig, ModelConfig, MoeConfig, QkNorm};
 use super::layer::{DecoderLayer, FeedForward, Mixer};
 use super::layout::{DecoderLayout, ExpertNames};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ pub struct DecoderLoader<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) layout: &'static DecoderLayout,
     pub(super) weights: &'a Weights,
-    backend: Backend,
+    pub(super) backend: Backend,
     nesting: Nesting,
 }
 
@@ -51,10 +51,10 @@ impl Nesting {
 
 /// How a norm's weights are stored, and its epsilon.
 #[derive(Clone, Copy)]
-struct StoredNorm {
+pub(super) struct StoredNorm {
     /// Added to the weights.
-    offset: f64,
-    eps: f64,
+    pub(super) offset: f64,
+    pub(super) eps: f64,
 }
 
 impl<'a> DecoderLoader<'a> {
@@ -112,15 +112,18 @@ impl<'a> DecoderLoader<'a> {
         let layer = &config.layers[idx];
         let mut mixers = Vec::new();
         if layer.has_attention {
-            mixers.push(Mixer::Attention(Box::new(self.attention(&name)?)));
+            mixers.push(Mixer::Attention(Box::new(self.attention(&name, layer)?)));
         }
         if layer.has_recurrence {
             mixers.push(self.recurrent_mixer(&name)?);
         }
         let mlp = match &config.moe {
             _ if !layer.has_mlp => None,
+            Some(moe) if layer.is_moe && moe.has_dense_mlp => {
+                Some(FeedForward::DenseMoE(Box::new(self.dense_moe(&name, layer, moe)?)))
+            }
             Some(moe) if layer.is_moe => Some(FeedForward::MoE(self.moe(&name, moe)?)),
-            _ => Some(FeedForward::Dense(self.dense_mlp(&name)?)),
+            _ => Some(FeedForward::Dense(self.dense_mlp(&name, layer)?)),
         };
         Ok(DecoderLayer {
             mixer_norm: layout.attention_norm.filter(|_| !mixers.is_empty()).map(norm).transpose()?,
@@ -129,15 +132,19 @@ impl<'a> DecoderLoader<'a> {
             mlp_norm: layout.mlp_norm.filter(|_| mlp.is_some()).map(norm).transpose()?,
             mlp,
             mlp_post_norm: layout.mlp_post_norm.map(post_norm).transpose()?,
+            per_layer_input: self.per_layer_input(&name)?,
+            output_scale: self.output_scale(&name)?,
         })
     }
 
-    fn attention(&self, name: &dyn Fn(&str) -> String) -> Result<Attention> {
+    fn attention(&self, name: &dyn Fn(&str) -> String, layer: &LayerConfig) -> Result<Attention> {
         let Self { config, layout, .. } = self;
-        let [query, key, value] = self.qkv(name)?;
+        let heads = config.kv_heads(layer);
+        let (query, key, value) = self.qkv(name, layer)?;
+        let value_norm = || RmsNorm { weight: vec![1.0; heads.head_dim], eps: config.rms_norm_eps as f32 };
         let gate = match (layout.has_gated_queries, layout.attention_gate, layout.qkv) {
             (true, _, Qkv::Split { query, .. }) => Some((query, self.gated_query_rows(1))),
-            (_, Some(gate), _) => Some((gate, RowSelection::all(config.n_heads * config.head_dim))),
+            (_, Some(gate), _) => Some((gate, RowSelection::all(config.n_heads * heads.head_dim))),
             _ => None,
         };
         let sinks = |part| Ok::<_, Error>(self.weights.tensor(&name(part), &[config.n_heads])?.to_vec1()?);
@@ -145,11 +152,12 @@ impl<'a> DecoderLoader<'a> {
         Ok(Attention {
             query,
             key,
+            value_norm: config.normed_values.then(value_norm),
             value,
-            qk_norms: self.qk_norms(name)?,
+            qk_norms: self.qk_norms(name, layer)?,
             sinks: layout.sinks.map(sinks).transpose()?,
             gate: gate.map(|(part, rows)| self.linear(&name(part), &rows, config.hidden_size)).transpose()?,
-            output: self.linear(&name(layout.output), &output_rows, config.n_heads * config.head_dim)?,
+            output: self.linear(&name(layout.output), &output_rows, config.n_heads * heads.head_dim)?,
         })
     }
 
@@ -160,12 +168,17 @@ impl<'a> DecoderLoader<'a> {
         RowSelection::indices((0..n_heads).flat_map(head_rows), 2 * n_heads * head_dim)
     }
 
-    fn name(&self, name: &str) -> String {
+    pub(super) fn name(&self, name: &str) -> String {
         self.nesting.name(name)
     }
 
     /// A norm of vectors of length `n`.
-    fn norm(&self, name: &str, n: usize, StoredNorm { offset, eps }: StoredNorm) -> Result<RmsNorm> {
+    pub(super) fn norm(
+        &self,
+        name: &str,
+        n: usize,
+        StoredNorm { offset, eps }: StoredNorm,
+    ) -> Result<RmsNorm> {
         // The converter of Falcon-H1 leaves a suffix out.
         let full_name = format!("{name}.weight");
         let stored = if self.weights.contains(&full_name) { &full_name } else { name };
@@ -175,12 +188,18 @@ impl<'a> DecoderLoader<'a> {
     }
 
     /// The norms of queries and keys.
-    fn qk_norms(&self, name: &dyn Fn(&str) -> String) -> Result<Option<(RmsNorm, RmsNorm)>> {
-        let ModelConfig { n_heads, n_kv_heads, head_dim, rms_norm_eps, qk_norm, .. } = *self.config;
+    fn qk_norms(
+        &self,
+        name: &dyn Fn(&str) -> String,
+        layer: &LayerConfig,
+    ) -> Result<Option<(RmsNorm, RmsNorm)>> {
+        let ModelConfig { n_heads, rms_norm_eps, qk_norm, .. } = *self.config;
+        let KvHeads { n_kv_heads, head_dim } = self.config.kv_heads(layer);
+        let constant =
+            |weight: f64| RmsNorm { weight: vec![weight as f32; head_dim], eps: rms_norm_eps as f32 };
         let Some(names) = self.layout.qk_norms else {
             let QkNorm::Unweighted(factor) = qk_norm else { return Ok(None) };
-            let norm =
-                |weight: f64| RmsNorm { weight: vec![weight as f32; head_dim], eps: rms_norm_eps as f32 };
+            let norm = constant;
             return Ok(Some((norm(factor), norm(1.0))));
         };
         let (n_query, n_key) = match qk_norm {
@@ -188,15 +207,25 @@ impl<'a> DecoderLoader<'a> {
             _ => (head_dim, head_dim),
         };
         let norm = StoredNorm { offset: self.layout.norm_offset, eps: rms_norm_eps };
-        Ok(Some((self.norm(&name(names.query), n_query, norm)?, self.norm(&name(names.key), n_key, norm)?)))
+        let key_norm = match layer.kv_source {
+            KvSource::Layer(_) => constant(1.0),
+            _ => self.norm(&name(names.key), n_key, norm)?,
+        };
+        Ok(Some((self.norm(&name(names.query), n_query, norm)?, key_norm)))
     }
 
     pub(super) fn linear(&self, name: &str, rows: &RowSelection, n_in: usize) -> Result<Linear> {
         self.weights.linear(name, rows, n_in, self.backend)
     }
 
-    fn qkv(&self, name: &dyn Fn(&str) -> String) -> Result<[Linear; 3]> {
-        let ModelConfig { hidden_size, n_heads, n_kv_heads, head_dim, .. } = *self.config;
+    /// The projections to queries, keys and values, as far as the layer has them.
+    fn qkv(
+        &self,
+        name: &dyn Fn(&str) -> String,
+        layer: &LayerConfig,
+    ) -> Result<(Linear, Option<Linear>, Option<Linear>)> {
+        let ModelConfig { hidden_size, n_heads, .. } = *self.config;
+        let KvHeads { n_kv_heads, head_dim } = self.config.kv_heads(layer);
         let rope_rows = |n_heads| {
             if self.layout.interleaved_rope {
                 RowSelection::permute_rope_rows(n_heads, head_dim)
@@ -206,13 +235,24 @@ impl<'a> DecoderLoader<'a> {
         };
         let query_rows =
             if self.layout.has_gated_queries { self.gated_query_rows(0) } else { rope_rows(n_heads) };
-        let rows = [query_rows, rope_rows(n_kv_heads), RowSelection::all(n_kv_heads * head_dim)];
-        self.layout.qkv.load(rows, |part, rows| self.linear(&name(part), rows, hidden_size))
+        let key_rows = rope_rows(n_kv_heads);
+        let load = |part: &str, rows: &RowSelection| self.linear(&name(part), rows, hidden_size);
+        match (layer.kv_source, self.layout.qkv) {
+            (KvSource::Layer(_), Qkv::Split { query, .. }) => Ok((load(query, &query_rows)?, None, None)),
+            (KvSource::KeyProjection, Qkv::Split { query, key, .. }) => {
+                Ok((load(query, &query_rows)?, Some(load(key, &key_rows)?), None))
+            }
+            (_, qkv) => {
+                let rows = [query_rows, key_rows, RowSelection::all(n_kv_heads * head_dim)];
+                let [query, key, value] = qkv.load(rows, load)?;
+                Ok((query, Some(key), Some(value)))
+            }
+        }
     }
 
-    fn dense_mlp(&self, name: &dyn Fn(&str) -> String) -> Result<Mlp> {
+    pub(super) fn dense_mlp(&self, name: &dyn Fn(&str) -> String, layer: &LayerConfig) -> Result<Mlp> {
         let DecoderLayout { gate_up, down, .. } = *self.layout;
-        self.mlp(name, gate_up, down, self.config.intermediate_size)
+        self.mlp(name, gate_up, down, layer.intermediate_size.unwrap_or(self.config.intermediate_size))
     }
 
     /// An MLP with `n` columns between its projections.
@@ -224,14 +264,19 @@ impl<'a> DecoderLoader<'a> {
         Ok(Mlp { gate, up, down, activation })
     }
 
-    fn moe(&self, name: &dyn Fn(&str) -> String, moe: &MoeConfig) -> Result<MoE> {
+    pub(super) fn moe(&self, name: &dyn Fn(&str) -> String, moe: &MoeConfig) -> Result<MoE> {
         let router_rows = RowSelection::all(moe.n_experts);
         let score_bias = self.layout.score_bias.map(name).filter(|bias| self.weights.contains(bias));
+        let expert_scales = self.layout.dense_moe.map(|names| name(names.expert_scales));
+        let per_expert = |part: Option<String>| {
+            let values =
+                part.map(|part| Ok::<_, Error>(self.weights.vector(&part, moe.n_experts)?.to_vec1()?));
+            values.transpose()
+        };
         Ok(MoE {
             router: self.linear(&name(self.layout.router), &router_rows, self.config.hidden_size)?,
-            score_bias: score_bias
-                .map(|bias| Ok::<_, Error>(self.weights.vector(&bias, moe.n_experts)?.to_vec1()?))
-                .transpose()?,
+            score_bias: per_expert(score_bias)?,
+            expert_scales: per_expert(expert_scales)?,
             routing: moe.routing,
             experts: (0..moe.n_experts)
                 .map(|expert| self.expert(name, expert, moe))

@@ -11,6 +11,8 @@ mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
+mod gemma_loader;
 mod gpt_oss;
 mod granite;
 mod granite_hybrid;
@@ -42,7 +44,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub use causal_lm::{CausalLm, OpCost};
-pub use config::{KvGroup, LayerConfig, LayerPlace, ModelConfig, MoeConfig, QkNorm, ScoreGrowth};
+pub use config::{
+    KvGroup, KvHeads, KvSource, LayerConfig, LayerPlace, ModelConfig, MoeConfig, QkNorm, ScoreGrowth,
+};
 pub use family::DecoderFamily;
 
 use self::config::TokenIds;
@@ -52,7 +56,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 27] = [
+const FAMILIES: [&DecoderFamily; 28] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -80,6 +84,7 @@ const FAMILIES: [&DecoderFamily; 27] = [
     &granite_hybrid::FAMILY,
     &nemotron_h::FAMILY,
     &falcon_h1::FAMILY,
+    &gemma4::FAMILY,
 ];
 
 /// The word for these models in error messages.

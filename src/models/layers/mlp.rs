@@ -33,6 +33,8 @@ pub struct MoE {
     pub routing: Routing,
     /// The MLPs.
     pub experts: Vec<Mlp>,
+    /// The factor of each expert's weight, after all others, `[n_experts]`.
+    pub expert_scales: Option<Vec<f32>>,
     /// The expert that every token goes through.
     pub shared: Option<SharedExpert>,
 }
@@ -125,7 +127,15 @@ impl MoE {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let logits = self.router.forward(x)?;
+        self.forward_routed(x, x)
+    }
+
+    /// Computes the mixture with tokens routed by `router_input`, `[n_tokens, hidden]`, in place of `x`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward_routed(&self, router_input: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let logits = self.router.forward(router_input)?;
         let scores = match self.routing.scoring {
             ExpertScore::Softmax => softmax_last_dim(&logits)?,
             ExpertScore::Sigmoid => sigmoid(&logits)?,
@@ -135,7 +145,9 @@ impl MoE {
         for (token, scores) in scores.to_vec2::<f32>()?.iter().enumerate() {
             for (expert, weight) in self.route(scores) {
                 assigned[expert].0.push(token as u32);
-                assigned[expert].1.push(weight);
+                assigned[expert]
+                    .1
+                    .push(weight * self.expert_scales.as_ref().map_or(1.0, |scales| scales[expert]));
             }
         }
         let shared = self.shared.as_ref().map(|shared| shared.forward(x)).transpose()?;
@@ -200,6 +212,7 @@ mod tests {
         MoE {
             router: Linear::new(Weight::Dense(router), None),
             experts: (0..3).map(expert).collect(),
+            expert_scales: None,
             score_bias: None,
             routing: Routing {
                 experts_per_token: 2,

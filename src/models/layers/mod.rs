@@ -5,10 +5,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod dense_moe;
 pub mod linear;
 pub mod linear_attention;
 pub mod mixer;
 pub mod mlp;
 pub mod norm;
+pub mod per_layer_input;
 pub mod rope;
 pub mod short_conv;
