@@ -82,7 +82,7 @@ fn attention(criterion: &mut Criterion) {
     let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
     for format in [KvFormat::F16, KvFormat::Int8] {
         let mut group = criterion.benchmark_group(format!("attention/{format:?}"));
-        let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, format };
+        let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, shared_values: false, format };
         let attention = PagedAttention {
             n_heads,
             layout,

@@ -164,8 +164,8 @@ impl CustomOp1 for EncoderAttentionOp<'_> {
     }
 }
 
-/// [`PagedAttention`] of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]` to
-/// `[n_tokens, n_heads * head_dim]`. Writes the new keys and values into the KV cache.
+/// [`PagedAttention`] of `[n_tokens, (n_heads + 2 * n_kv_heads) * head_dim]`, or with shared values `[n_tokens,
+/// (n_heads + n_kv_heads) * head_dim]`, to `[n_tokens, n_heads * head_dim]`. Writes the new keys and values into the KV cache.
 pub struct PagedAttentionOp<'a, 'b> {
     isa: Isa,
     attention: PagedAttention<'a>,

@@ -83,11 +83,14 @@ fn matrix_products_stay_within_their_buffers() {
 
 #[test]
 fn paged_attention_stays_within_its_buffers() {
-    for (format, (n_heads, n_kv_heads, head_dim)) in [KvFormat::F32, KvFormat::F16, KvFormat::Int8]
-        .into_iter()
-        .flat_map(|format| [(9, 3, 64), (4, 4, 20), (6, 1, 96), (2, 1, 8)].map(|shape| (format, shape)))
+    let shapes =
+        [(9, 3, 64, false), (4, 4, 20, false), (6, 1, 96, false), (2, 1, 8, false), (5, 1, 38, true)];
+    for (format, (n_heads, n_kv_heads, head_dim, shared_values)) in
+        [KvFormat::F32, KvFormat::F16, KvFormat::Int8]
+            .into_iter()
+            .flat_map(|format| shapes.map(|shape| (format, shape)))
     {
-        let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
+        let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, shared_values, format };
         let n_pairs = head_dim / 2 - 1;
         for (start, len) in [(0, 1), (0, 49), (15, 2), (16, 1), (300, 1), (47, 17)] {
             let head_norm = GuardedNumbers::new(head_dim);
@@ -107,7 +110,7 @@ fn paged_attention_stays_within_its_buffers() {
                 query_scales: Some(scales.get()),
                 sinks: Some(sinks.get()),
             };
-            let qkv = GuardedNumbers::new(len * (n_heads + 2 * n_kv_heads) * head_dim);
+            let qkv = GuardedNumbers::new(len * attention.row_len());
             let n_blocks = (start + len).div_ceil(BLOCK_TOKENS);
             // The last layer of the last block of a slab ends at the end of a page.
             let mut slabs: Vec<_> = (0..n_blocks).map(|_| layout.allocate_blocks()).collect();

@@ -309,10 +309,13 @@ fn paged_attention_does_not_depend_on_chunks_or_batch() {
     let random = &mut StdRng::seed_from_u64(5);
     let lengths = [700, 33, 260];
     for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
-        for (n_heads, n_kv_heads, head_dim, window) in
-            [(9, 3, 64, None), (4, 4, 20, Some(40)), (6, 1, 96, Some(300))]
-        {
-            let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, format };
+        for (n_heads, n_kv_heads, head_dim, window, shared_values) in [
+            (9, 3, 64, None, false),
+            (4, 4, 20, Some(40), false),
+            (6, 1, 96, Some(300), false),
+            (5, 1, 42, None, true),
+        ] {
+            let layout = KvLayout { n_layers: 2, n_kv_heads, head_dim, shared_values, format };
             let attention = PagedAttention {
                 n_heads,
                 layout,
@@ -326,7 +329,7 @@ fn paged_attention_does_not_depend_on_chunks_or_batch() {
                 query_scales: None,
                 sinks: None,
             };
-            let row_len = (n_heads + 2 * n_kv_heads) * head_dim;
+            let row_len = attention.row_len();
             let inputs = lengths.map(|len| random_numbers(random, len * row_len));
             for isa in isas().into_iter().filter(|&isa| isa != Isa::Scalar || head_dim == 20) {
                 // Each sequence in one chunk, alone.
@@ -377,6 +380,46 @@ fn paged_attention_does_not_depend_on_chunks_or_batch() {
                         );
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Values that are stored once with their keys give the bits that a copy of the keys gives.
+#[test]
+fn shared_values_equal_values_that_repeat_the_keys() {
+    let random = &mut StdRng::seed_from_u64(6);
+    let n_tokens = 300;
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
+        for (n_heads, n_kv_heads, head_dim) in [(3, 1, 42), (20, 1, 40), (6, 2, 16)] {
+            let attend = |isa: Isa, shared_values: bool, qkv: &[f32]| {
+                let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, shared_values, format };
+                let attention = PagedAttention {
+                    n_heads,
+                    layout,
+                    layer: 0,
+                    scale: 0.1,
+                    softcap: None,
+                    window: None,
+                    head_norms: None,
+                    rope: None,
+                    query_scales: None,
+                    sinks: None,
+                };
+                let mut kv_cache = TestKvCache::new(layout, 1);
+                let (prompt, rest) = qkv.split_at((n_tokens - 2) * attention.row_len());
+                let mut y = attention.forward(isa, prompt, &mut kv_cache.extend(&[(0, 0, n_tokens - 2)]));
+                y.extend(attention.forward(isa, rest, &mut kv_cache.extend(&[(0, n_tokens - 2, 2)])));
+                y
+            };
+            let shared = random_numbers(random, n_tokens * (n_heads + n_kv_heads) * head_dim);
+            let repeated: Vec<f32> = shared
+                .chunks((n_heads + n_kv_heads) * head_dim)
+                .flat_map(|row| [row, &row[n_heads * head_dim..]].concat())
+                .collect();
+            for isa in isas() {
+                let (found, expected) = (attend(isa, true, &shared), attend(isa, false, &repeated));
+                assert!(found == expected, "{format:?} {isa} {n_heads} {head_dim}");
             }
         }
     }

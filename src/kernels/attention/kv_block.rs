@@ -2,7 +2,8 @@
 //!
 //! A block holds the keys and values of [`BLOCK_TOKENS`] tokens, for every layer and key head. The keys of a
 //! head are stored as `[head_dim][token]`, so that a query is multiplied with all tokens of a block at once;
-//! its values follow as `[token][padded_dim]`, rows padded to whole vectors.
+//! its values follow as `[token][padded_dim]`, rows padded to whole vectors. Layouts with shared values have no values:
+//! kernels transpose the keys instead.
 //!
 //! [`KvFormat::Int8`] keeps the four elements of a quad side by side, as packed weights do, so that the same
 //! dot-product instructions apply: keys are `[head_dim / 4][token][4]`, values
@@ -41,6 +42,8 @@ pub struct KvLayout {
     pub n_kv_heads: usize,
     /// Elements of a head's key, and of its value.
     pub head_dim: usize,
+    /// Whether a head's value is its key, as in multi-head latent attention; it is then stored once.
+    pub shared_values: bool,
     /// Number format of the elements.
     pub format: KvFormat,
 }
@@ -134,20 +137,36 @@ impl KvLayout {
         layer * self.layer_stride() + head * self.head_bytes()
     }
 
-    /// Bytes from a head's keys to its values.
-    pub(super) fn values_offset(&self) -> usize {
+    /// Rows that a token adds to each key head: its key, and its value unless that is the key.
+    pub fn rows_per_token(&self) -> usize {
+        if self.shared_values { 1 } else { 2 }
+    }
+
+    /// Bytes of a head's keys.
+    pub(super) fn keys_bytes(&self) -> usize {
         BLOCK_TOKENS * self.key_dim() * self.element_bytes()
+    }
+
+    /// Bytes from a head's keys to its values; none if these are the keys.
+    pub(super) fn values_offset(&self) -> usize {
+        if self.shared_values { 0 } else { self.keys_bytes() }
     }
 
     /// Bytes from a head's keys to the scales of the keys; the scales of the values follow.
     pub(super) fn scales_offset(&self) -> usize {
-        BLOCK_TOKENS * (self.key_dim() + self.padded_dim()) * self.element_bytes()
+        let values_len = if self.shared_values { 0 } else { BLOCK_TOKENS * self.padded_dim() };
+        self.keys_bytes() + values_len * self.element_bytes()
     }
 
     /// Bytes of a head: its keys, its values and their scales.
     pub(super) fn head_bytes(&self) -> usize {
-        let scale_bytes = if self.format == KvFormat::Int8 { 2 * BLOCK_TOKENS * size_of::<f32>() } else { 0 };
-        self.scales_offset() + scale_bytes
+        let n_scales = if self.format == KvFormat::Int8 { self.rows_per_token() * BLOCK_TOKENS } else { 0 };
+        self.scales_offset() + n_scales * size_of::<f32>()
+    }
+
+    /// The row that is stored for a key or value.
+    fn stored_kind(&self, kind: KvKind) -> KvKind {
+        if self.shared_values { KvKind::Key } else { kind }
     }
 
     fn element_bytes(&self) -> usize {
@@ -254,7 +273,7 @@ impl KvBlock {
     fn element_offset(&self, KvRow { head, slot, kind, .. }: KvRow, i: usize) -> usize {
         let layout = &self.layout;
         assert!(head < layout.n_kv_heads && slot < BLOCK_TOKENS && i < layout.head_dim);
-        let in_head = with_kv_element!(layout.format, E => match kind {
+        let in_head = with_kv_element!(layout.format, E => match layout.stored_kind(kind) {
             KvKind::Key => E::key_offset(slot, i),
             KvKind::Value => layout.values_offset() + E::value_offset(layout.padded_dim(), slot, i),
         });
@@ -264,7 +283,7 @@ impl KvBlock {
     /// Bytes from the start of a layer to the scale of a row, in formats that have scales.
     fn scale_offset(&self, KvRow { head, slot, kind, .. }: KvRow) -> Option<usize> {
         let scales = head * self.layout.head_bytes() + self.layout.scales_offset();
-        let idx = slot + if kind == KvKind::Value { BLOCK_TOKENS } else { 0 };
+        let idx = slot + if self.layout.stored_kind(kind) == KvKind::Value { BLOCK_TOKENS } else { 0 };
         (self.layout.format == KvFormat::Int8).then_some(scales + idx * size_of::<f32>())
     }
 }

@@ -15,7 +15,8 @@ pub(super) struct FloatKvKernel<E> {
     head: KvHeadLayout,
     /// `[n_rows, padded_dim]`
     queries: Vec<f32>,
-    /// Scratch memory for the keys or values of a step in float32; empty where they are used as they are.
+    /// Scratch memory for the keys or values of a step in float32; empty where they are used as they are. Keys that are
+    /// values, too, are never used as they are.
     widened: Vec<f32>,
     element: PhantomData<E>,
 }
@@ -25,7 +26,8 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
 
     #[inline(always)]
     fn new<S: Simd>(_: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
-        let n_widened = if rows_per_head <= MAX_DIRECT_ROWS { 0 } else { STEP_BLOCKS };
+        let is_direct = rows_per_head <= MAX_DIRECT_ROWS && !layout.shared_values;
+        let n_widened = if is_direct { 0 } else { STEP_BLOCKS };
         let widened = vec![0.0; n_widened * BLOCK_TOKENS * layout.padded_dim()];
         Self { head: KvHeadLayout::new::<E>(layout), queries, widened, element: PhantomData }
     }
@@ -78,14 +80,18 @@ impl<E: KvFloat> KvKernel for FloatKvKernel<E> {
         };
         let values = &mut values[..n_rows * padded];
         // SAFETY: `new` checked the element type, and `pointers` that each block has all values of a head
-        // behind the keys; `widen` fills memory for as many float32.
+        // behind the keys, or all keys; `widen` and `transpose` fill memory for as many float32.
         unsafe {
             if widened.is_empty() {
                 return product.add_to::<S, E>(simd, values);
             }
             let widened = widened.chunks_exact_mut(padded * LANES);
             for (block, to) in product.blocks[..step.n_blocks].iter_mut().zip(widened) {
-                *block = widen::<S, E>(simd, *block, to);
+                *block = if head.shared_values {
+                    transpose::<S, E>(simd, *block, head.dim, to)
+                } else {
+                    widen::<S, E>(simd, *block, to)
+                };
             }
             product.ahead = [None; STEP_BLOCKS];
             product.add_to::<S, F32>(simd, values);
@@ -102,6 +108,33 @@ unsafe fn widen<S: Simd, E: KvFloat>(simd: S, from: *const u8, to: &mut [f32]) -
     for (idx, to) in to.as_chunks_mut().0.iter_mut().enumerate() {
         // SAFETY: the caller has checked that there is an element for each of `to`.
         store_array(simd, unsafe { E::load(simd, from.add(idx * LANES * E::BYTES)) }, to);
+    }
+    to.as_ptr().cast()
+}
+
+/// Widens the keys of a block to float32, as values: `[dim][BLOCK_TOKENS]` to `[BLOCK_TOKENS][padded]`. Returns the
+/// address of `to`.
+///
+/// # Safety
+/// `dim * BLOCK_TOKENS` elements can be read at `from`.
+///
+/// # Panics
+/// When `to` has no room for rows of `dim` elements, padded to whole vectors.
+#[inline(always)]
+unsafe fn transpose<S: Simd, E: KvFloat>(simd: S, from: *const u8, dim: usize, to: &mut [f32]) -> *const u8 {
+    let padded = to.len() / BLOCK_TOKENS;
+    for start in (0..dim).step_by(LANES) {
+        let mut columns = [[0.0; BLOCK_TOKENS]; LANES];
+        for (i, column) in columns.iter_mut().enumerate().take(dim - start) {
+            // SAFETY: `start + i < dim`; the caller has checked that there are so many vectors of elements.
+            let elements = unsafe { E::load(simd, from.add((start + i) * BLOCK_TOKENS * E::BYTES)) };
+            store_array(simd, elements, column);
+        }
+        for (token, row) in to.chunks_exact_mut(padded).enumerate() {
+            for (element, column) in row[start..start + LANES].iter_mut().zip(&columns) {
+                *element = column[token];
+            }
+        }
     }
     to.as_ptr().cast()
 }

@@ -25,6 +25,8 @@ pub(super) struct Int8KvKernel {
     queries: QuantizedRows,
     /// Weights of a step's keys, one row per query row of a head.
     weights: QuantizedRows,
+    /// Scratch memory for the keys of a step as values, where these are the keys.
+    transposed: Vec<u8>,
 }
 
 /// Rows of vectors, quantized to 16-bit integers with one scale per row.
@@ -96,7 +98,8 @@ impl KvKernel for Int8KvKernel {
             quantized.set(simd, row, query.as_chunks().0.iter().map(|x| load_array(simd, x)));
         }
         let weights = QuantizedRows::new(rows_per_head, STEP_BLOCKS);
-        Self { head, queries: quantized, weights }
+        let n_transposed = if layout.shared_values { STEP_BLOCKS * BLOCK_TOKENS * padded } else { 0 };
+        Self { head, queries: quantized, weights, transposed: vec![0; n_transposed] }
     }
 
     #[inline(always)]
@@ -128,7 +131,15 @@ impl KvKernel for Int8KvKernel {
             };
             self.weights.set(simd, row, (0..step.n_blocks).map(scaled));
         }
-        let tile = Int8Tile { kernel: self, step, blocks: step.pointers(&self.head) };
+        let mut blocks = step.pointers(&self.head);
+        if self.head.shared_values {
+            let transposed = self.transposed.chunks_exact_mut(BLOCK_TOKENS * padded);
+            for (n, to) in transposed.enumerate().take(step.n_blocks) {
+                transpose(&step.blocks[n][..BLOCK_TOKENS * self.head.key_dim], to);
+                blocks[n] = to.as_ptr();
+            }
+        }
+        let tile = Int8Tile { kernel: self, step, blocks };
         for column in (0..padded).step_by(2 * LANES) {
             let n_vectors = (padded - column).min(2 * LANES) / LANES;
             let mut row = 0;
@@ -149,7 +160,8 @@ impl KvKernel for Int8KvKernel {
 struct Int8Tile<'a> {
     kernel: &'a Int8KvKernel,
     step: &'a KvStep<'a>,
-    /// Addresses of the blocks, each of which has a whole head: from [`KvStep::pointers`].
+    /// Addresses of the blocks, each of which has a whole head: from [`KvStep::pointers`], or for values that are the
+    /// keys from [`transpose`].
     blocks: [*const u8; STEP_BLOCKS],
 }
 
@@ -215,8 +227,8 @@ impl Int8Tile<'_> {
                 if let Some(ahead) = ahead {
                     prefetch(simd, ahead.wrapping_add(quad_offset), V * CODE_BYTES);
                 }
-                // SAFETY: `pointers` checked that the block has all values of a head, whose `V` vectors from
-                // `column` on these are; the row has quads for `STEP_BLOCKS` blocks.
+                // SAFETY: `pointers` checked that the block has all values of a head, or `transpose` wrote them;
+                // these are their `V` vectors from `column` on. The row has quads for `STEP_BLOCKS` blocks.
                 unsafe {
                     let of_quad = blocks[n].add(offset + quad_offset);
                     let mut codes = [simd.load_codes_8(of_quad); V];
@@ -243,10 +255,31 @@ impl Int8Tile<'_> {
     }
 }
 
+/// Writes the codes of a block's keys as values: `[key_dim / 4][BLOCK_TOKENS][4]` to `[BLOCK_TOKENS / 4][padded][4 tokens]`.
+///
+/// # Panics
+/// When `to` has no room for rows of `key_dim` elements.
+#[inline(always)]
+fn transpose(keys: &[u8], to: &mut [u8]) {
+    for (to, first_token) in
+        to.chunks_exact_mut(to.len() / (BLOCK_TOKENS / QUAD_LEN)).zip((0..).step_by(QUAD_LEN))
+    {
+        for (elements, keys) in to.chunks_exact_mut(QUAD_LEN * QUAD_LEN).zip(keys.chunks_exact(CODE_BYTES)) {
+            let tokens = &keys[first_token * QUAD_LEN..][..QUAD_LEN * QUAD_LEN];
+            for i in 0..QUAD_LEN {
+                for token in 0..QUAD_LEN {
+                    elements[i * QUAD_LEN + token] = tokens[token * QUAD_LEN + i];
+                }
+            }
+        }
+    }
+}
+
 /// Scales of a head's keys or values in a block.
 #[inline(always)]
 fn scales_of<'a>(head: &KvHeadLayout, block: &'a [u8], kind: KvKind) -> &'a [u8; SCALE_BYTES] {
-    let offset = head.scales_offset + if kind == KvKind::Value { SCALE_BYTES } else { 0 };
+    let is_second = kind == KvKind::Value && !head.shared_values;
+    let offset = head.scales_offset + if is_second { SCALE_BYTES } else { 0 };
     let Some(scales) = block[offset..].first_chunk() else { unreachable!("a head ends with its scales") };
     scales
 }

@@ -62,6 +62,7 @@ pub(super) struct KvHeadLayout {
     pub(super) values_offset: usize,
     pub(super) scales_offset: usize,
     pub(super) bytes: usize,
+    pub(super) shared_values: bool,
 }
 
 impl KvHeadLayout {
@@ -78,6 +79,7 @@ impl KvHeadLayout {
             values_offset: layout.values_offset(),
             scales_offset: layout.scales_offset(),
             bytes: layout.head_bytes(),
+            shared_values: layout.shared_values,
         }
     }
 }

@@ -67,9 +67,11 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
         let padded = layout.padded_dim();
         for head in self.kv_heads.clone() {
             let keys = self.sequence.head_ptr(head, self.block);
-            let value = keys.wrapping_add(layout.values_offset() + E::value_offset(padded, self.slot, 0));
-            prefetch(simd, keys, layout.values_offset());
-            prefetch(simd, value, padded * E::BYTES);
+            prefetch(simd, keys, layout.keys_bytes());
+            if !layout.shared_values {
+                let value = keys.wrapping_add(layout.values_offset() + E::value_offset(padded, self.slot, 0));
+                prefetch(simd, value, padded * E::BYTES);
+            }
         }
     }
 
@@ -77,7 +79,7 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
     #[inline(always)]
     pub(super) fn write<S: Simd>(&self, simd: S) {
         let Self { attention, row, .. } = *self;
-        let KvLayout { n_kv_heads, head_dim, .. } = attention.layout;
+        let KvLayout { n_kv_heads, head_dim, shared_values, .. } = attention.layout;
         let (keys, values) = self.qkv[attention.n_heads * head_dim..].split_at(n_kv_heads * head_dim);
         let norm = attention.head_norms.map(HeadNorms::key_norm);
         let rope = attention.rope.as_ref().map(|rope| (rope, row));
@@ -88,6 +90,9 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
             padded[..head_dim].copy_from_slice(&keys[of_head.clone()]);
             norm_rope_scale(&mut padded[..head_dim], norm, rope, 1.0);
             self.write_key(simd, head, padded.as_chunks().0);
+            if shared_values {
+                continue;
+            }
             padded[..head_dim].copy_from_slice(&values[of_head]);
             self.write_value(simd, head, padded.as_chunks().0);
         }

@@ -84,8 +84,8 @@ thread_local! {
 
 impl PagedAttention<'_> {
     /// Computes the attention of new tokens. `qkv` holds their queries, keys and values, `[n_tokens,
-    /// (n_heads + 2 * n_kv_heads) * head_dim]`, sequence by sequence. Writes the keys and values, unless they are
-    /// shared, into the blocks and returns `[n_tokens, n_heads * head_dim]`.
+    /// (n_heads + 2 * n_kv_heads) * head_dim]`, sequence by sequence; with shared values only queries and keys. Writes the
+    /// keys and values, unless they are another layer's, into the blocks and returns `[n_tokens, n_heads * head_dim]`.
     ///
     /// # Panics
     /// When lengths do not fit each other, a block has another layout, or a sequence lacks a block that is
@@ -156,7 +156,7 @@ impl PagedAttention<'_> {
     /// Elements of the queries, keys and values of a token.
     pub fn row_len(&self) -> usize {
         let n_kv_heads = if self.is_kv_shared { 0 } else { self.layout.n_kv_heads };
-        (self.n_heads + 2 * n_kv_heads) * self.layout.head_dim
+        (self.n_heads + self.layout.rows_per_token() * n_kv_heads) * self.layout.head_dim
     }
 
     /// Factor of the scores of a query, given its row in the batch.

@@ -407,6 +407,7 @@ impl ModelConfig {
             n_layers,
             n_kv_heads,
             head_dim,
+            shared_values: false,
             format,
         };
         self.kv_groups().into_iter().map(layout).collect()
