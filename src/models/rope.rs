@@ -114,6 +114,14 @@ impl Rope {
         Self { theta, rotary_dim: self.rotary_dim, scaling: RopeScaling::None, attention_factor: 1.0 }
     }
 
+    /// YaRN's `mscale` for the multiplier `mscale_all_dim`, by which DeepSeek scales queries and keys; one without YaRN.
+    pub fn mscale(&self, multiplier: f64) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { factor, .. } => yarn_factor(factor, multiplier),
+            _ => 1.0,
+        }
+    }
+
     /// The frequency of each pair in radians per position, `[rotary_dim / 2]`, for a sequence whose prompt
     /// has `n_prompt` tokens.
     pub fn frequencies(&self, n_prompt: usize) -> Vec<f32> {

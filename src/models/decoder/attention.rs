@@ -20,7 +20,6 @@ use crate::models::layers::attention::{AttentionParams, attention};
 use crate::models::layers::linear::{Linear, concat_linear, linear_residual};
 use crate::models::layers::mixer::MixerInput;
 use crate::models::layers::norm::{RmsNorm, RowNorm};
-use crate::models::layers::rope::CosSinCache;
 use crate::models::profile::ForwardOp;
 
 /// The weights of attention in one layer.
@@ -136,22 +135,15 @@ impl Attention {
     fn attention<'a>(&'a self, context: &LayerContext<'a>) -> PagedAttention<'a> {
         let config = context.config;
         PagedAttention {
-            n_heads: config.n_heads,
-            layout: context.kv_layout,
-            layer: context.layer_idx,
             is_kv_shared: self.key.is_none(),
-            scale: config.attention_scale as f32,
-            softcap: config.attention_softcap.map(|cap| cap as f32),
-            window: context.window,
             head_norms: self.head_norms(config).map(|(query, key)| HeadNorms {
                 query: &query.weight,
                 key: &key.weight,
                 eps: query.eps,
                 after_rope: config.qk_norm == QkNorm::RotatedHead,
             }),
-            rope: context.cos_sin.map(CosSinCache::kernel_params),
-            query_scales: context.query_scales,
             sinks: self.sinks.as_deref(),
+            ..context.paged_attention()
         }
     }
 
@@ -187,34 +179,51 @@ impl Attention {
         if let Some(scales) = context.query_scales {
             query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &Device::Cpu)?)?;
         }
-        let params = AttentionParams {
-            scale: context.config.attention_scale,
-            softcap: context.config.attention_softcap,
-            sinks: self.sinks.as_deref(),
+        let new = new.as_ref().map(|(key, value)| [key, value]);
+        attend_sequences(&query, new, self.sinks.as_deref(), sequences, context)
+    }
+}
+
+/// Attention of normed and rotated queries, `[n_tokens, heads, head_dim]`, in plain candle operations, sequence by
+/// sequence; the result is `[n_tokens, n_heads * head_dim]`. The `new` keys and values, of the same form, are written first;
+/// without them those of another layer are read.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub(super) fn attend_sequences(
+    query: &Tensor,
+    new: Option<[&Tensor; 2]>,
+    sinks: Option<&[f32]>,
+    sequences: &mut [SequenceKv],
+    context: &LayerContext,
+) -> Result<Tensor> {
+    let params = AttentionParams {
+        scale: context.config.attention_scale,
+        softcap: context.config.attention_softcap,
+        sinks,
+    };
+    let mut row = 0;
+    let mut outputs = Vec::with_capacity(sequences.len());
+    for (sequence, mask) in sequences.iter_mut().zip(context.masks) {
+        let (start, len) = (sequence.start, sequence.len);
+        // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
+        let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
+        let (layout, layer) = (&context.kv_layout, context.layer_idx);
+        let (keys, values) = match new {
+            Some([key, value]) => {
+                write_and_gather(sequence, layout, layer, &heads_first(key)?, &heads_first(value)?)?
+            }
+            None => gather(sequence, layout, layer)?,
         };
-        let mut row = 0;
-        let mut outputs = Vec::with_capacity(sequences.len());
-        for (sequence, mask) in sequences.iter_mut().zip(context.masks) {
-            let (start, len) = (sequence.start, sequence.len);
-            // [n_tokens, heads, head_dim] -> [heads, len, head_dim]
-            let heads_first = |x: &Tensor| x.narrow(0, row, len)?.transpose(0, 1)?.contiguous();
-            let (layout, layer) = (&context.kv_layout, context.layer_idx);
-            let (keys, values) = match &new {
-                Some((key, value)) => {
-                    write_and_gather(sequence, layout, layer, &heads_first(key)?, &heads_first(value)?)?
-                }
-                None => gather(sequence, layout, layer)?,
-            };
-            let first = window_start(start, context.window);
-            let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
-            let (keys, values) = (in_window(&keys)?, in_window(&values)?);
-            outputs.push(attention(&heads_first(&query)?, &keys, &values, params, mask.as_ref())?);
-            row += len;
-        }
-        match outputs.as_slice() {
-            [single] => Ok(single.clone()),
-            several => Ok(Tensor::cat(several, 0)?),
-        }
+        let first = window_start(start, context.window);
+        let in_window = |x: &Tensor| x.narrow(1, first, start + len - first)?.contiguous();
+        let (keys, values) = (in_window(&keys)?, in_window(&values)?);
+        outputs.push(attention(&heads_first(query)?, &keys, &values, params, mask.as_ref())?);
+        row += len;
+    }
+    match outputs.as_slice() {
+        [single] => Ok(single.clone()),
+        several => Ok(Tensor::cat(several, 0)?),
     }
 }
 
@@ -242,6 +251,7 @@ mod tests {
     use crate::models::decoder::config::ScoreGrowth;
     use crate::models::layers::attention::causal_mask;
     use crate::models::layers::linear::Weight;
+    use crate::models::layers::rope::CosSinCache;
     use crate::models::profile::ForwardProfile;
     use crate::models::rope::{Rope, RopeScaling};
     use crate::models::{Backend, BlockId, ForwardInput, KvCache, SequenceChunk, SequenceId};

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use serde::Deserialize;
 
+use super::latent_config::LatentAttentionConfig;
 use super::layout::DecoderLayout;
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::{KvFormat, KvLayout};
@@ -15,7 +16,7 @@ use crate::models::family::{
     CONTEXT_LENGTH, CheckpointLayouts, FULL_ATTENTION, HIDDEN_ACT, HIDDEN_SIZE, INTERMEDIATE_SIZE,
     LAYER_TYPES, N_HEADS, N_LAYERS, SLIDING_ATTENTION, check_sizes, impossible,
 };
-use crate::models::layers::mlp::{ExpertScore, Routing};
+use crate::models::layers::mlp::{ExpertGroups, ExpertScore, Routing};
 use crate::models::rope::Rope;
 
 /// A decoder, described by data.
@@ -47,6 +48,9 @@ pub struct ModelConfig {
     pub qk_norm: QkNorm,
     /// Whether the heads of values are normed, without weights.
     pub normed_values: bool,
+    /// Multi-head latent attention (MLA), in models that have it. The KV cache then has one head, whose width is
+    /// `head_dim`.
+    pub latent_attention: Option<LatentAttentionConfig>,
     /// The factor that attention scores are scaled by.
     pub attention_scale: f64,
     /// The softcap of attention scores.
@@ -310,7 +314,15 @@ impl ModelConfig {
         let n_layers = checkpoint.required(N_LAYERS)?;
         let n_layers = n_layers.saturating_sub(checkpoint.integer(N_PREDICTION_LAYERS)?.unwrap_or(0));
         let activation = checkpoint.string(HIDDEN_ACTIVATION)?.or(checkpoint.string(HIDDEN_ACT)?);
-        let head_dim = checkpoint.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1));
+        let latent_attention = LatentAttentionConfig::from_checkpoint(checkpoint)?;
+        let (head_dim, n_kv_heads) = match &latent_attention {
+            Some(latent) => (latent.cached_dim(), 1),
+            None => (
+                checkpoint.integer(HEAD_DIM)?.unwrap_or(hidden_size / n_heads.max(1)),
+                checkpoint.largest(N_KV_HEADS)?.unwrap_or(n_heads),
+            ),
+        };
+        let score_dim = latent_attention.map_or(head_dim, |latent| latent.query_dim());
         let eps = checkpoint.float(RMS_NORM_EPS)?.or(checkpoint.float(LAYER_NORM_EPS)?);
         let eps = eps.or(checkpoint.float(NORM_EPS)?).ok_or_else(|| checkpoint.missing(RMS_NORM_EPS))?;
         let mut config = Self {
@@ -325,7 +337,7 @@ impl ModelConfig {
                     .ok_or_else(|| checkpoint.missing(INTERMEDIATE_SIZE))?,
             },
             n_heads,
-            n_kv_heads: checkpoint.largest(N_KV_HEADS)?.unwrap_or(n_heads),
+            n_kv_heads,
             head_dim,
             n_vocab,
             context_length: checkpoint.required(CONTEXT_LENGTH)?,
@@ -333,7 +345,8 @@ impl ModelConfig {
             post_norm_eps: eps,
             qk_norm: QkNorm::default(),
             normed_values: false,
-            attention_scale: 1.0 / (head_dim as f64).sqrt(),
+            latent_attention,
+            attention_scale: 1.0 / (score_dim as f64).sqrt(),
             attention_softcap: None,
             logit_scale: None,
             logit_softcap: None,
@@ -352,7 +365,8 @@ impl ModelConfig {
             eos_token_ids: Vec::new(),
         };
         config.validate(n_layers)?;
-        let rope = Rope::from_checkpoint(checkpoint, head_dim, FULL_ATTENTION)?;
+        let rope_dim = latent_attention.map_or(head_dim, |latent| latent.rope_dim);
+        let rope = Rope::from_checkpoint(checkpoint, rope_dim, FULL_ATTENTION)?;
         config.layers = vec![LayerConfig { rope: Some(rope), ..LayerConfig::default() }; n_layers];
         config.set_windows(checkpoint, |_| true)?;
         Ok(config)
@@ -403,11 +417,12 @@ impl ModelConfig {
 
     /// The KV cache's block layout in each of [`ModelConfig::kv_groups`].
     pub fn kv_layouts(&self, format: KvFormat) -> Vec<KvLayout> {
+        let shared_values = self.latent_attention.is_some();
         let layout = |KvGroup { heads: KvHeads { n_kv_heads, head_dim }, n_layers, .. }: KvGroup| KvLayout {
             n_layers,
             n_kv_heads,
             head_dim,
-            shared_values: false,
+            shared_values,
             format,
         };
         self.kv_groups().into_iter().map(layout).collect()
@@ -562,9 +577,17 @@ impl ModelConfig {
     /// When they are not.
     pub(super) fn check_moe(&self) -> Result<()> {
         let Some(moe) = &self.moe else { return Ok(()) };
-        let MoeConfig { n_experts, routing: Routing { experts_per_token, .. }, .. } = *moe;
-        if experts_per_token == 0 || experts_per_token > n_experts {
-            return Err(impossible(format_args!("{experts_per_token} experts per token of {n_experts}")));
+        let MoeConfig { n_experts, routing: Routing { experts_per_token, groups, .. }, .. } = *moe;
+        if let Some(ExpertGroups { n_groups, groups_per_token }) = groups
+            && (!(1..=n_groups).contains(&groups_per_token) || !n_experts.is_multiple_of(n_groups))
+        {
+            return Err(impossible(format_args!(
+                "{groups_per_token} groups per token of {n_groups} groups of {n_experts} experts"
+            )));
+        }
+        let n_eligible = groups.map_or(n_experts, |groups| groups.n_eligible(n_experts));
+        if experts_per_token == 0 || experts_per_token > n_eligible {
+            return Err(impossible(format_args!("{experts_per_token} experts per token of {n_eligible}")));
         }
         check_sizes(&[
             ("experts", n_experts, 1 << 16),
@@ -591,6 +614,7 @@ impl MoeConfig {
                     None => checkpoint.required(EXPERTS_PER_TOKEN)?,
                 },
                 scoring: ExpertScore::Softmax,
+                groups: None,
                 normalize_weights: checkpoint.boolean(NORMALIZE_WEIGHTS)?.unwrap_or(true),
                 weight_scale: checkpoint.float(WEIGHT_SCALE)?.unwrap_or(1.0) as f32,
             },

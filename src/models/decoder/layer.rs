@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use super::attention::Attention;
 use super::config::ModelConfig;
+use super::latent_attention::LatentAttention;
 use super::layer_context::{LayerContext, LayerStates};
 use crate::error::Result;
 use crate::models::layers::dense_moe::DenseMoE;
@@ -44,6 +45,8 @@ pub struct DecoderLayer {
 pub enum Mixer {
     /// Attention.
     Attention(Box<Attention>),
+    /// Multi-head latent attention (MLA).
+    LatentAttention(Box<LatentAttention>),
     /// The gated delta net, or Mamba-2.
     LinearAttention(Box<LinearAttentionMixer>),
     /// The short convolution of LFM2.
@@ -83,7 +86,7 @@ impl DecoderLayer {
         let ModelConfig { residual_scale, mixer_scales, mlp_scale, .. } = *context.config;
         let mut residual = x.clone();
         for mixer in &self.mixers {
-            let scale = residual_scale * mixer_scales[usize::from(!matches!(mixer, Mixer::Attention(_)))];
+            let scale = residual_scale * mixer_scales[usize::from(!mixer.is_attention())];
             let input = MixerInput {
                 norm: self.mixer_norm.as_ref().map(|norm| norm as &dyn RowNorm),
                 x,
@@ -142,6 +145,10 @@ impl DecoderLayer {
 }
 
 impl Mixer {
+    fn is_attention(&self) -> bool {
+        matches!(self, Self::Attention(_) | Self::LatentAttention(_))
+    }
+
     fn forward(
         &self,
         input: &MixerInput,
@@ -152,6 +159,7 @@ impl Mixer {
         let isa = context.backend.isa();
         let y = match self {
             Self::Attention(attention) => return attention.forward(input, states.kv, context),
+            Self::LatentAttention(attention) => return attention.forward(input, states.kv, context),
             Self::LinearAttention(mixer) => {
                 mixer.forward(isa, input, state_layout, recurrent_idx, states.recurrent)?
             }
@@ -167,6 +175,7 @@ impl Mixer {
     fn matrices(&self) -> Vec<(ForwardOp, &Linear)> {
         let matrices: Vec<&Linear> = match self {
             Self::Attention(attention) => return attention.matrices(),
+            Self::LatentAttention(attention) => return attention.matrices(),
             Self::LinearAttention(mixer) => mixer.projections.iter().chain([&mixer.output]).collect(),
             Self::ShortConv(mixer) => vec![&mixer.input, &mixer.output],
         };

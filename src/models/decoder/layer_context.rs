@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use super::config::ModelConfig;
-use crate::kernels::attention::SequenceKv;
 use crate::kernels::attention::kv_block::KvLayout;
+use crate::kernels::attention::{PagedAttention, SequenceKv};
 use crate::kernels::recurrent::{SequenceState, StateLayout};
 use crate::models::backend::Backend;
 use crate::models::layers::rope::CosSinCache;
@@ -37,6 +37,27 @@ pub struct LayerContext<'a> {
     pub masks: &'a [Option<Tensor>],
     /// The profile that the layer's time is added to.
     pub profile: &'a ForwardProfile,
+}
+
+impl<'a> LayerContext<'a> {
+    /// The parameters of the attention kernel, without norms of heads and sinks, for a layer that
+    /// writes keys and values of its own.
+    pub fn paged_attention(&self) -> PagedAttention<'a> {
+        let config = self.config;
+        PagedAttention {
+            n_heads: config.n_heads,
+            layout: self.kv_layout,
+            layer: self.layer_idx,
+            is_kv_shared: false,
+            scale: config.attention_scale as f32,
+            softcap: config.attention_softcap.map(|cap| cap as f32),
+            window: self.window,
+            head_norms: None,
+            rope: self.cos_sin.map(CosSinCache::kernel_params),
+            query_scales: self.query_scales,
+            sinks: None,
+        }
+    }
 }
 
 /// The state of a batch's sequences in one layer.

@@ -26,6 +26,8 @@ pub struct DecoderLayout {
     pub attention_gate: Option<&'static str>,
     /// Whether each head of the query projection has the rows of this gate behind its own.
     pub has_gated_queries: bool,
+    /// The projections of latent attention.
+    pub latent_attention: LatentAttentionNames,
     /// The recurrent mixer.
     pub recurrence: Option<RecurrenceNames>,
     /// The output projection of attention.
@@ -69,6 +71,26 @@ pub struct QkNormNames {
     pub query: &'static str,
     /// The norm of keys.
     pub key: &'static str,
+}
+
+/// The tensor names of latent attention. The projection of queries from the hidden state has its name in [`Qkv`].
+#[derive(Debug, Clone, Copy)]
+pub struct LatentAttentionNames {
+    /// The projection to the latent of queries.
+    pub query_down: &'static str,
+    /// The norm of that latent.
+    pub query_norm: &'static str,
+    /// The projection from it to queries.
+    pub query_up: &'static str,
+    /// The projection to the latent of keys and values, and to the rotated part of keys.
+    pub kv_down: &'static str,
+    /// The norm of that latent.
+    pub kv_norm: &'static str,
+    /// The projection from it to the key and the value of each head.
+    pub kv_up: &'static str,
+    /// Its parts in place of it, if the checkpoint has them: one with the matrix of each head's key transposed, one
+    /// with those of values.
+    pub split_kv_up: Option<(&'static str, &'static str)>,
 }
 
 /// The tensor names of the expert that every token goes through.
@@ -222,6 +244,15 @@ impl DecoderLayout {
         sinks: None,
         attention_gate: None,
         has_gated_queries: false,
+        latent_attention: LatentAttentionNames {
+            query_down: "self_attn.q_a_proj",
+            query_norm: "self_attn.q_a_layernorm",
+            query_up: "self_attn.q_b_proj",
+            kv_down: "self_attn.kv_a_proj_with_mqa",
+            kv_norm: "self_attn.kv_a_layernorm",
+            kv_up: "self_attn.kv_b_proj",
+            split_kv_up: None,
+        },
         recurrence: None,
         output: "self_attn.o_proj",
         attention_post_norm: None,
@@ -262,6 +293,15 @@ impl DecoderLayout {
         sinks: None,
         attention_gate: None,
         has_gated_queries: false,
+        latent_attention: LatentAttentionNames {
+            query_down: "attn_q_a",
+            query_norm: "attn_q_a_norm",
+            query_up: "attn_q_b",
+            kv_down: "attn_kv_a_mqa",
+            kv_norm: "attn_kv_a_norm",
+            kv_up: "attn_kv_b",
+            split_kv_up: Some(("attn_k_b", "attn_v_b")),
+        },
         recurrence: None,
         output: "attn_output",
         attention_post_norm: None,

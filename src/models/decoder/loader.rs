@@ -112,7 +112,10 @@ impl<'a> DecoderLoader<'a> {
         let layer = &config.layers[idx];
         let mut mixers = Vec::new();
         if layer.has_attention {
-            mixers.push(Mixer::Attention(Box::new(self.attention(&name, layer)?)));
+            mixers.push(match &config.latent_attention {
+                Some(latent) => Mixer::LatentAttention(Box::new(self.latent_attention(&name, latent)?)),
+                None => Mixer::Attention(Box::new(self.attention(&name, layer)?)),
+            });
         }
         if layer.has_recurrence {
             mixers.push(self.recurrent_mixer(&name)?);

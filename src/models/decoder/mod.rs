@@ -4,6 +4,7 @@
 mod attention;
 mod causal_lm;
 pub(super) mod config;
+mod deepseek;
 mod ernie4_5;
 mod exaone4;
 mod falcon_h1;
@@ -17,6 +18,9 @@ mod gpt_oss;
 mod granite;
 mod granite_hybrid;
 mod hunyuan;
+mod latent_attention;
+mod latent_config;
+mod latent_loader;
 mod layer;
 mod layer_context;
 mod layout;
@@ -56,7 +60,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 28] = [
+const FAMILIES: [&DecoderFamily; 30] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -85,6 +89,8 @@ const FAMILIES: [&DecoderFamily; 28] = [
     &nemotron_h::FAMILY,
     &falcon_h1::FAMILY,
     &gemma4::FAMILY,
+    &deepseek::FAMILY,
+    &deepseek::V3_FAMILY,
 ];
 
 /// The word for these models in error messages.

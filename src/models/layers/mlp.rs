@@ -46,10 +46,47 @@ pub struct Routing {
     pub experts_per_token: usize,
     /// The function that makes scores of the router's outputs.
     pub scoring: ExpertScore,
+    /// The groups of experts, in mixtures whose tokens go to the experts of a few groups.
+    pub groups: Option<ExpertGroups>,
     /// Whether a token's expert weights are normalized to a sum of one.
     pub normalize_weights: bool,
     /// The factor of the weights, after that.
     pub weight_scale: f32,
+}
+
+/// Groups of equally many consecutive experts, of which a token's experts come from the best ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// The number of groups.
+    pub n_groups: usize,
+    /// The number of groups that each token is routed to.
+    pub groups_per_token: usize,
+}
+
+impl ExpertGroups {
+    /// The number of experts in the groups of a token, of `n_experts`.
+    pub fn n_eligible(&self, n_experts: usize) -> usize {
+        n_experts / self.n_groups * self.groups_per_token
+    }
+
+    /// The experts in the best groups, given the rank of each expert. The score of a group is the highest rank in it
+    /// (DeepSeek-V2), or with sigmoid scores the sum of the two highest (DeepSeek-V3).
+    fn eligible(&self, ranks: &[f32], scoring: ExpertScore) -> Vec<usize> {
+        let group_len = ranks.len() / self.n_groups;
+        let n_summed = match scoring {
+            ExpertScore::Softmax => 1,
+            ExpertScore::Sigmoid => 2,
+        };
+        let score = |ranks: &[f32]| -> f32 {
+            let mut ranks = ranks.to_vec();
+            ranks.sort_by(|a, b| b.total_cmp(a));
+            ranks.iter().take(n_summed).sum()
+        };
+        let mut groups: Vec<(usize, f32)> = ranks.chunks_exact(group_len).map(score).enumerate().collect();
+        groups.sort_by(|a, b| b.1.total_cmp(&a.1));
+        groups.truncate(self.groups_per_token);
+        groups.iter().flat_map(|(group, _)| group * group_len..(group + 1) * group_len).collect()
+    }
 }
 
 /// The function that makes scores of a router's outputs.
@@ -180,10 +217,16 @@ impl MoE {
 
     /// The experts of a token with their weights: those with the highest scores, on a tie the one with the lower index.
     fn route(&self, scores: &[f32]) -> Vec<(usize, f32)> {
-        let Routing { experts_per_token, normalize_weights, weight_scale, .. } = self.routing;
-        let rank = |expert: usize| scores[expert] + self.score_bias.as_ref().map_or(0.0, |bias| bias[expert]);
-        let mut ranked: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
-        ranked.sort_by(|a, b| rank(b.0).total_cmp(&rank(a.0)));
+        let Routing { experts_per_token, scoring, groups, normalize_weights, weight_scale } = self.routing;
+        let bias = |expert: usize| self.score_bias.as_ref().map_or(0.0, |bias| bias[expert]);
+        let ranks: Vec<f32> = scores.iter().enumerate().map(|(expert, score)| score + bias(expert)).collect();
+        let eligible = match groups {
+            Some(groups) => groups.eligible(&ranks, scoring),
+            None => (0..scores.len()).collect(),
+        };
+        let mut ranked: Vec<(usize, f32)> =
+            eligible.into_iter().map(|expert| (expert, scores[expert])).collect();
+        ranked.sort_by(|a, b| ranks[b.0].total_cmp(&ranks[a.0]).then(a.0.cmp(&b.0)));
         ranked.truncate(experts_per_token);
         let sum: f32 = if normalize_weights { ranked.iter().map(|(_, weight)| weight).sum() } else { 1.0 };
         ranked.iter_mut().for_each(|(_, weight)| *weight *= weight_scale / sum);
@@ -217,11 +260,30 @@ mod tests {
             routing: Routing {
                 experts_per_token: 2,
                 scoring: ExpertScore::Softmax,
+                groups: None,
                 normalize_weights,
                 weight_scale: 1.0,
             },
             shared: None,
         }
+    }
+
+    #[test]
+    fn experts_come_from_the_best_groups() {
+        let ranks = [0.1, 0.9, 0.5, 0.6, 0.0, 0.2];
+        let eligible = |groups_per_token: usize, scoring| {
+            ExpertGroups { n_groups: 3, groups_per_token }.eligible(&ranks, scoring)
+        };
+        assert_eq!(eligible(1, ExpertScore::Softmax), [0, 1]);
+        assert_eq!(eligible(1, ExpertScore::Sigmoid), [2, 3]);
+        assert_eq!(eligible(2, ExpertScore::Sigmoid), [2, 3, 0, 1]);
+
+        let mut moe = moe(false);
+        let groups = ExpertGroups { n_groups: 3, groups_per_token: 2 };
+        moe.routing = Routing { groups: Some(groups), scoring: ExpertScore::Sigmoid, ..moe.routing };
+        // The addends decide which experts are chosen, and are not in their weights.
+        moe.score_bias = Some(vec![0.0, -1.0, 0.5]);
+        assert_eq!(moe.route(&[0.4, 0.9, 0.3]), [(2, 0.3), (0, 0.4)]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod stored_tensor;
 mod unpack;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -23,7 +24,7 @@ pub use gguf::GgufFile;
 pub use row_selection::RowSelection;
 pub use safetensors::{SafetensorsFiles, SafetensorsHeader};
 
-use self::repack::{format_for, repack};
+use self::repack::{format_for, pack_floats, repack};
 use self::stored_tensor::{StoredTensor, check_shape};
 use super::backend::Backend;
 use super::layers::linear::{Linear, Weight};
@@ -69,6 +70,38 @@ impl Weights {
             }
         };
         weight.map_err(|e| stored.in_tensor(name, e))
+    }
+
+    /// Loads the transposes of ranges of rows of the tensor `name`, which has `n_stored` rows of `n_in` elements. For the
+    /// kernels they keep the precision of floats; quantized numbers become float32.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn transposed_ranges(
+        &self,
+        name: &str,
+        ranges: impl Iterator<Item = Range<usize>>,
+        n_stored: usize,
+        n_in: usize,
+        backend: Backend,
+    ) -> Result<Vec<Weight>> {
+        let stored = self.stored(name)?;
+        check_shape(name, &stored.matrix_shape(), &[n_stored, n_in])?;
+        let transposed = || {
+            let all = stored.dequantize()?.reshape((n_stored, n_in))?;
+            let transpose = |range: Range<usize>| {
+                let part = all.narrow(0, range.start, range.len())?.t()?.contiguous()?;
+                match backend {
+                    Backend::Reference => Ok(Weight::Dense(part)),
+                    Backend::Kernels(isa) | Backend::KernelsBf16(isa) => {
+                        let matrix = Arc::new(pack_floats(stored.tensor_type, &part)?);
+                        Ok(Weight::Packed { matrix, isa })
+                    }
+                }
+            };
+            ranges.map(transpose).collect::<Result<Vec<_>>>()
+        };
+        transposed().map_err(|e| stored.in_tensor(name, e))
     }
 
     /// Loads a linear layer: the matrix `name.weight`, and the bias `name.bias` if there is one.

@@ -1,7 +1,8 @@
 //! Repacks stored matrices for the kernels. A type without a kernel format of its own is first converted to
 //! the blocks of a format that holds it.
 
-use half::f16;
+use candle_core::Tensor;
+use half::{bf16, f16};
 
 use super::row_selection::RowSelection;
 use super::unpack::{dequantize, unsupported};
@@ -93,6 +94,26 @@ pub fn repack(
         })?;
     }
     Ok(matrix)
+}
+
+/// Packs a float32 matrix in the precision of `tensor_type` if these are floats, otherwise in float32.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn pack_floats(tensor_type: TensorType, matrix: &Tensor) -> Result<PackedMatrix> {
+    let (n_out, n_in) = matrix.dims2()?;
+    let values = matrix.flatten_all()?.to_vec1::<f32>()?;
+    let (format, bytes): (_, Vec<u8>) = match tensor_type {
+        TensorType::F16 => {
+            (WeightFormat::F16, values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect())
+        }
+        TensorType::Bf16 => {
+            (WeightFormat::Bf16, values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect())
+        }
+        _ => (WeightFormat::F32, values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+    };
+    let row_bytes = bytes.len() / n_out;
+    PackedMatrix::pack(format, n_out, n_in, |row| &bytes[row * row_bytes..][..row_bytes])
 }
 
 /// The way from the blocks of a type to those of a kernel format.
@@ -266,9 +287,7 @@ mod tests {
                 TensorType::F32 => block.copy_from_slice(&(n as f32 / 7.0).to_le_bytes()),
                 TensorType::F64 => block.copy_from_slice(&(n as f64 / 7.0).to_le_bytes()),
                 TensorType::F16 => block.copy_from_slice(&f16::from_f32(n as f32 / 7.0).to_le_bytes()),
-                TensorType::Bf16 => {
-                    block.copy_from_slice(&half::bf16::from_f32(n as f32 / 7.0).to_le_bytes())
-                }
+                TensorType::Bf16 => block.copy_from_slice(&bf16::from_f32(n as f32 / 7.0).to_le_bytes()),
                 TensorType::Mxfp4 => block[0] = 120 + n as u8 % 8,
                 // The exponent of the factor.
                 TensorType::Iq1M => block[55] = 0x20 | block[55] & 0xF,
