@@ -305,7 +305,7 @@ fn size(row: &CatalogEntry) -> String {
 }
 
 fn tested(row: &CatalogEntry) -> String {
-    if row.tested { "yes" } else { "untested" }.to_owned()
+    if row.tested { "family and file" } else { "family" }.to_owned()
 }
 
 fn quoted(text: &str) -> String {

@@ -31,8 +31,9 @@ pub struct CatalogEntry {
     pub source: CatalogSource,
     /// The source to try next.
     pub mirror: Option<CatalogSource>,
-    /// Whether this very model was compared with its float32 reference (`tests/weights`, `tests/real_models.rs`). The
-    /// others could not be downloaded where the program was built; only their families are tested.
+    /// Whether this very file was compared with its float32 reference (`tests/weights`, `tests/real_models.rs`). The
+    /// others could not be downloaded where the program was built and were never run; their families are compared with
+    /// references in `tests/data`.
     pub tested: bool,
 }
 
@@ -200,7 +201,7 @@ const fn tested(entry: CatalogEntry) -> CatalogEntry {
     CatalogEntry { tested: true, ..entry }
 }
 
-/// An untested row without aliases and mirror.
+/// A row without aliases and mirror, whose file was never run.
 const fn row(
     name: &'static str,
     kind: ModelKind,
