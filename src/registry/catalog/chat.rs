@@ -3,9 +3,14 @@
 use super::{APACHE_2, CatalogEntry, CatalogSource, MIT, file, hub, hub_at, row, tested, wheel, wheel_file};
 use crate::registry::kind::ModelKind;
 
+const EXAONE: &str = "exaone";
+const FALCON: &str = "falcon-llm-license";
 const GEMMA: &str = "gemma";
+const HUNYUAN: &str = "tencent-hunyuan-community";
+const LFM: &str = "lfm1.0";
 const LLAMA_3_1: &str = "llama3.1";
 const LLAMA_3_2: &str = "llama3.2";
+const NEMOTRON: &str = "nvidia-nemotron-open-model-license";
 const QWEN_RESEARCH: &str = "qwen-research";
 
 const SMOLLM2_135M: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -25,6 +30,11 @@ const fn gguf(
 /// One GGUF file at the default branch of a repository.
 const fn gguf_source(repo: &'static str, path: &'static str, sha256: &'static str) -> CatalogSource {
     hub(repo, file(path, Some(sha256)), &[])
+}
+
+/// One GGUF file at the default branch of a repository, whose digest only the hub knows.
+const fn unpinned_source(repo: &'static str, path: &'static str) -> CatalogSource {
+    hub(repo, file(path, None), &[])
 }
 
 /// The rows of this kind, the default first.
@@ -83,6 +93,29 @@ pub static ROWS: &[CatalogEntry] = &[
     gguf("qwen3-30b-a3b", &["Qwen/Qwen3-30B-A3B"], APACHE_2, 18_556_686_912,
         gguf_source("unsloth/Qwen3-30B-A3B-GGUF", "Qwen3-30B-A3B-Q4_K_M.gguf",
             "9f1a24700a339b09c06009b729b5c809e0b64c213b8af5b711b3dbdfd0c5ba48")),
+    gguf("qwen3-next-80b-a3b-instruct", &["Qwen/Qwen3-Next-80B-A3B-Instruct", "qwen3-next-80b-a3b"], APACHE_2, 48_400_000_000,
+        unpinned_source("Qwen/Qwen3-Next-80B-A3B-Instruct-GGUF", "Qwen3-Next-80B-A3B-Instruct-Q4_K_M.gguf")),
+    // Qwen's own repository has this model only as a split file.
+    gguf("qwen3-coder-next", &["Qwen/Qwen3-Coder-Next"], APACHE_2, 48_500_000_000,
+        unpinned_source("unsloth/Qwen3-Coder-Next-GGUF", "Qwen3-Coder-Next-Q4_K_M.gguf")),
+    gguf("qwen3.5-0.8b", &["Qwen/Qwen3.5-0.8B"], APACHE_2, 834_000_000,
+        unpinned_source("ggml-org/Qwen3.5-0.8B-GGUF", "Qwen3.5-0.8B-Q8_0.gguf")),
+    gguf("qwen3.5-2b", &["Qwen/Qwen3.5-2B"], APACHE_2, 1_280_000_000,
+        unpinned_source("unsloth/Qwen3.5-2B-GGUF", "Qwen3.5-2B-Q4_K_M.gguf")),
+    gguf("qwen3.5-4b", &["Qwen/Qwen3.5-4B"], APACHE_2, 2_740_000_000,
+        unpinned_source("unsloth/Qwen3.5-4B-GGUF", "Qwen3.5-4B-Q4_K_M.gguf")),
+    gguf("qwen3.5-9b", &["Qwen/Qwen3.5-9B"], APACHE_2, 5_680_000_000,
+        unpinned_source("unsloth/Qwen3.5-9B-GGUF", "Qwen3.5-9B-Q4_K_M.gguf")),
+    gguf("qwen3.5-27b", &["Qwen/Qwen3.5-27B"], APACHE_2, 16_700_000_000,
+        unpinned_source("unsloth/Qwen3.5-27B-GGUF", "Qwen3.5-27B-Q4_K_M.gguf")),
+    gguf("qwen3.5-35b-a3b", &["Qwen/Qwen3.5-35B-A3B"], APACHE_2, 22_000_000_000,
+        unpinned_source("unsloth/Qwen3.5-35B-A3B-GGUF", "Qwen3.5-35B-A3B-Q4_K_M.gguf")),
+    gguf("qwen3.6-27b", &["Qwen/Qwen3.6-27B"], APACHE_2, 19_100_000_000,
+        unpinned_source("ggml-org/Qwen3.6-27B-GGUF", "Qwen3.6-27B-Q4_K_M.gguf")),
+    gguf("qwen3.6-35b-a3b", &["Qwen/Qwen3.6-35B-A3B"], APACHE_2, 20_400_000_000,
+        unpinned_source("ggml-org/Qwen3.6-35B-A3B-GGUF", "Qwen3.6-35B-A3B-Q4_K_M.gguf")),
+    gguf("qwen3.8-27b", &["Qwen/Qwen3.8-27B"], APACHE_2, 19_000_000_000,
+        unpinned_source("ggml-org/Qwen3.8-27B-GGUF", "Qwen3.8-27B-Q4_K_M.gguf")),
     gguf("llama-3.2-1b-instruct", &["meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"], LLAMA_3_2, 807_694_464,
         gguf_source("bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf",
             "6f85a640a97cf2bf5b8e764087b1e83da0fdb51d7c9fab7d0fece9385611df83")),
@@ -92,6 +125,8 @@ pub static ROWS: &[CatalogEntry] = &[
     gguf("llama-3.1-8b-instruct", &["meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"], LLAMA_3_1, 4_920_739_232,
         gguf_source("bartowski/Meta-Llama-3.1-8B-Instruct-GGUF", "Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf",
             "7b064f5842bf9532c91456deda288a1b672397a54fa729aa665952863033557c")),
+    gguf("muse-glimmer-30b", &["meta-models/Muse-Glimmer-30B"], APACHE_2, 16_800_000_000,
+        unpinned_source("meta-models/Muse-Glimmer-30B-GGUF", "Muse-Glimmer-30B-KQuant-17GB-Q4_K_M.gguf")),
     gguf("gemma-2-2b-it", &["google/gemma-2-2b-it", "gemma-2-2b"], GEMMA, 1_708_582_752,
         gguf_source("bartowski/gemma-2-2b-it-GGUF", "gemma-2-2b-it-Q4_K_M.gguf",
             "e0aee85060f168f0f2d8473d7ea41ce2f3230c1bc1374847505ea599288a7787")),
@@ -110,7 +145,56 @@ pub static ROWS: &[CatalogEntry] = &[
     gguf("phi-4-mini-instruct", &["microsoft/Phi-4-mini-instruct", "phi-4-mini"], MIT, 2_491_874_688,
         gguf_source("bartowski/microsoft_Phi-4-mini-instruct-GGUF", "microsoft_Phi-4-mini-instruct-Q4_K_M.gguf",
             "01999f17c39cc3074afae5e9c539bc82d45f2dd7faa3917c66cbef76fce8c0c2")),
+    gguf("gpt-oss-20b", &["openai/gpt-oss-20b"], APACHE_2, 12_100_000_000,
+        unpinned_source("ggml-org/gpt-oss-20b-GGUF", "gpt-oss-20b-MXFP4.gguf")),
     gguf("mistral-7b-instruct-v0.3", &["mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"], APACHE_2, 4_372_812_000,
         gguf_source("bartowski/Mistral-7B-Instruct-v0.3-GGUF", "Mistral-7B-Instruct-v0.3-Q4_K_M.gguf",
             "1270d22c0fbb3d092fb725d4d96c457b7b687a5f5a715abe1e818da303e562b6")),
+    // Conversions of 2023 have a tensor for each expert, which the loader does not read.
+    gguf("mixtral-8x7b-instruct-v0.1", &["mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"], APACHE_2, 28_400_000_000,
+        unpinned_source("mradermacher/Mixtral-8x7B-Instruct-v0.1-GGUF", "Mixtral-8x7B-Instruct-v0.1.Q4_K_M.gguf")),
+    gguf("ministral-3-3b-instruct-2512", &["mistralai/Ministral-3-3B-Instruct-2512", "ministral-3-3b"], APACHE_2, 2_150_000_000,
+        unpinned_source("mistralai/Ministral-3-3B-Instruct-2512-GGUF", "Ministral-3-3B-Instruct-2512-Q4_K_M.gguf")),
+    gguf("ministral-3-8b-instruct-2512", &["mistralai/Ministral-3-8B-Instruct-2512", "ministral-3-8b"], APACHE_2, 5_200_000_000,
+        unpinned_source("mistralai/Ministral-3-8B-Instruct-2512-GGUF", "Ministral-3-8B-Instruct-2512-Q4_K_M.gguf")),
+    gguf("ministral-3-14b-instruct-2512", &["mistralai/Ministral-3-14B-Instruct-2512", "ministral-3-14b"], APACHE_2, 8_240_000_000,
+        unpinned_source("mistralai/Ministral-3-14B-Instruct-2512-GGUF", "Ministral-3-14B-Instruct-2512-Q4_K_M.gguf")),
+    gguf("lfm2.5-350m", &["LiquidAI/LFM2.5-350M"], LFM, 379_000_000,
+        unpinned_source("LiquidAI/LFM2.5-350M-GGUF", "LFM2.5-350M-Q8_0.gguf")),
+    gguf("lfm2.5-1.2b-instruct", &["LiquidAI/LFM2.5-1.2B-Instruct", "lfm2.5-1.2b"], LFM, 731_000_000,
+        unpinned_source("LiquidAI/LFM2.5-1.2B-Instruct-GGUF", "LFM2.5-1.2B-Instruct-Q4_K_M.gguf")),
+    gguf("lfm2.5-2.6b", &["LiquidAI/LFM2.5-2.6B"], LFM, 1_670_000_000,
+        unpinned_source("LiquidAI/LFM2.5-2.6B-GGUF", "LFM2.5-2.6B-Q4_K_M.gguf")),
+    gguf("lfm2.5-8b-a1b", &["LiquidAI/LFM2.5-8B-A1B"], LFM, 5_160_000_000,
+        unpinned_source("LiquidAI/LFM2.5-8B-A1B-GGUF", "LFM2.5-8B-A1B-Q4_K_M.gguf")),
+    gguf("granite-4.0-h-micro", &["ibm-granite/granite-4.0-h-micro"], APACHE_2, 1_940_000_000,
+        unpinned_source("ibm-granite/granite-4.0-h-micro-GGUF", "granite-4.0-h-micro-Q4_K_M.gguf")),
+    gguf("granite-4.0-h-tiny", &["ibm-granite/granite-4.0-h-tiny"], APACHE_2, 4_230_000_000,
+        unpinned_source("ibm-granite/granite-4.0-h-tiny-GGUF", "granite-4.0-h-tiny-Q4_K_M.gguf")),
+    gguf("nemotron-3-nano-4b", &["nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16"], NEMOTRON, 2_840_000_000,
+        unpinned_source("nvidia/NVIDIA-Nemotron-3-Nano-4B-GGUF", "NVIDIA-Nemotron3-Nano-4B-Q4_K_M.gguf")),
+    gguf("nemotron-3-nano-30b-a3b", &["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"], NEMOTRON, 24_600_000_000,
+        unpinned_source("unsloth/Nemotron-3-Nano-30B-A3B-GGUF", "Nemotron-3-Nano-30B-A3B-Q4_K_M.gguf")),
+    gguf("falcon-h1-0.5b-instruct", &["tiiuae/Falcon-H1-0.5B-Instruct", "falcon-h1-0.5b"], FALCON, 557_000_000,
+        unpinned_source("tiiuae/Falcon-H1-0.5B-Instruct-GGUF", "Falcon-H1-0.5B-Instruct-Q8_0.gguf")),
+    gguf("falcon-h1-1.5b-instruct", &["tiiuae/Falcon-H1-1.5B-Instruct", "falcon-h1-1.5b"], FALCON, 945_000_000,
+        unpinned_source("tiiuae/Falcon-H1-1.5B-Instruct-GGUF", "Falcon-H1-1.5B-Instruct-Q4_K_M.gguf")),
+    gguf("falcon-h1-3b-instruct", &["tiiuae/Falcon-H1-3B-Instruct", "falcon-h1-3b"], FALCON, 1_890_000_000,
+        unpinned_source("tiiuae/Falcon-H1-3B-Instruct-GGUF", "Falcon-H1-3B-Instruct-Q4_K_M.gguf")),
+    gguf("falcon-h1-7b-instruct", &["tiiuae/Falcon-H1-7B-Instruct", "falcon-h1-7b"], FALCON, 4_600_000_000,
+        unpinned_source("tiiuae/Falcon-H1-7B-Instruct-GGUF", "Falcon-H1-7B-Instruct-Q4_K_M.gguf")),
+    gguf("olmo-3-7b-instruct", &["allenai/Olmo-3-7B-Instruct", "olmo-3-7b"], APACHE_2, 4_470_000_000,
+        unpinned_source("unsloth/Olmo-3-7B-Instruct-GGUF", "Olmo-3-7B-Instruct-Q4_K_M.gguf")),
+    gguf("exaone-4.0-1.2b", &["LGAI-EXAONE/EXAONE-4.0-1.2B"], EXAONE, 812_000_000,
+        unpinned_source("LGAI-EXAONE/EXAONE-4.0-1.2B-GGUF", "EXAONE-4.0-1.2B-Q4_K_M.gguf")),
+    gguf("hunyuan-0.5b-instruct", &["tencent/Hunyuan-0.5B-Instruct", "hunyuan-0.5b"], HUNYUAN, 578_000_000,
+        unpinned_source("bartowski/tencent_Hunyuan-0.5B-Instruct-GGUF", "tencent_Hunyuan-0.5B-Instruct-Q8_0.gguf")),
+    gguf("hunyuan-1.8b-instruct", &["tencent/Hunyuan-1.8B-Instruct", "hunyuan-1.8b"], HUNYUAN, 1_130_000_000,
+        unpinned_source("bartowski/tencent_Hunyuan-1.8B-Instruct-GGUF", "tencent_Hunyuan-1.8B-Instruct-Q4_K_M.gguf")),
+    gguf("hunyuan-4b-instruct", &["tencent/Hunyuan-4B-Instruct", "hunyuan-4b"], HUNYUAN, 2_610_000_000,
+        unpinned_source("bartowski/tencent_Hunyuan-4B-Instruct-GGUF", "tencent_Hunyuan-4B-Instruct-Q4_K_M.gguf")),
+    gguf("hunyuan-7b-instruct", &["tencent/Hunyuan-7B-Instruct", "hunyuan-7b"], HUNYUAN, 4_620_000_000,
+        unpinned_source("bartowski/tencent_Hunyuan-7B-Instruct-GGUF", "tencent_Hunyuan-7B-Instruct-Q4_K_M.gguf")),
+    gguf("ernie-4.5-0.3b", &["baidu/ERNIE-4.5-0.3B-PT"], APACHE_2, 386_000_000,
+        unpinned_source("bartowski/baidu_ERNIE-4.5-0.3B-PT-GGUF", "baidu_ERNIE-4.5-0.3B-PT-Q8_0.gguf")),
 ];
