@@ -3,6 +3,7 @@
 use super::{APACHE_2, CatalogEntry, CatalogSource, MIT, file, hub, hub_at, row, tested, wheel, wheel_file};
 use crate::registry::kind::ModelKind;
 
+const DEEPSEEK: &str = "deepseek";
 const EXAONE: &str = "exaone";
 const FALCON: &str = "falcon-llm-license";
 const GEMMA: &str = "gemma";
@@ -139,6 +140,16 @@ pub static ROWS: &[CatalogEntry] = &[
     gguf("gemma-3-4b-it", &["google/gemma-3-4b-it", "gemma-3-4b"], GEMMA, 2_489_757_856,
         gguf_source("ggml-org/gemma-3-4b-it-GGUF", "gemma-3-4b-it-Q4_K_M.gguf",
             "882e8d2db44dc554fb0ea5077cb7e4bc49e7342a1f0da57901c0802ea21a0863")),
+    gguf("gemma-4-e2b-it", &["google/gemma-4-E2B-it", "gemma-4-e2b"], APACHE_2, 3_350_000_000,
+        unpinned_source("google/gemma-4-E2B-it-qat-q4_0-gguf", "gemma-4-E2B_q4_0-it.gguf")),
+    gguf("gemma-4-e4b-it", &["google/gemma-4-E4B-it", "gemma-4-e4b"], APACHE_2, 5_150_000_000,
+        unpinned_source("google/gemma-4-E4B-it-qat-q4_0-gguf", "gemma-4-E4B_q4_0-it.gguf")),
+    gguf("gemma-4-12b-it", &["google/gemma-4-12B-it", "gemma-4-12b"], APACHE_2, 6_980_000_000,
+        unpinned_source("google/gemma-4-12B-it-qat-q4_0-gguf", "gemma-4-12b-it-qat-q4_0.gguf")),
+    gguf("gemma-4-26b-a4b-it", &["google/gemma-4-26B-A4B-it", "gemma-4-26b-a4b"], APACHE_2, 14_400_000_000,
+        unpinned_source("google/gemma-4-26B-A4B-it-qat-q4_0-gguf", "gemma-4-26B_q4_0-it.gguf")),
+    gguf("gemma-4-31b-it", &["google/gemma-4-31B-it", "gemma-4-31b"], APACHE_2, 17_700_000_000,
+        unpinned_source("google/gemma-4-31B-it-qat-q4_0-gguf", "gemma-4-31B_q4_0-it.gguf")),
     gguf("phi-3.5-mini-instruct", &["microsoft/Phi-3.5-mini-instruct", "phi-3.5-mini"], MIT, 2_393_232_672,
         gguf_source("bartowski/Phi-3.5-mini-instruct-GGUF", "Phi-3.5-mini-instruct-Q4_K_M.gguf",
             "e4165e3a71af97f1b4820da61079826d8752a2088e313af0c7d346796c38eff5")),
@@ -197,4 +208,8 @@ pub static ROWS: &[CatalogEntry] = &[
         unpinned_source("bartowski/tencent_Hunyuan-7B-Instruct-GGUF", "tencent_Hunyuan-7B-Instruct-Q4_K_M.gguf")),
     gguf("ernie-4.5-0.3b", &["baidu/ERNIE-4.5-0.3B-PT"], APACHE_2, 386_000_000,
         unpinned_source("bartowski/baidu_ERNIE-4.5-0.3B-PT-GGUF", "baidu_ERNIE-4.5-0.3B-PT-Q8_0.gguf")),
+    gguf("glm-4.7-flash", &["zai-org/GLM-4.7-Flash"], MIT, 18_300_000_000,
+        unpinned_source("unsloth/GLM-4.7-Flash-GGUF", "GLM-4.7-Flash-Q4_K_M.gguf")),
+    gguf("deepseek-v2-lite-chat", &["deepseek-ai/DeepSeek-V2-Lite-Chat", "deepseek-v2-lite"], DEEPSEEK, 10_400_000_000,
+        unpinned_source("mradermacher/DeepSeek-V2-Lite-Chat-GGUF", "DeepSeek-V2-Lite-Chat.Q4_K_M.gguf")),
 ];
