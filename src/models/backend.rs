@@ -1,6 +1,11 @@
-//! The implementation a model computes with.
+//! The implementation a model computes with, and the home of its device.
+
+use candle_core::Device;
 
 use crate::kernels::isa::Isa;
+
+/// The device that tensors are made on, for the kernels and the reference alike.
+pub const DEVICE: Device = Device::Cpu;
 
 /// The implementation and the precision a model computes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

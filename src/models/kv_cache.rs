@@ -5,12 +5,13 @@
 //! Block tables come from the scheduler, and sequences with a common prefix share blocks. New keys and
 //! values are written in place; cached ones are never copied.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::forward_input::{BlockId, BlockTable, ForwardInput};
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvBlock, KvKind, KvLayout, KvRow};
 use crate::kernels::attention::{KvRef, SequenceKv};
+use crate::models::backend::DEVICE;
 
 /// The blocks of all layer groups; memory is allocated when a block is first used.
 #[derive(Debug)]
@@ -150,7 +151,7 @@ pub fn gather(sequence: &SequenceKv, layout: &KvLayout, layer: usize) -> Result<
                 block.read(KvRow { layer, head, slot: position % BLOCK_TOKENS, kind }, row);
             }
         }
-        Tensor::from_vec(gathered, (n_kv_heads, end, head_dim), &Device::Cpu)
+        Tensor::from_vec(gathered, (n_kv_heads, end, head_dim), &DEVICE)
     });
     Ok((keys?, values?))
 }

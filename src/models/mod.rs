@@ -20,7 +20,7 @@ mod recurrent_state;
 mod rope;
 mod sequence_states;
 
-pub use backend::Backend;
+pub use backend::{Backend, DEVICE};
 pub use decoder::ModelConfig;
 pub use forward_input::{
     BlockId, BlockTable, EncoderInput, ForwardInput, LogitSpan, SequenceChunk, SequenceId, Span, StateStep,

@@ -395,6 +395,7 @@ fn shared_values_equal_values_that_repeat_the_keys() {
             let attend = |isa: Isa, shared_values: bool, qkv: &[f32]| {
                 let layout = KvLayout { n_layers: 1, n_kv_heads, head_dim, shared_values, format };
                 let attention = PagedAttention {
+                    is_kv_shared: false,
                     n_heads,
                     layout,
                     layer: 0,

@@ -9,7 +9,7 @@ mod repeat_penalty;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -18,6 +18,7 @@ pub use repeat_penalty::{CachedRepeatPenalty, RepeatPenaltyStats};
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::kernels::logits as kernels;
+use crate::models::DEVICE;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,9 +107,7 @@ impl Sampler {
         let bias: (Vec<u32>, Vec<f32>) = params.logit_bias.iter().copied().unzip();
         let logit_bias = match bias.0.len() {
             0 => None,
-            n => {
-                Some((Tensor::from_vec(bias.0, n, &Device::Cpu)?, Tensor::from_vec(bias.1, n, &Device::Cpu)?))
-            }
+            n => Some((Tensor::from_vec(bias.0, n, &DEVICE)?, Tensor::from_vec(bias.1, n, &DEVICE)?)),
         };
         let rng = params.seed.map_or_else(rand::make_rng, StdRng::seed_from_u64);
         Ok(Self { params, repeat_penalty, logit_bias, generated: HashMap::new(), rng })
@@ -336,7 +335,7 @@ mod tests {
     }
 
     fn draw(params: SamplingParams, logits: &[f32], n: usize) -> Vec<u32> {
-        let logits = Tensor::new(logits, &Device::Cpu).unwrap();
+        let logits = Tensor::new(logits, &DEVICE).unwrap();
         let mut sampler = Sampler::new(params, logits.dims()[0], &[]).unwrap();
         let mut next = || {
             let adjusted = sampler.adjusted_logits(&logits)?;

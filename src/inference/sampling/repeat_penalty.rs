@@ -7,9 +7,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor, bail};
 
 use crate::error::{Error, Result};
+use crate::models::DEVICE;
 
 /// A repeat penalty that remembers the tokens of its window.
 #[derive(Debug)]
@@ -62,9 +63,9 @@ impl CachedRepeatPenalty {
             None
         } else {
             Some(PenaltyFactors {
-                all: Tensor::ones(n_vocab, DType::F32, &Device::Cpu)?,
-                one: Tensor::new(&[1f32], &Device::Cpu)?,
-                penalty: Tensor::new(&[penalty], &Device::Cpu)?,
+                all: Tensor::ones(n_vocab, DType::F32, &DEVICE)?,
+                one: Tensor::new(&[1f32], &DEVICE)?,
+                penalty: Tensor::new(&[penalty], &DEVICE)?,
             })
         };
         Ok(Self {
@@ -236,7 +237,7 @@ mod tests {
             generated in prop::collection::vec(0u32..50, 0..40),
             earlier in prop::collection::vec(0u32..50, 0..20),
         ) {
-            let tensor = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
+            let tensor = Tensor::new(logits.as_slice(), &DEVICE).unwrap();
             let mut cached = CachedRepeatPenalty::new(penalty, last_n, logits.len()).unwrap();
             // Nothing of an earlier generation may remain.
             cached.start(&earlier).unwrap();
@@ -258,7 +259,7 @@ mod tests {
 
     #[test]
     fn penalty_one_does_nothing_at_all() {
-        let logits = Tensor::new(&[1f32, -1.0], &Device::Cpu).unwrap();
+        let logits = Tensor::new(&[1f32, -1.0], &DEVICE).unwrap();
         let mut cached = CachedRepeatPenalty::new(1.0, Some(64), 2).unwrap();
         cached.start(&[0, 1]).unwrap();
         cached.push(1).unwrap();
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_factors_tensor_lives_as_long_as_the_generation() {
-        let logits = Tensor::new(&[1f32, 1.0, 1.0], &Device::Cpu).unwrap();
+        let logits = Tensor::new(&[1f32, 1.0, 1.0], &DEVICE).unwrap();
         let mut cached = CachedRepeatPenalty::new(2.0, None, 3).unwrap();
         cached.start(&[0]).unwrap();
         let id = cached.factors.as_ref().unwrap().all.id();

@@ -6,7 +6,7 @@
 //!
 //! A norm of whole projections or of values and a gate of the attention output are operations of their own.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use candle_nn::ops::sigmoid;
 
 use super::config::{ModelConfig, QkNorm};
@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::{HeadNorms, PagedAttention, SequenceKv, window_start};
 use crate::kernels::custom_ops::PagedAttentionOp;
+use crate::models::backend::DEVICE;
 use crate::models::kv_cache::{gather, write_and_gather};
 use crate::models::layers::attention::{AttentionParams, attention};
 use crate::models::layers::linear::{Linear, concat_linear, linear_residual};
@@ -177,7 +178,7 @@ impl Attention {
             )),
         };
         if let Some(scales) = context.query_scales {
-            query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &Device::Cpu)?)?;
+            query = query.broadcast_mul(&Tensor::from_slice(scales, (n_tokens, 1, 1), &DEVICE)?)?;
         }
         let new = new.as_ref().map(|(key, value)| [key, value]);
         attend_sequences(&query, new, self.sinks.as_deref(), sequences, context)
@@ -274,10 +275,7 @@ mod tests {
     /// Attention without its projections.
     fn layer(head_dim: usize, has_norms: bool, sinks: Option<&[f32]>) -> Attention {
         let empty = || {
-            Linear::new(
-                Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap()),
-                None,
-            )
+            Linear::new(Weight::Dense(Tensor::zeros((1, 1), candle_core::DType::F32, &DEVICE).unwrap()), None)
         };
         let norm = |seed| RmsNorm { weight: values(head_dim, seed), eps: 1e-5 };
         Attention {
@@ -320,7 +318,7 @@ mod tests {
                 });
             }
             let n_tokens = input.token_ids.len();
-            let qkv = Tensor::from_vec(values(n_tokens * row_len, step), (n_tokens, row_len), &Device::Cpu);
+            let qkv = Tensor::from_vec(values(n_tokens * row_len, step), (n_tokens, row_len), &DEVICE);
             let cos_sin = rope.map(|rope| CosSinCache::new(rope, &input.spans));
             let masks: Vec<Option<Tensor>> = input
                 .spans

@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::config::{LayerConfig, LayerPlace, ModelConfig, ScoreGrowth};
 use super::layer::DecoderLayer;
@@ -11,7 +11,7 @@ use super::loader::DecoderLoader;
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::window_start;
-use crate::models::backend::Backend;
+use crate::models::backend::{Backend, DEVICE};
 use crate::models::forward_input::{ForwardInput, Span};
 use crate::models::layers::attention::{causal_mask, softcap};
 use crate::models::layers::linear::{Linear, Weight, concat_linear};
@@ -212,7 +212,7 @@ impl Decoder for CausalLm {
             let mut states = LayerStates { kv, recurrent };
             x = layer.forward(&x, &mut states, &context)?;
         }
-        let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &Device::Cpu)?;
+        let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &DEVICE)?;
         let logits = concat_linear(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
         let logits = match self.config.logit_scale {
             Some(scale) => (logits * scale)?,

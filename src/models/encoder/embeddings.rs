@@ -1,11 +1,12 @@
 //! The sum of token, position and type embeddings.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::config::PositionIds;
 use crate::error::{Error, Result};
 use crate::kernels::isa::Isa;
 use crate::kernels::norm::{TableLookup, embedding_lookup};
+use crate::models::backend::DEVICE;
 use crate::models::forward_input::EncoderInput;
 use crate::models::layers::norm::{LayerNorm, RowNorm};
 
@@ -67,12 +68,12 @@ impl EncoderEmbeddings {
             let lookups: Vec<TableLookup> =
                 lookups.iter().map(|(table, rows)| TableLookup { table: &table.values, rows }).collect();
             let values = embedding_lookup(isa, &lookups, hidden, &self.norm.kernel_params());
-            return Ok(Tensor::from_vec(values, (n_tokens, hidden), &Device::Cpu)?);
+            return Ok(Tensor::from_vec(values, (n_tokens, hidden), &DEVICE)?);
         }
-        let mut sum = Tensor::zeros((n_tokens, hidden), DType::F32, &Device::Cpu)?;
+        let mut sum = Tensor::zeros((n_tokens, hidden), DType::F32, &DEVICE)?;
         for (table, rows) in lookups {
-            let table = Tensor::from_slice(&table.values, (table.n_rows, hidden), &Device::Cpu)?;
-            sum = (sum + table.index_select(&Tensor::from_vec(rows, n_tokens, &Device::Cpu)?, 0)?)?;
+            let table = Tensor::from_slice(&table.values, (table.n_rows, hidden), &DEVICE)?;
+            sum = (sum + table.index_select(&Tensor::from_vec(rows, n_tokens, &DEVICE)?, 0)?)?;
         }
         self.norm.forward(&sum)
     }

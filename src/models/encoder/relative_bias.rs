@@ -1,8 +1,9 @@
 //! MPNet's relative attention bias: one value per head and distance, with distances in buckets.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::models::backend::DEVICE;
 
 /// The distance from which on all distances share the last bucket of their direction.
 const MAX_DISTANCE: f32 = 128.0;
@@ -39,7 +40,7 @@ impl RelativeBias {
         Ok(Tensor::from_vec(
             biases,
             (by_distance.len() / (2 * max_distance + 1), n_tokens, n_tokens),
-            &Device::Cpu,
+            &DEVICE,
         )?)
     }
 

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 
 use crate::error::Result;
+use crate::models::backend::DEVICE;
 
 /// The scale, the softcap and the sinks of attention scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,7 +52,7 @@ pub fn attention(
         ))?;
     }
     if let Some(sinks) = params.sinks {
-        let sinks = Tensor::from_slice(sinks, (n_heads, 1, 1), &Device::Cpu)?;
+        let sinks = Tensor::from_slice(sinks, (n_heads, 1, 1), &DEVICE)?;
         let column = sinks.broadcast_as((n_heads, n_queries, 1))?.reshape((n_kv_heads, stacked_rows, 1))?;
         scores = Tensor::cat(&[&scores, &column], D::Minus1)?;
     }
@@ -111,5 +112,5 @@ fn additive_mask(
             }
         })
         .collect();
-    any_hidden.then(|| Ok(Tensor::from_vec(mask, shape, &Device::Cpu)?)).transpose()
+    any_hidden.then(|| Ok(Tensor::from_vec(mask, shape, &DEVICE)?)).transpose()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 
 use super::norm::{RmsNorm, RowNorm};
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::kernels::isa::Isa;
 use crate::kernels::matmul::ActivationFn;
 use crate::kernels::matmul::{Projection, ResidualWeight, WeightWithBias};
 use crate::kernels::weights::PackedMatrix;
+use crate::models::backend::DEVICE;
 
 /// `y = x Wᵀ + b`, `x` being `[n_rows, n_in]` and `y` `[n_rows, n_out]`.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ impl Weight {
     pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => {
-                Ok(weight.index_select(&Tensor::from_slice(rows, rows.len(), &Device::Cpu)?, 0)?)
+                Ok(weight.index_select(&Tensor::from_slice(rows, rows.len(), &DEVICE)?, 0)?)
             }
             Self::Packed { matrix, .. } => {
                 let n_in = matrix.n_in();
@@ -54,7 +55,7 @@ impl Weight {
                     }
                     matrix.dequantize_row(row as usize, values);
                 }
-                Ok(Tensor::from_vec(values, (rows.len(), n_in), &Device::Cpu)?)
+                Ok(Tensor::from_vec(values, (rows.len(), n_in), &DEVICE)?)
             }
         }
     }
@@ -89,7 +90,7 @@ impl Linear {
             x.matmul(&weight.t()?)?
         };
         match &self.bias {
-            Some(bias) => Ok(y.broadcast_add(&Tensor::new(bias.as_slice(), &Device::Cpu)?)?),
+            Some(bias) => Ok(y.broadcast_add(&Tensor::new(bias.as_slice(), &DEVICE)?)?),
             None => Ok(y),
         }
     }
@@ -291,7 +292,7 @@ mod tests {
         let row = |idx: usize| &bytes[4 * idx * n_in..4 * (idx + 1) * n_in];
         let matrix = PackedMatrix::pack(WeightFormat::F32, n_out, n_in, row).unwrap();
         let bias = values(n_out, seed + 1);
-        let dense = Tensor::from_vec(weights, (n_out, n_in), &Device::Cpu).unwrap();
+        let dense = Tensor::from_vec(weights, (n_out, n_in), &DEVICE).unwrap();
         [Weight::Dense(dense), Weight::Packed { matrix: Arc::new(matrix), isa }]
             .map(|weight| Linear::new(weight, Some(bias.clone())))
     }
@@ -318,8 +319,8 @@ mod tests {
                 [(n_out, 1), (20, 3), (n_out, 5)].map(|(n_out, seed)| pair(n_out, n_in, seed, isa));
             let down = pair(n_in, n_out, 9, isa);
             for n_rows in [1, 2, 7, 8, 9, 31, 64] {
-                let x = Tensor::from_vec(values(n_rows * n_in, 7), (n_rows, n_in), &Device::Cpu).unwrap();
-                let residual = Tensor::from_vec(values(n_rows * n_out, 8), (n_rows, n_out), &Device::Cpu);
+                let x = Tensor::from_vec(values(n_rows * n_in, 7), (n_rows, n_in), &DEVICE).unwrap();
+                let residual = Tensor::from_vec(values(n_rows * n_out, 8), (n_rows, n_out), &DEVICE);
                 let residual = residual.unwrap();
                 let what = format!("{isa}, {n_rows} rows");
                 let layer_norm: &dyn RowNorm = &layer_norm;

@@ -1,7 +1,7 @@
 //! Linear attention as a mixer: the gated delta net of Qwen3.5 and Qwen3-Next, and Mamba-2. Projections, a causal
 //! convolution, the recurrence of matrix states, a gated norm, and the output projection.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use candle_nn::ops::{rms_norm, silu};
 
 use super::linear::{Linear, concat_linear, linear_residual};
@@ -11,6 +11,7 @@ use crate::kernels::custom_ops::LinearAttentionOp;
 use crate::kernels::isa::Isa;
 use crate::kernels::recurrent::linear_attention::{GatedNorm, HeadShape, LinearAttention, UpdateRule};
 use crate::kernels::recurrent::{CausalConv, LayerRows, SequenceState, StateLayout, with_layer_rows};
+use crate::models::backend::DEVICE;
 
 /// The weights of linear attention in one layer.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ impl LinearAttentionMixer {
         let projections: Vec<&Linear> = self.projections.iter().collect();
         let mut rows = concat_linear(input.norm, &projections, input.x)?;
         if let Some(scales) = &self.column_scales {
-            rows = rows.broadcast_mul(&Tensor::new(scales.as_slice(), &Device::Cpu)?)?;
+            rows = rows.broadcast_mul(&Tensor::new(scales.as_slice(), &DEVICE)?)?;
         }
         let y = match isa {
             Some(isa) => rows.apply_op1_no_bwd(&LinearAttentionOp::new(
@@ -133,7 +134,7 @@ impl LinearAttentionMixer {
         let HeadShape { n_heads, n_key_heads, key_dim, value_dim, .. } = self.shape;
         let (n_channels, inner) = (self.shape.conv_channels(), self.shape.inner_len());
         let (n_rows, n_columns) = (sequence.rows.len(), self.rule.n_columns(&self.shape));
-        let rows = Tensor::from_vec(sequence.rows.concat(), (n_rows, n_columns), &Device::Cpu)?;
+        let rows = Tensor::from_vec(sequence.rows.concat(), (n_rows, n_columns), &DEVICE)?;
         let inputs = rows.narrow(1, 0, n_channels)?;
         let inputs = convolution_inputs(layout, sequence.state, &inputs)?;
         let convolved = silu(&convolve(&self.conv, &inputs)?)?;
@@ -151,7 +152,7 @@ impl LinearAttentionMixer {
             (query, key) = ((normalize(&query)? / (key_dim as f64).sqrt())?, normalize(&key)?);
         }
         let key_heads: Vec<u32> = (0..n_heads).map(|head| self.shape.key_head(head) as u32).collect();
-        let key_heads = Tensor::new(key_heads, &Device::Cpu)?;
+        let key_heads = Tensor::new(key_heads, &DEVICE)?;
         let (query, key) = (query.index_select(&key_heads, 1)?, key.index_select(&key_heads, 1)?);
         let matrices_start = layout.conv_rows * layout.conv_channels;
         let mut state = self.read_state(&sequence.state[matrices_start..])?;
@@ -173,7 +174,7 @@ impl LinearAttentionMixer {
             let gates: Vec<[f32; 2]> = self.gates(sequence.rows[row]);
             let gate = |idx: usize| {
                 let gates: Vec<f32> = gates.iter().map(|gates| gates[idx]).collect();
-                Tensor::from_vec(gates, (n_heads, 1, 1), &Device::Cpu)
+                Tensor::from_vec(gates, (n_heads, 1, 1), &DEVICE)
             };
             let of_row = |x: &Tensor| x.get(row)?.unsqueeze(1);
             let (query, key, value) = (of_row(&query)?, of_row(&key)?, of_row(&value)?);
@@ -185,7 +186,7 @@ impl LinearAttentionMixer {
             state = (state + key.transpose(1, 2)?.matmul(&added.broadcast_mul(&gate(1)?)?)?)?;
             let mut output = query.matmul(&state)?;
             if let Some(skip) = &self.skip {
-                let skip = Tensor::from_slice(skip, (n_heads, 1, 1), &Device::Cpu)?;
+                let skip = Tensor::from_slice(skip, (n_heads, 1, 1), &DEVICE)?;
                 output = (output + value.broadcast_mul(&skip)?)?;
             }
             outputs.push(output.reshape((1, inner))?);
@@ -227,8 +228,8 @@ impl LinearAttentionMixer {
         let y = if *gates_first { (y * gates)? } else { y.clone() };
         let (n_rows, inner) = y.dims2()?;
         let groups = y.reshape((n_rows, inner / group_len, *group_len))?;
-        let ones = Tensor::ones(*group_len, candle_core::DType::F32, &Device::Cpu)?;
-        let weight = Tensor::new(weight.as_slice(), &Device::Cpu)?.reshape(((), *group_len))?;
+        let ones = Tensor::ones(*group_len, candle_core::DType::F32, &DEVICE)?;
+        let weight = Tensor::new(weight.as_slice(), &DEVICE)?.reshape(((), *group_len))?;
         let normed = rms_norm(&groups, &ones, *eps)?.broadcast_mul(&weight)?.reshape((n_rows, inner))?;
         Ok(if *gates_first { normed } else { (normed * gates)? })
     }
@@ -237,7 +238,7 @@ impl LinearAttentionMixer {
     fn read_state(&self, stored: &[f32]) -> Result<Tensor> {
         let HeadShape { n_heads, key_dim, value_dim, .. } = self.shape;
         let values: Vec<f32> = self.shape.state_places().map(|place| stored[place]).collect();
-        Ok(Tensor::from_vec(values, (n_heads, key_dim, value_dim), &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, (n_heads, key_dim, value_dim), &DEVICE)?)
     }
 
     fn write_state(&self, state: &Tensor, stored: &mut [f32]) -> Result<()> {
@@ -253,8 +254,7 @@ impl LinearAttentionMixer {
 /// When a tensor operation fails.
 pub fn convolution_inputs(layout: &StateLayout, state: &[f32], rows: &Tensor) -> Result<Tensor> {
     let StateLayout { conv_rows, conv_channels, .. } = *layout;
-    let kept =
-        Tensor::from_slice(&state[..conv_rows * conv_channels], (conv_rows, conv_channels), &Device::Cpu)?;
+    let kept = Tensor::from_slice(&state[..conv_rows * conv_channels], (conv_rows, conv_channels), &DEVICE)?;
     Ok(Tensor::cat(&[&kept, rows], 0)?)
 }
 
@@ -266,11 +266,11 @@ pub fn convolve(conv: &ConvWeights, inputs: &Tensor) -> Result<Tensor> {
     let (n_inputs, n_channels) = inputs.dims2()?;
     let n_rows = n_inputs + 1 - conv.kernel;
     let mut sum = match &conv.bias {
-        Some(bias) => Tensor::new(bias.as_slice(), &Device::Cpu)?.broadcast_as((n_rows, n_channels))?,
-        None => Tensor::zeros((n_rows, n_channels), candle_core::DType::F32, &Device::Cpu)?,
+        Some(bias) => Tensor::new(bias.as_slice(), &DEVICE)?.broadcast_as((n_rows, n_channels))?,
+        None => Tensor::zeros((n_rows, n_channels), candle_core::DType::F32, &DEVICE)?,
     };
     for (idx, weight) in conv.weight.chunks_exact(n_channels).enumerate() {
-        let weight = Tensor::from_slice(weight, (1, n_channels), &Device::Cpu)?;
+        let weight = Tensor::from_slice(weight, (1, n_channels), &DEVICE)?;
         sum = (sum + inputs.narrow(0, idx, n_rows)?.broadcast_mul(&weight)?)?;
     }
     Ok(sum)
@@ -289,7 +289,7 @@ mod tests {
     /// A mixer whose input rows are its input, and whose outputs are not projected.
     fn mixer(rule: UpdateRule, shape: HeadShape, norm: Option<(usize, bool)>) -> LinearAttentionMixer {
         let identity = |n: usize| {
-            Linear::new(Weight::Dense(Tensor::eye(n, candle_core::DType::F32, &Device::Cpu).unwrap()), None)
+            Linear::new(Weight::Dense(Tensor::eye(n, candle_core::DType::F32, &DEVICE).unwrap()), None)
         };
         let (n_channels, inner) = (shape.conv_channels(), shape.inner_len());
         LinearAttentionMixer {
@@ -347,8 +347,8 @@ mod tests {
                 (start..start + len).flat_map(move |row| values(n_columns, 10 + row + 1000 * sequence))
             };
             let x: Vec<f32> = (0..=n_neighbors).flat_map(rows).collect();
-            let x = Tensor::from_vec(x, ((1 + n_neighbors) * len, n_columns), &Device::Cpu).unwrap();
-            let residual = Tensor::zeros(((1 + n_neighbors) * len, inner), x.dtype(), &Device::Cpu).unwrap();
+            let x = Tensor::from_vec(x, ((1 + n_neighbors) * len, n_columns), &DEVICE).unwrap();
+            let residual = Tensor::zeros(((1 + n_neighbors) * len, inner), x.dtype(), &DEVICE).unwrap();
             let input = MixerInput { norm: None, x: &x, residual: &residual, add: ResidualAdd::PLAIN };
             let mut sequences: Vec<SequenceState> = slots
                 .iter_mut()

@@ -1,6 +1,6 @@
 //! MLPs and mixtures of experts.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use candle_nn::ops::{sigmoid, softmax_last_dim};
 
 use super::linear::{Linear, UpProjection};
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::kernels::custom_ops::ExpertsOp;
 use crate::kernels::isa::Isa;
 use crate::kernels::matmul::{ActivationFn, Projection, RoutedExpert};
+use crate::models::backend::DEVICE;
 
 /// `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` without a gate.
 #[derive(Debug, Clone)]
@@ -207,8 +208,8 @@ impl MoE {
             if n_tokens == 0 {
                 continue;
             }
-            let rows = Tensor::from_vec(tokens, n_tokens, &Device::Cpu)?;
-            let weights = Tensor::from_vec(weights, (n_tokens, 1), &Device::Cpu)?;
+            let rows = Tensor::from_vec(tokens, n_tokens, &DEVICE)?;
+            let weights = Tensor::from_vec(weights, (n_tokens, 1), &DEVICE)?;
             let outputs = expert.forward(&x.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
             y = y.index_add(&rows, &outputs, D::Minus2)?;
         }
@@ -242,10 +243,10 @@ mod tests {
     /// A mixture whose expert `i` multiplies its activated input by `i + 1`.
     fn moe(normalize_weights: bool) -> MoE {
         let matrix = |value: f32| {
-            let identity = Tensor::eye(2, candle_core::DType::F32, &Device::Cpu).unwrap();
+            let identity = Tensor::eye(2, candle_core::DType::F32, &DEVICE).unwrap();
             Linear::new(Weight::Dense((identity * f64::from(value)).unwrap()), None)
         };
-        let router = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [-1.0, -1.0]], &Device::Cpu).unwrap();
+        let router = Tensor::new(&[[1f32, 0.0], [0.0, 1.0], [-1.0, -1.0]], &DEVICE).unwrap();
         let expert = |i: usize| Mlp {
             gate: Some(matrix(1.0)),
             up: matrix(1.0),
@@ -288,7 +289,7 @@ mod tests {
 
     #[test]
     fn each_token_is_routed_to_its_own_experts() {
-        let x = Tensor::new(&[[3f32, 0.0], [0.0, 2.0]], &Device::Cpu).unwrap();
+        let x = Tensor::new(&[[3f32, 0.0], [0.0, 2.0]], &DEVICE).unwrap();
         for normalize_weights in [true, false] {
             let found = moe(normalize_weights).forward(&x).unwrap().to_vec2::<f32>().unwrap();
             for (row, (value, best, second)) in [(3f32, 0, 1), (2.0, 1, 0)].into_iter().enumerate() {

@@ -1,9 +1,10 @@
 //! Rotary position embedding of query and key heads.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 
 use crate::error::Result;
 use crate::kernels::attention as kernels;
+use crate::models::backend::DEVICE;
 use crate::models::forward_input::Span;
 use crate::models::rope::Rope;
 
@@ -52,9 +53,8 @@ impl CosSinCache {
     /// When a tensor operation fails.
     pub fn apply(&self, heads: &Tensor) -> Result<Tensor> {
         let rotary_dim = 2 * self.n_pairs;
-        let table = |values: &[f32]| {
-            Tensor::from_slice(values, (values.len() / self.n_pairs, self.n_pairs), &Device::Cpu)
-        };
+        let table =
+            |values: &[f32]| Tensor::from_slice(values, (values.len() / self.n_pairs, self.n_pairs), &DEVICE);
         let (cos, sin) = (table(&self.cos)?, table(&self.sin)?);
         let n_kept = heads.dims()[2] - rotary_dim;
         let rotate = |x: &Tensor| -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! The short convolution of LFM2 as a mixer: `output(c * conv(b * x))`, where `b`, `c` and `x` are parts of a projection.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::linear::{Linear, concat_linear, linear_residual};
 use super::linear_attention::{ConvWeights, convolution_inputs, convolve};
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::kernels::custom_ops::ShortConvOp;
 use crate::kernels::isa::Isa;
 use crate::kernels::recurrent::{LayerRows, SequenceState, StateLayout, with_layer_rows};
+use crate::models::backend::DEVICE;
 
 /// The weights of a short convolution in one layer.
 #[derive(Debug, Clone)]
@@ -59,7 +60,7 @@ impl ShortConvMixer {
     /// The outputs of a sequence's new rows, `[n_new_rows, hidden]`, in plain candle operations.
     fn reference(&self, layout: &StateLayout, sequence: &mut LayerRows) -> Result<Tensor> {
         let (n_rows, n_channels) = (sequence.rows.len(), layout.conv_channels);
-        let rows = Tensor::from_vec(sequence.rows.concat(), (n_rows, 3 * n_channels), &Device::Cpu)?;
+        let rows = Tensor::from_vec(sequence.rows.concat(), (n_rows, 3 * n_channels), &DEVICE)?;
         let part = |idx: usize| rows.narrow(1, idx * n_channels, n_channels);
         let inputs = convolution_inputs(layout, sequence.state, &(part(0)? * part(2)?)?)?;
         let y = (part(1)? * convolve(&self.conv, &inputs)?)?;

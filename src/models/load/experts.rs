@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::Weights;
 use super::repack::repack;
@@ -13,7 +13,7 @@ use super::stored_tensor::{StoredTensor, check_shape};
 use super::unpack::dequantize;
 use crate::error::Result;
 use crate::gguf::TensorType;
-use crate::models::backend::Backend;
+use crate::models::backend::{Backend, DEVICE};
 use crate::models::layers::linear::{Linear, Weight};
 
 /// The bytes of the codes of an MXFP4 block of 32 elements.
@@ -113,7 +113,7 @@ impl ExpertMatrix {
             Backend::Reference => {
                 let mut values = vec![0.0; rows.n_stored() * n_in];
                 dequantize(*tensor_type, bytes, &mut values)?;
-                let all = Tensor::from_vec(values, (rows.n_stored(), n_in), &Device::Cpu)?;
+                let all = Tensor::from_vec(values, (rows.n_stored(), n_in), &DEVICE)?;
                 Ok(Weight::Dense(rows.select(&all)?))
             }
             Backend::Kernels(isa) | Backend::KernelsBf16(isa) => {
@@ -152,8 +152,8 @@ mod tests {
         };
         let blocks_shape = (n_experts, n_rows, n_blocks, MXFP4_CODE_BYTES);
         let tensors = HashMap::from([
-            ("up_blocks", Tensor::from_slice(&codes, blocks_shape, &Device::Cpu).unwrap()),
-            ("up_scales", Tensor::from_slice(&scales, (n_experts, n_rows, n_blocks), &Device::Cpu).unwrap()),
+            ("up_blocks", Tensor::from_slice(&codes, blocks_shape, &DEVICE).unwrap()),
+            ("up_scales", Tensor::from_slice(&scales, (n_experts, n_rows, n_blocks), &DEVICE).unwrap()),
         ]);
         let file = tempfile::NamedTempFile::with_suffix(".safetensors").unwrap();
         candle_core::safetensors::save(&tensors, file.path()).unwrap();

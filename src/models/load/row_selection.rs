@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::models::backend::DEVICE;
 
 /// The rows of a stored matrix that make up a layer's weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +72,7 @@ impl RowSelection {
         Ok(match &self.rows {
             SelectedRows::Range(range) if range.len() == self.n_stored => tensor.clone(),
             SelectedRows::Range(range) => tensor.narrow(0, range.start, range.len())?.copy()?,
-            SelectedRows::Indices(rows) => {
-                tensor.index_select(&Tensor::new(rows.as_slice(), &Device::Cpu)?, 0)?
-            }
+            SelectedRows::Indices(rows) => tensor.index_select(&Tensor::new(rows.as_slice(), &DEVICE)?, 0)?,
         })
     }
 

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::model_file::ModelFile;
 use super::unpack::dequantize;
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
+use crate::models::backend::DEVICE;
 
 /// Elements that are read and dequantized at once, whole blocks of every type: bytes and values stay in the cache.
 const CHUNK_LEN: usize = 1 << 16;
@@ -52,7 +53,7 @@ impl StoredTensor<'_> {
             dequantize(tensor_type, &blocks, values)?;
             start += blocks.len();
         }
-        Ok(Tensor::from_vec(values, self.shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, self.shape, &DEVICE)?)
     }
 
     /// Adds the tensor's name and file to an error.
