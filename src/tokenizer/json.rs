@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_text_that_a_pattern_backtracks_over_is_refused() {
         // Quadratic, so short texts are no trouble.
-        let tokenizer = tokenizer(json!({"pre_tokenizer": split("a([^b]*[^c]*d)?")})).unwrap();
+        let tokenizer = tokenizer(json!({"pre_tokenizer": split("a([^b]{0,20}[^c]*d)?")})).unwrap();
         let started = Instant::now();
         let error = tokenizer.encode(&("d".to_owned() + &"a".repeat(600_000))).map(drop).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidRequest, "{error}");

@@ -123,7 +123,15 @@ pub fn concat_linear(norm: Option<&dyn RowNorm>, linears: &[&Linear], x: &Tensor
     if let Some([(isa, _), ..]) = packed.as_deref() {
         let isa = *isa;
         let weights: Vec<WeightWithBias> = packed.iter().flatten().map(|(_, weight)| *weight).collect();
-        return linear_kernel(isa, norm, Projection::Concat(&weights), x);
+        // A GEMM is of quantized matrices or of floats.
+        let is_quantized = |weight: &WeightWithBias| weight.matrix.format().is_quantized();
+        let runs: Vec<&[WeightWithBias]> =
+            weights.chunk_by(|a, b| is_quantized(a) == is_quantized(b)).collect();
+        if runs.len() == 1 || x.dims()[0] <= *FEW_ROWS.end() {
+            return linear_kernel(isa, norm, Projection::Concat(&weights), x);
+        }
+        let outputs = runs.iter().map(|run| linear_kernel(isa, norm, Projection::Concat(run), x));
+        return Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, D::Minus1)?);
     }
     let x = normalize(norm, x)?;
     let outputs = linears.iter().map(|linear| linear.forward(&x)).collect::<Result<Vec<_>>>()?;
