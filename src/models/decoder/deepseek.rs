@@ -145,3 +145,62 @@ fn read_scoring(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(model_type: &str, settings: &str) -> Result<ModelConfig> {
+        let json = format!(
+            r#"{{"model_type":"{model_type}","hidden_size":40,"intermediate_size":8,"num_hidden_layers":4,
+            "num_attention_heads":8,"vocab_size":10,"max_position_embeddings":128,"rms_norm_eps":1e-5,
+            "kv_lora_rank":16,"qk_nope_head_dim":8,"qk_rope_head_dim":4,"v_head_dim":6,"n_routed_experts":8,
+            "moe_intermediate_size":4,"n_shared_experts":2,"first_k_dense_replace":1,
+            "num_experts_per_tok":2,"n_group":4{settings}}}"#
+        );
+        ModelConfig::from_json(json.as_bytes())
+    }
+
+    #[test]
+    fn tokens_are_routed_as_the_settings_say() {
+        let greedy = config("deepseek_v2", r#","topk_method":"greedy","topk_group":2"#).unwrap();
+        let moe = greedy.moe.unwrap();
+        assert_eq!((moe.intermediate_size, moe.shared_intermediate_size), (4, Some(8)));
+        assert_eq!((moe.routing.scoring, moe.routing.groups), (ExpertScore::Softmax, None));
+        assert!(!moe.routing.normalize_weights);
+        let is_moe =
+            |config: &ModelConfig| config.layers.iter().map(|layer| layer.is_moe).collect::<Vec<_>>();
+        assert_eq!(is_moe(&greedy), [false, true, true, true]);
+
+        let v3 =
+            config("deepseek_v3", r#","topk_method":"noaux_tc","topk_group":2,"moe_layer_freq":2"#).unwrap();
+        let routing = v3.moe.unwrap().routing;
+        assert_eq!(routing.scoring, ExpertScore::Sigmoid);
+        assert_eq!(routing.groups, Some(ExpertGroups { n_groups: 4, groups_per_token: 2 }));
+        assert!(routing.normalize_weights);
+        assert_eq!(is_moe(&v3), [false, false, true, false]);
+
+        for impossible in
+            [r#","topk_group":5"#, r#","topk_group":0"#, r#","topk_group":1,"num_experts_per_tok":3"#]
+        {
+            assert!(config("deepseek_v3", impossible).is_err(), "{impossible}");
+        }
+    }
+
+    #[test]
+    fn scores_are_scaled_by_the_width_of_queries_and_by_yarn() {
+        let scale = |rope: &str| {
+            let settings = format!(r#","topk_group":2,"rope_scaling":{rope}"#);
+            config("deepseek_v2", &settings).unwrap().attention_scale * 12f64.sqrt()
+        };
+        let yarn = |multiplier: f64| {
+            scale(&format!(
+                r#"{{"type":"yarn","factor":4.0,"original_max_position_embeddings":32,"mscale_all_dim":{multiplier}}}"#
+            ))
+        };
+        let mscale = 0.0707 * 4f64.ln() + 1.0;
+        for (found, expected) in [(scale("null"), 1.0), (yarn(0.0), 1.0), (yarn(0.707), mscale * mscale)] {
+            assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
+        }
+    }
+}
