@@ -331,7 +331,7 @@ pub struct ScheduledSeq {
     pub tokens: Vec<u32>,
     /// All blocks of the sequence, in each group of layers.
     pub block_tables: Vec<BlockTable>,
-    /// What happens to its recurrent state, in models with recurrent layers.
+    /// The steps of its recurrent state, in models with recurrent layers.
     pub state: Option<StateStep>,
     /// How many of the last tokens are draft tokens.
     pub n_drafts: usize,
@@ -927,7 +927,7 @@ impl Sequence {
         self.tables.iter().map(|table| table.blocks.clone()).collect()
     }
 
-    /// What a batch of `n` tokens after the computed ones does to its recurrent state.
+    /// The steps of its recurrent state in a batch of `n` tokens after the computed ones.
     fn step_state(&mut self, kv: &mut KvBlocks, n: usize) -> Option<StateStep> {
         let slot = self.state.own?;
         let n_replayed = std::mem::take(&mut self.state.n_replayed);

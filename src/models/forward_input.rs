@@ -56,7 +56,7 @@ pub struct ForwardInput {
     pub logit_rows: Vec<u32>,
 }
 
-/// What a batch does to the recurrent state of a sequence. A sequence that starts with its first token starts with an
+/// The steps of a sequence's recurrent state in a batch. A sequence that starts with its first token starts with an
 /// empty state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StateStep {

@@ -5,7 +5,7 @@ use super::kv_cache::KvCache;
 use super::recurrent_state::RecurrentStates;
 use crate::kernels::attention::kv_block::KvFormat;
 
-/// What a decoder remembers of the tokens it has computed.
+/// The state that a decoder keeps of the tokens it has computed.
 #[derive(Debug)]
 pub struct SequenceStates {
     /// The keys and values of attention layers.

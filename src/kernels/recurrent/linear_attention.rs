@@ -23,7 +23,7 @@ const TILE_LEN: usize = TILE_VECTORS * LANES;
 /// Added to the sum of squares of a query or a key of the gated delta rule.
 const L2_NORM_EPS: f32 = 1e-6;
 
-/// What a token adds to the state of a head.
+/// The rule by which a token changes the state of a head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum UpdateRule {
     /// The gated delta rule: of the value that the decayed state has for a key, `beta` parts are replaced. Queries and

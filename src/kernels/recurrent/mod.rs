@@ -80,7 +80,7 @@ pub struct SequenceState<'a> {
     pub n_replayed: usize,
     /// The state before the batch, and after it.
     pub slot: &'a mut StateSlot,
-    /// Where to copy the state: a number of rows, those replayed included, and the slot for the state after them.
+    /// Copies to be made of the state: a number of rows, those replayed included, and the slot for the state after them.
     pub snapshots: Vec<(usize, &'a mut StateSlot)>,
 }
 

@@ -1,4 +1,4 @@
-//! What a layer computes with besides its weights and its input.
+//! The context of a layer: everything that it computes with besides its weights and its input.
 
 use candle_core::Tensor;
 

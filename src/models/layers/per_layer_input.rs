@@ -67,7 +67,7 @@ impl PerLayerInputs {
 }
 
 impl PerLayerInput {
-    /// What the layer's `input`, `[n_tokens, width]`, adds to the residual `x`: `[n_tokens, hidden]`, as `x` is.
+    /// Computes what the layer's `input`, `[n_tokens, width]`, adds to the residual `x`, `[n_tokens, hidden]`.
     ///
     /// # Errors
     /// When a tensor operation fails.
