@@ -147,17 +147,17 @@ impl ForwardInput {
 
     /// Splits the batch into one batch per sequence.
     pub fn split(&self) -> Vec<Self> {
-        let single = |(((span, rows), tables), state): (((Span, Range<usize>), &Vec<BlockTable>), &_)| {
+        let single = |(idx, (span, rows)): (usize, (Span, Range<usize>))| {
             let span_rows = self.logit_rows.iter().filter(|&&row| rows.contains(&(row as usize)));
             Self {
                 token_ids: self.token_ids[rows.clone()].to_vec(),
                 spans: vec![span],
-                block_tables: vec![tables.clone()],
-                states: vec![Clone::clone(state)],
+                block_tables: vec![self.block_tables[idx].clone()],
+                states: vec![self.states[idx].clone()],
                 logit_rows: span_rows.map(|row| row - rows.start as u32).collect(),
             }
         };
-        self.spans_with_rows().zip(&self.block_tables).zip(&self.states).map(single).collect()
+        self.spans_with_rows().enumerate().map(single).collect()
     }
 
     /// Returns each span with its rows.
