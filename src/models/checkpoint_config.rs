@@ -143,6 +143,22 @@ impl CheckpointConfig<'_> {
         }
     }
 
+    /// Returns a number of each layer, if the checkpoint has a list of them; those of GGUF files may be infinite.
+    ///
+    /// # Errors
+    /// When the list contains something else.
+    pub fn floats(&self, key: ConfigKey) -> Result<Option<Vec<f64>>> {
+        match self {
+            Self::Json(object) => self.json_value(object, key, "a list of numbers", |value| {
+                value.as_array()?.iter().map(Value::as_f64).collect()
+            }),
+            Self::Gguf { file, architecture } => {
+                let numbers = file.metadata().floats(&key.gguf_key(architecture))?;
+                Ok(numbers.map(|numbers| numbers.iter().copied().map(f64::from).collect()))
+            }
+        }
+    }
+
     /// Returns the object under `name` of a `config.json`.
     pub fn object(&self, name: &str) -> Option<&Map<String, Value>> {
         match self {

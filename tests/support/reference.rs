@@ -13,18 +13,9 @@ use predict_otron_9000::models::{
 };
 use serde::Deserialize;
 
-/// The families whose references are skipped, since no decoder computes them yet. A folder has the name of its family,
-/// with a variant behind a hyphen.
-const MISSING_FAMILIES: [&str; 1] = ["gemma3n"];
-
 /// The model folders of decoders in `TINY_REFERENCE_DIR`, by default `tests/data/tiny`.
 pub fn decoders() -> Vec<PathBuf> {
-    let mut folders = cases("TINY_REFERENCE_DIR", "tiny");
-    folders.retain(|folder| {
-        let name = folder.file_name().unwrap().to_str().unwrap();
-        !MISSING_FAMILIES.contains(&name.split('-').next().unwrap())
-    });
-    folders
+    cases("TINY_REFERENCE_DIR", "tiny")
 }
 
 /// The model folders of encoders in `TINY_ENCODER_DIR`, by default `tests/data/tiny-encoders`.

@@ -306,7 +306,13 @@ pub fn gemv_panels(
     panels: Range<usize>,
 ) {
     let (block_rows, n_panels) = (activations.n_rows(), projection.n_groups(1));
-    dispatch(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items: panels });
+    run_kernel(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items: panels });
+}
+
+/// Runs the kernel. One function for all callers: it is compiled for every format, and large.
+#[inline(never)]
+fn run_kernel(isa: Isa, kernel: GemvKernel) {
+    dispatch(isa, kernel);
 }
 
 /// A buffer for rows in the forms that the matrices of `projection` need.
@@ -339,7 +345,7 @@ fn multiply_panels(
     let n_blocks = n_rows.div_ceil(block_rows);
     let at_once = n_panels.div_ceil(ITEMS_PER_THREAD * team.n_threads());
     for items in team.claim_chunks(n_blocks * n_panels, at_once) {
-        dispatch(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items });
+        run_kernel(isa, GemvKernel { projection, activations, output, block_rows, n_panels, items });
     }
 }
 

@@ -13,6 +13,7 @@ use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::window_start;
 use crate::models::backend::{Backend, DEVICE};
 use crate::models::forward_input::{ForwardInput, Span};
+use crate::models::layers::altup::AltUpStreams;
 use crate::models::layers::attention::{causal_mask, softcap};
 use crate::models::layers::linear::{Linear, Weight, concat_linear};
 use crate::models::layers::norm::{RmsNorm, RowNorm};
@@ -32,6 +33,7 @@ pub struct CausalLm {
     embedding: Weight,
     embedding_norm: Option<RmsNorm>,
     per_layer_inputs: Option<PerLayerInputs>,
+    altup: Option<AltUpStreams>,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Linear,
@@ -89,6 +91,7 @@ impl CausalLm {
         let layers = (0..config.layers.len()).map(|idx| loader.layer(idx)).collect::<Result<Vec<_>>>()?;
         let norm = loader.final_norm()?;
         let per_layer_inputs = loader.per_layer_inputs()?;
+        let altup = loader.altup_streams()?;
         let embedding_norm = config
             .normed_embeddings
             .then(|| RmsNorm { weight: vec![1.0; config.hidden_size], eps: config.rms_norm_eps as f32 });
@@ -111,6 +114,7 @@ impl CausalLm {
             embedding,
             embedding_norm,
             per_layer_inputs,
+            altup,
             layers,
             norm,
             head,
@@ -182,6 +186,9 @@ impl Decoder for CausalLm {
         let per_layer = per_layer
             .map(|inputs| Ok::<_, Error>((inputs, inputs.forward(self.backend.isa(), &input.token_ids, &x)?)))
             .transpose()?;
+        if let Some(altup) = &self.altup {
+            x = altup.expand(&x)?;
+        }
         let kinds =
             self.kinds.iter().map(|kind| self.kind_context(kind, input)).collect::<Result<Vec<_>>>()?;
         let SequenceStates { kv, recurrent } = states;
@@ -213,7 +220,11 @@ impl Decoder for CausalLm {
             x = layer.forward(&x, &mut states, &context)?;
         }
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &DEVICE)?;
-        let logits = concat_linear(Some(&self.norm), &[&self.head], &x.index_select(&rows, 0)?)?;
+        x = x.index_select(&rows, 0)?;
+        if let Some(altup) = &self.altup {
+            x = altup.merge(&x)?;
+        }
+        let logits = concat_linear(Some(&self.norm), &[&self.head], &x)?;
         let logits = match self.config.logit_scale {
             Some(scale) => (logits * scale)?,
             None => logits,

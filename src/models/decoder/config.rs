@@ -65,6 +65,8 @@ pub struct ModelConfig {
     pub normed_embeddings: bool,
     /// The width of the input that each layer has of its own, in models with such inputs.
     pub per_layer_input_size: Option<usize>,
+    /// The residual streams, in models with several.
+    pub altup: Option<AltUpConfig>,
     /// The factor that the outputs of attention and MLPs are scaled by before they are added to the residual.
     pub residual_scale: f64,
     /// The activation function of the MLPs.
@@ -108,6 +110,8 @@ pub struct LayerConfig {
     pub has_mlp: bool,
     /// The width of the dense MLP between its two projections, where it is not the model's.
     pub intermediate_size: Option<usize>,
+    /// The standard deviations above the mean below which gates of the dense MLP are zero, in layers with sparse gates.
+    pub gate_cutoff: Option<f64>,
     /// Whether the MLP is a mixture of experts.
     pub is_moe: bool,
 }
@@ -125,6 +129,7 @@ impl Default for LayerConfig {
             score_growth: None,
             has_mlp: true,
             intermediate_size: None,
+            gate_cutoff: None,
             is_moe: false,
         }
     }
@@ -149,6 +154,17 @@ pub enum KvSource {
     KeyProjection,
     /// The layer of this index, which comes before: its keys and values are read, and none are written.
     Layer(usize),
+}
+
+/// The residual streams of a model with alternating updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AltUpConfig {
+    /// The number of streams.
+    pub n_streams: usize,
+    /// The index of the stream that layers compute.
+    pub active: usize,
+    /// Whether the active stream is scaled where it gates a layer's own input.
+    pub has_gate_scale: bool,
 }
 
 /// The recurrent mixer of a model's layers.
@@ -353,6 +369,7 @@ impl ModelConfig {
             embedding_scale: None,
             normed_embeddings: false,
             per_layer_input_size: None,
+            altup: None,
             residual_scale: 1.0,
             activation: activation.map_or(Ok(ActivationFn::Silu), ActivationFn::from_name)?,
             moe: None,
@@ -564,6 +581,9 @@ impl ModelConfig {
     /// When they are impossible.
     pub(super) fn check_layers(&self) -> Result<()> {
         check_sizes(&[("per-layer input size", self.per_layer_input_size.unwrap_or(1), 1 << 16)])?;
+        if let Some(AltUpConfig { n_streams, active, .. }) = self.altup {
+            check_sizes(&[("residual streams", n_streams, 64), ("active stream", active + 1, n_streams)])?;
+        }
         for layer in &self.layers {
             self.check_heads(self.kv_heads(layer))?;
             check_sizes(&[("intermediate size", layer.intermediate_size.unwrap_or(1), 1 << 24)])?;

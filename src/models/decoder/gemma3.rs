@@ -46,6 +46,11 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<(
     let pattern = checkpoint.integer(PATTERN)?.unwrap_or(6).max(1);
     config.set_windows(checkpoint, |layer| !(layer + 1).is_multiple_of(pattern))?;
     set_gemma_scales(checkpoint, config, N_LAYERS_27B)?;
+    set_local_ropes(checkpoint, config)
+}
+
+/// Sets the rotary embedding of layers with a window, which has a base of its own.
+pub(super) fn set_local_ropes(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
     let stated_per_kind =
         checkpoint.object(ROPE_PARAMETERS).is_some_and(|kinds| kinds.contains_key(SLIDING_ATTENTION));
     for layer in config.layers.iter_mut().filter(|layer| layer.window.is_some()) {

@@ -3,7 +3,7 @@
 //! and values of others; large ones have layers whose values are their keys (31B), and some a mixture of experts beside
 //! the dense MLP (26B-A4B).
 
-use super::config::{HEAD_DIM, KvHeads, KvSource, ModelConfig, MoeConfig, N_KV_HEADS};
+use super::config::{HEAD_DIM, KvHeads, KvSource, LayerConfig, ModelConfig, MoeConfig, N_KV_HEADS};
 use super::family::DecoderFamily;
 use super::gemma3;
 use super::layout::{DecoderLayout, DenseMoENames, ExpertNames, PerLayerInputNames};
@@ -98,7 +98,7 @@ const LOGIT_SOFTCAP: ConfigKey = ConfigKey::new("final_logit_softcapping", "fina
 const HAS_MOE: ConfigKey = ConfigKey::json("enable_moe_block");
 const N_EXPERTS: ConfigKey = ConfigKey::gguf("expert_count");
 
-/// One layer without a window comes after this many layers with one, less one.
+/// The distance between two layers without a window.
 const PATTERN: usize = 6;
 
 fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<()> {
@@ -141,8 +141,9 @@ pub(super) fn set_gemma3n_parts(checkpoint: &CheckpointConfig, config: &mut Mode
     let n_shared = checkpoint.integer(N_SHARED_LAYERS)?.unwrap_or(0);
     let n_own = config.layers.len().saturating_sub(n_shared);
     for idx in n_own..config.layers.len() {
-        let window = config.layers[idx].window;
-        let source = config.layers[..n_own].iter().rposition(|layer| layer.window == window);
+        let kind = |layer: &LayerConfig| (layer.window, layer.kv_heads);
+        let own_kind = kind(&config.layers[idx]);
+        let source = config.layers[..n_own].iter().rposition(|layer| kind(layer) == own_kind);
         let source = source.ok_or_else(|| {
             impossible(format_args!("no keys and values for layer {idx}, which has none of its own"))
         })?;

@@ -1,9 +1,13 @@
 //! Loads the parts of layers that Gemma 3n and 4 add to those of other decoders.
 
-use super::config::{LayerConfig, ModelConfig, MoeConfig};
+use super::config::{AltUpConfig, LayerConfig, ModelConfig, MoeConfig};
+use super::layout::StreamProjections;
 use super::loader::{DecoderLoader, StoredNorm};
 use crate::error::{Error, Result};
+use crate::models::layers::altup::{AltUp, AltUpStreams};
 use crate::models::layers::dense_moe::DenseMoE;
+use crate::models::layers::laurel::Laurel;
+use crate::models::layers::linear::Linear;
 use crate::models::layers::norm::RmsNorm;
 use crate::models::layers::per_layer_input::{PerLayerInput, PerLayerInputs};
 use crate::models::load::RowSelection;
@@ -45,6 +49,70 @@ impl DecoderLoader<'_> {
             gate: self.linear(&name(names.gate), &RowSelection::all(width), hidden_size)?,
             activation,
             projection: self.linear(&name(names.output), &RowSelection::all(hidden_size), width)?,
+            post_norm: self.norm(&name(names.post_norm), hidden_size, self.gemma_norm())?,
+        }))
+    }
+
+    /// Loads the weights of residual streams outside of layers, in models with several streams.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of the wrong shape.
+    pub fn altup_streams(&self) -> Result<Option<AltUpStreams>> {
+        let (Some(names), Some(AltUpConfig { n_streams, .. })) = (&self.layout.altup, self.config.altup)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(AltUpStreams {
+            projections: self.stream_projections(names.projections, n_streams - 1)?,
+            output_projections: self.stream_projections(names.output_projections, n_streams - 1)?,
+        }))
+    }
+
+    fn stream_projections(&self, names: StreamProjections, n: usize) -> Result<Vec<Linear>> {
+        let hidden_size = self.config.hidden_size;
+        let projection = |idx: usize| match names {
+            StreamProjections::Split(prefix) => {
+                let name = self.name(&format!("{prefix}.{idx}"));
+                self.linear(&name, &RowSelection::all(hidden_size), hidden_size)
+            }
+            StreamProjections::Stacked(name) => {
+                let rows = idx * hidden_size..(idx + 1) * hidden_size;
+                self.linear(&self.name(name), &RowSelection::range(rows, n * hidden_size), hidden_size)
+            }
+        };
+        (0..n).map(projection).collect()
+    }
+
+    /// The updates of residual streams in a layer.
+    pub(super) fn altup(&self, name: &dyn Fn(&str) -> String) -> Result<Option<AltUp>> {
+        let (Some(names), Some(altup)) = (&self.layout.altup, self.config.altup) else { return Ok(None) };
+        let AltUpConfig { n_streams, active, has_gate_scale } = altup;
+        let hidden_size = self.config.hidden_size;
+        let linear =
+            |part: &str, n_out: usize, n_in: usize| self.linear(&name(part), &RowSelection::all(n_out), n_in);
+        let mut router_norm = self.norm(&name(names.router_norm), hidden_size, self.gemma_norm())?;
+        router_norm.weight.iter_mut().for_each(|weight| *weight /= hidden_size as f32);
+        let gate_scale =
+            || Ok::<_, Error>(self.weights.vector(&name(names.gate_scale), hidden_size)?.to_vec1::<f32>()?);
+        Ok(Some(AltUp {
+            active,
+            router_norm,
+            router: linear(names.router, n_streams, hidden_size)?,
+            prediction: linear(names.prediction, n_streams * n_streams, n_streams)?,
+            correction: linear(names.correction, n_streams, n_streams)?,
+            gate_scale: has_gate_scale.then(gate_scale).transpose()?,
+        }))
+    }
+
+    /// The augmentation of a layer's residual.
+    pub(super) fn laurel(&self, name: &dyn Fn(&str) -> String) -> Result<Option<Laurel>> {
+        let Some(names) = &self.layout.laurel else { return Ok(None) };
+        let hidden_size = self.config.hidden_size;
+        let left = name(names.left);
+        let rank = self.weights.n_rows(&format!("{left}.weight")).unwrap_or(0);
+        Ok(Some(Laurel {
+            left: self.linear(&left, &RowSelection::all(rank), hidden_size)?,
+            right: self.linear(&name(names.right), &RowSelection::all(hidden_size), rank)?,
             post_norm: self.norm(&name(names.post_norm), hidden_size, self.gemma_norm())?,
         }))
     }

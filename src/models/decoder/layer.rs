@@ -9,7 +9,9 @@ use super::config::ModelConfig;
 use super::latent_attention::LatentAttention;
 use super::layer_context::{LayerContext, LayerStates};
 use crate::error::Result;
+use crate::models::layers::altup::AltUp;
 use crate::models::layers::dense_moe::DenseMoE;
+use crate::models::layers::laurel::Laurel;
 use crate::models::layers::linear::{Linear, ResidualAdd, mlp};
 use crate::models::layers::linear_attention::LinearAttentionMixer;
 use crate::models::layers::mixer::MixerInput;
@@ -28,6 +30,8 @@ pub struct DecoderLayer {
     pub mixers: Vec<Mixer>,
     /// The norm of a mixer's output before it is added to the residual.
     pub mixer_post_norm: Option<RmsNorm>,
+    /// The augmentation of the residual after the mixers.
+    pub laurel: Option<Laurel>,
     /// The norm before the MLP.
     pub mlp_norm: Option<RmsNorm>,
     /// The MLP or the mixture of experts.
@@ -36,6 +40,8 @@ pub struct DecoderLayer {
     pub mlp_post_norm: Option<RmsNorm>,
     /// The part that adds the layer's own input to the residual.
     pub per_layer_input: Option<PerLayerInput>,
+    /// The updates of residual streams, in models with several.
+    pub altup: Option<AltUp>,
     /// The factor of the layer's output, residual included.
     pub output_scale: Option<f64>,
 }
@@ -65,14 +71,28 @@ pub enum FeedForward {
 }
 
 impl DecoderLayer {
-    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all sequences.
+    /// Computes the layer's output; `x` and the result are `[n_tokens, hidden]`, the new tokens of all sequences, or
+    /// `[n_tokens, n_streams, hidden]` in models with several residual streams.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Tensor, states: &mut LayerStates, context: &LayerContext) -> Result<Tensor> {
+        let isa = context.backend.isa();
+        let own_input = self.per_layer_input.as_ref().zip(context.per_layer_input);
+        if let Some(altup) = &self.altup {
+            let predicted = altup.predict(isa, x)?;
+            let y = self.mix_and_feed(&altup.active_stream(&predicted)?, states, context)?;
+            let mut streams = altup.correct(isa, &predicted, &y)?;
+            if let Some((part, input)) = own_input {
+                let addend = part.forward(isa, input, &altup.gate_stream(&streams)?)?;
+                streams = altup.add_to_others(&streams, &addend)?;
+            }
+            context.profile.lap(ForwardOp::Mlp);
+            return Ok(streams);
+        }
         let mut y = self.mix_and_feed(x, states, context)?;
-        if let (Some(part), Some(input)) = (&self.per_layer_input, context.per_layer_input) {
-            y = (part.forward(context.backend.isa(), input, &y)? + y)?;
+        if let Some((part, input)) = own_input {
+            y = (part.forward(isa, input, &y)? + y)?;
             context.profile.lap(ForwardOp::Mlp);
         }
         match self.output_scale {
@@ -94,6 +114,12 @@ impl DecoderLayer {
                 add: ResidualAdd { norm: self.mixer_post_norm.as_ref(), scale: scale as f32 },
             };
             residual = mixer.forward(&input, states, context)?;
+        }
+        if let Some(laurel) = &self.laurel {
+            let isa = context.backend.isa();
+            let normed = self.mixer_norm.as_ref().map(|norm| norm.apply(isa, x)).transpose()?;
+            residual = laurel.forward(isa, normed.as_ref().unwrap_or(x), &residual)?;
+            context.profile.lap(ForwardOp::Output);
         }
         let x = residual;
         let norm = self.mlp_norm.as_ref().map(|norm| norm as &dyn RowNorm);
@@ -139,6 +165,9 @@ impl DecoderLayer {
         }
         if let Some(part) = &self.per_layer_input {
             matrices.extend([&part.gate, &part.projection].map(|matrix| (ForwardOp::Mlp, matrix, 1)));
+        }
+        if let Some(laurel) = &self.laurel {
+            matrices.extend([&laurel.left, &laurel.right].map(|matrix| (ForwardOp::Output, matrix, 1)));
         }
         matrices
     }

@@ -54,6 +54,10 @@ pub struct DecoderLayout {
     pub dense_moe: Option<DenseMoENames>,
     /// The inputs of layers beside the residual.
     pub per_layer_input: Option<PerLayerInputNames>,
+    /// The residual streams, in families with several.
+    pub altup: Option<AltUpNames>,
+    /// The augmented residual.
+    pub laurel: Option<LaurelNames>,
     /// The factor of a layer's output, by the tensor's whole name; some checkpoints have none.
     pub output_scale: Option<&'static str>,
     /// The offset added to the weights of the norms in layers.
@@ -133,6 +137,45 @@ pub struct PerLayerInputNames {
     /// The projection of the gated input, in a layer.
     pub output: &'static str,
     /// The norm of that projection, in a layer.
+    pub post_norm: &'static str,
+}
+
+/// The tensor names of residual streams.
+#[derive(Debug, Clone, Copy)]
+pub struct AltUpNames {
+    /// The projections of embeddings to streams.
+    pub projections: StreamProjections,
+    /// The projections of streams to parts of the output.
+    pub output_projections: StreamProjections,
+    /// The norm before the router, in a layer.
+    pub router_norm: &'static str,
+    /// The router, in a layer.
+    pub router: &'static str,
+    /// The coefficients of predictions, in a layer.
+    pub prediction: &'static str,
+    /// The coefficients of corrections, in a layer.
+    pub correction: &'static str,
+    /// The factors of the active stream, by the tensor's whole name, in a layer.
+    pub gate_scale: &'static str,
+}
+
+/// The tensor names of matrices for all residual streams but the first.
+#[derive(Debug, Clone, Copy)]
+pub enum StreamProjections {
+    /// One tensor for each, `prefix.number`.
+    Split(&'static str),
+    /// One tensor with all, one after the other.
+    Stacked(&'static str),
+}
+
+/// The tensor names of an augmented residual.
+#[derive(Debug, Clone, Copy)]
+pub struct LaurelNames {
+    /// The projection to the low rank.
+    pub left: &'static str,
+    /// The projection back.
+    pub right: &'static str,
+    /// The norm of the product of both.
     pub post_norm: &'static str,
 }
 
@@ -275,6 +318,8 @@ impl DecoderLayout {
         },
         dense_moe: None,
         per_layer_input: None,
+        altup: None,
+        laurel: None,
         output_scale: None,
         norm_offset: 0.0,
         final_norm_offset: 0.0,
@@ -323,6 +368,8 @@ impl DecoderLayout {
         },
         dense_moe: None,
         per_layer_input: None,
+        altup: None,
+        laurel: None,
         output_scale: None,
         norm_offset: 0.0,
         final_norm_offset: 0.0,

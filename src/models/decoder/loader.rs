@@ -132,10 +132,12 @@ impl<'a> DecoderLoader<'a> {
             mixer_norm: layout.attention_norm.filter(|_| !mixers.is_empty()).map(norm).transpose()?,
             mixers,
             mixer_post_norm: layout.attention_post_norm.map(post_norm).transpose()?,
+            laurel: self.laurel(&name)?,
             mlp_norm: layout.mlp_norm.filter(|_| mlp.is_some()).map(norm).transpose()?,
             mlp,
             mlp_post_norm: layout.mlp_post_norm.map(post_norm).transpose()?,
             per_layer_input: self.per_layer_input(&name)?,
+            altup: self.altup(&name)?,
             output_scale: self.output_scale(&name)?,
         })
     }
@@ -255,7 +257,8 @@ impl<'a> DecoderLoader<'a> {
 
     pub(super) fn dense_mlp(&self, name: &dyn Fn(&str) -> String, layer: &LayerConfig) -> Result<Mlp> {
         let DecoderLayout { gate_up, down, .. } = *self.layout;
-        self.mlp(name, gate_up, down, layer.intermediate_size.unwrap_or(self.config.intermediate_size))
+        let width = layer.intermediate_size.unwrap_or(self.config.intermediate_size);
+        Ok(Mlp { cutoff: layer.gate_cutoff, ..self.mlp(name, gate_up, down, width)? })
     }
 
     /// An MLP with `n` columns between its projections.
@@ -264,7 +267,7 @@ impl<'a> DecoderLoader<'a> {
         let load = |part: &str, rows: &RowSelection| self.linear(&name(part), rows, hidden_size);
         let (gate, up) = gate_up.load(n, load)?;
         let down = self.linear(&name(down), &RowSelection::all(hidden_size), n)?;
-        Ok(Mlp { gate, up, down, activation })
+        Ok(Mlp { gate, up, down, activation, cutoff: None })
     }
 
     pub(super) fn moe(&self, name: &dyn Fn(&str) -> String, moe: &MoeConfig) -> Result<MoE> {
@@ -343,6 +346,6 @@ impl<'a> DecoderLoader<'a> {
                 (Some(gate), up, linear(down, &RowSelection::all(hidden_size), n)?)
             }
         };
-        Ok(Mlp { gate, up, down, activation })
+        Ok(Mlp { gate, up, down, activation, cutoff: None })
     }
 }

@@ -12,6 +12,7 @@ mod family;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod gemma_loader;
 mod gpt_oss;
@@ -49,7 +50,8 @@ use serde_json::{Map, Value};
 
 pub use causal_lm::{CausalLm, OpCost};
 pub use config::{
-    KvGroup, KvHeads, KvSource, LayerConfig, LayerPlace, ModelConfig, MoeConfig, QkNorm, ScoreGrowth,
+    AltUpConfig, KvGroup, KvHeads, KvSource, LayerConfig, LayerPlace, ModelConfig, MoeConfig, QkNorm,
+    ScoreGrowth,
 };
 pub use family::DecoderFamily;
 
@@ -60,7 +62,7 @@ use super::load::GgufFile;
 use crate::error::{Error, Result};
 
 /// All families, in the order of their modules.
-const FAMILIES: [&DecoderFamily; 30] = [
+const FAMILIES: [&DecoderFamily; 31] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &qwen2::FAMILY,
@@ -91,6 +93,7 @@ const FAMILIES: [&DecoderFamily; 30] = [
     &gemma4::FAMILY,
     &deepseek::FAMILY,
     &deepseek::V3_FAMILY,
+    &gemma3n::FAMILY,
 ];
 
 /// The word for these models in error messages.

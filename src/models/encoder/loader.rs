@@ -150,7 +150,7 @@ impl<'a> EncoderLoader<'a> {
             }
             UpNames::Gated(gate_up) => {
                 let (gate, up) = gate_up.load(intermediate_size, load)?;
-                EncoderMlp::Gated(Mlp { gate, up, down, activation })
+                EncoderMlp::Gated(Mlp { gate, up, down, activation, cutoff: None })
             }
         })
     }

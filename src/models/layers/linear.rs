@@ -178,6 +178,18 @@ pub enum UpProjection<'a> {
         /// The function applied to the gate.
         activation: ActivationFn,
     },
+    /// `activation(relu(gate(x) - t)) * up(x)` with `t` the mean of `gate(x)` plus `cutoff` times its standard deviation:
+    /// of normally distributed gates, a fixed part stays above zero ("Gaussian top-k").
+    Sparse {
+        /// `[intermediate, hidden]`
+        gate: &'a Linear,
+        /// `[intermediate, hidden]`
+        up: &'a Linear,
+        /// The function applied to the gate.
+        activation: ActivationFn,
+        /// The standard deviations above the mean.
+        cutoff: f64,
+    },
 }
 
 impl UpProjection<'_> {
@@ -192,6 +204,11 @@ impl UpProjection<'_> {
                 None => activation.forward(&up.forward(&normalize(norm, x)?)?),
             },
             Self::Gated { gate, up, activation } => gated(norm, gate, up, activation, x),
+            Self::Sparse { gate, up, activation, cutoff } => {
+                let x = normalize(norm, x)?;
+                let gate = gaussian_top_k(&gate.forward(&x)?, cutoff)?;
+                Ok((activation.forward(&gate)? * up.forward(&x)?)?)
+            }
         }
     }
 }
@@ -207,8 +224,16 @@ impl<'a> UpProjection<'a> {
                 let ((isa, gate), (_, up)) = gate.packed().zip(up.packed())?;
                 Some((isa, Projection::Gated { gate, up, function: activation }))
             }
+            Self::Sparse { .. } => None,
         }
     }
+}
+
+/// Subtracts the mean plus `cutoff` standard deviations from each row, and keeps what is above zero.
+fn gaussian_top_k(x: &Tensor, cutoff: f64) -> Result<Tensor> {
+    let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let deviation = centered.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+    Ok(centered.broadcast_sub(&(deviation * cutoff)?)?.relu()?)
 }
 
 /// How the output of a part of a layer is added to the residual: `residual + scale * norm(output)`.

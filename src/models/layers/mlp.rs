@@ -21,6 +21,8 @@ pub struct Mlp {
     pub down: Linear,
     /// The function applied to the gate, or to the only projection.
     pub activation: ActivationFn,
+    /// The cutoff of the gate before that; see [`UpProjection::Sparse`].
+    pub cutoff: Option<f64>,
 }
 
 /// A mixture of experts: a router sends each token to a few MLPs out of many.
@@ -121,10 +123,12 @@ impl SharedExpert {
 impl Mlp {
     /// The first projections with their activation.
     pub fn up_projection(&self) -> UpProjection<'_> {
-        let Self { gate, up, activation, .. } = self;
-        match gate {
-            Some(gate) => UpProjection::Gated { gate, up, activation: *activation },
-            None => UpProjection::Plain { up, activation: *activation },
+        let Self { gate, up, activation, cutoff, .. } = self;
+        let activation = *activation;
+        match (gate, *cutoff) {
+            (Some(gate), Some(cutoff)) => UpProjection::Sparse { gate, up, activation, cutoff },
+            (Some(gate), None) => UpProjection::Gated { gate, up, activation },
+            (None, _) => UpProjection::Plain { up, activation },
         }
     }
 
@@ -252,6 +256,7 @@ mod tests {
             up: matrix(1.0),
             down: matrix(i as f32 + 1.0),
             activation: ActivationFn::Silu,
+            cutoff: None,
         };
         MoE {
             router: Linear::new(Weight::Dense(router), None),

@@ -4,8 +4,10 @@
 //! its reference.
 
 pub mod activation;
+pub mod altup;
 pub mod attention;
 pub mod dense_moe;
+pub mod laurel;
 pub mod linear;
 pub mod linear_attention;
 pub mod mixer;

@@ -67,7 +67,7 @@ impl PerLayerInputs {
 }
 
 impl PerLayerInput {
-    /// Computes what the layer's `input`, `[n_tokens, width]`, adds to the residual `x`, `[n_tokens, hidden]`.
+    /// Computes the addend of the residual `x`, `[n_tokens, hidden]`, from the layer's `input`, `[n_tokens, width]`.
     ///
     /// # Errors
     /// When a tensor operation fails.
