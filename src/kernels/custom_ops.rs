@@ -298,6 +298,8 @@ impl CustomOp1 for ShortConvOp<'_, '_> {
 /// The elements of a contiguous float32 tensor.
 fn contiguous_f32<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
+        // A part of an empty tensor may begin behind its end.
+        Some((start, end)) if start == end => Ok(&[]),
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("a kernel takes contiguous tensors only"),
     }

@@ -114,3 +114,39 @@ fn describe(checkpoint: &CheckpointConfig, config: &mut ModelConfig) -> Result<(
 fn normal_quantile(p: f64) -> f64 {
     if p > 0.0 { std::f64::consts::SQRT_2 * erf_inv(2.0 * p - 1.0) } else { f64::NEG_INFINITY }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::models::decoder::KvSource;
+
+    fn config(changes: &Value) -> Result<ModelConfig> {
+        let mut settings =
+            json!({ "model_type": "gemma3n_text", "num_kv_shared_layers": 1, "num_hidden_layers": 11 });
+        settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        ModelConfig::from_json(settings.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_checkpoint_may_leave_everything_to_the_defaults() {
+        let config = config(&json!({})).unwrap();
+        let full: Vec<usize> = (0..11).filter(|&idx| config.layers[idx].window.is_none()).collect();
+        assert_eq!(full, [4, 9]);
+        assert_eq!(config.layers[10].kv_source, KvSource::Layer(8));
+        let thetas = [3, 4].map(|idx| config.layers[idx].rope.as_ref().unwrap().theta);
+        assert_eq!(thetas, [1e4, 1e6]);
+        let altup = AltUpConfig { n_streams: 4, active: 0, has_gate_scale: true };
+        assert_eq!(config.altup, Some(altup));
+        let cutoffs: Vec<f64> = config.layers.iter().filter_map(|layer| layer.gate_cutoff).collect();
+        assert_eq!(cutoffs.len(), N_SPARSE_LAYERS);
+        assert!(cutoffs.iter().all(|cutoff| (cutoff - 1.644_853_627).abs() < 1e-8), "{cutoffs:?}");
+    }
+
+    #[test]
+    fn an_active_stream_that_is_missing_is_refused() {
+        let error = config(&json!({ "altup_num_inputs": 2, "altup_active_idx": 2 })).unwrap_err();
+        assert!(error.to_string().contains("active stream"), "{error}");
+    }
+}
