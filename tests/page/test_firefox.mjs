@@ -23,7 +23,7 @@ test("a message is answered and kept, and the other views work", async () => {
   await answered(page);
   const text = await lastAnswer(page);
   assert.ok(text);
-  await set(page, "max_tokens", "2000");
+  await set(page, "max_tokens", "7000");
   await page.select("#setting-ignore_eos", "yes");
   await page.type("#message", "Write a long story.");
   await page.keyboard.press("Enter");
