@@ -202,27 +202,38 @@ impl CustomOp1 for PagedAttentionOp<'_, '_> {
 
 /// [`LinearAttention`] of `[n_tokens, n_columns]` to `[n_tokens, inner_len]`. Updates the states of the sequences.
 pub struct LinearAttentionOp<'a, 'b> {
-    isa: Isa,
-    attention: LinearAttention<'a>,
-    states: RecurrentLayer<'a, 'b>,
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// The layer's linear attention.
+    pub attention: LinearAttention<'a>,
+    /// The states of the sequences.
+    pub states: RecurrentLayer<'a, 'b>,
 }
 
 /// The short convolution of `[n_tokens, 3 * channels]` to `[n_tokens, channels]`. Updates the states of the sequences.
 pub struct ShortConvOp<'a, 'b> {
-    isa: Isa,
-    conv: CausalConv<'a>,
-    states: RecurrentLayer<'a, 'b>,
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// The convolution.
+    pub conv: CausalConv<'a>,
+    /// The states of the sequences.
+    pub states: RecurrentLayer<'a, 'b>,
 }
 
 /// The states of the sequences of a batch in one recurrent layer.
-struct RecurrentLayer<'a, 'b> {
+pub struct RecurrentLayer<'a, 'b> {
     layout: &'a StateLayout,
     layer: usize,
     /// In a cell since candle runs operations by shared reference, and these write.
     sequences: RefCell<&'a mut [SequenceState<'b>]>,
 }
 
-impl RecurrentLayer<'_, '_> {
+impl<'a, 'b> RecurrentLayer<'a, 'b> {
+    /// The states of `sequences` in recurrent layer `layer`.
+    pub fn new(layout: &'a StateLayout, layer: usize, sequences: &'a mut [SequenceState<'b>]) -> Self {
+        Self { layout, layer, sequences: RefCell::new(sequences) }
+    }
+
     /// Passes the sequences' rows of `x` to `compute`.
     fn compute(
         &self,
@@ -243,19 +254,6 @@ impl RecurrentLayer<'_, '_> {
     }
 }
 
-impl<'a, 'b> LinearAttentionOp<'a, 'b> {
-    /// The linear attention of the new tokens of `sequences` in recurrent layer `layer`.
-    pub fn new(
-        isa: Isa,
-        attention: LinearAttention<'a>,
-        layout: &'a StateLayout,
-        layer: usize,
-        sequences: &'a mut [SequenceState<'b>],
-    ) -> Self {
-        Self { isa, attention, states: RecurrentLayer { layout, layer, sequences: RefCell::new(sequences) } }
-    }
-}
-
 impl CustomOp1 for LinearAttentionOp<'_, '_> {
     fn name(&self) -> &'static str {
         "linear-attention"
@@ -266,19 +264,6 @@ impl CustomOp1 for LinearAttentionOp<'_, '_> {
         self.states.compute(x, layout, rule.n_columns(&shape), shape.inner_len(), |sequences| {
             self.attention.forward(self.isa, self.states.layout, sequences)
         })
-    }
-}
-
-impl<'a, 'b> ShortConvOp<'a, 'b> {
-    /// The short convolution of the new tokens of `sequences` in recurrent layer `layer`.
-    pub fn new(
-        isa: Isa,
-        conv: CausalConv<'a>,
-        layout: &'a StateLayout,
-        layer: usize,
-        sequences: &'a mut [SequenceState<'b>],
-    ) -> Self {
-        Self { isa, conv, states: RecurrentLayer { layout, layer, sequences: RefCell::new(sequences) } }
     }
 }
 

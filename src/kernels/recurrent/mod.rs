@@ -14,7 +14,7 @@ pub mod short_conv;
 pub use causal_conv::CausalConv;
 
 /// The sizes of the recurrent state of one sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StateLayout {
     /// Number of recurrent layers.
     pub n_layers: usize,

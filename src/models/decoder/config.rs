@@ -428,7 +428,7 @@ impl ModelConfig {
                 conv_rows: kernel - 1,
                 matrices_len: 0,
             },
-            None => StateLayout { n_layers: 0, conv_channels: 0, conv_rows: 0, matrices_len: 0 },
+            None => StateLayout::default(),
         }
     }
 

@@ -4,8 +4,8 @@
 use super::config::{ModelConfig, Recurrence};
 use super::family::DecoderFamily;
 use super::granite_hybrid::MAMBA2_KEYS;
-use super::layout::{DecoderLayout, RecurrenceInputs, RecurrenceNames};
-use super::mamba2::GGUF_MAMBA2;
+use super::layout::DecoderLayout;
+use super::mamba2::{GGUF_MAMBA2, SAFETENSORS_MAMBA2};
 use crate::error::Result;
 use crate::kernels::matmul::ActivationFn;
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
@@ -19,16 +19,7 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     layouts: CheckpointLayouts {
         safetensors: DecoderLayout {
             norm: "model.final_layernorm",
-            recurrence: Some(RecurrenceNames {
-                inputs: RecurrenceInputs::Fused("mamba.in_proj"),
-                conv: "mamba.conv1d",
-                decay: "mamba.A_log",
-                has_log_decay: true,
-                step_bias: "mamba.dt_bias",
-                skip: "mamba.D",
-                norm: "mamba.norm",
-                output: "mamba.out_proj",
-            }),
+            recurrence: Some(SAFETENSORS_MAMBA2),
             mlp_norm: Some("pre_ff_layernorm"),
             gate_up: GateUp::Split { gate: "feed_forward.gate_proj", up: "feed_forward.up_proj" },
             down: "feed_forward.down_proj",

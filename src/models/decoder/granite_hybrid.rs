@@ -4,9 +4,9 @@
 use super::config::{ModelConfig, MoeConfig, Recurrence};
 use super::family::DecoderFamily;
 use super::granite::set_granite_scales;
-use super::layout::{DecoderLayout, ExpertNames, RecurrenceInputs, RecurrenceNames, SharedExpertNames};
+use super::layout::{DecoderLayout, ExpertNames, SharedExpertNames};
 use super::llama;
-use super::mamba2::{GGUF_MAMBA2, Mamba2Keys};
+use super::mamba2::{GGUF_MAMBA2, Mamba2Keys, SAFETENSORS_MAMBA2};
 use crate::error::Result;
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 use crate::models::family::{CheckpointLayouts, GateUp};
@@ -18,16 +18,7 @@ pub const FAMILY: DecoderFamily = DecoderFamily {
     describe,
     layouts: CheckpointLayouts {
         safetensors: DecoderLayout {
-            recurrence: Some(RecurrenceNames {
-                inputs: RecurrenceInputs::Fused("mamba.in_proj"),
-                conv: "mamba.conv1d",
-                decay: "mamba.A_log",
-                has_log_decay: true,
-                step_bias: "mamba.dt_bias",
-                skip: "mamba.D",
-                norm: "mamba.norm",
-                output: "mamba.out_proj",
-            }),
+            recurrence: Some(SAFETENSORS_MAMBA2),
             // Models without other experts have the shared one as their MLP.
             gate_up: SHARED_EXPERT.gate_up,
             down: SHARED_EXPERT.down,

@@ -6,6 +6,18 @@ use crate::error::Result;
 use crate::kernels::recurrent::linear_attention::{HeadShape, UpdateRule};
 use crate::models::checkpoint_config::{CheckpointConfig, ConfigKey};
 
+/// The tensor names in safetensors files.
+pub const SAFETENSORS_MAMBA2: RecurrenceNames = RecurrenceNames {
+    inputs: RecurrenceInputs::Fused("mamba.in_proj"),
+    conv: "mamba.conv1d",
+    decay: "mamba.A_log",
+    has_log_decay: true,
+    step_bias: "mamba.dt_bias",
+    skip: "mamba.D",
+    norm: "mamba.norm",
+    output: "mamba.out_proj",
+};
+
 /// The tensor names in GGUF files.
 pub const GGUF_MAMBA2: RecurrenceNames = RecurrenceNames {
     inputs: RecurrenceInputs::Fused("ssm_in"),

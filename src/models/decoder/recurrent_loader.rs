@@ -6,8 +6,9 @@ use super::layout::{RecurrenceInputs, RecurrenceNames};
 use super::loader::DecoderLoader;
 use crate::error::{Error, Result};
 use crate::kernels::recurrent::linear_attention::{HeadShape, UpdateRule};
+use crate::models::layers::causal_conv::ConvWeights;
 use crate::models::layers::linear::Linear;
-use crate::models::layers::linear_attention::{ConvWeights, GatedRmsNorm, LinearAttentionMixer};
+use crate::models::layers::linear_attention::{GatedRmsNorm, LinearAttentionMixer};
 use crate::models::layers::short_conv::ShortConvMixer;
 use crate::models::load::RowSelection;
 

@@ -66,6 +66,9 @@ impl Weight {
 /// (2026-11-23). One row is memory-bound either way; with many rows transposing the result costs more.
 const FEW_ROWS: std::ops::RangeInclusive<usize> = 2..=32;
 
+/// The most rows for which matrices of different kinds are multiplied together.
+const MAX_GEMV_ROWS: usize = 32;
+
 impl Linear {
     /// A layer of a weight and an optional bias, `[n_out]`.
     pub fn new(weight: Weight, bias: Option<Vec<f32>>) -> Self {
@@ -123,11 +126,11 @@ pub fn concat_linear(norm: Option<&dyn RowNorm>, linears: &[&Linear], x: &Tensor
     if let Some([(isa, _), ..]) = packed.as_deref() {
         let isa = *isa;
         let weights: Vec<WeightWithBias> = packed.iter().flatten().map(|(_, weight)| *weight).collect();
-        // A GEMM is of quantized matrices or of floats.
+        // A GEMM is of quantized matrices or of floats; few rows are multiplied by GEMV, which takes both.
         let is_quantized = |weight: &WeightWithBias| weight.matrix.format().is_quantized();
         let runs: Vec<&[WeightWithBias]> =
             weights.chunk_by(|a, b| is_quantized(a) == is_quantized(b)).collect();
-        if runs.len() == 1 || x.dims()[0] <= *FEW_ROWS.end() {
+        if runs.len() == 1 || x.dims()[0] <= MAX_GEMV_ROWS {
             return linear_kernel(isa, norm, Projection::Concat(&weights), x);
         }
         let outputs = runs.iter().map(|run| linear_kernel(isa, norm, Projection::Concat(run), x));

@@ -4,13 +4,14 @@
 use candle_core::{D, Tensor};
 use candle_nn::ops::{rms_norm, silu};
 
+use super::causal_conv::{ConvWeights, convolution_inputs, convolve};
 use super::linear::{Linear, concat_linear, linear_residual};
-use super::mixer::MixerInput;
+use super::mixer::{MixerInput, for_each_sequence};
 use crate::error::Result;
-use crate::kernels::custom_ops::LinearAttentionOp;
+use crate::kernels::custom_ops::{LinearAttentionOp, RecurrentLayer};
 use crate::kernels::isa::Isa;
 use crate::kernels::recurrent::linear_attention::{GatedNorm, HeadShape, LinearAttention, UpdateRule};
-use crate::kernels::recurrent::{CausalConv, LayerRows, SequenceState, StateLayout, with_layer_rows};
+use crate::kernels::recurrent::{LayerRows, SequenceState, StateLayout};
 use crate::models::backend::DEVICE;
 
 /// The weights of linear attention in one layer.
@@ -39,17 +40,6 @@ pub struct LinearAttentionMixer {
     pub output: Linear,
 }
 
-/// The weights of a causal convolution.
-#[derive(Debug, Clone)]
-pub struct ConvWeights {
-    /// `[kernel, channels]`, the oldest row first.
-    pub weight: Vec<f32>,
-    /// `[channels]`
-    pub bias: Option<Vec<f32>>,
-    /// Rows of a sum.
-    pub kernel: usize,
-}
-
 /// An RMS norm of groups of columns with a gate before or after it; see [`GatedNorm`].
 #[derive(Debug, Clone)]
 pub struct GatedRmsNorm {
@@ -61,13 +51,6 @@ pub struct GatedRmsNorm {
     pub group_len: usize,
     /// Whether outputs are gated before they are normed.
     pub gates_first: bool,
-}
-
-impl ConvWeights {
-    /// The parameters of the kernels.
-    pub fn kernel_params(&self) -> CausalConv<'_> {
-        CausalConv { weight: &self.weight, bias: self.bias.as_deref(), kernel: self.kernel }
-    }
 }
 
 impl LinearAttentionMixer {
@@ -90,24 +73,14 @@ impl LinearAttentionMixer {
             rows = rows.broadcast_mul(&Tensor::new(scales.as_slice(), &DEVICE)?)?;
         }
         let y = match isa {
-            Some(isa) => rows.apply_op1_no_bwd(&LinearAttentionOp::new(
-                isa,
-                self.kernel_params(),
-                layout,
-                layer,
-                sequences,
-            ))?,
-            None => {
-                let x = rows.flatten_all()?.to_vec1::<f32>()?;
-                let n_columns = self.rule.n_columns(&self.shape);
-                let outputs = with_layer_rows(layout, layer, sequences, &x, n_columns, |sequences| {
-                    sequences
-                        .iter_mut()
-                        .map(|sequence| self.reference(layout, sequence))
-                        .collect::<Result<Vec<_>>>()
-                })?;
-                Tensor::cat(&outputs, 0)?
+            Some(isa) => {
+                let states = RecurrentLayer::new(layout, layer, sequences);
+                let attention = self.kernel_params();
+                rows.apply_op1_no_bwd(&LinearAttentionOp { isa, attention, states })?
             }
+            None => for_each_sequence(&rows, layout, layer, sequences, |sequence| {
+                self.reference(layout, sequence)
+            })?,
         };
         linear_residual(&self.output, input.add, &y, input.residual)
     }
@@ -246,34 +219,6 @@ impl LinearAttentionMixer {
         self.shape.state_places().zip(values).for_each(|(place, value)| stored[place] = value);
         Ok(())
     }
-}
-
-/// The inputs of a convolution: those that the state keeps, then those of new rows, `[conv_rows + n_rows, channels]`.
-///
-/// # Errors
-/// When a tensor operation fails.
-pub fn convolution_inputs(layout: &StateLayout, state: &[f32], rows: &Tensor) -> Result<Tensor> {
-    let StateLayout { conv_rows, conv_channels, .. } = *layout;
-    let kept = Tensor::from_slice(&state[..conv_rows * conv_channels], (conv_rows, conv_channels), &DEVICE)?;
-    Ok(Tensor::cat(&[&kept, rows], 0)?)
-}
-
-/// The causal convolution of `inputs` in plain candle operations, `[n_rows, channels]`.
-///
-/// # Errors
-/// When a tensor operation fails.
-pub fn convolve(conv: &ConvWeights, inputs: &Tensor) -> Result<Tensor> {
-    let (n_inputs, n_channels) = inputs.dims2()?;
-    let n_rows = n_inputs + 1 - conv.kernel;
-    let mut sum = match &conv.bias {
-        Some(bias) => Tensor::new(bias.as_slice(), &DEVICE)?.broadcast_as((n_rows, n_channels))?,
-        None => Tensor::zeros((n_rows, n_channels), candle_core::DType::F32, &DEVICE)?,
-    };
-    for (idx, weight) in conv.weight.chunks_exact(n_channels).enumerate() {
-        let weight = Tensor::from_slice(weight, (1, n_channels), &DEVICE)?;
-        sum = (sum + inputs.narrow(0, idx, n_rows)?.broadcast_mul(&weight)?)?;
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod activation;
 pub mod altup;
 pub mod attention;
+pub mod causal_conv;
 pub mod dense_moe;
 pub mod laurel;
 pub mod linear;

@@ -2,13 +2,13 @@
 
 use candle_core::Tensor;
 
+use super::causal_conv::{ConvWeights, convolution_inputs, convolve};
 use super::linear::{Linear, concat_linear, linear_residual};
-use super::linear_attention::{ConvWeights, convolution_inputs, convolve};
-use super::mixer::MixerInput;
+use super::mixer::{MixerInput, for_each_sequence};
 use crate::error::Result;
-use crate::kernels::custom_ops::ShortConvOp;
+use crate::kernels::custom_ops::{RecurrentLayer, ShortConvOp};
 use crate::kernels::isa::Isa;
-use crate::kernels::recurrent::{LayerRows, SequenceState, StateLayout, with_layer_rows};
+use crate::kernels::recurrent::{LayerRows, SequenceState, StateLayout};
 use crate::models::backend::DEVICE;
 
 /// The weights of a short convolution in one layer.
@@ -39,20 +39,12 @@ impl ShortConvMixer {
         let rows = concat_linear(input.norm, &[&self.input], input.x)?;
         let y = match isa {
             Some(isa) => {
-                let conv = self.conv.kernel_params();
-                rows.apply_op1_no_bwd(&ShortConvOp::new(isa, conv, layout, layer, sequences))?
+                let states = RecurrentLayer::new(layout, layer, sequences);
+                rows.apply_op1_no_bwd(&ShortConvOp { isa, conv: self.conv.kernel_params(), states })?
             }
-            None => {
-                let x = rows.flatten_all()?.to_vec1::<f32>()?;
-                let n_columns = 3 * layout.conv_channels;
-                let outputs = with_layer_rows(layout, layer, sequences, &x, n_columns, |sequences| {
-                    sequences
-                        .iter_mut()
-                        .map(|sequence| self.reference(layout, sequence))
-                        .collect::<Result<Vec<_>>>()
-                })?;
-                Tensor::cat(&outputs, 0)?
-            }
+            None => for_each_sequence(&rows, layout, layer, sequences, |sequence| {
+                self.reference(layout, sequence)
+            })?,
         };
         linear_residual(&self.output, input.add, &y, input.residual)
     }
