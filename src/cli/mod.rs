@@ -31,7 +31,7 @@ mod stdin;
 
 use std::process::ExitCode;
 
-use crate::config::{Args, Command, Config, RegistryConfig, ServeArgs};
+use crate::config::{Args, Command, Config, RegistryConfig, ServeArgs, memory_for_models};
 use crate::error::Result;
 use crate::kernels::isa::Isa;
 use crate::kernels::threads::pool;
@@ -53,10 +53,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Some(Command::Run(chat)) => return one_shot::run(*chat, "run"),
         Some(Command::Embed(embed)) => return embed::run(*embed),
         Some(Command::Rerank(rank)) => return rerank::run(*rank),
-        Some(Command::Pull { name, registry }) => pull::run(RegistryConfig::resolve(registry)?, &name, out)?,
+        Some(Command::Pull { name, registry }) => {
+            pull::run(RegistryConfig::resolve(registry)?, memory_for_models(), &name, out)?
+        }
         Some(Command::Bench(bench)) => bench::run(bench, out)?,
         Some(Command::Config(config)) => config::run(&config.settings, out)?,
-        Some(Command::Models { registry }) => models::run(RegistryConfig::resolve(registry)?, out)?,
+        Some(Command::Models { registry }) => {
+            models::run(RegistryConfig::resolve(registry)?, memory_for_models(), out)?
+        }
         Some(Command::Completions { shell }) => manual::completions(shell, out)?,
         Some(Command::Man { command }) => manual::man(command.as_deref(), out)?,
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::args::{ContextOverflow, EmbeddingOverflow};
+use super::memory;
 use super::model_args::KvPrecision;
 
 /// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
@@ -239,6 +240,12 @@ const UNCOVERED_SHARE: u64 = 8;
 pub(super) fn default_kv_bytes(available: Option<u64>) -> usize {
     let share = available.and_then(|bytes| usize::try_from(bytes / KV_SHARE).ok());
     share.unwrap_or(MAX_DEFAULT_KV_BYTES).min(MAX_DEFAULT_KV_BYTES)
+}
+
+/// Bytes that models may take on this machine now, unless `--memory-budget` says otherwise; `None` if the system does
+/// not tell.
+pub fn memory_for_models() -> Option<u64> {
+    default_memory_budget(memory::available_bytes())
 }
 
 /// The default memory budget: seven eighths of the memory that is `available`.

@@ -28,7 +28,7 @@ pub use args::{
 pub use client_args::{
     ChatArgs, ClientArgs, EmbedArgs, RankArgs, TextPurpose, VectorFormat, history_file, no_color,
 };
-pub use limits::{Limits, MAX_EMBEDDING_INPUTS};
+pub use limits::{Limits, MAX_EMBEDDING_INPUTS, memory_for_models};
 pub use memory::{procfs_bytes, resident_bytes};
 pub use model_args::{ComputeArgs, KvPrecision, RegistryArgs};
 pub use settings::Setting;

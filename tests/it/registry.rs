@@ -938,16 +938,19 @@ fn pull_prints_paths_and_models_prints_a_table() {
         setup.hub.put(REPO, path, bytes(10, 24));
     }
     let mut out = Vec::new();
-    cli::pull::run(setup.config(), "hf:owner/model", &mut out).unwrap();
+    cli::pull::run(setup.config(), None, "hf:owner/model", &mut out).unwrap();
     let out = String::from_utf8(out).unwrap();
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines.len(), 3);
     assert!(lines[0].ends_with("model.safetensors") && lines.iter().all(|line| Path::new(line).is_file()));
 
     let mut out = Vec::new();
-    cli::models::run(setup.config(), &mut out).unwrap();
+    cli::models::run(setup.config(), Some(1_000_000_000), &mut out).unwrap();
     let out = String::from_utf8(out).unwrap();
     let row = |name: &str| out.lines().find(|line| line.starts_with(name)).unwrap();
     assert!(row("smollm2-135m-instruct").contains("98.4 MB") && row("smollm2-135m-instruct").ends_with("no"));
     assert!(row("hf:owner/model").contains("snapshots"));
+    let fits = |name: &str| row(name).split_whitespace().any(|field| field == "yes");
+    assert!(fits("smollm2-135m-instruct") && !fits("qwen3-4b-instruct-2507"));
+    assert!(out.contains("the 1.00 GB that models may take"));
 }
