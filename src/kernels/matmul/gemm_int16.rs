@@ -223,9 +223,13 @@ impl Kernel for QuantizeI16Row<'_> {
                 let start = group * GROUP_LEN;
                 let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
                 let (scale, inverse) = quantization_scale(simd, halves.into_iter());
-                let inverse = inverse.map(|inverse| simd.splat(inverse));
-                let scaled = inverse.map(|inverse| halves.map(|half| simd.mul(half, inverse)));
-                let scaled = scaled.unwrap_or([simd.splat(0.0); 2]);
+                // No closures: the compiler would not inline vector operations into them.
+                let scaled = if let Some(inverse) = inverse {
+                    let inverse = simd.splat(inverse);
+                    [simd.mul(halves[0], inverse), simd.mul(halves[1], inverse)]
+                } else {
+                    [simd.splat(0.0); 2]
+                };
                 let sums = match width {
                     CodeWidth::Word => store_words(simd, scaled, &mut of_group[row]),
                     CodeWidth::Byte => store_bytes(simd, scaled, row, of_group),

@@ -99,8 +99,7 @@ impl<const BF16: bool> Avx512With<BF16> {
 impl<const BF16: bool> Simd for Avx512With<BF16> {
     const GEMV_TILE_ROWS: usize = 8;
     const I16_TILE_ROWS: usize = 6;
-    // GEMV takes as few instructions: codes are multiplied as they are read.
-    const MIN_GEMM_ROWS: usize = usize::MAX;
+    const MIN_GEMM_ROWS: usize = 24;
     const FLOAT_TILE: (usize, usize) = (12, 2);
     const FLOATS_PER_DWORD: usize = if BF16 { 2 } else { 1 };
 
