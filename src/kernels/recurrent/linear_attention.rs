@@ -427,18 +427,13 @@ impl RecurTile<'_> {
             }
             let values = added;
             if *rule == UpdateRule::GatedDelta {
-                let known = decay_and_read::<S, N>(simd, state, key, decay);
+                let known = read::<S, N>(simd, state, key);
                 for (added, known) in added.iter_mut().zip(known) {
-                    *added = simd.sub(*added, known);
+                    *added = simd.sub(*added, simd.mul(known, decay));
                 }
             }
             added.iter_mut().for_each(|added| *added = simd.mul(*added, factor));
-            let mut outputs = match rule {
-                UpdateRule::GatedDelta => add_and_read::<S, N, false>(simd, state, key, query, added, decay),
-                UpdateRule::StateSpace { .. } => {
-                    add_and_read::<S, N, true>(simd, state, key, query, added, decay)
-                }
-            };
+            let mut outputs = update_and_read::<S, N>(simd, state, key, query, added, decay);
             let Some(new_row) = row.checked_sub(sequence.n_replayed) else { continue };
             if let Some(skip) = skip {
                 for (output, value) in outputs.iter_mut().zip(values) {
@@ -459,30 +454,33 @@ impl RecurTile<'_> {
     }
 }
 
-/// Lets a state, `[key_dim, N * LANES]`, decay, and returns its product with a key.
+/// The product of a state, `[key_dim, N * LANES]`, with a key. Even and odd rows have sums of their own: each addition to
+/// a sum waits for the one before it.
 #[inline(always)]
-fn decay_and_read<S: Simd, const N: usize>(
-    simd: S,
-    state: &mut [f32],
-    key: &[f32],
-    decay: S::Floats,
-) -> [S::Floats; N] {
-    let mut sums = [simd.splat(0.0); N];
-    for (row, &key) in state.chunks_exact_mut(N * LANES).zip(key) {
+fn read<S: Simd, const N: usize>(simd: S, state: &[f32], key: &[f32]) -> [S::Floats; N] {
+    let mut sums = [[simd.splat(0.0); N]; 2];
+    let add = |row: &[f32], key: f32, sums: &mut [S::Floats; N]| {
         let key = simd.splat(key);
-        for (vector, sum) in row.as_chunks_mut().0.iter_mut().zip(&mut sums) {
-            let decayed = simd.mul(simd.load_array(vector), decay);
-            simd.store_array(decayed, vector);
-            *sum = simd.mul_add(decayed, key, *sum);
+        for (vector, sum) in row.as_chunks().0.iter().zip(sums) {
+            *sum = simd.mul_add(simd.load_array(vector), key, *sum);
         }
+    };
+    let (pairs, last) = key.as_chunks();
+    let rows = state.chunks_exact(2 * N * LANES);
+    let last_row = rows.remainder();
+    for (rows, [first, second]) in rows.zip(pairs) {
+        add(&rows[..N * LANES], *first, &mut sums[0]);
+        add(&rows[N * LANES..], *second, &mut sums[1]);
     }
-    sums
+    last.iter().for_each(|&key| add(last_row, key, &mut sums[0]));
+    let [mut even, odd] = sums;
+    even.iter_mut().zip(odd).for_each(|(even, odd)| *even = simd.add(*even, odd));
+    even
 }
 
-/// Adds the outer product of a key and `added` to a state, which decays before that if `DECAYS`, and returns its product
-/// with a query.
+/// Lets a state decay, adds the outer product of a key and `added`, and returns its product with a query.
 #[inline(always)]
-fn add_and_read<S: Simd, const N: usize, const DECAYS: bool>(
+fn update_and_read<S: Simd, const N: usize>(
     simd: S,
     state: &mut [f32],
     key: &[f32],
@@ -494,9 +492,8 @@ fn add_and_read<S: Simd, const N: usize, const DECAYS: bool>(
     for ((row, &key), &query) in state.chunks_exact_mut(N * LANES).zip(key).zip(query) {
         let (key, query) = (simd.splat(key), simd.splat(query));
         for (idx, (vector, sum)) in row.as_chunks_mut().0.iter_mut().zip(&mut sums).enumerate() {
-            let old = simd.load_array(vector);
-            let old = if DECAYS { simd.mul(old, decay) } else { old };
-            let new = simd.mul_add(key, added[idx], old);
+            let decayed = simd.mul(simd.load_array(vector), decay);
+            let new = simd.mul_add(key, added[idx], decayed);
             simd.store_array(new, vector);
             *sum = simd.mul_add(new, query, *sum);
         }
