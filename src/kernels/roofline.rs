@@ -101,12 +101,12 @@ impl Kernel for MultiplyKernel {
             let mut sums = [simd.splat_sums(0); ROWS];
             for _ in 0..ITERATIONS {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    *sums = simd.dot_codes(*sums, codes, quads.as_ptr().add(row * QUAD_BYTES));
+                    *sums = simd.dot_codes(*sums, codes, 4, quads.as_ptr().add(row * QUAD_BYTES), 0);
                 }
             }
             let mut sum = simd.splat(0.0);
             for sums in sums {
-                sum = simd.add(sum, simd.sums_to_floats(sums));
+                sum = simd.add(sum, simd.sums_to_floats(sums, 4, 1));
             }
             simd.reduce_add(sum)
         }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::super::simd::{LANES, Simd, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, F32, KvFloat, KvLayout};
-use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch};
 
 /// Rows up to which reading keys and values takes longer than multiplying them. With more rows, each element
 /// is widened once for all of them.
@@ -139,6 +139,9 @@ unsafe fn transpose<S: Simd, E: KvFloat>(simd: S, from: *const u8, dim: usize, t
     to.as_ptr().cast()
 }
 
+/// Rows that are multiplied with keys or values at once, at most.
+const MAX_TILE_ROWS: usize = 4;
+
 /// Product of query rows with one or two blocks of keys.
 struct KeyProduct<'a> {
     /// `[n_rows, padded]`
@@ -167,15 +170,21 @@ impl KeyProduct<'_> {
     unsafe fn compute<S: Simd, E: KvFloat>(&self, simd: S, scores: &mut [[f32; LANES]]) {
         let n_rows = self.queries.len() / self.padded;
         assert!(scores.len() == self.n_blocks * n_rows);
+        let n_scores = (S::SUM_VECTORS / PARTIAL_SUMS).max(1);
         let mut row = 0;
         while row < n_rows {
-            let m = (n_rows - row).min(tile_rows::<S>());
-            // SAFETY: the tile ends with the queries at the latest, and `scores` has a vector for each of its
-            // rows; the caller has checked the keys.
-            unsafe {
-                with_rows!(m, M in [1, 2, 3, 4] => {
-                    with_rows!(self.n_blocks, B in [1, 2] => self.tile::<S, E, M, B>(simd, row, scores))
-                });
+            let m = (n_rows - row).min(n_scores).min(MAX_TILE_ROWS);
+            let blocks_at_once = (n_scores / m).min(self.n_blocks);
+            for block in (0..self.n_blocks).step_by(blocks_at_once) {
+                // SAFETY: the tile ends with the queries and the blocks at the latest, and `scores` has a vector for
+                // each of its rows; the caller has checked the keys.
+                unsafe {
+                    with_rows!(m, M in [1, 2, 3, 4] => {
+                        with_rows!(blocks_at_once, B in [1, 2] => {
+                            self.tile::<S, E, M, B>(simd, row, block, scores)
+                        })
+                    });
+                }
             }
             row += m;
         }
@@ -184,26 +193,27 @@ impl KeyProduct<'_> {
     /// Computes the scores of `M` rows with `B` blocks.
     ///
     /// # Safety
-    /// See [`Self::compute`]; there are `M` rows from `row` on.
+    /// See [`Self::compute`]; there are `M` rows from `row` on, and `B` blocks from `block` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, E: KvFloat, const M: usize, const B: usize>(
         &self,
         simd: S,
         row: usize,
+        block: usize,
         scores: &mut [[f32; LANES]],
     ) {
-        let Self { head_dim, padded, keys, .. } = *self;
-        let n_rows = scores.len() / B;
-        let ahead = if row == 0 { self.ahead } else { [None; 2] };
+        let Self { head_dim, padded, keys, ahead, .. } = *self;
+        let n_rows = self.queries.len() / padded;
+        let ahead = if row == 0 { &ahead[block..block + B] } else { &[] };
         let mut sums = [[[simd.splat(0.0); PARTIAL_SUMS]; B]; M];
         // SAFETY: `i < head_dim <= padded`; the caller has checked that there are `M` rows of `padded`
         // queries, and keys of `head_dim` vectors of elements.
         unsafe {
             let queries = self.queries.as_ptr().add(row * padded);
-            let key = |b: usize, i: usize| E::load(simd, keys[b].add(i * BLOCK_TOKENS * E::BYTES));
+            let key = |b: usize, i: usize| E::load(simd, keys[block + b].add(i * BLOCK_TOKENS * E::BYTES));
             let n_whole = head_dim / PARTIAL_SUMS * PARTIAL_SUMS;
             for start in (0..n_whole).step_by(PARTIAL_SUMS) {
-                for ahead in ahead.into_iter().flatten() {
+                for ahead in ahead.iter().flatten() {
                     let n_bytes = PARTIAL_SUMS * BLOCK_TOKENS * E::BYTES;
                     prefetch(simd, ahead.wrapping_add(start * BLOCK_TOKENS * E::BYTES), n_bytes);
                 }
@@ -234,7 +244,7 @@ impl KeyProduct<'_> {
         for m in 0..M {
             for b in 0..B {
                 let [first, second] = sums[m][b];
-                store_array(simd, simd.add(first, second), &mut scores[b * n_rows + row + m]);
+                store_array(simd, simd.add(first, second), &mut scores[(block + b) * n_rows + row + m]);
             }
         }
     }
@@ -265,11 +275,13 @@ impl ValueProduct<'_> {
     unsafe fn add_to<S: Simd, E: KvFloat>(&self, simd: S, to: &mut [f32]) {
         let Self { n_rows, padded, .. } = *self;
         assert!(to.len() >= n_rows * padded);
-        for column in (0..padded).step_by(4 * LANES) {
-            let n_vectors = (padded - column).min(4 * LANES) / LANES;
+        let rows_at_once = n_rows.min(S::SUM_VECTORS).clamp(1, MAX_TILE_ROWS);
+        let columns_at_once = (S::SUM_VECTORS / rows_at_once).min(4) * LANES;
+        for column in (0..padded).step_by(columns_at_once) {
+            let n_vectors = (padded - column).min(columns_at_once) / LANES;
             let mut row = 0;
             while row < n_rows {
-                let m = (n_rows - row).min(tile_rows::<S>());
+                let m = (n_rows - row).min(rows_at_once);
                 // SAFETY: the tile ends with the rows and the columns of `to` at the latest; the caller has
                 // checked blocks and weights.
                 unsafe {

@@ -5,7 +5,7 @@
 use super::super::matmul::quantize::quantization_scale;
 use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows};
 use super::kv_block::{BLOCK_TOKENS, Int8, KvKind, KvLayout};
-use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch, tile_rows};
+use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch};
 
 /// Bytes of a vector's quads.
 const VECTOR_BYTES: usize = LANES / QUAD_LEN * QUAD_BYTES;
@@ -156,6 +156,11 @@ impl KvKernel for Int8KvKernel {
     }
 }
 
+/// Rows that are multiplied with keys or values at once, so that their sums stay in registers.
+const fn tile_rows<S: Simd>() -> usize {
+    if S::GEMV_TILE_ROWS >= 8 { 4 } else { 1 }
+}
+
 /// Products of some rows of a step.
 struct Int8Tile<'a> {
     kernel: &'a Int8KvKernel,
@@ -189,12 +194,13 @@ impl Int8Tile<'_> {
                 unsafe {
                     let codes = simd.load_codes_8(blocks[n].add(offset));
                     for m in 0..M {
-                        sums[m] = simd.dot_codes(sums[m], codes, operands[m].0.add(quad * QUAD_BYTES));
+                        sums[m] =
+                            simd.dot_codes(sums[m], codes, 8, operands[m].0.add(quad * QUAD_BYTES), quad);
                     }
                 }
             }
             for m in 0..M {
-                totals[m] = simd.add(totals[m], simd.sums_to_floats(sums[m]));
+                totals[m] = simd.add(totals[m], simd.sums_to_floats(sums[m], 8, quads_at_once));
             }
         }
         let key_scales = load_scales(simd, scales_of(head, step.blocks[n], KvKind::Key));
@@ -238,7 +244,7 @@ impl Int8Tile<'_> {
                     for m in 0..M {
                         let weights = operands[m].0.add(n * VECTOR_BYTES + quad * QUAD_BYTES);
                         for v in 0..V {
-                            sums[m][v] = simd.dot_codes(sums[m][v], codes[v], weights);
+                            sums[m][v] = simd.dot_codes(sums[m][v], codes[v], 8, weights, quad);
                         }
                     }
                 }
@@ -248,7 +254,11 @@ impl Int8Tile<'_> {
             let scale = simd.splat(weights.scales[row + m]);
             let values = values[(row + m) * padded + column..].as_chunks_mut().0;
             for (v, values) in values[..V].iter_mut().enumerate() {
-                let sum = simd.mul_add(simd.sums_to_floats(sums[m][v]), scale, load_array(simd, values));
+                let sum = simd.mul_add(
+                    simd.sums_to_floats(sums[m][v], 8, step.n_keys.div_ceil(QUAD_LEN)),
+                    scale,
+                    load_array(simd, values),
+                );
                 store_array(simd, sum, values);
             }
         }

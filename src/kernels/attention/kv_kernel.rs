@@ -84,11 +84,6 @@ impl KvHeadLayout {
     }
 }
 
-/// Rows that are multiplied with keys or values at once, so that their sums stay in registers.
-pub(super) const fn tile_rows<S: Simd>() -> usize {
-    if S::GEMV_TILE_ROWS >= 8 { 4 } else { 1 }
-}
-
 /// Prefetches bytes. Callers do so a few cache lines at a time, since many prefetches at once delay other
 /// loads.
 #[inline(always)]

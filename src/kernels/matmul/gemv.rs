@@ -79,23 +79,19 @@ impl<Q: Quantized> GemvFormat for Q {
                             products[m] = simd.splat_sums(-Q::ZERO * sum);
                         }
                     }
-                    let pairs = if one_scale { 0..4 } else { 2 * idx..2 * idx + 2 };
-                    for first in pairs.clone().step_by(S::PAIRS_AT_ONCE) {
-                        let mut codes = [Q::codes(simd, packed, group, first / 2, first % 2); 4];
-                        for pair in first + 1..pairs.end.min(first + S::PAIRS_AT_ONCE) {
-                            codes[pair - first] = Q::codes(simd, packed, group, pair / 2, pair % 2);
-                        }
-                        for quad in 2 * first..2 * pairs.end.min(first + S::PAIRS_AT_ONCE) {
-                            let codes = codes[quad / 2 - first][quad % 2];
-                            for m in 0..M {
-                                let quads = x[m].cast::<u8>().add(quad * QUAD_BYTES);
-                                products[m] = simd.dot_codes(products[m], codes, quads);
-                            }
-                        }
+                    let (first, n_pairs) = if one_scale { (0, 4) } else { (2 * idx, 2) };
+                    // Without a loop, so that the number of quads before is a constant everywhere.
+                    let pair = |idx: usize| (first + idx, 2 * idx);
+                    add_pair::<S, Q, M>(simd, packed, group, pair(0), &x, &mut products);
+                    add_pair::<S, Q, M>(simd, packed, group, pair(1), &x, &mut products);
+                    if one_scale {
+                        add_pair::<S, Q, M>(simd, packed, group, pair(2), &x, &mut products);
+                        add_pair::<S, Q, M>(simd, packed, group, pair(3), &x, &mut products);
                     }
                     let scale = Q::scale(simd, packed, group, idx);
                     for m in 0..M {
-                        let product = simd.mul(simd.sums_to_floats(products[m]), simd.splat((*x[m]).scale));
+                        let product = simd.sums_to_floats(products[m], Q::CODE_BITS, 2 * n_pairs);
+                        let product = simd.mul(product, simd.splat((*x[m]).scale));
                         sums[m] = simd.mul_add(product, scale, sums[m]);
                     }
                     if Q::HAS_MINS {
@@ -110,6 +106,31 @@ impl<Q: Quantized> GemvFormat for Q {
                 for x in &mut x {
                     *x = x.wrapping_add(stride);
                 }
+            }
+        }
+    }
+}
+
+/// Adds the products of pair `pair` of a group's quads, of which `n_before` quads were added before.
+///
+/// # Safety
+/// `packed` points to a block, and each of `x` to a group of activations.
+#[inline(always)]
+unsafe fn add_pair<S: Simd, Q: Quantized, const M: usize>(
+    simd: S,
+    packed: *const u8,
+    group: usize,
+    (pair, n_before): (usize, usize),
+    x: &[*const ActivationGroup; M],
+    products: &mut [S::Sums; M],
+) {
+    // SAFETY: the block and its activations can be read, as this function requires.
+    unsafe {
+        let codes = Q::codes(simd, packed, group, pair / 2, pair % 2);
+        for quad in 0..2 {
+            for m in 0..M {
+                let quads = x[m].cast::<u8>().add((2 * pair + quad) * QUAD_BYTES);
+                products[m] = simd.dot_codes(products[m], codes[quad], Q::CODE_BITS, quads, n_before + quad);
             }
         }
     }

@@ -1,4 +1,8 @@
-//! AVX2 with FMA: a vector is two registers, an activation a 16-bit integer.
+//! AVX2 with FMA: a vector is two registers, an activation two bytes, each in a plane of its own: an unsigned low byte and
+//! a signed high byte.
+//!
+//! Codes of up to six bits are multiplied with the planes, and 16-bit integers hold the sums of as many products as are
+//! sure not to overflow. Codes of eight bits are widened and multiplied with whole activations.
 
 use std::arch::x86_64::*;
 
@@ -23,6 +27,48 @@ fn each(a: Pair, b: Pair, f: impl Fn(__m256, __m256) -> __m256) -> Pair {
     [f(a[0], b[0]), f(a[1], b[1])]
 }
 
+/// Integer sums of products for sixteen rows, in parts.
+#[derive(Clone, Copy)]
+pub struct Sums {
+    /// With codes of up to six bits, 16-bit sums of products with the low bytes, then with the high bytes; two for each
+    /// row. With codes of eight bits, 32-bit sums for four rows each; two for each row.
+    parts: [__m256i; 4],
+    /// The rest of each sum.
+    total: [__m256i; 2],
+}
+
+/// The number of quads whose products with codes of `bits` bits can be added in 16 bits, for bytes of up to `largest`.
+const fn quads_in_16_bits(bits: u32, largest: i32) -> usize {
+    (i16::MAX as i32 / (2 * ((1 << bits) - 1) * largest)) as usize
+}
+
+/// Whether the 16-bit sums of the low bytes and of the high bytes are full after some quads.
+const fn are_full(bits: u32, n_quads: usize) -> [bool; 2] {
+    [n_quads.is_multiple_of(quads_in_16_bits(bits, 255)), n_quads.is_multiple_of(quads_in_16_bits(bits, 128))]
+}
+
+impl Sums {
+    /// Moves 16-bit sums of the low bytes and of the high bytes to the total.
+    #[inline(always)]
+    fn widen(&mut self, [low, high]: [bool; 2]) {
+        intrinsics! {
+            let ones = _mm256_set1_epi16(1);
+            for half in 0..2 {
+                if low {
+                    let sums = _mm256_madd_epi16(self.parts[half], ones);
+                    self.total[half] = _mm256_add_epi32(self.total[half], sums);
+                    self.parts[half] = _mm256_setzero_si256();
+                }
+                if high {
+                    let sums = _mm256_slli_epi32::<8>(_mm256_madd_epi16(self.parts[2 + half], ones));
+                    self.total[half] = _mm256_add_epi32(self.total[half], sums);
+                    self.parts[2 + half] = _mm256_setzero_si256();
+                }
+            }
+        }
+    }
+}
+
 impl Avx2 {
     #[inline(always)]
     fn reduce_add_integers(self, a: __m256i, b: __m256i) -> i32 {
@@ -45,6 +91,7 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     const GEMV_TILE_ROWS: usize = 3;
+    const SUM_VECTORS: usize = 4;
     const I16_TILE_ROWS: usize = 2;
     const MIN_GEMM_ROWS: usize = 24;
     const FLOAT_TILE: (usize, usize) = (6, 1);
@@ -52,8 +99,7 @@ impl Simd for Avx2 {
     type Floats = Pair;
     /// 32 bytes for eight rows each.
     type Codes = [__m256i; 2];
-    /// Four rows each; the sum of a row is in two halves.
-    type Sums = [__m256i; 4];
+    type Sums = Sums;
     type I16Pairs = [__m256i; 2];
     type I16Sums = [__m256i; 2];
 
@@ -282,38 +328,63 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn splat_sums(self, start: i32) -> [__m256i; 4] {
+    fn splat_sums(self, start: i32) -> Sums {
         intrinsics! {
-            // The first of the two halves of a sum starts at the number.
-            [_mm256_set1_epi64x(i64::from(start.cast_unsigned())); 4]
+            Sums { parts: [_mm256_setzero_si256(); 4], total: [_mm256_set1_epi32(start); 2] }
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_codes(self, sums: [__m256i; 4], codes: [__m256i; 2], quad: *const u8) -> [__m256i; 4] {
+    unsafe fn dot_codes(
+        self,
+        mut sums: Sums,
+        codes: [__m256i; 2],
+        bits: u32,
+        quad: *const u8,
+        n_before: usize,
+    ) -> Sums {
         intrinsics! {
-            let quad = _mm256_set1_epi64x(quad.cast::<i64>().read_unaligned());
-            let add = |sum: __m256i, codes: __m128i| {
-                _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(codes), quad))
-            };
-            [
-                add(sums[0], _mm256_castsi256_si128(codes[0])),
-                add(sums[1], _mm256_extracti128_si256::<1>(codes[0])),
-                add(sums[2], _mm256_castsi256_si128(codes[1])),
-                add(sums[3], _mm256_extracti128_si256::<1>(codes[1])),
-            ]
+            if bits == 8 {
+                let order = _mm_set_epi8(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
+                let bytes = _mm256_set1_epi64x(quad.cast::<i64>().read_unaligned());
+                let words = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
+                for (idx, sums) in sums.parts.iter_mut().enumerate() {
+                    let four_rows = match idx % 2 {
+                        0 => _mm256_castsi256_si128(codes[idx / 2]),
+                        _ => _mm256_extracti128_si256::<1>(codes[idx / 2]),
+                    };
+                    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(_mm256_cvtepu8_epi16(four_rows), words));
+                }
+                return sums;
+            }
+            let low = _mm256_set1_epi32(quad.cast::<i32>().read_unaligned());
+            let high = _mm256_set1_epi32(quad.cast::<i32>().add(1).read_unaligned());
+            for half in 0..2 {
+                let [of_low, of_high] = [half, 2 + half];
+                let products = _mm256_maddubs_epi16(low, codes[half]);
+                sums.parts[of_low] = _mm256_add_epi16(sums.parts[of_low], products);
+                let products = _mm256_maddubs_epi16(codes[half], high);
+                sums.parts[of_high] = _mm256_add_epi16(sums.parts[of_high], products);
+            }
+            sums.widen(are_full(bits, n_before + 1));
+            sums
         }
     }
 
     #[inline(always)]
-    fn sums_to_floats(self, sums: [__m256i; 4]) -> Pair {
+    fn sums_to_floats(self, mut sums: Sums, bits: u32, n_quads: usize) -> Pair {
         intrinsics! {
-            // Rows 0 1 4 5 2 3 6 7 after the addition of neighbors.
-            let eight = |a: __m256i, b: __m256i| {
-                let added = _mm256_hadd_epi32(a, b);
-                _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(added))
-            };
-            [eight(sums[0], sums[1]), eight(sums[2], sums[3])]
+            if bits == 8 {
+                for half in 0..2 {
+                    // Rows 0 1 4 5 2 3 6 7 after the addition of neighbors.
+                    let added = _mm256_hadd_epi32(sums.parts[2 * half], sums.parts[2 * half + 1]);
+                    let in_order = _mm256_permute4x64_epi64::<0b11_01_10_00>(added);
+                    sums.total[half] = _mm256_add_epi32(sums.total[half], in_order);
+                }
+            } else {
+                sums.widen(are_full(bits, n_quads).map(|is_full| !is_full));
+            }
+            sums.total.map(|sums| _mm256_cvtepi32_ps(sums))
         }
     }
 
@@ -321,8 +392,11 @@ impl Simd for Avx2 {
     unsafe fn quantize_quads(self, x: Pair, quads: *mut u8) -> i32 {
         intrinsics! {
             let [a, b] = x.map(|x| _mm256_cvtps_epi32(x));
-            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
-            _mm256_storeu_si256(quads.cast(), packed);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            // The low bytes of each quad, then the high bytes.
+            let order = _mm_set_epi8(15, 13, 11, 9, 14, 12, 10, 8, 7, 5, 3, 1, 6, 4, 2, 0);
+            let planes = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
+            _mm256_storeu_si256(quads.cast(), planes);
             self.reduce_add_integers(a, b)
         }
     }

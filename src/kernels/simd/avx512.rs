@@ -47,6 +47,15 @@ pub struct Planes {
     low: __m512i,
 }
 
+impl Planes {
+    #[inline(always)]
+    fn to_floats(self) -> __m512 {
+        intrinsics! {
+            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(self.high), self.low))
+        }
+    }
+}
+
 #[cfg(target_os = "linux")] // Where there is AMX.
 impl Avx512 {
     /// Loads sums of products with high bytes and with low bytes, and joins them.
@@ -57,7 +66,7 @@ impl Avx512 {
     pub unsafe fn join_planes(self, high: *const i32, low: *const i32) -> __m512 {
         intrinsics! {
             let (high, low) = (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(low.cast()));
-            self.sums_to_floats(Planes { high, low })
+            Planes { high, low }.to_floats()
         }
     }
 }
@@ -98,6 +107,7 @@ impl<const BF16: bool> Avx512With<BF16> {
 
 impl<const BF16: bool> Simd for Avx512With<BF16> {
     const GEMV_TILE_ROWS: usize = 8;
+    const SUM_VECTORS: usize = 16;
     const I16_TILE_ROWS: usize = 6;
     const MIN_GEMM_ROWS: usize = 24;
     const FLOAT_TILE: (usize, usize) = (12, 2);
@@ -349,7 +359,7 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     }
 
     #[inline(always)]
-    unsafe fn dot_codes(self, sums: Planes, codes: __m512i, quad: *const u8) -> Planes {
+    unsafe fn dot_codes(self, sums: Planes, codes: __m512i, _: u32, quad: *const u8, _: usize) -> Planes {
         intrinsics! {
             let quad = quad.cast::<i32>();
             let low = _mm512_set1_epi32(quad.read_unaligned());
@@ -362,10 +372,8 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     }
 
     #[inline(always)]
-    fn sums_to_floats(self, sums: Planes) -> __m512 {
-        intrinsics! {
-            _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(sums.high), sums.low))
-        }
+    fn sums_to_floats(self, sums: Planes, _: u32, _: usize) -> __m512 {
+        sums.to_floats()
     }
 
     #[inline(always)]

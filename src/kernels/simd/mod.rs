@@ -66,8 +66,8 @@ pub const ACTIVATION_MAX: f32 = 32_639.0;
 pub trait Simd: Copy + 'static {
     /// Rows of activations of a GEMV tile, whose sums fit the registers beside the codes.
     const GEMV_TILE_ROWS: usize;
-    /// Pairs of quads whose codes are unpacked before any is used, limited by the registers beside the sums.
-    const PAIRS_AT_ONCE: usize = 1;
+    /// Vectors of sums that fit the registers beside their operands.
+    const SUM_VECTORS: usize;
     /// Rows of activations of a 16-bit GEMM tile, for two panels and [`Simd::dot_i16_pairs`].
     const I16_TILE_ROWS: usize;
     /// Rows of activations from which on unpacking panels for such a GEMM is profitable.
@@ -159,10 +159,17 @@ pub trait Simd: Copy + 'static {
     unsafe fn or_high_bits<const SHIFT: i32>(self, low: Self::Codes, from: *const u8) -> Self::Codes;
     /// Sums that all start at `start`.
     fn splat_sums(self, start: i32) -> Self::Sums;
-    /// Adds the products of 64 codes with a quad of activations.
-    unsafe fn dot_codes(self, sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums;
-    /// The sums as floats.
-    fn sums_to_floats(self, sums: Self::Sums) -> Self::Floats;
+    /// Adds the products of 64 codes of `bits` bits with a quad of activations, to sums of `n_before` quads.
+    unsafe fn dot_codes(
+        self,
+        sums: Self::Sums,
+        codes: Self::Codes,
+        bits: u32,
+        quad: *const u8,
+        n_before: usize,
+    ) -> Self::Sums;
+    /// The sums of the products of `n_quads` quads with codes of `bits` bits, as floats.
+    fn sums_to_floats(self, sums: Self::Sums, bits: u32, n_quads: usize) -> Self::Floats;
     /// Rounds sixteen numbers to integers and stores them as four quads; returns their sum.
     unsafe fn quantize_quads(self, x: Self::Floats, quads: *mut u8) -> i32;
 
@@ -368,5 +375,72 @@ pub fn store_masked<S: Simd>(simd: S, x: S::Floats, to: &mut [f32], start: usize
         let mut last = [0.0; LANES];
         simd.store(x, last.as_mut_ptr());
         rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sum of the products of codes of `bits` bits with some quads of activations, whose integers are given.
+    struct SumOfProducts<'a> {
+        bits: u32,
+        codes: [u8; 64],
+        activations: &'a [[f32; LANES]],
+        n_quads: usize,
+    }
+
+    impl Kernel for SumOfProducts<'_> {
+        type Output = [f32; LANES];
+
+        fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
+            let Self { bits, codes, activations, n_quads } = self;
+            let quads_per_vector = LANES / QUAD_LEN;
+            let mut quads = vec![0; activations.len() * quads_per_vector * QUAD_BYTES];
+            for (activations, quads) in
+                activations.iter().zip(quads.chunks_exact_mut(quads_per_vector * QUAD_BYTES))
+            {
+                // SAFETY: there is room for the quads of a vector.
+                unsafe { simd.quantize_quads(simd.load_array(activations), quads.as_mut_ptr()) };
+            }
+            let mut sums = simd.splat_sums(-7);
+            for (idx, quad) in quads.chunks_exact(QUAD_BYTES).take(n_quads).enumerate() {
+                // SAFETY: all 64 codes and the quad can be read.
+                unsafe {
+                    let codes = simd.load_codes_8(codes.as_ptr());
+                    sums = simd.dot_codes(sums, codes, bits, quad.as_ptr(), idx);
+                }
+            }
+            let mut result = [0.0; LANES];
+            simd.store_array(simd.sums_to_floats(sums, bits, n_quads), &mut result);
+            result
+        }
+    }
+
+    #[test]
+    fn sums_of_the_largest_products_do_not_overflow() {
+        let negative = [-ACTIVATION_MAX; LANES];
+        let low_bytes = [255.0; LANES];
+        let high_bytes = [-32_512.0; LANES];
+        let mixed = std::array::from_fn(|i| [ACTIVATION_MAX, -ACTIVATION_MAX, 255.0, -256.0][i % 4]);
+        for bits in [4, 5, 6, 8] {
+            let largest = u8::MAX >> (8 - bits);
+            for codes in [[largest; 64], std::array::from_fn(|i| i as u8 & largest)] {
+                for activations in [[ACTIVATION_MAX; LANES], negative, low_bytes, high_bytes, mixed] {
+                    for n_quads in 1..=8 {
+                        let sums = |isa| {
+                            dispatch(
+                                isa,
+                                SumOfProducts { bits, codes, activations: &[activations; 2], n_quads },
+                            )
+                        };
+                        let expected = sums(Isa::Scalar);
+                        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                            assert_eq!(sums(isa), expected, "{isa}, {bits} bits, {n_quads} quads");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -35,8 +35,7 @@ unsafe fn activations(quad: *const u8) -> [i32; 4] {
 
 impl Simd for Scalar {
     const GEMV_TILE_ROWS: usize = 1;
-    // The compiler vectorizes the loops only when it sees a whole group.
-    const PAIRS_AT_ONCE: usize = 4;
+    const SUM_VECTORS: usize = 1;
     const I16_TILE_ROWS: usize = 4;
     const MIN_GEMM_ROWS: usize = 24;
     const FLOAT_TILE: (usize, usize) = (4, 1);
@@ -214,7 +213,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn dot_codes(self, sums: Self::Sums, codes: Self::Codes, quad: *const u8) -> Self::Sums {
+    unsafe fn dot_codes(
+        self,
+        sums: Self::Sums,
+        codes: Self::Codes,
+        _: u32,
+        quad: *const u8,
+        _: usize,
+    ) -> Self::Sums {
         intrinsics! {
             let quad = activations(quad);
             std::array::from_fn(|row| {
@@ -224,7 +230,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn sums_to_floats(self, sums: Self::Sums) -> Self::Floats {
+    fn sums_to_floats(self, sums: Self::Sums, _: u32, _: usize) -> Self::Floats {
         sums.map(|sum| sum as f32)
     }
 

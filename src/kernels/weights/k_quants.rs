@@ -75,6 +75,7 @@ impl Packing for Q4K {
 }
 
 impl Quantized for Q4K {
+    const CODE_BITS: u32 = 4;
     #[inline(always)]
     unsafe fn codes<S: Simd>(
         simd: S,
@@ -158,6 +159,7 @@ impl Packing for Q6K {
 }
 
 impl Quantized for Q6K {
+    const CODE_BITS: u32 = 6;
     const ZERO: i32 = 32;
     const SCALES_PER_GROUP: usize = 2;
     const HAS_MINS: bool = false;
@@ -237,6 +239,7 @@ impl Packing for K6Generic {
 }
 
 impl Quantized for K6Generic {
+    const CODE_BITS: u32 = 6;
     const SCALES_PER_GROUP: usize = 2;
 
     #[inline(always)]
@@ -313,6 +316,7 @@ impl Packing for K8Generic {
 }
 
 impl Quantized for K8Generic {
+    const CODE_BITS: u32 = 8;
     const ZERO: i32 = 128;
     const SCALES_PER_GROUP: usize = 2;
     const HAS_MINS: bool = false;

@@ -28,6 +28,7 @@ impl Packing for Q4_0 {
 }
 
 impl Quantized for Q4_0 {
+    const CODE_BITS: u32 = 4;
     const ZERO: i32 = 8;
     const HAS_MINS: bool = false;
 
@@ -83,6 +84,7 @@ impl Packing for Q4_1 {
 }
 
 impl Quantized for Q4_1 {
+    const CODE_BITS: u32 = 4;
     #[inline(always)]
     unsafe fn codes<S: Simd>(
         simd: S,
@@ -139,6 +141,7 @@ impl Packing for Q5_1 {
 }
 
 impl Quantized for Q5_1 {
+    const CODE_BITS: u32 = 5;
     #[inline(always)]
     unsafe fn codes<S: Simd>(
         simd: S,
@@ -183,6 +186,7 @@ impl Packing for Q8_0 {
 }
 
 impl Quantized for Q8_0 {
+    const CODE_BITS: u32 = 8;
     const ZERO: i32 = 128;
     const HAS_MINS: bool = false;
 

@@ -36,6 +36,8 @@ pub trait Packing {
 /// # Safety
 /// Of all unsafe functions: `packed` points to a whole block of the format.
 pub trait Quantized: Packing {
+    /// Bits of a code.
+    const CODE_BITS: u32;
     /// The code of zero.
     const ZERO: i32 = 0;
     /// Scales, and minimums, of each row of a group: one, or one for each half.
