@@ -119,6 +119,7 @@ def qwen35(args, hidden, layers, width, heads, kv_heads, value_heads):
         attention__layer_norm_rms_epsilon=1e-6,
         rope__freq_base=1e7,
         rope__dimension_count=64,
+        rope__dimension_sections=[11, 11, 10, 0],
         full_attention_interval=4,
         ssm__conv_kernel=4,
         ssm__state_size=linear_dim,

@@ -13,7 +13,9 @@ use predict_otron_9000::kernels::weights::{PackedMatrix, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use WeightFormat::{Bf16, Bf16Pairs, F16, F32, K6Generic, K8Generic, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0};
+use WeightFormat::{
+    Bf16, Bf16Pairs, F16, F32, K6Generic, K8Generic, Mxfp4, Q4_0, Q4_1, Q4K, Q5_1, Q6K, Q8_0,
+};
 
 /// Magnitude of the largest integer that an activation is quantized to.
 const ACTIVATION_MAX: f64 = 32_639.0;
@@ -61,6 +63,10 @@ fn random_row(random: &mut StdRng, format: WeightFormat, n_in: usize) -> Vec<u8>
             Q4_1 | Q5_1 | Q4K => &[0, 2],
             Q6K => &[208],
             K6Generic => &[288, 290],
+            Mxfp4 => {
+                block[0] = random.random_range(110..125);
+                &[]
+            }
             K8Generic => {
                 block[272..].copy_from_slice(&random.random_range(-0.1f32..0.1).to_le_bytes());
                 &[]

@@ -328,6 +328,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], codes: [__m256i; 2]) -> [__m256i; 2] {
+        intrinsics! {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, codes[0]), _mm256_shuffle_epi8(table, codes[1])]
+        }
+    }
+
+    #[inline(always)]
     fn splat_sums(self, start: i32) -> Sums {
         intrinsics! {
             Sums { parts: [_mm256_setzero_si256(); 4], total: [_mm256_set1_epi32(start); 2] }

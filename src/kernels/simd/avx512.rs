@@ -352,6 +352,14 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], codes: __m512i) -> __m512i {
+        intrinsics! {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, codes)
+        }
+    }
+
+    #[inline(always)]
     fn splat_sums(self, start: i32) -> Planes {
         intrinsics! {
             Planes { high: _mm512_setzero_si512(), low: _mm512_set1_epi32(start) }

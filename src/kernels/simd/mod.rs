@@ -157,6 +157,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_codes_4(self, from: *const u8) -> [Self::Codes; 2];
     /// Adds two bits above the low four: the bits at `SHIFT` of each of 64 bytes.
     unsafe fn or_high_bits<const SHIFT: i32>(self, low: Self::Codes, from: *const u8) -> Self::Codes;
+    /// Replaces codes below 16 by what a table has for them.
+    fn look_up(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes;
     /// Sums that all start at `start`.
     fn splat_sums(self, start: i32) -> Self::Sums;
     /// Adds the products of 64 codes of `bits` bits with a quad of activations, to sums of `n_before` quads.

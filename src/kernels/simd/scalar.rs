@@ -208,6 +208,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes {
+        codes.map(|code| table[usize::from(code)])
+    }
+
+    #[inline(always)]
     fn splat_sums(self, start: i32) -> Self::Sums {
         [start; LANES]
     }

@@ -49,17 +49,6 @@ impl Quantized for Q4_0 {
     }
 }
 
-/// The 4-bit codes of a block: the first half is in the low bits of the bytes, the second in the high bits.
-fn nibbles(bytes: &[u8]) -> GroupCodes {
-    let mut codes = [0; GROUP_LEN];
-    let (first, second) = codes.split_at_mut(GROUP_LEN / 2);
-    for ((byte, first), second) in bytes.iter().zip(first).zip(second) {
-        *first = byte & 0xF;
-        *second = byte >> 4;
-    }
-    codes
-}
-
 /// Q4_1: 4 bits, a scale and a minimum in half precision for 32 weights.
 pub struct Q4_1;
 

@@ -3,6 +3,7 @@
 mod float;
 mod k_quants;
 mod legacy_quants;
+mod mxfp4;
 mod packing;
 
 use std::marker::PhantomData;
@@ -12,6 +13,8 @@ use std::sync::{Mutex, PoisonError};
 pub(super) use self::float::{Bf16, Bf16Pairs, F16, F32};
 pub(super) use self::k_quants::{K6Generic, K8Generic, Q4K, Q6K};
 pub(super) use self::legacy_quants::{Q4_0, Q4_1, Q5_1, Q8_0};
+pub(super) use self::mxfp4::Mxfp4;
+pub use self::mxfp4::{MXFP4_CODEBOOK, mxfp4_scale};
 use self::packing::UnpackedGroup;
 pub(super) use self::packing::{Packing, Quantized, prefetch_ahead};
 use super::isa::Isa;
@@ -39,6 +42,8 @@ pub enum WeightFormat {
     Q5_1,
     /// 8 bits and a scale for 32 weights.
     Q8_0,
+    /// 4-bit floats and a power of two for 32 weights.
+    Mxfp4,
     /// 4 bits, 6-bit scales and minimums, in super-blocks of 256 weights.
     Q4K,
     /// 6 bits and 8-bit scales, in super-blocks of 256 weights.
@@ -71,6 +76,10 @@ macro_rules! with_quantized_format {
             }
             WeightFormat::Q8_0 => {
                 type $F = $crate::kernels::weights::Q8_0;
+                $then
+            }
+            WeightFormat::Mxfp4 => {
+                type $F = $crate::kernels::weights::Mxfp4;
                 $then
             }
             WeightFormat::Q4K => {
@@ -134,7 +143,7 @@ macro_rules! with_packing {
 
 impl WeightFormat {
     /// Every format.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -142,6 +151,7 @@ impl WeightFormat {
         Self::Q4_1,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Mxfp4,
         Self::Q4K,
         Self::Q6K,
         Self::K6Generic,

@@ -136,6 +136,17 @@ pub(super) const BYTE_CODES: usize = GROUP_LEN * PANEL_ROWS;
 /// The codes of a row's group, one in each byte.
 pub(super) type GroupCodes = [u8; GROUP_LEN];
 
+/// The 4-bit codes of a block: the first half is in the low bits of the bytes, the second in the high bits.
+pub(super) fn nibbles(bytes: &[u8]) -> GroupCodes {
+    let mut codes = [0; GROUP_LEN];
+    let (first, second) = codes.split_at_mut(GROUP_LEN / 2);
+    for ((byte, first), second) in bytes.iter().zip(first).zip(second) {
+        *first = byte & 0xF;
+        *second = byte >> 4;
+    }
+    codes
+}
+
 /// Quad `idx` of a group's codes as a dword, whose bytes are masked with `mask`.
 fn quad(codes: &GroupCodes, idx: usize, mask: u8) -> u32 {
     let (quads, _) = codes.as_chunks::<QUAD_LEN>();

@@ -1,13 +1,14 @@
 //! The codebook quantizations, which candle lacks: IQ4_NL, IQ4_XS and MXFP4.
 //!
 //! In each of them a group of 32 elements shares a scale, and an element is the scale times a small integer
-//! that 4 bits look up in a codebook. They are dequantized to float32 or converted to Q8_0, which holds the
+//! that 4 bits look up in a codebook. They are dequantized to float32; those of IQ4 are converted to Q8_0, which holds the
 //! same integers in a quarter of the memory.
 
 use half::f16;
 
 use crate::error::{Error, Result};
 use crate::gguf::TensorType;
+use crate::kernels::weights::{MXFP4_CODEBOOK, mxfp4_scale};
 
 /// The number of elements that share a scale.
 const GROUP_LEN: usize = 32;
@@ -45,8 +46,7 @@ pub fn dequantize(decode: GroupDecoder, tensor_type: TensorType, blocks: &[u8], 
 }
 
 /// Converts whole blocks to those of Q8_0. The codes are kept; scales are rounded to half precision, which
-/// changes those of IQ4_XS by one part in 2048 at most, those of IQ4_NL not at all, and those of
-/// MXFP4 only below 2^-24.
+/// changes those of IQ4_XS by one part in 2048 at most, and those of IQ4_NL not at all.
 ///
 /// # Errors
 /// When a scale is too large for half precision.
@@ -87,9 +87,6 @@ fn groups(
 /// The codebook of the IQ4 types.
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The codebook of MXFP4, doubled: floats with one sign, two exponent and one mantissa bit.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
 /// IQ4_NL: a scale, then 16 bytes of indices.
 fn iq4_nl(block: &[u8], _: usize) -> CodebookGroup {
     CodebookGroup { scale: half_at_start(block), codes: codes(&block[2..], &IQ4) }
@@ -107,12 +104,7 @@ fn iq4_xs(block: &[u8], group_idx: usize) -> CodebookGroup {
 
 /// MXFP4: the exponent of a power of two, then 16 bytes of indices.
 fn mxfp4(block: &[u8], _: usize) -> CodebookGroup {
-    // Half the power, since the codebook is doubled; the two smallest are subnormal.
-    let scale = match block[0] {
-        exponent @ 0..2 => f32::from_bits(0x0020_0000 << exponent),
-        exponent => f32::from_bits((u32::from(exponent) - 1) << 23),
-    };
-    CodebookGroup { scale, codes: codes(&block[1..], &E2M1) }
+    CodebookGroup { scale: mxfp4_scale(block[0]), codes: codes(&block[1..], &MXFP4_CODEBOOK) }
 }
 
 /// Looks up 16 bytes of indices; low bits belong to the first half of the group, high bits to the second.

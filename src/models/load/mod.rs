@@ -155,9 +155,10 @@ impl Weights {
         };
         let total: usize = match self {
             Self::Gguf(file) => file.all_stored().map(tensor_bytes).sum(),
-            // Bytes are the codes of MXFP4 and its scales, whose packed form has 34 bytes for 17.
+            // Bytes are the codes of MXFP4 and its scales, whose packed form has 18 bytes for 17.
             Self::Safetensors(files) => {
-                files.all_stored().map(tensor_bytes).sum::<usize>() + 2 * files.n_bytes_of_bytes()
+                let mxfp4_bytes = files.n_bytes_of_bytes();
+                files.all_stored().map(tensor_bytes).sum::<usize>() + mxfp4_bytes + mxfp4_bytes / 17
             }
         };
         total as u64

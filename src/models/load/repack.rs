@@ -37,7 +37,8 @@ pub fn format_for(tensor_type: TensorType) -> Option<WeightFormat> {
         TensorType::Q4_0 | TensorType::Tq1_0 | TensorType::Tq2_0 => WeightFormat::Q4_0,
         TensorType::Q4_1 => WeightFormat::Q4_1,
         TensorType::Q5_0 | TensorType::Q5_1 => WeightFormat::Q5_1,
-        TensorType::Q8_0 | TensorType::Iq4Nl | TensorType::Iq4Xs | TensorType::Mxfp4 => WeightFormat::Q8_0,
+        TensorType::Q8_0 | TensorType::Iq4Nl | TensorType::Iq4Xs => WeightFormat::Q8_0,
+        TensorType::Mxfp4 => WeightFormat::Mxfp4,
         TensorType::Q4K => WeightFormat::Q4K,
         TensorType::Q6K | TensorType::Iq1S | TensorType::Iq1M | TensorType::Iq3Xxs | TensorType::Iq3S => {
             WeightFormat::Q6K
