@@ -1,8 +1,9 @@
-"""Hostile requests to the routes of responses, conversations, messages, decisions, files and batches, one row each, and
-to what other servers call constraints and probabilities of the prompt."""
+"""Hostile requests to the routes of responses, conversations, messages, decisions, files, batches and models and to
+Ollama's, one row each, and to what other servers call constraints and probabilities of the prompt."""
 
 import json
 import time
+from dataclasses import replace
 
 from client import CHAT, chat_body, get, head, request
 from requests import (
@@ -735,4 +736,100 @@ BATCH_ROWS = [
     Row("batches: of messages that are none", post(MESSAGE_BATCHES, {"requests": [None, 1, []]}), expect=REFUSED),
 ]
 
-ROWS = [*RESPONSES, *CONVERSATIONS, *MESSAGES, *DECISIONS, *CONSTRAINTS, *PROBABILITIES, *BATCH_ROWS]
+# Names of models that lead out of a folder, to another program's options, or nowhere.
+NAMES = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "/proc/self/mem",
+    "file:///etc/passwd",
+    "http://127.0.0.1:1/x",
+    "hf:../..",
+    "hf:a/b/../../../c",
+    "hf:a/b@../c:d.gguf",
+    "hf:" + "a/" * 4000,
+    "pypi:--index-url=x==1/y.gguf",
+    "pypi:x==1/../../y.gguf",
+    "\0",
+    "\x1b[2J",
+    "",
+    "x" * 60_000,
+]
+
+
+def pull(name, **fields):
+    return post("/v1/models/pull", {"model": name, "stream": False, **fields})
+
+
+def on_models(method, names, action=""):
+    """Requests about models whose names stand in the path."""
+    paths = [f"/v1/models/{name}{action}" for name in names]
+    return each([raw(head(method, path, [("content-length", "0"), ("connection", "close")])) for path in paths])
+
+
+PATHS = ["%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..", "%00", "%ff", "hf:a/b/..", "x" * 8000, "/", "%1b[2J", "pypi:-r==1/x"]
+
+MODELS = [
+    Row("models: pull names that are none", each([pull(name) for name in NAMES]), expect={400, 404}, patience=20),
+    Row("models: pull a number", post("/v1/models/pull", {"model": 1}), expect=REFUSED),
+    Row("models: pull into a stream that nobody reads", leave(request("/v1/models/pull", {"model": "../x"}), 200)),
+    Row("models: delete names that are none", on_models("DELETE", PATHS), expect={400, 404, 405, 414, 431}),
+    Row("models: load names that are none", on_models("POST", PATHS, "/load"), expect={400, 404, 405, 414, 431}),
+    Row("models: what no model does", on_models("POST", ["smollm2-135m-instruct"], "/launch"), expect={400, 404, 405}),
+    Row(
+        "models: unload the default one again and again beside chats",
+        each([repeated(on_models("POST", ["smollm2-135m-instruct"], "/unload"))]),
+        2,
+        {200, 400, 409, 429, 503},
+        meanwhile=1.5,
+    ),
+]
+
+
+def ollama(content="hi", path="/api/chat", **fields):
+    return post(
+        path,
+        lambda: {
+            "messages": [{"role": "user", "content": content() if callable(content) else content}],
+            "stream": False,
+            **fields,
+        },
+    )
+
+
+OLLAMA_ROWS = [
+    Row("ollama: answers without an end", ollama(options={"num_predict": -1}), 16, ANY),
+    Row("ollama: a context of 10^18 tokens", ollama(options={"num_ctx": 10**18, "num_predict": 1}), expect=EITHER),
+    Row("ollama: options that are numbers of any size", ollama(options={"num_predict": 1e400}), expect=EITHER),
+    Row("ollama: 100,000 options", ollama(options={str(n): n for n in range(100_000)}), expect=EITHER),
+    Row("ollama: a format that is nested", ollama(format=nested_schema(200)), expect=EITHER),
+    Row("ollama: 100,000 stop texts", ollama(options={"stop": ["a"] * 100_000}), expect=EITHER),
+    Row("ollama: an image of 3 MB", ollama(images=["a" * 3 * MB]), expect=EITHER),
+    Row("ollama: a context that keeps growing", post("/api/generate", {"context": [1] * 500_000}), expect=EITHER),
+    Row("ollama: texts by the thousand", post("/api/embed", {"input": ["a"] * 100_000}), expect=EITHER),
+    Row("ollama: half a line", leave(request("/api/chat", chat_body()), 64, after=0.01), meanwhile=0.5),
+    Row(
+        "ollama: names that are none",
+        each([post(f"/api/{route}", {"model": name, "stream": False}) for route in ("pull", "show") for name in NAMES]),
+        expect={200, 400, 404},
+        patience=20,
+    ),
+    Row(
+        "ollama: delete names that are none",
+        each([raw(request("/api/delete", {"model": name}, method="DELETE")) for name in NAMES]),
+        expect={400, 404},
+        patience=20,
+    ),
+]
+OLLAMA = [replace(row, error_is_text=True) for row in OLLAMA_ROWS]
+
+ROWS = [
+    *RESPONSES,
+    *CONVERSATIONS,
+    *MESSAGES,
+    *DECISIONS,
+    *CONSTRAINTS,
+    *PROBABILITIES,
+    *BATCH_ROWS,
+    *MODELS,
+    *OLLAMA,
+]

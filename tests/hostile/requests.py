@@ -32,6 +32,8 @@ class Row:
     source: str = "127.0.0.1"
     # If not zero, the attack is still going on, after this many seconds, while others are served.
     meanwhile: float = 0.0
+    # Whether errors are in Ollama's form: a text in place of an object.
+    error_is_text: bool = False
 
     def __post_init__(self):
         if self.patience is None:
