@@ -15,7 +15,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as Type
 
 # Where the half-precision scales of a block are, and the values that they get.
-SCALES = {Type.Q8_0: {0: 5e-4}, Type.Q4_K: {0: 2e-4, 2: 3e-3}, Type.Q6_K: {208: 2e-5}}
+SCALES = {Type.Q4_0: {0: 3e-3}, Type.Q8_0: {0: 5e-4}, Type.Q4_K: {0: 2e-4, 2: 3e-3}, Type.Q6_K: {208: 2e-5}}
 
 # The exponent of an MXFP4 block: 2^(120 - 127).
 MXFP4_EXPONENT = 120
@@ -251,7 +251,58 @@ def gpt_oss(args, layers):
     model.finish()
 
 
+def gemma4_e2b(args):
+    """Gemma 4 E2B: inputs for each layer, four layers with a window for every full one, keys and values of the last 20
+    layers from others."""
+    hidden, layers, width, heads, kv_heads, per_layer, kind = 1536, 35, 6144, 8, 1, 256, Type.Q4_0
+    n_own = 15
+    model = Model(args.out, "gemma4", 262_144, args.tokenizer_from)
+    has_window = [(layer + 1) % 5 != 0 for layer in range(layers)]
+    widths = [width if layer < n_own else 2 * width for layer in range(layers)]
+    model.set(
+        block_count=layers,
+        context_length=32_768,
+        embedding_length=hidden,
+        embedding_length_per_layer_input=per_layer,
+        feed_forward_length=widths,
+        attention__head_count=heads,
+        attention__head_count_kv=kv_heads,
+        attention__key_length=512,
+        attention__value_length=512,
+        attention__key_length_swa=256,
+        attention__value_length_swa=256,
+        attention__layer_norm_rms_epsilon=1e-6,
+        attention__sliding_window=512,
+        attention__sliding_window_pattern=has_window,
+        attention__shared_kv_layers=layers - n_own,
+        rope__freq_base=1e6,
+        rope__freq_base_swa=1e4,
+        rope__dimension_count=512,
+        rope__dimension_count_swa=256,
+        final_logit_softcapping=30.0,
+    )
+    model.matrix("token_embd.weight", Type.Q6_K, model.vocab, hidden)
+    model.matrix("per_layer_token_embd.weight", kind, model.vocab, layers * per_layer)
+    model.matrix("per_layer_model_proj.weight", kind, layers * per_layer, hidden)
+    model.floats("per_layer_proj_norm.weight", per_layer, value=1.0)
+    model.floats("output_norm.weight", hidden, value=1.0)
+    # A quarter of the pairs of full layers rotates.
+    model.writer.add_tensor("rope_freqs.weight", np.repeat(np.float32([1, 1e30]), [64, 192]))
+    for layer in range(layers):
+        prefix = f"blk.{layer}."
+        head_dim = 256 if has_window[layer] else 512
+        model.norms(layer, hidden, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "post_norm")
+        model.attention(layer, hidden, heads, kv_heads, head_dim, kind)
+        model.norms(layer, head_dim, "attn_q_norm", "attn_k_norm")
+        model.mlp(layer, hidden, widths[layer], kind)
+        model.matrix(prefix + "inp_gate.weight", kind, per_layer, hidden)
+        model.matrix(prefix + "proj.weight", kind, hidden, per_layer)
+        model.floats(prefix + "layer_output_scale.weight", 1, value=1.0)
+    model.finish()
+
+
 SHAPES = {
+    "gemma4-e2b": gemma4_e2b,
     "qwen3.5-0.8b": lambda args: qwen35(args, 1024, 24, 3584, 8, 2, 16),
     "qwen3.5-2b": lambda args: qwen35(args, 2048, 24, 6144, 8, 2, 16),
     "lfm2.5-1.2b": lfm2,
