@@ -13,7 +13,7 @@ pub struct ComputeArgs {
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Instruction set of the compute kernels [default: the fastest that the processor supports]
-    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx512", "amx"])]
+    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx-vnni", "avx512", "amx"])]
     pub isa: Option<String>,
     /// Number format of the KV cache: int8 takes half the memory and is faster with long contexts, at some
     /// cost in accuracy

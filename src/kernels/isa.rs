@@ -13,6 +13,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX2, FMA, F16C and AVX-VNNI: dot products of bytes in 256 bits.
+    AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
     /// AVX-512, and AMX for bytes and bfloat16.
@@ -24,7 +26,7 @@ static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
     /// All instruction sets, the most portable first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
 
     /// The fastest instruction set that this processor has.
     pub fn detect() -> Self {
@@ -46,6 +48,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -64,7 +68,7 @@ impl Isa {
     /// float32 and accumulate in float32.
     pub fn has_bf16(self) -> bool {
         match self {
-            Self::Scalar | Self::Avx2 => false,
+            Self::Scalar | Self::Avx2 | Self::AvxVnni => false,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Amx => is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
@@ -110,6 +114,7 @@ impl fmt::Display for Isa {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
             Self::Avx512 => "avx512",
             Self::Amx => "amx",
         })
@@ -121,8 +126,9 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
-            let message =
-                format!("`{name}` is not an instruction set; choose one of scalar, avx2, avx512 and amx");
+            let message = format!(
+                "`{name}` is not an instruction set; choose one of scalar, avx2, avx-vnni, avx512 and amx"
+            );
             Error::new(Kind::Config, message)
         })
     }

@@ -1,23 +1,45 @@
-//! AVX2 with FMA: a vector is two registers, an activation two bytes, each in a plane of its own: an unsigned low byte and
-//! a signed high byte.
+//! AVX2 with FMA: a vector is two registers, an activation two bytes, each in a plane of its own.
 //!
-//! Codes of up to six bits are multiplied with the planes, and 16-bit integers hold the sums of as many products as are
-//! sure not to overflow. Codes of eight bits are widened and multiplied with whole activations.
+//! Without AVX-VNNI, low bytes are unsigned and high bytes signed. Codes of up to six bits are multiplied with them, and
+//! 16-bit integers hold the sums of as many products as are sure not to overflow; codes of eight bits are widened and
+//! multiplied with whole activations. With AVX-VNNI both bytes are signed, as with AVX-512, and sums have 32 bits.
 
 use std::arch::x86_64::*;
 
 use super::super::isa::Isa;
 use super::{Kernel, Simd};
 
-/// The token of AVX2, FMA and F16C.
+/// The token of AVX2, FMA and F16C, and of AVX-VNNI if `VNNI`.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2With<const VNNI: bool>(());
+
+/// AVX2 without AVX-VNNI.
+pub type Avx2 = Avx2With<false>;
+/// AVX2 with AVX-VNNI.
+pub type AvxVnni = Avx2With<true>;
 
 impl Avx2 {
     /// The token, if the processor has the instructions.
     pub fn detect() -> Option<Self> {
         (Isa::detect() >= Isa::Avx2).then_some(Self(()))
     }
+}
+
+impl AvxVnni {
+    /// The token, if the processor has the instructions.
+    pub fn detect() -> Option<Self> {
+        Isa::AvxVnni.is_available().then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn run_vnni<K: Kernel>(simd: AvxVnni, kernel: K) -> K::Output {
+    kernel.run(simd)
 }
 
 type Pair = [__m256; 2];
@@ -31,7 +53,8 @@ fn each(a: Pair, b: Pair, f: impl Fn(__m256, __m256) -> __m256) -> Pair {
 #[derive(Clone, Copy)]
 pub struct Sums {
     /// With codes of up to six bits, 16-bit sums of products with the low bytes, then with the high bytes; two for each
-    /// row. With codes of eight bits, 32-bit sums for four rows each; two for each row.
+    /// row. With codes of eight bits, 32-bit sums for four rows each; two for each row. With AVX-VNNI, 32-bit sums of
+    /// products with the low bytes, then with the high bytes.
     parts: [__m256i; 4],
     /// The rest of each sum.
     total: [__m256i; 2],
@@ -69,7 +92,7 @@ impl Sums {
     }
 }
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2With<VNNI> {
     #[inline(always)]
     fn reduce_add_integers(self, a: __m256i, b: __m256i) -> i32 {
         intrinsics! {
@@ -89,7 +112,7 @@ impl Avx2 {
     }
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     const GEMV_TILE_ROWS: usize = 3;
     const SUM_VECTORS: usize = 4;
     const I16_TILE_ROWS: usize = 2;
@@ -105,11 +128,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn compiled_for_avx2<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
-            kernel.run(simd)
+        intrinsics! {
+            if VNNI { run_vnni(Avx2With(()), kernel) } else { run(Avx2With(()), kernel) }
         }
-        intrinsics! { compiled_for_avx2(self, kernel) }
     }
 
     #[inline(always)]
@@ -338,7 +359,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat_sums(self, start: i32) -> Sums {
         intrinsics! {
-            Sums { parts: [_mm256_setzero_si256(); 4], total: [_mm256_set1_epi32(start); 2] }
+            let (zero, start) = (_mm256_setzero_si256(), _mm256_set1_epi32(start));
+            if VNNI {
+                return Sums { parts: [start, start, zero, zero], total: [zero; 2] };
+            }
+            Sums { parts: [zero; 4], total: [start; 2] }
         }
     }
 
@@ -352,7 +377,7 @@ impl Simd for Avx2 {
         n_before: usize,
     ) -> Sums {
         intrinsics! {
-            if bits == 8 {
+            if bits == 8 && !VNNI {
                 let order = _mm_set_epi8(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0);
                 let bytes = _mm256_set1_epi64x(quad.cast::<i64>().read_unaligned());
                 let words = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
@@ -369,12 +394,19 @@ impl Simd for Avx2 {
             let high = _mm256_set1_epi32(quad.cast::<i32>().add(1).read_unaligned());
             for half in 0..2 {
                 let [of_low, of_high] = [half, 2 + half];
+                if VNNI {
+                    sums.parts[of_low] = _mm256_dpbusd_avx_epi32(sums.parts[of_low], codes[half], low);
+                    sums.parts[of_high] = _mm256_dpbusd_avx_epi32(sums.parts[of_high], codes[half], high);
+                    continue;
+                }
                 let products = _mm256_maddubs_epi16(low, codes[half]);
                 sums.parts[of_low] = _mm256_add_epi16(sums.parts[of_low], products);
                 let products = _mm256_maddubs_epi16(codes[half], high);
                 sums.parts[of_high] = _mm256_add_epi16(sums.parts[of_high], products);
             }
-            sums.widen(are_full(bits, n_before + 1));
+            if !VNNI {
+                sums.widen(are_full(bits, n_before + 1));
+            }
             sums
         }
     }
@@ -382,7 +414,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn sums_to_floats(self, mut sums: Sums, bits: u32, n_quads: usize) -> Pair {
         intrinsics! {
-            if bits == 8 {
+            if VNNI {
+                for half in 0..2 {
+                    let high = _mm256_slli_epi32::<8>(sums.parts[2 + half]);
+                    sums.total[half] = _mm256_add_epi32(sums.parts[half], high);
+                }
+            } else if bits == 8 {
                 for half in 0..2 {
                     // Rows 0 1 4 5 2 3 6 7 after the addition of neighbors.
                     let added = _mm256_hadd_epi32(sums.parts[2 * half], sums.parts[2 * half + 1]);
@@ -401,6 +438,13 @@ impl Simd for Avx2 {
         intrinsics! {
             let [a, b] = x.map(|x| _mm256_cvtps_epi32(x));
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let words = if VNNI {
+                // After adding 128, the high byte is that of a signed low byte, which is right but for its sign.
+                let half = _mm256_set1_epi16(128);
+                _mm256_xor_si256(_mm256_add_epi16(words, half), half)
+            } else {
+                words
+            };
             // The low bytes of each quad, then the high bytes.
             let order = _mm_set_epi8(15, 13, 11, 9, 14, 12, 10, 8, 7, 5, 3, 1, 6, 4, 2, 0);
             let planes = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(order));
@@ -449,6 +493,12 @@ impl Simd for Avx2 {
     unsafe fn dot_i16_pairs(self, sums: [__m256i; 2], words: [__m256i; 2], pair: *const i16) -> [__m256i; 2] {
         intrinsics! {
             let pair = _mm256_set1_epi32(pair.cast::<i32>().read_unaligned());
+            if VNNI {
+                return [
+                    _mm256_dpwssd_avx_epi32(sums[0], words[0], pair),
+                    _mm256_dpwssd_avx_epi32(sums[1], words[1], pair),
+                ];
+            }
             [
                 _mm256_add_epi32(sums[0], _mm256_madd_epi16(words[0], pair)),
                 _mm256_add_epi32(sums[1], _mm256_madd_epi16(words[1], pair)),

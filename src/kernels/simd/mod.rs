@@ -40,7 +40,7 @@ mod avx512;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-use avx2::Avx2;
+use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Bf16};
 pub use scalar::Scalar;
@@ -280,6 +280,8 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Amx => token(isa, Avx512::detect()).run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => token(isa, AvxVnni::detect()).run(kernel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => token(isa, Avx2::detect()).run(kernel),
         _ => Scalar.run(kernel),
