@@ -23,14 +23,11 @@ pub fn run(
     out: &mut impl Write,
 ) -> Result<()> {
     let has_warned = Arc::new(AtomicBool::new(false));
-    let warn_if_too_large = {
-        let has_warned = Arc::clone(&has_warned);
-        move |size_bytes| {
-            if let Some(warning) = too_large(size_bytes, memory_bytes)
-                && !has_warned.swap(true, Ordering::Relaxed)
-            {
-                tracing::warn!("{warning}");
-            }
+    let warn_if_too_large = move |size_bytes| {
+        if let Some(warning) = too_large(size_bytes, memory_bytes)
+            && !has_warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("{warning}");
         }
     };
     let warn_of_model = warn_if_too_large.clone();
