@@ -55,6 +55,19 @@ class Model:
             else:
                 self.writer.add_uint32(key, value)
 
+    def set_shape(self, layers, hidden, width, heads, kv_heads, head_dim):
+        """Sets the sizes that all decoders have."""
+        self.set(
+            block_count=layers,
+            context_length=32_768,
+            embedding_length=hidden,
+            feed_forward_length=width,
+            attention__head_count=heads,
+            attention__head_count_kv=kv_heads,
+            attention__key_length=head_dim,
+            attention__value_length=head_dim,
+        )
+
     def matrix(self, name, kind, *shape):
         """A tensor of random blocks; the shape has the outermost dimension first."""
         block_len, block_bytes = GGML_QUANT_SIZES[kind]
@@ -107,15 +120,8 @@ def qwen35(args, hidden, layers, width, heads, kv_heads, value_heads):
     """Qwen3.5: three gated delta nets for every layer with attention."""
     model = Model(args.out, "qwen35", 248_320, args.tokenizer_from)
     head_dim, key_heads, linear_dim, kind = 256, 16, 128, Type.Q4_K
+    model.set_shape(layers, hidden, width, heads, kv_heads, head_dim)
     model.set(
-        block_count=layers,
-        context_length=32_768,
-        embedding_length=hidden,
-        feed_forward_length=width,
-        attention__head_count=heads,
-        attention__head_count_kv=kv_heads,
-        attention__key_length=head_dim,
-        attention__value_length=head_dim,
         attention__layer_norm_rms_epsilon=1e-6,
         rope__freq_base=1e7,
         rope__dimension_count=64,
@@ -187,15 +193,8 @@ def qwen3moe(args, layers):
     """Qwen3-30B-A3B, or its first layers."""
     hidden, heads, kv_heads, head_dim, experts, width, kind = 2048, 32, 4, 128, 128, 768, Type.Q4_K
     model = Model(args.out, "qwen3moe", 151_936, args.tokenizer_from)
+    model.set_shape(layers, hidden, 6144, heads, kv_heads, head_dim)
     model.set(
-        block_count=layers,
-        context_length=32_768,
-        embedding_length=hidden,
-        feed_forward_length=6144,
-        attention__head_count=heads,
-        attention__head_count_kv=kv_heads,
-        attention__key_length=head_dim,
-        attention__value_length=head_dim,
         attention__layer_norm_rms_epsilon=1e-6,
         rope__freq_base=1e6,
         expert_count=experts,
@@ -217,15 +216,8 @@ def gpt_oss(args, layers):
     """gpt-oss-20b, or its first layers."""
     hidden, heads, kv_heads, head_dim, experts, width = 2880, 64, 8, 64, 32, 2880
     model = Model(args.out, "gpt-oss", 201_088, args.tokenizer_from)
+    model.set_shape(layers, hidden, width, heads, kv_heads, head_dim)
     model.set(
-        block_count=layers,
-        context_length=32_768,
-        embedding_length=hidden,
-        feed_forward_length=width,
-        attention__head_count=heads,
-        attention__head_count_kv=kv_heads,
-        attention__key_length=head_dim,
-        attention__value_length=head_dim,
         attention__layer_norm_rms_epsilon=1e-5,
         attention__sliding_window=128,
         rope__freq_base=150_000.0,
@@ -259,16 +251,9 @@ def gemma4_e2b(args):
     model = Model(args.out, "gemma4", 262_144, args.tokenizer_from)
     has_window = [(layer + 1) % 5 != 0 for layer in range(layers)]
     widths = [width if layer < n_own else 2 * width for layer in range(layers)]
+    model.set_shape(layers, hidden, widths, heads, kv_heads, 512)
     model.set(
-        block_count=layers,
-        context_length=32_768,
-        embedding_length=hidden,
         embedding_length_per_layer_input=per_layer,
-        feed_forward_length=widths,
-        attention__head_count=heads,
-        attention__head_count_kv=kv_heads,
-        attention__key_length=512,
-        attention__value_length=512,
         attention__key_length_swa=256,
         attention__value_length_swa=256,
         attention__layer_norm_rms_epsilon=1e-6,
