@@ -7,6 +7,7 @@ mod access;
 mod args;
 mod client_args;
 mod file;
+mod isa_names;
 mod limits;
 mod memory;
 mod model_args;
@@ -28,6 +29,7 @@ pub use args::{
 pub use client_args::{
     ChatArgs, ClientArgs, EmbedArgs, RankArgs, TextPurpose, VectorFormat, history_file, no_color,
 };
+pub use isa_names::ISA_NAMES;
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS, memory_for_models};
 pub use memory::{procfs_bytes, resident_bytes};
 pub use model_args::{ComputeArgs, KvPrecision, RegistryArgs};

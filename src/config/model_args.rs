@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::isa_names::ISA_NAMES;
+
 /// Options for how models are computed.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct ComputeArgs {
@@ -13,7 +15,7 @@ pub struct ComputeArgs {
     #[arg(long, env = "PREDICT_OTRON_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Instruction set of the compute kernels [default: the fastest that the processor supports]
-    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ["scalar", "avx2", "avx-vnni", "avx512", "amx"])]
+    #[arg(long, env = "PREDICT_OTRON_ISA", value_parser = ISA_NAMES)]
     pub isa: Option<String>,
     /// Number format of the KV cache: int8 takes half the memory and is faster with long contexts, at some
     /// cost in accuracy

@@ -4,9 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use crate::config::ISA_NAMES;
 use crate::error::{Error, Kind, Result};
 
-/// An instruction set, from the most portable to the fastest.
+/// An instruction set, from the most portable to the fastest, in the order of [`ISA_NAMES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Portable code: the definition of every kernel.
@@ -26,7 +27,8 @@ static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
     /// All instruction sets, the most portable first.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; ISA_NAMES.len()] =
+        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
 
     /// The fastest instruction set that this processor has.
     pub fn detect() -> Self {
@@ -111,13 +113,7 @@ impl Isa {
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Scalar => "scalar",
-            Self::Avx2 => "avx2",
-            Self::AvxVnni => "avx-vnni",
-            Self::Avx512 => "avx512",
-            Self::Amx => "amx",
-        })
+        f.write_str(ISA_NAMES[*self as usize])
     }
 }
 
@@ -126,9 +122,8 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| {
-            let message = format!(
-                "`{name}` is not an instruction set; choose one of scalar, avx2, avx-vnni, avx512 and amx"
-            );
+            let message =
+                format!("`{name}` is not an instruction set; choose one of {}", ISA_NAMES.join(", "));
             Error::new(Kind::Config, message)
         })
     }
@@ -187,4 +182,21 @@ fn is_amd() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn is_amd() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_the_order_of_the_sets() {
+        for (idx, (isa, name)) in Isa::ALL.into_iter().zip(ISA_NAMES).enumerate() {
+            assert_eq!((isa as usize, isa.to_string().as_str()), (idx, name));
+            // `AvxVnni` is `avx-vnni`.
+            assert_eq!(format!("{isa:?}").to_lowercase(), name.replace('-', ""));
+            assert_eq!(name.parse::<Isa>().unwrap(), isa);
+        }
+        let error = "sse".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.contains("choose one of scalar, ") && error.ends_with(", amx"), "{error}");
+    }
 }
