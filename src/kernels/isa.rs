@@ -1,5 +1,7 @@
 //! Instruction sets: detection, and the choice that a process makes.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -7,11 +9,17 @@ use std::sync::OnceLock;
 use crate::config::ISA_NAMES;
 use crate::error::{Error, Kind, Result};
 
-/// An instruction set, from the most portable to the fastest, in the order of [`ISA_NAMES`].
+/// An instruction set: those of one architecture from the most portable to the fastest, in the order of [`ISA_NAMES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Portable code: the definition of every kernel.
     Scalar,
+    /// NEON.
+    Neon,
+    /// NEON and dot products of bytes (`sdot`).
+    NeonDotprod,
+    /// NEON, and dot products of bytes signed or not (`sdot`, `usdot`).
+    NeonI8mm,
     /// AVX2, FMA and F16C.
     Avx2,
     /// AVX2, FMA, F16C and AVX-VNNI: dot products of bytes in 256 bits.
@@ -27,8 +35,16 @@ static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 impl Isa {
     /// All instruction sets, the most portable first.
-    pub const ALL: [Self; ISA_NAMES.len()] =
-        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; ISA_NAMES.len()] = [
+        Self::Scalar,
+        Self::Neon,
+        Self::NeonDotprod,
+        Self::NeonI8mm,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Amx,
+    ];
 
     /// The fastest instruction set that this processor has.
     pub fn detect() -> Self {
@@ -43,6 +59,12 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => Self::Neon.is_available() && is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDotprod.is_available() && is_aarch64_feature_detected!("i8mm"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -61,7 +83,6 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             Self::Amx => Self::Avx512.is_available() && has_amx(),
-            #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
@@ -70,11 +91,9 @@ impl Isa {
     /// float32 and accumulate in float32.
     pub fn has_bf16(self) -> bool {
         match self {
-            Self::Scalar | Self::Avx2 | Self::AvxVnni => false,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Amx => is_x86_feature_detected!("avx512bf16"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx512 | Self::Amx => false,
+            _ => false,
         }
     }
 

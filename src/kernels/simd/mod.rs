@@ -37,12 +37,16 @@ pub(super) use with_rows;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
 use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Bf16};
+#[cfg(target_arch = "aarch64")]
+use neon::{Neon, NeonDotprod, NeonI8mm};
 pub use scalar::Scalar;
 
 use super::isa::Isa;
@@ -284,11 +288,17 @@ pub fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::AvxVnni => token(isa, AvxVnni::detect()).run(kernel),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => token(isa, Avx2::detect()).run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => token(isa, NeonI8mm::detect()).run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod => token(isa, NeonDotprod::detect()).run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => token(isa, Neon::detect()).run(kernel),
         _ => Scalar.run(kernel),
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 fn token<S: Simd>(isa: Isa, detected: Option<S>) -> S {
     detected.unwrap_or_else(|| panic!("this processor has no `{isa}` instructions"))
