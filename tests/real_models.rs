@@ -6,6 +6,7 @@
 mod support;
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use base64::Engine as _;
 use predict_otron_9000::app::App;
@@ -18,7 +19,9 @@ static APP: LazyLock<App> = LazyLock::new(|| app(&[]));
 
 fn app(options: &[&str]) -> App {
     use clap::Parser;
-    let args = Args::parse_from([&["predict-otron-9000"], options].concat());
+    // Exact unless told otherwise: what is measured by one test would change the next.
+    let exact: &[&str] = if options.contains(&"--activations") { &[] } else { &["--activations", "16"] };
+    let args = Args::parse_from([&["predict-otron-9000"], options, exact].concat());
     let app = App::new(&Config::resolve(args.serve).unwrap()).unwrap();
     app.preload(false).expect("the default models must be downloadable, from the hub or with pip");
     app
@@ -105,6 +108,53 @@ fn divergence(expected: &Entry, found: &Value) -> f64 {
         logprob.exp() * (logprob - same.map_or(least, |(_, logprob)| *logprob))
     });
     terms.sum::<f64>().abs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_in_8_bits_are_near_the_reference_and_repeatable() {
+    let rounding =
+        async || serve(tokio::task::spawn_blocking(|| app(&["--activations", "8"])).await.unwrap()).await;
+    let ask = async |server: &Server, messages: &Value| {
+        let request = json!({"messages": messages, "temperature": 0, "max_tokens": 40, "logprobs": true, "top_logprobs": 20});
+        let answer = body(server.post("/v1/chat/completions", &request).await).await;
+        (
+            answer["choices"].clone(),
+            answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
+        )
+    };
+    let (server, exact) = (rounding().await, server().await);
+    let models = body(server.get("/v1/models").await).await;
+    let chat = models["data"].as_array().unwrap().iter().find(|model| model["kind"] == "chat").unwrap();
+    assert_eq!(chat["prompt_activation_bits"], 8);
+
+    let cases: Vec<ChatCase> = serde_json::from_str(include_str!("data/smollm2_chat_f32.json")).unwrap();
+    let mut divergences = Vec::new();
+    for case in &cases {
+        let (cold, _) = ask(&server, &case.messages).await;
+        let (cached, _) = ask(&server, &case.messages).await;
+        assert_eq!(cold, cached);
+        assert_ne!(cold, ask(&exact, &case.messages).await.0, "nothing was rounded");
+        let first = &cold[0]["logprobs"]["content"][0];
+        // The reference has one entry for all tokens of a character.
+        if let Some(expected) = case.logprobs.first().filter(|expected| expected.bytes == bytes_of(first)) {
+            divergences.push(divergence(expected, &first["top_logprobs"]));
+        }
+    }
+    let mean = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    assert!(mean <= 0.004, "mean KL {mean} of {} first tokens", divergences.len());
+
+    // The next prompt of a conversation finds the answer in the cache, and is answered as by a server that does not.
+    let question = json!({"role": "user", "content": "Tell me three facts about the river Danube."});
+    let (first, _) = ask(&server, &json!([question])).await;
+    let conversation =
+        json!([question, first[0]["message"], {"role": "user", "content": "And about the Rhine?"}]);
+    let (alone, n_cached) = ask(&rounding().await, &conversation).await;
+    assert_eq!(n_cached, 0);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (after_first, n_cached) = ask(&server, &conversation).await;
+    // The first prompt has fewer than 48 tokens.
+    assert!(n_cached > 48, "{n_cached}");
+    assert_eq!(after_first, alone);
 }
 
 #[tokio::test]

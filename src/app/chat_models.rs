@@ -368,6 +368,11 @@ impl ChatSlot {
         self.state().resident.as_ref().map(|resident| resident.n_bytes)
     }
 
+    /// Bits of the activations of prompts; `None` while the model is not in memory.
+    pub fn prompt_activation_bits(&self) -> Option<u8> {
+        self.state().resident.as_ref().map(|resident| resident.model.engine().prompt_activation_bits())
+    }
+
     /// Whether a request is loading the model.
     pub fn is_loading(&self) -> bool {
         self.load_lock.try_lock().is_err() && !self.is_loaded()

@@ -1,20 +1,20 @@
 //! Loading of a chat model from its files.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 
 use super::chat_models::LoadPlan;
+use super::precision::{PrecisionRecord, round_prompts};
 use super::served_model::ModelInfo;
+use super::weights_hash::{hash_weights, short_hex};
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
-use crate::config::{ContextOverflow, KvPrecision, Limits};
+use crate::config::{ContextOverflow, KvPrecision, Limits, PromptActivations};
 use crate::error::{Error, Kind, Result};
 use crate::inference::{Engine, EngineOptions};
 use crate::kernels::attention::kv_block::KvFormat;
@@ -59,6 +59,7 @@ pub fn locate(
         kv_bytes: limits.kv_bytes,
         kv_format: kv_format(limits.kv_format),
         speculative: limits.speculative,
+        rounded_prompts: false,
         queued_tokens: limits.queued_tokens,
         context_shift: limits.context_overflow == ContextOverflow::Shift,
         prompt_logprobs: limits.prompt_logprobs,
@@ -82,8 +83,13 @@ pub fn locate(
     };
     let n_bytes = weight_bytes.saturating_add(options.max_kv_bytes(&config) as u64);
     let template = template.map(str::to_owned);
+    let (activations, cache_dir) = (limits.activations, registry.cache_dir().to_owned());
     let load = move || {
-        load(&files, config, &weights, options, template.as_deref()).map_err(|e| with_model(&files.id, e))
+        PrecisionRecord::new(&cache_dir, &files.main)
+            .and_then(|record| {
+                load(&files, config, &weights, options, template.as_deref(), (activations, record))
+            })
+            .map_err(|e| with_model(&files.id, e))
     };
     Ok(LoadPlan { info, n_bytes, load: Box::new(load) })
 }
@@ -165,6 +171,7 @@ fn load(
     weights: &Weights,
     options: EngineOptions,
     replacement: Option<&str>,
+    (activations, record): (PromptActivations, PrecisionRecord),
 ) -> Result<ChatModel> {
     let started = Instant::now();
     let (tokenizer, template) = match weights {
@@ -181,12 +188,18 @@ fn load(
     let tokenizer = Arc::new(tokenizer);
     let mut decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
     check_finite(&mut *decoder, options.kv_format)?;
-    let engine = Engine::spawn(decoder, tokenizer.clone(), options)?;
+    let is_faster = decoder.has_faster_rounded_prompts();
+    let (rounded_prompts, trial) = round_prompts(activations, is_faster, record, &tokenizer)?;
+    let options = EngineOptions { rounded_prompts, ..options };
+    // Rounding changes answers.
+    let fingerprint = if rounded_prompts { format!("{fingerprint}_a8") } else { fingerprint };
+    let engine = Engine::spawn_with_trial(decoder, tokenizer.clone(), options, trial)?;
     tracing::info!(
         model = files.id,
         source = %files.source,
         vocabulary = tokenizer.n_vocab(),
         context = engine.context_length(),
+        prompt_activation_bits = engine.prompt_activation_bits(),
         load_ms = started.elapsed().as_millis(),
         "chat model loaded"
     );
@@ -204,6 +217,7 @@ fn check_finite(decoder: &mut dyn Decoder, format: KvFormat) -> Result<()> {
     input.push(SequenceChunk {
         sequence: SequenceId(0),
         n_prompt: 1,
+        n_rounded: 0,
         start: 0,
         tables: &[BlockId::consecutive(0, 1)],
         state: Some(&StateStep::default()),
@@ -298,27 +312,10 @@ fn chat_template(model: &str, source: TemplateSource, is_replacement: bool) -> R
     }
 }
 
-/// A short hash of weights, templates and program version. Of the weights, it covers the size, the beginning (with
-/// names and offsets of all tensors) and the end, because hashing a large file would take longer than loading it.
+/// A short hash of weights, templates and program version.
 fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
-    const SAMPLE_BYTES: u64 = 1 << 16;
-    let mut hash = Sha256::new();
-    let mut sample = || {
-        let mut file = File::open(weights)?;
-        let size_bytes = file.metadata()?.len();
-        let mut bytes = Vec::new();
-        (&file).take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
-        file.seek(SeekFrom::Start(size_bytes.saturating_sub(SAMPLE_BYTES)))?;
-        (&file).take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
-        hash.update(size_bytes.to_le_bytes());
-        hash.update(bytes);
-        Ok(())
-    };
-    sample()
-        .map_err(|e: std::io::Error| Error::model(format!("cannot read `{}`: {e}", weights.display())))?;
+    let mut hash = hash_weights(weights)?;
     hash.update(&template.default);
     hash.update(template.tool_use.as_deref().unwrap_or_default());
-    hash.update(env!("CARGO_PKG_VERSION"));
-    let hex: String = hash.finalize().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("fp_{hex}"))
+    Ok(format!("fp_{}", short_hex(hash)))
 }

@@ -8,10 +8,12 @@ mod checkpoint;
 mod fair_queue;
 mod management;
 mod memory_budget;
+mod precision;
 mod served_model;
 mod state;
 mod text_models;
 mod tokens;
+mod weights_hash;
 mod work_queue;
 
 use std::sync::Arc;
@@ -28,6 +30,7 @@ pub use checkpoint::{kv_format, read_headers};
 use management::ModelManagement;
 pub use management::PulledModel;
 use memory_budget::MemoryBudget;
+pub use precision::PrecisionRecord;
 use served_model::{DEFAULT, assign_aliases, is_default, nearest_name, plain_name};
 pub use served_model::{ModelInfo, ModelStatus, Residence, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
@@ -673,6 +676,7 @@ impl Slot<'_> {
                 },
                 memory_bytes: slot.memory_bytes(),
                 is_pinned: slot.is_pinned(),
+                prompt_activation_bits: slot.prompt_activation_bits(),
             },
             Self::Text(model, kind) => {
                 let loaded = model.embedder.loaded();
@@ -692,6 +696,7 @@ impl Slot<'_> {
                     residence,
                     memory_bytes: None,
                     is_pinned: true,
+                    prompt_activation_bits: None,
                 }
             }
         }

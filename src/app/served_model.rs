@@ -61,6 +61,8 @@ pub struct ModelStatus {
     pub memory_bytes: Option<u64>,
     /// Whether the model stays in memory.
     pub is_pinned: bool,
+    /// Bits of the activations of prompts, for a chat model in memory.
+    pub prompt_activation_bits: Option<u8>,
 }
 
 /// The place of a model.

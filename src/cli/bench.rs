@@ -7,9 +7,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::output::cannot_print;
-use crate::app::{kv_format, read_headers};
-use crate::config::{BenchArgs, Limits, RegistryConfig, resident_bytes};
+use crate::app::{PrecisionRecord, kv_format, read_headers};
+use crate::config::{BenchArgs, Limits, PromptActivations, RegistryConfig, resident_bytes};
 use crate::error::{Error, Result};
+use crate::inference::divergence::{Divergence, ReferenceText};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
 use crate::kernels::isa::Isa;
 use crate::kernels::{roofline, threads::pool};
@@ -32,9 +33,12 @@ struct Report {
     model: String,
     threads: usize,
     isa: String,
+    prompt_activation_bits: u8,
     limits: MeasuredLimits,
     load_s: f64,
     rss_mb: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    divergence: Option<Divergence>,
     prefill: Vec<Prefill>,
     decode: Vec<Decode>,
 }
@@ -103,14 +107,24 @@ struct OpProfile {
 /// # Errors
 /// When the model cannot be loaded, or `out` is closed.
 pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
-    let files =
-        Registry::new(RegistryConfig::resolve(args.registry)?).resolve(&args.model, ModelKind::Chat)?;
+    let reference = args.kl.as_deref().map(ReferenceText::read_all).transpose()?;
+    let registry = Registry::new(RegistryConfig::resolve(args.registry)?);
+    let files = registry.resolve(&args.model, ModelKind::Chat)?;
     let isa = Isa::current();
     let start = Instant::now();
     let (config, weights) = read_headers(&files)?;
     let mut model = CausalLm::load(config, &weights, Backend::Kernels(isa))?;
     let load_s = start.elapsed().as_secs_f64();
     let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
+
+    let rounded_prompts = match args.compute.activations {
+        PromptActivations::Int16 => false,
+        PromptActivations::Int8 => true,
+        PromptActivations::Auto => {
+            let measured = PrecisionRecord::new(registry.cache_dir(), &files.main)?.read();
+            model.has_faster_rounded_prompts() && measured.is_some_and(|divergence| divergence.is_small())
+        }
+    };
 
     let costs = model.costs();
     let mut cost = OpCost::default();
@@ -121,6 +135,7 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
         isa,
         measured: RefCell::default(),
         kv_format: kv_format(args.compute.kv_format),
+        rounded_prompts,
         profile: args.profile,
     };
     let max_len = model.config().context_length;
@@ -138,13 +153,18 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
         .filter(|(n_streams, depth)| *n_streams > 0 && fits(&(depth + args.tokens)))
         .map(|(n_streams, depth)| bench.decode(&mut model, n_streams, depth, args.tokens.max(1)))
         .collect::<Result<_>>()?;
+    let divergence = reference
+        .map(|texts| Divergence::measure(&mut model, bench.kv_format, &texts, rounded_prompts))
+        .transpose()?;
     let report = Report {
         model: files.id.clone(),
         threads: pool::n_threads(),
         isa: isa.to_string(),
+        prompt_activation_bits: if rounded_prompts { 8 } else { 16 },
         limits: bench.limits(),
         load_s,
         rss_mb,
+        divergence,
         prefill,
         decode,
     };
@@ -166,6 +186,8 @@ struct Bench {
     /// Limits measured around each run, since the speed of shared machines drifts.
     measured: RefCell<Vec<MeasuredLimits>>,
     kv_format: KvFormat,
+    /// Whether activations of prompts are rounded to 8 bits.
+    rounded_prompts: bool,
     /// Whether to break results down by operation.
     profile: bool,
 }
@@ -202,11 +224,43 @@ impl Bench {
         median_limits(&self.measured.borrow())
     }
 
+    /// Prefills `n_tokens` tokens of a sequence, in chunks as the server does.
+    fn fill(
+        &self,
+        model: &mut CausalLm,
+        states: &mut SequenceStates,
+        id: SequenceId,
+        tables: &[BlockTable],
+        n_tokens: usize,
+    ) -> Result<()> {
+        // The time does not depend on the token ids.
+        let n_vocab = model.config().n_vocab;
+        let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * 7919 % n_vocab) as u32).collect();
+        let chunk_len = Limits::default().prefill_chunk_tokens;
+        for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
+            let start = idx * chunk_len;
+            let mut input = ForwardInput::default();
+            input.push(SequenceChunk {
+                sequence: id,
+                n_prompt: n_tokens,
+                n_rounded: if self.rounded_prompts { n_tokens - 1 } else { 0 },
+                start,
+                tables,
+                state: Some(&state(id)),
+                token_ids: chunk,
+                n_logits: usize::from(start + chunk.len() == n_tokens),
+            });
+            model.forward(states, &input)?;
+        }
+        Ok(())
+    }
+
     fn prefill(&self, model: &mut CausalLm, n_tokens: usize) -> Result<Prefill> {
         model.profile().take_times();
         let mut states = SequenceStates::new(model.config(), self.kv_format);
         let tables = [BlockId::consecutive(0, n_tokens)];
-        let (seconds, limits) = self.time(|| fill(model, &mut states, SequenceId(0), &tables, n_tokens))?;
+        let (seconds, limits) =
+            self.time(|| self.fill(model, &mut states, SequenceId(0), &tables, n_tokens))?;
         let in_layers = self.cost.macs - self.head.macs;
         let operations = 2.0 * (in_layers * n_tokens + self.head.macs) as f64;
         let n_passes = n_tokens.div_ceil(Limits::default().prefill_chunk_tokens);
@@ -239,7 +293,7 @@ impl Bench {
             })
             .collect();
         for (id, tables) in &streams {
-            fill(model, &mut states, *id, tables, depth)?;
+            self.fill(model, &mut states, *id, tables, depth)?;
         }
         model.profile().take_times();
         let (seconds, limits) = self.time(|| {
@@ -250,6 +304,7 @@ impl Bench {
                     input.push(SequenceChunk {
                         sequence: *id,
                         n_prompt: depth,
+                        n_rounded: 0,
                         start: position,
                         tables,
                         state: Some(&state(*id)),
@@ -299,35 +354,6 @@ impl Bench {
     }
 }
 
-/// Prefills `n_tokens` tokens of a sequence, in chunks as the server does.
-fn fill(
-    model: &mut CausalLm,
-    states: &mut SequenceStates,
-    id: SequenceId,
-    tables: &[BlockTable],
-    n_tokens: usize,
-) -> Result<()> {
-    // The time does not depend on the token ids.
-    let n_vocab = model.config().n_vocab;
-    let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * 7919 % n_vocab) as u32).collect();
-    let chunk_len = Limits::default().prefill_chunk_tokens;
-    for (idx, chunk) in tokens.chunks(chunk_len).enumerate() {
-        let start = idx * chunk_len;
-        let mut input = ForwardInput::default();
-        input.push(SequenceChunk {
-            sequence: id,
-            n_prompt: n_tokens,
-            start,
-            tables,
-            state: Some(&state(id)),
-            token_ids: chunk,
-            n_logits: usize::from(start + chunk.len() == n_tokens),
-        });
-        model.forward(states, &input)?;
-    }
-    Ok(())
-}
-
 /// The recurrent state of a sequence, in a slot of its own.
 fn state(id: SequenceId) -> StateStep {
     StateStep { slot: BlockId(id.0 as u32), ..StateStep::default() }
@@ -369,17 +395,28 @@ impl TableRow<'_> {
 }
 
 fn table(report: &Report) -> String {
-    let Report { model, threads, isa, limits, load_s, rss_mb, .. } = report;
+    let Report { model, threads, isa, prompt_activation_bits, limits, load_s, rss_mb, divergence, .. } =
+        report;
     let mut lines = vec![
-        format!("{model}, {threads} threads, {isa} kernels"),
+        format!(
+            "{model}, {threads} threads, {isa} kernels, {prompt_activation_bits}-bit activations of prompts"
+        ),
         format!(
             "machine limits: memory reads {:.1} GB/s, matrix products {:.2} TFLOP/s",
             limits.read_gb_s, limits.matrix_tflop_s
         ),
         format!("loaded in {load_s:.2} s, {rss_mb:.0} MB resident"),
-        String::new(),
-        format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "phase", "streams", "context", "tokens/s", "of limit"),
     ];
+    if let Some(Divergence { positions, mean_kl, largest_kl, top_1 }) = divergence {
+        lines.push(format!(
+            "KL from the reference: mean {mean_kl:.2e}, largest {largest_kl:.2e}; most likely token the same in {:.1}% of {positions}",
+            100.0 * top_1
+        ));
+    }
+    lines.push(String::new());
+    let header =
+        format!("{:<8}{:>8}{:>8}{:>12}{:>10}", "phase", "streams", "context", "tokens/s", "of limit");
+    lines.push(header);
     let prefill = report.prefill.iter().map(|row| TableRow {
         phase: "prefill",
         streams: 1,

@@ -430,6 +430,10 @@ pub struct BenchArgs {
     /// Break each result down by operation
     #[arg(long)]
     pub profile: bool,
+    /// Safetensors file with reference predictions, to measure the model's divergence from them (KL, over the full
+    /// vocabulary): `N.tokens` and `N.logprobs` for each text N, from 0 on
+    #[arg(long, value_name = "FILE")]
+    pub kl: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,

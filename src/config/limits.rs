@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::args::{ContextOverflow, EmbeddingOverflow};
 use super::memory;
-use super::model_args::KvPrecision;
+use super::model_args::{KvPrecision, PromptActivations};
 
 /// Bounds on what the server takes in. Every queue and buffer that a client can fill has its
 /// bound here.
@@ -57,6 +57,8 @@ pub struct Limits {
     pub kv_reducible: bool,
     /// Number format of the KV cache.
     pub kv_format: KvPrecision,
+    /// Precision of the activations of prompts.
+    pub activations: PromptActivations,
     /// Policy for prompts and answers that exceed the context.
     pub context_overflow: ContextOverflow,
     /// Log probabilities of prompt tokens in one response: each token's own, and those of the most likely tokens at its
@@ -170,6 +172,7 @@ impl Default for Limits {
             kv_bytes: MAX_DEFAULT_KV_BYTES,
             kv_reducible: true,
             kv_format: KvPrecision::F16,
+            activations: PromptActivations::Auto,
             context_overflow: ContextOverflow::Refuse,
             prompt_logprobs: 262_144,
             decision_tokens: 131_072,

@@ -32,7 +32,7 @@ pub use client_args::{
 pub use isa_names::ISA_NAMES;
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS, memory_for_models};
 pub use memory::{procfs_bytes, resident_bytes};
-pub use model_args::{ComputeArgs, KvPrecision, RegistryArgs};
+pub use model_args::{ComputeArgs, KvPrecision, PromptActivations, RegistryArgs};
 pub use settings::Setting;
 
 use limits::{PEER_SHARE, default_kv_bytes, default_memory_budget};
@@ -124,6 +124,7 @@ impl Config {
                     |n| saturating_usize(n.into()),
                 ),
                 kv_format: args.compute.kv_format,
+                activations: args.compute.activations,
                 speculative: !args.no_speculation,
                 running_requests: usize::from(args.max_concurrent),
                 queued_requests: usize::from(args.max_queue),

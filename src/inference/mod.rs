@@ -7,6 +7,7 @@
 
 mod block_pool;
 mod constrained_drawing;
+pub mod divergence;
 pub mod engine;
 pub mod grammar;
 mod prefix_cache;
@@ -17,6 +18,7 @@ mod scoring;
 mod stop;
 mod text_generation;
 mod thought_budget;
+mod trial_texts;
 
 use std::sync::Arc;
 use std::time::Duration;

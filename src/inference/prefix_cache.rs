@@ -1,7 +1,7 @@
 //! The index of the prefix cache: an id for every prefix whose blocks the KV cache holds. Pure: tokens and
 //! names only.
 //!
-//! A full block is identified by its tokens and by the prefix before it, back to the first block and its
+//! A full block is identified by its contents and by the prefix before it, back to the first block and its
 //! namespace. So a prompt that begins like another one finds the other's blocks, and two prompts that differ
 //! anywhere before a block never share it. Tokens are compared, not a digest of them, so two prefixes are never
 //! confused. Each group of layers finds its own block for a prefix under the [`PrefixId`], in its
@@ -25,6 +25,16 @@ pub enum PrefixParent {
     Prefix(PrefixId),
 }
 
+/// The contents of a full block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockContents {
+    /// The tokens.
+    pub tokens: [u32; BLOCK_TOKENS],
+    /// How many of them, the first, are computed with activations that are rounded to 8 bits. Blocks that are computed
+    /// with different precision differ, so that a cached prefix gives the same answer as one that is computed.
+    pub n_rounded: u8,
+}
+
 /// The ids of all prefixes that some block holds.
 #[derive(Debug, Default)]
 pub struct PrefixIndex {
@@ -37,18 +47,18 @@ pub struct PrefixIndex {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct PrefixKey {
     parent: PrefixParent,
-    tokens: [u32; BLOCK_TOKENS],
+    contents: BlockContents,
 }
 
 impl PrefixIndex {
-    /// The id of the prefix that extends `parent` by a block of `tokens`, if it is cached.
-    pub fn lookup(&self, parent: &PrefixParent, tokens: &[u32; BLOCK_TOKENS]) -> Option<PrefixId> {
-        self.ids.get(&PrefixKey { parent: parent.clone(), tokens: *tokens }).copied()
+    /// The id of the prefix that extends `parent` by a block, if it is cached.
+    pub fn lookup(&self, parent: &PrefixParent, contents: BlockContents) -> Option<PrefixId> {
+        self.ids.get(&PrefixKey { parent: parent.clone(), contents }).copied()
     }
 
-    /// The id of the prefix that extends `parent` by a block of `tokens`; a new id if it has none yet.
-    pub fn insert(&mut self, parent: &PrefixParent, tokens: &[u32; BLOCK_TOKENS]) -> PrefixId {
-        let key = PrefixKey { parent: parent.clone(), tokens: *tokens };
+    /// The id of the prefix that extends `parent` by a block; a new id if it has none yet.
+    pub fn insert(&mut self, parent: &PrefixParent, contents: BlockContents) -> PrefixId {
+        let key = PrefixKey { parent: parent.clone(), contents };
         *self.ids.entry(key).or_insert_with_key(|key| {
             self.n_assigned += 1;
             let id = PrefixId(self.n_assigned);
@@ -69,26 +79,28 @@ impl PrefixIndex {
 mod tests {
     use super::*;
 
-    fn tokens(n: u32) -> [u32; BLOCK_TOKENS] {
-        [n; BLOCK_TOKENS]
+    fn block(n: u32) -> BlockContents {
+        BlockContents { tokens: [n; BLOCK_TOKENS], n_rounded: 0 }
     }
 
     #[test]
     fn prefixes_differ_by_everything_before_them() {
         let mut index = PrefixIndex::default();
         let root = PrefixParent::Namespace("".into());
-        let a = index.insert(&root, &tokens(1));
-        let b = index.insert(&PrefixParent::Prefix(a), &tokens(2));
-        assert_eq!(index.insert(&root, &tokens(1)), a);
-        assert_eq!(index.lookup(&PrefixParent::Prefix(a), &tokens(2)), Some(b));
-        assert_eq!(index.lookup(&root, &tokens(2)), None, "another parent");
+        let a = index.insert(&root, block(1));
+        let b = index.insert(&PrefixParent::Prefix(a), block(2));
+        assert_eq!(index.insert(&root, block(1)), a);
+        assert_eq!(index.lookup(&PrefixParent::Prefix(a), block(2)), Some(b));
+        assert_eq!(index.lookup(&root, block(2)), None, "another parent");
         assert_eq!(
-            index.lookup(&PrefixParent::Namespace("other".into()), &tokens(1)),
+            index.lookup(&PrefixParent::Namespace("other".into()), block(1)),
             None,
             "another namespace"
         );
+        let rounded = BlockContents { n_rounded: 3, ..block(1) };
+        assert_eq!(index.lookup(&root, rounded), None, "another precision");
         index.evict(a);
-        assert_eq!(index.lookup(&root, &tokens(1)), None);
-        assert!(index.insert(&root, &tokens(1)) > b, "an id is never reused");
+        assert_eq!(index.lookup(&root, block(1)), None);
+        assert!(index.insert(&root, block(1)) > b, "an id is never reused");
     }
 }

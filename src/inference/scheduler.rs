@@ -30,7 +30,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::block_pool::BlockPool;
-use super::prefix_cache::{PrefixId, PrefixIndex, PrefixParent};
+use super::prefix_cache::{BlockContents, PrefixId, PrefixIndex, PrefixParent};
 use super::prompt_lookup::{DraftCostModel, PromptLookup};
 use crate::models::{BLOCK_TOKENS, BlockId, BlockTable, SequenceId, StateStep, window_start};
 
@@ -78,6 +78,9 @@ pub struct SchedulerOptions {
     pub n_state_slots: usize,
     /// Whether draft tokens are computed (speculative decoding).
     pub speculative: bool,
+    /// Whether activations of prompts are rounded to 8 bits: those of all tokens but the last. Prompts that are scored
+    /// are computed without.
+    pub rounded_prompts: bool,
     /// The way to continue sequences that outgrow the context; `None` if they must not.
     pub context_shift: Option<ContextShift>,
 }
@@ -148,6 +151,37 @@ pub struct NewSequence {
     pub cache_namespace: Arc<str>,
 }
 
+/// A prompt and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnsweredText {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// How many of them are the prompt.
+    pub n_prompt: usize,
+    /// The sender.
+    pub tenant: Arc<str>,
+    /// The namespace of the prefix cache.
+    pub cache_namespace: Arc<str>,
+}
+
+impl AnsweredText {
+    /// The text as a prompt without an answer.
+    pub fn as_prompt(&self, id: SequenceId) -> NewSequence {
+        NewSequence {
+            id,
+            borders: vec![self.tokens.len()],
+            prompt: self.tokens.clone(),
+            prediction: Vec::new(),
+            max_tokens: 0,
+            is_scored: false,
+            continuations: [].into(),
+            tenant: self.tenant.clone(),
+            priority: Priority::Background,
+            cache_namespace: self.cache_namespace.clone(),
+        }
+    }
+}
+
 /// Decides what each batch computes.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -175,6 +209,8 @@ struct Sequence {
     /// The prompt and the generated tokens.
     tokens: Vec<u32>,
     n_prompt: usize,
+    /// The number of its first tokens whose activations are rounded.
+    n_rounded: usize,
     n_generated: usize,
     max_tokens: usize,
     /// Position of the first row that is still needed to score the prompt; the largest number if none is.
@@ -325,6 +361,8 @@ pub struct ScheduledSeq {
     pub id: SequenceId,
     /// Length of the sequence's prompt.
     pub n_prompt: usize,
+    /// The number of the sequence's first tokens whose activations are rounded to 8 bits.
+    pub n_rounded: usize,
     /// Position of the first token.
     pub start: usize,
     /// The tokens, drafts included.
@@ -424,6 +462,7 @@ impl Scheduler {
             priority,
             tenant,
             n_prompt: prompt.len(),
+            n_rounded: if self.options.rounded_prompts && !is_scored { prompt.len() - 1 } else { 0 },
             tokens: prompt,
             n_generated: 0,
             max_tokens,
@@ -466,6 +505,7 @@ impl Scheduler {
             let (n_first, n_last) = shift.n_kept();
             sequence.release_blocks(&mut self.kv);
             sequence.tokens.drain(n_first..sequence.tokens.len() - n_last);
+            sequence.n_rounded = sequence.n_rounded.min(sequence.tokens.len() - 1);
             sequence.lookup = PromptLookup::default();
         }
     }
@@ -478,17 +518,27 @@ impl Scheduler {
     }
 
     /// Removes a sequence, waiting or running. Its blocks stay in the prefix cache, except those of the last batch
-    /// if that has `failed`.
-    pub fn remove(&mut self, id: SequenceId, failed: bool) {
+    /// if that has `failed`. Returns its text if a prompt that repeats it will not find the answer's blocks, since they are
+    /// of another precision.
+    pub fn remove(&mut self, id: SequenceId, failed: bool) -> Option<AnsweredText> {
         self.waiting.retain(|sequence| sequence.id != id);
-        if let Some(idx) = self.running.iter().position(|sequence| sequence.id == id) {
-            let mut sequence = self.running.remove(idx);
-            if !failed {
-                sequence.cache_full_blocks(&mut self.kv);
-                sequence.cache_newest_snapshot(&mut self.kv);
-            }
-            sequence.release_blocks(&mut self.kv);
+        let idx = self.running.iter().position(|sequence| sequence.id == id)?;
+        let mut sequence = self.running.remove(idx);
+        if !failed {
+            sequence.cache_full_blocks(&mut self.kv);
+            sequence.cache_newest_snapshot(&mut self.kv);
         }
+        sequence.release_blocks(&mut self.kv);
+        let n_rounded_blocks = sequence.n_rounded / BLOCK_TOKENS;
+        let is_repeatable = !failed && sequence.n_rounded > 0 && sequence.n_generated > 0;
+        (is_repeatable && sequence.tokens.len() > (n_rounded_blocks + 1) * BLOCK_TOKENS).then_some(
+            AnsweredText {
+                tokens: sequence.tokens,
+                n_prompt: sequence.n_prompt,
+                tenant: sequence.tenant,
+                cache_namespace: sequence.cache_namespace,
+            },
+        )
     }
 
     /// Prompt tokens of a running sequence that it found in the prefix cache when it started.
@@ -824,17 +874,19 @@ impl Sequence {
         }
     }
 
-    /// The tokens of its block at `idx`, if they fill it.
-    fn full_block(&self, idx: usize) -> Option<&[u32; BLOCK_TOKENS]> {
-        self.tokens.get(idx * BLOCK_TOKENS..)?.first_chunk()
+    /// The contents of its block at `idx`, if they fill it.
+    fn full_block(&self, idx: usize) -> Option<BlockContents> {
+        let start = idx * BLOCK_TOKENS;
+        let n_rounded = self.n_rounded.saturating_sub(start).min(BLOCK_TOKENS) as u8;
+        Some(BlockContents { tokens: *self.tokens.get(start..)?.first_chunk()?, n_rounded })
     }
 
     /// Adds its full, computed blocks to the prefix cache.
     fn cache_full_blocks(&mut self, kv: &mut KvBlocks) {
         while (self.n_cached_blocks + 1) * BLOCK_TOKENS <= self.n_computed
-            && let Some(tokens) = self.full_block(self.n_cached_blocks)
+            && let Some(contents) = self.full_block(self.n_cached_blocks)
         {
-            let prefix = kv.prefixes.insert(&self.prefix, tokens);
+            let prefix = kv.prefixes.insert(&self.prefix, contents);
             for (table, pool) in self.tables.iter().zip(&mut kv.pools) {
                 if let Some(id) = table.blocks[self.n_cached_blocks] {
                     pool.cache(id, prefix);
@@ -870,8 +922,8 @@ impl Sequence {
         let (mut found, mut parent) = (Vec::new(), self.prefix.clone());
         while (n_before + found.len() + 1) * BLOCK_TOKENS < self.tokens.len()
             && (n_before + found.len() + 1) * BLOCK_TOKENS <= self.scored_from
-            && let Some(tokens) = self.full_block(n_before + found.len())
-            && let Some(prefix) = kv.prefixes.lookup(&parent, tokens)
+            && let Some(contents) = self.full_block(n_before + found.len())
+            && let Some(prefix) = kv.prefixes.lookup(&parent, contents)
         {
             parent = PrefixParent::Prefix(prefix);
             found.push(prefix);
@@ -971,6 +1023,7 @@ impl Sequence {
         ScheduledSeq {
             id: self.id,
             n_prompt: self.n_prompt,
+            n_rounded: self.n_rounded,
             start,
             tokens: self.tokens[start..self.n_computed].to_vec(),
             n_drafts: 0,
@@ -993,6 +1046,7 @@ impl Sequence {
         ScheduledSeq {
             id: self.id,
             n_prompt: self.n_prompt,
+            n_rounded: self.n_rounded,
             start: self.n_computed,
             n_drafts: tokens.len().saturating_sub(1),
             state: self.state.own.map(|slot| StateStep {
@@ -1025,6 +1079,7 @@ mod tests {
             groups: vec![BlockGroup { n_blocks, window: None }],
             n_state_slots: 0,
             speculative: false,
+            rounded_prompts: false,
             context_shift: None,
         })
     }
@@ -1111,7 +1166,7 @@ mod tests {
         assert_eq!(step(&mut s), [(2, 13, 1), (4, 0, 36)]);
         assert_eq!(step(&mut s), [(2, 14, 1), (4, 36, 1), (1, 86, 32)]);
         s.remove(id(4), false);
-        (1..=3).for_each(|n| s.remove(id(n), false));
+        (1..=3).for_each(|n| assert_eq!(s.remove(id(n), false), None));
         assert!(s.is_idle());
         assert_eq!(s.next_batch(), Batch::default());
     }

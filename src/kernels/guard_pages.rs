@@ -6,7 +6,7 @@ use super::attention::{
     EncoderAttention, HeadNorms, KvRef, PagedAttention, RelativePositionBias, RopeTable, SequenceKv,
 };
 use super::isa::Isa;
-use super::matmul::{ActivationFn, Projection, WeightWithBias, linear, mlp};
+use super::matmul::{ActivationFn, Projection, RoundedRows, WeightWithBias, linear, mlp, with_rounded_rows};
 use super::memory::HugePageBuf;
 use super::norm::Norm;
 use super::weights::{PackedMatrix, WeightFormat};
@@ -67,6 +67,10 @@ fn matrix_products_stay_within_their_buffers() {
                         &Projection::Residual(gate.into()),
                         Some(residual.get()),
                     );
+                    let rounded = RoundedRows::new(n_rows, std::iter::once(n_rows / 3..n_rows));
+                    with_rounded_rows(rounded, || {
+                        linear(isa, x.get(), n_in, norm, &Projection::Concat(&[gate, up]), None)
+                    });
                     let gated = Projection::Gated { gate, up, function: ActivationFn::Silu };
                     linear(isa, x.get(), n_in, norm, &gated, None);
                     if n_in == n_out {

@@ -104,6 +104,12 @@ impl Isa {
         self.has_bf16() && (self == Self::Amx || is_amd())
     }
 
+    /// Whether products of bytes are faster than those of 16-bit integers. With AMX, the 16-bit GEMM multiplies bytes, too,
+    /// and 8-bit activations have no kernel of their own.
+    pub fn has_fast_int8(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512)
+    }
+
     /// The instruction set that this process uses: the one chosen, else the fastest.
     pub fn current() -> Self {
         *CHOSEN.get_or_init(Self::detect)

@@ -48,13 +48,16 @@ pub enum CodeWidth {
     /// 16-bit integers in the order of [`Simd::dot_i16_pairs`](super::simd::Simd::dot_i16_pairs): for every
     /// two inner elements, those of sixteen rows.
     Word,
+    /// Unsigned bytes in the order of [`CodeWidth::Byte`], 128 for zero:
+    /// [rotated](super::simd::Simd::rotate_codes) codes.
+    RotatedByte,
 }
 
 impl CodeWidth {
     /// Bytes of one group of a panel.
     pub const fn group_bytes(self) -> usize {
         match self {
-            Self::Byte => GROUP_LEN * PANEL_ROWS,
+            Self::Byte | Self::RotatedByte => GROUP_LEN * PANEL_ROWS,
             Self::Word => 2 * GROUP_LEN * PANEL_ROWS,
         }
     }
@@ -116,6 +119,23 @@ pub struct FloatTile {
 #[repr(C, align(64))]
 pub struct I16Group(pub [i16; GROUP_LEN]);
 
+/// A group of activations, rotated and rounded to 8-bit integers.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(32))]
+pub struct I8Group(pub [i8; GROUP_LEN]);
+
+/// The scale of an [`I8Group`].
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(16))]
+pub struct I8Scale {
+    /// The factor that turns the product of an integer and a rotated code into that of an activation and a code.
+    pub scale: f32,
+    /// The start of sums of products: the code of zero is 128, so it is `-128` times the sum of the integers.
+    pub start: i32,
+    /// The sum of the activations, before they were rounded.
+    pub sum: f32,
+}
+
 /// The scale of an [`I16Group`], with scaled sums of its integers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct GroupScale {
@@ -137,11 +157,17 @@ impl GroupScale {
 
 /// A tile of quantized activations: for each group of a K chunk, the groups of all rows of the tile.
 #[derive(Clone, Copy)]
-pub struct I16Tile<'a> {
+pub struct IntTile<'a, G, S> {
     /// `[n_groups, n_rows]`
-    pub groups: &'a [I16Group],
+    pub groups: &'a [G],
     /// `[n_groups, n_rows]`
-    pub scales: &'a [GroupScale],
+    pub scales: &'a [S],
     /// Groups of the K chunk.
     pub n_groups: usize,
 }
+
+/// A tile of 16-bit activations.
+pub type I16Tile<'a> = IntTile<'a, I16Group, GroupScale>;
+
+/// A tile of rotated 8-bit activations.
+pub type I8Tile<'a> = IntTile<'a, I8Group, I8Scale>;

@@ -83,6 +83,8 @@ pub struct Span {
     pub len: usize,
     /// The length of the sequence's whole prompt, which LongRoPE depends on.
     pub n_prompt: usize,
+    /// How many of the sequence's first tokens are computed with activations that are rounded to 8 bits.
+    pub n_rounded: usize,
 }
 
 /// The rows of a sequence that have logits; its last rows in a batch.
@@ -105,6 +107,8 @@ pub struct SequenceChunk<'a> {
     pub sequence: SequenceId,
     /// The length of the sequence's whole prompt.
     pub n_prompt: usize,
+    /// How many of the sequence's first tokens are computed with activations that are rounded to 8 bits.
+    pub n_rounded: usize,
     /// The number of the sequence's tokens that are already in the KV cache.
     pub start: usize,
     /// The sequence's block tables, with room for `token_ids`.
@@ -120,9 +124,10 @@ pub struct SequenceChunk<'a> {
 impl ForwardInput {
     /// Adds the next tokens of a sequence.
     pub fn push(&mut self, chunk: SequenceChunk) {
-        let SequenceChunk { sequence, n_prompt, start, tables, state, token_ids, n_logits } = chunk;
+        let SequenceChunk { sequence, n_prompt, n_rounded, start, tables, state, token_ids, n_logits } =
+            chunk;
         self.token_ids.extend_from_slice(token_ids);
-        self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt });
+        self.spans.push(Span { sequence, start, len: token_ids.len(), n_prompt, n_rounded });
         self.block_tables.push(tables.to_vec());
         self.states.push(state.cloned());
         let end = self.token_ids.len() as u32;
@@ -142,6 +147,13 @@ impl ForwardInput {
                 rows: logit_rows,
                 following: &self.token_ids[first + 1..rows.end],
             })
+        })
+    }
+
+    /// Returns the rows of each sequence that are computed with activations rounded to 8 bits.
+    pub fn rounded_rows(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.spans_with_rows().map(|(span, rows)| {
+            rows.start..rows.start + span.n_rounded.saturating_sub(span.start).min(span.len)
         })
     }
 
@@ -182,6 +194,7 @@ mod tests {
         let chunk = |sequence, n_prompt, start, token_ids, n_logits| SequenceChunk {
             sequence: SequenceId(sequence),
             n_prompt,
+            n_rounded: 0,
             start,
             tables: &blocks,
             state: None,
@@ -208,6 +221,9 @@ mod tests {
             [&[][..], &[0], &[1, 2]]
         );
         assert_eq!(parts[2].block_tables, [[[Some(BlockId(7))]]]);
-        assert_eq!(parts[1].spans, [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4 }]);
+        assert_eq!(
+            parts[1].spans,
+            [Span { sequence: SequenceId(1), start: 7, len: 1, n_prompt: 4, n_rounded: 0 }]
+        );
     }
 }

@@ -45,6 +45,9 @@ pub struct ModelObject {
     pub quantization: Option<String>,
     /// Number format of the KV cache: `f16` or `int8`. Null if the model has none.
     pub kv_format: Option<&'static str>,
+    /// Bits of the activations of prompts, all tokens but the last: 16, or 8 if they are rounded for speed. Null while the
+    /// model is not in memory, or if it is not a chat model.
+    pub prompt_activation_bits: Option<u8>,
 }
 
 /// A request to download a model.

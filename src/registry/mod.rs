@@ -72,6 +72,11 @@ impl Registry {
         Self { config, verifier, watch: DownloadWatch::default() }
     }
 
+    /// The folder of downloads other than those of the hub.
+    pub fn cache_dir(&self) -> &Path {
+        &self.config.cache_dir
+    }
+
     /// This registry in offline mode.
     pub fn offline(&self) -> Self {
         let config = RegistryConfig { offline: true, ..self.config.clone() };

@@ -2,7 +2,7 @@
 //! prompts from the KV cache blocks it is given.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use predict_otron_9000::config::Limits;
@@ -41,6 +41,37 @@ async fn a_common_prefix_comes_from_the_prefix_cache() {
     assert_eq!(n_cached, n_before as u64 / 16 * 16, "{second}");
     assert_eq!(cached_tokens(&ask("And the third?", json!({"cache_salt": "mine"})).await), 0);
     assert_eq!(cached_tokens(&ask("Who was the last?", json!({"cache_salt": "mine"})).await), n_cached);
+}
+
+#[tokio::test]
+async fn the_next_prompt_of_a_conversation_finds_an_answer_that_was_not_rounded() {
+    let text = "an answer of more than two blocks of sixteen tokens, each of which is a byte";
+    let script = Script::saying(text);
+    let n_tokens = script.n_tokens.clone();
+    let options = EngineOptions { rounded_prompts: true, ..ENGINE_OPTIONS };
+    let server = scripted_server(script, Limits::default(), options).await;
+    let ask = async |messages: Value| {
+        let answer = body(server.post(CHAT, &json!({"messages": messages, "temperature": 0})).await).await;
+        assert_eq!(answer["choices"][0]["message"]["content"], text);
+        answer
+    };
+    let question = json!({"role": "user", "content": "a question"});
+    let first = ask(json!([question])).await;
+    let n_first = first["usage"]["total_tokens"].as_u64().unwrap();
+    // The answer is computed again as a part of a prompt, while no request waits.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while (n_tokens.load(Ordering::SeqCst) as u64) < n_first + text.len() as u64 {
+        assert!(Instant::now() < deadline, "{n_tokens:?} tokens");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let answer = json!({"role": "assistant", "content": text});
+    let second = ask(json!([question, answer, {"role": "user", "content": "and?"}])).await;
+    let n_cached = cached_tokens(&second);
+    assert!(n_cached + 32 > n_first && n_cached > text.len() as u64, "{n_cached} of {n_first}");
+    // The same prompt finds itself.
+    let n_prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(cached_tokens(&ask(json!([question])).await), (n_prompt - 1) / 16 * 16);
 }
 
 #[tokio::test]

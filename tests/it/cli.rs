@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
 const COMMANDS_WITHOUT_VARIABLES: [&str; 5] = ["bench", "chat", "run", "embed", "rerank"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 16] = [
+const FREE_TEXT_FLAGS: [&str; 17] = [
     "config",
     "chat-template",
     "api-key",
@@ -42,6 +42,7 @@ const FREE_TEXT_FLAGS: [&str; 16] = [
     "embedding-cache-dir",
     "cache-dir",
     "state-dir",
+    "kl",
     "tls-cert",
     "tls-key",
     "server",

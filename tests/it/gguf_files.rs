@@ -140,6 +140,7 @@ fn logits(file: GgufFile, backend: Backend) -> Vec<f32> {
     input.push(SequenceChunk {
         sequence: SequenceId(1),
         n_prompt: 5,
+        n_rounded: 0,
         start: 0,
         tables: &[BlockId::consecutive(0, 16)],
         state: None,

@@ -72,6 +72,7 @@ fn greedy(model: &mut CausalLm, reference: &DecoderReference, n_neighbors: usize
             input.push(SequenceChunk {
                 sequence: *id,
                 n_prompt: *n_prompt,
+                n_rounded: 0,
                 start: *computed,
                 tables: &[blocks],
                 state: Some(&StateStep { slot: BlockId(id.0 as u32), ..StateStep::default() }),
@@ -115,6 +116,7 @@ fn decoder_reference_windows_need_no_blocks_outside_of_them() {
                 input.push(SequenceChunk {
                     sequence: SequenceId(1),
                     n_prompt: tokens.len(),
+                    n_rounded: 0,
                     start: 7 * idx,
                     tables: &tables(7 * idx, drop_blocks),
                     state: Some(&StateStep::default()),
@@ -188,6 +190,7 @@ fn generate(
         groups: groups.iter().map(|group| BlockGroup { n_blocks, window: group.window }).collect(),
         n_state_slots: if model.config().state_layout().n_layers > 0 { n_blocks / 2 } else { 0 },
         speculative: true,
+        rounded_prompts: false,
         context_shift: None,
     });
     for (n, prompt) in prompts.iter().enumerate() {
@@ -215,6 +218,7 @@ fn generate(
             input.push(SequenceChunk {
                 sequence: part.id,
                 n_prompt: part.n_prompt,
+                n_rounded: 0,
                 start: part.start,
                 tables: &part.block_tables,
                 state: part.state.as_ref(),

@@ -219,6 +219,7 @@ pub const ENGINE_OPTIONS: EngineOptions = EngineOptions {
     kv_bytes: 1 << 20,
     kv_format: KvFormat::F16,
     speculative: false,
+    rounded_prompts: false,
     queued_tokens: 10_000,
     context_shift: false,
     prompt_logprobs: 1000,

@@ -99,6 +99,7 @@ fn logits_in_chunks(model: &mut CausalLm, ids: &[u32], n: usize, chunk: usize) -
         input.push(SequenceChunk {
             sequence: SequenceId(1),
             n_prompt: ids.len(),
+            n_rounded: 0,
             start: index * chunk,
             tables: &[blocks],
             state: Some(&StateStep::default()),

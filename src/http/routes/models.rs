@@ -82,7 +82,8 @@ fn anthropic_model(model: ModelObject) -> AnthropicModel {
 }
 
 fn model_object(app: &App, model: ModelStatus) -> ModelObject {
-    let ModelStatus { served, kind, info, residence, memory_bytes, is_pinned } = model;
+    let ModelStatus { served, kind, info, residence, memory_bytes, is_pinned, prompt_activation_bits } =
+        model;
     ModelObject {
         id: served.id().to_owned(),
         root: served.id().to_owned(),
@@ -107,6 +108,7 @@ fn model_object(app: &App, model: ModelStatus) -> ModelObject {
         memory_bytes,
         pinned: is_pinned,
         kv_format: (kind == ModelKind::Chat).then(|| kv_format_name(app.limits().kv_format)),
+        prompt_activation_bits,
     }
 }
 

@@ -13,6 +13,7 @@ use super::worker::EngineWorker;
 use super::{Admission, EngineOptions, EngineShared, EngineStatus, QueuedRequest};
 use crate::error::{Error, Kind, Result};
 use crate::inference::Priority;
+use crate::inference::divergence::PrecisionTrial;
 use crate::inference::grammar::{CompiledGrammar, Grammar, GrammarCompiler};
 use crate::inference::scheduler::{ContextShift, MAX_SCORED_ROWS};
 use crate::inference::{Event, GenerationRequest, Scoring};
@@ -47,6 +48,19 @@ impl Engine {
     /// # Errors
     /// When the thread cannot be started.
     pub fn spawn(model: Box<dyn Decoder>, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> Result<Self> {
+        Self::spawn_with_trial(model, tokenizer, options, None)
+    }
+
+    /// Starts the thread, which conducts a trial of 8-bit activations when it is idle.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn_with_trial(
+        model: Box<dyn Decoder>,
+        tokenizer: Arc<Tokenizer>,
+        options: EngineOptions,
+        trial: Option<PrecisionTrial>,
+    ) -> Result<Self> {
         let config = model.config();
         let n_vocab = config.n_vocab;
         let budget = KvBudget::new(&options, config);
@@ -65,13 +79,18 @@ impl Engine {
         );
         let grammars = GrammarCompiler::new(tokenizer.clone(), n_vocab)?;
         let shared = Arc::new(EngineShared::new(options));
-        let worker = EngineWorker::new(model, tokenizer, budget, shared.clone());
+        let worker = EngineWorker::new(model, tokenizer, budget, shared.clone(), trial);
         let (sender, requests) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker.run(&requests))
             .map_err(|e| Error::internal(format!("cannot start the engine thread: {e}")))?;
         Ok(Self { sender, thread, shared, context_length, n_vocab, grammars })
+    }
+
+    /// Bits of the activations of prompts.
+    pub fn prompt_activation_bits(&self) -> u8 {
+        if self.shared.options.rounded_prompts { 8 } else { 16 }
     }
 
     /// If all slots are taken, how long a refused client should wait.

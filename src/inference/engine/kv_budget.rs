@@ -136,6 +136,7 @@ mod tests {
             kv_bytes: 1 << 19,
             kv_format: KvFormat::F16,
             speculative: false,
+            rounded_prompts: false,
             context_shift: false,
             prompt_logprobs: 0,
         };

@@ -50,6 +50,8 @@ pub struct EngineOptions {
     pub kv_format: KvFormat,
     /// Whether draft tokens are computed where they make a generation faster (speculative decoding).
     pub speculative: bool,
+    /// Whether activations of prompts are rounded to 8 bits.
+    pub rounded_prompts: bool,
     /// Whether a generation continues when the context is full, without the middle of what came before.
     pub context_shift: bool,
     /// Log probabilities of prompt tokens in one response: tokens, each with those at its position that are asked for.

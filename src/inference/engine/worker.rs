@@ -1,7 +1,7 @@
 //! The engine's thread: a loop of steps. Each step schedules a batch, runs the model forward, samples every sequence's
 //! next tokens and emits their text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,10 @@ use super::{Admission, EngineOptions, EngineShared, QueuedRequest};
 use crate::error::{Error, Kind, Result};
 use crate::inference::Caller;
 use crate::inference::Priority;
-use crate::inference::scheduler::{Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions};
+use crate::inference::divergence::PrecisionTrial;
+use crate::inference::scheduler::{
+    AnsweredText, Batch, ContextShift, NewSequence, Scheduler, SchedulerOptions,
+};
 use crate::inference::scoring::{Scorer, Scoring};
 use crate::inference::text_generation::{GenerationStep, TextGeneration};
 use crate::inference::{DraftCounts, Event, FinishReason, Finished, GenerationRequest, Timings};
@@ -40,6 +43,9 @@ const MAX_PATIENCE: Duration = Duration::from_millis(5);
 /// How long the engine waits for a grammar before it looks for new requests.
 const MAX_PARK_TIME: Duration = Duration::from_millis(5);
 
+/// Most answers that wait to be computed again.
+const MAX_ANSWERS: usize = 8;
+
 /// The state of an engine's thread.
 pub struct EngineWorker {
     model: Box<dyn Decoder>,
@@ -49,6 +55,11 @@ pub struct EngineWorker {
     /// How to make the scheduler and the state of sequences anew.
     initial: InitialState,
     sequences: HashMap<SequenceId, ActiveSequence>,
+    /// Answers that are to be computed again as parts of prompts, the newest last.
+    answers: VecDeque<AnsweredText>,
+    /// The one that is being computed.
+    recomputed: Option<(SequenceId, AnsweredText)>,
+    trial: Option<PrecisionTrial>,
     n_sequences_seen: u64,
     /// When the last request finished; `None` after a time without work.
     last_finish: Option<Instant>,
@@ -118,18 +129,21 @@ struct SampledTokens {
 }
 
 impl EngineWorker {
-    /// The worker of an engine that starts with an empty KV cache of the size `budget`.
+    /// The worker of an engine that starts with an empty KV cache of the size `budget`, and conducts a trial when it is
+    /// idle.
     pub fn new(
         model: Box<dyn Decoder>,
         tokenizer: Arc<Tokenizer>,
         budget: KvBudget,
         shared: Arc<EngineShared>,
+        trial: Option<PrecisionTrial>,
     ) -> Self {
         let EngineOptions {
             running_requests,
             prefill_chunk_tokens,
             kv_format,
             speculative,
+            rounded_prompts,
             context_shift,
             ..
         } = shared.options;
@@ -140,6 +154,7 @@ impl EngineWorker {
             groups,
             n_state_slots,
             speculative,
+            rounded_prompts,
             context_shift: context_shift.then_some(ContextShift { context_length }),
         };
         let initial = InitialState { scheduler, kv_format };
@@ -151,6 +166,9 @@ impl EngineWorker {
             model,
             tokenizer,
             sequences: HashMap::new(),
+            answers: VecDeque::new(),
+            recomputed: None,
+            trial,
             n_sequences_seen: 0,
             last_finish: None,
             shared,
@@ -204,15 +222,60 @@ impl EngineWorker {
         true
     }
 
-    /// Waits for a request; `None` once the handle is gone.
-    fn wait(&self, requests: &mpsc::Receiver<QueuedRequest>) -> Option<QueuedRequest> {
-        loop {
-            match requests.recv_timeout(BEAT_INTERVAL) {
-                Ok(request) => return Some(request),
+    /// Waits for a request, and uses the time; `None` once the handle is gone.
+    fn wait(&mut self, requests: &mpsc::Receiver<QueuedRequest>) -> Option<QueuedRequest> {
+        let mut has_work = true;
+        let request = loop {
+            let patience = if has_work { Duration::ZERO } else { BEAT_INTERVAL };
+            match requests.recv_timeout(patience) {
+                Ok(request) => break Some(request),
                 Err(mpsc::RecvTimeoutError::Timeout) => self.shared.pulse.beat(),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break None,
             }
+            has_work = self.recompute_answers() || self.advance_trial();
+        };
+        if let Some((id, text)) = self.recomputed.take() {
+            self.scheduler.remove(id, false);
+            self.answers.push_back(text);
         }
+        request
+    }
+
+    /// Computes a chunk of the newest answer again, as the next prompt of its conversation will: rounded. So that prompt
+    /// finds it in the prefix cache. Returns false if there is none.
+    fn recompute_answers(&mut self) -> bool {
+        let id = match (&self.recomputed, self.answers.pop_back()) {
+            (Some((id, _)), answer) => {
+                self.answers.extend(answer);
+                *id
+            }
+            (None, None) => return false,
+            (None, Some(text)) => {
+                self.n_sequences_seen += 1;
+                let id = SequenceId(self.n_sequences_seen);
+                self.scheduler.add(text.as_prompt(id));
+                self.recomputed = Some((id, text));
+                id
+            }
+        };
+        let batch = self.scheduler.next_batch();
+        let input = self.forward_input(&batch);
+        let failed = !batch.sequences.is_empty() && self.model.forward(&mut self.states, &input).is_err();
+        if failed || batch.sequences.iter().all(|scheduled| scheduled.needs_logits) {
+            self.scheduler.remove(id, failed);
+            self.recomputed = None;
+        }
+        true
+    }
+
+    /// Advances the trial of 8-bit activations. Returns false if there is none.
+    fn advance_trial(&mut self) -> bool {
+        let Some(trial) = self.trial.take() else { return false };
+        match trial.step(&mut *self.model, self.initial.kv_format) {
+            Ok(trial) => self.trial = trial,
+            Err(e) => tracing::warn!(error = %e, "the effect of 8-bit activations cannot be measured"),
+        }
+        true
     }
 
     /// Starts over after a panic that has escaped a step: nobody knows what state it has left. All requests end; their
@@ -226,6 +289,8 @@ impl EngineWorker {
         );
         self.sequences.clear();
         (self.scheduler, self.states) = self.initial.build(self.model.config());
+        self.answers.clear();
+        self.recomputed = None;
         self.last_finish = None;
         self.shared.status().batch_began = None;
         self.shared.restarting.store(false, Ordering::Release);
@@ -342,6 +407,7 @@ impl EngineWorker {
             input.push(SequenceChunk {
                 sequence: scheduled.id,
                 n_prompt: scheduled.n_prompt,
+                n_rounded: scheduled.n_rounded,
                 start: scheduled.start,
                 tables: &scheduled.block_tables,
                 state: scheduled.state.as_ref(),
@@ -586,7 +652,15 @@ impl EngineWorker {
             status.n_prompt_tokens += sequence.n_prompt as u64;
             status.n_cached_tokens += n_cached;
         }
-        self.scheduler.remove(id, failed);
+        if let Some(text) = self.scheduler.remove(id, failed)
+            && self.model.config().is_long_prompt(text.n_prompt)
+                == self.model.config().is_long_prompt(text.tokens.len())
+        {
+            self.answers.push_back(text);
+            if self.answers.len() > MAX_ANSWERS {
+                self.answers.pop_front();
+            }
+        }
         sequence
     }
 }

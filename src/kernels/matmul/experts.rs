@@ -10,7 +10,7 @@ use super::super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::super::threads::pool::{self, Team};
 use super::epilogue::{ITEMS_PER_THREAD, OutputRows};
 use super::gemv::{gemv_activations, gemv_panels};
-use super::linear::linear;
+use super::linear::{gather, linear};
 use super::projection::{InputRows, Projection};
 
 /// An expert that some rows are routed to.
@@ -49,11 +49,6 @@ pub fn experts(isa: Isa, x: &[f32], n_in: usize, experts: &[RoutedExpert]) -> Ve
         sums.iter_mut().zip(output).for_each(|(sum, output)| *sum += weight * output);
     }
     sums
-}
-
-/// The rows that are routed to an expert, one after the other.
-fn gather(x: &[f32], n_in: usize, rows: &[usize]) -> Vec<f32> {
-    rows.iter().flat_map(|row| &x[row * n_in..][..n_in]).copied().collect()
 }
 
 /// The outputs of an expert by GEMM.

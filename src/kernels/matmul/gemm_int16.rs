@@ -1,41 +1,101 @@
-//! GEMM with quantized weights: many rows of activations, as 16-bit integers.
+//! GEMM with quantized weights and 16-bit activations, at the precision of GEMV.
 //!
-//! [GEMV](super::gemv) multiplies codes as it reads them. With many rows, it is better to unpack two panels to
-//! 16-bit integers, one K chunk at a time, into the L1 cache: all rows share that work, and a tile of
-//! activations, once loaded, is multiplied with both panels. The integers are the same either way and are
-//! rounded to float32 at the same places, so the results are the same bit by bit.
-//!
-//! With AMX a tile is larger, and codes and activations are bytes; the rest is the same.
+//! The integers are those of [GEMV](super::gemv) and are rounded to float32 at the same places, so the results are the same
+//! bit by bit. With AMX a tile is larger, and codes and activations are bytes; the rest is the same.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::thread::LocalKey;
 
 use super::super::amx;
 use super::super::isa::Isa;
 use super::super::layout::{
     CodeWidth, GROUP_LEN, GroupScale, I16Group, I16Tile, K_CHUNK_GROUPS, UnpackedPanel,
 };
-use super::super::norm::{Norm, Transform};
 use super::super::simd::{Kernel, LANES, Simd, dispatch, with_rows};
-use super::super::threads::disjoint::DisjointSlice;
-use super::super::threads::pool;
-use super::epilogue::Epilogue;
-use super::gemm::GemmActivations;
-use super::projection::{InputRows, Panel};
+use super::gemm_int::{ActivationForm, GROUPS_AHEAD, IntActivations};
 use super::quantize::quantization_scale;
 
-/// Rows of a block, at most, which share an unpacked panel: their sums stay in the L2 cache.
-pub const BLOCK_ROWS: usize = 256;
+/// The form of 16-bit activations.
+#[derive(Debug)]
+pub struct Int16;
+
+/// Quantized rows of 16-bit activations.
+pub type Int16Activations = IntActivations<Int16>;
+
+thread_local! {
+    static SPARE: RefCell<Int16Activations> = RefCell::default();
+}
+
+impl ActivationForm for Int16 {
+    type Group = I16Group;
+    type Scale = GroupScale;
+    const ZEROS: I16Group = I16Group([0; GROUP_LEN]);
+
+    /// AMX multiplies bytes.
+    fn code_width(isa: Isa) -> CodeWidth {
+        if isa == Isa::Amx { CodeWidth::Byte } else { CodeWidth::Word }
+    }
+
+    fn tile_rows(isa: Isa) -> usize {
+        tile_rows(isa).0
+    }
+
+    fn spare() -> &'static LocalKey<RefCell<Int16Activations>> {
+        &SPARE
+    }
+
+    #[inline(always)]
+    fn quantize<S: Simd>(
+        simd: S,
+        isa: Isa,
+        halves: [S::Floats; 2],
+        row: usize,
+        of_tile: &mut [I16Group],
+    ) -> GroupScale {
+        let (scale, inverse) = quantization_scale(simd, halves.into_iter());
+        // No closures: the compiler would not inline vector operations into them.
+        let scaled = if let Some(inverse) = inverse {
+            let inverse = simd.splat(inverse);
+            [simd.mul(halves[0], inverse), simd.mul(halves[1], inverse)]
+        } else {
+            [simd.splat(0.0); 2]
+        };
+        let sums = match Self::code_width(isa) {
+            CodeWidth::Byte => store_bytes(simd, scaled, row, of_tile),
+            _ => store_words(simd, scaled, &mut of_tile[row]),
+        };
+        if inverse.is_none() {
+            return GroupScale { scale, ..GroupScale::default() };
+        }
+        GroupScale {
+            scale,
+            sum: (sums[0] + sums[1]) as f32 * scale,
+            half_sums: sums.map(|sum| sum as f32 * scale),
+        }
+    }
+
+    #[inline(always)]
+    fn multiply_tile<S: Simd>(
+        simd: S,
+        tile_config: Option<&amx::TileConfig>,
+        n_rows: usize,
+        x: I16Tile,
+        panels: &[UnpackedPanel],
+        [sums, others]: [&mut [[f32; LANES]]; 2],
+    ) {
+        match (tile_config, panels) {
+            (Some(config), [a, b]) => amx::tile(config, n_rows, x, [a, b], [sums, others]),
+            (Some(config), _) => amx::tile(config, n_rows, x, [&panels[0]], [sums]),
+            (None, [a, b]) => tile_of_rows::<S, 2>(simd, n_rows, x, [a, b], [sums, others]),
+            (None, _) => tile_of_rows::<S, 1>(simd, n_rows, x, [&panels[0]], [sums]),
+        }
+    }
+}
 
 /// The two planes of bytes of a tile's rows of a group.
 fn plane_bytes(tile: &mut [I16Group]) -> &mut [i8] {
     // SAFETY: a 16-bit integer is two bytes, any bytes are valid integers, and the slice is borrowed exclusively.
     unsafe { std::slice::from_raw_parts_mut(tile.as_mut_ptr().cast(), size_of_val(tile)) }
-}
-
-/// The width of unpacked codes: AMX multiplies bytes.
-fn code_width(isa: Isa) -> CodeWidth {
-    if isa == Isa::Amx { CodeWidth::Byte } else { CodeWidth::Word }
 }
 
 /// Rows of a tile, and rows from which on unpacking panels is profitable.
@@ -57,191 +117,6 @@ fn tile_rows(isa: Isa) -> (usize, usize) {
 /// Whether this GEMM is faster than GEMV for `n_rows` rows.
 pub fn is_profitable(isa: Isa, n_rows: usize) -> bool {
     n_rows >= tile_rows(isa).1
-}
-
-/// Quantized rows of activations, in the order in which they are read: K chunk by K chunk, in a chunk tile by
-/// tile, in a tile the first group of each row, then the second.
-#[derive(Debug, Default)]
-pub struct Int16Activations {
-    n_rows: usize,
-    n_tiles: usize,
-    n_groups: usize,
-    groups: Vec<I16Group>,
-    scales: Vec<GroupScale>,
-}
-
-thread_local! {
-    /// Buffers for the next activations, for unpacked panels, and for sums.
-    static SPARE_ROWS: RefCell<Int16Activations> = RefCell::default();
-    static PANELS: RefCell<Box<[UnpackedPanel; 2]>> = RefCell::new(Box::new([UnpackedPanel::EMPTY; 2]));
-    static SUMS: RefCell<[Vec<[f32; LANES]>; 2]> = RefCell::default();
-}
-
-impl Int16Activations {
-    /// Quantizes the rows of an input, after the norm.
-    pub fn new(isa: Isa, InputRows { x, n_in, norm }: InputRows) -> Self {
-        if let Some(norm) = norm {
-            norm.check_len(n_in);
-        }
-        let (tile_rows, _) = tile_rows(isa);
-        let (n_rows, n_groups) = (x.len() / n_in, n_in / GROUP_LEN);
-        let mut rows = Self { n_rows, n_tiles: n_rows.div_ceil(tile_rows), n_groups, ..SPARE_ROWS.take() };
-        let n = n_rows * n_groups;
-        // Buffers only grow, so that old contents need not be overwritten. AMX reads whole tiles.
-        rows.groups.resize(rows.groups.len().max(n + tile_rows), I16Group([0; GROUP_LEN]));
-        rows.scales.resize(rows.scales.len().max(n), GroupScale::default());
-        {
-            let tiles = TilePartition { n_rows, n_tiles: rows.n_tiles };
-            let groups = DisjointSlice::new(&mut rows.groups[..n]);
-            let scales = DisjointSlice::new(&mut rows.scales[..n]);
-            pool::run(|team| {
-                for tile in team.claim_chunks(tiles.n_tiles, 1).flatten() {
-                    let of_tile = tiles.rows(tile);
-                    for (row, idx) in of_tile.clone().enumerate() {
-                        let x = &x[idx * n_in..][..n_in];
-                        let fill = QuantizeI16Row {
-                            x,
-                            norm,
-                            row,
-                            of_tile: of_tile.clone(),
-                            n_rows,
-                            width: code_width(isa),
-                            groups,
-                            scales,
-                        };
-                        dispatch(isa, fill);
-                    }
-                }
-            });
-        }
-        rows
-    }
-
-    /// Returns the buffers for reuse.
-    pub fn recycle(self) {
-        SPARE_ROWS.replace(self);
-    }
-}
-
-impl GemmActivations for Int16Activations {
-    const BLOCKS_AT_ONCE: usize = 1;
-
-    fn n_blocks(&self) -> usize {
-        self.n_rows.div_ceil(BLOCK_ROWS)
-    }
-
-    fn multiply_block(
-        &self,
-        isa: Isa,
-        tile_config: &mut Option<amx::TileConfig>,
-        block: usize,
-        panels: &[Panel],
-        epilogue: &impl Epilogue,
-    ) {
-        assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
-        assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_groups * GROUP_LEN));
-        assert!(panels.iter().all(|(matrix, _)| matrix.format() == panels[0].0.format()));
-        let tiles = TilePartition { n_rows: self.n_rows, n_tiles: self.n_tiles };
-        let of_block = block * self.n_tiles / self.n_blocks()..(block + 1) * self.n_tiles / self.n_blocks();
-        let n_rows = tiles.rows(of_block.end - 1).end - tiles.rows(of_block.start).start;
-        let tile_config =
-            (isa == Isa::Amx).then(|| amx::TileConfig::reconfigure(tile_config, panels[0].0.scale_len()));
-        PANELS.with_borrow_mut(|unpacked| {
-            SUMS.with_borrow_mut(|sums| {
-                for sums in sums.iter_mut().take(panels.len()) {
-                    sums.clear();
-                    sums.resize(n_rows, [0.0; LANES]);
-                }
-                let [first, second] = sums;
-                for groups in k_chunks(self.n_groups) {
-                    for ((matrix, panel), unpacked) in panels.iter().zip(unpacked.iter_mut()) {
-                        matrix.unpack_panel(isa, *panel, groups.clone(), code_width(isa), unpacked);
-                    }
-                    let kernel = KChunkKernel {
-                        rows: self,
-                        tiles,
-                        of_block: of_block.clone(),
-                        panels: &unpacked[..panels.len()],
-                        epilogue: (groups.end == self.n_groups).then_some(epilogue),
-                        groups,
-                        tile_config,
-                        sums: [&mut *first, &mut *second],
-                    };
-                    dispatch(isa, kernel);
-                }
-            });
-        });
-    }
-}
-
-/// The K chunks of a row: ranges of groups, evenly cut.
-fn k_chunks(n_groups: usize) -> impl Iterator<Item = Range<usize>> {
-    let n = n_groups.div_ceil(K_CHUNK_GROUPS);
-    (0..n).map(move |idx| idx * n_groups / n..(idx + 1) * n_groups / n)
-}
-
-/// An even partition of rows into tiles.
-#[derive(Debug, Clone, Copy)]
-struct TilePartition {
-    n_rows: usize,
-    n_tiles: usize,
-}
-
-impl TilePartition {
-    /// The rows of a tile.
-    fn rows(&self, tile: usize) -> Range<usize> {
-        tile * self.n_rows / self.n_tiles..(tile + 1) * self.n_rows / self.n_tiles
-    }
-}
-
-struct QuantizeI16Row<'a> {
-    x: &'a [f32],
-    norm: Option<&'a Norm<'a>>,
-    /// The row's index in its tile, the rows of that tile, and the number of all rows.
-    row: usize,
-    of_tile: Range<usize>,
-    n_rows: usize,
-    width: CodeWidth,
-    groups: DisjointSlice<'a, I16Group>,
-    scales: DisjointSlice<'a, GroupScale>,
-}
-
-impl Kernel for QuantizeI16Row<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { x, norm, row, of_tile, n_rows, width, groups: all_groups, scales } = self;
-        let transform = Transform::new(simd, x, norm);
-        for groups in k_chunks(x.len() / GROUP_LEN) {
-            let first = groups.start * n_rows + of_tile.start * groups.len();
-            for (idx, group) in groups.enumerate() {
-                let at = first + idx * of_tile.len();
-                // SAFETY: the thread has claimed the whole tile.
-                let (of_group, group_scale) =
-                    unsafe { (all_groups.slice(at, of_tile.len()), &mut scales.slice(at + row, 1)[0]) };
-                let start = group * GROUP_LEN;
-                let halves = [transform.apply(x, start), transform.apply(x, start + LANES)];
-                let (scale, inverse) = quantization_scale(simd, halves.into_iter());
-                // No closures: the compiler would not inline vector operations into them.
-                let scaled = if let Some(inverse) = inverse {
-                    let inverse = simd.splat(inverse);
-                    [simd.mul(halves[0], inverse), simd.mul(halves[1], inverse)]
-                } else {
-                    [simd.splat(0.0); 2]
-                };
-                let sums = match width {
-                    CodeWidth::Word => store_words(simd, scaled, &mut of_group[row]),
-                    CodeWidth::Byte => store_bytes(simd, scaled, row, of_group),
-                };
-                *group_scale = GroupScale { scale, ..GroupScale::default() };
-                if inverse.is_some() {
-                    group_scale.sum = (sums[0] + sums[1]) as f32 * scale;
-                    group_scale.half_sums = sums.map(|sum| sum as f32 * scale);
-                }
-            }
-        }
-    }
 }
 
 /// Rounds 32 numbers to 16-bit integers; returns the sum of each half.
@@ -270,61 +145,6 @@ fn store_bytes<S: Simd>(simd: S, halves: [S::Floats; 2], row: usize, tile: &mut 
     }
     sums
 }
-
-/// Multiplies the tiles of a block with a K chunk of one or two panels.
-struct KChunkKernel<'a, T> {
-    rows: &'a Int16Activations,
-    tiles: TilePartition,
-    of_block: Range<usize>,
-    panels: &'a [UnpackedPanel],
-    /// The groups of the chunk.
-    groups: Range<usize>,
-    tile_config: Option<&'a amx::TileConfig>,
-    /// For each panel, the sums of each row of the block.
-    sums: [&'a mut [[f32; LANES]]; 2],
-    /// Consumes the sums, if this chunk is the last.
-    epilogue: Option<&'a T>,
-}
-
-impl<T: Epilogue> Kernel for KChunkKernel<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { rows, tiles, of_block, panels, groups, tile_config, sums, epilogue } = self;
-        let [mut first, mut second] = sums;
-        for tile in of_block {
-            let of_tile = tiles.rows(tile);
-            let m = of_tile.len();
-            let start = groups.start * rows.n_rows + of_tile.start * groups.len();
-            let x = I16Tile {
-                groups: &rows.groups[start..],
-                scales: &rows.scales[start..],
-                n_groups: groups.len(),
-            };
-            let sums;
-            (sums, first) = first.split_at_mut(m);
-            let others;
-            (others, second) = second.split_at_mut(m.min(second.len()));
-            if let Some(epilogue) = epilogue {
-                epilogue.prefetch(simd, of_tile.clone());
-            }
-            match (tile_config, panels) {
-                (Some(config), [a, b]) => amx::tile(config, m, x, [a, b], [&mut *sums, &mut *others]),
-                (Some(config), _) => amx::tile(config, m, x, [&panels[0]], [&mut *sums]),
-                (None, [a, b]) => tile_of_rows::<S, 2>(simd, m, x, [a, b], [&mut *sums, &mut *others]),
-                (None, _) => tile_of_rows::<S, 1>(simd, m, x, [&panels[0]], [&mut *sums]),
-            }
-            if let Some(epilogue) = epilogue {
-                // SAFETY: the thread has claimed this block with these panels.
-                unsafe { epilogue.apply(simd, of_tile, [sums, others]) };
-            }
-        }
-    }
-}
-
-/// How many groups ahead activations are prefetched.
-const GROUPS_AHEAD: usize = 4;
 
 #[inline(always)]
 fn tile_of_rows<S: Simd, const P: usize>(
@@ -366,7 +186,7 @@ fn tile<S: Simd, const M: usize, const P: usize>(
             simd.prefetch_l1(scales.wrapping_add(GROUPS_AHEAD * M).cast());
             simd.prefetch_l1(scales.wrapping_add(GROUPS_AHEAD * M + 4).cast());
             for part in 0..n_parts {
-                let mut products = [[simd.zero_i16_sums(); M]; P];
+                let mut products = [[simd.splat_i16_sums(0); M]; P];
                 for pair in part * n_pairs..(part + 1) * n_pairs {
                     let of_panel = |p: usize| {
                         panels[p].codes(group, CodeWidth::Word).cast::<i16>().add(pair * 2 * LANES)

@@ -1,8 +1,8 @@
 //! Matrix products of rows of activations, fused with what comes before and after them: a norm in front;
 //! a bias, an activation function, a gate or a residual behind.
 //!
-//! [`linear()`] chooses between GEMV, which multiplies weights as it reads them, and two GEMMs: one on 16-bit
-//! integers for quantized weights, one on floats. [`mlp()`] fuses two products, and
+//! [`linear()`] chooses between GEMV, which multiplies weights as it reads them, and three GEMMs: one on floats and two on
+//! integers, for quantized weights. Activations are 16-bit integers, or 8-bit ones in [`RoundedRows`]. [`mlp()`] fuses two products, and
 //! [`experts()`] those of a mixture of experts.
 
 mod activation_fns;
@@ -10,15 +10,19 @@ pub(super) mod epilogue;
 mod experts;
 mod gemm;
 pub(super) mod gemm_float;
+mod gemm_int;
 mod gemm_int16;
+mod gemm_int8;
 mod gemv;
 mod linear;
 mod mlp;
 mod projection;
 pub(super) mod quantize;
+mod rounded_rows;
 
 pub use self::activation_fns::ActivationFn;
 pub use self::experts::{RoutedExpert, experts};
 pub use self::linear::linear;
 pub use self::mlp::mlp;
 pub use self::projection::{Projection, ResidualWeight, WeightWithBias};
+pub use self::rounded_rows::{RoundedRows, with_rounded_rows};

@@ -166,6 +166,12 @@ impl Projection<'_> {
             && !matches!(self, Self::Gated { gate, up, .. } if !same(gate, up))
     }
 
+    /// Whether activations can be rounded to 8 bits: for matrices that the 16-bit GEMM can multiply, of which some have
+    /// 4-bit codes.
+    pub(super) fn is_rounded(&self) -> bool {
+        self.is_int16_gemm() && self.matrices().any(|weight| weight.matrix.format().is_rotatable())
+    }
+
     /// Whether `n_rows` rows are multiplied by the float GEMM: `Some(true)` with dwords of two bfloat16,
     /// `Some(false)` with float32.
     pub(super) fn float_gemm_bf16(&self, n_rows: usize) -> Option<bool> {

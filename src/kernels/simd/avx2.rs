@@ -483,9 +483,9 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
     }
 
     #[inline(always)]
-    fn zero_i16_sums(self) -> [__m256i; 2] {
+    fn splat_i16_sums(self, start: i32) -> [__m256i; 2] {
         intrinsics! {
-            [_mm256_setzero_si256(); 2]
+            [_mm256_set1_epi32(start); 2]
         }
     }
 
@@ -503,6 +503,78 @@ impl<const VNNI: bool> Simd for Avx2With<VNNI> {
                 _mm256_add_epi32(sums[0], _mm256_madd_epi16(words[0], pair)),
                 _mm256_add_epi32(sums[1], _mm256_madd_epi16(words[1], pair)),
             ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sums: [__m256i; 2], codes: [__m256i; 2], quad: *const i8) -> [__m256i; 2] {
+        intrinsics! {
+            let quad = _mm256_set1_epi32(quad.cast::<i32>().read_unaligned());
+            if VNNI {
+                return [
+                    _mm256_dpbusd_avx_epi32(sums[0], codes[0], quad),
+                    _mm256_dpbusd_avx_epi32(sums[1], codes[1], quad),
+                ];
+            }
+            // Products of pairs of bytes may not fit 16 bits.
+            let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(quad));
+            let odd = _mm256_srai_epi16::<8>(quad);
+            let mask = _mm256_set1_epi16(0xFF);
+            let mut result = sums;
+            for (sums, codes) in result.iter_mut().zip(codes) {
+                let of_even = _mm256_madd_epi16(_mm256_and_si256(codes, mask), even);
+                let of_odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(codes), odd);
+                *sums = _mm256_add_epi32(*sums, _mm256_add_epi32(of_even, of_odd));
+            }
+            result
+        }
+    }
+
+    #[inline(always)]
+    fn rotate(self, [a, b]: Pair) -> Pair {
+        intrinsics! {
+            let signs = _mm256_set_ps(-0.0, -0.0, -0.0, -0.0, 0.0, 0.0, 0.0, 0.0);
+            let mut halves = [a, _mm256_xor_ps(b, signs)];
+            for x in &mut halves {
+                let other = _mm256_permute_ps::<0b10_11_00_01>(*x);
+                *x = _mm256_blend_ps::<0xAA>(_mm256_add_ps(*x, other), _mm256_sub_ps(other, *x));
+                let other = _mm256_permute_ps::<0b01_00_11_10>(*x);
+                *x = _mm256_blend_ps::<0xCC>(_mm256_add_ps(*x, other), _mm256_sub_ps(other, *x));
+                let other = _mm256_permute2f128_ps::<1>(*x, *x);
+                *x = _mm256_blend_ps::<0xF0>(_mm256_add_ps(*x, other), _mm256_sub_ps(other, *x));
+            }
+            let [a, b] = halves;
+            [_mm256_add_ps(a, b), _mm256_sub_ps(a, b)]
+        }
+    }
+
+    #[inline(always)]
+    fn rotate_codes(self, quads: [[__m256i; 2]; 4], zero: u8) -> [[__m256i; 2]; 4] {
+        intrinsics! {
+            let mut rotated = quads;
+            let zeros = _mm256_set1_epi8((2 * zero).cast_signed());
+            let neighbors = _mm256_broadcastsi128_si256(_mm_set_epi8(14, 15, 12, 13, 10, 11, 8, 9, 6, 7, 4, 5, 2, 3, 0, 1));
+            let pairs = _mm256_broadcastsi128_si256(_mm_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2));
+            // 1 and -1 in turn, and in turns of two.
+            let [single, double] = [_mm256_set1_epi16(0xFF01u16.cast_signed()), _mm256_set1_epi32(0xFFFF_0101u32.cast_signed())];
+            for half in 0..2 {
+                let [a, b, c, d] = [quads[0][half], quads[1][half], quads[2][half], quads[3][half]];
+                let (sum, difference) = (_mm256_sub_epi8(_mm256_add_epi8(a, b), zeros), _mm256_sub_epi8(a, b));
+                let (last_difference, last_sum) =
+                    (_mm256_sub_epi8(c, d), _mm256_sub_epi8(_mm256_add_epi8(c, d), zeros));
+                let across = [
+                    _mm256_add_epi8(sum, last_difference),
+                    _mm256_add_epi8(difference, last_sum),
+                    _mm256_sub_epi8(sum, last_difference),
+                    _mm256_sub_epi8(difference, last_sum),
+                ];
+                for (rotated, x) in rotated.iter_mut().zip(across) {
+                    let x = _mm256_add_epi8(_mm256_shuffle_epi8(x, neighbors), _mm256_sign_epi8(x, single));
+                    let x = _mm256_add_epi8(_mm256_shuffle_epi8(x, pairs), _mm256_sign_epi8(x, double));
+                    rotated[half] = _mm256_xor_si256(x, _mm256_set1_epi8(i8::MIN));
+                }
+            }
+            rotated
         }
     }
 

@@ -436,9 +436,9 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     }
 
     #[inline(always)]
-    fn zero_i16_sums(self) -> __m512i {
+    fn splat_i16_sums(self, start: i32) -> __m512i {
         intrinsics! {
-            _mm512_setzero_si512()
+            _mm512_set1_epi32(start)
         }
     }
 
@@ -446,6 +446,54 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
     unsafe fn dot_i16_pairs(self, sums: __m512i, words: __m512i, pair: *const i16) -> __m512i {
         intrinsics! {
             _mm512_dpwssd_epi32(sums, words, _mm512_set1_epi32(pair.cast::<i32>().read_unaligned()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sums: __m512i, codes: __m512i, quad: *const i8) -> __m512i {
+        intrinsics! {
+            _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(quad.cast::<i32>().read_unaligned()))
+        }
+    }
+
+    #[inline(always)]
+    fn rotate(self, x: __m512) -> __m512 {
+        intrinsics! {
+            let x = _mm512_mask_sub_ps(x, 0xF000, _mm512_setzero_ps(), x);
+            let other = _mm512_permute_ps::<0b10_11_00_01>(x);
+            let x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xAAAA, other, x);
+            let other = _mm512_permute_ps::<0b01_00_11_10>(x);
+            let x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xCCCC, other, x);
+            let other = _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x);
+            let x = _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xF0F0, other, x);
+            let other = _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x);
+            _mm512_mask_sub_ps(_mm512_add_ps(x, other), 0xFF00, other, x)
+        }
+    }
+
+    #[inline(always)]
+    fn rotate_codes(self, [a, b, c, d]: [__m512i; 4], zero: u8) -> [__m512i; 4] {
+        intrinsics! {
+            // The zeros of the first two quads and of the last two cancel where these are subtracted.
+            let zeros = _mm512_set1_epi8((2 * zero).cast_signed());
+            let (sum, difference) = (_mm512_sub_epi8(_mm512_add_epi8(a, b), zeros), _mm512_sub_epi8(a, b));
+            let (last_difference, last_sum) = (_mm512_sub_epi8(c, d), _mm512_sub_epi8(_mm512_add_epi8(c, d), zeros));
+            let mut quads = [
+                _mm512_add_epi8(sum, last_difference),
+                _mm512_add_epi8(difference, last_sum),
+                _mm512_sub_epi8(sum, last_difference),
+                _mm512_sub_epi8(difference, last_sum),
+            ];
+            let neighbors =
+                _mm512_broadcast_i32x4(_mm_set_epi8(14, 15, 12, 13, 10, 11, 8, 9, 6, 7, 4, 5, 2, 3, 0, 1));
+            for x in &mut quads {
+                let other = _mm512_shuffle_epi8(*x, neighbors);
+                *x = _mm512_mask_sub_epi8(_mm512_add_epi8(*x, other), 0xAAAA_AAAA_AAAA_AAAA, other, *x);
+                let other = _mm512_rol_epi32::<16>(*x);
+                *x = _mm512_mask_sub_epi8(_mm512_add_epi8(*x, other), 0xCCCC_CCCC_CCCC_CCCC, other, *x);
+                *x = _mm512_xor_si512(*x, _mm512_set1_epi8(i8::MIN));
+            }
+            quads
         }
     }
 

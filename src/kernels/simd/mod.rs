@@ -60,6 +60,9 @@ pub const QUAD_LEN: usize = 4;
 /// Bytes of a quad of activations, in the form that [`Simd::dot_codes`] reads.
 pub const QUAD_BYTES: usize = 8;
 
+/// Neighbors in a row that are rotated together.
+pub const ROTATION_LEN: usize = LANES;
+
 /// The largest integer that an activation is quantized to: it fits two signed bytes, `256 * high + low`.
 pub const ACTIVATION_MAX: f32 = 32_639.0;
 
@@ -194,8 +197,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_codes_i8(self, codes: Self::Codes, zero: i8, to: *mut i8);
     /// Loads two 16-bit integers for each of sixteen rows.
     unsafe fn load_i16_pairs(self, from: *const i16) -> Self::I16Pairs;
-    /// Sums of zero.
-    fn zero_i16_sums(self) -> Self::I16Sums;
+    /// Sums that all start at `start`.
+    fn splat_i16_sums(self, start: i32) -> Self::I16Sums;
     /// Adds the products of pairs with a pair of activations.
     unsafe fn dot_i16_pairs(
         self,
@@ -203,11 +206,21 @@ pub trait Simd: Copy + 'static {
         words: Self::I16Pairs,
         pair: *const i16,
     ) -> Self::I16Sums;
+    /// Adds the products of 64 codes with a quad of signed bytes.
+    unsafe fn dot_bytes(self, sums: Self::I16Sums, codes: Self::Codes, quad: *const i8) -> Self::I16Sums;
     /// The sums as floats.
     fn i16_sums_to_floats(self, sums: Self::I16Sums) -> Self::Floats;
     /// Rounds sixteen numbers to 16-bit integers and stores them, of each four the first and third before
     /// the second and fourth; returns their sum.
     unsafe fn quantize_i16(self, x: Self::Floats, words: *mut i16) -> i32;
+
+    /// Rotates sixteen numbers: multiplies them with the Hadamard matrix whose last four columns are negated. The rows of
+    /// that matrix are orthogonal, so a product of two vectors is a sixteenth of the product of the rotated ones; and an
+    /// outlier is spread over all sixteen.
+    fn rotate(self, x: Self::Floats) -> Self::Floats;
+    /// Rotates sixteen neighbors of each row, from whose codes `zero` is subtracted; returns unsigned bytes, 128 for zero.
+    /// Numbers from -8 to 7 stay within -127 to 127, since every row of the matrix has both signs.
+    fn rotate_codes(self, quads: [Self::Codes; ROTATION_LEN / QUAD_LEN], zero: u8) -> [Self::Codes; 4];
 
     /// Rounds sixteen numbers to integers and stores the two signed bytes of each in separate planes; returns
     /// the sum of the integers.
@@ -454,6 +467,68 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Sixteen numbers and sixteen codes of each row, rotated, and their products in bytes.
+    struct Rotation {
+        numbers: [f32; LANES],
+        codes: [[u8; 64]; 4],
+        zero: u8,
+    }
+
+    impl Kernel for Rotation {
+        type Output = ([f32; LANES], [[i8; 64]; 4], [f32; LANES]);
+
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let Self { numbers, codes, zero } = self;
+            let (mut rotated, mut products) = ([0.0; LANES], [0.0; LANES]);
+            simd.store_array(simd.rotate(simd.load_array(&numbers)), &mut rotated);
+            let mut rotated_codes = [[0; 64]; 4];
+            // SAFETY: every array has the 64 codes or the sixteen bytes that are read or written.
+            unsafe {
+                let [a, b, c, d] = codes.each_ref().map(|quad| quad.as_ptr());
+                let quads =
+                    [simd.load_codes_8(a), simd.load_codes_8(b), simd.load_codes_8(c), simd.load_codes_8(d)];
+                let quads = simd.rotate_codes(quads, zero);
+                let mut bytes = [0i8; LANES];
+                simd.store_i8(simd.load_array(&rotated), bytes.as_mut_ptr());
+                let total: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
+                let mut sums = simd.splat_i16_sums(-128 * total);
+                for (idx, (quad, to)) in quads.into_iter().zip(&mut rotated_codes).enumerate() {
+                    simd.store_codes_i8(quad, i8::MIN, to.as_mut_ptr());
+                    sums = simd.dot_bytes(sums, quad, bytes[4 * idx..].as_ptr());
+                }
+                simd.store_array(simd.i16_sums_to_floats(sums), &mut products);
+            }
+            (rotated, rotated_codes, products)
+        }
+    }
+
+    #[test]
+    fn rotations_keep_products_and_fit_bytes() {
+        let numbers: [f32; LANES] = std::array::from_fn(|i| (i * 5 % 13) as f32 - 6.0);
+        let all_of = |code: u8| [[code; 64]; 4];
+        let mixed = std::array::from_fn(|quad| std::array::from_fn(|i| ((7 * quad + 3 * i) % 16) as u8));
+        let extremes = (0..4).map(|quad| {
+            let mut codes = all_of(0);
+            codes[quad] = [15; 64];
+            codes
+        });
+        for codes in extremes.chain([all_of(0), all_of(15), mixed]) {
+            let rotation = || Rotation { numbers, codes, zero: 8 };
+            let (rotated, rotated_codes, products) = dispatch(Isa::Scalar, rotation());
+            for row in 0..LANES {
+                let code = |i: usize| f32::from(codes[i / 4][4 * row + i % 4]) - 8.0;
+                let rotated_code = |i: usize| f32::from(rotated_codes[i / 4][4 * row + i % 4]);
+                let product: f32 = (0..LANES).map(|i| numbers[i] * code(i)).sum();
+                let of_rotated: f32 = (0..LANES).map(|i| rotated[i] * rotated_code(i)).sum();
+                assert_eq!([of_rotated, products[row]], [16.0 * product; 2]);
+            }
+            assert!(rotated_codes.as_flattened().iter().all(|&code| code > i8::MIN));
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert!(dispatch(isa, rotation()) == (rotated, rotated_codes, products), "{isa}");
             }
         }
     }

@@ -536,9 +536,9 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
     }
 
     #[inline(always)]
-    fn zero_i16_sums(self) -> Self::I16Sums {
+    fn splat_i16_sums(self, start: i32) -> Self::I16Sums {
         intrinsics! {
-            [vdupq_n_s32(0); 4]
+            [vdupq_n_s32(start); 4]
         }
     }
 
@@ -564,6 +564,74 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
                 vmlal_high_s16(b, words[2], second),
                 vmlal_s16(c, vget_low_s16(words[3]), vget_low_s16(second)),
                 vmlal_high_s16(d, words[3], second),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sums: Self::I16Sums, codes: Self::Codes, quad: *const i8) -> Self::I16Sums {
+        intrinsics! {
+            let quads = vreinterpretq_s8_s32(vld1q_dup_s32(quad.cast()));
+            if I8MM {
+                return four_usdot::<0>(sums, codes, quads);
+            }
+            if DOT {
+                let signed = each(codes, |codes| veorq_s8(vreinterpretq_s8_u8(codes), vdupq_n_s8(i8::MIN)));
+                let of_activations = sdot::<0>(vdupq_n_s32(0), quads, vdupq_n_s8(1));
+                let sums = each(sums, |sums| vaddq_s32(sums, vshlq_n_s32::<7>(of_activations)));
+                return four_sdot::<0>(sums, signed, quads);
+            }
+            let activations = vget_low_s16(vmovl_s8(vget_low_s8(quads)));
+            each_two(sums, codes, |sums, codes| {
+                let first = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(codes)));
+                let second = vreinterpretq_s16_u16(vmovl_high_u8(codes));
+                let a = vmull_s16(vget_low_s16(first), activations);
+                let b = vmull_s16(vget_high_s16(first), activations);
+                let c = vmull_s16(vget_low_s16(second), activations);
+                let d = vmull_s16(vget_high_s16(second), activations);
+                vaddq_s32(sums, vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)))
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn rotate(self, [a, b, c, d]: Self::Floats) -> Self::Floats {
+        intrinsics! {
+            let [odd, last] = [vreinterpretq_u32_u64(vdupq_n_u64(0xFFFF_FFFF << 32)), vcombine_u32(vdup_n_u32(0), vdup_n_u32(u32::MAX))];
+            let [a, b, c, d] = each([a, b, c, vnegq_f32(d)], |x| {
+                let other = vrev64q_f32(x);
+                let x = vbslq_f32(odd, vsubq_f32(other, x), vaddq_f32(x, other));
+                let other = vextq_f32::<2>(x, x);
+                vbslq_f32(last, vsubq_f32(other, x), vaddq_f32(x, other))
+            });
+            let [a, b, c, d] = [vaddq_f32(a, b), vsubq_f32(a, b), vaddq_f32(c, d), vsubq_f32(c, d)];
+            [vaddq_f32(a, c), vaddq_f32(b, d), vsubq_f32(a, c), vsubq_f32(b, d)]
+        }
+    }
+
+    #[inline(always)]
+    fn rotate_codes(self, [a, b, c, d]: [Self::Codes; 4], zero: u8) -> [Self::Codes; 4] {
+        intrinsics! {
+            let zeros = vdupq_n_u8(2 * zero);
+            let add = |a, b| each_two(a, b, |a, b| vaddq_u8(a, b));
+            let subtract = |a, b| each_two(a, b, |a, b| vsubq_u8(a, b));
+            let (sum, difference) = (subtract(add(a, b), [zeros; 4]), subtract(a, b));
+            let (last_difference, last_sum) = (subtract(c, d), subtract(add(c, d), [zeros; 4]));
+            let [odd, last] = [vreinterpretq_u8_u16(vdupq_n_u16(0xFF00)), vreinterpretq_u8_u32(vdupq_n_u32(0xFFFF_0000))];
+            let rotate_quads = |quads| {
+                each(quads, |x| {
+                    let other = vrev16q_u8(x);
+                    let x = vbslq_u8(odd, vsubq_u8(other, x), vaddq_u8(x, other));
+                    let other = vreinterpretq_u8_u16(vrev32q_u16(vreinterpretq_u16_u8(x)));
+                    let x = vbslq_u8(last, vsubq_u8(other, x), vaddq_u8(x, other));
+                    veorq_u8(x, vdupq_n_u8(0x80))
+                })
+            };
+            [
+                rotate_quads(add(sum, last_difference)),
+                rotate_quads(add(difference, last_sum)),
+                rotate_quads(subtract(sum, last_difference)),
+                rotate_quads(subtract(difference, last_sum)),
             ]
         }
     }

@@ -276,8 +276,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn zero_i16_sums(self) -> Self::I16Sums {
-        [0; LANES]
+    fn splat_i16_sums(self, start: i32) -> Self::I16Sums {
+        [start; LANES]
     }
 
     #[inline(always)]
@@ -293,6 +293,44 @@ impl Simd for Scalar {
                 sums[row] + i32::from(words[2 * row]) * a + i32::from(words[2 * row + 1]) * b
             })
         }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(self, sums: Self::I16Sums, codes: Self::Codes, quad: *const i8) -> Self::I16Sums {
+        intrinsics! {
+            let quad = quad.cast::<[i8; 4]>().read_unaligned().map(i32::from);
+            std::array::from_fn(|row| {
+                (0..4).fold(sums[row], |sum, i| sum + i32::from(codes[4 * row + i]) * quad[i])
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn rotate(self, mut x: Self::Floats) -> Self::Floats {
+        x[12..].iter_mut().for_each(|x| *x = -*x);
+        for step in [1, 2, 4, 8] {
+            x = each(|i| if i & step == 0 { x[i] + x[i + step] } else { x[i - step] - x[i] });
+        }
+        x
+    }
+
+    #[inline(always)]
+    fn rotate_codes(self, quads: [Self::Codes; 4], zero: u8) -> [Self::Codes; 4] {
+        let mut rotated = quads;
+        for row in 0..LANES {
+            let mut x: [i16; LANES] =
+                std::array::from_fn(|i| i16::from(quads[i / 4][4 * row + i % 4]) - i16::from(zero));
+            x[12..].iter_mut().for_each(|x| *x = -*x);
+            for step in [1, 2, 4, 8] {
+                x = std::array::from_fn(
+                    |i| if i & step == 0 { x[i] + x[i + step] } else { x[i - step] - x[i] },
+                );
+            }
+            for (i, x) in x.into_iter().enumerate() {
+                rotated[i / 4][4 * row + i % 4] = (x + 128) as u8;
+            }
+        }
+        rotated
     }
 
     #[inline(always)]

@@ -174,6 +174,11 @@ impl WeightFormat {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Bf16Pairs)
     }
 
+    /// Whether codes fit 8 bits after they are rotated: they have 4 bits.
+    pub fn is_rotatable(self) -> bool {
+        matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q4K)
+    }
+
     /// Bytes of a packed matrix `[n_out, n_in]`.
     pub fn matrix_bytes(self, n_out: usize, n_in: usize) -> usize {
         n_out.div_ceil(PANEL_ROWS) * (n_in / self.block_len()) * self.packed_bytes()

@@ -104,21 +104,39 @@ pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
 ) {
     assert!(codes.len() >= width.group_bytes());
     let start = codes.as_mut_ptr();
-    for (half, pair) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for (quad, codes) in Q::codes(simd, packed, group, half, pair).into_iter().enumerate() {
-            let offset = (4 * half + 2 * pair + quad) * QUAD_LEN * PANEL_ROWS;
+    for half in 0..2 {
+        let [a, b] = Q::codes(simd, packed, group, half, 0);
+        let [c, d] = Q::codes(simd, packed, group, half, 1);
+        let mut quads = [a, b, c, d];
+        if width == CodeWidth::RotatedByte {
+            quads = simd.rotate_codes(quads, rotation_zero::<Q>());
+        }
+        for (quad, codes) in quads.into_iter().enumerate() {
+            let offset = (4 * half + quad) * QUAD_LEN * PANEL_ROWS;
             match width {
                 CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, start.add(offset).cast()),
                 CodeWidth::Word => simd.store_codes_i16(codes, Q::ZERO as i16, start.add(2 * offset).cast()),
+                CodeWidth::RotatedByte => simd.store_codes_i8(codes, 0, start.add(offset).cast()),
             }
         }
     }
     for idx in 0..Q::SCALES_PER_GROUP {
-        simd.store_array(Q::scale(simd, packed, group, idx), &mut scales[idx]);
+        let scale = Q::scale(simd, packed, group, idx);
+        simd.store_array(scale, &mut scales[idx]);
         if Q::HAS_MINS {
-            simd.store_array(Q::min(simd, packed, group, idx), &mut mins[idx]);
+            let mut min = Q::min(simd, packed, group, idx);
+            if width == CodeWidth::RotatedByte {
+                let zero = f32::from(rotation_zero::<Q>()) - Q::ZERO as f32;
+                min = simd.mul_add(scale, simd.splat(zero), min);
+            }
+            simd.store_array(min, &mut mins[idx]);
         }
     }
+}
+
+/// The code that counts as zero where codes are rotated: the middle, if minimums can make up for it.
+const fn rotation_zero<Q: Quantized>() -> u8 {
+    if Q::HAS_MINS { 1 << (Q::CODE_BITS - 1) } else { Q::ZERO as u8 }
 }
 
 /// The index of the code of inner element `i` of a group, among one-byte codes of a panel.

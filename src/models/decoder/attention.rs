@@ -310,6 +310,7 @@ mod tests {
                 input.push(SequenceChunk {
                     sequence: SequenceId(idx as u64),
                     n_prompt: 7,
+                    n_rounded: 0,
                     start,
                     tables: &[BlockId::consecutive(100 * idx as u32, start + len)],
                     state: None,

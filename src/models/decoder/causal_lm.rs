@@ -11,6 +11,7 @@ use super::loader::DecoderLoader;
 use crate::error::{Error, Result};
 use crate::kernels::attention::kv_block::KvLayout;
 use crate::kernels::attention::window_start;
+use crate::kernels::matmul::{RoundedRows, with_rounded_rows};
 use crate::models::backend::{Backend, DEVICE};
 use crate::models::forward_input::{ForwardInput, Span};
 use crate::models::layers::altup::AltUpStreams;
@@ -143,6 +144,23 @@ impl CausalLm {
         costs
     }
 
+    /// Whether 8-bit activations make prompts faster: at least half of the work of the layers is with 4-bit weights.
+    pub fn has_faster_rounded_prompts(&self) -> bool {
+        let is_faster = |linear: &Linear| {
+            linear
+                .packed()
+                .is_some_and(|(isa, weight)| isa.has_fast_int8() && weight.matrix.format().is_rotatable())
+        };
+        let (mut all, mut faster) = (0, 0);
+        for (op, linear, n_uses) in self.layers.iter().flat_map(DecoderLayer::matrices) {
+            let macs = n_uses * linear.size().0;
+            all += macs;
+            // Experts keep 16 bits.
+            faster += if op != ForwardOp::Experts && is_faster(linear) { macs } else { 0 };
+        }
+        2 * faster >= all
+    }
+
     /// The time profile of the forward passes.
     pub fn profile(&self) -> &ForwardProfile {
         &self.profile
@@ -197,28 +215,33 @@ impl Decoder for CausalLm {
         let state_layout = recurrent.layout();
         let mut recurrent_sequences = recurrent.sequences(input)?;
         self.profile.lap(ForwardOp::Embedding);
-        for (idx, layer) in self.layers.iter().enumerate() {
-            let (kind, place) = (self.layer_kinds[idx], self.places[idx]);
-            let per_layer_input =
-                per_layer.as_ref().map(|(inputs, all)| inputs.layer_part(all, idx)).transpose()?;
-            let context = LayerContext {
-                config: &self.config,
-                backend: self.backend,
-                kv_layout: kv_layouts[place.kv_group],
-                layer_idx: place.kv_layer,
-                state_layout: &state_layout,
-                recurrent_idx: place.recurrent_layer,
-                per_layer_input: per_layer_input.as_ref(),
-                window: self.kinds[kind].window,
-                cos_sin: kinds[kind].cos_sin.as_ref(),
-                masks: &kinds[kind].masks,
-                query_scales: kinds[kind].query_scales.as_deref(),
-                profile: &self.profile,
-            };
-            let (kv, recurrent) = (&mut kv_sequences[place.kv_group], &mut recurrent_sequences);
-            let mut states = LayerStates { kv, recurrent };
-            x = layer.forward(&x, &mut states, &context)?;
-        }
+        let compute_layers = || {
+            for (idx, layer) in self.layers.iter().enumerate() {
+                let (kind, place) = (self.layer_kinds[idx], self.places[idx]);
+                let per_layer_input =
+                    per_layer.as_ref().map(|(inputs, all)| inputs.layer_part(all, idx)).transpose()?;
+                let context = LayerContext {
+                    config: &self.config,
+                    backend: self.backend,
+                    kv_layout: kv_layouts[place.kv_group],
+                    layer_idx: place.kv_layer,
+                    state_layout: &state_layout,
+                    recurrent_idx: place.recurrent_layer,
+                    per_layer_input: per_layer_input.as_ref(),
+                    window: self.kinds[kind].window,
+                    cos_sin: kinds[kind].cos_sin.as_ref(),
+                    masks: &kinds[kind].masks,
+                    query_scales: kinds[kind].query_scales.as_deref(),
+                    profile: &self.profile,
+                };
+                let (kv, recurrent) = (&mut kv_sequences[place.kv_group], &mut recurrent_sequences);
+                let mut states = LayerStates { kv, recurrent };
+                x = layer.forward(&x, &mut states, &context)?;
+            }
+            Ok::<_, Error>(x)
+        };
+        let rounded = RoundedRows::new(input.token_ids.len(), input.rounded_rows());
+        let mut x = with_rounded_rows(rounded, compute_layers)?;
         let rows = Tensor::from_slice(&input.logit_rows, input.logit_rows.len(), &DEVICE)?;
         x = x.index_select(&rows, 0)?;
         if let Some(altup) = &self.altup {

@@ -86,7 +86,7 @@ impl<'a> EncoderContext<'a> {
         let lengths: Vec<usize> = texts.iter().map(|text| text.token_ids.len()).collect();
         let spans: Vec<Span> = lengths
             .iter()
-            .map(|&len| Span { sequence: SequenceId(0), start: 0, len, n_prompt: len })
+            .map(|&len| Span { sequence: SequenceId(0), start: 0, len, n_prompt: len, n_rounded: 0 })
             .collect();
         let has_kernels = backend.isa().is_some();
         let distance_bias = relative_bias.filter(|_| has_kernels).map(|bias| {
