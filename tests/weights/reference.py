@@ -5,6 +5,7 @@ import json
 import numpy
 import torch
 from gguf import GGUFReader, dequantize
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, NomicBertConfig, NomicBertModel
@@ -20,7 +21,7 @@ def chat(model, folder):
     network = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32).eval()
     if model.template:
         tokenizer.chat_template = model.template
-    cases = []
+    cases, predictions = [], {}
     for prompt in PROMPTS:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -42,7 +43,11 @@ def chat(model, folder):
             for step in steps
         ]
         new = generated.sequences[0][ids.shape[1] :].tolist()
+        predictions[f"{len(cases)}.tokens"] = generated.sequences[0][:-1].clone()
+        predictions[f"{len(cases)}.logprobs"] = torch.stack(steps).float()
         cases.append({"prompt": prompt, "n_prompt": ids.shape[1], "tokens": new, "tops": tops})
+    # For `bench --kl`: logarithms of all probabilities, computed in double precision.
+    save_file(predictions, folder / "predictions.safetensors")
     return cases
 
 
