@@ -244,6 +244,10 @@ impl<F: GemvFormat> PanelTiles<F> {
                         let tile = Self { packed, n_blocks, x: x.add(row), stride, prefetch };
                         let products = &mut products[row..];
                         with_rows!(m, M in [1, 2, 3, 4, 5, 6, 7, 8] => {
+                            // Larger tiles than the registers have room for are not compiled.
+                            if const { M > S::GEMV_TILE_ROWS } {
+                                unreachable!("no tile of {M} rows");
+                            }
                             tile.multiply_tile::<S, M>(simd, products)
                         });
                         row += m;
