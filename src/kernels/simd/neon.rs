@@ -115,7 +115,7 @@ fn each_two<T: Copy, U: Copy, V>(a: Quad<T>, b: Quad<U>, f: impl Fn(T, U) -> V) 
 
 /// Integer sums of products for sixteen rows, in parts.
 #[derive(Clone, Copy)]
-pub struct Sums {
+pub struct NeonSums {
     /// Without `sdot`, four sums for each row. With it, a sum for each row of the products with low bytes, then one for
     /// each of those with high bytes.
     parts: Quad<Quad<int32x4_t>>,
@@ -180,7 +180,7 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
     type Floats = Quad<float32x4_t>;
     /// Sixteen bytes for four rows each.
     type Codes = Quad<uint8x16_t>;
-    type Sums = Sums;
+    type Sums = NeonSums;
     /// The first integers of eight rows each, then the second.
     type I16Pairs = Quad<int16x8_t>;
     type I16Sums = Quad<int32x4_t>;
@@ -417,18 +417,25 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
     }
 
     #[inline(always)]
-    fn splat_sums(self, start: i32) -> Sums {
+    fn splat_sums(self, start: i32) -> NeonSums {
         intrinsics! {
             let (zero, start) = (vdupq_n_s32(0), vdupq_n_s32(start));
             let first = if DOT { start } else { zero };
-            Sums { parts: [[first; 4], [zero; 4], [zero; 4], [zero; 4]], others: if DOT { zero } else { start } }
+            NeonSums { parts: [[first; 4], [zero; 4], [zero; 4], [zero; 4]], others: if DOT { zero } else { start } }
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_codes(self, sums: Sums, codes: Self::Codes, bits: u32, quad: *const u8, _: usize) -> Sums {
+    unsafe fn dot_codes(
+        self,
+        sums: NeonSums,
+        codes: Self::Codes,
+        bits: u32,
+        quad: *const u8,
+        _: usize,
+    ) -> NeonSums {
         intrinsics! {
-            let Sums { parts, mut others } = sums;
+            let NeonSums { parts, mut others } = sums;
             if !DOT {
                 let activations = vld1_s16(quad.cast());
                 let parts = each_two(parts, codes, |[a, b, c, d], codes| {
@@ -441,7 +448,7 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
                         vmlal_s16(d, vget_high_s16(second), activations),
                     ]
                 });
-                return Sums { parts, others };
+                return NeonSums { parts, others };
             }
             // The low bytes, the high bytes, and both again.
             let quads = vreinterpretq_s8_s64(vld1q_dup_s64(quad.cast()));
@@ -456,12 +463,12 @@ impl<const DOT: bool, const I8MM: bool> Simd for NeonWith<DOT, I8MM> {
                 }
                 [four_sdot::<0>(low, signed, quads), four_sdot::<1>(high, signed, quads)]
             };
-            Sums { parts: [low, high, parts[2], parts[3]], others }
+            NeonSums { parts: [low, high, parts[2], parts[3]], others }
         }
     }
 
     #[inline(always)]
-    fn sums_to_floats(self, Sums { parts, others }: Sums, bits: u32, _: usize) -> Self::Floats {
+    fn sums_to_floats(self, NeonSums { parts, others }: NeonSums, bits: u32, _: usize) -> Self::Floats {
         intrinsics! {
             if !DOT {
                 return each(parts, |[a, b, c, d]| {
