@@ -142,7 +142,7 @@ impl Divergence {
 }
 
 /// A measurement of what rounding the activations of prompts to 8 bits does to a model's predictions of
-/// [`TRIAL_TEXTS`], in steps that are short enough for an engine's idle moments.
+/// built-in texts, in steps that are short enough for an engine's idle moments.
 pub struct PrecisionTrial {
     /// Texts to come.
     texts: Vec<Vec<u32>>,
