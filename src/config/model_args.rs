@@ -21,8 +21,8 @@ pub struct ComputeArgs {
     /// cost in accuracy
     #[arg(long, env = "PREDICT_OTRON_KV_FORMAT", value_enum, default_value_t = KvPrecision::F16)]
     pub kv_format: KvPrecision,
-    /// Bits of the activations of prompts: 8 makes prompts of models with 4-bit weights faster, at some cost in
-    /// accuracy. auto takes 8 from the second start on, if a measurement shows that predictions hardly change
+    /// Bits of the activations of prompts: 8 makes prompts of quantized models faster, at some cost in accuracy.
+    /// auto takes 8 from the second start on, if a measurement shows that predictions hardly change
     #[arg(long, env = "PREDICT_OTRON_ACTIVATIONS", value_enum, default_value_t = PromptActivations::Auto)]
     pub activations: PromptActivations,
 }

@@ -104,10 +104,14 @@ impl Isa {
         self.has_bf16() && (self == Self::Amx || is_amd())
     }
 
-    /// Whether products of bytes are faster than those of 16-bit integers. With AMX, the 16-bit GEMM multiplies bytes, too,
-    /// and 8-bit activations have no kernel of their own.
-    pub fn has_fast_int8(self) -> bool {
-        matches!(self, Self::AvxVnni | Self::Avx512)
+    /// Whether products with rounded activations, bytes or with AMX bfloat16, are faster than those with 16-bit integers.
+    pub fn has_fast_rounding(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512 | Self::Amx)
+    }
+
+    /// The form of rounded activations, for names of what depends on it.
+    pub fn rounded_form(self) -> &'static str {
+        if self == Self::Amx { "bf16" } else { "int8" }
     }
 
     /// The instruction set that this process uses: the one chosen, else the fastest.

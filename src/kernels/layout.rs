@@ -1,6 +1,8 @@
 //! Layouts shared by weights, activations and kernels: the constants of panels, groups and tiles, and the
 //! buffers that one of them writes and another reads.
 
+use half::bf16;
+
 use super::simd::{LANES, QUAD_BYTES, QUAD_LEN};
 
 /// Rows of a panel: a weight matrix is cut into panels of as many rows as a vector has lanes.
@@ -51,6 +53,8 @@ pub enum CodeWidth {
     /// Unsigned bytes in the order of [`CodeWidth::Byte`], 128 for zero:
     /// [rotated](super::simd::Simd::rotate_codes) codes.
     RotatedByte,
+    /// Whole weights as bfloat16, with scale and minimum applied: for every two inner elements, those of sixteen rows.
+    Bf16,
 }
 
 impl CodeWidth {
@@ -58,16 +62,16 @@ impl CodeWidth {
     pub const fn group_bytes(self) -> usize {
         match self {
             Self::Byte | Self::RotatedByte => GROUP_LEN * PANEL_ROWS,
-            Self::Word => 2 * GROUP_LEN * PANEL_ROWS,
+            Self::Word | Self::Bf16 => 2 * GROUP_LEN * PANEL_ROWS,
         }
     }
 }
 
-/// A K chunk of a panel, unpacked to integers that many rows of activations are multiplied with.
+/// A K chunk of a panel, unpacked to numbers that many rows of activations are multiplied with.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct UnpackedPanel {
-    /// The codes, group by group, of either [`CodeWidth`].
+    /// The codes, group by group, of any [`CodeWidth`].
     pub codes: [u8; K_CHUNK_GROUPS * CodeWidth::Word.group_bytes()],
     /// One or two scales of each row for each group.
     pub scales: [[f32; PANEL_ROWS]; 2 * K_CHUNK_GROUPS],
@@ -124,6 +128,11 @@ pub struct I16Group(pub [i16; GROUP_LEN]);
 #[repr(C, align(32))]
 pub struct I8Group(pub [i8; GROUP_LEN]);
 
+/// A group of activations, rounded to bfloat16.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Bf16Group(pub [bf16; GROUP_LEN]);
+
 /// The scale of an [`I8Group`].
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(16))]
@@ -155,9 +164,9 @@ impl GroupScale {
     }
 }
 
-/// A tile of quantized activations: for each group of a K chunk, the groups of all rows of the tile.
+/// A tile of activations: for each group of a K chunk, the groups of all rows of the tile.
 #[derive(Clone, Copy)]
-pub struct IntTile<'a, G, S> {
+pub struct ActivationTile<'a, G, S> {
     /// `[n_groups, n_rows]`
     pub groups: &'a [G],
     /// `[n_groups, n_rows]`
@@ -167,7 +176,10 @@ pub struct IntTile<'a, G, S> {
 }
 
 /// A tile of 16-bit activations.
-pub type I16Tile<'a> = IntTile<'a, I16Group, GroupScale>;
+pub type I16Tile<'a> = ActivationTile<'a, I16Group, GroupScale>;
+
+/// A tile of activations in bfloat16, which have no scales.
+pub type Bf16Tile<'a> = ActivationTile<'a, Bf16Group, ()>;
 
 /// A tile of rotated 8-bit activations.
-pub type I8Tile<'a> = IntTile<'a, I8Group, I8Scale>;
+pub type I8Tile<'a> = ActivationTile<'a, I8Group, I8Scale>;

@@ -1,7 +1,7 @@
 //! A stand-in for AMX on processors and systems that never have it.
 
 use super::isa::Isa;
-use super::layout::{FloatTile, I16Tile, UnpackedPanel};
+use super::layout::{Bf16Tile, FloatTile, I16Tile, UnpackedPanel};
 use super::simd::LANES;
 
 /// Rows of activations of a GEMM tile.
@@ -23,16 +23,27 @@ impl TileConfig {
     }
 
     /// Never called, since AMX is never available.
-    pub fn reconfigure(_kept: &mut Option<Self>, _n_inner: usize) -> &Self {
+    pub fn reconfigure(_kept: &mut Option<Self>, _row_bytes: usize) -> &Self {
         unreachable!("AMX is never available here")
     }
 }
 
 /// Never called, since there is no configuration.
-pub fn tile<const P: usize>(
+pub fn int16_tile<const P: usize>(
     config: &TileConfig,
     _n_rows: usize,
     _x: I16Tile,
+    _panels: [&UnpackedPanel; P],
+    _sums: [&mut [[f32; LANES]]; P],
+) {
+    match *config {}
+}
+
+/// Never called, since there is no configuration.
+pub fn bf16_tile<const P: usize>(
+    config: &TileConfig,
+    _n_rows: usize,
+    _x: Bf16Tile,
     _panels: [&UnpackedPanel; P],
     _sums: [&mut [[f32; LANES]]; P],
 ) {

@@ -3,7 +3,9 @@
 //! elements (values).
 
 use super::super::matmul::quantize::quantization_scale;
-use super::super::simd::{LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows};
+use super::super::simd::{
+    ACTIVATION_MAX, LANES, QUAD_BYTES, QUAD_LEN, Simd, load_array, store_array, with_rows,
+};
 use super::kv_block::{BLOCK_TOKENS, Int8, KvKind, KvLayout};
 use super::kv_kernel::{KvHeadLayout, KvKernel, KvStep, STEP_BLOCKS, prefetch};
 
@@ -60,7 +62,7 @@ impl QuantizedRows {
     fn set<S: Simd>(&mut self, simd: S, row: usize, vectors: impl Iterator<Item = S::Floats> + Clone) {
         let quads = &mut self.quads[row * self.n_vectors * VECTOR_BYTES..][..self.n_vectors * VECTOR_BYTES];
         let sums = &mut self.sums[row * self.n_chunks..][..self.n_chunks];
-        let (scale, inverse) = quantization_scale(simd, vectors.clone());
+        let (scale, inverse) = quantization_scale(simd, vectors.clone(), ACTIVATION_MAX);
         self.scales[row] = scale;
         sums.fill(0);
         let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {

@@ -5,19 +5,46 @@ use std::ops::Range;
 use super::super::amx;
 use super::super::isa::Isa;
 use super::super::threads::pool;
-use super::epilogue::{Epilogue, ITEMS_PER_THREAD, OutputRows, StoreEpilogue};
+use super::epilogue::{ITEMS_PER_THREAD, OutputRows, StoreEpilogue};
 use super::projection::{Panel, Projection};
+
+/// One or two panels that rows are multiplied with together, and what becomes of the products.
+pub struct PanelPair<'a> {
+    panels: [Panel<'a>; 2],
+    n_panels: usize,
+    /// Consumes the products.
+    pub epilogue: StoreEpilogue<'a>,
+}
+
+impl<'a> PanelPair<'a> {
+    /// Pair `idx` of a projection.
+    fn new(projection: &'a Projection, idx: usize, output: &'a OutputRows<'a>) -> Self {
+        let (column, first, second) = projection.group(idx, 2);
+        Self {
+            panels: [first.panel(), second.unwrap_or(first).panel()],
+            n_panels: 1 + usize::from(second.is_some()),
+            epilogue: StoreEpilogue { projection, output, column, first, second },
+        }
+    }
+
+    /// The panels.
+    pub fn panels(&self) -> &[Panel<'a>] {
+        &self.panels[..self.n_panels]
+    }
+}
 
 /// Rows of activations, prepared for a GEMM and cut into blocks.
 pub trait GemmActivations: Sync {
-    /// Blocks that are multiplied with a pair of panels before the next pair is.
-    const BLOCKS_AT_ONCE: usize;
+    /// Blocks that are multiplied with a pair of panels before the next pair is; otherwise 1.
+    const BLOCKS_AT_ONCE: usize = 1;
+    /// Pairs of panels that a block is multiplied with at once, at most; otherwise 1.
+    const PAIRS_AT_ONCE: usize = 1;
 
     /// The number of blocks.
     fn n_blocks(&self) -> usize;
 
-    /// Multiplies a block of rows with one or two panels, tile by tile; `epilogue` consumes the products of
-    /// each tile. `tile_config` keeps the thread's AMX configuration from call to call.
+    /// Multiplies a block of rows with pairs of panels, tile by tile; the epilogues consume the products of each tile.
+    /// `tile_config` keeps the thread's AMX configuration from call to call.
     ///
     /// # Panics
     /// When a panel does not exist, or differs in length or format from what the rows were prepared for.
@@ -26,8 +53,7 @@ pub trait GemmActivations: Sync {
         isa: Isa,
         tile_config: &mut Option<amx::TileConfig>,
         block: usize,
-        panels: &[Panel],
-        epilogue: &impl Epilogue,
+        pairs: &[PanelPair],
     );
 }
 
@@ -48,17 +74,18 @@ pub fn gemm<R: GemmActivations>(
     pool::run(|team| {
         let at_once = (n_pairs / (ITEMS_PER_THREAD * team.n_threads())).max(1);
         let mut tile_config = None;
-        for item in team.claim_chunks(n_items, at_once).flatten() {
-            let (of_pair, pair) = (item % blocks_at_once, item / blocks_at_once % n_pairs);
-            let block = blocks.start + item / (n_pairs * blocks_at_once) * blocks_at_once + of_pair;
-            if block >= blocks.end {
-                continue;
+        for mut items in team.claim_chunks(n_items, at_once) {
+            while !items.is_empty() {
+                let (of_pair, pair) = (items.start % blocks_at_once, items.start / blocks_at_once % n_pairs);
+                let block =
+                    blocks.start + items.start / (n_pairs * blocks_at_once) * blocks_at_once + of_pair;
+                let n = R::PAIRS_AT_ONCE.min(items.len()).min(n_pairs - pair);
+                items.start += n;
+                if block < blocks.end {
+                    let pairs = (pair..pair + n).map(|idx| PanelPair::new(projection, idx, output));
+                    rows.multiply_block(isa, &mut tile_config, block, &pairs.collect::<Vec<_>>());
+                }
             }
-            let (column, first, second) = projection.group(pair, 2);
-            let panels = [first.panel(), second.unwrap_or(first).panel()];
-            let panels = &panels[..1 + usize::from(second.is_some())];
-            let epilogue = StoreEpilogue { projection, output, column, first, second };
-            rows.multiply_block(isa, &mut tile_config, block, panels, &epilogue);
         }
     });
 }

@@ -16,7 +16,7 @@ use super::super::simd::{Kernel, LANES, Simd, dispatch_float, with_rows};
 use super::super::threads::disjoint::DisjointSlice;
 use super::super::threads::pool;
 use super::epilogue::Epilogue;
-use super::gemm::GemmActivations;
+use super::gemm::{GemmActivations, PanelPair};
 use super::projection::{InputRows, Panel};
 
 /// FloatActivations of a block.
@@ -132,10 +132,25 @@ impl GemmActivations for FloatActivations {
         isa: Isa,
         tile_config: &mut Option<amx::TileConfig>,
         block: usize,
-        panels: &[Panel],
-        epilogue: &impl Epilogue,
+        pairs: &[PanelPair],
     ) {
-        assert!(matches!(panels.len(), 1 | 2) && block < self.n_blocks());
+        assert!(block < self.n_blocks());
+        for pair in pairs {
+            self.multiply_pair(isa, tile_config, block, pair);
+        }
+    }
+}
+
+impl FloatActivations {
+    /// Multiplies a block of rows with a pair of panels.
+    fn multiply_pair(
+        &self,
+        isa: Isa,
+        tile_config: &mut Option<amx::TileConfig>,
+        block: usize,
+        pair: &PanelPair,
+    ) {
+        let panels = pair.panels();
         assert!(panels.iter().all(|(matrix, _)| matrix.n_in() == self.n_in));
         let dwords = |(matrix, panel): &Panel| matrix.panel_dwords(*panel, self.in_bf16).as_ptr().cast();
         let rows = block * self.n_rows / self.n_blocks()..(block + 1) * self.n_rows / self.n_blocks();
@@ -152,7 +167,7 @@ impl GemmActivations for FloatActivations {
                 n_panels,
                 tile_config,
                 sums,
-                epilogue,
+                epilogue: &pair.epilogue,
             };
             dispatch_float(isa, self.in_bf16, kernel);
         });

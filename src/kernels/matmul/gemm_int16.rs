@@ -11,8 +11,8 @@ use super::super::isa::Isa;
 use super::super::layout::{
     CodeWidth, GROUP_LEN, GroupScale, I16Group, I16Tile, K_CHUNK_GROUPS, UnpackedPanel,
 };
-use super::super::simd::{Kernel, LANES, Simd, dispatch, with_rows};
-use super::gemm_int::{ActivationForm, GROUPS_AHEAD, IntActivations};
+use super::super::simd::{ACTIVATION_MAX, LANES, Simd, with_rows};
+use super::gemm_quantized::{ActivationForm, GROUPS_AHEAD, TiledActivations, simd_rows};
 use super::quantize::quantization_scale;
 
 /// The form of 16-bit activations.
@@ -20,7 +20,7 @@ use super::quantize::quantization_scale;
 pub struct Int16;
 
 /// Quantized rows of 16-bit activations.
-pub type Int16Activations = IntActivations<Int16>;
+pub type Int16Activations = TiledActivations<Int16>;
 
 thread_local! {
     static SPARE: RefCell<Int16Activations> = RefCell::default();
@@ -29,6 +29,7 @@ thread_local! {
 impl ActivationForm for Int16 {
     type Group = I16Group;
     type Scale = GroupScale;
+    const BLOCK_ROWS: usize = 256;
     const ZEROS: I16Group = I16Group([0; GROUP_LEN]);
 
     /// AMX multiplies bytes.
@@ -44,15 +45,19 @@ impl ActivationForm for Int16 {
         &SPARE
     }
 
+    fn amx_row_bytes(isa: Isa, scale_len: usize) -> Option<usize> {
+        (isa == Isa::Amx).then_some(scale_len)
+    }
+
     #[inline(always)]
-    fn quantize<S: Simd>(
+    fn round<S: Simd>(
         simd: S,
         isa: Isa,
         halves: [S::Floats; 2],
         row: usize,
         of_tile: &mut [I16Group],
     ) -> GroupScale {
-        let (scale, inverse) = quantization_scale(simd, halves.into_iter());
+        let (scale, inverse) = quantization_scale(simd, halves.into_iter(), ACTIVATION_MAX);
         // No closures: the compiler would not inline vector operations into them.
         let scaled = if let Some(inverse) = inverse {
             let inverse = simd.splat(inverse);
@@ -84,8 +89,8 @@ impl ActivationForm for Int16 {
         [sums, others]: [&mut [[f32; LANES]]; 2],
     ) {
         match (tile_config, panels) {
-            (Some(config), [a, b]) => amx::tile(config, n_rows, x, [a, b], [sums, others]),
-            (Some(config), _) => amx::tile(config, n_rows, x, [&panels[0]], [sums]),
+            (Some(config), [a, b]) => amx::int16_tile(config, n_rows, x, [a, b], [sums, others]),
+            (Some(config), _) => amx::int16_tile(config, n_rows, x, [&panels[0]], [sums]),
             (None, [a, b]) => tile_of_rows::<S, 2>(simd, n_rows, x, [a, b], [sums, others]),
             (None, _) => tile_of_rows::<S, 1>(simd, n_rows, x, [&panels[0]], [sums]),
         }
@@ -100,17 +105,9 @@ fn plane_bytes(tile: &mut [I16Group]) -> &mut [i8] {
 
 /// Rows of a tile, and rows from which on unpacking panels is profitable.
 fn tile_rows(isa: Isa) -> (usize, usize) {
-    struct TileRows;
-    impl Kernel for TileRows {
-        type Output = (usize, usize);
-
-        fn run<S: Simd>(self, _: S) -> (usize, usize) {
-            (S::I16_TILE_ROWS, S::MIN_GEMM_ROWS)
-        }
-    }
     match isa {
         Isa::Amx => (amx::TILE_ROWS, amx::MIN_GEMM_ROWS),
-        _ => dispatch(isa, TileRows),
+        _ => simd_rows(isa),
     }
 }
 
@@ -166,7 +163,7 @@ fn tile<S: Simd, const M: usize, const P: usize>(
     all_sums: [&mut [[f32; LANES]]; P],
 ) {
     assert!(x.groups.len() >= M * x.n_groups && x.scales.len() >= M * x.n_groups);
-    assert!(all_sums.iter().all(|sums| sums.len() == M) && x.n_groups <= K_CHUNK_GROUPS);
+    assert!(all_sums.iter().all(|sums| sums.len() >= M) && x.n_groups <= K_CHUNK_GROUPS);
     let (groups, scales) = (x.groups.as_ptr(), x.scales.as_ptr());
     let (n_parts, has_mins) = (panels[0].scales_per_group, panels[0].has_mins);
     let n_pairs = GROUP_LEN / 2 / n_parts;

@@ -12,75 +12,22 @@ use super::super::isa::Isa;
 use super::super::layout::{
     CodeWidth, GROUP_LEN, I8Group, I8Scale, I8Tile, K_CHUNK_GROUPS, PANEL_ROWS, UnpackedPanel,
 };
-use super::super::simd::{Kernel, LANES, QUAD_LEN, ROTATION_LEN, Simd, dispatch, with_rows};
-use super::epilogue::Epilogue;
-use super::gemm::GemmActivations;
-use super::gemm_int::{ActivationForm, GROUPS_AHEAD, IntActivations};
-use super::gemm_int16::Int16Activations;
-use super::projection::{InputRows, Panel, Projection};
+use super::super::simd::{LANES, QUAD_LEN, ROTATION_LEN, Simd, with_rows};
+use super::gemm_quantized::{ActivationForm, GROUPS_AHEAD, TiledActivations, simd_rows};
+use super::quantize::quantization_scale;
 
 /// The form of activations that are rotated and rounded to 8 bits.
 #[derive(Debug)]
 pub struct RotatedInt8;
 
 thread_local! {
-    static SPARE: RefCell<IntActivations<RotatedInt8>> = RefCell::default();
-}
-
-/// Rows of activations for projections with matrices of 4-bit codes, with which they are multiplied in 8 bits. Other
-/// matrices take 16 bits.
-#[derive(Debug)]
-pub struct RoundedActivations {
-    int8: IntActivations<RotatedInt8>,
-    int16: Option<Int16Activations>,
-}
-
-impl RoundedActivations {
-    /// Quantizes the rows of an input for the matrices of a projection.
-    pub fn new(isa: Isa, input: InputRows, projection: &Projection) -> Self {
-        let has_others = projection.matrices().any(|weight| !weight.matrix.format().is_rotatable());
-        Self {
-            int8: IntActivations::new(isa, input),
-            int16: has_others.then(|| IntActivations::new(isa, input)),
-        }
-    }
-
-    /// Returns the buffers for reuse.
-    pub fn recycle(self) {
-        self.int8.recycle();
-        if let Some(int16) = self.int16 {
-            int16.recycle();
-        }
-    }
-}
-
-impl GemmActivations for RoundedActivations {
-    const BLOCKS_AT_ONCE: usize = 1;
-
-    fn n_blocks(&self) -> usize {
-        self.int8.n_blocks()
-    }
-
-    fn multiply_block(
-        &self,
-        isa: Isa,
-        tile_config: &mut Option<amx::TileConfig>,
-        block: usize,
-        panels: &[Panel],
-        epilogue: &impl Epilogue,
-    ) {
-        match &self.int16 {
-            Some(rows) if !panels[0].0.format().is_rotatable() => {
-                rows.multiply_block(isa, tile_config, block, panels, epilogue);
-            }
-            _ => self.int8.multiply_block(isa, tile_config, block, panels, epilogue),
-        }
-    }
+    static SPARE: RefCell<TiledActivations<RotatedInt8>> = RefCell::default();
 }
 
 impl ActivationForm for RotatedInt8 {
     type Group = I8Group;
     type Scale = I8Scale;
+    const BLOCK_ROWS: usize = 256;
     const ZEROS: I8Group = I8Group([0; GROUP_LEN]);
 
     fn code_width(_: Isa) -> CodeWidth {
@@ -88,42 +35,33 @@ impl ActivationForm for RotatedInt8 {
     }
 
     fn tile_rows(isa: Isa) -> usize {
-        struct TileRows;
-        impl Kernel for TileRows {
-            type Output = usize;
-
-            fn run<S: Simd>(self, _: S) -> usize {
-                S::I16_TILE_ROWS
-            }
-        }
-        dispatch(isa, TileRows)
+        simd_rows(isa).0
     }
 
-    fn spare() -> &'static LocalKey<RefCell<IntActivations<Self>>> {
+    fn spare() -> &'static LocalKey<RefCell<TiledActivations<Self>>> {
         &SPARE
     }
 
+    fn amx_row_bytes(_: Isa, _: usize) -> Option<usize> {
+        None
+    }
+
     #[inline(always)]
-    fn quantize<S: Simd>(
+    fn round<S: Simd>(
         simd: S,
         _: Isa,
         [first, second]: [S::Floats; 2],
         row: usize,
         of_tile: &mut [I8Group],
     ) -> I8Scale {
-        const LARGEST: f32 = i8::MAX as f32;
         let sum = simd.reduce_add(simd.add(first, second));
         let halves = [simd.rotate(first), simd.rotate(second)];
-        let largest = simd.reduce_max_magnitude(simd.max_magnitude(halves[0], halves[1]));
-        if !largest.is_finite() {
+        let (scale, inverse) = quantization_scale(simd, halves.into_iter(), f32::from(i8::MAX));
+        let Some(inverse) = inverse else {
             of_tile[row] = Self::ZEROS;
-            return I8Scale { scale: f32::NAN, start: 0, sum };
-        }
-        if largest < f32::MIN_POSITIVE * LARGEST {
-            of_tile[row] = Self::ZEROS;
-            return I8Scale { scale: 0.0, start: 0, sum };
-        }
-        let inverse = simd.splat(LARGEST / largest);
+            return I8Scale { scale, start: 0, sum };
+        };
+        let inverse = simd.splat(inverse);
         let integers = [simd.round(simd.mul(halves[0], inverse)), simd.round(simd.mul(halves[1], inverse))];
         let bytes = of_tile[row].0.as_mut_ptr();
         // SAFETY: each half has room for sixteen bytes.
@@ -132,7 +70,7 @@ impl ActivationForm for RotatedInt8 {
             simd.store_i8(integers[1], bytes.add(LANES));
         }
         let total = simd.reduce_add(simd.add(integers[0], integers[1]));
-        I8Scale { scale: largest / (LARGEST * ROTATION_LEN as f32), start: -128 * total as i32, sum }
+        I8Scale { scale: scale / ROTATION_LEN as f32, start: -128 * total as i32, sum }
     }
 
     #[inline(always)]
@@ -171,7 +109,7 @@ fn tile<S: Simd, const M: usize, const P: usize>(
     all_sums: [&mut [[f32; LANES]]; P],
 ) {
     assert!(x.groups.len() >= M * x.n_groups && x.scales.len() >= M * x.n_groups);
-    assert!(all_sums.iter().all(|sums| sums.len() == M) && x.n_groups <= K_CHUNK_GROUPS);
+    assert!(all_sums.iter().all(|sums| sums.len() >= M) && x.n_groups <= K_CHUNK_GROUPS);
     let (groups, scales) = (x.groups.as_ptr(), x.scales.as_ptr());
     let has_mins = panels[0].has_mins;
     // All quads, but a number that the compiler does not know: it would unroll the loop and keep the activations of a group
@@ -242,7 +180,7 @@ mod tests {
     use half::f16;
 
     use super::super::linear::linear;
-    use super::super::projection::WeightWithBias;
+    use super::super::projection::{Projection, WeightWithBias};
     use super::super::rounded_rows::{RoundedRows, with_rounded_rows};
     use super::*;
     use crate::kernels::weights::{PackedMatrix, WeightFormat};
@@ -278,6 +216,11 @@ mod tests {
         x
     }
 
+    /// The instruction sets that multiply bytes; AMX has another form.
+    fn isas() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|&isa| isa.is_available() && isa != Isa::Amx)
+    }
+
     fn multiply(isa: Isa, x: &[f32], matrices: &[&PackedMatrix], rounded: &[(usize, usize)]) -> Vec<f32> {
         let weights: Vec<_> = matrices.iter().map(|matrix| WeightWithBias { matrix, bias: None }).collect();
         let rows = RoundedRows::new(x.len() / N_IN, rounded.iter().map(|&(start, end)| start..end));
@@ -299,7 +242,7 @@ mod tests {
             let rounded = multiply(Isa::Scalar, &x, &[&matrix], &[(0, N_ROWS)]);
             let error = relative_error(&exact, &rounded);
             assert!(error > 1e-4 && error < 8e-3, "{format:?}: {error}");
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for isa in isas() {
                 let found = multiply(isa, &x, &[&matrix], &[(0, N_ROWS)]);
                 let error = relative_error(&rounded, &found);
                 assert!(error < 1e-6, "{isa}, {format:?}: {error}");
@@ -327,8 +270,12 @@ mod tests {
     fn six_bit_codes_take_exact_activations() {
         let x = activations();
         let matrix = matrix(WeightFormat::Q6K, 3);
-        let isa = Isa::current();
-        assert!(multiply(isa, &x, &[&matrix], &[]) == multiply(isa, &x, &[&matrix], &[(0, N_ROWS)]));
+        for isa in isas() {
+            assert!(
+                multiply(isa, &x, &[&matrix], &[]) == multiply(isa, &x, &[&matrix], &[(0, N_ROWS)]),
+                "{isa}"
+            );
+        }
     }
 
     #[test]

@@ -8,11 +8,10 @@ use super::super::threads::disjoint::{DisjointSlice, collect_rows};
 use super::epilogue::OutputRows;
 use super::gemm::{GemmActivations, gemm};
 use super::gemm_float::FloatActivations;
-use super::gemm_int8::RoundedActivations;
 use super::gemm_int16::{self, Int16Activations};
 use super::gemv::gemv;
 use super::projection::{InputRows, Projection};
-use super::rounded_rows::{RoundedRows, rounded_rows};
+use super::rounded_rows::{RoundedActivations, RoundedRows, rounded_rows};
 
 /// The projection of the rows of `x`, each `n_in` long and first passed through `norm`; the result is
 /// `[n_rows, n_out]`, added to `residual` if there is one.
@@ -32,7 +31,7 @@ pub fn linear(
     assert!(residual.is_none_or(|residual| residual.len() == n_rows * n_out));
     let input = InputRows { x, n_in, norm: norm.as_ref() };
     let write = |values: DisjointSlice<MaybeUninit<f32>>| {
-        if let Some(rounded) = rounded_rows(n_rows).filter(|_| projection.is_rounded()) {
+        if let Some(rounded) = rounded_rows(n_rows).filter(|_| projection.is_rounded(isa)) {
             return write_rounded(isa, input, projection, residual, &rounded, values);
         }
         let output = OutputRows::for_floats(n_out, values, residual);

@@ -24,7 +24,7 @@ pub fn mlp(isa: Isa, x: &[f32], norm: Option<Norm>, inner: &Projection, down: Re
     let outer = Projection::Residual(down);
     let n_rows = inner.check_rows(x, n_in);
     assert_eq!(down.weight.matrix.n_in(), n_inner);
-    let is_rounded = rounded_rows(n_rows).is_some() && (inner.is_rounded() || outer.is_rounded());
+    let is_rounded = rounded_rows(n_rows).is_some() && (inner.is_rounded(isa) || outer.is_rounded(isa));
     let in_bf16 = match (inner.float_gemm_bf16(n_rows), outer.float_gemm_bf16(n_rows)) {
         (Some(inner_in_bf16), Some(outer_in_bf16)) if inner_in_bf16 == outer_in_bf16 => inner_in_bf16,
         (None, None) if n_rows <= MAX_TILE_ROWS && !is_rounded => {

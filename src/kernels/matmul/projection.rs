@@ -1,5 +1,6 @@
 //! Projections: what a fused product computes from rows of activations, as data.
 
+use super::super::isa::Isa;
 use super::super::layout::{MAX_TILE_ROWS, PANEL_ROWS};
 use super::super::norm::Norm;
 use super::super::weights::{PackedMatrix, WeightFormat};
@@ -166,10 +167,10 @@ impl Projection<'_> {
             && !matches!(self, Self::Gated { gate, up, .. } if !same(gate, up))
     }
 
-    /// Whether activations can be rounded to 8 bits: for matrices that the 16-bit GEMM can multiply, of which some have
-    /// 4-bit codes.
-    pub(super) fn is_rounded(&self) -> bool {
-        self.is_int16_gemm() && self.matrices().any(|weight| weight.matrix.format().is_rotatable())
+    /// Whether activations can be rounded: for matrices that the 16-bit GEMM can multiply, some of them with rounded
+    /// activations, too.
+    pub(super) fn is_rounded(&self, isa: Isa) -> bool {
+        self.is_int16_gemm() && self.matrices().any(|weight| weight.matrix.format().is_rounded(isa))
     }
 
     /// Whether `n_rows` rows are multiplied by the float GEMM: `Some(true)` with dwords of two bfloat16,

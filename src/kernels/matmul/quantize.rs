@@ -157,12 +157,13 @@ impl Kernel for QuantizeRow<'_> {
     }
 }
 
-/// The scale of numbers quantized to [`ACTIVATION_MAX`], and its inverse. Without an inverse all integers are
+/// The scale of numbers quantized to integers up to `max`, and its inverse. Without an inverse all integers are
 /// zero: the numbers are too small, or one is not finite, and then neither is the scale.
 #[inline(always)]
 pub(in crate::kernels) fn quantization_scale<S: Simd>(
     simd: S,
     vectors: impl Iterator<Item = S::Floats>,
+    max: f32,
 ) -> (f32, Option<f32>) {
     let mut largest = simd.splat(0.0);
     for x in vectors {
@@ -172,16 +173,16 @@ pub(in crate::kernels) fn quantization_scale<S: Simd>(
     if !largest.is_finite() {
         return (f32::NAN, None);
     }
-    if largest < f32::MIN_POSITIVE * ACTIVATION_MAX {
+    if largest < f32::MIN_POSITIVE * max {
         return (0.0, None);
     }
-    (largest / ACTIVATION_MAX, Some(ACTIVATION_MAX / largest))
+    (largest / max, Some(max / largest))
 }
 
 /// Quantizes 32 numbers.
 #[inline(always)]
 fn quantize_group<S: Simd>(simd: S, [first, second]: [S::Floats; 2], group: &mut ActivationGroup) {
-    let (scale, inverse) = quantization_scale(simd, [first, second].into_iter());
+    let (scale, inverse) = quantization_scale(simd, [first, second].into_iter(), ACTIVATION_MAX);
     let Some(inverse) = inverse.map(|inverse| simd.splat(inverse)) else {
         *group = ActivationGroup { scale, ..ActivationGroup::default() };
         return;

@@ -1,4 +1,4 @@
-//! The rows of a forward pass whose activations are rounded to 8 bits.
+//! The rows of a forward pass whose activations are rounded to 8 bits, and what they become.
 //!
 //! Rows are chosen by what they are and never by how many are computed at once, so what is computed for a token does not
 //! depend on its neighbors in a batch. The choice holds for every product of as many rows as the batch has, on the thread
@@ -7,6 +7,15 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
+
+use super::super::amx;
+use super::super::isa::Isa;
+use super::gemm::{GemmActivations, PanelPair};
+use super::gemm_bf16::RoundedBf16;
+use super::gemm_int8::RotatedInt8;
+use super::gemm_int16::Int16Activations;
+use super::gemm_quantized::TiledActivations;
+use super::projection::{InputRows, Projection};
 
 /// The rows of a batch whose activations are rounded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +70,71 @@ pub fn with_rounded_rows<T>(rows: Option<RoundedRows>, compute: impl FnOnce() ->
 /// The rounded rows of a product of `n_rows` rows.
 pub(super) fn rounded_rows(n_rows: usize) -> Option<Rc<RoundedRows>> {
     ROUNDED_ROWS.with_borrow(|rows| rows.clone().filter(|rows| rows.n_rows == n_rows))
+}
+
+/// The activations of rounded rows.
+#[derive(Debug)]
+pub enum RoundedActivations {
+    /// Numbers of eight significant bits, for AMX.
+    Bf16(TiledActivations<RoundedBf16>),
+    /// Integers for matrices of 4-bit codes, and 16-bit ones for the others, if there are any.
+    Int8(TiledActivations<RotatedInt8>, Option<Int16Activations>),
+}
+
+impl RoundedActivations {
+    /// Rounds the rows of an input for the matrices of a projection.
+    pub fn new(isa: Isa, input: InputRows, projection: &Projection) -> Self {
+        if isa == Isa::Amx {
+            return Self::Bf16(TiledActivations::new(isa, input));
+        }
+        let has_others = projection.matrices().any(|weight| !weight.matrix.format().is_rounded(isa));
+        Self::Int8(TiledActivations::new(isa, input), has_others.then(|| TiledActivations::new(isa, input)))
+    }
+
+    /// Returns the buffers for reuse.
+    pub fn recycle(self) {
+        match self {
+            Self::Bf16(rows) => rows.recycle(),
+            Self::Int8(rows, others) => {
+                rows.recycle();
+                others.into_iter().for_each(TiledActivations::recycle);
+            }
+        }
+    }
+}
+
+impl GemmActivations for RoundedActivations {
+    const PAIRS_AT_ONCE: usize = TiledActivations::<RoundedBf16>::PAIRS_AT_ONCE;
+
+    fn n_blocks(&self) -> usize {
+        match self {
+            Self::Bf16(rows) => rows.n_blocks(),
+            Self::Int8(rows, _) => rows.n_blocks(),
+        }
+    }
+
+    fn multiply_block(
+        &self,
+        isa: Isa,
+        tile_config: &mut Option<amx::TileConfig>,
+        block: usize,
+        pairs: &[PanelPair],
+    ) {
+        match self {
+            Self::Bf16(rows) => rows.multiply_block(isa, tile_config, block, pairs),
+            Self::Int8(rows, None) => rows.multiply_block(isa, tile_config, block, pairs),
+            Self::Int8(rows, Some(others)) => {
+                let is_rounded = |pair: &PanelPair| pair.panels()[0].0.format().is_rounded(isa);
+                for pairs in pairs.chunk_by(|a, b| is_rounded(a) == is_rounded(b)) {
+                    if is_rounded(&pairs[0]) {
+                        rows.multiply_block(isa, tile_config, block, pairs);
+                    } else {
+                        others.multiply_block(isa, tile_config, block, pairs);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
+use half::bf16;
+
 use super::super::isa::Isa;
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// The token of AVX-512 F, BW, VL, DQ and VNNI, and of BF16 if `BF16`.
 #[derive(Debug, Clone, Copy)]
@@ -204,6 +206,19 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
         intrinsics! {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, x: __m512, to: *mut bf16) {
+        intrinsics! {
+            // The upper half of the bits, after half a unit of it has been added: a little less, unless it is odd.
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let rounded = _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7FC0_0000));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded)));
         }
     }
 
@@ -407,6 +422,45 @@ impl<const BF16: bool> Simd for Avx512With<BF16> {
             let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
             let two = _mm_cvtsi128_si64(_mm_add_epi32(four, _mm_unpackhi_epi64(four, four)));
             [two as i32, (two >> 32) as i32]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_weights_bf16(self, codes: __m512i, bits: u32, scale: __m512, min: __m512, to: *mut bf16) {
+        intrinsics! {
+            // A code becomes a float as a part of its mantissa: that of 128, or of 32768 for codes with more bits than the
+            // mantissa of bfloat16 has.
+            let (mask, one, offset) =
+                if bits < 8 { (0x00FF_0000, 0x4300_0000, 128.0) } else { (0xFF00, 0x4700_0000, 32_768.0) };
+            let mut weights = if bits < 8 {
+                [
+                    _mm512_slli_epi32::<16>(codes),
+                    _mm512_slli_epi32::<8>(codes),
+                    codes,
+                    _mm512_srli_epi32::<8>(codes),
+                ]
+            } else {
+                [
+                    _mm512_slli_epi32::<8>(codes),
+                    codes,
+                    _mm512_srli_epi32::<8>(codes),
+                    _mm512_srli_epi32::<16>(codes),
+                ]
+            };
+            let min = _mm512_fnmadd_ps(_mm512_set1_ps(offset), scale, min);
+            // Half a unit of the upper half of the bits rounds to it.
+            let half = _mm512_set1_epi32(0x8000);
+            for x in &mut weights {
+                const A_AND_B_OR_C: i32 = 0xEA;
+                let (mask, one) = (_mm512_set1_epi32(mask), _mm512_set1_epi32(one));
+                let codes = _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<A_AND_B_OR_C>(*x, mask, one));
+                *x = _mm512_add_epi32(_mm512_castps_si512(_mm512_fmadd_ps(codes, scale, min)), half);
+            }
+            for pair in 0..2 {
+                let (first, second) = (_mm512_srli_epi32::<16>(weights[2 * pair]), weights[2 * pair + 1]);
+                let dwords = _mm512_mask_mov_epi16(first, 0xAAAA_AAAA, second);
+                _mm512_storeu_si512(to.add(2 * LANES * pair).cast(), dwords);
+            }
         }
     }
 

@@ -45,6 +45,7 @@ mod scalar;
 use avx2::{Avx2, AvxVnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Bf16};
+use half::bf16;
 #[cfg(target_arch = "aarch64")]
 use neon::{Neon, NeonDotprod, NeonI8mm};
 pub use scalar::Scalar;
@@ -125,6 +126,16 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_f16(self, x: Self::Floats, to: *mut u16);
     /// Loads sixteen bfloat16.
     unsafe fn load_bf16(self, from: *const u16) -> Self::Floats;
+    /// Rounds to bfloat16 and stores.
+    #[inline(always)]
+    unsafe fn store_bf16(self, x: Self::Floats, to: *mut bf16) {
+        intrinsics! {
+            let mut numbers = [0.0; LANES];
+            self.store_array(x, &mut numbers);
+            to.cast::<[bf16; LANES]>().write(numbers.map(bf16::from_f32));
+        }
+    }
+
     /// Loads sixteen unsigned bytes as floats.
     unsafe fn load_u8(self, from: *const u8) -> Self::Floats;
     /// Loads sixteen signed bytes as floats.
@@ -195,6 +206,30 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_codes_i16(self, codes: Self::Codes, zero: i16, to: *mut i16);
     /// Subtracts `zero` from 64 codes and stores them as signed bytes.
     unsafe fn store_codes_i8(self, codes: Self::Codes, zero: i8, to: *mut i8);
+    /// Turns 64 codes of `bits` bits (at most 8) into weights, `code * scale + min` with those of their row, and stores them
+    /// as bfloat16: inner elements 0 and 1 of each row, then 2 and 3.
+    #[inline(always)]
+    unsafe fn store_weights_bf16(
+        self,
+        codes: Self::Codes,
+        _bits: u32,
+        scale: Self::Floats,
+        min: Self::Floats,
+        to: *mut bf16,
+    ) {
+        intrinsics! {
+            let (mut bytes, mut scales, mut mins) = ([0u8; LANES * QUAD_LEN], [0.0; LANES], [0.0; LANES]);
+            self.store_codes_i8(codes, 0, bytes.as_mut_ptr().cast());
+            self.store_array(scale, &mut scales);
+            self.store_array(min, &mut mins);
+            for (i, code) in bytes.into_iter().enumerate() {
+                let (row, inner) = (i / QUAD_LEN, i % QUAD_LEN);
+                let weight = f32::from(code).mul_add(scales[row], mins[row]);
+                to.add(2 * (inner / 2 * LANES + row) + inner % 2).write(bf16::from_f32(weight));
+            }
+        }
+    }
+
     /// Loads two 16-bit integers for each of sixteen rows.
     unsafe fn load_i16_pairs(self, from: *const i16) -> Self::I16Pairs;
     /// Sums that all start at `start`.

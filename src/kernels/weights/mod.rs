@@ -174,9 +174,13 @@ impl WeightFormat {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Bf16Pairs)
     }
 
-    /// Whether codes fit 8 bits after they are rotated: they have 4 bits.
-    pub fn is_rotatable(self) -> bool {
-        matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q4K)
+    /// Whether weights can be multiplied with rounded activations: with AMX all codes become bfloat16; elsewhere those of 4
+    /// bits fit 8 bits after they are rotated.
+    pub fn is_rounded(self, isa: Isa) -> bool {
+        match isa {
+            Isa::Amx => self.is_quantized(),
+            _ => matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q4K),
+        }
     }
 
     /// Bytes of a packed matrix `[n_out, n_in]`.

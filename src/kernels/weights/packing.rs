@@ -10,7 +10,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn)] // Every operation reads the block that the caller has checked.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::super::layout::{CodeWidth, GROUP_LEN, PANEL_ROWS};
 use super::super::simd::{QUAD_LEN, Simd};
@@ -104,6 +104,9 @@ pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
 ) {
     assert!(codes.len() >= width.group_bytes());
     let start = codes.as_mut_ptr();
+    if width == CodeWidth::Bf16 {
+        return unpack_to_bf16::<S, Q>(simd, packed, group, start.cast());
+    }
     for half in 0..2 {
         let [a, b] = Q::codes(simd, packed, group, half, 0);
         let [c, d] = Q::codes(simd, packed, group, half, 1);
@@ -116,7 +119,9 @@ pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
             match width {
                 CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, start.add(offset).cast()),
                 CodeWidth::Word => simd.store_codes_i16(codes, Q::ZERO as i16, start.add(2 * offset).cast()),
-                CodeWidth::RotatedByte => simd.store_codes_i8(codes, 0, start.add(offset).cast()),
+                CodeWidth::RotatedByte | CodeWidth::Bf16 => {
+                    simd.store_codes_i8(codes, 0, start.add(offset).cast());
+                }
             }
         }
     }
@@ -130,6 +135,28 @@ pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
                 min = simd.mul_add(scale, simd.splat(zero), min);
             }
             simd.store_array(min, &mut mins[idx]);
+        }
+    }
+}
+
+/// Unpacks a group of a block to whole weights as bfloat16.
+///
+/// # Safety
+/// `packed` points to a block, and there is room for the group.
+#[inline(always)]
+unsafe fn unpack_to_bf16<S: Simd, Q: Quantized>(simd: S, packed: *const u8, group: usize, to: *mut bf16) {
+    for half in 0..2 {
+        let idx = half * (Q::SCALES_PER_GROUP - 1);
+        let scale = Q::scale(simd, packed, group, idx);
+        let min = if Q::HAS_MINS { Q::min(simd, packed, group, idx) } else { simd.splat(0.0) };
+        let min = simd.mul_add(scale, simd.splat(-Q::ZERO as f32), min);
+        for pair in 0..2 {
+            let codes = Q::codes(simd, packed, group, half, pair);
+            for (idx, codes) in codes.into_iter().enumerate() {
+                let quad = 4 * half + 2 * pair + idx;
+                let to = to.add(quad * QUAD_LEN * PANEL_ROWS);
+                simd.store_weights_bf16(codes, Q::CODE_BITS, scale, min, to);
+            }
         }
     }
 }

@@ -144,12 +144,13 @@ impl CausalLm {
         costs
     }
 
-    /// Whether 8-bit activations make prompts faster: at least half of the work of the layers is with 4-bit weights.
+    /// Whether 8-bit activations make prompts faster: at least half of the work of the layers is with weights that
+    /// can be multiplied with them.
     pub fn has_faster_rounded_prompts(&self) -> bool {
         let is_faster = |linear: &Linear| {
-            linear
-                .packed()
-                .is_some_and(|(isa, weight)| isa.has_fast_int8() && weight.matrix.format().is_rotatable())
+            linear.packed().is_some_and(|(isa, weight)| {
+                isa.has_fast_rounding() && weight.matrix.format().is_rounded(isa)
+            })
         };
         let (mut all, mut faster) = (0, 0);
         for (op, linear, n_uses) in self.layers.iter().flat_map(DecoderLayer::matrices) {
