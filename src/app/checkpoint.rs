@@ -7,10 +7,10 @@ use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
-use sha2::Digest;
+use sha2::{Digest, Sha256};
 
 use super::chat_models::LoadPlan;
-use super::precision::{PrecisionRecord, round_prompts};
+use super::precision::PrecisionRecord;
 use super::served_model::ModelInfo;
 use super::weights_hash::{hash_weights, short_hex};
 use crate::chat::{ChatModel, ChatTemplate, TemplateSource};
@@ -85,10 +85,7 @@ pub fn locate(
     let template = template.map(str::to_owned);
     let (activations, cache_dir) = (limits.activations, registry.cache_dir().to_owned());
     let load = move || {
-        PrecisionRecord::new(&cache_dir, &files.main)
-            .and_then(|record| {
-                load(&files, config, &weights, options, template.as_deref(), (activations, record))
-            })
+        load(&files, config, &weights, options, template.as_deref(), (activations, &cache_dir))
             .map_err(|e| with_model(&files.id, e))
     };
     Ok(LoadPlan { info, n_bytes, load: Box::new(load) })
@@ -171,7 +168,7 @@ fn load(
     weights: &Weights,
     options: EngineOptions,
     replacement: Option<&str>,
-    (activations, record): (PromptActivations, PrecisionRecord),
+    (activations, cache_dir): (PromptActivations, &Path),
 ) -> Result<ChatModel> {
     let started = Instant::now();
     let (tokenizer, template) = match weights {
@@ -183,16 +180,23 @@ fn load(
         Some(replacement) => template.with_template(replacement),
         None => template,
     };
-    let fingerprint = fingerprint(&files.main, &template)?;
+    let weights_hash = hash_weights(&files.main)?;
+    let fingerprint = fingerprint(weights_hash.clone(), &template);
     let template = chat_template(&files.id, template, replacement.is_some())?;
     let tokenizer = Arc::new(tokenizer);
     let mut decoder = Box::new(CausalLm::load(config, weights, Backend::Kernels(Isa::current()))?);
     check_finite(&mut *decoder, options.kv_format)?;
     let is_faster = decoder.has_faster_rounded_prompts();
-    let (rounded_prompts, trial) = round_prompts(activations, is_faster, record, &tokenizer)?;
+    let record = PrecisionRecord::new(cache_dir, weights_hash);
+    let rounded_prompts = record.rounds_prompts(activations, is_faster);
+    let trial = record.trial(activations, is_faster, &tokenizer)?;
     let options = EngineOptions { rounded_prompts, ..options };
     // Rounding changes answers.
-    let fingerprint = if rounded_prompts { format!("{fingerprint}_a8") } else { fingerprint };
+    let fingerprint = if rounded_prompts {
+        format!("{fingerprint}_{}", Isa::current().rounded_form())
+    } else {
+        fingerprint
+    };
     let engine = Engine::spawn_with_trial(decoder, tokenizer.clone(), options, trial)?;
     tracing::info!(
         model = files.id,
@@ -312,10 +316,9 @@ fn chat_template(model: &str, source: TemplateSource, is_replacement: bool) -> R
     }
 }
 
-/// A short hash of weights, templates and program version.
-fn fingerprint(weights: &Path, template: &TemplateSource) -> Result<String> {
-    let mut hash = hash_weights(weights)?;
+/// A short hash of weights, whose hash is given, templates and program version.
+fn fingerprint(mut hash: Sha256, template: &TemplateSource) -> String {
     hash.update(&template.default);
     hash.update(template.tool_use.as_deref().unwrap_or_default());
-    Ok(format!("fp_{}", short_hex(hash)))
+    format!("fp_{}", short_hex(hash))
 }

@@ -34,6 +34,7 @@ pub use precision::PrecisionRecord;
 use served_model::{DEFAULT, assign_aliases, is_default, nearest_name, plain_name};
 pub use served_model::{ModelInfo, ModelStatus, Residence, ServedModel, unix_time};
 pub use text_models::{TextModel, embedder_options};
+pub use weights_hash::hash_weights;
 use work_queue::WorkQueue;
 
 use crate::chat::{ChatModel, ChatStream, CompletionStream, ContinuationScores, ResponseCache};

@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::output::cannot_print;
-use crate::app::{PrecisionRecord, kv_format, read_headers};
-use crate::config::{BenchArgs, Limits, PromptActivations, RegistryConfig, resident_bytes};
+use crate::app::{PrecisionRecord, hash_weights, kv_format, read_headers};
+use crate::config::{BenchArgs, Limits, RegistryConfig, resident_bytes};
 use crate::error::{Error, Result};
 use crate::inference::divergence::{Divergence, ReferenceText};
 use crate::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
@@ -117,14 +117,8 @@ pub fn run(args: BenchArgs, out: &mut impl Write) -> Result<()> {
     let load_s = start.elapsed().as_secs_f64();
     let rss_mb = resident_bytes().unwrap_or_default() as f64 / 1e6;
 
-    let rounded_prompts = match args.compute.activations {
-        PromptActivations::Int16 => false,
-        PromptActivations::Int8 => true,
-        PromptActivations::Auto => {
-            let measured = PrecisionRecord::new(registry.cache_dir(), &files.main)?.read();
-            model.has_faster_rounded_prompts() && measured.is_some_and(|divergence| divergence.is_small())
-        }
-    };
+    let rounded_prompts = PrecisionRecord::new(registry.cache_dir(), hash_weights(&files.main)?)
+        .rounds_prompts(args.compute.activations, model.has_faster_rounded_prompts());
 
     let costs = model.costs();
     let mut cost = OpCost::default();
