@@ -1,4 +1,4 @@
-//! The texts of [`PrecisionTrial`](super::divergence::PrecisionTrial): prose, code, a table, a dialogue, and other languages.
+//! The texts of a [trial of precision](super::divergence::PrecisionTrial): prose, code, a table, a dialogue, and other languages.
 
 /// The texts, each of more than a hundred tokens.
 pub const TRIAL_TEXTS: [&str; 6] = [

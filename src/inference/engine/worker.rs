@@ -244,13 +244,10 @@ impl EngineWorker {
     /// Computes a chunk of the newest answer again, as the next prompt of its conversation will: rounded. So that prompt
     /// finds it in the prefix cache. Returns false if there is none.
     fn recompute_answers(&mut self) -> bool {
-        let id = match (&self.recomputed, self.answers.pop_back()) {
-            (Some((id, _)), answer) => {
-                self.answers.extend(answer);
-                *id
-            }
-            (None, None) => return false,
-            (None, Some(text)) => {
+        let id = match &self.recomputed {
+            Some((id, _)) => *id,
+            None => {
+                let Some(text) = self.answers.pop_back() else { return false };
                 self.n_sequences_seen += 1;
                 let id = SequenceId(self.n_sequences_seen);
                 self.scheduler.add(text.as_prompt(id));
