@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::super::simd::{Kernel, LANES, Simd, load_array};
-use super::AttentionPass;
 use super::kv_block::BLOCK_TOKENS;
 use super::kv_kernel::{KvKernel, KvStep, STEP_BLOCKS};
 use super::kv_write::{KvWrite, NewToken};
@@ -13,6 +12,7 @@ use super::merge::PartialSoftmax;
 use super::partition::{KV_SPLIT, WorkItem};
 use super::rope::{HeadNorms, norm_rope_scale};
 use super::softmax::{RowScores, RowSoftmax, softmax_step};
+use super::{AttentionPass, PagedAttention};
 
 /// Computes a work item with the keys and values of a [`KvKernel`].
 pub(super) struct WorkItemKernel<'a, K> {
@@ -105,7 +105,7 @@ impl<K: KvKernel> Kernel for WorkItemKernel<'_, K> {
             }
         }
         if item.first_partial.is_none() {
-            self.write_output(&state);
+            self.write_output(simd, &mut state);
         }
     }
 }
@@ -253,19 +253,19 @@ impl<'a, K: KvKernel> WorkItemKernel<'a, K> {
 
     /// Writes the weighted means of the values.
     #[inline(always)]
-    fn write_output(&self, state: &ItemState<K>) {
-        let (n_heads, head_dim) = (self.pass.attention.n_heads, self.pass.attention.layout.head_dim);
-        let padded = state.split.padded;
-        for (row, (total, values)) in
-            state.totals.iter().zip(state.total_values.chunks_exact(padded)).enumerate()
-        {
+    fn write_output<S: Simd>(&self, simd: S, state: &mut ItemState<K>) {
+        let PagedAttention { n_heads, layout, .. } = self.pass.attention;
+        let head_dim = layout.head_dim;
+        let values = state.total_values.chunks_exact_mut(state.split.padded);
+        for (row, (total, values)) in state.totals.iter().zip(values).enumerate() {
+            layout.rotate_back(simd, values);
             let (row, head) = self.batch_row_and_head(row);
             // SAFETY: an item without partials has all keys of its rows, so no other item has the same row
             // and head; the caller of `new` runs it once.
             let y = unsafe { self.pass.y.slice((row * n_heads + head) * head_dim, head_dim) };
             let weight_sum = total.weight_sum_with(self.pass.attention.sink(head));
             for (y, value) in y.iter_mut().zip(values) {
-                *y = value / weight_sum;
+                *y = *value / weight_sum;
             }
         }
     }

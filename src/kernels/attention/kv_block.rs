@@ -14,7 +14,8 @@ use std::sync::Arc;
 use half::f16;
 
 use super::super::memory::Slab;
-use super::super::simd::{LANES, QUAD_LEN, Simd};
+use super::super::simd::{LANES, QUAD_LEN, Scalar, Simd};
+use super::kv_rotation::{rotate_head, rotate_head_back};
 
 /// Tokens per block.
 pub const BLOCK_TOKENS: usize = LANES;
@@ -132,6 +133,27 @@ impl KvLayout {
         }
     }
 
+    /// Rotates a head, padded to whole vectors, as its format stores it.
+    #[inline(always)]
+    pub(super) fn rotate<S: Simd>(&self, simd: S, head: &mut [f32]) {
+        if self.is_rotated() {
+            rotate_head(simd, head);
+        }
+    }
+
+    /// Undoes [`KvLayout::rotate`].
+    #[inline(always)]
+    pub(super) fn rotate_back<S: Simd>(&self, simd: S, head: &mut [f32]) {
+        if self.is_rotated() {
+            rotate_head_back(simd, head);
+        }
+    }
+
+    /// Whether keys and values are rotated before they are rounded.
+    fn is_rotated(&self) -> bool {
+        self.format == KvFormat::Int8 && self.head_dim.is_multiple_of(LANES)
+    }
+
     /// Bytes from the start of a block to the keys of a head.
     pub(super) fn keys_offset(&self, layer: usize, head: usize) -> usize {
         layer * self.layer_stride() + head * self.head_bytes()
@@ -230,11 +252,13 @@ impl KvBlock {
     /// Reads a key or value into `values`, dequantized.
     ///
     /// # Panics
-    /// When the block has no such row, or `values` is longer than a head.
+    /// When the block has no such row, or `values` is not as long as a head.
     pub fn read(&self, row: KvRow, values: &mut [f32]) {
+        let head_dim = self.layout.head_dim;
         let bytes = self.layer(row.layer);
         let scale = self.scale_offset(row).map_or(1.0, |at| read_f32(&bytes[at..]));
-        for (i, to) in values.iter_mut().enumerate() {
+        let mut head = vec![0.0; self.layout.padded_dim()];
+        for (i, to) in head[..head_dim].iter_mut().enumerate() {
             let bytes = &bytes[self.element_offset(row, i)..];
             *to = scale
                 * match self.layout.format {
@@ -243,13 +267,20 @@ impl KvBlock {
                     KvFormat::Int8 => f32::from(bytes[0]) - f32::from(Int8::ZERO),
                 };
         }
+        self.layout.rotate_back(Scalar, &mut head);
+        values.copy_from_slice(&head[..head_dim]);
     }
 
     /// Writes a key or value, quantized to the block's format.
     ///
     /// # Panics
-    /// When the block has no such row, or `values` is longer than a head.
+    /// When the block has no such row, or `values` is not as long as a head.
     pub fn write(&mut self, row: KvRow, values: &[f32]) {
+        let head_dim = self.layout.head_dim;
+        let mut head = vec![0.0; self.layout.padded_dim()];
+        head[..head_dim].copy_from_slice(values);
+        self.layout.rotate(Scalar, &mut head);
+        let values = &head[..head_dim];
         let mut inverse = 1.0;
         if let Some(at) = self.scale_offset(row) {
             let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));

@@ -92,11 +92,12 @@ impl KvKernel for Int8KvKernel {
     type Element = Int8;
 
     #[inline(always)]
-    fn new<S: Simd>(simd: S, layout: &KvLayout, queries: Vec<f32>, rows_per_head: usize) -> Self {
+    fn new<S: Simd>(simd: S, layout: &KvLayout, mut queries: Vec<f32>, rows_per_head: usize) -> Self {
         let head = KvHeadLayout::new::<Int8>(layout);
         let padded = head.padded_dim;
         let mut quantized = QuantizedRows::new(queries.len() / padded, padded / LANES);
-        for (row, query) in queries.chunks_exact(padded).enumerate() {
+        for (row, query) in queries.chunks_exact_mut(padded).enumerate() {
+            layout.rotate(simd, query);
             quantized.set(simd, row, query.as_chunks().0.iter().map(|x| load_array(simd, x)));
         }
         let weights = QuantizedRows::new(rows_per_head, STEP_BLOCKS);

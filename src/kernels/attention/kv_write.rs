@@ -89,11 +89,13 @@ impl<'a, E: KvElement> KvWrite<'a, E> {
             let of_head = head * head_dim..(head + 1) * head_dim;
             padded[..head_dim].copy_from_slice(&keys[of_head.clone()]);
             norm_rope_scale(&mut padded[..head_dim], norm, rope, 1.0);
+            attention.layout.rotate(simd, &mut padded);
             self.write_key(simd, head, padded.as_chunks().0);
             if shared_values {
                 continue;
             }
             padded[..head_dim].copy_from_slice(&values[of_head]);
+            attention.layout.rotate(simd, &mut padded);
             self.write_value(simd, head, padded.as_chunks().0);
         }
     }

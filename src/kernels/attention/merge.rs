@@ -82,6 +82,7 @@ impl Kernel for MergePartials<'_> {
                     let values = &values[idx * padded..(idx + 1) * padded];
                     total.merge(simd, &mut total_values, partials[idx], values);
                 }
+                attention.layout.rotate_back(simd, &mut total_values);
                 let (token, head) = first.token_and_head(row, group);
                 let row = sequences[first.sequence].first_row + token;
                 let start = (row * attention.n_heads + head) * head_dim;

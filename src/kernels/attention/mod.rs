@@ -16,6 +16,7 @@ pub mod kv_block;
 mod kv_float;
 mod kv_int8;
 mod kv_kernel;
+mod kv_rotation;
 mod kv_write;
 mod merge;
 mod paged;
