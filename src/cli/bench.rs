@@ -191,7 +191,7 @@ impl Bench {
     fn measure_limits(&self) {
         self.measured.borrow_mut().push(MeasuredLimits {
             read_gb_s: roofline::read_bytes_per_second(self.isa, self.cost.weight_bytes) / 1e9,
-            matrix_tflop_s: roofline::matmul_ops_per_second(self.isa) / 1e12,
+            matrix_tflop_s: roofline::matmul_ops_per_second(self.isa, self.rounded_prompts) / 1e12,
         });
     }
 
