@@ -31,7 +31,7 @@ pub fn read_bytes_per_second(isa: Isa, n_bytes: usize) -> f64 {
 
 /// Measures the matrix throughput: the operations per second of all compute threads together, a multiplication and an
 /// addition being two. Of the instructions that the kernels for quantized weights use, it is the rate of the fastest; those
-/// for activations of 8 bits count `with_bytes`. All operands are in registers.
+/// for activations of 8 bits count `with_bytes`. Weights and sums are in registers, activations in the L1 cache.
 pub fn matmul_ops_per_second(isa: Isa, with_bytes: bool) -> f64 {
     if isa == Isa::Amx {
         let ops = pool::n_threads() * 2 * ITERATIONS * amx::PRODUCTS_PER_ITERATION;

@@ -5,7 +5,7 @@
 
 use super::super::simd::{LANES, Simd, load_array, store_array};
 
-/// Columns of the matrix of [`Simd::rotate`] that are negated, as the others are not.
+/// Columns of the matrix of [`Simd::rotate`] that are negated: the last ones.
 const NEGATED: usize = 4;
 
 /// Rotates a head of whole vectors. It is cut into parts of the largest power of two that divides its length.

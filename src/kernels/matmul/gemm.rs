@@ -35,9 +35,9 @@ impl<'a> PanelPair<'a> {
 
 /// Rows of activations, prepared for a GEMM and cut into blocks.
 pub trait GemmActivations: Sync {
-    /// Blocks that are multiplied with a pair of panels before the next pair is; otherwise 1.
+    /// Blocks that are multiplied with a pair of panels before the next pair is.
     const BLOCKS_AT_ONCE: usize = 1;
-    /// Pairs of panels that a block is multiplied with at once, at most; otherwise 1.
+    /// Pairs of panels that [`GemmActivations::multiply_block`] takes at once, at most.
     const PAIRS_AT_ONCE: usize = 1;
 
     /// The number of blocks.

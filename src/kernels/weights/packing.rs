@@ -119,9 +119,8 @@ pub unsafe fn unpack_group<S: Simd, Q: Quantized>(
             match width {
                 CodeWidth::Byte => simd.store_codes_i8(codes, Q::ZERO as i8, start.add(offset).cast()),
                 CodeWidth::Word => simd.store_codes_i16(codes, Q::ZERO as i16, start.add(2 * offset).cast()),
-                CodeWidth::RotatedByte | CodeWidth::Bf16 => {
-                    simd.store_codes_i8(codes, 0, start.add(offset).cast());
-                }
+                CodeWidth::RotatedByte => simd.store_codes_i8(codes, 0, start.add(offset).cast()),
+                CodeWidth::Bf16 => unreachable!("these are whole weights, unpacked above"),
             }
         }
     }
