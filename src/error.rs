@@ -33,6 +33,13 @@ pub enum Kind {
         /// Estimated time until a retry succeeds.
         retry_after: Duration,
     },
+    /// The client's key exceeds a limit that the operator has set for it.
+    RateLimited {
+        /// Time until a retry may succeed.
+        retry_after: Duration,
+        /// What is limited.
+        unit: RateUnit,
+    },
     /// The server is loading or draining, or a part of it has failed.
     Unavailable,
     /// A model file is missing, malformed or of an unsupported format.
@@ -43,6 +50,15 @@ pub enum Kind {
     Config,
     /// A bug in this server.
     Internal,
+}
+
+/// The unit of a rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateUnit {
+    /// Requests.
+    Requests,
+    /// Tokens.
+    Tokens,
 }
 
 /// A failure: its kind, a message for the user, and the request parameter at fault.

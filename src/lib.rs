@@ -15,7 +15,7 @@
 //! 5. [`chat`], [`messages`], [`ollama`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
-//! 8. [`anthropic`]
+//! 8. [`anthropic`], [`metering`]
 //! 9. [`kernels`], [`openai`], [`telemetry`], [`gguf`], [`cache`], [`pulse`], [`store`]
 //! 10. [`config`]
 //! 11. [`error`]
@@ -95,6 +95,7 @@ pub mod http;
 pub mod inference;
 pub mod kernels;
 pub mod messages;
+pub mod metering;
 pub mod models;
 pub mod ollama;
 pub mod openai;

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::panic::{self, PanicHookInfo};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -20,7 +20,10 @@ use log_writer::LogWriter;
 
 /// The kind of a metric.
 enum MetricKind {
+    /// A counter without labels; it is 0 until something is counted.
     Counter,
+    /// A counter with labels.
+    CounterFamily,
     Gauge,
     Histogram,
 }
@@ -45,10 +48,18 @@ metrics_table! {
         "Share of the KV cache that running requests use, from 0 to 1.";
     Gauge KV_CONFIG = "vllm:cache_config_info",
         "Size of the KV cache, in the labels.";
+    Gauge PROCESS_START = "process_start_time_seconds",
+        "Start of the process in Unix seconds.";
     Counter REQUESTS_CANCELLED = "predict_otron_requests_cancelled_total",
         "Requests whose client disconnected before the response was complete.";
     Counter REQUESTS_SHED = "predict_otron_requests_shed_total",
         "Requests refused because a queue was full.";
+    Counter REQUESTS_RATE_LIMITED = "predict_otron_requests_rate_limited_total",
+        "Requests refused because their key exceeded a limit of its own.";
+    CounterFamily KEY_REQUESTS = "predict_otron_key_requests_total",
+        "Requests by name of the API key.";
+    CounterFamily KEY_TOKENS = "predict_otron_key_tokens_total",
+        "Tokens by name of the API key and kind: `prompt` or `completion`.";
     Gauge REQUESTS_IN_PROGRESS = "predict_otron_requests_in_progress",
         "Requests admitted and not yet answered, by class.";
     Gauge BODY_BYTES = "predict_otron_request_body_bytes",
@@ -61,7 +72,7 @@ metrics_table! {
         "Retries that joined a running attempt.";
     Gauge CONNECTIONS = "predict_otron_connections",
         "Open connections by phase: `new`, `head`, `serving`, `sending` or `idle`.";
-    Counter CONNECTIONS_CLOSED = "predict_otron_connections_closed_total",
+    CounterFamily CONNECTIONS_CLOSED = "predict_otron_connections_closed_total",
         "Connections closed for being slow, idle for long, or in the way of others, by reason.";
     Counter CONNECTIONS_REFUSED = "predict_otron_connections_refused_total",
         "Connections beyond the limits, on which only probes were answered or nothing.";
@@ -115,7 +126,7 @@ metrics_table! {
         "Texts embedded, without those found in the cache.";
     Counter EMBEDDED_TOKENS = "predict_otron_embedded_tokens_total",
         "Tokens of embedded texts.";
-    Counter EMBEDDING_CACHE_HITS = "predict_otron_embedding_cache_hits_total",
+    CounterFamily EMBEDDING_CACHE_HITS = "predict_otron_embedding_cache_hits_total",
         "Texts found in the embedding cache.";
     Counter EMBEDDING_CACHE_FAILURES = "predict_otron_embedding_cache_failures_total",
         "Failed attempts to write or open the embedding cache on disk.";
@@ -229,11 +240,17 @@ pub fn start_metrics() -> PrometheusHandle {
     if metrics::set_global_recorder(recorder).is_ok() {
         for &(ref kind, name, help) in METRICS {
             match kind {
-                MetricKind::Counter => metrics::describe_counter!(name, help),
+                MetricKind::Counter => {
+                    metrics::describe_counter!(name, help);
+                    metrics::counter!(name).absolute(0);
+                }
+                MetricKind::CounterFamily => metrics::describe_counter!(name, help),
                 MetricKind::Gauge => metrics::describe_gauge!(name, help),
                 MetricKind::Histogram => metrics::describe_histogram!(name, help),
             }
         }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        metrics::gauge!(PROCESS_START).set(now.as_secs_f64());
         let upkeep = handle.clone();
         let keep_up = move || loop {
             thread::sleep(UPKEEP_INTERVAL);

@@ -1,5 +1,6 @@
 //! The composition root: locates the models, starts what serves them, and finds them by name.
 
+mod accounts;
 mod admission;
 mod api_keys;
 mod chat_models;
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+pub use accounts::check_limits;
 pub use admission::{AdmissionControl, AdmissionGuard, RequestClass};
 pub use api_keys::ApiKeys;
 pub use chat_models::{ChatModels, ChatSlot, LoadPlan};
@@ -46,6 +48,7 @@ use crate::inference::Caller;
 use crate::inference::EngineStatus;
 use crate::kernels::attention::kv_block::BLOCK_TOKENS;
 use crate::kernels::threads::pool;
+use crate::metering::Metering;
 use crate::openai::chat::ChatCompletionRequest;
 use crate::openai::completions::CompletionRequest;
 use crate::registry::{ModelKind, ModelRef, Registry};
@@ -81,8 +84,12 @@ pub struct Parts {
     pub reranker: Option<TextModel>,
     /// The keys that clients must send.
     pub api_keys: ApiKeys,
+    /// Quotas, usage and the audit log.
+    pub metering: Arc<Metering>,
     /// Hosts and web pages that are served besides the server's own.
     pub access: AccessConfig,
+    /// Whether the log has a line for every request.
+    pub logs_every_request: bool,
     /// Limits of requests, queues and caches.
     pub limits: Limits,
     /// Renders the metrics.
@@ -192,11 +199,22 @@ impl App {
         let chat_models = ChatModels::with_budget(slots, config.residency.idle_unload, budget);
         chat_models.start_idle_reaper()?;
         let access = config.access.clone();
+        let metering = accounts::start_metering(config, &api_keys)?;
         let state = state::open(config.state_dir.as_deref(), &limits)?;
         let files = state::open_files(config.state_dir.as_deref(), &limits)?;
-        let app =
-            Self::from_parts(Parts { chat_models, embedding, reranker, api_keys, access, limits, metrics })?;
-        let management = config.manages_models.then(|| Arc::new(management));
+        let app = Self::from_parts(Parts {
+            chat_models,
+            embedding,
+            reranker,
+            api_keys,
+            metering,
+            access,
+            logs_every_request: config.access_log,
+            limits,
+            metrics,
+        })?;
+        let is_managed = config.manage_models || config.host.is_loopback();
+        let management = is_managed.then(|| Arc::new(management));
         let app = Self { state, files, management, ..app };
         app.lifecycle.loading.store(true, Ordering::Release);
         Ok(app)
@@ -411,6 +429,11 @@ impl App {
     /// Hosts and web pages that are served besides the server's own.
     pub fn access(&self) -> &AccessConfig {
         &self.parts.access
+    }
+
+    /// Whether the log has a line for every request.
+    pub fn logs_every_request(&self) -> bool {
+        self.parts.logs_every_request
     }
 
     /// Limits of requests, queues and caches.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
-use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use reqwest::{ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -58,10 +58,27 @@ impl ApiClient {
             .ok_or_else(|| {
                 config(format!("`{}` is no URL of a server, such as http://127.0.0.1:8080", quote(url)))
             })?;
-        let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+        let builder = reqwest::Client::builder();
         // A proxy would look for the server on its own machine.
         let builder = if is_loopback(&base) { builder.no_proxy() } else { builder };
-        let http = builder.build().map_err(|e| config(format!("cannot set up the HTTP client: {e}")))?;
+        Self::build(builder, base, key)
+    }
+
+    /// A client of the server at `port` of this machine, whose certificate, which has another name, is not verified.
+    ///
+    /// # Errors
+    /// When the client cannot be set up.
+    pub fn unverified(port: u16, uses_tls: bool) -> Result<Self> {
+        let scheme = if uses_tls { "https" } else { "http" };
+        let builder = reqwest::Client::builder().no_proxy().danger_accept_invalid_certs(true);
+        let base = Url::parse(&format!("{scheme}://127.0.0.1:{port}"));
+        Self::build(builder, base.map_err(|e| Error::internal(e.to_string()))?, None)
+    }
+
+    fn build(builder: ClientBuilder, base: Url, key: Option<&str>) -> Result<Self> {
+        let http = builder.connect_timeout(CONNECT_TIMEOUT).build();
+        let http =
+            http.map_err(|e| Error::new(Kind::Config, format!("cannot set up the HTTP client: {e}")))?;
         Ok(Self { http, base, key: key.map(str::to_owned) })
     }
 
@@ -91,6 +108,14 @@ impl ApiClient {
     pub async fn model(&self, name: &str) -> Result<ListedModel> {
         let body = self.body(self.http.get(self.path(&["v1", "models", name]))).await?;
         serde_json::from_value(body).map_err(|_| self.unexpected("a model"))
+    }
+
+    /// Checks that the server is ready for requests.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or is not ready; the error says why.
+    pub async fn readiness(&self) -> Result<()> {
+        self.send(self.http.get(self.path(&["readyz"]))).await.map(drop)
     }
 
     /// Sends a request, and returns the JSON of the response.

@@ -4,6 +4,7 @@
 //! server: a running one, or one that they start in their own process (`connect`).
 
 mod answer;
+mod audit;
 mod bench;
 mod chat;
 mod client;
@@ -13,6 +14,7 @@ mod connect;
 mod embed;
 mod event_stream;
 mod executor;
+mod health;
 mod local_server;
 mod manual;
 pub mod models;
@@ -58,6 +60,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Some(Command::Bench(bench)) => bench::run(bench, out)?,
         Some(Command::Config(config)) => config::run(&config.settings, out)?,
+        Some(Command::Audit { command }) => audit::run(&command, out)?,
+        Some(Command::Health(args)) => health::run(&args)?,
         Some(Command::Models { registry }) => {
             models::run(RegistryConfig::resolve(registry)?, memory_for_models(), out)?
         }

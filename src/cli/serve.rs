@@ -4,12 +4,14 @@ use std::future;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::app::{ApiKeys, App};
-use crate::config::{Args, Config};
+use crate::app::{ApiKeys, App, check_limits};
+use crate::config::{Args, Config, KeyLimitsTable};
 use crate::error::{Error, Kind, Result};
 use crate::http::{self, Listener, Tls};
 use crate::telemetry;
@@ -27,18 +29,15 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
         .build()
         .map_err(|e| Error::internal(format!("cannot start the HTTP threads: {e}")))?;
     let address = SocketAddr::new(config.host, config.port);
-    let listener = runtime.block_on(TcpListener::bind(address)).map_err(|e| {
-        Error::new(
-            Kind::Config,
-            format!("cannot listen on {address}: {e}; choose another address with --host and --port"),
-        )
-    })?;
+    let listener = runtime.block_on(listen_on(address))?;
     let address = listener.local_addr().unwrap_or(address);
+    // A socket of the service manager may accept other machines than --host says.
+    let config = &Config { host: address.ip(), port: address.port(), ..config.clone() };
     let tls = config.tls.clone().map(Tls::load).transpose()?;
     let app = App::new(config)?;
     let result = runtime.block_on(async {
         let signal = shutdown_signal(config.limits.drain_delay)?;
-        reload_on_hangup(app.api_keys().clone(), tls.clone())?;
+        reload_on_hangup(app.clone(), tls.clone())?;
         // Whoever reads this may send a signal at once.
         let scheme = if tls.is_some() { "https" } else { "http" };
         tracing::info!(threads = n_threads, "listening on {scheme}://{address}");
@@ -50,7 +49,10 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
         let shutdown = async {
             let loaded = async {
                 match preload.await {
-                    Ok(Ok(())) => tracing::info!(startup_ms = started.elapsed().as_millis(), "ready"),
+                    Ok(Ok(())) => {
+                        tracing::info!(startup_ms = started.elapsed().as_millis(), "ready");
+                        notify_service_manager(NotifyState::Ready);
+                    }
                     Ok(Err(e)) => return e,
                     Err(e) => return Error::internal(format!("loading the models failed: {e}")),
                 }
@@ -65,7 +67,9 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
                 }
             }
         };
-        http::serve(Listener::new(listener, tls), app, shutdown).await;
+        http::serve(Listener::new(listener, tls), app.clone(), shutdown).await;
+        // Waits for the disk.
+        let _ = tokio::task::spawn_blocking(move || app.metering().finish()).await;
         failure.await.map_or(Ok(()), Err)
     });
     // Do not wait for running downloads.
@@ -83,6 +87,7 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
             _ = interrupt.recv() => Duration::ZERO,
             _ = terminate.recv() => drain_delay,
         };
+        notify_service_manager(NotifyState::Stopping);
         tokio::spawn(async move {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
             tracing::warn!("second signal received, exiting at once");
@@ -93,12 +98,46 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
     })
 }
 
-/// Reads the API keys and the TLS certificate again on every SIGHUP. After a failure, the old ones stay in use.
-fn reload_on_hangup(keys: ApiKeys, tls: Option<Tls>) -> Result<()> {
+/// A socket that the service manager passes to this process (socket activation), or one at `address`.
+///
+/// # Errors
+/// When the address is in use, or the passed socket cannot be used.
+async fn listen_on(address: SocketAddr) -> Result<TcpListener> {
+    let passed = ListenFd::from_env().take_tcp_listener(0).and_then(|passed| {
+        let Some(socket) = passed else { return Ok(None) };
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket).map(Some)
+    });
+    let passed = passed.map_err(|e| {
+        let message =
+            format!("cannot use the socket of the service manager: {e}; set ListenStream to an address");
+        Error::new(Kind::Config, message)
+    })?;
+    if let Some(listener) = passed {
+        return Ok(listener);
+    }
+    TcpListener::bind(address).await.map_err(|e| {
+        Error::new(
+            Kind::Config,
+            format!("cannot listen on {address}: {e}; choose another address with --host and --port"),
+        )
+    })
+}
+
+/// Tells the service manager, if there is one, about the state of the process.
+fn notify_service_manager(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::warn!(error = %e, "the service manager could not be notified");
+    }
+}
+
+/// Reads the API keys, their limits and the TLS certificate again on every SIGHUP. After a failure, the old ones stay in
+/// use.
+fn reload_on_hangup(app: App, tls: Option<Tls>) -> Result<()> {
     let mut hangup = listen(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            report_reload("API keys", reload_keys(&keys));
+            report_reload("API keys and limits", reload_keys(&app));
             if let Some(tls) = &tls {
                 report_reload("TLS certificate", tls.reload());
             }
@@ -107,9 +146,14 @@ fn reload_on_hangup(keys: ApiKeys, tls: Option<Tls>) -> Result<()> {
     Ok(())
 }
 
-fn reload_keys(keys: &ApiKeys) -> Result<()> {
+fn reload_keys(app: &App) -> Result<()> {
     let args = Args::serve_options_again()?;
-    keys.replace(&ApiKeys::new(&args.api_key, args.api_key_file.as_deref())?)
+    let newer = ApiKeys::new(&args.api_key, args.api_key_file.as_deref())?;
+    let limits = args.limits.as_deref().map(KeyLimitsTable::read).transpose()?.unwrap_or_default();
+    check_limits(&limits, &newer)?;
+    app.api_keys().replace(&newer)?;
+    app.metering().replace_limits(limits);
+    Ok(())
 }
 
 fn report_reload(what: &str, result: Result<()>) {

@@ -190,6 +190,14 @@ pub enum Command {
     Bench(BenchArgs),
     /// Print the options of `serve` in effect as a config file, each with its source
     Config(Box<ConfigArgs>),
+    /// Check the audit log of a server
+    Audit {
+        /// The task.
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// Ask a running server whether it is ready for requests; the exit code is 0 if it is
+    Health(HealthArgs),
     /// List the known models: name, kind, size, license, and whether they are on disk
     Models {
         /// Sources of model files.
@@ -208,6 +216,33 @@ pub enum Command {
         #[arg(id = "COMMAND")]
         command: Option<String>,
     },
+}
+
+/// The commands of `audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Check that no line was changed, added or removed, and print the number of lines and the hash of the last one
+    Verify {
+        /// The file of --audit-log
+        file: PathBuf,
+        /// Hash that was printed earlier and noted elsewhere; a line with it must be there still
+        #[arg(long, value_name = "HASH")]
+        contains: Option<String>,
+    },
+}
+
+/// Options of `health`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct HealthArgs {
+    /// URL of the server [default: the one on this machine, at --port]
+    #[arg(long, env = "PREDICT_OTRON_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// Port of the server on this machine
+    #[arg(long, env = "PREDICT_OTRON_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Certificate of the server on this machine, which then speaks TLS; it is not verified
+    #[arg(long, env = "PREDICT_OTRON_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 }
 
 /// Options of `config`.
@@ -237,9 +272,20 @@ pub struct ServeArgs {
     /// from the config file and --api-key-file
     #[arg(long, env = "PREDICT_OTRON_API_KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,
-    /// File with API keys, one per line
+    /// File with API keys, one per line, each perhaps followed by a space and a name for limits, usage and logs
     #[arg(long, env = "PREDICT_OTRON_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// TOML file with limits of requests and tokens per minute and of concurrent requests, for all keys or by name.
+    /// SIGHUP reads it again
+    #[arg(long, env = "PREDICT_OTRON_LIMITS", value_name = "FILE")]
+    pub limits: Option<PathBuf>,
+    /// File that gets a line for each request to a model: time, key, model and token counts, never the content. `audit
+    /// verify` checks that no line was changed or removed
+    #[arg(long, env = "PREDICT_OTRON_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+    /// Log every request when its response begins, not only those that use a model or fail
+    #[arg(long, env = "PREDICT_OTRON_ACCESS_LOG", value_parser = BoolishValueParser::new())]
+    pub access_log: bool,
     /// Serve other machines although no API key is set
     #[arg(long, env = "PREDICT_OTRON_NO_AUTH", value_parser = BoolishValueParser::new())]
     pub no_auth: bool,

@@ -8,6 +8,7 @@ mod args;
 mod client_args;
 mod file;
 mod isa_names;
+mod key_limits;
 mod limits;
 mod memory;
 mod model_args;
@@ -23,13 +24,14 @@ use crate::error::{Error, Kind, Result};
 
 pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, BenchArgs, Command, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow, LogFormat,
-    ServeArgs,
+    Args, AuditCommand, BenchArgs, Command, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow,
+    HealthArgs, LogFormat, ServeArgs,
 };
 pub use client_args::{
     ChatArgs, ClientArgs, EmbedArgs, RankArgs, TextPurpose, VectorFormat, history_file, no_color,
 };
 pub use isa_names::ISA_NAMES;
+pub use key_limits::{KeyLimits, KeyLimitsTable};
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS, memory_for_models};
 pub use memory::{procfs_bytes, resident_bytes};
 pub use model_args::{ComputeArgs, KvPrecision, PromptActivations, RegistryArgs};
@@ -48,10 +50,16 @@ pub struct Config {
     pub api_keys: Vec<String>,
     /// File with more API keys, one per line.
     pub api_key_file: Option<PathBuf>,
+    /// Limits of the keys.
+    pub key_limits: KeyLimitsTable,
+    /// The audit log, if one is written.
+    pub audit_log: Option<PathBuf>,
+    /// Whether the log has a line for every request.
+    pub access_log: bool,
     /// Whether other machines are served although no API key is set.
     pub allow_unauthenticated: bool,
-    /// Whether clients may download, load, unload and delete models.
-    pub manages_models: bool,
+    /// Whether clients of other machines may download, load, unload and delete models; those of this one always may.
+    pub manage_models: bool,
     /// The files for TLS; without them, HTTP is served in the clear.
     pub tls: Option<TlsFiles>,
     /// Hosts and web pages that are served besides the server's own.
@@ -86,7 +94,7 @@ impl Config {
     /// Resolves `serve`'s options against the environment.
     ///
     /// # Errors
-    /// When no cache folder can be determined.
+    /// When no cache folder can be determined, or the limits file cannot be used.
     pub fn resolve(args: ServeArgs) -> Result<Self> {
         let available = memory::available_bytes();
         let memory_budget = args.memory_budget.or_else(|| default_memory_budget(available));
@@ -98,8 +106,11 @@ impl Config {
             port: args.port,
             api_keys: args.api_key,
             api_key_file: args.api_key_file,
+            key_limits: args.limits.as_deref().map(KeyLimitsTable::read).transpose()?.unwrap_or_default(),
+            audit_log: args.audit_log,
+            access_log: args.access_log,
             allow_unauthenticated: args.no_auth,
-            manages_models: args.manage_models || args.host.is_loopback(),
+            manage_models: args.manage_models,
             tls: args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { cert, key }),
             access: AccessConfig { allowed_hosts: args.allowed_host, cors_origins: args.cors_origin },
             models: args.model,

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::server::body::SlowBody;
 use crate::anthropic::error::{AnthropicErrorBody, AnthropicErrorDetails, AnthropicErrorObject};
-use crate::error::{Error, Kind, escape_chars, quote};
+use crate::error::{Error, Kind, RateUnit, escape_chars, quote};
 use crate::ollama::error::OllamaErrorBody;
 use crate::openai::error::{ErrorBody, ErrorObject};
 
@@ -121,6 +121,13 @@ impl From<Error> for ApiError {
             Kind::Overloaded { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "overloaded_error", Some("queue_full"))
             }
+            Kind::RateLimited { unit, .. } => {
+                let kind = match unit {
+                    RateUnit::Requests => "requests",
+                    RateUnit::Tokens => "tokens",
+                };
+                (StatusCode::TOO_MANY_REQUESTS, kind, Some("rate_limit_exceeded"))
+            }
             Kind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable")),
             Kind::Registry => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("model_unavailable")),
             Kind::Model | Kind::Config | Kind::Internal => {
@@ -128,7 +135,7 @@ impl From<Error> for ApiError {
             }
         };
         let retry_after = match e.kind() {
-            Kind::Overloaded { retry_after } => Some(retry_after),
+            Kind::Overloaded { retry_after } | Kind::RateLimited { retry_after, .. } => Some(retry_after),
             Kind::Unavailable => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         };

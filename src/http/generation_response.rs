@@ -20,6 +20,7 @@ use super::route::NDJSON;
 use crate::app::unix_time;
 use crate::chat::{ChatEvent, ChatStream, GenerationStats, PromptToken};
 use crate::error::{Error, Result};
+use crate::metering::RequestMeter;
 use crate::openai::chat::{
     ChoiceLogprobs, CompletionTokensDetails, FinishReason, FunctionCall, TokenLogprob, ToolCall,
     ToolCallDelta, Usage,
@@ -146,14 +147,15 @@ pub async fn collect_choices(
     mut stream: ChatStream,
     mut log: RequestLog,
 ) -> Result<(Vec<CompletedChoice>, Usage)> {
-    log.n_running = stream.n_choices();
+    log.start(&stream);
     let mut choices: Vec<CompletedChoice> =
         (0..stream.n_choices()).map(|_| CompletedChoice::default()).collect();
     let mut totals = UsageTotals::new(&stream);
     while let Some((idx, event)) = stream.next().await {
         let choice = &mut choices[idx];
         match event {
-            ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
+            ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens } => {
+                log.generated(idx, n_tokens);
                 choice.text.push_str(&text);
                 choice.reasoning.push_str(&reasoning);
                 calls.into_iter().for_each(|call| choice.push_call(call));
@@ -165,17 +167,17 @@ pub async fn collect_choices(
                 choice.stop = stop;
                 choice.stats = stats;
                 totals.add(idx, &usage);
-                if log.finished(&usage, stats) {
+                if log.finished(idx, &usage, stats) {
                     return Ok((choices, totals.usage()));
                 }
             }
             ChatEvent::Failed(e) => {
-                log.n_running = 0;
+                log.abandon();
                 return Err(e);
             }
         }
     }
-    log.n_running = 0;
+    log.abandon();
     Err(Error::internal("the engine stopped before the response was complete"))
 }
 
@@ -328,7 +330,7 @@ fn encoded<E: EventEncoder>(
     mut encoder: E,
     mut log: RequestLog,
 ) -> impl Stream<Item = E::Item> + Send + 'static {
-    log.start(stream.n_choices());
+    log.start(&stream);
     let pending = encoder.start().into();
     let has_prompt = vec![false; stream.n_choices()];
     let state = StreamState { stream, encoder, has_prompt, log, pending, ended: false };
@@ -363,8 +365,11 @@ impl<E: EventEncoder> StreamState<E> {
             self.pending.extend(self.encoder.encode_prompt(index, prompt));
         }
         self.ended = match &event {
-            ChatEvent::Content { .. } => false,
-            ChatEvent::Finished { usage, stats, .. } => self.log.finished(usage, *stats),
+            ChatEvent::Content { n_tokens, .. } => {
+                self.log.generated(index, *n_tokens);
+                false
+            }
+            ChatEvent::Finished { usage, stats, .. } => self.log.finished(index, usage, *stats),
             ChatEvent::Failed(e) => {
                 self.log.failed(e);
                 true
@@ -461,28 +466,47 @@ impl<E: ChunkEncoder> ChunkEvents<E> {
     }
 }
 
-/// Logs one line for each choice when it finishes, and one for the request when it fails or is cancelled.
+/// Logs one line for each choice when it finishes, and one for the request when it fails or is cancelled; counts the
+/// tokens of both kinds as they are generated.
 ///
 /// hyper drops a response, and this log with it, when the client closes the connection or only its sending side.
 /// hyper does not notice while another request of the same connection is pending; then the response continues until
 /// a write fails.
 pub struct RequestLog {
     request_id: RequestId,
+    meter: RequestMeter,
     /// Name of the request in the log: `chat` or `completion`.
     name: &'static str,
     /// Number of choices that have not ended.
     n_running: usize,
+    /// Tokens of each choice that have been counted.
+    n_counted: Vec<usize>,
+    choices_per_prompt: usize,
 }
 
 impl RequestLog {
     /// A log for a request that has not started.
-    pub fn new(request_id: RequestId, name: &'static str) -> Self {
-        Self { request_id, name, n_running: 0 }
+    pub fn new(request_id: RequestId, meter: RequestMeter, name: &'static str) -> Self {
+        Self { request_id, meter, name, n_running: 0, n_counted: Vec::new(), choices_per_prompt: 1 }
     }
 
-    /// Begins a response of `n_choices`.
-    pub fn start(&mut self, n_choices: usize) {
-        self.n_running = n_choices;
+    /// Begins the response that `stream` generates.
+    pub fn start(&mut self, stream: &ChatStream) {
+        self.n_running = stream.n_choices();
+        self.n_counted = vec![0; stream.n_choices()];
+        self.choices_per_prompt = (stream.n_choices() / stream.n_prompts()).max(1);
+        self.meter.add_prompt_tokens(stream.n_prompt_tokens().iter().sum());
+    }
+
+    /// Names the model of the response.
+    pub fn set_model(&self, id: &str) {
+        self.meter.set_model(id);
+    }
+
+    /// Counts generated tokens of a choice.
+    pub fn generated(&mut self, index: usize, n_tokens: usize) {
+        self.n_counted[index] += n_tokens;
+        self.meter.add_completion_tokens(n_tokens);
     }
 
     /// The request's id.
@@ -491,7 +515,12 @@ impl RequestLog {
     }
 
     /// Logs a finished choice. Returns whether it was the last.
-    pub fn finished(&mut self, usage: &Usage, stats: Option<GenerationStats>) -> bool {
+    pub fn finished(&mut self, index: usize, usage: &Usage, stats: Option<GenerationStats>) -> bool {
+        // Those that came with no event, such as the end token.
+        self.generated(index, usage.completion_tokens.saturating_sub(self.n_counted[index]));
+        if index.is_multiple_of(self.choices_per_prompt) {
+            self.meter.add_cached_tokens(usage.prompt_tokens_details.cached_tokens);
+        }
         self.n_running -= 1;
         let is_last = self.n_running == 0;
         let (id, trace_id) = (self.request_id.as_str(), self.request_id.trace_id());
@@ -530,13 +559,20 @@ impl RequestLog {
 
     /// Logs an error in a stream that has begun. Earlier errors become error responses, which are logged as such.
     pub fn failed(&mut self, e: &Error) {
-        self.n_running = 0;
+        self.abandon();
         tracing::error!(id = self.request_id.as_str(), trace_id = self.request_id.trace_id(), error = %e, "{} failed in mid-stream", self.name);
+    }
+
+    /// Ends a response that has failed without a line in the log: the error response has one.
+    pub fn abandon(&mut self) {
+        self.n_running = 0;
+        self.meter.fail();
     }
 
     /// Logs a response that its client has cancelled.
     pub fn cancelled(&mut self) {
         self.n_running = 0;
+        self.meter.cancel();
         let (id, trace_id) = (self.request_id.as_str(), self.request_id.trace_id());
         tracing::info!(id, trace_id, "{} cancelled by its client", self.name);
     }
@@ -545,6 +581,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if self.n_running > 0 {
+            self.meter.cancel();
             tracing::info!(
                 id = self.request_id.as_str(),
                 trace_id = self.request_id.trace_id(),

@@ -2,7 +2,7 @@
 //! tower and hyper. It knows no tokens, tensors or models; see [`crate::app`] for those.
 //!
 //! A request passes through `server` (connections, keep-alive, graceful shutdown), `middleware` (request
-//! id, host and origin, API key, admission) and the router made from `table` to its handler in `routes`. The
+//! id, host and origin, API key, quotas, admission) and the router made from `table` to its handler in `routes`. The
 //! handler reads its body with `extract`. A full queue is an error, which `error` turns into a 429; most requests for a full queue
 //! are refused by `middleware` before their body is read.
 
@@ -38,7 +38,7 @@ use crate::batches::{BatchLimits, BatchRunner};
 use batch_calls::{ENDPOINTS, LineServer, MESSAGES};
 use middleware::auth::{self, KeyGuard};
 use middleware::site::{self, SitePolicy};
-use middleware::{admission, anthropic, ollama, request_id};
+use middleware::{admission, anthropic, metering, ollama, request_id};
 use response_run::BackgroundRuns;
 use retry::dedup::RetryDedup;
 use route::Route;
@@ -80,19 +80,23 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(sites, site::check_site))
         .layer(axum::middleware::from_fn(anthropic::envelope))
         .layer(axum::middleware::from_fn(ollama::envelope))
-        .layer(axum::middleware::from_fn(request_id::assign_and_log))
+        .layer(from_fn_with_state(app.clone(), request_id::assign_and_log))
         .with_state(app)
 }
 
 /// Starts the batches, whose lines are answered by the handlers of their routes without authentication and admission.
 fn batch_runner(app: &App, dedup: &RetryDedup, background: &BackgroundRuns) -> BatchRunner {
     let is_endpoint = |route: &&Route| ENDPOINTS.contains(&route.path()) || route.path() == MESSAGES;
-    let router = routed(ROUTES.iter().filter(is_endpoint), Route::method_router)
+    let metered = |route: &Route| {
+        let state = (app.clone(), route.path());
+        route.method_router().route_layer(from_fn_with_state(state, metering::meter_without_quota))
+    };
+    let router = routed(ROUTES.iter().filter(is_endpoint), metered)
         .layer(Extension(dedup.clone()))
         .layer(Extension(background.clone()))
         .layer(CatchPanicLayer::custom(error::handler_panicked))
         .layer(axum::middleware::from_fn(anthropic::envelope))
-        .layer(axum::middleware::from_fn(request_id::assign_and_log))
+        .layer(from_fn_with_state(app.clone(), request_id::assign_and_log))
         .with_state(app.clone());
     let limits = BatchLimits { line_bytes: app.limits().body_bytes };
     BatchRunner::start(app.files().clone(), Arc::new(LineServer::new(app.clone(), router)), limits)
@@ -106,11 +110,13 @@ fn routed<'a>(
     routes.fold(Router::new(), |router, route| router.route(route.path(), handler(route)))
 }
 
-/// The handler of a route, behind admission control if the route has a class.
+/// The handler of a route, behind quotas and admission control if the route has a class.
 fn admitted(route: &Route, app: &App) -> MethodRouter<App> {
     let handler = route.method_router();
     match route.admission {
         None => handler,
-        Some(class) => handler.route_layer(from_fn_with_state((app.clone(), class), admission::admit)),
+        Some(class) => handler
+            .route_layer(from_fn_with_state((app.clone(), class), admission::admit))
+            .route_layer(from_fn_with_state((app.clone(), route.path()), metering::meter)),
     }
 }

@@ -72,7 +72,7 @@ impl ResponseRun {
         mut log: RequestLog,
         persistence: Persistence,
     ) -> Self {
-        log.start(1);
+        log.start(&stream);
         Self { stream, builder, log, persistence }
     }
 
@@ -86,12 +86,13 @@ impl ResponseRun {
     /// Takes an event; returns whether the response goes on, or the error with which it ended.
     async fn apply(&mut self, event: ChatEvent) -> Result<bool> {
         match event {
-            ChatEvent::Content { text, reasoning, calls, logprobs, .. } => {
+            ChatEvent::Content { text, reasoning, calls, logprobs, n_tokens } => {
+                self.log.generated(0, n_tokens);
                 self.builder.push(&reasoning, &text, calls, logprobs);
                 Ok(true)
             }
             ChatEvent::Finished { reason, usage, stats, .. } => {
-                self.log.finished(&usage, stats);
+                self.log.finished(0, &usage, stats);
                 self.builder.finish(reason, &usage, unix_time());
                 self.end().await;
                 Ok(false)
@@ -182,7 +183,7 @@ impl ResponseRun {
 /// The code and the message of an error for clients of this API.
 pub fn failure(e: Error) -> (&'static str, String) {
     let code = match e.kind() {
-        Kind::Overloaded { .. } => "rate_limit_exceeded",
+        Kind::Overloaded { .. } | Kind::RateLimited { .. } => "rate_limit_exceeded",
         Kind::InvalidRequest | Kind::ContextLengthExceeded => "invalid_prompt",
         _ => "server_error",
     };

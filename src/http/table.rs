@@ -24,7 +24,7 @@ use super::routes::messages::MessagesRoute;
 use super::routes::ollama::OllamaRoute;
 use super::routes::{
     batches, conversations, decisions, embeddings, files, message_batches, messages, model_management,
-    models, ollama_embeddings, ollama_models, probes, rerank, responses, stored_responses, tokens,
+    models, ollama_embeddings, ollama_models, probes, rerank, responses, stored_responses, tokens, usage,
 };
 use crate::anthropic::batches::{
     DeletedMessageBatch, MessageBatchList, MessageBatchObject, MessageBatchRequest,
@@ -64,6 +64,7 @@ use crate::openai::tokens::{
     ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
     TokenizeResponse, TokenizerInfo,
 };
+use crate::openai::usage::UsagePage;
 
 /// Status codes of errors of a route that takes a body and runs a model.
 const MODEL_ERRORS: &[u16] = &[400, 404, 408, 413, 415, 429, 503];
@@ -714,6 +715,17 @@ pub static ROUTES: &[Route] = &[
             "loads",
             OPERATIONS,
             "Load of each chat model, for load balancers",
+        )
+    },
+    Route {
+        responses: &[(JSON, schema::<UsagePage>)],
+        error_statuses: &[400],
+        ..get(
+            "/v1/usage",
+            |method| on(method, usage::usage),
+            "usage",
+            OPERATIONS,
+            "Requests and tokens of the client's API key, by day and model",
         )
     },
     Route {

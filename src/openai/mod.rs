@@ -17,6 +17,7 @@ pub mod prompt_logprobs;
 pub mod rerank;
 pub mod responses;
 pub mod tokens;
+pub mod usage;
 
 use serde::{Deserialize, Deserializer};
 

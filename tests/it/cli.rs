@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -31,11 +33,13 @@ fn text(bytes: &[u8]) -> String {
 const COMMANDS_WITHOUT_VARIABLES: [&str; 5] = ["bench", "chat", "run", "embed", "rerank"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 17] = [
+const FREE_TEXT_FLAGS: [&str; 19] = [
     "config",
     "chat-template",
     "api-key",
     "api-key-file",
+    "limits",
+    "audit-log",
     "model",
     "embedding-model",
     "rerank-model",
@@ -68,6 +72,8 @@ fn commands() -> Vec<(Vec<String>, clap::Command)> {
         "pull",
         "bench",
         "config",
+        "audit",
+        "health",
         "models",
         "completions",
         "man",
@@ -410,6 +416,91 @@ fn a_config_file_sets_what_nothing_else_sets() {
     }
 }
 
+#[test]
+fn a_service_manager_passes_the_socket_and_is_notified() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    // The first socket is file descriptor 3, and the variable names the process that it is for.
+    let mut command = Command::new("sh");
+    let start = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0";
+    command.args(["-c", start, program().get_program().to_str().unwrap()]);
+    command.args(["--model", "tests/data/tiny/llama", "--offline"]);
+    command.env("NOTIFY_SOCKET", folder.path().join("notify")).stdin(OwnedFd::from(socket));
+    let mut server = Running::start(command);
+    assert_eq!(server.address, address.to_string(), "--port counts for nothing");
+    let receive = || {
+        let mut message = [0; 64];
+        let n_bytes = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..n_bytes]).trim().to_owned()
+    };
+    assert_eq!(receive(), "READY=1");
+    server.signal("INT");
+    assert_eq!(receive(), "STOPPING=1");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn a_passed_socket_for_other_machines_needs_a_key() {
+    let socket = TcpListener::bind("0.0.0.0:0").unwrap();
+    let mut command = Command::new("sh");
+    let start = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0";
+    command.args(["-c", start, program().get_program().to_str().unwrap()]);
+    command.args(["--model", "tests/data/tiny/llama", "--offline"]).stdin(OwnedFd::from(socket));
+    let refused = command.output().unwrap();
+    let message = text(&refused.stderr);
+    assert!(!refused.status.success() && message.contains("0.0.0.0 accepts other machines"), "{message}");
+}
+
+#[test]
+fn health_tells_whether_a_server_is_ready() {
+    let mut command = program();
+    command.args(["--model", "tests/data/tiny/llama", "--offline"]);
+    let server = Running::start(command);
+    let health = |address: &str| output(&["health", "--server", &format!("http://{address}")]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !health(&server.address).status.success() {
+        assert!(Instant::now() < deadline, "it becomes ready");
+    }
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let absent = health(&free.to_string());
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(text(&absent.stderr).contains("cannot reach the server"), "{}", text(&absent.stderr));
+}
+
+#[tokio::test]
+async fn the_audit_log_of_a_server_can_be_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let [keys, limits, log] = ["keys", "limits.toml", "audit.jsonl"].map(|name| folder.path().join(name));
+    std::fs::write(&keys, "sk-a team-a\n").unwrap();
+    std::fs::write(&limits, "[keys.team-a]\nrequests-per-minute = 1\n").unwrap();
+    let mut command = program();
+    command.args(["--model", "tests/data/tiny/llama", "--offline", "--api-key-file"]).arg(&keys);
+    command.arg("--limits").arg(&limits).arg("--audit-log").arg(&log);
+    let mut server = tokio::task::spawn_blocking(|| Running::start(command)).await.unwrap();
+    let complete = async || {
+        let request = reqwest::Client::new().post(format!("http://{}/v1/completions", server.address));
+        let request = request.bearer_auth("sk-a").header("content-type", "application/json");
+        request.body(r#"{"prompt": "hi", "max_tokens": 2}"#).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((complete().await, complete().await), (200, 429));
+    server.signal("INT");
+    assert!(server.wait().success());
+    let verify = |more: &[&str]| output(&[&["audit", "verify", log.to_str().unwrap()], more].concat());
+    let verified = verify(&[]);
+    let printed = text(&verified.stdout);
+    assert!(verified.status.success() && printed.starts_with("3 lines"), "{printed}");
+    let hash = printed.trim_end().rsplit(' ').next().unwrap();
+    assert!(verify(&["--contains", hash]).status.success());
+    let changed = std::fs::read_to_string(&log).unwrap().replace("team-a", "team-b");
+    std::fs::write(&log, changed).unwrap();
+    let refused = verify(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("line 2 is wrong"), "{}", text(&refused.stderr));
+}
+
 #[tokio::test]
 async fn keys_are_read_again_on_sighup() {
     let folder = tempfile::tempdir().unwrap();
@@ -435,11 +526,11 @@ async fn keys_are_read_again_on_sighup() {
     assert_eq!((status("sk-old").await, status("sk-new").await), (200, 401));
     std::fs::write(&file, "sk-new\nsk-kept\n").unwrap();
     server.signal("HUP");
-    wait_for("API keys reloaded").await;
+    wait_for("API keys and limits reloaded").await;
     assert_eq!((status("sk-old").await, status("sk-new").await, status("sk-kept").await), (401, 200, 200));
     std::fs::write(&file, "").unwrap();
     server.signal("HUP");
-    wait_for("API keys not reloaded").await;
+    wait_for("API keys and limits not reloaded").await;
     assert_eq!(status("sk-new").await, 200);
 }
 

@@ -143,7 +143,8 @@ fn metrics() -> String {
         .chunks_exact(4)
         .map(|row| {
             let [before, name, _, help] = row else { unreachable!() };
-            let kind = before.split_whitespace().rev().nth(2).unwrap_or_default().to_lowercase();
+            let kind = before.split_whitespace().rev().nth(2).unwrap_or_default();
+            let kind = kind.trim_end_matches("Family").to_lowercase();
             format!("| `{name}` | {kind} | {help} |\n")
         })
         .collect();

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 11] = [
     &["chat", "messages", "ollama"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
-    &["anthropic"],
+    &["anthropic", "metering"],
     &["kernels", "openai", "telemetry", "gguf", "cache", "pulse", "store"],
     &["config"],
     &["error"],

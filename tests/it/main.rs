@@ -30,6 +30,7 @@ mod layers;
 mod local_models;
 mod logs;
 mod messages;
+mod metering;
 mod model_management;
 mod model_parity;
 mod ollama;

@@ -21,12 +21,15 @@ use predict_otron_9000::app::{
     ApiKeys, App, ChatModels, ChatSlot, LoadPlan, ModelInfo, Parts, ServedModel, TextModel, embedder_options,
 };
 use predict_otron_9000::chat::{ChatModel, ChatTemplate};
-use predict_otron_9000::config::{AccessConfig, AllowedHost, CorsOrigin, Limits, RegistryConfig, Residency};
+use predict_otron_9000::config::{
+    AccessConfig, AllowedHost, CorsOrigin, KeyLimitsTable, Limits, RegistryConfig, Residency,
+};
 use predict_otron_9000::embeddings::{Embedder, Loader, TextEmbedding};
 use predict_otron_9000::error::{Error, Result};
 use predict_otron_9000::http::{self, Listener, Tls};
 use predict_otron_9000::inference::{Engine, EngineOptions};
 use predict_otron_9000::kernels::attention::kv_block::{BLOCK_TOKENS, KvFormat};
+use predict_otron_9000::metering::Metering;
 use predict_otron_9000::models::{BlockId, Decoder, ForwardInput, ModelConfig, SequenceId, SequenceStates};
 use predict_otron_9000::registry::ModelKind;
 use predict_otron_9000::tokenizer::Tokenizer;
@@ -232,13 +235,18 @@ pub const TEMPLATE: &str = "{% for m in messages %}<|start|>{{ m.role }}:{{ m.co
 
 /// A server with one scripted chat model; its embedding model cannot be loaded.
 pub async fn scripted_server(script: Script, limits: Limits, options: EngineOptions) -> Server {
+    let chat_models = scripted_chat_models(script, &limits, options);
+    scripted_models_server(chat_models, limits).await
+}
+
+/// One scripted chat model, loaded.
+fn scripted_chat_models(script: Script, limits: &Limits, options: EngineOptions) -> Arc<ChatModels> {
     let served = ServedModel::new("scripted".into(), vec!["tests/Scripted".into()], Some("tests"));
-    let n_slots = limits.queued_requests;
     let find = move || Ok(scripted_model(script.clone(), options));
-    let slots = vec![ChatSlot::new(served, n_slots, Box::new(find))];
+    let slots = vec![ChatSlot::new(served, limits.queued_requests, Box::new(find))];
     let chat_models = ChatModels::new(slots, Residency::default());
     chat_models.load(&chat_models.slots()[0], Instant::now()).unwrap();
-    scripted_models_server(chat_models, limits).await
+    chat_models
 }
 
 /// Nominal size of a scripted model.
@@ -291,6 +299,7 @@ pub async fn guarded_server(keys: &[&str], hosts: &[&str], origins: &[&str], lim
     let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
     let access = Access {
         api_keys: ApiKeys::new(&keys, None).unwrap(),
+        metering: None,
         sites: AccessConfig {
             allowed_hosts: hosts.iter().map(|host| AllowedHost::parse(host).unwrap()).collect(),
             cors_origins: origins.iter().map(|origin| CorsOrigin::parse(origin).unwrap()).collect(),
@@ -300,10 +309,20 @@ pub async fn guarded_server(keys: &[&str], hosts: &[&str], origins: &[&str], lim
     server_of(no_chat, limits, Box::new(embeddings::tiny_encoder), None, access).await
 }
 
+/// A server with one scripted chat model and the tiny encoder, whose clients need one of these keys and are metered.
+pub async fn metered_server(script: Script, api_keys: ApiKeys, metering: Arc<Metering>) -> Server {
+    let access = Access { api_keys, metering: Some(metering), ..Access::default() };
+    let limits = Limits::default();
+    let chat_models = scripted_chat_models(script, &limits, ENGINE_OPTIONS);
+    server_of(chat_models, limits, Box::new(embeddings::tiny_encoder), None, access).await
+}
+
 /// Who may use a server.
 #[derive(Default)]
 struct Access {
     api_keys: ApiKeys,
+    /// Metering other than without limits, in memory.
+    metering: Option<Arc<Metering>>,
     sites: AccessConfig,
 }
 
@@ -341,8 +360,12 @@ fn app_of(
         chat_models,
         embedding: model("no-embeddings", "tests/none", ModelKind::Embedding, loader),
         reranker: reranker.map(|loader| model("reranker", "tests/reranker", ModelKind::Reranker, loader)),
+        metering: access.metering.unwrap_or_else(|| {
+            Metering::in_memory(KeyLimitsTable::default(), access.api_keys.are_required()).unwrap()
+        }),
         api_keys: access.api_keys,
         access: access.sites,
+        logs_every_request: false,
         limits,
         metrics: METRICS.clone(),
     })

@@ -1,8 +1,9 @@
-//! Middleware: hosts and origins, authentication, admission, request ids, traces and the request log.
+//! Middleware: hosts and origins, authentication, metering, admission, request ids, traces and the request log.
 
 pub mod admission;
 pub mod anthropic;
 pub mod auth;
+pub mod metering;
 pub mod ollama;
 pub mod request_id;
 pub mod site;

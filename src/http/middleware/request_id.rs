@@ -1,15 +1,17 @@
 //! The `x-request-id` and `traceparent` headers, echoed or made up, and the log line of every request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
 use super::trace_context::{TRACEPARENT, TraceContext};
+use crate::app::App;
 use crate::error::quote;
 use crate::http::error::LoggedMessage;
 
@@ -22,6 +24,10 @@ pub struct RequestId {
     id: HeaderValue,
     trace: Arc<TraceContext>,
 }
+
+/// The address of a request's client, an extension of it.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerAddress(pub IpAddr);
 
 impl RequestId {
     /// The header with the id.
@@ -41,8 +47,9 @@ impl RequestId {
 /// Gives every request an id, returns it in the response's header, and logs the outcome.
 ///
 /// Errors are logged here, except those in mid-stream, after the response has begun. Generations and
-/// embeddings that succeed log a line of their own, with their statistics, when they end.
-pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
+/// embeddings that succeed log a line of their own, with their statistics, when they end; all others only if the
+/// server logs every request.
+pub async fn assign_and_log(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request
         .headers()
         .get(RequestId::HEADER)
@@ -53,6 +60,7 @@ pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
     let id = RequestId { id, trace: Arc::new(TraceContext::from_headers(request.headers())) };
     request.extensions_mut().insert(id.clone());
     let (method, path) = (quote(request.method().as_str()), quote(request.uri().path()));
+    let peer = request.extensions().get::<PeerAddress>().map(|peer| tracing::field::display(peer.0));
     let started = Instant::now();
     let mut response = next.run(request).await;
     let LoggedMessage(message) = response.extensions_mut().remove().unwrap_or_default();
@@ -83,7 +91,10 @@ pub async fn assign_and_log(mut request: Request, next: Next) -> Response {
                 "request refused"
             );
         }
-        _ => tracing::debug!(id = id_text, trace_id, method, path, status, ms, "request served"),
+        _ if app.logs_every_request() => {
+            tracing::info!(id = id_text, trace_id, peer, method, path, status, ms, "request served");
+        }
+        _ => tracing::debug!(id = id_text, trace_id, peer, method, path, status, ms, "request served"),
     }
     let headers = response.headers_mut();
     headers.extend(id.trace.to_header().map(|value| (HeaderName::from_static(TRACEPARENT), value)));

@@ -19,6 +19,7 @@ use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::http::retry::heartbeat::{self, Heartbeat};
+use crate::metering::RequestMeter;
 use crate::openai::decisions::{DecisionRequest, SystemOneRequest};
 use crate::openai::from_value;
 use crate::openai::params::{DECISIONS, NESTED, ParamTable, SYSTEM_ONE};
@@ -37,6 +38,7 @@ pub async fn decisions(
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
+    Extension(meter): Extension<RequestMeter>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
@@ -47,7 +49,8 @@ pub async fn decisions(
         let respond = move |id: &str, scores: &ContinuationScores| Ok(decision(request, id, scores));
         Ok(ParsedRequest { model, task, respond })
     };
-    let route = DecisionRoute { app, request_id, tenant, dedup, path: "/v1/decisions", params: DECISIONS };
+    let route =
+        DecisionRoute { app, request_id, tenant, dedup, meter, path: "/v1/decisions", params: DECISIONS };
     route.answer(headers, body, parse).await
 }
 
@@ -57,6 +60,7 @@ pub async fn system_one(
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
+    Extension(meter): Extension<RequestMeter>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
@@ -70,7 +74,8 @@ pub async fn system_one(
         };
         Ok(ParsedRequest { model, task, respond })
     };
-    let route = DecisionRoute { app, request_id, tenant, dedup, path: "/v1/systemone", params: SYSTEM_ONE };
+    let route =
+        DecisionRoute { app, request_id, tenant, dedup, meter, path: "/v1/systemone", params: SYSTEM_ONE };
     route.answer(headers, body, parse).await
 }
 
@@ -80,6 +85,7 @@ struct DecisionRoute {
     request_id: RequestId,
     tenant: Tenant,
     dedup: RetryDedup,
+    meter: RequestMeter,
     path: &'static str,
     params: ParamTable,
 }
@@ -95,7 +101,7 @@ impl DecisionRoute {
         R: Serialize,
         F: FnOnce(&str, &ContinuationScores) -> Result<R> + Send + 'static,
     {
-        let Self { app, request_id, tenant, dedup, path, params } = self;
+        let Self { app, request_id, tenant, dedup, meter, path, params } = self;
         let (caller, n_bytes) = (tenant.caller(), body.n_bytes());
         let convert = move |object| {
             let attempt = Attempt::from_request(&headers, &tenant.name(), path, &object);
@@ -111,11 +117,14 @@ impl DecisionRoute {
         let for_log = request_id.clone();
         let work = async move {
             let chat = chat?;
+            meter.set_model(chat.id());
             let mut headers = HeaderMap::new();
             ignored.insert_into(&mut headers);
             let run = chat.start_decision(task, caller).await?;
             let response = async move {
                 let scores = run.await?;
+                meter.add_prompt_tokens(scores.n_tokens);
+                meter.add_cached_tokens(scores.n_cached);
                 tracing::info!(
                     id = for_log.as_str(),
                     trace_id = for_log.trace_id(),

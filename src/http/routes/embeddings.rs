@@ -24,6 +24,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::{JsonObject, insert_list};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
+use crate::metering::RequestMeter;
 use crate::openai::embeddings::{
     EmbeddingObject, EmbeddingVector, EmbeddingsRequest, EmbeddingsResponse, EncodingFormat, InputType,
     InputUsage, TextsOrTokens,
@@ -50,13 +51,14 @@ pub async fn embeddings(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<EmbeddingsRequest>(params::EMBEDDINGS).await?;
     ignored.add_unknown_model(&app, request.model.as_deref());
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let EmbeddedTexts { model, vectors, n_tokens, headers, is_prompt_known, n_truncated } =
-        embed(&app, &request_id, &tenant, request).await?;
+        embed(&app, &request_id, &tenant, &meter, request).await?;
     if !is_prompt_known {
         ignored.extend(["input_type".to_owned()]);
     }
@@ -89,7 +91,7 @@ pub struct EmbeddedTexts {
     pub n_truncated: usize,
 }
 
-/// Embeds the texts of a request, and logs that.
+/// Embeds the texts of a request, counts their tokens, and logs that.
 ///
 /// # Errors
 /// When no embedding model has the requested name, a parameter is out of range, or the texts cannot be embedded.
@@ -97,13 +99,16 @@ pub async fn embed(
     app: &App,
     request_id: &RequestId,
     tenant: &Tenant,
+    meter: &RequestMeter,
     request: EmbeddingsRequest,
 ) -> Result<EmbeddedTexts> {
     let model = app.embedder(request.model.as_deref())?;
+    meter.set_model(model.served.id());
     let truncate = request.truncate.unwrap_or(truncates_by_default(app));
     let request = to_embedding_request(request, truncate, tenant.name())?;
     let EmbeddingOutput { vectors, n_tokens, n_hits, queue_time, compute_time, is_prompt_known, truncated } =
         model.embedder.embed(request).await?;
+    meter.add_prompt_tokens(n_tokens);
     tracing::info!(
         id = request_id.as_str(),
         trace_id = request_id.trace_id(),

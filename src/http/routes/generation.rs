@@ -20,6 +20,7 @@ use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup};
 use crate::http::retry::heartbeat::{self, Heartbeat};
+use crate::metering::RequestMeter;
 use crate::openai::chat::Usage;
 use crate::openai::generation_options::GenerationOptions;
 
@@ -94,6 +95,7 @@ pub async fn generate<R: GenerationRoute>(
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
+    Extension(meter): Extension<RequestMeter>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
@@ -108,8 +110,8 @@ pub async fn generate<R: GenerationRoute>(
     let options = R::options(&request);
     let (is_streamed, usage) = (options.is_streamed(), StreamUsage::from_options(options));
     let heartbeat = app.limits().heartbeat;
-    let log = RequestLog::new(request_id.clone(), R::LOG_NAME);
-    let chat = app.chat(options.model.as_deref(), n_bytes);
+    let log = RequestLog::new(request_id.clone(), meter, R::LOG_NAME);
+    let chat = app.chat(options.model.as_deref(), n_bytes).inspect(|chat| log.set_model(chat.id()));
     if let Ok(chat) = &chat
         && let Some(response) = R::load(chat, &request).await?
     {

@@ -20,3 +20,4 @@ pub mod rerank;
 pub mod responses;
 pub mod stored_responses;
 pub mod tokens;
+pub mod usage;

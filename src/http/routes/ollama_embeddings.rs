@@ -12,6 +12,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::JsonObject;
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
+use crate::metering::RequestMeter;
 use crate::ollama::params;
 use crate::ollama::requests::{OllamaEmbedRequest, OllamaEmbeddingsRequest};
 use crate::ollama::responses::{OllamaEmbedResponse, OllamaEmbeddingsResponse, nanoseconds};
@@ -23,6 +24,7 @@ pub async fn embed(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
@@ -52,7 +54,7 @@ pub async fn embed(
         dimensions: dimensions.map(|n| usize::try_from(n.get()).unwrap_or(usize::MAX)),
         ..embeddings_request(model, input)
     };
-    let embedded = embed_texts(&app, &request_id, &tenant, request).await?;
+    let embedded = embed_texts(&app, &request_id, &tenant, &meter, request).await?;
     let EmbeddedTexts { vectors, n_tokens, headers, .. } = embedded;
     response.prompt_eval_count = n_tokens;
     response.total_duration = nanoseconds(began.elapsed());
@@ -71,6 +73,7 @@ pub async fn embeddings(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<OllamaEmbeddingsRequest>(params::EMBEDDINGS).await?;
@@ -82,7 +85,8 @@ pub async fn embeddings(
         return Ok((no_hits(), response).into_response());
     };
     let request = embeddings_request(model, TextsOrTokens::Text(text));
-    let EmbeddedTexts { vectors, headers, .. } = embed_texts(&app, &request_id, &tenant, request).await?;
+    let EmbeddedTexts { vectors, headers, .. } =
+        embed_texts(&app, &request_id, &tenant, &meter, request).await?;
     let embedding = vectors.get(0).unwrap_or_default();
     let response = ignored.respond(&OllamaEmbeddingsResponse { embedding })?;
     Ok((headers, response).into_response())

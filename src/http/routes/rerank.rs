@@ -17,6 +17,7 @@ use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject, insert_list};
 use crate::http::middleware::auth::Tenant;
 use crate::http::middleware::request_id::RequestId;
+use crate::metering::RequestMeter;
 use crate::openai::embeddings::InputUsage;
 use crate::openai::params;
 use crate::openai::rerank::{
@@ -29,10 +30,12 @@ pub async fn rerank(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
     let model = app.scorer(request.model.as_deref())?;
+    meter.set_model(model.served.id());
     ignored.add_unknown_model(&app, request.model.as_deref());
     check_not_empty("documents", request.documents.is_empty())?;
     if request.top_n == Some(0) {
@@ -57,6 +60,7 @@ pub async fn rerank(
         })
         .await?;
     log_scores(&request_id, &scores);
+    meter.add_prompt_tokens(scores.n_tokens);
     let mut ranked: Vec<(usize, f32)> = scores.scores.iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
     ranked.truncate(request.top_n.unwrap_or(usize::MAX));
@@ -82,10 +86,12 @@ pub async fn score(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let (request, mut ignored) = body.parse::<ScoreRequest>(params::SCORE).await?;
     let model = app.scorer(request.model.as_deref())?;
+    meter.set_model(model.served.id());
     ignored.add_unknown_model(&app, request.model.as_deref());
     let (first, second) = (shared(request.text_1.into_vec()), shared(request.text_2.into_vec()));
     check_not_empty("text_1", first.is_empty())?;
@@ -115,6 +121,7 @@ pub async fn score(
         _ => e,
     })?;
     log_scores(&request_id, &scores);
+    meter.add_prompt_tokens(scores.n_tokens);
     let data = scores.scores.iter().enumerate();
     let body = ScoreResponse {
         id: format!("score-{}", Uuid::new_v4().simple()),

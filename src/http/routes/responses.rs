@@ -16,6 +16,7 @@ use crate::http::middleware::request_id::RequestId;
 use crate::http::response_run::{BackgroundRuns, Persistence, ResponseRun, failure};
 use crate::http::retry::dedup::{Attempt, PendingResponse, RetryDedup, to_json};
 use crate::http::retry::heartbeat::{self, Heartbeat, json_response};
+use crate::metering::RequestMeter;
 use crate::openai::params::{self, ParamTable};
 use crate::openai::responses::output::{ResponseObject, ResponseStatus};
 use crate::openai::responses::{ResponseInputTokens, ResponsesRequest};
@@ -55,6 +56,7 @@ pub async fn create(
     Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
     Extension(background): Extension<BackgroundRuns>,
+    Extension(meter): Extension<RequestMeter>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
@@ -69,7 +71,7 @@ pub async fn create(
     let (attempt, incoming) = body.parse_with(convert).await?;
     let is_streamed = incoming.request.options.is_streamed();
     let heartbeat = Heartbeat::with_openai_errors(app.limits().heartbeat);
-    let log = RequestLog::new(request_id.clone(), "response");
+    let log = RequestLog::new(request_id.clone(), meter, "response");
     if incoming.request.background.unwrap_or(false) {
         let prepared = prepare(&app, incoming, caller, Ok).await?;
         return start_in_background(prepared, &background, log, is_streamed).await;
@@ -109,6 +111,7 @@ pub async fn compact(
     State(app): State<App>,
     Extension(request_id): Extension<RequestId>,
     Extension(tenant): Extension<Tenant>,
+    Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let mut incoming = parse(body, params::COMPACTION).await?;
@@ -117,7 +120,8 @@ pub async fn compact(
     let max_tokens = max_summary_tokens(prepared.chat.load().await?.context_length());
     prepared.translated.chat.max_completion_tokens = Some(max_tokens as u64);
     let (owner, messages) = (prepared.persistence.owner.clone(), user_messages(&prepared.items));
-    let (run, headers) = start(prepared, RequestLog::new(request_id, "compaction"), false).await?;
+    let log = RequestLog::new(request_id, meter, "compaction");
+    let (run, headers) = start(prepared, log, false).await?;
     let response = run.collect().await?;
     let compacted = app.with_state(move |state| compacted(messages, response, &state.signer(&owner))).await?;
     Ok(json_response(headers, to_json(&compacted)?))
@@ -177,6 +181,7 @@ async fn start(
 ) -> Result<(ResponseRun, HeaderMap)> {
     let PreparedRequest { chat, request, translated, blank, persistence, caller, headers, .. } = prepared;
     let TranslatedRequest { chat: chat_request, tools, settings, .. } = translated;
+    log.set_model(chat.id());
     let started = chat.start_chat(chat_request, caller).await;
     let stream = started.map_err(|e| with_own_names(e, &request))?;
     let builder = ResponseBuilder::new(blank, tools, settings, is_streamed);

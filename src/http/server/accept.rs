@@ -32,6 +32,7 @@ use crate::config::Limits;
 use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::guarded_body::GuardedBody;
+use crate::http::middleware::request_id::PeerAddress;
 use crate::http::route::PROBES;
 
 /// Pause after the system refused to accept a connection (out of file descriptors, for example).
@@ -135,7 +136,7 @@ impl ConnectionServer {
         let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER_BYTES);
         let connection = async {
             match tls {
-                None => self.serve_http(stream, &place, watcher).await,
+                None => self.serve_http(stream, peer, &place, watcher).await,
                 Some(tls) => self.serve_tls(stream, peer, &tls, &place, watcher).await,
             }
         };
@@ -155,7 +156,7 @@ impl ConnectionServer {
         match handshake {
             Ok(Ok(stream)) => {
                 place.activity().handshake_done();
-                self.serve_http(stream, place, watcher).await;
+                self.serve_http(stream, peer, place, watcher).await;
             }
             Ok(Err(e)) if is_not_tls(&e) => {
                 tracing::info!(%peer, "connection closed: the client does not speak TLS; use https:// URLs");
@@ -165,13 +166,13 @@ impl ConnectionServer {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, place: &Place, watcher: Watcher)
+    async fn serve_http<S>(&self, stream: S, peer: IpAddr, place: &Place, watcher: Watcher)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = place.activity();
         let stream = TimedStream::new(stream, activity.clone(), &self.limits, self.shutdown.clone());
-        let respond = service_fn(|request| self.respond(request, place));
+        let respond = service_fn(|request| self.respond(request, peer, place));
         let connection = watcher.watch(self.http.serve_connection(TokioIo::new(stream), respond));
         if let Err(e) = connection.await {
             tracing::debug!(error = %e, "connection failed");
@@ -182,6 +183,7 @@ impl ConnectionServer {
     fn respond(
         &self,
         request: Request<Incoming>,
+        peer: IpAddr,
         place: &Place,
     ) -> impl Future<Output = Result<Response<GuardedBody<BusyGuard>>, Infallible>> + use<> {
         let activity = place.activity().clone();
@@ -190,6 +192,7 @@ impl ConnectionServer {
         let is_refused = is_for_probes && !PROBES.contains(&request.uri().path());
         let mut request = request.map(|body| PacedBody::new(body, activity.clone(), &self.limits));
         request.extensions_mut().insert(self.shutdown.clone());
+        request.extensions_mut().insert(PeerAddress(peer));
         let response = (!is_refused).then(|| self.router.call(request));
         async move {
             let mut response = match response {

@@ -1,0 +1,109 @@
+//! Metering of requests: quotas of the client's account before anything else is done for it, and a [`RequestMeter`] for
+//! its tokens.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::auth::Tenant;
+use super::request_id::RequestId;
+use crate::anthropic::rfc_3339;
+use crate::app::{App, unix_time};
+use crate::http::error::ApiError;
+use crate::http::guarded_body::GuardedBody;
+use crate::http::route::is_anthropic;
+use crate::metering::{BucketStatus, MeteredHead, QuotaStatus, RequestMeter};
+
+/// Meters a request of a client to a route, or refuses it if its account has used up what it may.
+pub async fn meter(
+    State((app, route)): State<(App, &'static str)>,
+    Extension(tenant): Extension<Tenant>,
+    Extension(request_id): Extension<RequestId>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let body_bytes = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let (account, request_id) = (app.account(&tenant.name()), request_id.as_str());
+    let head = MeteredHead { account, request_id, route, body_bytes };
+    let (status, begun) = app.metering().begin(head);
+    let mut response = match begun {
+        Ok(meter) => run_metered(meter, request, next).await,
+        Err(e) => ApiError::from(e).into_response(),
+    };
+    insert_quota(response.headers_mut(), status, is_anthropic(route));
+    response
+}
+
+/// Meters a request that no client waits for, such as a line of a batch. It has no quota.
+pub async fn meter_without_quota(
+    State((app, route)): State<(App, &'static str)>,
+    Extension(tenant): Extension<Tenant>,
+    Extension(request_id): Extension<RequestId>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (account, request_id) = (app.account(&tenant.name()), request_id.as_str());
+    let head = MeteredHead { account, request_id, route, body_bytes: 0 };
+    match app.metering().begin_unlimited(head) {
+        Ok(meter) => run_metered(meter, request, next).await,
+        Err(e) => ApiError::from(e).into_response(),
+    }
+}
+
+/// Serves a request whose tokens `meter` counts until the response is sent.
+async fn run_metered(meter: RequestMeter, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(meter.clone());
+    let response = next.run(request).await;
+    meter.set_status(response.status().as_u16());
+    response.map(|body| Body::new(GuardedBody::new(body, meter)))
+}
+
+/// Tells a client what is left of its quotas, in OpenAI's headers or Anthropic's.
+fn insert_quota(headers: &mut HeaderMap, status: QuotaStatus, is_anthropic: bool) {
+    for (unit, bucket) in [("requests", status.requests), ("tokens", status.tokens)] {
+        let Some(BucketStatus { limit, remaining, reset_after }) = bucket else { continue };
+        let values = [("limit", limit.to_string()), ("remaining", remaining.to_string())];
+        let reset = match is_anthropic {
+            true => rfc_3339(unix_time().saturating_add(reset_after.as_secs().saturating_add(1))),
+            false => in_openai_form(reset_after),
+        };
+        for (field, value) in values.into_iter().chain([("reset", reset)]) {
+            let name = match is_anthropic {
+                true => format!("anthropic-ratelimit-{unit}-{field}"),
+                false => format!("x-ratelimit-{field}-{unit}"),
+            };
+            // Both are ASCII.
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// A duration as OpenAI writes it: `120ms`, `1.5s`, `6m0s`.
+fn in_openai_form(time: Duration) -> String {
+    let ms = time.as_millis();
+    match ms {
+        0..1000 => format!("{ms}ms"),
+        1000..60_000 => format!("{}s", (ms / 10) as f64 / 100.0),
+        _ => format!("{}m{}s", ms / 60_000, ms % 60_000 / 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_openais_form() {
+        for (ms, text) in [(0, "0ms"), (120, "120ms"), (1500, "1.5s"), (59_999, "59.99s"), (360_000, "6m0s")]
+        {
+            assert_eq!(in_openai_form(Duration::from_millis(ms)), text);
+        }
+    }
+}
