@@ -33,8 +33,8 @@
 //!    when to come back.
 //! 5. [`chat::ChatModel`] renders the model's own chat template and encodes the prompt with the
 //!    [`tokenizer`]; text of a message can never become a special token. A required output format or
-//!    tool call becomes a grammar ([`inference::grammar`]). The first bytes of a stream are sent here,
-//!    before the prompt is computed.
+//!    tool call becomes a grammar ([`inference::grammar`]). The first bytes of a stream are sent
+//!    with its first token, or after two seconds if that takes longer.
 //! 6. The engine's thread repeats one step: [`inference::scheduler`] composes a batch (continuous
 //!    batching), and the [`models::Decoder`] computes it. A batch has one token for every running
 //!    sequence, draft tokens where speculative decoding is worth it, and a bounded chunk of new prompts,

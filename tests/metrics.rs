@@ -50,7 +50,9 @@ async fn cached_embeddings_are_not_computed_again() {
 async fn probes_and_metrics_report_the_load() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
     let options = EngineOptions { running_requests: 1, ..ENGINE_OPTIONS };
-    let server = scripted_server(script, Limits::default(), options).await;
+    let server =
+        scripted_server(script, Limits { stream_head_delay: Duration::ZERO, ..Limits::default() }, options)
+            .await;
     for probe in ["/livez", "/readyz", "/health"] {
         assert_eq!(body(server.get(probe).await).await, json!({"status": "ok"}), "{probe}");
     }

@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::event::ChatEvent;
 use super::model::ChatModel;
@@ -11,6 +14,7 @@ use super::reasoning::{ReasoningParser, ReasoningSplit};
 use super::response_cache::{CachedResponse, ResponseCache, ResponseRecorder};
 use super::scored_prompt::{PromptToken, prompt_tokens};
 use super::tools::{ParsedDelta, RepeatedCalls, ToolCallParser};
+use crate::error::Result;
 use crate::inference::{Event, Generation};
 use crate::openai::chat::FinishReason;
 
@@ -186,10 +190,34 @@ impl ChatStream {
         &self.fingerprint
     }
 
+    /// Waits for the first event, for `patience` at most; [`ChatStream::next`] returns it.
+    ///
+    /// # Errors
+    /// When the response has failed before any of it was generated.
+    pub async fn wait_for_first(&mut self, patience: Duration) -> Result<()> {
+        if patience.is_zero() || timeout(patience, self.fill_pending()).await.is_err() {
+            return Ok(());
+        }
+        match self.pending.front() {
+            Some((_, ChatEvent::Failed(e))) => Err(e.clone()),
+            _ => Ok(()),
+        }
+    }
+
     /// The next event and the index of its choice; `None` after the last event of all choices.
     pub async fn next(&mut self) -> Option<(usize, ChatEvent)> {
+        self.fill_pending().await;
+        let (choice, event) = self.pending.pop_front()?;
+        if let Some(recorder) = self.recorder.take() {
+            self.recorder = recorder.push(choice, &event);
+        }
+        Some((choice, event))
+    }
+
+    /// Waits until an event is pending, or there are no more. May be dropped while it waits.
+    async fn fill_pending(&mut self) {
         while self.pending.is_empty() {
-            let (choice, event) = self.source.next().await?;
+            let Some((choice, event)) = self.source.next().await else { return };
             let events = match self.reasoning.get_mut(choice) {
                 Some(parser) => separate_reasoning(parser, event).collect(),
                 None => vec![event],
@@ -207,11 +235,6 @@ impl ChatStream {
             }
             self.pending.extend(events.into_iter().map(|event| (choice, event)));
         }
-        let (choice, event) = self.pending.pop_front()?;
-        if let Some(recorder) = self.recorder.take() {
-            self.recorder = recorder.push(choice, &event);
-        }
-        Some((choice, event))
     }
 }
 

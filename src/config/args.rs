@@ -393,6 +393,10 @@ pub struct ServeArgs {
     /// Time to live of a cached response, such as 90s, 10m or 2h
     #[arg(long, env = "PREDICT_OTRON_RESPONSE_CACHE_TTL", value_parser = parse_duration, default_value = "1h")]
     pub response_cache_ttl: Duration,
+    /// Hold back the head of a streamed response until its first token, for this long at most, so that a load balancer
+    /// can still retry a request that fails before; 0s sends it at once
+    #[arg(long, env = "PREDICT_OTRON_STREAM_HEAD_DELAY", value_parser = parse_duration, default_value = "2s")]
+    pub stream_head_delay: Duration,
     /// Send a space at this interval, such as 10s, until a non-streamed chat or text completion is ready, for
     /// clients and proxies that time out without response headers; at least 1s, and 0s disables it
     #[arg(long, env = "PREDICT_OTRON_HEARTBEAT", value_parser = parse_heartbeat, default_value = "0s")]

@@ -72,6 +72,8 @@ pub struct Limits {
     pub response_cache_bytes: usize,
     /// Time to live of a cached response.
     pub response_cache_ttl: Duration,
+    /// How long the head of a streamed response waits for the first token.
+    pub stream_head_delay: Duration,
     /// Interval of the spaces sent ahead of a slow response; zero disables them.
     pub heartbeat: Duration,
     /// How long a client must have waited for its response to be kept for a retry. The default is a
@@ -179,6 +181,7 @@ impl Default for Limits {
             speculative: true,
             response_cache_bytes: 0,
             response_cache_ttl: Duration::from_secs(3600),
+            stream_head_delay: Duration::from_secs(2),
             heartbeat: Duration::ZERO,
             retry_patience: Duration::from_secs(50),
             retry_grace: Duration::from_secs(30),

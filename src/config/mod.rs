@@ -149,6 +149,7 @@ impl Config {
                 kv_reducible: args.kv_memory.is_none(),
                 response_cache_bytes: saturating_usize(args.response_cache),
                 response_cache_ttl: args.response_cache_ttl,
+                stream_head_delay: args.stream_head_delay,
                 heartbeat: args.heartbeat,
                 retry_patience: args.retry_patience,
                 retry_grace: args.retry_grace,

@@ -76,6 +76,14 @@ impl ResponseRun {
         Self { stream, builder, log, persistence }
     }
 
+    /// Waits for the first event of the generation, for `patience` at most.
+    ///
+    /// # Errors
+    /// When the generation has failed before that. The response is not stored then.
+    pub async fn wait_for_first(&mut self, patience: Duration) -> Result<()> {
+        self.stream.wait_for_first(patience).await.inspect_err(|_| self.log.abandon())
+    }
+
     /// The next event of the generation; an error if the engine has stopped.
     async fn next(&mut self) -> ChatEvent {
         let stopped =

@@ -145,6 +145,26 @@ async fn requests_beyond_the_queue_timeout_are_refused() {
 }
 
 #[tokio::test]
+async fn the_head_of_a_stream_waits_for_its_first_token() {
+    let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
+    let queue_timeout = Duration::from_millis(200);
+    let options = EngineOptions { running_requests: 1, queue_timeout, ..ENGINE_OPTIONS };
+    let stream = json!({"stream": true});
+    for (delay_ms, status) in [(2000, 429), (50, 200)] {
+        let limits = Limits { stream_head_delay: Duration::from_millis(delay_ms), ..Limits::default() };
+        let server = scripted_server(script.clone(), limits, options).await;
+        let first = server.post(CHAT, &request("first", stream.clone())).await;
+        let late = server.post(CHAT, &request("late", stream.clone())).await;
+        assert_eq!(late.status(), status, "a failure before the first token has its own status");
+        if status == 200 {
+            let last = events(late).await.pop().unwrap();
+            assert!(last.contains("waited for 0.2 s"), "{last}");
+        }
+        assert_eq!(events(first).await.last().map(String::as_str), Some("[DONE]"));
+    }
+}
+
+#[tokio::test]
 async fn speculative_decoding_saves_batches_and_changes_nothing() {
     let text = "the cat sat on the mat, the cat sat on the mat, the cat sat on the mat, and the cat sat. ";
     for speculative in [false, true] {
@@ -173,7 +193,9 @@ async fn speculative_decoding_saves_batches_and_changes_nothing() {
 async fn prompts_beyond_the_queued_token_limit_are_refused() {
     let script = Script { step: Duration::from_millis(20), ..Script::saying(&"x".repeat(60)) };
     let options = EngineOptions { running_requests: 1, queued_tokens: 150, ..ENGINE_OPTIONS };
-    let server = scripted_server(script, Limits::default(), options).await;
+    let server =
+        scripted_server(script, Limits { stream_head_delay: Duration::ZERO, ..Limits::default() }, options)
+            .await;
     // A single prompt may be longer, and a running one does not count.
     let stream = json!({"stream": true});
     let running = server.post(CHAT, &request(&"long ".repeat(40), stream.clone())).await;
@@ -195,7 +217,9 @@ async fn prompts_beyond_the_queued_token_limit_are_refused() {
 async fn a_stuck_engine_is_not_ready() {
     let script = Script { step: Duration::from_millis(700), ..Script::saying("x") };
     let options = EngineOptions { batch_time: Duration::from_millis(200), ..ENGINE_OPTIONS };
-    let server = scripted_server(script, Limits::default(), options).await;
+    let server =
+        scripted_server(script, Limits { stream_head_delay: Duration::ZERO, ..Limits::default() }, options)
+            .await;
     let running = server.post(CHAT, &request("go", json!({"stream": true}))).await;
     assert_eq!(server.get("/readyz").await.status(), 200, "the batch has only begun");
     tokio::time::sleep(Duration::from_millis(400)).await;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::app::{App, ServedChat};
 use crate::chat::Caller;
 use crate::chat::{CacheStatus, ChatStream};
+use crate::config::Limits;
 use crate::error::Result;
 use crate::http::error::ApiError;
 use crate::http::extract::{IgnoredParams, JsonObject};
@@ -109,7 +110,7 @@ pub async fn generate<R: GenerationRoute>(
     let (attempt, request, ignored) = body.parse_with(convert).await?;
     let options = R::options(&request);
     let (is_streamed, usage) = (options.is_streamed(), StreamUsage::from_options(options));
-    let heartbeat = app.limits().heartbeat;
+    let Limits { heartbeat, stream_head_delay: head_delay, .. } = *app.limits();
     let log = RequestLog::new(request_id.clone(), meter, R::LOG_NAME);
     let chat = app.chat(options.model.as_deref(), n_bytes).inspect(|chat| log.set_model(chat.id()));
     if let Ok(chat) = &chat
@@ -119,7 +120,8 @@ pub async fn generate<R: GenerationRoute>(
     }
     let started = async move { start::<R>(&chat?, request, caller, ignored).await };
     if is_streamed {
-        let StartedResponse { stream, route, envelope, headers } = started.await?;
+        let StartedResponse { mut stream, route, envelope, headers } = started.await?;
+        stream.wait_for_first(head_delay).await?;
         return Ok((headers, route.stream(stream, envelope, usage, log)).into_response());
     }
     let work = async move {

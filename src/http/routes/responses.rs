@@ -76,12 +76,14 @@ pub async fn create(
         let prepared = prepare(&app, incoming, caller, Ok).await?;
         return start_in_background(prepared, &background, log, is_streamed).await;
     }
+    let for_start = app.clone();
     let started = async move {
-        let prepared = prepare(&app, incoming, caller, Ok).await?;
+        let prepared = prepare(&for_start, incoming, caller, Ok).await?;
         start(prepared, log, is_streamed).await
     };
     if is_streamed {
-        let (run, headers) = started.await?;
+        let (mut run, headers) = started.await?;
+        run.wait_for_first(app.limits().stream_head_delay).await?;
         return Ok((headers, run.into_stream()).into_response());
     }
     let work = async move {
