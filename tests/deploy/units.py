@@ -1,6 +1,6 @@
 """Scores the systemd unit's sandbox, then boots systemd in a container with the unit and the default models.
 
-Usage: units.py BINARY CACHE SCRATCH. Prints one line. Exit codes: 0 passed, 3 skipped.
+Usage: units.py BINARY CACHE SCRATCH [LIBRARY OF ONNX RUNTIME]. Prints one line. Exit codes: 0 passed, 3 skipped.
 """
 
 import os
@@ -76,10 +76,13 @@ def main():
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     notify = b"NOTIFY_SOCKET" in binary.read_bytes()
-    onnx = sys.argv[4] if len(sys.argv) > 4 else ""
     drop_in = "[Service]\nEnvironment=PREDICT_OTRON_OFFLINE=true\n"
-    if onnx:
-        drop_in += "Environment=PREDICT_OTRON_EMBEDDING_BACKEND=fastembed\n"
+    onnx = ""
+    if len(sys.argv) > 4:
+        onnx = "onnx"
+        shutil.copy(sys.argv[4], share / "libonnxruntime.so")
+        shutil.copytree(here.parent / "data/bert-onnx", share / "bert-onnx")
+        shutil.copy(here.parent / "data/tiny-encoders/bert/config.json", share / "bert-onnx")
     if not notify:
         drop_in += f"Type=exec\nEnvironment=PREDICT_OTRON_PORT={port}\n"
         # systemd gives the listening socket to a process that would listen itself.
@@ -124,10 +127,11 @@ def main():
     text = result.read_text()
     if not text.endswith("passed\n"):
         raise SystemExit(text + (share / "errors").read_text())
+    answers = "chat, grammar and embedding answer" + (", ONNX Runtime, too" if onnx else "")
     rest = "ready by sd_notify, 0 requests failed during a restart" if notify else (
         "readiness and socket activation skipped: the binary has no sd_notify"
     )
-    print(f"{summary}; in a booted systemd: key from the credential, chat, grammar and embedding answer; {rest}")
+    print(f"{summary}; in a booted systemd: key from the credential; {answers}; {rest}")
 
 
 main()
