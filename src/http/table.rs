@@ -53,7 +53,7 @@ use crate::openai::files::{FileObject, FileUploadForm, ListPage};
 use crate::openai::models::{DeletedModel, ModelObject, PullProgress, PullRequest};
 use crate::openai::params::{self, ParamTable};
 use crate::openai::probes::{Health, Loads};
-use crate::openai::rerank::{RerankRequest, RerankResponse, ScoreRequest, ScoreResponse};
+use crate::openai::rerank::{RerankAnswer, RerankRequest, ScoreRequest, ScoreResponse};
 use crate::openai::responses::conversations::{
     ConversationObject, ConversationRequest, ConversationUpdate, Deleted, ItemList, ItemsRequest,
 };
@@ -767,7 +767,7 @@ const RERANK: Route = Route {
     tag: EMBEDDINGS,
     summary: "Rank documents by relevance to a query",
     request: Some(json_body(schema::<RerankRequest>, params::RERANK)),
-    responses: &[(JSON, schema::<RerankResponse>)],
+    responses: &[(JSON, schema::<RerankAnswer>)],
     response_headers: &["x-ignored-params", "x-cache-hits", "x-truncated-inputs"],
     error_statuses: MODEL_ERRORS,
 };

@@ -243,6 +243,8 @@ pub const RERANK: ParamTable = &[&[
     ("query", Honored),
     ("documents", Honored),
     ("top_n", Honored),
+    ("top_k", Honored),
+    ("rid", Honored),
     ("return_documents", Honored),
     ("truncate", Honored),
     ("max_tokens_per_doc", Honored),

@@ -27,6 +27,13 @@ pub struct RerankRequest {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub top_n: Option<usize>,
+    /// Another name of `top_n`.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub top_k: Option<usize>,
+    /// Id of the request in SGLang's API; if it is sent, even as null, the response has the form of that.
+    #[serde(default, deserialize_with = "even_if_null")]
+    pub rid: Option<Option<String>>,
     /// Include the documents' texts in the response.
     #[serde(default)]
     pub return_documents: Option<bool>,
@@ -122,6 +129,39 @@ fn documents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Document>
     }
 
     deserializer.deserialize_seq(DocumentsVisitor)
+}
+
+/// A field that was sent, whether or not it is null.
+fn even_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+/// The response, in the form of the client's API.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RerankAnswer {
+    /// As in Cohere's and Jina's APIs.
+    Object(RerankResponse),
+    /// As in SGLang's API: the documents alone, best first.
+    List(Vec<SglangRanking>),
+}
+
+/// A ranked document in SGLang's form.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct SglangRanking {
+    /// Relevance to the query; higher is better.
+    pub score: f32,
+    /// The text of the document, if `return_documents` was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// Index of the document in the request.
+    pub index: usize,
+}
+
+impl From<RerankResult> for SglangRanking {
+    fn from(RerankResult { index, relevance_score, document }: RerankResult) -> Self {
+        Self { score: relevance_score, document: document.map(|document| document.text), index }
+    }
 }
 
 /// The response: documents by descending relevance.

@@ -108,6 +108,23 @@ async fn top_n_results_can_include_their_documents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_in_sglangs_form_is_answered_in_it() {
+    let server = server().await;
+    let plain = json!({"query": QUERY, "documents": DOCUMENTS, "top_n": 2});
+    let expected = ranking(&ask(&server, "/v1/rerank", &plain).await);
+    let fields = json!({"query": QUERY, "documents": DOCUMENTS, "top_k": 2, "rid": null, "user": null,
+        "model": "unknown", "return_documents": true});
+    let answer = ask(&server, "/v1/rerank", &fields).await;
+    let rows = answer.as_array().unwrap();
+    let found: Vec<(u64, f64)> =
+        rows.iter().map(|row| (row["index"].as_u64().unwrap(), row["score"].as_f64().unwrap())).collect();
+    assert_eq!(found, expected);
+    assert!(rows.iter().all(|row| row["document"] == DOCUMENTS[row["index"].as_u64().unwrap() as usize]));
+    let without = json!({"query": QUERY, "documents": DOCUMENTS, "rid": "r1", "return_documents": false});
+    assert!(ask(&server, "/v1/rerank", &without).await[0]["document"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_embedding_model_scores_by_cosine_similarity() {
     let server = server().await;
     // `/v1/embeddings` refuses empty texts.

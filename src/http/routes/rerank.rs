@@ -21,8 +21,8 @@ use crate::metering::RequestMeter;
 use crate::openai::embeddings::InputUsage;
 use crate::openai::params;
 use crate::openai::rerank::{
-    Document, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score, ScoreRequest,
-    ScoreResponse,
+    Document, RerankAnswer, RerankRequest, RerankResponse, RerankResult, ReturnedDocument, Score,
+    ScoreRequest, ScoreResponse, SglangRanking,
 };
 
 /// Ranks documents by relevance to a query.
@@ -33,13 +33,19 @@ pub async fn rerank(
     Extension(meter): Extension<RequestMeter>,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let (request, mut ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
+    let (mut request, mut ignored) = body.parse::<RerankRequest>(params::RERANK).await?;
+    if request.rid.is_some() {
+        // A router that does not pass the client's model on.
+        request.model = request.model.filter(|model| model != "unknown");
+    }
     let model = app.scorer(request.model.as_deref())?;
     meter.set_model(model.served.id());
     ignored.add_unknown_model(&app, request.model.as_deref());
     check_not_empty("documents", request.documents.is_empty())?;
-    if request.top_n == Some(0) {
-        return Err(Error::invalid("top_n", "`top_n` is 0; set it to 1 or more").into());
+    for (name, top_n) in [("top_n", request.top_n), ("top_k", request.top_k)] {
+        if top_n == Some(0) {
+            return Err(Error::invalid(name, format!("`{name}` is 0; set it to 1 or more")).into());
+        }
     }
     if request.max_tokens_per_doc == Some(0) {
         let message = "`max_tokens_per_doc` is 0; set it to 1 or more";
@@ -63,8 +69,8 @@ pub async fn rerank(
     meter.add_prompt_tokens(scores.n_tokens);
     let mut ranked: Vec<(usize, f32)> = scores.scores.iter().copied().enumerate().collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-    ranked.truncate(request.top_n.unwrap_or(usize::MAX));
-    let results = ranked
+    ranked.truncate(request.top_n.or(request.top_k).unwrap_or(usize::MAX));
+    let results: Vec<RerankResult> = ranked
         .into_iter()
         .map(|(index, relevance_score)| RerankResult {
             index,
@@ -72,11 +78,14 @@ pub async fn rerank(
             document: returned.get(index).map(|text| ReturnedDocument { text: text.to_string() }),
         })
         .collect();
-    let body = RerankResponse {
-        id: format!("rerank-{}", Uuid::new_v4().simple()),
-        model: model.served.id().to_owned(),
-        results,
-        usage: usage(&scores),
+    let body = match request.rid {
+        Some(_) => RerankAnswer::List(results.into_iter().map(SglangRanking::from).collect()),
+        None => RerankAnswer::Object(RerankResponse {
+            id: format!("rerank-{}", Uuid::new_v4().simple()),
+            model: model.served.id().to_owned(),
+            results,
+            usage: usage(&scores),
+        }),
     };
     Ok(json_response(body, &scores, &["query", "documents"], ignored))
 }
