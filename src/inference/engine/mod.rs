@@ -65,7 +65,8 @@ pub struct EngineStatus {
     pub load: SchedulerLoad,
     /// Requests that run at once, at most.
     pub max_running: usize,
-    /// Tokens generated per second, averaged over recent batches.
+    /// Tokens generated per second, averaged over the latest batches that generated any, even if the engine is idle now:
+    /// load balancers divide what waits by it.
     pub tokens_per_second: f64,
     /// When the current batch began; `None` when idle.
     pub batch_began: Option<Instant>,

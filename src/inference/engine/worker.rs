@@ -208,9 +208,7 @@ impl EngineWorker {
         self.shared.status().load = self.scheduler.load();
         if self.scheduler.is_idle() {
             self.last_finish = None;
-            let mut status = self.shared.status();
-            (status.tokens_per_second, status.batch_began) = (0.0, None);
-            drop(status);
+            self.shared.status().batch_began = None;
             match self.wait(requests) {
                 Some(request) => self.add(request),
                 None => return false,
@@ -563,6 +561,9 @@ impl EngineWorker {
         let rate = n_generated as f64 / duration.as_secs_f64().max(1e-9);
         let mut status = self.shared.status();
         status.longest_batch = status.longest_batch.max(duration);
+        if n_generated == 0 {
+            return;
+        }
         let average = &mut status.tokens_per_second;
         *average = if *average == 0.0 { rate } else { 0.9 * *average + 0.1 * rate };
     }
