@@ -85,9 +85,9 @@ class Process:
 class Instance(Process):
     """One server."""
 
-    def __init__(self, binary, port, log, flags=()):
+    def __init__(self, binary, port, log, threads=1, kv_memory="256M"):
         # --heartbeat is what deploy/nginx.conf asks for; it makes no difference to responses that take less than 10 s.
-        command = [binary, "--port", port, "--threads", "1", "--kv-memory", "256M", "--heartbeat", "10s", *flags]
+        command = [binary, "--port", port, "--threads", threads, "--kv-memory", kv_memory, "--heartbeat", "10s"]
         super().__init__(f"the instance on port {port}", command, log)
         self.port = port
 
@@ -239,9 +239,9 @@ BALANCERS = [HAProxy, Nginx, SMG]
 
 
 @contextlib.asynccontextmanager
-async def instances(binary, scratch, n=3, flags=()):
+async def instances(binary, scratch, n=3, **options):
     """Instances that run as long as the block. The first one downloads the models if they are not on disk."""
-    found = [Instance(binary, port, scratch / f"instance-{port}.log", flags) for port in free_ports(n)]
+    found = [Instance(binary, port, scratch / f"instance-{port}.log", **options) for port in free_ports(n)]
     try:
         for instance in found:
             await instance.start()
