@@ -125,9 +125,12 @@ class Instance(Process):
 
 
 class Balancer(Process):
-    """A balancer in front of the instances. `takeout` is how many seconds it may take to notice that one hangs."""
+    """A balancer in front of the instances."""
 
+    # Seconds that it may take to notice that an instance hangs.
     takeout = 0.0
+    # Whether it repeats requests on another instance that may have changed what is stored on the first one.
+    repeats_stored = False
 
     def __init__(self, command, scratch, port):
         super().__init__(type(self).__name__, command, scratch / f"{type(self).__name__}.log")
@@ -204,6 +207,7 @@ class Nginx(Balancer):
 
 class SMG(Balancer):
     takeout = 6.0
+    repeats_stored = True
 
     def __init__(self, scratch, instances):
         port, metrics_port = free_ports(2)

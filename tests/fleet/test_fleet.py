@@ -17,7 +17,7 @@ from client import CHAT, Connection, chat, once
 from fleet import BALANCERS, EMBEDDING_MODEL, SMG, balanced, instances, until
 from load import load, words
 
-# The long form takes about half an hour.
+# The long form restarts instances under more requests.
 LONG = os.environ.get("FLEET_LONG") == "1"
 N_ROLLING = 500 if LONG else 150
 
@@ -71,6 +71,23 @@ async def check_stream(balancer, fleet):
     direct, through = shares
     assert through <= direct + 0.1, f"{through:.0%} of the tokens come in clumps, {direct:.0%} straight from an instance"
     return f"{through:.0%} of tokens in clumps, {direct:.0%} without a balancer"
+
+
+async def check_disconnect(balancer, fleet):
+    """A client that hangs up cancels its request on the instance, whether it is streamed or not."""
+    for stream in (False, True):
+        body = chat("Tell a long story.", 4000, stream=stream)
+        given_up = await once(balancer.port, "POST", CHAT, body, timeout=1.0)
+        assert not given_up.is_good, "4000 tokens within a second"
+        started = time.monotonic()
+
+        async def is_idle():
+            counts = [(await instance.metrics())["vllm:num_requests_running"] for instance in fleet]
+            return sum(counts) == 0
+
+        await until("the end of a request whose client has gone", is_idle, 3)
+        seconds = time.monotonic() - started
+    return f"cancelled within {seconds:.1f} s"
 
 
 async def check_affinity(balancer, fleet):
@@ -163,6 +180,27 @@ async def check_kill(balancer, fleet):
     return f"0 of {len(running.outcomes)} requests lost, {n_cut} streams cut with a clear end ({cut[0].error or 'error event'})"
 
 
+async def check_stored(balancer, fleet):
+    """A request that may have changed what is stored is not repeated when its instance dies: its client gets an error."""
+    if balancer.repeats_stored:
+        return "not checked: it repeats all requests"
+    body = {"model": "default", "max_output_tokens": 250}
+    requests = [{**body, "input": f"{i}: tell a story"} for i in range(6)]
+    responses = asyncio.gather(*[once(balancer.port, "POST", "/v1/responses", request) for request in requests])
+    await asyncio.sleep(1)
+    running = [int((await instance.metrics())["vllm:num_requests_running"]) for instance in fleet]
+    victim = fleet[running.index(max(running))]
+    victim.signal(signal.SIGKILL)
+    outcomes = await responses
+    await victim.start()
+    await until("the return of the killed instance", lambda: balancer.knows(fleet), 30)
+    failed = [outcome for outcome in outcomes if not outcome.is_good]
+    assert len(failed) == max(running), f"{len(failed)} of {max(running)} on the dead instance failed"
+    statuses = {outcome.status for outcome in failed}
+    assert statuses == {502}, f"got {statuses}"
+    return f"{len(failed)} of {len(failed)} on the dead instance got status 502"
+
+
 async def check_rolling_restart(balancer, fleet):
     """All instances are restarted one by one under load, and no request fails."""
     started = time.monotonic()
@@ -208,8 +246,10 @@ CHECKS = [
     check_routes,
     check_headers,
     check_stream,
+    check_disconnect,
     check_affinity,
     check_kill,
+    check_stored,
     check_rolling_restart,
     check_hang,
 ]
