@@ -202,7 +202,8 @@ def processor():
 async def main():
     version = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(version, capture_output=True, text=True, check=False).stdout.strip()
-    report("machine", processor=processor(), cores=N_CORES, commit=commit)
+    # Other programs that compute at the same time make the figures worse, and uneven.
+    report("machine", processor=processor(), cores=N_CORES, commit=commit, load_before=round(os.getloadavg()[0], 1))
     for name in args.part or PARTS:
         with tempfile.TemporaryDirectory() as scratch:
             await PARTS[name](pathlib.Path(scratch))
