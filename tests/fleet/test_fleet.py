@@ -233,7 +233,8 @@ async def check_hang(balancer, fleet):
             answer = await once(balancer.port, "POST", CHAT, chat(f"{i}", 2), {"x-session-id": f"hang-{i}"}, timeout=20)
             assert answer.is_good, f"request {i}: {answer.describe()}"
             slowest = max(slowest, answer.seconds)
-        assert slowest < balancer.takeout, f"a request took {slowest:.1f} s"
+        # nginx tries the instance again with a request from time to time, which waits for its time limit.
+        assert slowest < balancer.takeout + 2, f"a request took {slowest:.1f} s"
     finally:
         victim.signal(signal.SIGCONT)
     outcomes = await probing
