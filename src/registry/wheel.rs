@@ -19,7 +19,7 @@ use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
 
 /// The list of all files of a wheel, stored beside the extracted files.
-const CONTENTS: &str = ".contents.json";
+pub const CONTENTS: &str = ".contents.json";
 
 /// Chooses the files to extract, given the names of all files in a wheel.
 pub type FileChooser<'a> = &'a dyn Fn(&[String]) -> Result<Vec<WantedFile>>;

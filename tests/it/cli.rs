@@ -30,10 +30,11 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Commands whose own flags have no environment variables.
-const COMMANDS_WITHOUT_VARIABLES: [&str; 5] = ["bench", "chat", "run", "embed", "rerank"];
+const COMMANDS_WITHOUT_VARIABLES: [&str; 7] =
+    ["bench", "chat", "run", "embed", "rerank", "bundle", "unbundle"];
 
 /// Flags that accept any text; it is checked when it is used.
-const FREE_TEXT_FLAGS: [&str; 19] = [
+const FREE_TEXT_FLAGS: [&str; 20] = [
     "config",
     "chat-template",
     "api-key",
@@ -53,6 +54,7 @@ const FREE_TEXT_FLAGS: [&str; 19] = [
     "system",
     "json-schema",
     "output",
+    "to",
 ];
 
 /// Each command as the program defines it, with the arguments that select it; `serve` is the default, too.
@@ -72,6 +74,8 @@ fn commands() -> Vec<(Vec<String>, clap::Command)> {
         "pull",
         "bench",
         "config",
+        "bundle",
+        "unbundle",
         "audit",
         "health",
         "models",
@@ -452,6 +456,46 @@ fn a_passed_socket_for_other_machines_needs_a_key() {
     let refused = command.output().unwrap();
     let message = text(&refused.stderr);
     assert!(!refused.status.success() && message.contains("0.0.0.0 accepts other machines"), "{message}");
+}
+
+#[tokio::test]
+async fn a_bundle_starts_a_server_without_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("bundle.tar");
+    let encoder = folder.path().join("encoder");
+    std::fs::create_dir(&encoder).unwrap();
+    std::fs::copy("tests/data/bert-onnx/model.onnx", encoder.join("model.onnx")).unwrap();
+    std::fs::copy("tests/data/bert-onnx/tokenizer.json", encoder.join("tokenizer.json")).unwrap();
+    std::fs::write(encoder.join("config.json"), "{}").unwrap();
+    let packed = program()
+        .args(["bundle", "--model", "tests/data/tiny/llama", "--no-onnx-runtime", "--embedding-model"])
+        .args([&encoder, &archive])
+        .output()
+        .unwrap();
+    assert!(packed.status.success(), "{}", text(&packed.stderr));
+    assert!(text(&packed.stdout).contains("unbundle"), "{}", text(&packed.stdout));
+    // As on the other machine: only the archive and what comes out of it.
+    let mut tar = Command::new("tar");
+    tar.arg("xf").arg(&archive).arg("-C").arg(folder.path()).arg("predict-otron-9000");
+    assert!(tar.status().unwrap().success());
+    let own = folder.path().join("predict-otron-9000");
+    let target = folder.path().join("there");
+    let unbundle =
+        || Command::new(&own).arg("unbundle").arg(&archive).arg("--to").arg(&target).output().unwrap();
+    let done = unbundle();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let printed = text(&done.stdout);
+    let command: Vec<&str> = printed.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(command[0], target.join("predict-otron-9000").to_str().unwrap());
+    let mut server = Command::new(command[0]);
+    server.args(&command[1..]).args(["--embedding-backend", "fastembed"]).env_clear();
+    // ONNX Runtime is missing, so only the start of the server itself is checked.
+    let mut log = String::new();
+    let mut child = server.args(["--port", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut log).unwrap();
+    let _ = (child.kill(), child.wait());
+    assert!(log.contains("listening on"), "{log}");
+    assert!(text(&unbundle().stderr).contains("exists already"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 11] = [
     &["cli"],
     &["http"],
     &["app"],
-    &["batches", "decisions", "responses"],
+    &["batches", "bundle", "decisions", "responses"],
     &["chat", "messages", "ollama"],
     &["inference", "embeddings"],
     &["models", "tokenizer", "registry"],
@@ -35,7 +35,7 @@ const FORBIDDEN: [(&str, &[&str]); 3] = [
 ];
 
 /// Foreign words and the only files (by prefix) that may contain them.
-const HOMES: [(&str, &[&str]); 24] = [
+const HOMES: [(&str, &[&str]); 27] = [
     ("axum::", &["http/"]),
     ("tower_http::", &["http/"]),
     ("hyper::", &["http/"]),
@@ -45,6 +45,9 @@ const HOMES: [(&str, &[&str]); 24] = [
     ("rlimit::", &["http/server/file_limit.rs"]),
     ("schemars::", &["openai/", "anthropic/", "ollama/", "http/openapi/", "http/route.rs"]),
     ("reqwest::", &["registry/hub/", "cli/client.rs"]),
+    ("tar::", &["bundle/"]),
+    ("listenfd::", &["cli/serve.rs"]),
+    ("sd_notify::", &["cli/serve.rs"]),
     ("clap::", &["config/"]),
     ("clap_complete::", &["config/args.rs", "cli/manual.rs"]),
     ("clap_mangen::", &["cli/manual.rs"]),

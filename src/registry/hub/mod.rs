@@ -293,7 +293,7 @@ impl<'a> Hub<'a> {
     }
 
     fn listing_path(&self, repo: &str, commit: &str) -> PathBuf {
-        self.config.cache_dir.join("listings").join(folder_name(repo)).join(format!("{commit}.json"))
+        self.config.cache_dir.join(LISTINGS).join(folder_name(repo)).join(format!("{commit}.json"))
     }
 
     fn load_listing(&self, repo: &str, commit: &str) -> Option<RepoListing> {
@@ -306,6 +306,9 @@ impl<'a> Hub<'a> {
         write_atomically(&path, &text).map_err(|error| io_error("write", &path, &error))
     }
 }
+
+/// The folder of the listings of repositories, in the folder of downloads.
+pub const LISTINGS: &str = "listings";
 
 /// The cache folder of a repository: `models--owner--name`.
 fn folder_name(repo: &str) -> String {
