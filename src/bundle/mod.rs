@@ -152,6 +152,30 @@ mod tests {
     }
 
     #[test]
+    fn models_that_would_take_the_same_place_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = |parent: &str| {
+            let model = folder.path().join(parent).join("model");
+            fs::create_dir_all(&model).unwrap();
+            for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+                fs::write(model.join(file), parent).unwrap();
+            }
+            model.display().to_string()
+        };
+        let contents = BundleContents {
+            models: vec![model("a")],
+            embedding_model: model("b"),
+            rerank_model: None,
+            has_onnx_runtime: false,
+        };
+        let archive = folder.path().join("bundle.tar");
+        let packed =
+            pack(&archive, Path::new("Cargo.toml"), &contents, &registry(&folder.path().join("empty")));
+        let message = packed.unwrap_err().to_string();
+        assert!(message.contains("rename the folder") && !archive.exists(), "{message}");
+    }
+
+    #[test]
     fn a_damaged_bundle_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let archive = bundle(folder.path());

@@ -12,7 +12,7 @@ use super::{
     platform,
 };
 use crate::embeddings::EmbeddingSource;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::registry::{ExportedFile, ExportedModel, ModelKind, Registry};
 
 /// The licenses of the program.
@@ -64,7 +64,15 @@ pub fn pack(archive: &Path, program: &Path, contents: &BundleContents, registry:
     }
     // Two models may share files.
     exported.sort_by(|a, b| a.place.cmp(&b.place));
-    exported.dedup_by(|a, b| a.place == b.place);
+    exported.dedup();
+    if let Some(pair) = exported.windows(2).find(|pair| pair[0].place == pair[1].place) {
+        let message = format!(
+            "{} and {} would be the same file in the bundle; rename the folder of one of the models",
+            pair[0].path.display(),
+            pair[1].path.display()
+        );
+        return Err(Error::new(Kind::Config, message));
+    }
     let partial = archive.with_added_extension("partial");
     write(&partial, program, &description, &exported).inspect_err(|_| {
         // A failure to remove what could not be written is no further news.

@@ -1,9 +1,9 @@
 //! Unpacking a bundle, with every checksum verified.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tar::{Archive, EntryType};
@@ -42,6 +42,8 @@ pub fn unpack(archive: &Path, folder: &Path) -> Result<UnpackedBundle> {
     // Removed when dropped, unless it is renamed.
     let partial = tempfile::Builder::new()
         .prefix(".unbundle-")
+        // A service may run as another user.
+        .permissions(Permissions::from_mode(0o755))
         .tempdir_in(parent)
         .map_err(|e| failed("write into", parent, &e))?;
     let sums = extract(archive, partial.path())?;
@@ -51,7 +53,7 @@ pub fn unpack(archive: &Path, folder: &Path) -> Result<UnpackedBundle> {
     let folder = folder.canonicalize().map_err(|e| failed("read", folder, &e))?;
     let cache = folder.join(CACHE);
     let registry = Registry::new(RegistryConfig::for_folder(&cache, true));
-    for (name, sum) in sums.iter().filter(|(name, _)| name.starts_with(CACHE)) {
+    for (name, sum) in sums.iter().filter(|(name, _)| name.starts_with(&format!("{CACHE}/"))) {
         registry.record_sha256(&folder.join(name), sum)?;
     }
     let config = folder.join("server.toml");
@@ -122,8 +124,8 @@ fn verify(archive: &Path, folder: &Path, sums: &BTreeMap<String, String>) -> Res
             None => return Err(damaged(format!("`{}` has no SHA-256 in {CHECKSUMS}", quote(name)))),
         }
     }
-    match listed.keys().find(|name| !sums.contains_key(**name)) {
-        Some(missing) => Err(damaged(format!("`{}` is listed with its SHA-256 and missing", quote(missing)))),
+    match listed.keys().chain([&PROGRAM, &DESCRIPTION]).find(|name| !sums.contains_key(**name)) {
+        Some(missing) => Err(damaged(format!("`{}` is missing", quote(missing)))),
         None => Ok(()),
     }
 }
