@@ -16,7 +16,9 @@ use crate::metering::{AuditLog, Metering, UsageLedger};
 pub fn start_metering(config: &Config, keys: &ApiKeys) -> Result<Arc<Metering>> {
     check_limits(&config.key_limits, keys)?;
     if !keys.are_required() && !config.key_limits.is_empty() {
-        tracing::warn!("without API keys, clients choose whom --limits takes them for; set --api-key-file");
+        tracing::warn!(
+            "without API keys, --limits counts by the token that a client sends, which it can change; set --api-key-file"
+        );
     }
     let audit = config.audit_log.as_deref().map(AuditLog::open).transpose()?;
     let usage = UsageLedger::open(config.state_dir.as_deref())?;

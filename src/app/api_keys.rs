@@ -85,7 +85,25 @@ impl ApiKeys {
             );
             return Err(config(message));
         }
-        let keys = all.iter().map(|(key, name)| Some(ApiKey::new(key, *name))).collect();
+        // A key that is given twice is one, under the name that it has once.
+        let mut names: Vec<(&str, Option<&str>)> = Vec::new();
+        for (key, name) in all {
+            match names.iter_mut().find(|(known, _)| *known == key) {
+                None => names.push((key, name)),
+                Some((_, known)) if known.is_none() || name.is_none() || *known == name => {
+                    *known = known.or(name)
+                }
+                Some((_, known)) => {
+                    let message = format!(
+                        "one API key has the names `{}` and `{}`; give it one",
+                        known.unwrap_or_default(),
+                        name.unwrap_or_default()
+                    );
+                    return Err(config(message));
+                }
+            }
+        }
+        let keys = names.into_iter().map(|(key, name)| Some(ApiKey::new(key, name))).collect();
         Ok(Self { keys: Arc::new(RwLock::new(keys)) })
     }
 
@@ -193,6 +211,8 @@ mod tests {
         let used = keys("sk-a old").unwrap();
         used.replace(&keys("sk-a new.name_1").unwrap()).unwrap();
         assert_eq!((used.index_of(b"sk-a"), used.name(0).as_deref()), (Some(0), Some("new.name_1")));
+        assert_eq!(keys("sk-a\nsk-a once").unwrap().names(), ["once".into()]);
+        assert!(keys("sk-a one\nsk-a two").err().unwrap().to_string().contains("`one` and `two`"));
         for line in ["sk-a two words", "sk-a näme", &format!("sk-a {}", "n".repeat(65))] {
             let message = keys(line).err().unwrap().to_string();
             assert!(message.contains("name of an API key") && !message.contains("sk-a"), "{message}");

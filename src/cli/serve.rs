@@ -36,7 +36,7 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     let tls = config.tls.clone().map(Tls::load).transpose()?;
     let app = App::new(config)?;
     let result = runtime.block_on(async {
-        let signal = shutdown_signal(config.limits.drain_delay)?;
+        let signal = shutdown_signal(app.clone(), config.limits.drain_delay)?;
         reload_on_hangup(app.clone(), tls.clone())?;
         // Whoever reads this may send a signal at once.
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -77,10 +77,13 @@ pub fn serve(config: &Config, n_threads: usize) -> Result<()> {
     result
 }
 
+/// Time to write what has been counted after a second signal.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Completes on the first Ctrl-C or SIGTERM with the time to keep accepting requests: `drain_delay` on
 /// SIGTERM, since a load balancer routes requests here until it sees `/health` fail, and none on Ctrl-C,
 /// since a user is waiting.
-fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duration>> {
+fn shutdown_signal(app: App, drain_delay: Duration) -> Result<impl Future<Output = Duration>> {
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     Ok(async move {
         let delay = tokio::select! {
@@ -91,6 +94,9 @@ fn shutdown_signal(drain_delay: Duration) -> Result<impl Future<Output = Duratio
         tokio::spawn(async move {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
             tracing::warn!("second signal received, exiting at once");
+            // What is counted must not be lost, but a disk that hangs must not hold the process up.
+            let finish = tokio::task::spawn_blocking(move || app.metering().finish());
+            let _ = tokio::time::timeout(FINISH_TIMEOUT, finish).await;
             telemetry::flush_log();
             std::process::exit(130);
         });

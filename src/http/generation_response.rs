@@ -328,9 +328,8 @@ pub fn encode_lines(
 fn encoded<E: EventEncoder>(
     stream: ChatStream,
     mut encoder: E,
-    mut log: RequestLog,
+    log: RequestLog,
 ) -> impl Stream<Item = E::Item> + Send + 'static {
-    log.start(&stream);
     let pending = encoder.start().into();
     let has_prompt = vec![false; stream.n_choices()];
     let state = StreamState { stream, encoder, has_prompt, log, pending, ended: false };
@@ -467,7 +466,7 @@ impl<E: ChunkEncoder> ChunkEvents<E> {
 }
 
 /// Logs one line for each choice when it finishes, and one for the request when it fails or is cancelled; counts the
-/// tokens of both kinds as they are generated.
+/// tokens of its prompts, and generated ones as they come.
 ///
 /// hyper drops a response, and this log with it, when the client closes the connection or only its sending side.
 /// hyper does not notice while another request of the same connection is pending; then the response continues until

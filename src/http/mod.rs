@@ -33,7 +33,7 @@ use axum::routing::MethodRouter;
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::app::App;
+use crate::app::{App, RequestClass};
 use crate::batches::{BatchLimits, BatchRunner};
 use batch_calls::{ENDPOINTS, LineServer, MESSAGES};
 use middleware::auth::{self, KeyGuard};
@@ -110,13 +110,20 @@ fn routed<'a>(
     routes.fold(Router::new(), |router, route| router.route(route.path(), handler(route)))
 }
 
-/// The handler of a route, behind quotas and admission control if the route has a class.
+/// The handler of a route, behind admission control if the route has a class, and behind quotas if it uses a model.
 fn admitted(route: &Route, app: &App) -> MethodRouter<App> {
     let handler = route.method_router();
     match route.admission {
         None => handler,
-        Some(class) => handler
-            .route_layer(from_fn_with_state((app.clone(), class), admission::admit))
-            .route_layer(from_fn_with_state((app.clone(), route.path()), metering::meter)),
+        Some(class) => {
+            let admitted = handler.route_layer(from_fn_with_state((app.clone(), class), admission::admit));
+            match class {
+                RequestClass::Tokens => admitted,
+                RequestClass::Generation | RequestClass::Embedding => {
+                    let state = (app.clone(), route.path());
+                    admitted.route_layer(from_fn_with_state(state, metering::meter))
+                }
+            }
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! The audit log: one line for each request that a model answered, with the account, the model and the token counts, never
-//! the content. Lines form a hash chain, so that a change or a gap shows.
+//! The audit log: one line for each request to a model, with the account, the model and the token counts, never the
+//! content. Lines form a hash chain, so that a change or a gap shows.
 //!
 //! A line is a JSON object whose last member is `hash`: the SHA-256 of the object without it. Its member
 //! `previous` is the hash of the line before, and `n` counts the lines from 1 on.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 /// The `previous` of the first line.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// The longest line. Names of models and routes are bounded; ids of requests are, too.
+/// The longest line that is read. A line has some hundred bytes; ids of requests have 128 at most.
 const MAX_LINE_BYTES: u64 = 64 << 10;
 
 /// Records that may wait for the disk before requests are refused.
@@ -204,9 +205,13 @@ impl AuditLog {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(path)
             .map_err(|e| failed(&e))?;
-        file.try_lock().map_err(|_| failed(&"another server writes it"))?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => failed(&"another server writes it"),
+            TryLockError::Error(e) => failed(&format!("it cannot be locked: {e}")),
+        })?;
         let (head, removed_bytes) = read_head(&mut file).map_err(|e| failed(&e))?;
         let state = Arc::new(WriterState::default());
         let (records, received) = channel();
@@ -232,14 +237,14 @@ impl AuditLog {
     /// # Errors
     /// When the file cannot be written: what cannot be recorded is not served.
     pub fn check(&self) -> Result<()> {
-        let is_behind = self.state.n_waiting.load(Ordering::Relaxed) > MAX_WAITING;
-        if !is_behind && !self.state.has_failed.load(Ordering::Relaxed) {
+        let problem = if self.state.has_failed.load(Ordering::Relaxed) {
+            "cannot be written, so requests are refused; make room on its disk"
+        } else if self.state.n_waiting.load(Ordering::Relaxed) > MAX_WAITING {
+            "is written too slowly, so requests are refused; use a faster disk"
+        } else {
             return Ok(());
-        }
-        let message = format!(
-            "the audit log {} cannot be written, so requests are refused; make room on its disk",
-            self.path.display()
-        );
+        };
+        let message = format!("the audit log {} {problem}", self.path.display());
         let public = "the server cannot record requests, so it refuses them; tell its operator";
         Err(Error::new(Kind::Unavailable, message).with_public(public))
     }
@@ -299,6 +304,10 @@ impl AuditWriter {
         loop {
             let message = match is_synced {
                 true => received.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                // After a failure, try again later.
+                false if self.state.has_failed.load(Ordering::Relaxed) => {
+                    received.recv_timeout(RETRY_INTERVAL)
+                }
                 false => received.recv_timeout(Duration::ZERO),
             };
             match message {
@@ -312,10 +321,7 @@ impl AuditWriter {
                     // Whoever asked may have gone.
                     let _ = reply.send(());
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.sync();
-                    is_synced = true;
-                }
+                Err(RecvTimeoutError::Timeout) => is_synced = self.sync(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -333,9 +339,6 @@ impl AuditWriter {
             }
             thread::sleep(RETRY_INTERVAL);
         }
-        if self.state.has_failed.swap(false, Ordering::Relaxed) {
-            tracing::info!("the audit log can be written again");
-        }
         self.head = head;
     }
 
@@ -349,9 +352,21 @@ impl AuditWriter {
         })
     }
 
-    fn sync(&self) {
-        if let Err(e) = self.file.sync_data() {
-            tracing::error!(error = %e, "the audit log could not be synced to its disk");
+    /// Makes sure that what is written is on the disk. Returns whether it is.
+    fn sync(&self) -> bool {
+        match self.file.sync_data() {
+            Ok(()) => {
+                if self.state.has_failed.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the audit log can be written again");
+                }
+                true
+            }
+            Err(e) => {
+                if !self.state.has_failed.swap(true, Ordering::Relaxed) {
+                    tracing::error!(error = %e, "the audit log cannot be synced to its disk; requests are refused until it can");
+                }
+                false
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ mod audit;
 mod quota;
 mod usage;
 
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,9 +41,8 @@ pub struct Metering {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    #[default]
     Completed,
     Failed,
     Cancelled,
@@ -67,9 +67,36 @@ struct MeteredRequest {
 #[derive(Default)]
 struct CountedRequest {
     model: String,
+    /// Status of the response; 0 before it begins.
     status: u16,
-    outcome: Outcome,
+    /// `None` until the request is known to have failed or to have been cancelled.
+    outcome: Option<Outcome>,
     counts: UsageCounts,
+}
+
+impl CountedRequest {
+    fn outcome(&self) -> Outcome {
+        match (self.outcome, self.status) {
+            (Some(outcome), _) => outcome,
+            // The last part of the server lets go of it because of a panic, or because its client has gone.
+            (None, 0) if thread::panicking() => Outcome::Failed,
+            (None, 0) => Outcome::Cancelled,
+            (None, 400..) => Outcome::Failed,
+            (None, _) => Outcome::Completed,
+        }
+    }
+}
+
+/// The place of a request among those of its account that are in progress, given back when dropped.
+pub struct QuotaPlace {
+    metering: Arc<Metering>,
+    account: Arc<str>,
+}
+
+impl Drop for QuotaPlace {
+    fn drop(&mut self) {
+        self.metering.quotas().release(&self.account);
+    }
 }
 
 /// A request to be metered.
@@ -114,18 +141,29 @@ impl Metering {
     }
 
     /// Begins a request, unless it exceeds a limit of its account or cannot be recorded. Returns what is left of the
-    /// limits, too.
-    pub fn begin(self: &Arc<Self>, head: MeteredHead) -> (QuotaStatus, Result<RequestMeter>) {
+    /// limits, too. The place, if the account has limits, is to be kept until the response is sent.
+    pub fn begin(
+        self: &Arc<Self>,
+        head: MeteredHead,
+    ) -> (QuotaStatus, Result<(RequestMeter, Option<QuotaPlace>)>) {
         if let Err(e) = self.audit.as_ref().map_or(Ok(()), AuditLog::check) {
             return (QuotaStatus::default(), Err(e));
         }
         let n_tokens = head.body_bytes as u64 / BYTES_PER_TOKEN;
         let (status, begun) = self.quotas().begin(&head.account, n_tokens, Instant::now());
         let meter = match begun {
-            Ok(()) => Ok(RequestMeter::new(self.clone(), head, Some(n_tokens))),
+            Ok(is_limited) => {
+                let (metering, account) = (self.clone(), head.account.clone());
+                let place = is_limited.then_some(QuotaPlace { metering, account });
+                Ok((RequestMeter::new(self.clone(), head, is_limited.then_some(n_tokens)), place))
+            }
             Err(exceeded) => {
                 metrics::counter!(telemetry::REQUESTS_RATE_LIMITED).increment(1);
-                Err(rate_limited(&head.account, exceeded))
+                let client = match self.has_named_accounts {
+                    true => format!("the API key `{}`", head.account),
+                    false => "this client".to_owned(),
+                };
+                Err(rate_limited(&client, exceeded))
             }
         };
         (status, meter)
@@ -167,22 +205,27 @@ impl Metering {
 
     /// Reports a request that has ended.
     fn end(&self, request: &MeteredRequest) {
-        let CountedRequest { model, status, outcome, mut counts } = std::mem::take(&mut *request.counted());
+        let counted = mem::take(&mut *request.counted());
+        let outcome = counted.outcome();
+        let CountedRequest { model, status, mut counts, .. } = counted;
         let n_tokens = counts.prompt_tokens + counts.completion_tokens;
         if let Some(n_reserved) = request.n_reserved {
-            self.quotas().end(&request.account, n_reserved, n_tokens, Instant::now());
+            // A request that ends before its tokens are known may have been computed all the same.
+            let n_charged = if outcome == Outcome::Cancelled { n_tokens.max(n_reserved) } else { n_tokens };
+            self.quotas().settle(&request.account, n_reserved, n_charged, Instant::now());
         }
-        if !model.is_empty() && (status < 400 || n_tokens > 0) {
+        if !model.is_empty() && (outcome == Outcome::Completed || n_tokens > 0) {
             counts.requests = 1;
             self.usage.add(&request.account, &model, &counts, SystemTime::now());
-        }
-        if self.has_named_accounts {
-            let count = |name, kind: &'static str, n| {
-                metrics::counter!(name, "key" => request.account.to_string(), "kind" => kind).increment(n);
-            };
-            count(telemetry::KEY_TOKENS, "prompt", counts.prompt_tokens);
-            count(telemetry::KEY_TOKENS, "completion", counts.completion_tokens);
-            metrics::counter!(telemetry::KEY_REQUESTS, "key" => request.account.to_string()).increment(1);
+            if self.has_named_accounts {
+                let count = |kind: &'static str, n| {
+                    let key = request.account.to_string();
+                    metrics::counter!(telemetry::KEY_TOKENS, "key" => key, "kind" => kind).increment(n);
+                };
+                count("prompt", counts.prompt_tokens);
+                count("completion", counts.completion_tokens);
+                metrics::counter!(telemetry::KEY_REQUESTS, "key" => request.account.to_string()).increment(1);
+            }
         }
         if let Some(audit) = &self.audit {
             audit.record(AuditEvent::Request(AuditedRequest {
@@ -192,7 +235,6 @@ impl Metering {
                 model,
                 status,
                 outcome: match outcome {
-                    Outcome::Completed if status >= 400 => "failed",
                     Outcome::Completed => "completed",
                     Outcome::Failed => "failed",
                     Outcome::Cancelled => "cancelled",
@@ -217,15 +259,16 @@ fn store_usage(metering: &Weak<Metering>) {
     }
 }
 
-fn rate_limited(account: &str, exceeded: QuotaExceeded) -> Error {
+/// The refusal of a request of `client`, as the message names it.
+fn rate_limited(client: &str, exceeded: QuotaExceeded) -> Error {
     let QuotaExceeded { limit, retry_after } = exceeded;
     let (unit, limit) = match limit {
         QuotaLimit::RequestsPerMinute(n) => (RateUnit::Requests, format!("{n} requests per minute")),
         QuotaLimit::TokensPerMinute(n) => (RateUnit::Tokens, format!("{n} tokens per minute")),
-        QuotaLimit::ConcurrentRequests(n) => (RateUnit::Requests, format!("{n} requests at the same time")),
+        QuotaLimit::ConcurrentRequests(n) => (RateUnit::Requests, format!("{n} concurrent requests")),
     };
-    let seconds = retry_after.as_secs_f64();
-    let message = format!("the API key `{account}` is limited to {limit}; try again in {seconds:.1} s");
+    let seconds = (retry_after.as_secs_f64() * 10.0).ceil() / 10.0;
+    let message = format!("{client} is limited to {limit}; try again in {seconds} s");
     Error::new(Kind::RateLimited { retry_after, unit }, message)
 }
 
@@ -271,7 +314,7 @@ impl RequestMeter {
     /// Records that the request failed. If nothing was generated for it, its prompt does not count.
     pub fn fail(&self) {
         let mut counted = self.0.counted();
-        counted.outcome = Outcome::Failed;
+        counted.outcome = Some(Outcome::Failed);
         if counted.counts.completion_tokens == 0 {
             counted.counts = UsageCounts::default();
         }
@@ -279,7 +322,7 @@ impl RequestMeter {
 
     /// Records that the client wants no more of the response.
     pub fn cancel(&self) {
-        self.0.counted().outcome = Outcome::Cancelled;
+        self.0.counted().outcome = Some(Outcome::Cancelled);
     }
 }
 

@@ -182,15 +182,15 @@ impl Quotas {
     }
 
     /// Begins a request of an account whose prompt is estimated to have `n_tokens`, unless it exceeds a limit. Returns
-    /// what is left, too.
+    /// what is left, and whether the request must be [released](Self::release) and [settled](Self::settle).
     pub fn begin(
         &mut self,
         account: &Arc<str>,
         n_tokens: u64,
         now: Instant,
-    ) -> (QuotaStatus, Result<(), QuotaExceeded>) {
+    ) -> (QuotaStatus, Result<bool, QuotaExceeded>) {
         if self.table.is_empty() && self.accounts.is_empty() {
-            return (QuotaStatus::default(), Ok(()));
+            return (QuotaStatus::default(), Ok(false));
         }
         if self.accounts.len() >= MAX_IDLE_ACCOUNTS {
             self.forget_accounts(now);
@@ -207,13 +207,19 @@ impl Quotas {
             state.requests.iter_mut().for_each(|bucket| bucket.take(1.0));
             state.tokens.iter_mut().for_each(|bucket| bucket.take(n_tokens as f64));
         }
-        (state.status(), checked)
+        (state.status(), checked.map(|()| true))
     }
 
-    /// Ends a request that had `n_tokens` in place of the `n_estimated` that it began with.
-    pub fn end(&mut self, account: &Arc<str>, n_estimated: u64, n_tokens: u64, now: Instant) {
+    /// Ends a request, as far as requests in progress are counted.
+    pub fn release(&mut self, account: &str) {
+        if let Some(state) = self.accounts.get_mut(account) {
+            state.n_running = state.n_running.saturating_sub(1);
+        }
+    }
+
+    /// Charges a request the `n_tokens` that it had in place of the `n_estimated` that it began with.
+    pub fn settle(&mut self, account: &str, n_estimated: u64, n_tokens: u64, now: Instant) {
         let Some(state) = self.accounts.get_mut(account) else { return };
-        state.n_running = state.n_running.saturating_sub(1);
         state.fill(now);
         state.tokens.iter_mut().for_each(|bucket| bucket.take(n_tokens as f64 - n_estimated as f64));
     }
@@ -237,7 +243,7 @@ mod tests {
         Quotas::new(KeyLimitsTable::read(file.path()).unwrap())
     }
 
-    fn refused(outcome: (QuotaStatus, Result<(), QuotaExceeded>)) -> Option<(QuotaLimit, Duration)> {
+    fn refused(outcome: (QuotaStatus, Result<bool, QuotaExceeded>)) -> Option<(QuotaLimit, Duration)> {
         outcome.1.err().map(|exceeded| (exceeded.limit, exceeded.retry_after))
     }
 
@@ -261,12 +267,12 @@ mod tests {
         let (mut quotas, start) = (quotas("[default]\ntokens-per-minute = 600"), Instant::now());
         let a: Arc<str> = "a".into();
         assert_eq!(refused(quotas.begin(&a, 100, start)), None);
-        quotas.end(&a, 100, 899, start);
+        quotas.settle(&a, 100, 899, start);
         let limit = QuotaLimit::TokensPerMinute(600);
         assert_eq!(refused(quotas.begin(&a, 100, start)), Some((limit, Duration::from_secs(30))));
         let later = start + Duration::from_secs(30);
         assert_eq!(refused(quotas.begin(&a, 1, later)), None);
-        quotas.end(&a, 1, 0, later);
+        quotas.settle(&a, 1, 0, later);
         assert_eq!(refused(quotas.begin(&a, 1, later)), None, "what was not used is given back");
     }
 
@@ -277,7 +283,7 @@ mod tests {
         assert_eq!(refused(quotas.begin(&a, 0, now)), None);
         let limit = QuotaLimit::ConcurrentRequests(1);
         assert_eq!(refused(quotas.begin(&a, 0, now)), Some((limit, BUSY_RETRY_AFTER)));
-        quotas.end(&a, 0, 0, now);
+        quotas.release(&a);
         assert_eq!(refused(quotas.begin(&a, 0, now)), None);
     }
 
@@ -297,7 +303,7 @@ mod tests {
         for idx in 0..3 * MAX_IDLE_ACCOUNTS {
             let account: Arc<str> = idx.to_string().into();
             assert_eq!(refused(quotas.begin(&account, 0, now)), None);
-            quotas.end(&account, 0, 0, now);
+            quotas.release(&account);
         }
         assert!(quotas.accounts.len() <= MAX_IDLE_ACCOUNTS);
     }

@@ -80,34 +80,26 @@ impl UsageLedger {
         }
     }
 
-    /// Stores what waits in memory. Waits for the disk.
+    /// Stores the counts that wait in memory. Waits for the disk.
     ///
     /// # Errors
-    /// When the file cannot be written; the counts go on waiting.
+    /// When the file cannot be written; what could not be stored goes on waiting.
     pub fn flush(&self, now: SystemTime) -> Result<()> {
-        let mut pending = mem::take(&mut *self.pending());
-        while let Some(key) = pending.keys().next().cloned() {
-            let Some(models) = pending.remove(&key) else { break };
-            let (account, day) = &key;
+        let pending = mem::take(&mut *self.pending());
+        let mut outcome = Ok(());
+        for ((account, day), models) in pending {
             let merge = |old: Option<Vec<u8>>| {
                 let mut sums = parse(old)?;
-                models.iter().for_each(|(model, counts)| sums.entry(model.clone()).or_default().add(counts));
+                add_all(&mut sums, &models);
                 let value = serde_json::to_vec(&sums).map_err(|e| Error::internal(e.to_string()))?;
                 Ok((Some(value), ()))
             };
-            if let Err(e) = self.store.update(account, &day.to_string(), now, merge) {
-                pending.insert(key, models);
-                let mut waiting = self.pending();
-                for (key, models) in pending {
-                    let sums = waiting.entry(key).or_default();
-                    models
-                        .into_iter()
-                        .for_each(|(model, counts)| sums.entry(model).or_default().add(&counts));
-                }
-                return Err(e);
+            if let Err(e) = self.store.update(&account, &day.to_string(), now, merge) {
+                add_all(self.pending().entry((account, day)).or_default(), &models);
+                outcome = Err(e);
             }
         }
-        Ok(())
+        outcome
     }
 
     /// The usage of an account on each of these days, counted since 1970, that has any. Waits for the disk.
@@ -128,6 +120,10 @@ impl UsageLedger {
     fn pending(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u64), ModelCounts>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn add_all(sums: &mut ModelCounts, models: &ModelCounts) {
+    models.iter().for_each(|(model, counts)| sums.entry(model.clone()).or_default().add(counts));
 }
 
 /// The day of a time in UTC, counted since 1970.

@@ -116,7 +116,7 @@ async fn requests_in_progress_are_limited_until_their_response_is_sent() {
     let refused = server.post_as("sk-a", CHAT, &chat(json!({}))).await;
     assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "1"));
     let message = body(refused).await["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("1 requests at the same time"), "{message}");
+    assert!(message.contains("1 concurrent requests"), "{message}");
     assert_eq!(server.post_as("sk-b", CHAT, &chat(json!({"max_tokens": 1}))).await.status(), 200);
     events(running).await;
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -164,6 +164,20 @@ async fn tokens_of_a_client_that_goes_count() {
     let results = usage(&server, "sk-a", 1).await;
     let n = results[0]["output_tokens"].as_u64().unwrap();
     assert!((1..200).contains(&n) && results[0]["input_tokens"].as_u64().unwrap() > 0, "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_before_the_first_token_pays_for_its_prompt() {
+    let script = Script { step: Duration::from_millis(400), ..Script::saying("x") };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let server = server(script, "", Some(&path)).await;
+    let request = chat(json!({"stream": true}));
+    let sent = server.post_as("sk-a", CHAT, &request);
+    assert!(tokio::time::timeout(Duration::from_millis(150), sent).await.is_err(), "the head is held");
+    let results = usage(&server, "sk-a", 1).await;
+    assert!(results[0]["input_tokens"].as_u64().unwrap() > 0, "{results:?}");
+    assert!(fs::read_to_string(&path).unwrap().contains("\"outcome\":\"cancelled\""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ pub async fn admit(
     next: Next,
 ) -> Response {
     let size = request.body().size_hint();
-    let is_short = size.upper().is_some_and(|n_bytes| n_bytes <= DISCARDED_BYTES);
+    let is_short = is_short(&request);
     // A body that is too long is refused by the handler without being read.
     let announced = usize::try_from(size.lower()).ok().filter(|n_bytes| *n_bytes <= app.limits().body_bytes);
     let is_retry = dedup::is_retry(request.headers());
@@ -47,8 +47,13 @@ pub async fn admit(
     response.map(|body| Body::new(GuardedBody::new(body, guard)))
 }
 
+/// Whether the body of a request is so short that the connection can be kept without reading it.
+pub fn is_short(request: &Request) -> bool {
+    request.body().size_hint().upper().is_some_and(|n_bytes| n_bytes <= DISCARDED_BYTES)
+}
+
 /// Announces that the connection closes, unless it can be kept.
-fn close_unless(can_be_kept: bool, headers: &mut HeaderMap) {
+pub fn close_unless(can_be_kept: bool, headers: &mut HeaderMap) {
     if !can_be_kept {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::admission::{close_unless, is_short};
 use super::auth::Tenant;
 use super::request_id::RequestId;
 use crate::anthropic::rfc_3339;
@@ -27,13 +28,22 @@ pub async fn meter(
     request: Request,
     next: Next,
 ) -> Response {
+    let can_be_kept = is_short(&request);
+    // A body that is too long is refused without being read.
     let body_bytes = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let body_bytes = if body_bytes > app.limits().body_bytes { 0 } else { body_bytes };
     let (account, request_id) = (app.account(&tenant.name()), request_id.as_str());
     let head = MeteredHead { account, request_id, route, body_bytes };
     let (status, begun) = app.metering().begin(head);
     let mut response = match begun {
-        Ok(meter) => run_metered(meter, request, next).await,
-        Err(e) => ApiError::from(e).into_response(),
+        Ok((meter, place)) => {
+            run_metered(meter, request, next).await.map(|body| Body::new(GuardedBody::new(body, place)))
+        }
+        Err(e) => {
+            let mut response = ApiError::from(e).into_response();
+            close_unless(can_be_kept, response.headers_mut());
+            response
+        }
     };
     insert_quota(response.headers_mut(), status, is_anthropic(route));
     response
@@ -63,24 +73,35 @@ async fn run_metered(meter: RequestMeter, mut request: Request, next: Next) -> R
     response.map(|body| Body::new(GuardedBody::new(body, meter)))
 }
 
-/// Tells a client what is left of its quotas, in OpenAI's headers or Anthropic's.
+/// The headers with what is left of a client's quotas: the limit, the rest, and when it is full again; first of requests,
+/// then of tokens; first in OpenAI's form, then in Anthropic's.
+pub const QUOTA_HEADERS: [HeaderName; 12] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+    HeaderName::from_static("anthropic-ratelimit-requests-limit"),
+    HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
+    HeaderName::from_static("anthropic-ratelimit-requests-reset"),
+    HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
+    HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
+    HeaderName::from_static("anthropic-ratelimit-tokens-reset"),
+];
+
+/// Tells a client what is left of its quotas.
 fn insert_quota(headers: &mut HeaderMap, status: QuotaStatus, is_anthropic: bool) {
-    for (unit, bucket) in [("requests", status.requests), ("tokens", status.tokens)] {
+    let names = if is_anthropic { &QUOTA_HEADERS[6..] } else { &QUOTA_HEADERS[..6] };
+    for (names, bucket) in names.chunks_exact(3).zip([status.requests, status.tokens]) {
         let Some(BucketStatus { limit, remaining, reset_after }) = bucket else { continue };
-        let values = [("limit", limit.to_string()), ("remaining", remaining.to_string())];
         let reset = match is_anthropic {
             true => rfc_3339(unix_time().saturating_add(reset_after.as_secs().saturating_add(1))),
             false => in_openai_form(reset_after),
         };
-        for (field, value) in values.into_iter().chain([("reset", reset)]) {
-            let name = match is_anthropic {
-                true => format!("anthropic-ratelimit-{unit}-{field}"),
-                false => format!("x-ratelimit-{field}-{unit}"),
-            };
-            // Both are ASCII.
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                headers.insert(name, value);
-            }
+        for (name, value) in names.iter().zip([limit.to_string(), remaining.to_string(), reset]) {
+            // Digits and letters are always valid.
+            headers.extend(HeaderValue::try_from(value).map(|value| (name.clone(), value)));
         }
     }
 }

@@ -18,6 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, CorsLayer};
 
+use super::metering::QUOTA_HEADERS;
 use crate::config::{AccessConfig, Authority, WebOrigin};
 use crate::error::quote;
 use crate::http::error::ApiError;
@@ -94,7 +95,7 @@ impl SitePolicy {
                 }))
                 .allow_methods([Method::GET, Method::POST, Method::DELETE])
                 .allow_headers(AllowHeaders::mirror_request())
-                .expose_headers(EXPOSED_HEADERS)
+                .expose_headers(EXPOSED_HEADERS.into_iter().chain(QUOTA_HEADERS).collect::<Vec<_>>())
                 .max_age(PREFLIGHT_MAX_AGE),
         )
     }

@@ -122,7 +122,7 @@ impl DecisionRoute {
             ignored.insert_into(&mut headers);
             let run = chat.start_decision(task, caller).await?;
             let response = async move {
-                let scores = run.await?;
+                let scores = run.await.inspect_err(|_| meter.fail())?;
                 meter.add_prompt_tokens(scores.n_tokens);
                 meter.add_cached_tokens(scores.n_cached);
                 tracing::info!(

@@ -111,7 +111,7 @@ pub async fn generate<R: GenerationRoute>(
     let options = R::options(&request);
     let (is_streamed, usage) = (options.is_streamed(), StreamUsage::from_options(options));
     let Limits { heartbeat, stream_head_delay: head_delay, .. } = *app.limits();
-    let log = RequestLog::new(request_id.clone(), meter, R::LOG_NAME);
+    let mut log = RequestLog::new(request_id.clone(), meter, R::LOG_NAME);
     let chat = app.chat(options.model.as_deref(), n_bytes).inspect(|chat| log.set_model(chat.id()));
     if let Ok(chat) = &chat
         && let Some(response) = R::load(chat, &request).await?
@@ -121,7 +121,8 @@ pub async fn generate<R: GenerationRoute>(
     let started = async move { start::<R>(&chat?, request, caller, ignored).await };
     if is_streamed {
         let StartedResponse { mut stream, route, envelope, headers } = started.await?;
-        stream.wait_for_first(head_delay).await?;
+        log.start(&stream);
+        stream.wait_for_first(head_delay).await.inspect_err(|_| log.abandon())?;
         return Ok((headers, route.stream(stream, envelope, usage, log)).into_response());
     }
     let work = async move {

@@ -52,11 +52,10 @@ struct PreparedRequest {
 /// Creates a response, whole, streamed, or in the background.
 pub async fn create(
     State(app): State<App>,
-    Extension(request_id): Extension<RequestId>,
+    (Extension(request_id), Extension(meter)): (Extension<RequestId>, Extension<RequestMeter>),
     Extension(tenant): Extension<Tenant>,
     Extension(dedup): Extension<RetryDedup>,
     Extension(background): Extension<BackgroundRuns>,
-    Extension(meter): Extension<RequestMeter>,
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
@@ -178,14 +177,14 @@ async fn prepare(
 /// Starts the generation of a response; returns it with the headers of its HTTP response.
 async fn start(
     prepared: PreparedRequest,
-    log: RequestLog,
+    mut log: RequestLog,
     is_streamed: bool,
 ) -> Result<(ResponseRun, HeaderMap)> {
     let PreparedRequest { chat, request, translated, blank, persistence, caller, headers, .. } = prepared;
     let TranslatedRequest { chat: chat_request, tools, settings, .. } = translated;
     log.set_model(chat.id());
     let started = chat.start_chat(chat_request, caller).await;
-    let stream = started.map_err(|e| with_own_names(e, &request))?;
+    let stream = started.map_err(|e| with_own_names(e, &request)).inspect_err(|_| log.abandon())?;
     let builder = ResponseBuilder::new(blank, tools, settings, is_streamed);
     Ok((ResponseRun::new(stream, builder, log, persistence), headers))
 }
