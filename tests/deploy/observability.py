@@ -29,7 +29,7 @@ METRIC = re.compile(r"\b(?:predict_otron_\w+|vllm:\w+)")
 def exported():
     """Kinds by name, from the table in the server's source."""
     source = (REPOSITORY / "src/telemetry.rs").read_text()
-    rows = re.findall(r"^    (Counter|Gauge|Histogram) \w+ = \"([^\"]+)\"", source, re.MULTILINE)
+    rows = re.findall(r"^    (Counter|Gauge|Histogram)(?:Family)? \w+ = \"([^\"]+)\"", source, re.MULTILINE)
     return {name: kind for kind, name in rows}
 
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::support::{ENGINE_OPTIONS, Script, json as body, scripted_server};
 
 /// Every document, by its path in the repository.
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "PERFORMANCE.md",
     "OPTIMIZATIONS.md",
@@ -29,6 +29,8 @@ const DOCUMENTS: [&str; 12] = [
     "docs/OPERATIONS.md",
     "docs/OPTIONS.md",
     "docs/TERMINAL.md",
+    "deploy/README.md",
+    "deploy/smg.md",
 ];
 
 const MAX_README_LINES: usize = 200;
