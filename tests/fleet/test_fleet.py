@@ -69,7 +69,9 @@ async def check_stream(balancer, fleet):
         assert all(len(outcome.stamps) > 48 for outcome in outcomes), "tokens are missing"
         shares.append(statistics.median(clumped(outcome) for outcome in outcomes))
     direct, through = shares
-    assert through <= direct + 0.1, f"{through:.0%} of the tokens come in clumps, {direct:.0%} straight from an instance"
+    # Other programs on the same cores make clumps, too: 5 to 17 % were seen without a balancer. One that collects small
+    # packets makes most tokens come in clumps.
+    assert through <= direct + 0.3, f"{through:.0%} of the tokens come in clumps, {direct:.0%} straight from an instance"
     return f"{through:.0%} of tokens in clumps, {direct:.0%} without a balancer"
 
 
