@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::api_keys::key_index;
 use super::{ApiKeys, App};
 use crate::cache::name_digest;
-use crate::config::Config;
-use crate::config::KeyLimitsTable;
+use crate::config::{Config, KeyLimitsTable};
 use crate::error::{Error, Kind, Result, quote};
 use crate::metering::{AuditLog, Metering, UsageLedger};
 
@@ -55,8 +55,7 @@ impl App {
     /// are set.
     pub fn account(&self, tenant: &Arc<str>) -> Arc<str> {
         let keys = self.api_keys();
-        let index = tenant.strip_prefix("key:").and_then(|index| index.parse().ok());
-        let name = match index {
+        let name = match key_index(tenant) {
             Some(index) => keys.name(index),
             None => keys.name_by_digest(|digest| name_digest(digest) == **tenant),
         };

@@ -37,6 +37,11 @@ impl ApiKey {
     }
 }
 
+/// The index of a tenant's key, if its name has one.
+pub fn key_index(tenant: &str) -> Option<usize> {
+    tenant.strip_prefix("key:")?.parse().ok()
+}
+
 /// The longest name of a key.
 const MAX_NAME_BYTES: usize = 64;
 

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::App;
+use super::api_keys::key_index;
 use crate::cache::name_digest;
 use crate::config::Limits;
 use crate::error::Result;
@@ -73,8 +74,7 @@ impl App {
     /// The name under which a tenant's state is stored. That of a key does not depend on its place in the list of
     /// keys, which may change between restarts.
     pub fn state_owner(&self, tenant: &str) -> Arc<str> {
-        let index = tenant.strip_prefix("key:").and_then(|index| index.parse().ok());
-        match index.and_then(|index| self.api_keys().digest(index)) {
+        match key_index(tenant).and_then(|index| self.api_keys().digest(index)) {
             Some(digest) => name_digest(&digest).into(),
             None => tenant.into(),
         }

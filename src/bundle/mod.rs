@@ -7,11 +7,9 @@
 mod pack;
 mod unpack;
 
-use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind};
 
@@ -62,35 +60,6 @@ struct BundledModel {
 /// The platform of this program.
 fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
-}
-
-/// A writer that hashes what it writes.
-struct HashedWriter<W> {
-    inner: W,
-    hasher: Sha256,
-}
-
-impl<W> HashedWriter<W> {
-    fn new(inner: W) -> Self {
-        Self { inner, hasher: Sha256::new() }
-    }
-
-    /// The SHA-256 in hex of everything written.
-    fn into_sha256(self) -> String {
-        self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-impl<W: Write> Write for HashedWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n_written = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..n_written]);
-        Ok(n_written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 /// The error of an `action` on a file that failed.

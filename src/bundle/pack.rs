@@ -8,12 +8,11 @@ use std::path::Path;
 use tar::{Builder, EntryType, Header};
 
 use super::{
-    BundleDescription, BundledModel, CACHE, CHECKSUMS, DESCRIPTION, HashedWriter, LICENSES, PROGRAM, failed,
-    platform,
+    BundleDescription, BundledModel, CACHE, CHECKSUMS, DESCRIPTION, LICENSES, PROGRAM, failed, platform,
 };
 use crate::embeddings::EmbeddingSource;
 use crate::error::{Error, Kind, Result};
-use crate::registry::{ExportedFile, ExportedModel, ModelKind, Registry};
+use crate::registry::{ExportedFile, ExportedModel, Hasher, ModelKind, Registry};
 
 /// The licenses of the program.
 const PROGRAM_LICENSES: [(&str, &str); 2] = [
@@ -152,14 +151,13 @@ impl BundleWriter {
         header.set_entry_type(EntryType::Regular);
         header.set_mode(mode);
         header.set_size(n_bytes);
-        let mut hashed =
-            HashedReader { inner: bytes.take(n_bytes), hasher: HashedWriter::new(io::sink()), n_read: 0 };
+        let mut hashed = HashedReader { inner: bytes.take(n_bytes), hasher: Hasher::sha256(), n_read: 0 };
         self.tar.append_data(&mut header, name, &mut hashed)?;
         if hashed.n_read != n_bytes {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"));
         }
         // A string can always be written to.
-        let _ = writeln!(self.checksums, "{}  {name}", hashed.hasher.into_sha256());
+        let _ = writeln!(self.checksums, "{}  {name}", hashed.hasher.into_digest().hex());
         Ok(())
     }
 }
@@ -167,14 +165,14 @@ impl BundleWriter {
 /// A reader that hashes what is read from it.
 struct HashedReader<R> {
     inner: R,
-    hasher: HashedWriter<io::Sink>,
+    hasher: Hasher,
     n_read: u64,
 }
 
 impl<R: Read> Read for HashedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n_read = self.inner.read(buffer)?;
-        self.hasher.write_all(&buffer[..n_read])?;
+        self.hasher.update(&buffer[..n_read]);
         self.n_read += n_read as u64;
         Ok(n_read)
     }

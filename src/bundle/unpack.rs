@@ -8,12 +8,10 @@ use std::path::{Path, PathBuf};
 
 use tar::{Archive, EntryType};
 
-use super::{
-    BundleDescription, BundledModel, CACHE, CHECKSUMS, DESCRIPTION, HashedWriter, PROGRAM, failed, platform,
-};
+use super::{BundleDescription, BundledModel, CACHE, CHECKSUMS, DESCRIPTION, PROGRAM, failed, platform};
 use crate::config::{RegistryConfig, bundle_settings};
 use crate::error::{Error, Kind, Result, quote};
-use crate::registry::{Registry, check_relative_path};
+use crate::registry::{HashingWriter, Registry, check_relative_path};
 
 /// The longest list of checksums or description that is read.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -95,12 +93,12 @@ fn extract(archive: &Path, folder: &Path) -> Result<BTreeMap<String, String>> {
         let mode = if name == PROGRAM { 0o755 } else { 0o644 };
         // A second file of the same name is refused, too.
         let output = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
-        let mut output = HashedWriter::new(output.map_err(|e| failed("write", &path, &e))?);
+        let mut output = HashingWriter::sha256(output.map_err(|e| failed("write", &path, &e))?);
         let n_written = io::copy(&mut entry, &mut output).map_err(|e| failed("copy", &path, &e))?;
         if n_written != entry.size() {
             return Err(refuse("is cut off"));
         }
-        sums.insert(name, output.into_sha256());
+        sums.insert(name, output.into_digest().hex().to_owned());
     }
     Ok(sums)
 }

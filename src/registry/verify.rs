@@ -1,7 +1,7 @@
 //! File integrity: digests, a record of verified files, file locks and atomic writes.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -109,6 +109,36 @@ impl Hasher {
             Self::Sha256(hasher) => Digest::Sha256(hex(&hasher.finalize())),
             Self::GitBlob(hasher) => Digest::GitBlob(hex(&hasher.finalize())),
         }
+    }
+}
+
+/// A writer that hashes its bytes.
+pub struct HashingWriter<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W> HashingWriter<W> {
+    /// A writer to `inner` that computes the SHA-256.
+    pub fn sha256(inner: W) -> Self {
+        Self { inner, hasher: Hasher::sha256() }
+    }
+
+    /// The digest of everything written.
+    pub fn into_digest(self) -> Digest {
+        self.hasher.into_digest()
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -2,7 +2,7 @@
 //! mirror, proxy and credentials configured on this machine.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
 
 use zip::ZipArchive;
@@ -13,7 +13,7 @@ use super::names::check_relative_path;
 use super::pip::Pip;
 use super::progress::{DownloadWatch, Progress};
 use super::verify::{
-    Digest, Hasher, Verifier, create_parent, io_error, lock_file, persist, write_atomically,
+    Digest, HashingWriter, Verifier, create_parent, io_error, lock_file, persist, write_atomically,
 };
 use crate::config::RegistryConfig;
 use crate::error::{Error, Result};
@@ -159,9 +159,9 @@ impl<'a> Wheel<'a> {
         let cannot_write = |error: io::Error| io_error("write", &path, &error);
         let partial = self.folder().join(".partial");
         let written = create_parent(&path).and_then(|()| File::create(&partial)).and_then(|file| {
-            let mut writer = HashingWriter { inner: file, hasher: Hasher::sha256() };
+            let mut writer = HashingWriter::sha256(file);
             io::copy(&mut entry, &mut writer)?;
-            Ok(writer.hasher.into_digest())
+            Ok(writer.into_digest())
         });
         let digest = written.map_err(|error| {
             let _ = fs::remove_file(&partial);
@@ -197,24 +197,6 @@ struct WheelDownload {
 impl Drop for WheelDownload {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-/// A writer that hashes its bytes.
-struct HashingWriter<W> {
-    inner: W,
-    hasher: Hasher,
-}
-
-impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }
 
