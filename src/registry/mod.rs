@@ -35,7 +35,7 @@ pub use model_files::{ModelFiles, ModelSource, read_file, read_weights};
 pub use model_ref::ModelRef;
 pub use names::check_relative_path;
 pub use progress::{DownloadState, DownloadWatch, readable_size};
-pub use verify::{Hasher, HashingWriter};
+pub use verify::{Digest, Hasher, HashingWriter};
 
 use crate::config::RegistryConfig;
 use crate::error::{Error, Kind, Result, quote};
